@@ -1,0 +1,1 @@
+"""From files, a hub or inline rows to batches: read, label, check, encode, batch."""

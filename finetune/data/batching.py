@@ -1,0 +1,100 @@
+"""Which rows meet in which step: a plan, the same on every process, computed from the seed alone.
+
+A plan is made over the global batch, the rows of all processes together, so that the number of
+processes changes nothing but who computes what; and step k of epoch e is known without running the
+steps before it, so that a resumed run sees the same rows.
+
+    N rows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from finetune.data.encoding import EncodedSplit
+
+_BLOCK = 100  # batches sorted by length together: padding stays near 5 %, and the order stays random
+
+Step = list[np.ndarray]
+
+
+def plan_epoch(
+    lengths: np.ndarray, *, batch_size: int, accumulation: int, strategy: str, seed: int, epoch: int
+) -> list[Step]:
+    """Return an epoch's optimiser steps, each a list of micro-batches, each an array of row numbers.
+
+    Every row occurs once. Only one batch of an epoch may be short.
+
+    Args:
+        lengths: tokens a row, (N,).
+        batch_size: rows of one micro-batch over all processes.
+        accumulation: micro-batches in an optimiser step.
+        strategy: sequential, random, or group_by_length (random batches of rows of like length).
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = np.arange(len(lengths)) if strategy == "sequential" else rng.permutation(len(lengths))
+    if strategy == "group_by_length":
+        block = batch_size * _BLOCK
+        blocks = [order[start : start + block] for start in range(0, len(order), block)]
+        order = np.concatenate([part[np.argsort(-lengths[part], kind="stable")] for part in blocks])
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if strategy == "group_by_length":
+        batches = [batches[index] for index in rng.permutation(len(batches))]
+    return [batches[start : start + accumulation] for start in range(0, len(batches), accumulation)]
+
+
+def steps_in_epoch(rows: int, *, batch_size: int, accumulation: int) -> int:
+    """Return the number of optimiser steps in an epoch of `rows` rows."""
+    return -(-rows // (batch_size * accumulation))
+
+
+def plan_scoring(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Return batches of row numbers, longest rows first, so that batches hold little padding."""
+    order = np.argsort(-lengths, kind="stable")
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+@dataclass(frozen=True)
+class LocalBatch:
+    """One process's part of a micro-batch: model inputs, labels, and the weight of each row (0: a filler)."""
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    weights: Tensor
+
+
+def load_batches(
+    split: EncodedSplit,
+    batches: Sequence[np.ndarray],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    device: torch.device,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[LocalBatch]:
+    """Yield this process's rows of each batch, padded to the longest row among them, on `device`.
+
+    A process for which a short batch has no row gets one row with weight 0, since all must take part.
+    """
+    mine = [rows[process::processes] for rows in batches]
+    weights = [torch.ones(len(rows)) if len(rows) else torch.zeros(1) for rows in mine]
+    indices = [(rows if len(rows) else batch[:1]).tolist() for rows, batch in zip(mine, batches, strict=True)]
+    loader: DataLoader[Any] = DataLoader(
+        split.rows,  # type: ignore[arg-type]  # a datasets.Dataset is indexed as a torch one is
+        batch_sampler=indices,
+        collate_fn=DataCollatorWithPadding(tokenizer),
+        generator=torch.Generator().manual_seed(0),  # the loader draws a number: not from the run's own state
+        pin_memory=device.type == "cuda",
+    )
+    for inputs, weight in zip(loader, weights, strict=True):
+        placed = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+        labels = placed.pop("labels")
+        yield LocalBatch(placed, labels, weight.to(device))

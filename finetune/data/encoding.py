@@ -1,0 +1,88 @@
+"""Turn rows into token ids, once, and say what was cut off.
+
+    N rows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from finetune.data.read import RawSplit
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """A split ready for the model.
+
+    Attributes:
+        rows: token ids (and segment ids where the tokenizer has them) and `labels`, in Arrow.
+        labels: ids (N,), 0/1 sets (N, C) or values (N,).
+        lengths: tokens a row after truncation, (N,).
+        truncated: share of the rows that were cut to `max_length`.
+        texts: the columns shown to people, in Arrow.
+        where: the file, data set or recipe key that the rows come from.
+    """
+
+    rows: datasets.Dataset
+    labels: np.ndarray
+    lengths: np.ndarray
+    truncated: float
+    texts: datasets.Dataset
+    where: str
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+def encode_split(
+    raw: RawSplit, labels: np.ndarray, tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], max_length: int
+) -> EncodedSplit:
+    """Return the split's rows as token ids, cut to `max_length` tokens, with their labels."""
+
+    def tokenize(batch: dict[str, list[str]]) -> dict[str, Any]:
+        texts = [batch[name] for name in columns]
+        encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
+        if encoded.encodings is not None:
+            cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
+        else:
+            whole = tokenizer(*texts, truncation=False, return_attention_mask=False, verbose=False)
+            cut = [len(ids) > max_length for ids in whole["input_ids"]]
+        lengths = [len(ids) for ids in encoded["input_ids"]]
+        return {**encoded, "length": lengths, "cut": cut}
+
+    texts = raw.rows.select_columns(list(columns)).cast(
+        datasets.Features({name: datasets.Value("string") for name in columns})
+    )
+    encoded = texts.map(tokenize, batched=True, remove_columns=list(columns))
+    facts = encoded.select_columns(["length", "cut"]).with_format("numpy")[:]
+    rows = encoded.remove_columns(["length", "cut"]).add_column("labels", list(labels))
+    return EncodedSplit(
+        rows, labels, np.asarray(facts["length"]), float(np.mean(facts["cut"])), texts, raw.where
+    )
+
+
+def word_tokenizer(texts: datasets.Dataset, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of the most frequent lower-cased words, one id a word, `[UNK]` for all others.
+
+    Args:
+        texts: rows whose columns are all text.
+        vocab_size: words at most, `[PAD]` (id 0) and `[UNK]` (id 1) included.
+    """
+    words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    words.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=["[PAD]", "[UNK]"], show_progress=False)
+    words.train_from_iterator((text for name in texts.column_names for text in texts[name]), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        model_input_names=["input_ids", "attention_mask"],
+    )

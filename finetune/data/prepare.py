@@ -1,0 +1,90 @@
+"""From the recipe's data section to encoded splits and their summaries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import datasets
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from finetune.data.encoding import EncodedSplit, encode_split
+from finetune.data.labels import encode_labels, label_counts, label_names, refuse_unseen
+from finetune.data.read import RawSplit, hold_out, read_splits, rows_also_in
+from finetune.recipe import DataSection
+from finetune.results import SplitSummary
+
+
+@dataclass(frozen=True)
+class LabelledSplits:
+    """Rows of each split with their labels, and the label names in the order of the ids."""
+
+    raw: dict[str, RawSplit]
+    labels: dict[str, np.ndarray]
+    label_names: list[str]
+
+
+def read_labelled(
+    data: DataSection, problem_type: str, declared: Sequence[str] | None, seed: int
+) -> LabelledSplits:
+    """Read, check and label every split; hold out validation rows and cut to the sample limits if asked.
+
+    Raises:
+        DataError: anything is wrong with a file, a row or a label.
+    """
+    raw = read_splits(data)
+    if "validation" not in raw and data.validation_size:
+        raw = hold_out(raw, data.validation_size, seed)
+    names = label_names(raw["train"], data.label_column, problem_type, declared)
+    labels = {split: encode_labels(rows, data.label_column, problem_type, names) for split, rows in raw.items()}
+    for split, rows in raw.items():
+        if problem_type == "single_label_classification":
+            refuse_unseen(rows, labels[split], labels["train"], names)
+    for split in raw:
+        most = data.max_train_samples if split == "train" else data.max_eval_samples
+        if most is not None and most < len(labels[split]):
+            # Drawn, not cut from the front: published files are often sorted by label.
+            keep = np.sort(np.random.default_rng(seed).choice(len(labels[split]), most, replace=False))
+            raw[split] = replace(raw[split], rows=raw[split].rows.select(keep).flatten_indices())
+            labels[split] = labels[split][keep]
+    return LabelledSplits(raw, labels, names)
+
+
+def text_columns(data: DataSection) -> list[str]:
+    """Return the one or two columns that the model reads."""
+    return [data.text_column, *([data.text_pair_column] if data.text_pair_column else [])]
+
+
+def encode_splits(
+    splits: LabelledSplits, tokenizer: PreTrainedTokenizerBase, data: DataSection
+) -> dict[str, EncodedSplit]:
+    """Return every split as token ids."""
+    columns = text_columns(data)
+    return {
+        split: encode_split(raw, splits.labels[split], tokenizer, columns, data.max_length)
+        for split, raw in splits.raw.items()
+    }
+
+
+def training_texts(splits: LabelledSplits, data: DataSection) -> datasets.Dataset:
+    """Return the text columns of the training rows."""
+    return splits.raw["train"].rows.select_columns(text_columns(data))
+
+
+def summarise(
+    splits: LabelledSplits, encoded: Mapping[str, EncodedSplit], data: DataSection
+) -> dict[str, SplitSummary]:
+    """Return what each split holds, and how much of it training has seen."""
+    train = splits.raw["train"]
+    return {
+        split: SplitSummary(
+            rows=len(part),
+            label_counts=label_counts(part.labels, splits.label_names),
+            tokens_median=float(np.median(part.lengths)),
+            tokens_longest=int(part.lengths.max()),
+            truncated_share=part.truncated,
+            rows_also_in_train=0 if split == "train" else rows_also_in(splits.raw[split], train, text_columns(data)),
+        )
+        for split, part in encoded.items()
+    }

@@ -1,0 +1,1 @@
+"""Which attention heads a classifier needs."""

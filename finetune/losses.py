@@ -1,0 +1,47 @@
+"""One example's loss and probabilities, by problem type.
+
+    B batch, C classes
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def per_example_loss(logits: Tensor, labels: Tensor, problem_type: str, class_weights: Tensor | None = None) -> Tensor:
+    """Return each example's loss, (B,), in float32.
+
+    Cross-entropy for `single_label_classification` (labels (B,) ids; `class_weights` (C,) multiplies an
+    example's loss by the weight of its label), mean binary cross-entropy over the classes for
+    `multi_label_classification` (labels (B, C) of 0 and 1), squared error for `regression` (labels (B,)).
+    """
+    logits = logits.float()
+    if problem_type == "single_label_classification":
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        return losses if class_weights is None else losses * class_weights[labels]
+    if problem_type == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").mean(-1)
+    return (logits.squeeze(-1) - labels.float()) ** 2
+
+
+def probabilities(logits: Tensor, problem_type: str) -> Tensor:
+    """Return class probabilities (B, C); for regression the predicted values (B, 1)."""
+    logits = logits.float()
+    if problem_type == "single_label_classification":
+        return logits.softmax(-1)
+    return logits.sigmoid() if problem_type == "multi_label_classification" else logits
+
+
+def decisions(logits: Tensor, problem_type: str) -> Tensor:
+    """Return predicted ids (B,), 0/1 a class (B, C) where probability exceeds one half, or values (B,)."""
+    if problem_type == "single_label_classification":
+        return logits.argmax(-1)
+    return (logits > 0).long() if problem_type == "multi_label_classification" else logits.float().squeeze(-1)
+
+
+def balanced_weights(counts: Tensor) -> Tensor:
+    """Return weights (C,) inversely proportional to label counts (C,), averaging 1 over the examples."""
+    weights: Tensor = counts.sum() / (counts.clamp(min=1) * (counts > 0).sum())
+    return weights.to(torch.float32)

@@ -1,0 +1,342 @@
+"""Build, save and reload a classifier: encoder, classification head, LoRA adapters.
+
+What must be trained and saved besides the adapters is whatever the checkpoint did not hold, as the
+loader itself reports; no list of module names is kept here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from finetune import attention
+from finetune.errors import ModelError
+from finetune.families import attention_sites
+from finetune.results import write_text
+
+_ABOUT = "classifier.json"  # beside the weights: what config.json has no place for
+_PACKAGE = "package:"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """LoRA (Hu et al. 2021): rank r, scale lora_alpha / r, on the projections of these roles in every layer."""
+
+    r: int
+    lora_alpha: float
+    lora_dropout: float
+    roles: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which checkpoint, and how it is loaded."""
+
+    name: str
+    revision: str = "main"
+    dtype: str = "float32"
+    attn_implementation: str | None = None
+
+    def location(self) -> str:
+        """Return the hub id or the folder; `package:NAME/PATH` is the folder PATH inside an installed package.
+
+        Raises:
+            ModelError: the package is not installed, or has no such folder.
+        """
+        if not self.name.startswith(_PACKAGE):
+            return self.name
+        package, _, path = self.name.removeprefix(_PACKAGE).partition("/")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            name = package.replace("_", "-")
+            raise ModelError(f"model '{self.name}': package '{package}' is not installed; run `pip install {name}`")
+        folder = Path(spec.submodule_search_locations[0], path)
+        if not folder.is_dir():
+            raise ModelError(f"model '{self.name}': package '{package}' has no folder '{path}'; correct the path")
+        return str(folder)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A sequence classifier with all that is needed to use it.
+
+    `source` is None for a model built from a config alone; `new_parameters` are the names of those that no
+    checkpoint held.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    source: Source | None
+    new_parameters: tuple[str, ...] = ()
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The transformers model, adapters in place."""
+        model = self.model.get_base_model() if isinstance(self.model, peft.PeftModel) else self.model
+        assert isinstance(model, PreTrainedModel)
+        return model
+
+    @property
+    def label_names(self) -> list[str]:
+        """Label names in the order of their ids."""
+        return [self.base.config.id2label[index] for index in range(self.base.config.num_labels)]
+
+    @property
+    def problem_type(self) -> str:
+        """What the classifier predicts, as transformers names it."""
+        return str(self.base.config.problem_type)
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """Return (trainable, all) numbers of parameters."""
+        sizes = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
+        return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own notices and bars off the terminal; ours say what matters."""
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """Return the checkpoint's tokenizer."""
+    with _loading(source):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.location(), revision=source.revision)
+    if tokenizer.pad_token_id is None:
+        raise ModelError(f"the tokenizer of '{source.name}' has no padding token; choose an encoder's checkpoint")
+    return tokenizer
+
+
+def pretrained_classifier(
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    label_names: Sequence[str],
+    problem_type: str,
+    max_length: int,
+    lora: Lora | None = None,
+) -> Classifier:
+    """Return a classifier on a pretrained encoder; what the checkpoint lacks is new and random.
+
+    Raises:
+        ModelError: the checkpoint cannot be found or read, lacks weights of the encoder itself, takes fewer
+            tokens than `max_length`, or has no place for an adapter that was asked for.
+    """
+    labels = _label_config(label_names, problem_type)
+    with _loading(source):
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            source.location(),
+            revision=source.revision,
+            dtype=getattr(torch, source.dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **({"attn_implementation": source.attn_implementation} if source.attn_implementation else {}),
+            **labels,
+        )
+    new = sorted({*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])})
+    _refuse_foreign(model, new, source)
+    _refuse_too_long(model.config, tokenizer, max_length, source)
+    adapted = model if lora is None else _add_lora(model, lora, new, source)
+    return Classifier(adapted, tokenizer, max_length, source, tuple(new))
+
+
+def new_classifier(
+    model_type: str,
+    config_overrides: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    label_names: Sequence[str],
+    problem_type: str,
+    max_length: int,
+) -> Classifier:
+    """Return a classifier built from a config, all its weights new.
+
+    Raises:
+        ModelError: the type or one of the overrides is unknown, or the sizes do not fit together.
+    """
+    attention.register()
+    try:
+        defaults = AutoConfig.for_model(model_type)
+    except ValueError as error:
+        raise ModelError(f"model.model_type '{model_type}' is unknown to transformers {transformers.__version__}") from error
+    unknown = sorted(key for key in config_overrides if not hasattr(defaults, key))
+    if unknown:
+        raise ModelError(f"model.config_overrides: a {model_type} config has no {', '.join(unknown)}; remove or rename")
+    sizes = {**config_overrides, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    try:
+        config = AutoConfig.for_model(model_type, **sizes, **_label_config(label_names, problem_type))
+        model = AutoModelForSequenceClassification.from_config(config)
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"model.config_overrides: a {model_type} cannot be built: {error}") from error
+    names = tuple(name for name, _ in model.named_parameters())
+    return Classifier(model, tokenizer, max_length, None, names)
+
+
+def _label_config(names: Sequence[str], problem_type: str) -> dict[str, Any]:
+    id2label = dict(enumerate(names))
+    return {
+        "num_labels": len(names),
+        "id2label": id2label,
+        "label2id": {name: index for index, name in id2label.items()},
+        "problem_type": problem_type,
+    }
+
+
+class _loading:  # noqa: N801  (used as a function)
+    """Turn what goes wrong while a checkpoint is loaded into one clear ModelError."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __enter__(self) -> None:
+        attention.register()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError | ValueError | KeyError):
+            said = " ".join(str(error).split())
+            raise ModelError(
+                f"cannot load model '{self.source.name}' (revision {self.source.revision}): {said[:300]}; give a hub id "
+                "(and go online or fill the cache), a folder with config.json and weights, or package:NAME/PATH"
+            ) from error
+
+
+def _refuse_foreign(model: PreTrainedModel, new: Sequence[str], source: Source) -> None:
+    """Raise ModelError if the encoder's own attention is among the new parameters."""
+    for site in attention_sites(model):
+        lost = [path for path in site.paths(("query", "key", "value", "output")) if f"{path}.weight" in new]
+        if lost:
+            raise ModelError(
+                f"model '{source.name}' holds no weights for {lost[0]}: it is not a checkpoint of a "
+                f"'{model.config.model_type}' encoder, or its sizes differ from its config.json"
+            )
+
+
+def _refuse_too_long(
+    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int, source: Source
+) -> None:
+    most = min(getattr(config, "max_position_embeddings", None) or max_length, tokenizer.model_max_length)
+    if max_length > most:
+        raise ModelError(f"data.max_length is {max_length}, but '{source.name}' takes {most} tokens; lower data.max_length")
+
+
+def _add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str], source: Source) -> peft.PeftModel:
+    """Return the model with adapters on exactly the asked projections; what is new is trained and saved whole."""
+    sites = attention_sites(model)
+    targets = [path for site in sites for path in site.paths(lora.roles)]
+    config = peft.LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=targets,
+        modules_to_save=sorted({name.rpartition(".")[0] for name in new}) or None,
+        base_model_name_or_path=source.location(),
+        revision=source.revision,
+    )
+    adapted = peft.PeftModel(model, config)
+    found = sum(isinstance(module, peft.tuners.lora.LoraLayer) for module in adapted.modules())
+    if found != len(targets):
+        raise ModelError(f"LoRA reached {found} projections instead of {len(sites)} layers x {len(lora.roles)} roles")
+    frozen = [n for n, p in adapted.named_parameters() if not p.requires_grad and _plain_name(n) in new]
+    if frozen:
+        raise ModelError(f"these new parameters would stay random: {', '.join(frozen)}; please report this model")
+    return adapted
+
+
+def _plain_name(name: str) -> str:
+    """Return a parameter's name in the model before peft wrapped it; the copy that is not trained keeps another."""
+    return name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".")
+
+
+def save_classifier(classifier: Classifier, folder: Path) -> None:
+    """Write the classifier: full weights or adapter, config with labels, tokenizer, and where the base is from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model, base = classifier.model, classifier.base
+    if isinstance(model, peft.PeftModel):
+        # No look at the hub for the base's vocabulary: embeddings are never changed here.
+        model.save_pretrained(folder, save_embedding_layers=False)
+        base.config.architectures = [type(base).__name__]
+        base.config.save_pretrained(folder)
+        folder.joinpath("README.md").unlink(missing_ok=True)  # the run folder's own card says more
+    else:
+        base.save_pretrained(folder)
+    classifier.tokenizer.save_pretrained(folder)
+    source = classifier.source
+    about = {"max_length": classifier.max_length, "source": source and vars(source)}
+    write_text(folder / _ABOUT, json.dumps(about, indent=1) + "\n")
+
+
+def load_classifier(folder: Path) -> Classifier:
+    """Return the classifier that `save_classifier` wrote, wherever the folder lies now.
+
+    Raises:
+        ModelError: the folder does not hold one, or its base model cannot be found.
+    """
+    try:
+        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        source = Source(**about["source"]) if about["source"] else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder} holds no classifier that was saved here ({error}); name a run's model folder") from error
+    here = Source(str(folder), dtype=source.dtype if source else "float32")
+    tokenizer = load_tokenizer(here)
+    with _loading(here):
+        config = AutoConfig.from_pretrained(folder)
+    adapter = (folder / "adapter_config.json").is_file()
+    weights = source if adapter and source else here
+    chosen = {"attn_implementation": source.attn_implementation} if source and source.attn_implementation else {}
+    with _loading(weights):
+        model = AutoModelForSequenceClassification.from_pretrained(
+            weights.location(),
+            revision=weights.revision,
+            config=config,
+            dtype=getattr(torch, weights.dtype),
+            ignore_mismatched_sizes=adapter,  # the base may carry another task's head, which the adapter replaces
+            **chosen,
+        )
+        if adapter:
+            model = peft.PeftModel.from_pretrained(model, str(folder))
+    return Classifier(model.eval(), tokenizer, int(about["max_length"]), source)
+
+
+@torch.no_grad()
+def logits_of(classifier: Classifier, texts: Sequence[Sequence[str]], device: torch.device) -> Tensor:
+    """Return logits (B, C) of a few rows in evaluation mode; each row is a text or a pair."""
+    columns = [list(column) for column in zip(*texts, strict=True)]
+    inputs = classifier.tokenizer(
+        *columns, truncation=True, max_length=classifier.max_length, padding=True, return_tensors="pt"
+    )
+    model, training = classifier.model, classifier.model.training
+    model.to(device).eval()  # type: ignore[arg-type]
+    logits: Tensor = model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits.float().cpu()
+    model.train(training)
+    return logits
+
+
+def check_reload(trained: Classifier, reloaded: Classifier, texts: Sequence[Sequence[str]], device: torch.device) -> float:
+    """Return the largest difference of their logits on a few rows; measured on CPU it is 0.0.
+
+    Raises:
+        ModelError: it exceeds 1e-5, the room left for accelerators whose kernels do not repeat to the bit.
+    """
+    first, second = (logits_of(classifier, texts, device) for classifier in (trained, reloaded))
+    difference = float((first - second).abs().max())
+    if not difference <= 1e-5:
+        raise ModelError(f"the saved model differs from the trained one by {difference:g} in a logit; please report it")
+    return difference

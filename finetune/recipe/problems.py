@@ -1,0 +1,190 @@
+"""Say what is wrong with a recipe, one line a mistake, each with its repair.
+
+Checks that need two sections, or the disk, are here as well, so that all mistakes come at once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from finetune.errors import did_you_mean
+from finetune.recipe.schema import METRICS, ProblemType, Recipe
+
+Location = tuple[str | int, ...]
+
+# What other tools call a thing -> where it is here.
+FOREIGN_NAMES = {
+    "warmup_ratio": "training.warmup_steps (a number below 1 is a share of all steps)",
+    "group_by_length": "training.train_sampling_strategy: group_by_length",
+    "evaluation_strategy": "evaluation.eval_strategy",
+    "lora_r": "peft.r",
+    "lora_rank": "peft.r",
+    "rank": "peft.r",
+    "alpha": "peft.lora_alpha",
+    "lora_target_modules": "peft.target_modules",
+    "epochs": "training.num_train_epochs",
+    "num_epochs": "training.num_train_epochs",
+    "batch_size": "training.per_device_train_batch_size",
+    "micro_batch_size": "training.per_device_train_batch_size",
+    "eval_batch_size": "evaluation.per_device_eval_batch_size",
+    "lr": "training.learning_rate",
+    "scheduler": "training.lr_scheduler_type",
+    "lr_scheduler": "training.lr_scheduler_type",
+    "gradient_clipping": "training.max_grad_norm",
+    "fp16": "training.mixed_precision: fp16",
+    "bf16": "training.mixed_precision: bf16",
+    "base_model": "model.model_name_or_path",
+    "model_name": "model.model_name_or_path",
+    "torch_dtype": "model.dtype",
+    "max_seq_length": "data.max_length",
+    "cutoff_len": "data.max_length",
+    "sequence_len": "data.max_length",
+    "dataset": "data.dataset_name",
+    "labels": "task.label_names",
+    "num_labels": "task.label_names (their number follows)",
+    "load_best_model_at_end": "nothing to set: the best evaluation's weights are always kept",
+    "greater_is_better": "nothing to set: it follows from evaluation.metric_for_best_model",
+    "adapter": "peft.peft_type",
+}
+
+FILE_TYPES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+
+_RULES = {
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a section of keys",
+    "model_attributes_type": "must be a section of keys",
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: where it is, and what to say of it."""
+
+    location: Location
+    text: str
+
+    def line(self, lines: Mapping[Location, str]) -> str:
+        """Return one line: the key's path, where it was written, and the text."""
+        where = next((lines[self.location[:n]] for n in range(len(self.location), 0, -1) if self.location[:n] in lines), "")
+        path = ".".join(str(part) for part in self.location) or "recipe"
+        return f"{path}{f' ({where})' if where else ''}: {self.text}"
+
+
+def schema_problems(error: ValidationError) -> list[Problem]:
+    """Turn pydantic's findings into problems, one for each place."""
+    found: dict[Location, list[str]] = {}
+    for item in error.errors():
+        location = tuple(part for part in item["loc"] if not _is_union_tag(part))
+        found.setdefault(location, []).append(_describe(item, location))
+    return [Problem(location, " or ".join(dict.fromkeys(texts))) for location, texts in found.items()]
+
+
+def _is_union_tag(part: str | int) -> bool:
+    return isinstance(part, str) and (part in {"str", "int", "float", "bool"} or "[" in part)
+
+
+def _describe(item: Any, location: Location) -> str:
+    kind, given = item["type"], item.get("input")
+    if kind == "missing":
+        return "is missing and has no default; add it"
+    if kind == "extra_forbidden":
+        return _unknown_key(location)
+    if kind == "value_error":
+        return str(item["ctx"]["error"])
+    if kind == "literal_error":
+        choices = item["ctx"]["expected"]
+        near = did_you_mean(str(given), [choice.strip(" '") for choice in choices.replace(" or ", ",").split(",")])
+        return f"given {given!r}; must be {choices}{near}"
+    rule = _RULES.get(kind, item["msg"].replace("Input should be", "must be").replace("Input should", "must"))
+    shown = repr(given) if len(repr(given)) < 80 else f"{repr(given)[:77]}..."
+    return f"given {shown}; {rule}"
+
+
+def _unknown_key(location: Location) -> str:
+    name, section = str(location[-1]), location[:-1]
+    if name in FOREIGN_NAMES:
+        return f"unknown key; here it is {FOREIGN_NAMES[name]}"
+    places = dict(_key_places())
+    here = [key for key, sections in places.items() if section in sections]
+    near = did_you_mean(name, here)
+    if not near and name in places:
+        near = f"; it belongs in {'.'.join(map(str, places[name][0])) or 'the top level'}"
+    return f"unknown key{near or did_you_mean(name, places)}"
+
+
+def _key_places() -> Iterator[tuple[str, list[Location]]]:
+    places: dict[str, list[Location]] = {}
+    for name, field in Recipe.model_fields.items():
+        places.setdefault(name, []).append(())
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                for key in kind.model_fields:
+                    places.setdefault(key, []).append((name,))
+    yield from places.items()
+
+
+def metric_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield the metrics that the problem type does not have."""
+    task, evaluation = _section(document, "task"), _section(document, "evaluation")
+    problem_type = task.get("problem_type", "single_label_classification")
+    if problem_type not in get_args(ProblemType):
+        return
+    known = METRICS[problem_type]
+    metrics = evaluation.get("metrics")
+    for index, name in enumerate(metrics if isinstance(metrics, list) else []):
+        if name not in known:
+            rule = f"given {name!r}; {problem_type} has {', '.join(known)}{did_you_mean(str(name), known)}"
+            yield Problem(("evaluation", "metrics", index), rule)
+    best = evaluation.get("metric_for_best_model")
+    choices = [*(metrics if isinstance(metrics, list) else known), "loss"]
+    if isinstance(best, str) and best not in choices:
+        rule = f"given {best!r}; must be one of {', '.join(map(str, choices))}{did_you_mean(best, map(str, choices))}"
+        yield Problem(("evaluation", "metric_for_best_model"), rule)
+    if evaluation.get("early_stopping_patience") and evaluation.get("eval_strategy") == "no":
+        yield Problem(("evaluation", "early_stopping_patience"), "needs evaluations, but eval_strategy is no")
+
+
+def weight_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield class weights that name no label or do not apply."""
+    task, weights = _section(document, "task"), _section(document, "training").get("class_weights")
+    if weights and task.get("problem_type") in ("regression", "multi_label_classification"):
+        yield Problem(("training", "class_weights"), "apply to single_label_classification only; remove them")
+    names = task.get("label_names")
+    if isinstance(weights, dict) and isinstance(names, list):
+        for name in weights:
+            if name not in names:
+                text = f"is no label; labels are {', '.join(map(str, names))}{did_you_mean(str(name), map(str, names))}"
+                yield Problem(("training", "class_weights", name), text)
+
+
+def disk_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield files that are missing or of a type that is not read, and libraries that are not installed."""
+    for split in ("train", "validation", "test"):
+        file = _section(document, "data").get(f"{split}_file")
+        if not isinstance(file, str):
+            continue
+        if not Path(file).is_file():
+            text = f"no such file '{file}' (looked in {Path(file).absolute().parent}); correct the path"
+            yield Problem(("data", f"{split}_file"), text)
+        elif Path(file).suffix not in FILE_TYPES:
+            yield Problem(("data", f"{split}_file"), f"given '{file}'; a data file ends in {', '.join(FILE_TYPES)}")
+    tracker = _section(document, "logging").get("report_to", "none")
+    if isinstance(tracker, str) and tracker != "none" and importlib.util.find_spec(tracker) is None:
+        yield Problem(("logging", "report_to"), f"'{tracker}' is not installed; run `pip install {tracker}`")
+
+
+def _section(document: Mapping[str, Any], name: str) -> dict[str, Any]:
+    section = document.get(name)
+    return section if isinstance(section, dict) else {}

@@ -1,0 +1,214 @@
+"""What a recipe may say: every key, its type, its bounds and its default.
+
+Key names are those of `transformers.TrainingArguments` 5.x, `peft.LoraConfig` and the public
+`run_classification` script, grouped in sections. A default lives here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+Role = Literal["query", "key", "value", "output"]
+Split = Literal["train", "validation", "test"]
+
+METRICS: dict[str, tuple[str, ...]] = {
+    "single_label_classification": ("accuracy", "f1_macro", "f1_micro", "f1_weighted", "matthews_correlation"),
+    "multi_label_classification": ("f1_micro", "f1_macro", "f1_weighted", "subset_accuracy"),
+    "regression": ("mean_squared_error", "mean_absolute_error", "pearson", "spearman"),
+}
+
+# Ways to say where a section's subject comes from. A recipe names one way; an override that names
+# another replaces the first (see reader.py).
+SOURCES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "model": (("model_name_or_path", "revision"), ("model_type", "config_overrides")),
+    "data": (
+        ("dataset_name", "dataset_config_name"),
+        ("train_file", "validation_file", "test_file"),
+        ("train_rows", "validation_rows", "test_rows"),
+    ),
+}
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: immutable, strictly typed, closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+def one_source(section: str, given: Section) -> None:
+    """Raise ValueError unless exactly one of the section's SOURCES leads."""
+    named = [keys[0] for keys in SOURCES[section] if any(getattr(given, key) for key in keys if key != "revision")]
+    leads = [keys[0] for keys in SOURCES[section]]
+    if len(named) > 1:
+        raise ValueError(f"{' and '.join(named)} are both given; name one source and remove the other")
+    if not named or not getattr(given, named[0]):
+        raise ValueError(f"no source is given; set one of {', '.join(leads)}")
+
+
+class ModelSection(Section):
+    """Which encoder: pretrained (`model_name_or_path`) or built from a config (`model_type`)."""
+
+    model_name_or_path: str | None = Field(None, description="hub id, folder, or package:NAME/PATH")
+    revision: str = "main"
+    model_type: str | None = Field(None, description="from scratch: a model type that transformers' AutoConfig knows")
+    config_overrides: dict[str, int | float | str | bool] = Field(default={}, description="config of a new model")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSection:
+        one_source("model", self)
+        return self
+
+
+class TaskSection(Section):
+    """What is predicted."""
+
+    problem_type: ProblemType = "single_label_classification"
+    label_names: list[str] | None = Field(None, description="in the order of the ids; null: read from training rows")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> TaskSection:
+        if self.label_names is not None and self.problem_type == "regression":
+            raise ValueError("label_names do not apply to regression; remove them")
+        if self.label_names is not None and len(set(self.label_names)) < max(2, len(self.label_names)):
+            raise ValueError(f"label_names must be at least two different names, got {self.label_names}")
+        return self
+
+
+class DataSection(Section):
+    """Where rows come from and which columns matter."""
+
+    dataset_name: str | None = Field(None, description="a data set on the hub")
+    dataset_config_name: str | None = None
+    train_split: str = "train"
+    validation_split: str | None = "validation"
+    test_split: str | None = None
+    train_file: str | None = Field(None, description="csv, tsv, json, jsonl or parquet")
+    validation_file: str | None = None
+    test_file: str | None = None
+    train_rows: list[dict[str, object]] | None = Field(None, description="rows written in the recipe itself")
+    validation_rows: list[dict[str, object]] | None = None
+    test_rows: list[dict[str, object]] | None = None
+    validation_size: Share | None = Field(None, description="share of training rows to hold out for validation")
+    text_column: str = "sentence"
+    text_pair_column: str | None = None
+    label_column: str = "label"
+    max_length: Annotated[int, Field(ge=4)] = Field(128, description="tokens; longer rows are truncated")
+    max_train_samples: Count | None = None
+    max_eval_samples: Count | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSection:
+        one_source("data", self)
+        return self
+
+    def local_files(self) -> dict[str, str]:
+        """Return split name -> file, for the splits that are files."""
+        files = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
+        return {split: file for split, file in files.items() if file}
+
+
+class PeftSection(Section):
+    """LoRA adapters (Hu et al. 2021) on the attention projections, by role."""
+
+    peft_type: Literal["lora"] = "lora"
+    r: Count = 8
+    lora_alpha: Annotated[float, Field(gt=0)] = 16
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    target_modules: Annotated[list[Role], Field(min_length=1)] = ["query", "key", "value", "output"]
+
+
+class TrainingSection(Section):
+    """How the weights are fitted."""
+
+    num_train_epochs: Count = 3
+    max_steps: Count | None = Field(None, description="optimiser steps; ends training before the epochs do")
+    per_device_train_batch_size: Count = 32
+    gradient_accumulation_steps: Count = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    warmup_steps: Annotated[float, Field(ge=0)] = Field(0.06, description="below 1: a share of all steps")
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = None
+    train_sampling_strategy: Literal["group_by_length", "random", "sequential"] = "group_by_length"
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    use_cpu: bool = False
+    num_threads: Count | None = Field(None, description="CPU threads a process; null: all cores, shared out")
+
+    @model_validator(mode="after")
+    def _whole_warmup(self) -> TrainingSection:
+        if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
+            raise ValueError(f"warmup_steps is {self.warmup_steps}; a share lies below 1, a count is a whole number")
+        return self
+
+
+class EvaluationSection(Section):
+    """When and by what the classifier is judged."""
+
+    eval_strategy: Literal["epoch", "steps", "no"] = "epoch"
+    eval_steps: Count = 500
+    per_device_eval_batch_size: Count = 64
+    metrics: Annotated[list[str], Field(min_length=1)] | None = Field(None, description="null: all of the problem type")
+    metric_for_best_model: str | None = Field(None, description="one of metrics, or loss; null: the first metric")
+    early_stopping_patience: Count | None = Field(None, description="evaluations without a better score")
+    bootstrap_samples: Annotated[int, Field(ge=100)] = 2000
+
+
+class CheckpointSection(Section):
+    """What is written during training, and where to go on from."""
+
+    save_strategy: Literal["epoch", "steps", "no"] = "epoch"
+    save_steps: Count = 500
+    save_total_limit: Count | None = 2
+    resume_from_checkpoint: str | None = Field(None, description="a checkpoint folder, or auto for the newest")
+
+
+class LoggingSection(Section):
+    """How often progress is recorded, and to whom else it is reported."""
+
+    logging_steps: Count = 50
+    report_to: Literal["none", "tensorboard", "wandb", "mlflow", "trackio"] = "none"
+
+
+class HeadImportanceSection(Section):
+    """Which attention heads the classifier needs."""
+
+    method: Literal["gradient"] = "gradient"
+    split: Split = "validation"
+    max_samples: Count | None = 1000
+
+
+class Recipe(Section):
+    """One run, whole."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    output_dir: str
+    overwrite_output_dir: bool = Field(False, description="replace an earlier run in the same folder")
+    model: ModelSection
+    task: TaskSection = TaskSection()
+    data: DataSection
+    peft: PeftSection | None = None
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    logging: LoggingSection = LoggingSection()
+    head_importance: HeadImportanceSection | None = HeadImportanceSection()
+
+    def metric_names(self) -> tuple[str, ...]:
+        """Return the metrics to compute: those named, or all of the problem type."""
+        return tuple(self.evaluation.metrics or METRICS[self.task.problem_type])
+
+    def best_metric(self) -> str:
+        """Return the metric that chooses the best checkpoint; `loss` is one too."""
+        return self.evaluation.metric_for_best_model or self.metric_names()[0]

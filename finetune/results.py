@@ -1,0 +1,194 @@
+"""What the stages hand on, and the run folder in which it lies as JSON. Imports no torch.
+
+    L layers, H heads, C classes
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from finetune.errors import DataError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class MetricValue:
+    """A metric and its 95 % bootstrap interval; the bounds are None where an interval would mislead."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """One row of the per-class table; `support` counts the rows that carry the label."""
+
+    label: str
+    precision: MetricValue
+    recall: MetricValue
+    f1: MetricValue
+    support: int
+
+
+@dataclass(frozen=True)
+class SplitScores:
+    """How the classifier did on one split. `confusion[i][j]`: rows of label i predicted as j, (C, C)."""
+
+    rows: int
+    loss: float
+    metrics: dict[str, MetricValue]
+    per_class: list[ClassScores] = field(default_factory=list)
+    confusion: list[list[int]] | None = None
+    interval_note: str = ""
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """What one split holds: rows, rows by label, token lengths, the share truncated, rows also in train."""
+
+    rows: int
+    label_counts: dict[str, int]
+    tokens_median: float
+    tokens_longest: int
+    truncated_share: float
+    rows_also_in_train: int = 0
+
+
+@dataclass(frozen=True)
+class HeadCell:
+    """One head's importance; the standard error is None where a single row gave it."""
+
+    layer: int
+    head: int
+    value: float
+    error: float | None
+
+
+@dataclass(frozen=True)
+class HeadScores:
+    """Importance of every head: `values` and `standard_errors` are (L, H), in the unit of the loss.
+
+    A layer with fewer heads than another has None in the places it lacks.
+    """
+
+    method: str
+    formula: str
+    split: str
+    rows: int
+    values: list[list[float | None]]
+    standard_errors: list[list[float | None]]
+
+    def ranked(self) -> list[HeadCell]:
+        """Return all heads, most important first."""
+        cells = [
+            HeadCell(layer, head, value, error)
+            for layer, (values, errors) in enumerate(zip(self.values, self.standard_errors, strict=True))
+            for head, (value, error) in enumerate(zip(values, errors, strict=True))
+            if value is not None
+        ]
+        return sorted(cells, key=lambda cell: -cell.value)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast training went. Seconds count training steps alone, without evaluation and saving."""
+
+    train_seconds: float
+    train_samples_per_second: float
+    train_tokens_per_second: float
+    padding_share: float
+    eval_samples_per_second: float
+    peak_memory_mb: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """How training ended: optimiser steps, the best evaluation, why it stopped, its speed."""
+
+    steps: int
+    best_step: int | None
+    best_metric: str
+    best_value: float | None
+    stopped: str
+    trainable_parameters: int
+    total_parameters: int
+    speed: Speed
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The names in a run folder; nobody else spells them."""
+
+    path: Path
+
+    recipe = property(lambda self: self.path / "recipe.yaml")
+    environment = property(lambda self: self.path / "environment.json")
+    data = property(lambda self: self.path / "data.json")
+    history = property(lambda self: self.path / "history.jsonl")
+    checkpoints = property(lambda self: self.path / "checkpoints")
+    trackers = property(lambda self: self.path / "trackers")
+    model = property(lambda self: self.path / "model")
+    training = property(lambda self: self.path / "training.json")
+    scores = property(lambda self: self.path / "scores.json")
+    predictions = property(lambda self: self.path / "predictions.parquet")
+    heads = property(lambda self: self.path / "heads.json")
+    report = property(lambda self: self.path / "report.html")
+    card = property(lambda self: self.path / "README.md")
+
+    def written(self) -> list[Path]:
+        """Return every place a run writes to."""
+        names = [name for name, value in vars(type(self)).items() if isinstance(value, property)]
+        return [getattr(self, name) for name in names]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: aside first, then renamed."""
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a result (a dataclass or plain values) as JSON, whole or not at all; NaN is refused."""
+    plain = TypeAdapter(type(value)).dump_python(value, mode="json")
+    write_text(path, json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """Return the result of type `kind` that lies in `path`.
+
+    Raises:
+        DataError: the file is missing, or does not hold such a result.
+    """
+    if not path.is_file():
+        raise DataError(f"no {path.name} in {path.parent}; a finished run has one, so finish or repeat the run")
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(f"{path} does not fit this version ({where}: {first['msg']}); repeat the run") from error
+
+
+def append_line(path: Path, entry: dict[str, Any]) -> None:
+    """Append one JSON line."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry, allow_nan=False) + "\n")
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the JSON lines of a file, none if there is no such file."""
+    if path.is_file():
+        with path.open(encoding="utf-8") as file:
+            yield from (json.loads(line) for line in file if line.strip())
+
+

@@ -1,0 +1,135 @@
+"""Predict a split and score it; training, head analysis and evaluation all come here.
+
+    N rows, C classes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from finetune.data.batching import load_batches, plan_scoring
+from finetune.data.encoding import EncodedSplit
+from finetune.intervals import classification_intervals, interval_note, regression_intervals
+from finetune.losses import decisions, per_example_loss, probabilities
+from finetune.metrics import compute_metrics, confusion_matrix
+from finetune.modeling import Classifier
+from finetune.results import SplitScores
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a classifier says of each row of a split, in the split's order.
+
+    Attributes:
+        logits: (N, C).
+        losses: (N,).
+        labels: ids (N,), 0/1 sets (N, C) or values (N,).
+    """
+
+    logits: torch.Tensor
+    losses: torch.Tensor
+    labels: np.ndarray
+    problem_type: str
+
+    def decided(self) -> np.ndarray:
+        """Return predictions in the form of the labels."""
+        return decisions(self.logits, self.problem_type).numpy()
+
+    def probabilities(self) -> np.ndarray:
+        """Return class probabilities (N, C), or values (N, 1) in regression."""
+        return probabilities(self.logits, self.problem_type).numpy()
+
+    def metrics(self) -> dict[str, float]:
+        """Return the mean loss and every metric of the problem type."""
+        values = compute_metrics(self.decided(), self.labels, self.problem_type, self.logits.shape[-1])
+        return {"loss": float(self.losses.double().mean()), **values}
+
+
+@torch.inference_mode()
+def predict(classifier: Classifier, split: EncodedSplit, *, batch_size: int, accelerator: Accelerator) -> Predictions:
+    """Return predictions for every row, each computed once by one of the processes.
+
+    Batches are the same for any number of processes, and so are the results, to the bit.
+    """
+    model, training = classifier.model, classifier.model.training
+    model.to(accelerator.device).eval()  # type: ignore[arg-type]
+    batches = plan_scoring(split.lengths, batch_size)[accelerator.process_index :: accelerator.num_processes]
+    found: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]] = []
+    for rows, batch in zip(batches, load_batches(split, batches, classifier.tokenizer, device=accelerator.device), strict=True):
+        with accelerator.autocast():
+            logits = model(**batch.inputs).logits.float()
+        losses = per_example_loss(logits, batch.labels, classifier.problem_type)
+        found.append((rows, logits.cpu(), losses.cpu()))
+    model.train(training)
+    parts = gather_object(found)
+    order = torch.from_numpy(np.argsort(np.concatenate([rows for rows, _, _ in parts])))
+    logits = torch.cat([part for _, part, _ in parts])[order]
+    losses = torch.cat([part for _, _, part in parts])[order]
+    assert len(order) == len(split), f"scored {len(order)} of {len(split)} rows"
+    return Predictions(logits, losses, split.labels, classifier.problem_type)
+
+
+def score(
+    predictions: Predictions, label_names: Sequence[str], metrics: Sequence[str], *, samples: int, seed: int
+) -> SplitScores:
+    """Return the asked metrics with bootstrap intervals, the per-class table and the confusion matrix."""
+    values, decided = predictions.metrics(), predictions.decided()
+    names = list(label_names)
+    if predictions.problem_type == "regression":
+        cells, per_class = regression_intervals(decided, predictions.labels, samples=samples, seed=seed), []
+    else:
+        cells, per_class = classification_intervals(decided, predictions.labels, names, samples=samples, seed=seed)
+    confusion = None
+    if predictions.problem_type == "single_label_classification":
+        confusion = confusion_matrix(decided, predictions.labels, len(names)).tolist()
+    return SplitScores(
+        rows=len(predictions.labels),
+        loss=values["loss"],
+        metrics={name: cells[name] for name in metrics},
+        per_class=per_class,
+        confusion=confusion,
+        interval_note=interval_note(len(predictions.labels)),
+    )
+
+
+def predictions_table(
+    split: str, encoded: EncodedSplit, predictions: Predictions, label_names: Sequence[str]
+) -> pa.Table:
+    """Return one line a row: split, row (from 1), text, label, predicted, probabilities in label order, loss."""
+    names = list(label_names)
+    texts = {name: encoded.texts[name][:] for name in encoded.texts.column_names}
+    return pa.table(
+        {
+            "split": pa.array([split] * len(encoded)),
+            "row": pa.array(range(1, len(encoded) + 1)),
+            **{f"text_{index}" if index else "text": pa.array(values) for index, values in enumerate(texts.values())},
+            "label": _named(predictions.labels, names),
+            "predicted": _named(predictions.decided(), names),
+            "probabilities": pa.array(list(predictions.probabilities())),
+            "loss": pa.array(predictions.losses.numpy()),
+        }
+    )
+
+
+def _named(values: np.ndarray, names: list[str]) -> pa.Array:
+    if values.dtype.kind == "f":
+        return pa.array(values)
+    if values.ndim == 1:
+        return pa.array([names[value] for value in values])
+    return pa.array([[names[index] for index in np.flatnonzero(row)] for row in values], type=pa.list_(pa.string()))
+
+
+def write_predictions(path: Path, tables: Sequence[pa.Table]) -> None:
+    """Write the tables of all splits as one parquet file, whole or not at all."""
+    aside = path.with_name(f".{path.name}.tmp")
+    pq.write_table(pa.concat_tables(tables), aside)
+    aside.replace(path)
