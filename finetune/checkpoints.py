@@ -113,11 +113,13 @@ def save_checkpoint(
                 _to_disk(file)
             (aside / _COMPLETE).touch()
             shutil.rmtree(root / name, ignore_errors=True)
-            os.replace(aside, root / name)
+            aside.rename(root / name)
             _to_disk(root)
         except (OSError, RuntimeError) as error:
             shutil.rmtree(aside, ignore_errors=True)
-            raise TrainingError(f"cannot write checkpoint {root / name}: {error}; earlier checkpoints are intact") from error
+            raise TrainingError(
+                f"cannot write checkpoint {root / name}: {error}; earlier checkpoints are intact"
+            ) from error
         for old in complete_checkpoints(root)[: -keep if keep else 0]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()

@@ -85,7 +85,8 @@ def attention_sites(classifier: nn.Module) -> list[AttentionSite]:
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise ModelError(
-            f"attention heads of model type '{config.model_type}' are not known; known are {', '.join(sorted(FAMILIES))}"
+            f"where a '{config.model_type}' model keeps its attention heads is not known here; "
+            f"known model types are {', '.join(sorted(FAMILIES))}"
         )
     prefix = f"{classifier.base_model_prefix}." if hasattr(classifier, classifier.base_model_prefix) else ""
     modules = dict(classifier.named_modules())

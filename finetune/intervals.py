@@ -61,7 +61,10 @@ def _resampled(kinds: Counts, sizes: Array, samples: int, seed: int) -> Iterator
 def _gather(blocks: Iterator[Counts], functions: list[Callable[[Counts], Array]]) -> Array:
     """Return (R, X): each function's values side by side."""
     return np.concatenate(
-        [np.column_stack([np.reshape(function(block), (len(block.exact), -1)) for function in functions]) for block in blocks]
+        [
+            np.column_stack([np.reshape(function(block), (len(block.exact), -1)) for function in functions])
+            for block in blocks
+        ]
     )
 
 
@@ -114,15 +117,15 @@ def classification_intervals(
     return dict(zip(metrics, overall, strict=True)), per_class
 
 
-def regression_intervals(
-    predictions: Array, references: Array, *, samples: int, seed: int
-) -> dict[str, MetricValue]:
+def regression_intervals(predictions: Array, references: Array, *, samples: int, seed: int) -> dict[str, MetricValue]:
     """Return every regression metric of predicted values (N,) against references (N,), with 95 % intervals."""
     values = {name: metric(predictions, references) for name, metric in REGRESSION.items()}
     if interval_note(len(references)):
         return {name: MetricValue(value) for name, value in values.items()}
     drawn = np.random.default_rng(seed).integers(0, len(references), size=(samples, len(references)))
-    resampled = np.array([[metric(predictions[rows], references[rows]) for metric in REGRESSION.values()] for rows in drawn])
+    resampled = np.array(
+        [[metric(predictions[rows], references[rows]) for metric in REGRESSION.values()] for rows in drawn]
+    )
     return {
         name: MetricValue(value, low, high)
         for (name, value), (low, high) in zip(values.items(), _bounds(resampled), strict=True)

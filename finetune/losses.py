@@ -1,6 +1,6 @@
 """One example's loss and probabilities, by problem type.
 
-    B batch, C classes
+B batch, C classes
 """
 
 from __future__ import annotations

@@ -133,9 +133,7 @@ def counts_of_confusion(confusion: Array) -> Counts:
 def counts_of_sets(predictions: Array, references: Array) -> Counts:
     """Return the counts of multi-label predictions (N, C) against references (N, C), both 0 or 1."""
     exact = (predictions == references).all(-1).sum()
-    return Counts(
-        (predictions * references).sum(0), predictions.sum(0), references.sum(0), exact, len(references)
-    )
+    return Counts((predictions * references).sum(0), predictions.sum(0), references.sum(0), exact, len(references))
 
 
 class _OfflineMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types

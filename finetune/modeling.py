@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,8 @@ def quiet_libraries() -> None:
     """Keep the libraries' own notices and bars off the terminal; ours say what matters."""
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    # peft asks transformers for a property under its old name; nothing a user could change.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
@@ -176,7 +179,9 @@ def new_classifier(
     try:
         defaults = AutoConfig.for_model(model_type)
     except ValueError as error:
-        raise ModelError(f"model.model_type '{model_type}' is unknown to transformers {transformers.__version__}") from error
+        raise ModelError(
+            f"model.model_type '{model_type}' is unknown to transformers {transformers.__version__}"
+        ) from error
     unknown = sorted(key for key in config_overrides if not hasattr(defaults, key))
     if unknown:
         raise ModelError(f"model.config_overrides: a {model_type} config has no {', '.join(unknown)}; remove or rename")
@@ -213,8 +218,9 @@ class _loading:  # noqa: N801  (used as a function)
         if isinstance(error, OSError | ValueError | KeyError):
             said = " ".join(str(error).split())
             raise ModelError(
-                f"cannot load model '{self.source.name}' (revision {self.source.revision}): {said[:300]}; give a hub id "
-                "(and go online or fill the cache), a folder with config.json and weights, or package:NAME/PATH"
+                f"cannot load model '{self.source.name}' (revision {self.source.revision}): {said[:300]}; "
+                "give a hub id (and go online or fill the cache), a folder with config.json and weights, "
+                "or package:NAME/PATH"
             ) from error
 
 
@@ -234,7 +240,9 @@ def _refuse_too_long(
 ) -> None:
     most = min(getattr(config, "max_position_embeddings", None) or max_length, tokenizer.model_max_length)
     if max_length > most:
-        raise ModelError(f"data.max_length is {max_length}, but '{source.name}' takes {most} tokens; lower data.max_length")
+        raise ModelError(
+            f"data.max_length is {max_length}, but '{source.name}' takes {most} tokens; lower data.max_length"
+        )
 
 
 def _add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str], source: Source) -> peft.PeftModel:
@@ -293,7 +301,9 @@ def load_classifier(folder: Path) -> Classifier:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
         source = Source(**about["source"]) if about["source"] else None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder} holds no classifier that was saved here ({error}); name a run's model folder") from error
+        raise ModelError(
+            f"{folder} holds no classifier that was saved here ({error}); name a run's model folder"
+        ) from error
     here = Source(str(folder), dtype=source.dtype if source else "float32")
     tokenizer = load_tokenizer(here)
     with _loading(here):
@@ -329,7 +339,9 @@ def logits_of(classifier: Classifier, texts: Sequence[Sequence[str]], device: to
     return logits
 
 
-def check_reload(trained: Classifier, reloaded: Classifier, texts: Sequence[Sequence[str]], device: torch.device) -> float:
+def check_reload(
+    trained: Classifier, reloaded: Classifier, texts: Sequence[Sequence[str]], device: torch.device
+) -> float:
     """Return the largest difference of their logits on a few rows; measured on CPU it is 0.0.
 
     Raises:

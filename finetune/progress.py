@@ -30,7 +30,9 @@ class TrainingProgress:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
 
     def start(self, total: int, done: int) -> None:
@@ -53,4 +55,7 @@ class TrainingProgress:
         values = "  ".join(
             f"{name.removeprefix('eval_')} {value:.4f}" for name, value in entry.items() if name.startswith("eval_")
         )
-        self._console.print(f"step {entry['step']}, epoch {entry['epoch']:.2f}:  {values}{'  [green]best[/]' if best else ''}")
+        self._console.print(
+            f"step {entry['step']}, epoch {entry['epoch']:.2f}:  {values}{'  [green]best[/]' if best else ''}",
+            soft_wrap=True,
+        )

@@ -1,12 +1,11 @@
 """What the stages hand on, and the run folder in which it lies as JSON. Imports no torch.
 
-    L layers, H heads, C classes
+L layers, H heads, C classes
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +60,19 @@ class SplitSummary:
     tokens_longest: int
     truncated_share: float
     rows_also_in_train: int = 0
+
+    def memory_note(self, split: str) -> str:
+        """Return what rows shared with training mean for the scores of `split`, or "" when there are none."""
+        shared = self.rows_also_in_train
+        if not shared:
+            return ""
+        if shared == self.rows:
+            return (
+                f"All {self.rows} {split} rows are training rows too: scores on them show memory, not generalisation."
+            )
+        return (
+            f"{shared} of {self.rows} {split} rows are training rows too, so scores on {split} are a little too good."
+        )
 
 
 @dataclass(frozen=True)
@@ -154,7 +166,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: aside first, then renamed."""
     aside = path.with_name(f".{path.name}.tmp")
     aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    aside.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -190,5 +202,3 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     if path.is_file():
         with path.open(encoding="utf-8") as file:
             yield from (json.loads(line) for line in file if line.strip())
-
-

@@ -60,7 +60,7 @@ from finetune.results import (
     write_text,
 )
 from finetune.scoring import predict, predictions_table, score, write_predictions
-from finetune.terminal import show_data, show_heads, show_scores
+from finetune.terminal import say, show_data, show_heads, show_scores
 from finetune.training import Loop, fit, training_result
 
 
@@ -127,7 +127,7 @@ def evaluate(path: Path) -> RunFolder:
     scores = evaluate_stage(recipe, material, folder, accelerator, console)
     if before is not None:
         same = "the same, to the last digit, as" if before == scores else "[yellow]different from[/]"
-        console.print(f"These scores are {same} those that the folder held before.")
+        say(console, f"These scores are {same} those that the folder held before.")
     return folder
 
 
@@ -178,7 +178,9 @@ def check_splits(recipe: Recipe, splits: Mapping[str, object]) -> None:
     if recipe.evaluation.eval_strategy != "no" and "validation" not in splits:
         raise DataError(f"there are no validation rows to evaluate on; {repair}, or set evaluation.eval_strategy: no")
     if heads is not None and heads.split not in splits:
-        raise DataError(f"head_importance.split is {heads.split}, but there are no such rows; {repair}, or name another")
+        raise DataError(
+            f"head_importance.split is {heads.split}, but there are no such rows; {repair}, or name another"
+        )
 
 
 def build(recipe: Recipe, splits: LabelledSplits) -> Classifier:
@@ -192,7 +194,9 @@ def build(recipe: Recipe, splits: LabelledSplits) -> Classifier:
         source = Source(model.model_name_or_path, model.revision, model.dtype, model.attn_implementation)
         return pretrained_classifier(source, load_tokenizer(source), **task, max_length=max_length, lora=lora)
     if lora is not None:
-        raise ModelError("peft adapts pretrained weights, but model.model_type builds new ones; remove the peft section")
+        raise ModelError(
+            "peft adapts pretrained weights, but model.model_type builds new ones; remove the peft section"
+        )
     assert model.model_type is not None
     words = int(model.config_overrides.get("vocab_size", 30_000))
     tokenizer = word_tokenizer(training_texts(splits, recipe.data), words)
@@ -215,9 +219,7 @@ def check_folder(folder: RunFolder, recipe: Recipe) -> None:
         )
 
 
-def claim_folder(
-    folder: RunFolder, recipe: Recipe, accelerator: Accelerator, summary: dict[str, SplitSummary]
-) -> None:
+def claim_folder(folder: RunFolder, recipe: Recipe, accelerator: Accelerator, summary: dict[str, SplitSummary]) -> None:
     """Make the run folder, clear an earlier run out of it unless it is resumed, and write down what is run."""
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -238,22 +240,25 @@ def rehearse(recipe: Recipe, material: Material, plan: Plan, accelerator: Accele
         folder = RunFolder(Path(aside))
         train_stage(recipe, material, one, folder, accelerator, console)
     trained, total = material.classifier.parameter_counts()
-    console.print(f"{trained:,} of {total:,} parameters are trained, in {plan.total_steps} steps of the whole run.")
-    console.print("[green]Dry run passed[/]: one step trained, saved, reloaded with the same logits. Nothing was kept.")
+    say(console, f"{trained:,} of {total:,} parameters are trained, in {plan.total_steps} steps of the whole run.")
+    say(console, "[green]Dry run passed[/]: one step trained, saved, reloaded with the same logits. Nothing was kept.")
 
 
 def train_stage(
     recipe: Recipe, material: Material, plan: Plan, folder: RunFolder, accelerator: Accelerator, console: Console
 ) -> Classifier:
     """Train, save the model, and return it as it was read back from disk."""
-    classifier, resume = material.classifier, find_checkpoint(recipe.checkpoint.resume_from_checkpoint, folder.checkpoints)
+    classifier, resume = (
+        material.classifier,
+        find_checkpoint(recipe.checkpoint.resume_from_checkpoint, folder.checkpoints),
+    )
     loop = Loop(classifier, material.splits["train"], plan, recipe.training, seed=recipe.seed, accelerator=accelerator)
     accelerator.init_trackers("", config={})
     if resume is not None:
         loop.resume(resume)
-        console.print(f"Going on from {resume}, step {loop.state.step} of {plan.total_steps}.")
+        say(console, f"Going on from {resume}, step {loop.state.step} of {plan.total_steps}.")
     elif recipe.checkpoint.resume_from_checkpoint:
-        console.print("No complete checkpoint to go on from: starting at step 0.")
+        say(console, "No complete checkpoint to go on from: starting at step 0.")
     if accelerator.is_main_process:
         forget_after(folder.history, loop.state.step)
     timing = {"seconds": 0.0, "rows": 0}
@@ -269,7 +274,8 @@ def train_stage(
         found = predict(classifier, material.splits["validation"], batch_size=size, accelerator=accelerator)
         timing["seconds"] += time.perf_counter() - started
         timing["rows"] += len(found.labels)
-        return found.metrics()
+        values = found.metrics()
+        return {name: values[name] for name in dict.fromkeys(("loss", *recipe.metric_names(), recipe.best_metric()))}
 
     with TrainingProgress(console) as progress:
         stopped = fit(
@@ -296,9 +302,10 @@ def save_stage(material: Material, result: Training, folder: RunFolder, loop: Lo
     accelerator.wait_for_everyone()
     reloaded = load_classifier(folder.model)
     check_reload(material.classifier, reloaded, material.sample_texts(), accelerator.device)
-    console.print(
+    say(
+        console,
         f"Trained {result.steps} steps at {result.speed.train_samples_per_second:.1f} rows/s ({result.stopped}); "
-        "the saved model gives the same logits."
+        "the saved model gives the same logits.",
     )
     return reloaded
 
@@ -348,7 +355,7 @@ def evaluate_stage(
     show_scores(console, scores, material.summary)
     if heads is not None:
         show_heads(console, heads)
-    console.print(f"Report: {folder.report}", soft_wrap=True)
+    say(console, f"Report: {folder.report}")
     return scores
 
 

@@ -1,6 +1,6 @@
 """Predict a split and score it; training, head analysis and evaluation all come here.
 
-    N rows, C classes
+N rows, C classes
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def predict(classifier: Classifier, split: EncodedSplit, *, batch_size: int, acc
     model.to(accelerator.device).eval()  # type: ignore[arg-type]
     batches = plan_scoring(split.lengths, batch_size)[accelerator.process_index :: accelerator.num_processes]
     found: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]] = []
-    for rows, batch in zip(batches, load_batches(split, batches, classifier.tokenizer, device=accelerator.device), strict=True):
+    for rows, batch in zip(
+        batches, load_batches(split, batches, classifier.tokenizer, device=accelerator.device), strict=True
+    ):
         with accelerator.autocast():
             logits = model(**batch.inputs).logits.float()
         losses = per_example_loss(logits, batch.labels, classifier.problem_type)

@@ -1,6 +1,6 @@
 """What the terminal shows of data, scores and heads.
 
-    L layers, H heads
+L layers, H heads
 """
 
 from __future__ import annotations
@@ -13,34 +13,45 @@ from rich.table import Table
 from finetune.results import HeadScores, MetricValue, SplitScores, SplitSummary
 
 _MOST_LABELS = 8
-_SHADES = ("on grey11", "on grey19", "on grey27", "black on yellow4", "black on gold3", "black on orange1", "black on bright_yellow")
-
-
-def overlap_note(split: str, summary: SplitSummary) -> str:
-    """Return what rows shared with training mean for the scores, or "" when there are none."""
-    shared, rows = summary.rows_also_in_train, summary.rows
-    if not shared:
-        return ""
-    if shared == rows:
-        return f"All {rows} {split} rows are training rows too: scores on them show memory, not generalisation."
-    return f"{shared} of {rows} {split} rows are in the training rows too; scores on {split} are a little too good."
+_SHADES = (
+    "on grey11",
+    "on grey19",
+    "on grey27",
+    "black on yellow4",
+    "black on gold3",
+    "black on orange1",
+    "black on bright_yellow",
+)
 
 
 def show_data(console: Console, summary: Mapping[str, SplitSummary], where: str, max_length: int) -> None:
     """Print rows, labels and token lengths of every split."""
-    table = Table(title=f"Data: {where}", title_justify="left")
+    say(console, f"Data: {where}")
+    table = Table()
     for column in ("split", "rows", "labels", "tokens, median", "longest", f"cut to {max_length}"):
         table.add_column(column, justify="left" if column in ("split", "labels") else "right")
     for split, facts in summary.items():
         counts = [f"{name} {count}" for name, count in facts.label_counts.items()]
-        labels = ", ".join(counts[:_MOST_LABELS]) + (f", {len(counts) - _MOST_LABELS} more" if len(counts) > _MOST_LABELS else "")
+        labels = ", ".join(counts[:_MOST_LABELS]) + (
+            f", {len(counts) - _MOST_LABELS} more" if len(counts) > _MOST_LABELS else ""
+        )
         table.add_row(
-            split, f"{facts.rows}", labels, f"{facts.tokens_median:g}", f"{facts.tokens_longest}", f"{facts.truncated_share:.1%}"
+            split,
+            f"{facts.rows}",
+            labels,
+            f"{facts.tokens_median:g}",
+            f"{facts.tokens_longest}",
+            f"{facts.truncated_share:.1%}",
         )
     console.print(table)
     for split, facts in summary.items():
-        if note := overlap_note(split, facts):
-            console.print(f"[yellow]{note}[/]")
+        if note := facts.memory_note(split):
+            say(console, f"[yellow]{note}[/]")
+
+
+def say(console: Console, text: str) -> None:
+    """Print one line, however long, without a break of its own."""
+    console.print(text, soft_wrap=True)
 
 
 def interval(cell: MetricValue) -> str:
@@ -54,7 +65,8 @@ def show_scores(console: Console, scores: Mapping[str, SplitScores], summary: Ma
     """Print every metric of every scored split with its 95 % interval."""
     if not scores:
         return
-    table = Table(title="Scores, with 95 % bootstrap intervals", title_justify="left")
+    say(console, "Scores, with 95 % bootstrap intervals where these make sense")
+    table = Table()
     table.add_column("metric")
     for split, found in scores.items():
         table.add_column(f"{split} ({found.rows} rows)", justify="right")
@@ -63,29 +75,33 @@ def show_scores(console: Console, scores: Mapping[str, SplitScores], summary: Ma
     table.add_row("loss", *(f"{found.loss:.4f}" for found in scores.values()))
     console.print(table)
     for split, found in scores.items():
-        for note in (overlap_note(split, summary[split]), found.interval_note and f"{split}: {found.interval_note}."):
+        for note in (summary[split].memory_note(split), found.interval_note and f"{split}: {found.interval_note}."):
             if note:
-                console.print(f"[yellow]{note}[/]")
+                say(console, f"[yellow]{note}[/]")
 
 
 def show_heads(console: Console, heads: HeadScores, most: int = 5) -> None:
     """Print the L x H table of importance in colour, and the first heads with their standard errors."""
-    title = f"Head importance, {heads.formula}, {heads.split} ({heads.rows} rows): rows are layers, columns are heads"
-    table = Table(title=title, title_justify="left", padding=(0, 1))
-    table.add_column("", justify="right")
-    for head in range(len(heads.values[0])):
-        table.add_column(str(head), justify="right")
     ranked = heads.ranked()
     highest = ranked[0].value or 1.0
+    say(
+        console,
+        f"Head importance, {heads.formula}, on {heads.rows} {heads.split} rows, in % of the highest, {highest:.3g}",
+    )
+    table = Table(padding=(0, 0), show_edge=False, box=None)
+    table.add_column("layer", justify="right")
+    for head in range(len(heads.values[0])):
+        table.add_column(str(head), justify="right", min_width=4)
     for layer, row in enumerate(heads.values):
-        table.add_row(str(layer), *("" if value is None else _shaded(value, highest) for value in row))
+        table.add_row(str(layer), *("" if value is None else _shaded(value / highest) for value in row))
     console.print(table)
     first = ", ".join(
-        f"{cell.layer}.{cell.head} {cell.value:.3g}" + ("" if cell.error is None else f" ± {cell.error:.1g}") for cell in ranked[:most]
+        f"{cell.layer}.{cell.head} {cell.value:.3g}" + ("" if cell.error is None else f" ± {cell.error:.1g}")
+        for cell in ranked[:most]
     )
-    console.print(f"First heads (layer.head, ± standard error): {first}")
+    say(console, f"First heads (layer.head, ± standard error over rows): {first}")
 
 
-def _shaded(value: float, highest: float) -> str:
-    shade = _SHADES[min(len(_SHADES) - 1, int(value / highest * len(_SHADES)))]
-    return f"[{shade}]{value:.2g}[/]"
+def _shaded(share: float) -> str:
+    shade = _SHADES[min(len(_SHADES) - 1, int(share * len(_SHADES)))]
+    return f"[{shade}]{100 * share:4.0f}[/]"

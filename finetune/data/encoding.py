@@ -1,6 +1,6 @@
 """Turn rows into token ids, once, and say what was cut off.
 
-    N rows
+N rows
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ def encode_split(
     encoded = texts.map(tokenize, batched=True, remove_columns=list(columns))
     facts = encoded.select_columns(["length", "cut"]).with_format("numpy")[:]
     rows = encoded.remove_columns(["length", "cut"]).add_column("labels", list(labels))
-    return EncodedSplit(
-        rows, labels, np.asarray(facts["length"]), float(np.mean(facts["cut"])), texts, raw.where
-    )
+    return EncodedSplit(rows, labels, np.asarray(facts["length"]), float(np.mean(facts["cut"])), texts, raw.where)
 
 
 def word_tokenizer(texts: datasets.Dataset, vocab_size: int) -> PreTrainedTokenizerFast:

@@ -1,6 +1,6 @@
 """The labels contract: ids are fixed once, from the training rows or the recipe, and hold for all splits.
 
-    N rows, C classes
+N rows, C classes
 """
 
 from __future__ import annotations
@@ -144,7 +144,8 @@ def _numbers(raw: RawSplit, column: str) -> np.ndarray:
                 float(value)
             except ValueError:
                 raise DataError(
-                    f"{raw.where} row {number}: '{value}' in column '{column}' is no number, but regression predicts numbers"
+                    f"{raw.where} row {number}: '{value}' in column '{column}' is no number; "
+                    "regression predicts numbers, so correct the row or set another task.problem_type"
                 ) from None
         raise
 

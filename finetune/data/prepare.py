@@ -25,9 +25,7 @@ class LabelledSplits:
     label_names: list[str]
 
 
-def read_labelled(
-    data: DataSection, problem_type: str, declared: Sequence[str] | None, seed: int
-) -> LabelledSplits:
+def read_labelled(data: DataSection, problem_type: str, declared: Sequence[str] | None, seed: int) -> LabelledSplits:
     """Read, check and label every split; hold out validation rows and cut to the sample limits if asked.
 
     Raises:

@@ -62,10 +62,8 @@ def check_rows(raw: RawSplit, data: DataSection) -> None:
     columns = raw.rows.column_names
     for key, name in wanted.items():
         if name not in columns:
-            near = did_you_mean(name, columns)
-            raise DataError(
-                f"{raw.where} has no column '{name}' (data.{key}); it has {', '.join(columns)}{near or '; name one of them'}"
-            )
+            repair = did_you_mean(name, columns) or "; name one of them"
+            raise DataError(f"{raw.where} has no column '{name}' (data.{key}); it has {', '.join(columns)}{repair}")
     for name in wanted.values():
         column = raw.column(name)
         empty = pc.is_null(column)
@@ -134,7 +132,8 @@ def _check_utf8(file: Path) -> None:
             except UnicodeDecodeError as error:
                 bad = line[error.start : error.start + 1].hex()
                 raise DataError(
-                    f"{file} line {number} is not UTF-8 (byte 0x{bad} at column {error.start + 1}); save the file as UTF-8"
+                    f"{file} line {number} is not UTF-8 (byte 0x{bad} at position {error.start + 1}); "
+                    "save the file as UTF-8"
                 ) from error
 
 

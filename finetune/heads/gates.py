@@ -35,11 +35,15 @@ def head_gates(base: nn.Module, sites: Sequence[AttentionSite], gates: Tensor) -
     """
     layers, heads = len(sites), max(site.num_heads for site in sites)
     if gates.shape[-2:] != (layers, heads) or gates.dim() not in (2, 3):
-        raise ModelError(f"gates have shape {tuple(gates.shape)}; they must be (B, {layers}, {heads}) or ({layers}, {heads})")
+        raise ModelError(
+            f"gates have shape {tuple(gates.shape)}; they must be (B, {layers}, {heads}) or ({layers}, {heads})"
+        )
     calls = [0] * layers
     # By path: where LoRA adapts the projection, this is LoRA's wrapper, so the adapter is gated too.
     hooks = [
-        base.get_submodule(site.output).register_forward_pre_hook(partial(_gate_input, site=site, gates=gates, calls=calls))
+        base.get_submodule(site.output).register_forward_pre_hook(
+            partial(_gate_input, site=site, gates=gates, calls=calls)
+        )
         for site in sites
     ]
     try:
@@ -68,4 +72,6 @@ def check_gates(base: nn.Module, sites: Sequence[AttentionSite], inputs: dict[st
     with head_gates(base, sites, ones):
         gated = base(**inputs).logits
     if not plain.equal(gated):
-        raise ModelError(f"gates of 1 changed the logits by {float((plain - gated).abs().max()):g}; please report this model")
+        raise ModelError(
+            f"gates of 1 changed the logits by {float((plain - gated).abs().max()):g}; please report this model"
+        )

@@ -1,6 +1,6 @@
 """How much each attention head matters to the loss.
 
-    N rows, B batch, L layers, H heads
+N rows, B batch, L layers, H heads
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def gate_gradients(
         for numbers, batch in zip(mine, loaded, strict=True):
             if not found:
                 check_gates(base, sites, batch.inputs)
-            gates = torch.ones(len(numbers), len(sites), heads_wide(sites), device=accelerator.device, requires_grad=True)
+            gates = torch.ones(
+                len(numbers), len(sites), heads_wide(sites), device=accelerator.device, requires_grad=True
+            )
             with head_gates(base, sites, gates), accelerator.autocast():
                 logits = base(**batch.inputs).logits
             losses = per_example_loss(logits, batch.labels, classifier.problem_type)
@@ -54,7 +56,13 @@ def gate_gradients(
 
 
 def gradient_importance(
-    classifier: Classifier, split: EncodedSplit, name: str, *, max_samples: int | None, batch_size: int, seed: int,
+    classifier: Classifier,
+    split: EncodedSplit,
+    name: str,
+    *,
+    max_samples: int | None,
+    batch_size: int,
+    seed: int,
     accelerator: Accelerator,
 ) -> HeadScores:
     """Return E|dL/dgate| of every head: the mean over rows of the absolute gradient of a row's loss by its gate.
@@ -116,6 +124,9 @@ def _in_order(found: list[tuple[list[int], np.ndarray]], rows: np.ndarray) -> np
 def _table(values: np.ndarray | None, sites: Sequence[AttentionSite]) -> list[list[float | None]]:
     wide = heads_wide(sites)
     return [
-        [float(values[site.layer, head]) if values is not None and head < site.num_heads else None for head in range(wide)]
+        [
+            float(values[site.layer, head]) if values is not None and head < site.num_heads else None
+            for head in range(wide)
+        ]
         for site in sites
     ]

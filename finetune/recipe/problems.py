@@ -77,7 +77,9 @@ class Problem:
 
     def line(self, lines: Mapping[Location, str]) -> str:
         """Return one line: the key's path, where it was written, and the text."""
-        where = next((lines[self.location[:n]] for n in range(len(self.location), 0, -1) if self.location[:n] in lines), "")
+        where = next(
+            (lines[self.location[:n]] for n in range(len(self.location), 0, -1) if self.location[:n] in lines), ""
+        )
         path = ".".join(str(part) for part in self.location) or "recipe"
         return f"{path}{f' ({where})' if where else ''}: {self.text}"
 

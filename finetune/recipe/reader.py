@@ -92,7 +92,8 @@ def dump_recipe(recipe: Recipe) -> str:
 def _read_text(path: Path) -> str:
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        raise RecipeError(f"no recipe '{path}'; {f'there are {', '.join(near)}' if near else 'correct the path'}")
+        repair = f"there are {', '.join(near)}" if near else "correct the path"
+        raise RecipeError(f"no recipe '{path}'; {repair}")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -1,0 +1,114 @@
+"""The report's figures, drawn by Plotly; each is a function from results to an HTML fragment.
+
+L layers, H heads, C classes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from finetune.results import HeadScores, SplitScores
+
+_FONT = {
+    "family": "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif",
+    "size": 13,
+    "color": "#1f2933",
+}
+_BLUE, _ORANGE = "#2563eb", "#ea580c"
+_SCALE = [[0, "#f8fafc"], [0.25, "#fde68a"], [0.6, "#f97316"], [1, "#7c2d12"]]
+_MOST_CELLS = 30  # classes up to which a confusion matrix shows its numbers
+
+
+def plotly_script() -> str:
+    """Return Plotly's own JavaScript, so that the report needs no network."""
+    script: str = get_plotlyjs()
+    return script
+
+
+def loss_curve(history: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return training loss by optimiser step, with evaluation loss where there was one."""
+    trained = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    judged = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    if not trained:
+        return None
+    figure = go.Figure()
+    for name, points, color, mode in (
+        ("training", trained, _BLUE, "lines"),
+        ("validation", judged, _ORANGE, "lines+markers"),
+    ):
+        if points:
+            steps, losses = zip(*points, strict=True)
+            figure.add_scatter(x=steps, y=losses, name=name, mode=mode, line={"color": color, "width": 2})
+    figure.update_xaxes(title="optimiser step", rangemode="tozero")
+    figure.update_yaxes(title="loss", rangemode="tozero")
+    return _html(figure, 320)
+
+
+def confusion_heatmap(scores: SplitScores) -> str | None:
+    """Return the confusion matrix: colour is the share of the label's rows, numbers are rows."""
+    if scores.confusion is None:
+        return None
+    names = [row.label for row in scores.per_class]
+    shares = [[cell / max(sum(row), 1) for cell in row] for row in scores.confusion]
+    figure = go.Figure(
+        go.Heatmap(
+            z=shares,
+            x=[f"{name} " for name in names],  # the blank keeps Plotly from reading "0" as a number
+            y=[f"{name} " for name in names],
+            customdata=scores.confusion,
+            text=scores.confusion if len(names) <= _MOST_CELLS else None,
+            texttemplate="%{text}" if len(names) <= _MOST_CELLS else None,
+            hovertemplate="label %{y}<br>predicted %{x}<br>%{customdata} rows (%{z:.1%})<extra></extra>",
+            colorscale=[[0, "#f8fafc"], [1, _BLUE]],
+            zmin=0,
+            zmax=1,
+            showscale=False,
+        )
+    )
+    figure.update_xaxes(title="predicted", side="top")
+    figure.update_yaxes(title="label", autorange="reversed")
+    return _html(figure, max(300, min(900, 70 + 60 * len(names) if len(names) < 10 else 12 * len(names) + 300)))
+
+
+def head_heatmap(heads: HeadScores) -> str:
+    """Return importance as an L x H map; hovering shows the standard error."""
+    layers, width = len(heads.values), len(heads.values[0])
+    errors = [["" if cell is None else f" ± {cell:.2g}" for cell in row] for row in heads.standard_errors]
+    figure = go.Figure(
+        go.Heatmap(
+            z=heads.values,
+            x=[str(head) for head in range(width)],
+            y=[str(layer) for layer in range(layers)],
+            customdata=errors,
+            texttemplate="%{z:.2g}",
+            textfont={"size": 11},
+            hovertemplate="layer %{y}, head %{x}<br>%{z:.4g}%{customdata}<extra></extra>",
+            colorscale=_SCALE,
+            zmin=0,
+            xgap=2,
+            ygap=2,
+            colorbar={"title": {"text": heads.formula}, "thickness": 12},
+        )
+    )
+    figure.update_xaxes(title="head", type="category")
+    figure.update_yaxes(title="layer", type="category", autorange="reversed")
+    return _html(figure, 130 + 42 * layers)
+
+
+def _html(figure: go.Figure, height: int) -> str:
+    figure.update_layout(
+        template="plotly_white",
+        font=_FONT,
+        height=height,
+        margin={"l": 60, "r": 20, "t": 40, "b": 50},
+        legend={"orientation": "h", "y": 1.12, "x": 0},
+        paper_bgcolor="rgba(0,0,0,0)",
+    )
+    fragment: str = figure.to_html(
+        full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True}
+    )
+    return fragment

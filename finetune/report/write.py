@@ -1,0 +1,69 @@
+"""Write the report and the model card from a run folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from finetune.report.figures import confusion_heatmap, head_heatmap, loss_curve, plotly_script
+from finetune.report.record import RunRecord, read_record
+from finetune.results import MetricValue, RunFolder, write_text
+
+
+def write_report(folder: RunFolder) -> None:
+    """Write `report.html`, one file that opens offline, and `README.md`, the model card.
+
+    Raises:
+        DataError: the run is not finished.
+    """
+    record = read_record(folder)
+    pages = Environment(
+        loader=PackageLoader("finetune.report", ""),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.filters["interval"] = interval
+    facts = {
+        "name": folder.path.name,
+        "record": record,
+        "shown": shown_split(record),
+        "recipe_text": folder.recipe.read_text(encoding="utf-8"),
+        "memory_notes": [note for split, summary in record.data.items() if (note := summary.memory_note(split))],
+        "model": model_name(record.recipe),
+    }
+    write_text(folder.report, pages.get_template("report.html").render(**facts, **figures(record)))
+    write_text(folder.card, pages.get_template("card.md").render(**facts))
+
+
+def shown_split(record: RunRecord) -> str | None:
+    """Return the split whose tables are shown: test if it was scored, else validation, else none."""
+    return next((split for split in ("test", "validation") if split in record.scores), None)
+
+
+def figures(record: RunRecord) -> dict[str, Markup | None]:
+    """Return the report's figures as HTML."""
+    split = shown_split(record)
+    drawn = {
+        "loss_figure": loss_curve(record.history),
+        "confusion_figure": confusion_heatmap(record.scores[split]) if split else None,
+        "head_figure": head_heatmap(record.heads) if record.heads else None,
+        "script": plotly_script(),
+    }
+    return {name: None if html is None else Markup(html) for name, html in drawn.items()}
+
+
+def interval(cell: MetricValue, form: str = ".3f") -> str:
+    """Return "[0.862, 0.905]", or a dash where there is no interval."""
+    if cell.low is None or cell.high is None:
+        return "–"
+    return f"[{cell.low:{form}}, {cell.high:{form}}]"
+
+
+def model_name(recipe: dict[str, Any]) -> str:
+    """Return the model's name for people."""
+    model = recipe["model"]
+    return str(model["model_name_or_path"] or f"{model['model_type']} (from scratch)")
