@@ -49,6 +49,18 @@ _Loader.add_constructor(_TAG + "int", lambda loader, node: int(loader.construct_
 _Loader.add_constructor(_TAG + "float", lambda loader, node: _number(str(loader.construct_scalar(node))))
 
 
+class _Dumper(yaml.SafeDumper):
+    """PyYAML, with those characters escaped that it writes plain but reads as line breaks or refuses."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar(_TAG + "str", text, style='"' if _UNSAFE.search(text) else None)
+
+
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+_Dumper.add_representer(str, _represent_text)
+
+
 def _number(text: str) -> float:
     return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
@@ -86,7 +98,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """Return the recipe as YAML with every default written out; `load_recipe` gives the same recipe back."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    document = recipe.model_dump(mode="json")
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _read_text(path: Path) -> str:

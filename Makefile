@@ -1,0 +1,41 @@
+# Every verb sets up what it needs: a virtual environment in .venv, made anew when pyproject.toml changes.
+VENV ?= .venv
+RUN ?= runs/toy
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.installed
+
+.PHONY: install format lint test eval bench toy clean
+
+install: $(SETUP)
+
+$(SETUP): pyproject.toml
+	python3 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@
+
+format: $(SETUP)
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+lint: $(SETUP)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(SETUP)
+	$(BIN)/python -m pytest
+
+toy: $(SETUP)
+	$(BIN)/accelerate launch finetune/run.py recipes/toy.yaml
+
+# Evaluates a finished run from its folder; trains the toy recipe first if it is asked for and not there.
+eval: $(SETUP)
+	@test -d $(RUN)/model || test $(RUN) != runs/toy || $(MAKE) --no-print-directory toy
+	$(BIN)/finetune evaluate $(RUN)
+
+bench: $(SETUP)
+	$(BIN)/python -m tests.benchmarks.speed
+
+clean:
+	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

@@ -1,0 +1,90 @@
+"""Small models and rows that every test may use; nothing here needs a network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import settings
+from transformers import BertConfig, BertForMaskedLM, BertModel
+
+from finetune.data.encoding import word_tokenizer
+from finetune.modeling import quiet_libraries
+
+settings.register_profile("steady", deadline=None, derandomize=True)  # a slow machine is no failure
+settings.load_profile("steady")
+
+SENTENCES = [
+    "the cat sat on the mat",
+    "the dog chased the cat",
+    "the mat is on the floor",
+    "the floor is clean",
+    "a dog sat",
+    "clean the mat now or the cat will not sit on it again",
+]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    quiet_libraries()
+    datasets.disable_progress_bars()
+    before = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
+    yield
+    datasets.config.HF_DATASETS_CACHE = before
+
+
+@pytest.fixture(scope="session")
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
+
+
+def _save_bert(folder: Path, kind: type[BertModel] | type[BertForMaskedLM]) -> Path:
+    tokenizer = word_tokenizer(datasets.Dataset.from_dict({"sentence": SENTENCES}), 40)
+    torch.manual_seed(1)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=32,
+        max_position_embeddings=32,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.5,  # far from linear, so that heads differ
+    )
+    kind(config).save_pretrained(folder)
+    tokenizer.model_max_length = 32
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT encoder of 2 layers, 3 heads, width 24, saved as a checkpoint."""
+    return _save_bert(tmp_path_factory.mktemp("tiny-bert"), BertModel)
+
+
+@pytest.fixture(scope="session")
+def tiny_masked_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same saved from the masked-LM class, which has no pooler."""
+    return _save_bert(tmp_path_factory.mktemp("tiny-mlm"), BertForMaskedLM)
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path) -> Callable[[str], Path]:
+    """Write YAML to a file and return its path."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from finetune.intervals import classification_intervals, interval_note, regression_intervals
+
+NAMES = ["a", "b", "c"]
+
+
+@pytest.fixture
+def rows() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(3)
+    actual = rng.choice(3, 200, p=[0.6, 0.3, 0.1])
+    return np.where(rng.random(200) < 0.75, actual, rng.integers(0, 3, 200)), actual
+
+
+def test_equals_a_bootstrap_that_draws_rows(rows: tuple[np.ndarray, np.ndarray]) -> None:
+    predicted, actual = rows
+    found, per_class = classification_intervals(predicted, actual, NAMES, samples=4000, seed=0)
+    rng = np.random.default_rng(1)
+    drawn = [rng.integers(0, 200, 200) for _ in range(1000)]
+    naive = {
+        "accuracy": [np.mean(predicted[d] == actual[d]) for d in drawn],
+        "f1_macro": [f1_score(actual[d], predicted[d], average="macro") for d in drawn],
+    }
+    for name, values in naive.items():
+        low, high = np.percentile(values, [2.5, 97.5])
+        cell = found[name]
+        assert cell.low is not None
+        assert cell.high is not None
+        # Both ends are estimates: their own spread over 1000 resamples is 0.004 here.
+        assert (cell.low, cell.high) == pytest.approx((low, high), abs=0.012)
+        assert cell.low < cell.value < cell.high
+    assert [row.support for row in per_class] == np.bincount(actual).tolist()
+
+
+def test_multi_label_bootstrap_covers_its_value() -> None:
+    rng = np.random.default_rng(0)
+    actual = rng.integers(0, 2, (300, 3))
+    predicted = np.where(rng.random((300, 3)) < 0.8, actual, 1 - actual)
+    found, per_class = classification_intervals(predicted, actual, NAMES, samples=500, seed=0)
+    assert [row.support for row in per_class] == actual.sum(0).tolist()
+    for cell in found.values():
+        assert cell.low is not None
+        assert cell.high is not None
+        assert cell.low < cell.value < cell.high
+
+
+def test_coverage_is_near_95_percent() -> None:
+    rng = np.random.default_rng(0)
+    hits, trials = 0, 200
+    for trial in range(trials):
+        actual = np.zeros(150, dtype=int)
+        predicted = (rng.random(150) > 0.8).astype(int)  # accuracy is 0.8
+        cell = classification_intervals(predicted, actual, ["a", "b"], samples=300, seed=trial)[0]["accuracy"]
+        assert cell.low is not None
+        assert cell.high is not None
+        hits += cell.low <= 0.8 <= cell.high
+    assert 0.89 <= hits / trials <= 0.99  # 0.95 with a standard error of 0.015, and n = 150 is not infinite
+
+
+def test_the_same_seed_gives_the_same_interval(rows: tuple[np.ndarray, np.ndarray]) -> None:
+    one, two, other = (classification_intervals(*rows, NAMES, samples=200, seed=seed)[0] for seed in (1, 1, 2))
+    assert one == two != other
+
+
+def test_no_interval_where_it_would_mislead() -> None:
+    four, _ = classification_intervals(np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0]), ["a", "b"], samples=100, seed=0)
+    assert four["accuracy"].low is None
+    assert interval_note(4) == "4 rows are too few for bootstrap intervals (10 at least)"
+    perfect, _ = classification_intervals(np.arange(20) % 2, np.arange(20) % 2, ["a", "b"], samples=100, seed=0)
+    assert perfect["accuracy"].high is None
+    assert interval_note(20) == ""
+
+
+def test_regression_intervals() -> None:
+    rng = np.random.default_rng(0)
+    actual = rng.normal(size=100)
+    predicted = actual + rng.normal(size=100)
+    found = regression_intervals(predicted, actual, samples=200, seed=0)
+    assert set(found) == {"mean_squared_error", "mean_absolute_error", "pearson", "spearman"}
+    for cell in found.values():
+        assert cell.low is not None
+        assert cell.high is not None
+        assert cell.low < cell.value < cell.high
+    assert regression_intervals(predicted[:4], actual[:4], samples=200, seed=0)["pearson"].low is None

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune.errors import RecipeError
+from finetune.recipe import METRICS, Recipe, dump_recipe, load_recipe
+from finetune.recipe.problems import FOREIGN_NAMES, metric_problems
+
+WriteRecipe = Callable[[str], Path]
+
+SHIPPED = sorted(Path(__file__).parents[1].joinpath("recipes").glob("*.yaml"))
+ROWS = "[{sentence: a b, label: x}, {sentence: c d, label: y}]"
+MINIMAL = f"model: {{model_name_or_path: some/model}}\ndata: {{train_rows: {ROWS}, validation_rows: {ROWS}}}\n"
+
+
+def test_every_shipped_recipe_is_right() -> None:
+    loaded = [load_recipe(path) for path in SHIPPED]
+    assert len(loaded) == 4
+    assert [Path(recipe.output_dir).name for recipe in loaded] == [path.stem for path in SHIPPED]
+
+
+def test_six_mistakes_are_told_at_once(write_recipe: WriteRecipe) -> None:
+    path = write_recipe(
+        """\
+seed: 1
+model: {model_name_or_path: some/model}
+data:
+  train_file: nowhere.csv
+training:
+  learning_rat: 1e-3
+  num_train_epochs: three
+  warmup_ratio: 0.1
+  weight_decay: 0.1
+  weight_decay: 0.2
+peft: {r: -1}
+"""
+    )
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    head, *lines = str(caught.value).splitlines()
+    assert head == f"{path} has 6 mistakes:"
+    expected = {
+        r"training.weight_decay (line 9)": "given again on line 10",
+        r"data.train_file (line 4)": "no such file 'nowhere.csv'",
+        r"training.learning_rat (line 6)": "unknown key; did you mean 'learning_rate'?",
+        r"training.num_train_epochs (line 7)": "given 'three'; must be a whole number",
+        r"training.warmup_ratio (line 8)": "here it is training.warmup_steps",
+        r"peft.r (line 11)": "given -1; must be greater than or equal to 1",
+    }
+    assert len(lines) == 6
+    for where, text in expected.items():
+        assert any(line.strip().startswith(where) and text in line for line in lines), (where, lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {model_name_or_path: a}\n", r"data: is missing"),
+        (MINIMAL + "trainng: {}\n", r"trainng \(line 3\): unknown key; did you mean 'training'"),
+        (MINIMAL + "learning_rate: 1\n", r"learning_rate .*belongs in training"),
+        (MINIMAL + "training: {mixed_precision: bf17}\n", r"given 'bf17'; must be 'no', 'bf16' or 'fp16'; did you mean"),
+        (MINIMAL + "training: {warmup_steps: 1.5}\n", r"training .*warmup_steps is 1.5; a share lies below 1"),
+        (MINIMAL + "training: {learning_rate: true}\n", r"training.learning_rate .*given True; must be a number"),
+        (MINIMAL + "training: 3\n", r"training .*must be a section of keys"),
+        (MINIMAL + "peft: {target_modules: [query, dense]}\n", r"peft.target_modules.1 .*given 'dense'"),
+        (MINIMAL + "evaluation: {metrics: [acuracy]}\n", r"metrics.0 .*did you mean 'accuracy'"),
+        (MINIMAL + "evaluation: {metric_for_best_model: f1}\n", r"metric_for_best_model .*given 'f1'; must be one of"),
+        (MINIMAL + "task: {label_names: [a, a]}\n", r"task .*at least two different names"),
+        (MINIMAL + "task: {label_names: [a, b]}\ntraining: {class_weights: {c: 2.0}}\n", r"class_weights.c .*no label"),
+        (MINIMAL + "logging: {report_to: wandb}\n", r"report_to .*'wandb' is not installed"),
+        (MINIMAL.replace("some/model", "a, model_type: bert"), r"model .*model_name_or_path and model_type are both"),
+        ("model: {}\ndata: {}\n", r"model .*no source is given"),
+        ("- a\n", r"holds no sections"),
+        ("a: [1\n", r"line 2 is not YAML"),
+        ("a: !!python/object:os.system 1\n", r"uses YAML that is not read here"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_its_repair(write_recipe: WriteRecipe, text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write_recipe(text))
+
+
+def test_names_of_other_tools_get_a_hint(write_recipe: WriteRecipe) -> None:
+    asked = ("warmup_ratio", "group_by_length", "evaluation_strategy", "lora_r", "lora_rank", "epochs", "batch_size")
+    asked += ("lr", "base_model", "max_seq_length", "cutoff_len")
+    assert set(asked) <= set(FOREIGN_NAMES)
+    path = write_recipe(MINIMAL + "training:\n" + "".join(f"  {name}: 1\n" for name in FOREIGN_NAMES))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    lines = str(caught.value).splitlines()[1:]
+    assert len(lines) == len(FOREIGN_NAMES)
+    for name, here in FOREIGN_NAMES.items():
+        assert sum(f"training.{name} (" in line and here in line for line in lines) == 1
+
+
+def test_hints_name_keys_that_exist() -> None:
+    keys = {f"{name}.{key}" for name, field in Recipe.model_fields.items() for key in _fields(field.annotation)}
+    told = [hint.split()[0].rstrip(":") for hint in FOREIGN_NAMES.values() if not hint.startswith("nothing")]
+    assert len(told) > 20
+    assert set(told) <= keys
+
+
+def _fields(annotation: object) -> list[str]:
+    kinds = [annotation, *getattr(annotation, "__args__", ())]
+    return [key for kind in kinds for key in getattr(kind, "model_fields", {})]
+
+
+def test_yaml_traps_are_closed(write_recipe: WriteRecipe) -> None:
+    text = MINIMAL + "task: {label_names: [no, yes]}\ntraining: {mixed_precision: no, learning_rate: 2e-5}\n"
+    recipe = load_recipe(write_recipe(text))
+    assert recipe.task.label_names == ["no", "yes"]
+    assert recipe.training.mixed_precision == "no"
+    assert recipe.training.learning_rate == 2e-5
+
+
+def test_label_names_are_words_whatever_they_look_like(write_recipe: WriteRecipe) -> None:
+    recipe = load_recipe(write_recipe(MINIMAL), ["task.label_names=[true, 1, 1.50, null]"])
+    assert recipe.task.label_names == ["true", "1", "1.50", "null"]
+
+
+@pytest.mark.parametrize(
+    ("override", "read"),
+    [
+        ("training.learning_rate=3e-4", lambda r: r.training.learning_rate == 3e-4),
+        ("training.mixed_precision=no", lambda r: r.training.mixed_precision == "no"),
+        ("peft.r=4", lambda r: r.peft.r == 4),
+        ("peft=null", lambda r: r.peft is None),
+        ("data.max_train_samples=", lambda r: r.data.max_train_samples is None),
+        ("evaluation.metrics=[accuracy]", lambda r: r.evaluation.metrics == ["accuracy"]),
+        ("output_dir=/elsewhere", lambda r: r.output_dir == "/elsewhere"),
+    ],
+)
+def test_overrides_are_typed_as_in_the_file(
+    write_recipe: WriteRecipe, override: str, read: Callable[[Recipe], bool]
+) -> None:
+    assert read(load_recipe(write_recipe(MINIMAL), [override]))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.learning_rate", r"override 'training.learning_rate' is not of the form"),
+        ("training.learnin_rate=1", r"training.learnin_rate \(override\): unknown key; did you mean"),
+        ("training.learning_rate=fast", r"training.learning_rate \(override\): given 'fast'"),
+        ("training.learning_rate=[1", r"not YAML"),
+    ],
+)
+def test_a_wrong_override_is_named(write_recipe: WriteRecipe, override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write_recipe(MINIMAL), [override])
+
+
+def test_an_override_of_the_source_replaces_the_other_source(tmp_path: Path) -> None:
+    rows = tmp_path / "train.csv"
+    rows.write_text("sentence,label\na,b\n")
+    recipe = load_recipe(SHIPPED[0].parent / "sst2.yaml", [f"data.train_file={rows}", "model.model_type=bert"])
+    assert (recipe.data.dataset_name, recipe.data.train_file) == (None, str(rows))
+    assert (recipe.model.model_name_or_path, recipe.model.model_type) == (None, "bert")
+
+
+def test_the_resolved_recipe_reads_back_the_same(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = load_recipe(write_recipe(MINIMAL), ["task.label_names=[no, on]", "output_dir=there"])
+    again = tmp_path / "resolved.yaml"
+    again.write_text(dump_recipe(recipe))
+    assert load_recipe(again) == recipe
+    assert "weight_decay: 0.01" in again.read_text()  # defaults are written out
+    assert Path(recipe.output_dir).is_absolute()
+    # Readers of YAML 1.1 must see the words as well.
+    assert yaml.safe_load(again.read_text())["task"]["label_names"] == ["no", "on"]
+
+
+@given(rate=st.floats(1e-12, 1e3), seed=st.integers(0, 2**32 - 1), names=st.lists(st.text(min_size=1), min_size=2, unique=True))
+def test_any_values_survive_the_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, rate: float, seed: int, names: list[str]
+) -> None:
+    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    path.write_text(MINIMAL)
+    recipe = load_recipe(path)
+    changed = recipe.model_copy(
+        update={
+            "seed": seed,
+            "training": recipe.training.model_copy(update={"learning_rate": rate}),
+            "task": recipe.task.model_copy(update={"label_names": names}),
+        }
+    )
+    path.write_text(dump_recipe(changed), encoding="utf-8")
+    assert load_recipe(path) == changed
+
+
+def test_a_recipe_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"no recipe .*there\.yaml"):
+        load_recipe(tmp_path / "there.yaml")
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes("seed: 1 # é".encode("latin-1"))
+    with pytest.raises(RecipeError, match=r"not UTF-8 \(byte 10\)"):
+        load_recipe(latin)
+
+
+@pytest.mark.parametrize("problem_type", sorted(METRICS))
+def test_metrics_are_checked_by_problem_type(problem_type: str) -> None:
+    right = {"task": {"problem_type": problem_type}, "evaluation": {"metrics": list(METRICS[problem_type])}}
+    assert not list(metric_problems(right))
+    wrong = {"task": {"problem_type": problem_type}, "evaluation": {"metrics": ["nothing"]}}
+    assert [problem.location for problem in metric_problems(wrong)] == [("evaluation", "metrics", 0)]
+
+
+@pytest.mark.parametrize("command", [["check", str(SHIPPED[0])], ["schema"], ["--help"]])
+def test_light_commands_do_not_import_torch(command: list[str]) -> None:
+    program = (
+        "import sys\nfrom finetune.cli import main\n"
+        f"try:\n    code = main({command!r})\nexcept SystemExit as ended:\n    code = ended.code\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)\n"
+        "sys.exit(f'code {code}, imported {heavy}' if code or heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
