@@ -45,7 +45,8 @@ def weighted_sum(scores: Tensor, value: Tensor) -> Tensor:
 
 def split_heads(states: Tensor, num_heads: int) -> Tensor:
     """Return (B, S, H * D) as (B, H, S, D)."""
-    return states.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    B, S, width = states.shape  # noqa: N806  (the legend above)
+    return states.view(B, S, num_heads, width // num_heads).transpose(1, 2)
 
 
 def concat_heads(states: Tensor) -> Tensor:
@@ -105,6 +106,10 @@ class _Layer(nn.Module):
         super().__init__()
         self.attention = MultiHeadAttention(config.hidden_size, config.num_attention_heads, config.head_dim)
 
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        result: tuple[Tensor, Tensor] = self.attention(hidden_states, attention_mask)
+        return result
+
 
 class MultiHeadClassifier(PreTrainedModel):
     """Embedding, multi-head attention, mean over real tokens, dense layer with ReLU, output.
@@ -123,8 +128,8 @@ class MultiHeadClassifier(PreTrainedModel):
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
         self.binary = config.num_labels == 2 and config.problem_type != "multi_label_classification"
-        self.classifier = nn.Linear(config.intermediate_size, 1 if self.binary else config.num_labels)
-        self.post_init()
+        self.classifier = nn.Linear(config.intermediate_size, 1 if self.binary else int(config.num_labels or 1))
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
         # Glorot for linear maps, as is usual for networks of this size; transformers' normal(0, 0.02)
@@ -153,7 +158,7 @@ class MultiHeadClassifier(PreTrainedModel):
         states = self.embedding(input_ids)  # (B, S, E)
         attentions = []
         for layer in self.layers:
-            states, scores = layer.attention(states, attention_mask)
+            states, scores = layer(states, attention_mask)
             attentions.append(scores)
         real = attention_mask.unsqueeze(-1).to(states.dtype)  # (B, S, 1)
         mean = (states * real).sum(1) / real.sum(1).clamp(min=1)  # (B, E)

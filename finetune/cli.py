@@ -96,3 +96,7 @@ def _schema(asked: argparse.Namespace) -> None:
     from finetune.recipe import Recipe
 
     print(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

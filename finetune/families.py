@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from transformers import PreTrainedModel
 
 from finetune.errors import ModelError
 
@@ -75,7 +75,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def attention_sites(classifier: nn.Module) -> list[AttentionSite]:
+def attention_sites(classifier: PreTrainedModel) -> list[AttentionSite]:
     """Return the attention sites of a transformers classifier (not wrapped by peft), first layer first.
 
     Raises:

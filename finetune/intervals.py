@@ -111,7 +111,7 @@ def classification_intervals(
     cells = [MetricValue(float(value), low, high) for value, (low, high) in zip(values, bounds, strict=True)]
     overall, by_class = cells[: len(metrics)], np.reshape(np.array(cells[len(metrics) :], dtype=object), (3, -1))
     per_class = [
-        ClassScores(name, *by_class[:, index], support=int(total.actual[index]))
+        ClassScores(name, by_class[0, index], by_class[1, index], by_class[2, index], int(total.actual[index]))
         for index, name in enumerate(label_names)
     ]
     return dict(zip(metrics, overall, strict=True)), per_class

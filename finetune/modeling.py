@@ -1,4 +1,4 @@
-"""Build, save and reload a classifier: encoder, classification head, LoRA adapters.
+"""Build a classifier: encoder, classification head, LoRA adapters.
 
 What must be trained and saved besides the adapters is whatever the checkpoint did not hold, as the
 loader itself reports; no list of module names is kept here.
@@ -7,7 +7,6 @@ loader itself reports; no list of module names is kept here.
 from __future__ import annotations
 
 import importlib.util
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 import peft
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -30,9 +29,7 @@ from transformers import (
 from finetune import attention
 from finetune.errors import ModelError
 from finetune.families import attention_sites
-from finetune.results import write_text
 
-_ABOUT = "classifier.json"  # beside the weights: what config.json has no place for
 _PACKAGE = "package:"
 
 
@@ -98,7 +95,8 @@ class Classifier:
     @property
     def label_names(self) -> list[str]:
         """Label names in the order of their ids."""
-        return [self.base.config.id2label[index] for index in range(self.base.config.num_labels)]
+        names: dict[int, str] = self.base.config.id2label  # type: ignore[assignment]  # keys are numbers once loaded
+        return [names[index] for index in range(len(names))]
 
     @property
     def problem_type(self) -> str:
@@ -121,7 +119,7 @@ def quiet_libraries() -> None:
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """Return the checkpoint's tokenizer."""
-    with _loading(source):
+    with loading(source):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.location(), revision=source.revision)
     if tokenizer.pad_token_id is None:
         raise ModelError(f"the tokenizer of '{source.name}' has no padding token; choose an encoder's checkpoint")
@@ -144,7 +142,7 @@ def pretrained_classifier(
             tokens than `max_length`, or has no place for an adapter that was asked for.
     """
     labels = _label_config(label_names, problem_type)
-    with _loading(source):
+    with loading(source):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.location(),
             revision=source.revision,
@@ -205,7 +203,7 @@ def _label_config(names: Sequence[str], problem_type: str) -> dict[str, Any]:
     }
 
 
-class _loading:  # noqa: N801  (used as a function)
+class loading:  # noqa: N801  (used as a function)
     """Turn what goes wrong while a checkpoint is loaded into one clear ModelError."""
 
     def __init__(self, source: Source) -> None:
@@ -251,7 +249,7 @@ def _add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str], source: So
     targets = [path for site in sites for path in site.paths(lora.roles)]
     config = peft.LoraConfig(
         r=lora.r,
-        lora_alpha=lora.lora_alpha,
+        lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]  # any number serves
         lora_dropout=lora.lora_dropout,
         target_modules=targets,
         modules_to_save=sorted({name.rpartition(".")[0] for name in new}) or None,
@@ -271,92 +269,3 @@ def _add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str], source: So
 def _plain_name(name: str) -> str:
     """Return a parameter's name in the model before peft wrapped it; the copy that is not trained keeps another."""
     return name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".")
-
-
-def save_classifier(classifier: Classifier, folder: Path) -> None:
-    """Write the classifier: full weights or adapter, config with labels, tokenizer, and where the base is from."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model, base = classifier.model, classifier.base
-    if isinstance(model, peft.PeftModel):
-        # No look at the hub for the base's vocabulary: embeddings are never changed here.
-        model.save_pretrained(folder, save_embedding_layers=False)
-        base.config.architectures = [type(base).__name__]
-        base.config.save_pretrained(folder)
-        folder.joinpath("README.md").unlink(missing_ok=True)  # the run folder's own card says more
-    else:
-        base.save_pretrained(folder)
-    classifier.tokenizer.save_pretrained(folder)
-    source = classifier.source
-    about = {"max_length": classifier.max_length, "source": source and vars(source)}
-    write_text(folder / _ABOUT, json.dumps(about, indent=1) + "\n")
-
-
-def load_classifier(folder: Path) -> Classifier:
-    """Return the classifier that `save_classifier` wrote, wherever the folder lies now.
-
-    Raises:
-        ModelError: the folder does not hold one, or its base model cannot be found.
-    """
-    try:
-        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-        source = Source(**about["source"]) if about["source"] else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{folder} holds no classifier that was saved here ({error}); name a run's model folder"
-        ) from error
-    here = Source(str(folder), dtype=source.dtype if source else "float32")
-    tokenizer = load_tokenizer(here)
-    with _loading(here):
-        config = AutoConfig.from_pretrained(folder)
-    adapter = (folder / "adapter_config.json").is_file()
-    weights = source if adapter and source else here
-    chosen = {"attn_implementation": source.attn_implementation} if source and source.attn_implementation else {}
-    with _loading(weights):
-        model = AutoModelForSequenceClassification.from_pretrained(
-            weights.location(),
-            revision=weights.revision,
-            config=config,
-            dtype=getattr(torch, weights.dtype),
-            ignore_mismatched_sizes=adapter,  # the base may carry another task's head, which the adapter replaces
-            **chosen,
-        )
-        if adapter:
-            model = peft.PeftModel.from_pretrained(model, str(folder))
-    return Classifier(model.eval(), tokenizer, int(about["max_length"]), source)
-
-
-@torch.no_grad()
-def logits_of(classifier: Classifier, texts: Sequence[Sequence[str]], device: torch.device) -> Tensor:
-    """Return logits (B, C) of a few rows in evaluation mode; each row is a text or a pair."""
-    columns = [list(column) for column in zip(*texts, strict=True)]
-    inputs = classifier.tokenizer(
-        *columns, truncation=True, max_length=classifier.max_length, padding=True, return_tensors="pt"
-    )
-    model, training = classifier.model, classifier.model.training
-    model.to(device).eval()  # type: ignore[arg-type]
-    logits: Tensor = model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits.float().cpu()
-    model.train(training)
-    return logits
-
-
-def check_reload(
-    trained: Classifier, reloaded: Classifier, texts: Sequence[Sequence[str]], device: torch.device
-) -> float:
-    """Return the largest difference of their logits on a few rows, once all weights are known to be equal.
-
-    Equal weights at another place in memory may be added up in another order (measured here: 1e-9), and
-    accelerators' kernels need not repeat to the bit; 1e-5 leaves room for both.
-
-    Raises:
-        ModelError: a weight is missing or not equal to the bit, or the logits differ by more than 1e-5.
-    """
-    first, second = trained.model.state_dict(), reloaded.model.state_dict()
-    odd = sorted(first.keys() ^ second.keys())
-    odd += [name for name in first if name in second and not first[name].cpu().equal(second[name].cpu())]
-    if odd:
-        raise ModelError(f"the saved model differs from the trained one in {', '.join(odd[:3])}; please report it")
-    logits = [logits_of(classifier, texts, device) for classifier in (trained, reloaded)]
-    difference = float((logits[0] - logits[1]).abs().max())
-    if not difference <= 1e-5:
-        raise ModelError(f"the saved model gives other logits than the trained one, by {difference:g}; please report it")
-    return difference

@@ -10,15 +10,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-if __package__ in (None, ""):  # started by path: Python put this folder first, where the project's own belongs
+if __name__ == "__main__":
+    # Started by path: Python put this folder first, where the project's own belongs. The recipe is read before
+    # anything heavy is imported, so that a mistake is told at once.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from finetune.cli import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))
 
 import os
-import shutil
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import datasets
 import torch
@@ -27,59 +30,22 @@ from accelerate.utils import set_seed
 from rich.console import Console
 
 from finetune.checkpoints import find_checkpoint
-from finetune.data.encoding import EncodedSplit, word_tokenizer
-from finetune.data.prepare import LabelledSplits, encode_splits, read_labelled, summarise, training_texts
+from finetune.data.prepare import encode_splits, read_labelled, summarise
 from finetune.environment import describe_environment
-from finetune.errors import DataError, ModelError, TrainingError
+from finetune.errors import DataError, TrainingError
+from finetune.folder import check_folder, claim_folder, forget_after
 from finetune.heads.importance import gradient_importance
-from finetune.modeling import (
-    Classifier,
-    Lora,
-    Source,
-    check_reload,
-    load_classifier,
-    load_tokenizer,
-    new_classifier,
-    pretrained_classifier,
-    quiet_libraries,
-    save_classifier,
-)
+from finetune.modeling import Classifier, quiet_libraries
 from finetune.plan import Plan, make_plan
+from finetune.preparation import Material, prepare
 from finetune.progress import TrainingProgress
-from finetune.recipe import Recipe, dump_recipe, load_recipe
+from finetune.recipe import Recipe, load_recipe
 from finetune.report import write_report
-from finetune.results import (
-    RunFolder,
-    SplitScores,
-    SplitSummary,
-    Training,
-    append_line,
-    read_json,
-    read_lines,
-    write_json,
-    write_text,
-)
+from finetune.results import RunFolder, SplitScores, Training, append_line, read_json, write_json
+from finetune.saving import check_reload, load_classifier, save_classifier
 from finetune.scoring import predict, predictions_table, score, write_predictions
 from finetune.terminal import say, show_data, show_heads, show_scores
 from finetune.training import Loop, fit, training_result
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a run works on: rows and the classifier."""
-
-    classifier: Classifier
-    splits: dict[str, EncodedSplit]
-    summary: dict[str, SplitSummary]
-
-    def scored(self) -> dict[str, EncodedSplit]:
-        """Return the splits that are scored: all but the training rows."""
-        return {name: split for name, split in self.splits.items() if name != "train"}
-
-    def sample_texts(self) -> list[tuple[str, ...]]:
-        """Return a few rows' texts for comparing two classifiers."""
-        rows = self.splits["train"].texts[:8]
-        return list(zip(*rows.values(), strict=True))
 
 
 def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
@@ -99,12 +65,14 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
     plan = make_plan(recipe, rows=len(material.splits["train"]), processes=accelerator.num_processes)
     if dry_run:
         rehearse(recipe, material, plan, accelerator, console)
+        accelerator.end_training()
         return folder
     if accelerator.is_main_process:
-        claim_folder(folder, recipe, accelerator, material.summary)
+        claim_folder(folder, recipe, describe_environment(accelerator, recipe.seed), material.summary)
     accelerator.wait_for_everyone()
     trained = train_stage(recipe, material, plan, folder, accelerator, console)
     evaluate_stage(recipe, replace(material, classifier=trained), folder, accelerator, console)
+    accelerator.end_training()  # not before: it closes the trackers and parts the processes
     return folder
 
 
@@ -161,78 +129,6 @@ def threads_for_each(processes: int) -> int:
     return asked if asked > 1 else max(1, cores // here)
 
 
-def prepare(recipe: Recipe, accelerator: Accelerator) -> Material:
-    """Read the data and build the classifier; the main process first, so that caches are written once."""
-    with accelerator.main_process_first():
-        splits = read_labelled(recipe.data, recipe.task.problem_type, recipe.task.label_names, recipe.seed)
-        check_splits(recipe, splits.raw)
-        classifier = build(recipe, splits)
-        encoded = encode_splits(splits, classifier.tokenizer, recipe.data)
-    return Material(classifier, encoded, summarise(splits, encoded, recipe.data))
-
-
-def check_splits(recipe: Recipe, splits: Mapping[str, object]) -> None:
-    """Raise DataError if a stage will ask for a split that there is not."""
-    heads = recipe.head_importance
-    repair = "give data.validation_file (or rows, or split), or hold some out with data.validation_size: 0.1"
-    if recipe.evaluation.eval_strategy != "no" and "validation" not in splits:
-        raise DataError(f"there are no validation rows to evaluate on; {repair}, or set evaluation.eval_strategy: no")
-    if heads is not None and heads.split not in splits:
-        raise DataError(
-            f"head_importance.split is {heads.split}, but there are no such rows; {repair}, or name another"
-        )
-
-
-def build(recipe: Recipe, splits: LabelledSplits) -> Classifier:
-    """Return the recipe's classifier, ready to be trained."""
-    model, task = recipe.model, {"label_names": splits.label_names, "problem_type": recipe.task.problem_type}
-    max_length = recipe.data.max_length
-    lora = recipe.peft and Lora(
-        recipe.peft.r, recipe.peft.lora_alpha, recipe.peft.lora_dropout, recipe.peft.target_modules
-    )
-    if model.model_name_or_path is not None:
-        source = Source(model.model_name_or_path, model.revision, model.dtype, model.attn_implementation)
-        return pretrained_classifier(source, load_tokenizer(source), **task, max_length=max_length, lora=lora)
-    if lora is not None:
-        raise ModelError(
-            "peft adapts pretrained weights, but model.model_type builds new ones; remove the peft section"
-        )
-    assert model.model_type is not None
-    words = int(model.config_overrides.get("vocab_size", 30_000))
-    tokenizer = word_tokenizer(training_texts(splits, recipe.data), words)
-    return new_classifier(model.model_type, model.config_overrides, tokenizer, **task, max_length=max_length)
-
-
-def check_folder(folder: RunFolder, recipe: Recipe) -> None:
-    """Raise TrainingError if the run folder holds something that must not be lost."""
-    path = folder.path
-    if path.exists() and not path.is_dir():
-        raise TrainingError(f"output_dir {path} is a file; name a folder")
-    if not path.is_dir() or not any(path.iterdir()) or recipe.checkpoint.resume_from_checkpoint:
-        return
-    if not folder.recipe.is_file():
-        raise TrainingError(f"output_dir {path} holds files that are no run; name another folder")
-    if not recipe.overwrite_output_dir:
-        raise TrainingError(
-            f"output_dir {path} holds an earlier run; name another, go on with it "
-            "(checkpoint.resume_from_checkpoint=auto), or replace it (overwrite_output_dir=true)"
-        )
-
-
-def claim_folder(folder: RunFolder, recipe: Recipe, accelerator: Accelerator, summary: dict[str, SplitSummary]) -> None:
-    """Make the run folder, clear an earlier run out of it unless it is resumed, and write down what is run."""
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        if not recipe.checkpoint.resume_from_checkpoint:
-            for old in folder.written():
-                shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-        write_text(folder.recipe, dump_recipe(recipe))
-        write_json(folder.environment, describe_environment(accelerator, recipe.seed))
-        write_json(folder.data, summary)
-    except OSError as error:
-        raise TrainingError(f"output_dir {folder.path} cannot be written: {error.strerror}; name another") from error
-
-
 def rehearse(recipe: Recipe, material: Material, plan: Plan, accelerator: Accelerator, console: Console) -> None:
     """Do one training step, save, reload and compare, all in a folder that is removed again."""
     one = replace(plan, total_steps=1, log_every=1, eval_every=None, save_every=None)
@@ -287,7 +183,6 @@ def train_stage(
             checkpoints=folder.checkpoints,
             keep=recipe.checkpoint.save_total_limit,
         )
-    accelerator.end_training()
     speed = timing["rows"] / timing["seconds"] if timing["rows"] else 0.0
     return save_stage(material, training_result(loop, stopped, recipe.best_metric(), speed), folder, loop, console)
 
@@ -308,14 +203,6 @@ def save_stage(material: Material, result: Training, folder: RunFolder, loop: Lo
         "the saved model gives the same logits.",
     )
     return reloaded
-
-
-def forget_after(history: Path, step: int) -> None:
-    """Drop the history's entries after `step`: a resumed run writes them again."""
-    kept = [entry for entry in read_lines(history) if entry["step"] <= step]
-    history.unlink(missing_ok=True)
-    for entry in kept:
-        append_line(history, entry)
 
 
 def evaluate_stage(
@@ -357,9 +244,3 @@ def evaluate_stage(
         show_heads(console, heads)
     say(console, f"Report: {folder.report}")
     return scores
-
-
-if __name__ == "__main__":
-    from finetune.cli import main
-
-    sys.exit(main(["train", *sys.argv[1:]]))

@@ -22,7 +22,7 @@ from finetune.intervals import classification_intervals, interval_note, regressi
 from finetune.losses import decisions, per_example_loss, probabilities
 from finetune.metrics import compute_metrics, confusion_matrix
 from finetune.modeling import Classifier
-from finetune.results import SplitScores
+from finetune.results import ClassScores, SplitScores
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class Predictions:
         return {"loss": float(self.losses.double().mean()), **values}
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: its tensors break the training of several processes that goes on after
 def predict(classifier: Classifier, split: EncodedSplit, *, batch_size: int, accelerator: Accelerator) -> Predictions:
     """Return predictions for every row, each computed once by one of the processes.
 
     Batches are the same for any number of processes, and so are the results, to the bit.
     """
     model, training = classifier.model, classifier.model.training
-    model.to(accelerator.device).eval()  # type: ignore[arg-type]
+    model.to(accelerator.device).eval()
     batches = plan_scoring(split.lengths, batch_size)[accelerator.process_index :: accelerator.num_processes]
     found: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]] = []
     for rows, batch in zip(
@@ -86,8 +86,9 @@ def score(
     """Return the asked metrics with bootstrap intervals, the per-class table and the confusion matrix."""
     values, decided = predictions.metrics(), predictions.decided()
     names = list(label_names)
+    per_class: list[ClassScores] = []
     if predictions.problem_type == "regression":
-        cells, per_class = regression_intervals(decided, predictions.labels, samples=samples, seed=seed), []
+        cells = regression_intervals(decided, predictions.labels, samples=samples, seed=seed)
     else:
         cells, per_class = classification_intervals(decided, predictions.labels, names, samples=samples, seed=seed)
     confusion = None

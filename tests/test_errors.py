@@ -13,8 +13,6 @@ def test_the_tree_is_closed() -> None:
     assert all(issubclass(kind, errors.FinetuneError) for kind in kinds)
 
 
-@pytest.mark.parametrize(
-    ("name", "said"), [("learning_rat", "; did you mean 'learning_rate'?"), ("zzz", "")]
-)
+@pytest.mark.parametrize(("name", "said"), [("learning_rat", "; did you mean 'learning_rate'?"), ("zzz", "")])
 def test_did_you_mean(name: str, said: str) -> None:
     assert errors.did_you_mean(name, ["learning_rate", "seed"]) == said

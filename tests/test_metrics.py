@@ -52,7 +52,10 @@ def test_multi_label_equals_sklearn() -> None:
     rng = np.random.default_rng(0)
     predicted, actual = rng.integers(0, 2, (2, 50, 6))
     found = compute_metrics(predicted, actual, "multi_label_classification", 6)
-    expected = {f"f1_{kind}": sklearn_metrics.f1_score(actual, predicted, average=kind) for kind in ("micro", "macro", "weighted")}
+    expected = {
+        f"f1_{kind}": sklearn_metrics.f1_score(actual, predicted, average=kind)
+        for kind in ("micro", "macro", "weighted")
+    }
     assert found == pytest.approx({**expected, "subset_accuracy": sklearn_metrics.accuracy_score(actual, predicted)})
 
 

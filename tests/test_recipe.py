@@ -66,7 +66,7 @@ peft: {r: -1}
         ("model: {model_name_or_path: a}\n", r"data: is missing"),
         (MINIMAL + "trainng: {}\n", r"trainng \(line 3\): unknown key; did you mean 'training'"),
         (MINIMAL + "learning_rate: 1\n", r"learning_rate .*belongs in training"),
-        (MINIMAL + "training: {mixed_precision: bf17}\n", r"given 'bf17'; must be 'no', 'bf16' or 'fp16'; did you mean"),
+        (MINIMAL + "training: {mixed_precision: bf17}\n", r"'bf17'; must be 'no', 'bf16' or 'fp16'; did you mean"),
         (MINIMAL + "training: {warmup_steps: 1.5}\n", r"training .*warmup_steps is 1.5; a share lies below 1"),
         (MINIMAL + "training: {learning_rate: true}\n", r"training.learning_rate .*given True; must be a number"),
         (MINIMAL + "training: 3\n", r"training .*must be a section of keys"),
@@ -177,7 +177,11 @@ def test_the_resolved_recipe_reads_back_the_same(write_recipe: WriteRecipe, tmp_
     assert yaml.safe_load(again.read_text())["task"]["label_names"] == ["no", "on"]
 
 
-@given(rate=st.floats(1e-12, 1e3), seed=st.integers(0, 2**32 - 1), names=st.lists(st.text(min_size=1), min_size=2, unique=True))
+@given(
+    rate=st.floats(1e-12, 1e3),
+    seed=st.integers(0, 2**32 - 1),
+    names=st.lists(st.text(min_size=1), min_size=2, unique=True),
+)
 def test_any_values_survive_the_round_trip(
     tmp_path_factory: pytest.TempPathFactory, rate: float, seed: int, names: list[str]
 ) -> None:

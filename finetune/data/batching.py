@@ -88,7 +88,7 @@ def load_batches(
     weights = [torch.ones(len(rows)) if len(rows) else torch.zeros(1) for rows in mine]
     indices = [(rows if len(rows) else batch[:1]).tolist() for rows, batch in zip(mine, batches, strict=True)]
     loader: DataLoader[Any] = DataLoader(
-        split.rows,  # type: ignore[arg-type]  # a datasets.Dataset is indexed as a torch one is
+        split.rows,
         batch_sampler=indices,
         collate_fn=DataCollatorWithPadding(tokenizer),
         generator=torch.Generator().manual_seed(0),  # the loader draws a number: not from the run's own state

@@ -73,7 +73,8 @@ def _flat(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _all_whole(values: pa.ChunkedArray) -> bool:
     flat = _flat(values)
-    return bool(pc.all(pc.equal(pc.floor(flat), flat)).as_py())
+    whole: bool = pc.all(pc.equal(pc.floor(flat), flat)).as_py()
+    return whole
 
 
 def encode_labels(raw: RawSplit, column: str, problem_type: str, names: Sequence[str]) -> np.ndarray:

@@ -139,10 +139,13 @@ def _check_utf8(file: Path) -> None:
 
 def _header(file: Path, delimiter: str) -> list[str]:
     with file.open(encoding="utf-8-sig", newline="") as text:
-        columns = next(csv.reader(text, delimiter=delimiter), [])
+        lines = csv.reader(text, delimiter=delimiter)
+        columns, first = next(lines, []), next(lines, None)
     twice = sorted({name for name in columns if columns.count(name) > 1})
     if twice or not columns:
         raise DataError(f"{file} line 1 should name the columns once each, got {columns}; correct the header")
+    if first is None:
+        raise DataError(f"{file} has no rows below its header; give it at least one")
     return columns
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from finetune.errors import ModelError
@@ -65,6 +66,7 @@ def _gate_input(
     return ((states.unflatten(-1, (site.num_heads, -1)) * gate).flatten(-2), *rest)
 
 
+@torch.no_grad()
 def check_gates(base: nn.Module, sites: Sequence[AttentionSite], inputs: dict[str, Tensor]) -> None:
     """Raise ModelError unless gates of 1 leave the logits of `inputs` as they are, to the bit."""
     plain = base(**inputs).logits

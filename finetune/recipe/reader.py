@@ -45,8 +45,8 @@ _CORE_SCHEMA = (
 )
 for _name, _pattern, _first in _CORE_SCHEMA:
     _Loader.add_implicit_resolver(_TAG + _name, re.compile(_pattern), _first)
-_Loader.add_constructor(_TAG + "int", lambda loader, node: int(loader.construct_scalar(node)))
-_Loader.add_constructor(_TAG + "float", lambda loader, node: _number(str(loader.construct_scalar(node))))
+_Loader.add_constructor(_TAG + "int", lambda loader, node: int(node.value))
+_Loader.add_constructor(_TAG + "float", lambda loader, node: _number(node.value))
 
 
 class _Dumper(yaml.SafeDumper):

@@ -1,0 +1,45 @@
+"""What several test files build: encoded rows, classifiers, plans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+
+from finetune.data.encoding import EncodedSplit, encode_split
+from finetune.data.read import RawSplit
+from finetune.modeling import Classifier, Lora, Source, load_tokenizer, pretrained_classifier
+from finetune.plan import Plan
+from tests.conftest import SENTENCES
+
+ROLES = ("query", "key", "value", "output")
+
+
+def tiny_classifier(
+    checkpoint: Path, *, lora: Lora | None = None, labels: tuple[str, ...] = ("no", "yes")
+) -> Classifier:
+    source = Source(str(checkpoint))
+    return pretrained_classifier(
+        source,
+        load_tokenizer(source),
+        label_names=labels,
+        problem_type="single_label_classification",
+        max_length=16,
+        lora=lora,
+    )
+
+
+def encoded(classifier: Classifier, texts: list[str] | None = None, labels: list[int] | None = None) -> EncodedSplit:
+    texts = texts or SENTENCES
+    ids = np.array(labels or [index % 2 for index in range(len(texts))])
+    raw = RawSplit(datasets.Dataset.from_dict({"sentence": texts}), "rows")
+    return encode_split(raw, ids, classifier.tokenizer, ["sentence"], classifier.max_length)
+
+
+def plan(**changes: int | None) -> Plan:
+    facts: dict[str, int | None] = {
+        "batch_size": 2, "accumulation": 1, "steps_per_epoch": 3, "epochs": 2, "total_steps": 6,
+        "warmup_steps": 0, "log_every": 1, "eval_every": 0, "save_every": None, "patience": None,
+    }  # fmt: skip
+    return Plan(**{**facts, **changes})  # type: ignore[arg-type]

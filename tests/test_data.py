@@ -1,0 +1,199 @@
+"""Reading, labelling and checking rows: finetune/data/read.py, labels.py and prepare.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+
+from finetune.data.labels import encode_labels, label_counts, label_names
+from finetune.data.prepare import LabelledSplits, read_labelled
+from finetune.data.read import RawSplit, read_splits, row_list, rows_also_in
+from finetune.errors import DataError
+from finetune.recipe import DataSection
+
+SINGLE = "single_label_classification"
+
+
+def section(folder: Path, **files: str | bytes | list[Any]) -> DataSection:
+    """Write files named SPLIT_ENDING and return the section that names them."""
+    named = {}
+    for key, content in files.items():
+        split, ending = key.split("_")
+        path = folder / f"{split}.{ending}"
+        if isinstance(content, list):
+            content = "\n".join(map(json.dumps, content))
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        named[f"{split}_file"] = str(path)
+    return DataSection(**named)
+
+
+def read(folder: Path, names: list[str] | None = None, problem_type: str = SINGLE, **files: Any) -> LabelledSplits:
+    return read_labelled(section(folder, **files), problem_type, names, seed=0)
+
+
+GOOD = "sentence,label\nalpha,no\nbeta,yes\n"
+
+
+def test_csv_is_text_as_it_stands(tmp_path: Path) -> None:
+    splits = read(
+        tmp_path, train_csv='sentence,label\nNA,007\nnull,1\n"1,5",007\n', test_csv="\ufeffsentence,label\n12,1\n"
+    )
+    assert splits.raw["train"].rows["sentence"][:] == ["NA", "null", "1,5"]
+    assert splits.raw["test"].rows["sentence"][:] == ["12"]  # the byte order mark is no part of the name
+    assert splits.label_names == ["1", "007"]
+    assert splits.labels["train"].tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "json", "jsonl", "parquet"])
+def test_every_file_type_reads_the_same(tmp_path: Path, ending: str) -> None:
+    rows = [{"sentence": "alpha", "label": "no"}, {"sentence": "beta", "label": "yes"}]
+    path = tmp_path / f"train.{ending}"
+    table = datasets.Dataset.from_list(rows)
+    if ending in ("csv", "tsv"):
+        table.to_csv(path, sep="\t" if ending == "tsv" else ",", index=False)
+    elif ending == "parquet":
+        table.to_parquet(path)
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)) if ending == "jsonl" else json.dumps(rows))
+    splits = read_labelled(DataSection(train_file=str(path)), SINGLE, None, seed=0)
+    assert splits.raw["train"].rows["sentence"][:] == ["alpha", "beta"]
+    assert (splits.label_names, splits.labels["train"].tolist()) == (["no", "yes"], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"train_csv": ""}, r"train\.csv is empty \(0 bytes\)"),
+        ({"train_csv": "sentence,label\n"}, r"train\.csv has no rows"),
+        ({"train_csv": "text,label\na,b\n"}, r"no column 'sentence' \(data\.text_column\); it has text, label"),
+        ({"train_csv": "sentence,labels\na,b\n"}, r"no column 'label' .*did you mean 'labels'"),
+        ({"train_csv": "sentence,label\na,x\nb,\nc,y\n"}, r"train\.csv row 2: column 'label' is empty"),
+        ({"train_csv": "sentence,label\na,x\nb\nc,y\n"}, r"train\.csv row 2: column 'label' is empty"),
+        ({"train_csv": "sentence,label\n  ,x\nb,y\n"}, r"train\.csv row 1: column 'sentence' is empty"),
+        ({"train_csv": "sentence,label\na,x\nb,y,z\n"}, r"train\.csv cannot be read as csv: .*line 3"),
+        ({"train_csv": "sentence,sentence\na,x\n"}, r"line 1 should name the columns once each"),
+        ({"train_csv": b"sentence,label\na,x\nb\xe9,y\n"}, r"line 3 is not UTF-8 \(byte 0xe9 at position 2\)"),
+        ({"train_csv": "sentence,label\na,x\nb,x\n"}, r"has the one label 'x'; a classifier needs two"),
+        ({"train_jsonl": '{"sentence": "a", "label": 1}\n{"sentence": '}, r"train\.jsonl cannot be read as jsonl"),
+        ({"train_parquet": b"no parquet"}, r"train\.parquet cannot be read as parquet"),
+        ({"train_csv": GOOD, "validation_csv": "sentence,label\na,no\nb,yess\n"},
+         r"validation\.csv row 2: label 'yess' in column 'label' is none of the labels no, yes; did you mean 'yes'"),
+    ],
+)  # fmt: skip
+def test_bad_data_is_named_by_file_and_row(tmp_path: Path, files: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, **files)
+
+
+def test_a_label_unseen_in_training_is_an_error_even_when_declared(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"test\.csv rows 1, 3: label 'maybe' occurs in no training row"):
+        read(tmp_path, ["no", "yes", "maybe"], train_csv=GOOD, test_csv="sentence,label\na,maybe\nb,no\nc,maybe\n")
+
+
+def test_a_validation_split_may_have_fewer_classes(tmp_path: Path) -> None:
+    splits = read(tmp_path, train_csv=GOOD, validation_csv="sentence,label\na,yes\n")
+    assert splits.labels["validation"].tolist() == [1]
+
+
+def test_declared_names_may_be_met_by_ids(tmp_path: Path) -> None:
+    rows = [{"sentence": "a", "label": 1}, {"sentence": "b", "label": 0}]
+    splits = read(tmp_path, ["zero", "one"], train_jsonl=rows)
+    assert splits.labels["train"].tolist() == [1, 0]
+    with pytest.raises(DataError, match=r"row 1: label '2' .*none of the labels zero, one"):
+        read(tmp_path, ["zero", "one"], train_jsonl=[{"sentence": "a", "label": 2}, rows[1]])
+    with pytest.raises(DataError, match=r"row 2: label -1 marks rows without a label"):
+        read(tmp_path, ["zero", "one"], train_jsonl=[rows[0], {"sentence": "b", "label": -1}])
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ([10, 9, 10], ["9", "10"]),
+        ([1.0, 0.0, 1.0], ["0", "1"]),
+        ([True, False, True], ["false", "true"]),
+        (["b", "a", "c"], ["a", "b", "c"]),
+    ],
+)
+def test_names_are_read_from_training_rows(values: list[Any], names: list[str]) -> None:
+    raw = RawSplit(datasets.Dataset.from_dict({"label": values}), "here")
+    assert label_names(raw, "label", SINGLE, None) == names
+
+
+def test_class_label_features_keep_their_names() -> None:
+    features = datasets.Features({"label": datasets.ClassLabel(names=["neg", "pos"])})
+    raw = RawSplit(datasets.Dataset.from_dict({"label": [1, 0]}, features=features), "here")
+    names = label_names(raw, "label", SINGLE, None)
+    assert names == ["neg", "pos"]
+    assert encode_labels(raw, "label", SINGLE, names).tolist() == [1, 0]
+
+
+def test_too_many_labels_look_like_regression() -> None:
+    raw = RawSplit(datasets.Dataset.from_dict({"label": [f"{n}.5" for n in range(1001)]}), "here")
+    with pytest.raises(DataError, match=r"1001 different labels .*regression"):
+        label_names(raw, "label", SINGLE, None)
+
+
+def test_multi_label_rows_become_sets(tmp_path: Path) -> None:
+    rows = [{"sentence": "a", "label": ["x", "z"]}, {"sentence": "b", "label": []}, {"sentence": "c", "label": ["y"]}]
+    splits = read(tmp_path, None, "multi_label_classification", train_jsonl=rows)
+    assert splits.labels["train"].tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    assert label_counts(splits.labels["train"], splits.label_names) == {"x": 1, "y": 1, "z": 1}
+    with pytest.raises(DataError, match="takes a list of labels a row"):
+        read(tmp_path, None, "multi_label_classification", train_csv=GOOD)
+    with pytest.raises(DataError, match="takes one label a row"):
+        read(tmp_path, None, SINGLE, train_jsonl=rows)
+
+
+def test_regression_takes_numbers_alone(tmp_path: Path) -> None:
+    splits = read(tmp_path, None, "regression", train_csv="sentence,label\na,1.5\nb,-2\n")
+    assert splits.labels["train"].tolist() == [1.5, -2.0]
+    with pytest.raises(DataError, match=r"train\.csv row 2: 'high' in column 'label' is no number"):
+        read(tmp_path, None, "regression", train_csv="sentence,label\na,1.5\nb,high\n")
+
+
+def test_inline_rows_never_mix_types() -> None:
+    rows: list[dict[str, object]] = [{"sentence": 1, "label": True}, {"sentence": "b", "label": "no"}]
+    splits = read_splits(DataSection(train_rows=rows))
+    assert splits["train"].rows[:] == {"sentence": ["1", "b"], "label": ["true", "no"]}
+    with pytest.raises(DataError, match=r"data\.train_rows row 2: column 'label' is empty"):
+        read_splits(DataSection(train_rows=[{"sentence": "a", "label": "x"}, {"sentence": "b"}]))
+
+
+def test_held_out_rows_and_limits(tmp_path: Path) -> None:
+    lines = "".join(f"text {n},{'ab'[n % 2]}\n" for n in range(100))
+    data = section(tmp_path, train_csv=f"sentence,label\n{lines}", test_csv=f"sentence,label\n{lines}")
+    data = data.model_copy(update={"validation_size": 0.2, "max_train_samples": 30, "max_eval_samples": 10})
+    one, two = (read_labelled(data, SINGLE, None, seed=1) for _ in range(2))
+    assert {name: raw.rows.num_rows for name, raw in one.raw.items()} == {"train": 30, "test": 10, "validation": 10}
+    for name in one.raw:
+        texts = one.raw[name].rows["sentence"][:]
+        assert texts == two.raw[name].rows["sentence"][:]
+        expected = [int(text.split()[1]) % 2 for text in texts]
+        assert one.labels[name].tolist() == expected
+    assert not set(one.raw["train"].rows["sentence"]) & set(one.raw["validation"].rows["sentence"])
+
+
+def test_rows_shared_with_training_are_counted() -> None:
+    train = RawSplit(datasets.Dataset.from_dict({"a": ["One", "two"], "b": ["x", "y"]}), "train")
+    other = RawSplit(datasets.Dataset.from_dict({"a": [" one ", "two", "three"], "b": ["x", "z", "y"]}), "other")
+    assert rows_also_in(other, train, ["a"]) == 2
+    assert rows_also_in(other, train, ["a", "b"]) == 1
+
+
+def test_the_hub_is_named_when_it_cannot_be_reached() -> None:
+    with pytest.raises(DataError, match=r"cannot load nobody/nothing \(split train\).*data\.train_file"):
+        read_splits(DataSection(dataset_name="nobody/nothing"))
+
+
+def test_row_lists_stay_short() -> None:
+    assert row_list([3]) == "row 3"
+    assert row_list(list(range(1, 9))) == "rows 1, 2, 3, 4, 5 and 3 more"
+
+
+def test_label_counts_of_regression_are_none() -> None:
+    assert label_counts(np.array([0.5]), ["value"]) == {}

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from finetune.data.encoding import encode_split, word_tokenizer
+from finetune.data.read import RawSplit
+from tests.conftest import SENTENCES
+
+
+def raw(**columns: list[str]) -> RawSplit:
+    return RawSplit(datasets.Dataset.from_dict(columns), "here")
+
+
+def test_words_are_ids_and_others_unknown() -> None:
+    tokenizer = word_tokenizer(raw(sentence=SENTENCES).rows, 8)
+    assert len(tokenizer) == 8
+    assert tokenizer.convert_ids_to_tokens([0, 1, 2]) == ["[PAD]", "[UNK]", "the"]
+    ids = tokenizer("The zebra, the cat").input_ids
+    assert tokenizer.convert_ids_to_tokens(ids) == ["the", "[UNK]", "[UNK]", "the", "cat"]
+
+
+def test_truncation_is_counted_and_nothing_else_changed(tiny_bert: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    split = encode_split(raw(sentence=SENTENCES), np.arange(6), tokenizer, ["sentence"], 6)
+    assert split.lengths.tolist() == [6, 5, 6, 4, 3, 6]
+    assert split.truncated == pytest.approx(1 / 6)
+    assert split.rows["input_ids"][0] == tokenizer(SENTENCES[0]).input_ids
+    assert split.rows["labels"][:] == list(range(6))
+    assert split.texts["sentence"][:] == SENTENCES
+    assert len(split) == 6
+
+
+def test_pairs_are_encoded_together(tiny_bert: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    split = encode_split(raw(a=["the cat"], b=["a dog sat"]), np.array([1]), tokenizer, ["a", "b"], 16)
+    assert split.rows["input_ids"][0] == tokenizer("the cat", "a dog sat").input_ids
+    assert split.lengths.tolist() == [5]

@@ -1,0 +1,249 @@
+"""Whole runs, started as people start them, each in its own process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from transformers import AutoModelForSequenceClassification
+
+from finetune import attention
+
+ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / "recipes"
+SCRATCH = RECIPES / "toy_from_scratch.yaml"
+COMPLETE = {
+    "recipe.yaml", "environment.json", "data.json", "history.jsonl", "checkpoints", "model", "training.json",
+    "scores.json", "predictions.parquet", "heads.json", "report.html", "README.md",
+}  # fmt: skip
+
+Done = subprocess.CompletedProcess[str]
+
+
+def start(command: Sequence[str | Path], folder: Path, **environment: str) -> Done:
+    """Run a command of this Python's environment in `folder`, offline, with an empty cache."""
+    own = {
+        **os.environ,
+        "HF_HOME": str(folder / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        **environment,
+    }
+    own.pop("COLUMNS", None)
+    return subprocess.run(
+        list(map(str, command)), cwd=folder, env=own, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+def finetune(*arguments: str | Path, folder: Path, **environment: str) -> Done:
+    return start([sys.executable, "-m", "finetune.cli", *arguments], folder, **environment)
+
+
+def scores(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "scores.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="session")
+def scratch_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The article's small classifier, launched by Accelerate from a folder that is not the project's."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    done = start(["accelerate", "launch", ROOT / "finetune" / "run.py", SCRATCH], folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "All 4 validation rows are training rows too" in done.stdout
+    return folder / "runs" / "toy_from_scratch"
+
+
+def test_the_small_classifier_learns_its_four_rows(scratch_run: Path) -> None:
+    assert {path.name for path in scratch_run.iterdir()} == COMPLETE
+    found = scores(scratch_run)["validation"]
+    assert found["metrics"]["accuracy"]["value"] == 1.0
+    assert found["confusion"] == [[2, 0], [0, 2]]
+    assert found["metrics"]["accuracy"]["low"] is None
+    heads = json.loads((scratch_run / "heads.json").read_text())
+    assert [len(row) for row in heads["values"]] == [2]
+    assert min(heads["values"][0]) > 0
+    assert min(heads["standard_errors"][0]) > 0
+    rows = pq.read_table(scratch_run / "predictions.parquet").to_pylist()
+    assert [row["predicted"] for row in rows] == [row["label"] for row in rows] == ["1", "0", "1", "0"]
+    history = [json.loads(line) for line in (scratch_run / "history.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in history if "loss" in entry] == list(range(1, 41))
+    assert len([entry for entry in history if "eval_loss" in entry]) == 10
+
+
+def test_the_small_classifier_is_the_one_described(scratch_run: Path) -> None:
+    attention.register()
+    model = AutoModelForSequenceClassification.from_pretrained(scratch_run / "model")
+    assert isinstance(model, attention.MultiHeadClassifier)
+    config = model.config
+    assert (config.hidden_size, config.num_attention_heads, config.head_dim, config.intermediate_size) == (
+        16,
+        2,
+        16,
+        24,
+    )
+    assert config.vocab_size <= 100
+    assert config.id2label == {0: "0", 1: "1"}
+
+
+def test_evaluating_a_moved_run_gives_the_same_scores(scratch_run: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(scratch_run, moved)
+    for name in ("predictions.parquet", "heads.json", "report.html"):
+        (moved / name).unlink()
+    done = finetune("evaluate", moved, folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "These scores are the same, to the last digit, as those that the folder held before." in done.stdout
+    for name in ("scores.json", "heads.json"):
+        assert (moved / name).read_text() == (scratch_run / name).read_text()
+    assert {path.name for path in moved.iterdir()} == COMPLETE
+    assert str(moved / "report.html") in done.stdout
+
+
+def test_the_resolved_recipe_repeats_the_run(scratch_run: Path, tmp_path: Path) -> None:
+    done = finetune("train", scratch_run / "recipe.yaml", f"output_dir={tmp_path / 'again'}", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("scores.json", "heads.json"):
+        assert (tmp_path / "again" / name).read_text() == (scratch_run / name).read_text()
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pretrained MiniLM with LoRA on the four rows, in bf16."""
+    folder = tmp_path_factory.mktemp("toy")
+    done = finetune(
+        "train", RECIPES / "toy.yaml", "training.mixed_precision=bf16", "logging.report_to=tensorboard", folder=folder
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "runs" / "toy"
+
+
+def test_toy_reaches_four_of_four_and_says_what_that_means(toy_run: Path) -> None:
+    assert {path.name for path in toy_run.iterdir()} == {*COMPLETE, "trackers"}
+    assert scores(toy_run)["validation"]["confusion"] == [[2, 0], [0, 2]]
+    assert list(toy_run.glob("trackers/**/events*"))
+    for name in ("report.html", "README.md"):
+        assert "All 4 validation rows are training rows too" in (toy_run / name).read_text()
+    heads = json.loads((toy_run / "heads.json").read_text())
+    assert [len(row) for row in heads["values"]] == [12] * 6
+    training = json.loads((toy_run / "training.json").read_text())
+    # LoRA of rank 8 on four projections of width 384 in six layers, and the new head of two labels.
+    assert training["trainable_parameters"] == 6 * 4 * 8 * (384 + 384) + 384 * 2 + 2
+
+
+def test_lora_on_a_model_trained_here(scratch_run: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("sentence,label\nThe cat is clean,0\nThe dog sat on the mat,1\nThe mat is clean,0\nThe cat sat,1\n")
+    done = finetune(
+        "train", RECIPES / "toy.yaml", f"model.model_name_or_path={scratch_run / 'model'}", f"data.train_file={rows}",
+        f"data.validation_file={rows}", folder=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = tmp_path / "runs" / "toy"
+    assert [len(row) for row in json.loads((run / "heads.json").read_text())["values"]] == [2]
+    assert (run / "model" / "adapter_config.json").is_file()
+
+
+def test_a_dry_run_leaves_nothing(tmp_path: Path) -> None:
+    done = finetune("train", SCRATCH, "--dry-run", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Dry run passed" in done.stdout
+    assert "0 2, 1 2" in done.stdout  # rows by label
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_processes_score_as_one(tmp_path: Path) -> None:
+    texts = ["the cat sat", "a dog chased the cat on the mat", "clean floor", "the mat is on the floor", "dog"]
+    rows = [{"sentence": texts[n % 5] + f" {n}", "label": "yes" if n % 3 else "no"} for n in range(13)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    common = [
+        f"data.train_file={tmp_path / 'rows.jsonl'}", f"data.validation_file={tmp_path / 'rows.jsonl'}", "seed=3",
+        "task.label_names=[no, yes]", "evaluation.per_device_eval_batch_size=4", "training.num_train_epochs=3",
+        "training.use_cpu=true",
+    ]  # fmt: skip
+    run = ROOT / "finetune" / "run.py"
+    one = start(
+        [sys.executable, run, SCRATCH, *common, "output_dir=one", "training.per_device_train_batch_size=4"], tmp_path
+    )
+    assert one.returncode == 0, one.stdout + one.stderr
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    two = start([*launch, run, SCRATCH, *common, "output_dir=two", "training.per_device_train_batch_size=2"], tmp_path)
+    assert two.returncode == 0, two.stdout + two.stderr
+    worlds = [json.loads((tmp_path / name / "environment.json").read_text())["processes"] for name in ("one", "two")]
+    assert worlds == [1, 2]  # or nothing below would mean anything
+    first, second = (scores(tmp_path / name)["validation"] for name in ("one", "two"))
+    assert first["rows"] == second["rows"] == 13
+    assert second["confusion"] == first["confusion"]
+    # Gradients are added up in another order: measured 1e-8 after 12 steps.
+    assert second["loss"] == pytest.approx(first["loss"], rel=1e-5)
+    histories = [
+        [json.loads(line) for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert len(histories[0]) == len(histories[1]) == 12 + 3
+    for left, right in zip(*histories, strict=True):
+        left.pop("samples_per_second", 0), right.pop("samples_per_second", 0)
+        assert right == pytest.approx(left, rel=1e-5)
+    heads = [json.loads((tmp_path / name / "heads.json").read_text()) for name in ("one", "two")]
+    assert heads[1]["values"][0] == pytest.approx(heads[0]["values"][0], rel=1e-4)
+    assert second["interval_note"] == ""
+
+
+def test_a_killed_run_goes_on(tmp_path: Path) -> None:
+    whole = finetune("train", SCRATCH, "output_dir=whole", folder=tmp_path)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    half = finetune("train", SCRATCH, "output_dir=half", folder=tmp_path)
+    assert half.returncode == 0
+    shutil.rmtree(tmp_path / "half" / "checkpoints" / "step-000040")  # as if killed before the end
+    (tmp_path / "half" / "scores.json").unlink()
+    done = finetune("train", SCRATCH, "output_dir=half", "checkpoint.resume_from_checkpoint=auto", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 36 of 40" in done.stdout
+    assert (tmp_path / "half" / "scores.json").read_text() == (tmp_path / "whole" / "scores.json").read_text()
+    lines = [path.read_text().splitlines() for path in sorted(tmp_path.glob("*/history.jsonl"))]
+    assert len(lines[0]) == len(lines[1]) == 50
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.learning_rte=1"], "did you mean 'learning_rate'"),
+        (["data.validation_rows=null"], "there are no validation rows to evaluate on"),
+        (["data.validation_rows=null", "evaluation.eval_strategy=no"], "head_importance.split is validation"),
+        (["model.model_type=berd"], "model.model_type 'berd' is unknown"),
+        (["model.model_name_or_path=nobody/nothing"], "cannot load model 'nobody/nothing'"),
+        (["peft.r=2"], "peft adapts pretrained weights"),
+        (["training.mixed_precision=fp16", "training.use_cpu=true"], "fp16 needs a GPU"),
+        (["output_dir=taken"], "holds files that are no run"),
+        (["output_dir=file"], "is a file; name a folder"),
+    ],
+)
+def test_a_mistake_is_one_message_and_leaves_nothing(tmp_path: Path, overrides: list[str], message: str) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "letter.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    done = finetune("train", SCRATCH, *overrides, folder=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["letter.txt"]
+
+
+def test_an_earlier_run_is_replaced_only_when_asked(scratch_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(scratch_run, tmp_path / "runs" / "toy_from_scratch")
+    (tmp_path / "runs" / "toy_from_scratch" / "notes.txt").write_text("mine")
+    refused = finetune("train", SCRATCH, "overwrite_output_dir=false", folder=tmp_path)
+    assert refused.returncode == 2
+    assert "holds an earlier run" in refused.stderr
+    done = finetune("train", SCRATCH, "seed=9", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in (tmp_path / "runs" / "toy_from_scratch").iterdir()} == {*COMPLETE, "notes.txt"}

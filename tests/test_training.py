@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor
+
+from finetune.checkpoints import complete_checkpoints, find_checkpoint, trained_weights
+from finetune.errors import TrainingError
+from finetune.modeling import Classifier, Lora
+from finetune.plan import Plan, make_plan
+from finetune.progress import TrainingProgress
+from finetune.recipe import Recipe, TrainingSection
+from finetune.training import Loop, build_optimizer, class_weights, fit, training_result
+from tests.helpers import ROLES, encoded, plan, tiny_classifier
+
+LORA = Lora(r=2, lora_alpha=4, lora_dropout=0.1, roles=ROLES)
+
+
+def train(
+    classifier: Classifier,
+    accelerator: Accelerator,
+    folder: Path,
+    schedule: Plan,
+    *,
+    evaluations: list[float] | None = None,
+    resume: Path | None = None,
+    stop_after: int | None = None,
+    **changes: Any,
+) -> tuple[Loop, str, list[dict[str, Any]]]:
+    """Train on the six sentences; `evaluations` are the losses that the evaluations are made to find."""
+    training = TrainingSection(learning_rate=1e-2, weight_decay=0.0, lr_scheduler_type="constant").model_copy(
+        update=changes
+    )
+    loop = Loop(classifier, encoded(classifier), schedule, training, seed=5, accelerator=accelerator)
+    if resume is not None:
+        loop.resume(resume)
+    entries: list[dict[str, Any]] = []
+    found = iter(evaluations or [])
+
+    def log(entry: dict[str, Any]) -> None:
+        entries.append(entry)
+        if stop_after is not None and entry["step"] > stop_after:
+            raise InterruptedError
+
+    with TrainingProgress(Console(quiet=True)) as progress:
+        reason = fit(
+            loop,
+            best_metric="loss",
+            evaluate=(lambda: {"loss": next(found)}) if evaluations else None,
+            log=log,
+            progress=progress,
+            checkpoints=folder,
+            keep=None,
+        )
+    return loop, reason, entries
+
+
+def without_dropout(classifier: Classifier) -> Classifier:
+    for module in classifier.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for layer in classifier.base.bert.encoder.layer:
+        layer.attention.self.dropout.p = 0.0
+    return classifier
+
+
+@pytest.fixture
+def build(tiny_bert: Path) -> Callable[..., Classifier]:
+    def make(lora: Lora | None = None) -> Classifier:
+        torch.manual_seed(0)
+        return tiny_classifier(tiny_bert, lora=lora)
+
+    return make
+
+
+def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+@pytest.mark.parametrize(("size", "accumulation"), [(1, 4), (2, 2)])
+def test_micro_batches_equal_one_batch(
+    build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path, size: int, accumulation: int
+) -> None:
+    # Six rows in steps of four and two: the last step has fewer micro-batches, which must weigh the same.
+    whole, parts = without_dropout(build()), without_dropout(build())
+    # A large epsilon makes Adam's step follow the gradient's size: with the usual one, a gradient that is zero but
+    # for rounding, such as that of a key's bias, would move its weight by a whole step in either direction.
+    common = {"train_sampling_strategy": "random", "max_grad_norm": None, "adam_epsilon": 0.1}
+    shape = {"steps_per_epoch": 2, "total_steps": 2, "epochs": 1}
+    _, _, one = train(whole, accelerator, tmp_path, plan(batch_size=4, accumulation=1, **shape), **common)
+    _, _, many = train(
+        parts, accelerator, tmp_path, plan(batch_size=size, accumulation=accumulation, **shape), **common
+    )
+    assert [entry["loss"] for entry in many] == pytest.approx([entry["loss"] for entry in one], rel=1e-5)
+    assert largest_difference(trained_weights(whole.model), trained_weights(parts.model)) < 1e-6  # measured 2e-7
+    assert largest_difference(trained_weights(whole.model), trained_weights(build().model)) > 1e-3
+
+
+def test_the_loss_is_the_mean_over_all_rows_of_the_step(
+    build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path
+) -> None:
+    classifier = without_dropout(build())
+    with torch.no_grad():
+        split = encoded(classifier)
+        logits = torch.stack([classifier.base(torch.tensor([ids])).logits[0] for ids in split.rows["input_ids"]])
+        expected = torch.nn.functional.cross_entropy(logits, torch.tensor(split.labels))
+    schedule = plan(batch_size=2, accumulation=3, steps_per_epoch=1, total_steps=1, epochs=1)
+    _, _, entries = train(classifier, accelerator, tmp_path, schedule)
+    assert entries[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_biases_and_norms_are_not_decayed(build: Callable[..., Classifier]) -> None:
+    model = build().model
+    decayed, plain = build_optimizer(model, TrainingSection(weight_decay=0.1)).param_groups
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    assert all("bias" in names[id(p)] or "LayerNorm" in names[id(p)] for p in plain["params"])
+    assert not any("bias" in names[id(p)] or "LayerNorm" in names[id(p)] for p in decayed["params"])
+    assert len(decayed["params"]) + len(plain["params"]) == len(names)
+
+
+def test_the_learning_rate_warms_up_and_decays(
+    build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path
+) -> None:
+    _, _, entries = train(build(), accelerator, tmp_path, plan(warmup_steps=2), lr_scheduler_type="linear")
+    assert [entry["learning_rate"] for entry in entries] == pytest.approx([5e-3, 1e-2, 7.5e-3, 5e-3, 2.5e-3, 0.0])
+
+
+def test_gradients_are_clipped(build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path) -> None:
+    classifier, norms = build(), []
+    loop = Loop(
+        classifier, encoded(classifier), plan(), TrainingSection(max_grad_norm=1e-3), seed=0, accelerator=accelerator
+    )
+    step = loop.optimizer.step
+
+    def spy(*arguments: Any, **named: Any) -> Any:
+        norms.append(torch.cat([p.grad.flatten() for p in loop.parameters]).norm().item())
+        return step(*arguments, **named)
+
+    loop.optimizer.step = spy
+    for micro_batches, rows in loop.epoch_steps():
+        loop.optimise(micro_batches, rows)
+    assert norms == pytest.approx([1e-3] * 3, rel=1e-2)
+
+
+def test_the_best_weights_are_left_and_patience_ends_it(
+    build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path
+) -> None:
+    classifier, seen = build(), {}
+    schedule = plan(epochs=9, total_steps=27, patience=2, save_every=0)
+    loop, reason, entries = train(classifier, accelerator, tmp_path, schedule, evaluations=[0.9, 0.5, 0.7, 0.6, 0.1])
+    assert reason == "no better evaluation in 2"
+    assert (loop.state.step, loop.state.best_step, loop.state.best_value) == (12, 6, 0.5)
+    assert [entry["step"] for entry in entries if "eval_loss" in entry] == [3, 6, 9, 12]
+    for name in ("step-000006/weights", "step-000012/best"):
+        seen[name] = load_file(tmp_path / f"{name}.safetensors")
+        assert largest_difference(seen[name], trained_weights(classifier.model)) == 0.0
+    result = training_result(loop, reason, "loss", 0.0)
+    assert (result.steps, result.best_step, result.speed.train_samples_per_second > 0) == (12, 6, True)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("stop", [3, 4], ids=["epoch's end", "mid-epoch"])
+def test_a_resumed_run_ends_with_the_same_bits(
+    build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path, lora: Lora | None, stop: int
+) -> None:
+    losses, common = [0.5, 0.7, 0.6], {"lr_scheduler_type": "linear"}
+    schedule = plan(epochs=3, total_steps=9, save_every=1, warmup_steps=2)
+    whole = build(lora)
+    train(whole, accelerator, tmp_path / "whole", schedule, **common, evaluations=losses)
+    broken = build(lora)
+    with pytest.raises(InterruptedError):
+        train(broken, accelerator, tmp_path / "broken", schedule, **common, evaluations=losses, stop_after=stop)
+    checkpoint = find_checkpoint("auto", tmp_path / "broken")
+    assert checkpoint is not None
+    assert checkpoint.name == f"step-{stop:06d}"
+    resumed = build(lora)
+    torch.manual_seed(77)
+    rest = {"evaluations": losses[stop // 3 :], "resume": checkpoint}
+    loop, _, entries = train(resumed, accelerator, tmp_path / "resumed", schedule, **common, **rest)
+    assert [entry["step"] for entry in entries if "loss" in entry] == list(range(stop + 1, 10))
+    assert loop.state.best_step == 3
+    assert largest_difference(trained_weights(resumed.model), trained_weights(whole.model)) == 0.0
+    last = [
+        torch.load(tmp_path / name / "step-000009" / "optimizer.pt", weights_only=True) for name in ("whole", "resumed")
+    ]
+    for one, two in zip(*(found["optimizer"]["state"].values() for found in last), strict=True):
+        assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path
+) -> None:
+    classifier = build()
+    with torch.no_grad():
+        classifier.base.classifier.bias.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 1 \(learning rate 0.01\)"):
+        train(classifier, accelerator, tmp_path, plan())
+
+
+def test_class_weights() -> None:
+    labels, names = torch.tensor([0, 0, 0, 1]), ["no", "yes"]
+    assert class_weights(None, labels, names) is None
+    balanced = class_weights("balanced", labels, names)
+    assert balanced is not None
+    assert balanced.tolist() == pytest.approx([2 / 3, 2.0])
+    named = class_weights({"yes": 3.0}, labels, names)
+    assert named is not None
+    assert named.tolist() == [1.0, 3.0]
+    with pytest.raises(TrainingError, match=r"class_weights: maybe is no label; labels are no, yes"):
+        class_weights({"maybe": 1.0}, labels, names)
+
+
+def test_checkpoints_of_another_model_are_refused(
+    build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path
+) -> None:
+    train(build(), accelerator, tmp_path, plan(save_every=0))
+    (newest,) = complete_checkpoints(tmp_path)[-1:]
+    with pytest.raises(TrainingError, match="of another model or LoRA setting"):
+        train(build(LORA), accelerator, tmp_path / "other", plan(), resume=newest)
+
+
+@pytest.mark.parametrize(
+    ("rows", "processes", "training", "expected"),
+    [
+        (100, 1, {}, (4, 12, 1)),
+        (100, 2, {}, (2, 6, 1)),
+        (100, 1, {"gradient_accumulation_steps": 3, "warmup_steps": 0.5}, (2, 6, 3)),
+        (100, 1, {"max_steps": 5, "warmup_steps": 2.0}, (4, 5, 2)),
+    ],
+)
+def test_the_plan_counts_steps(
+    rows: int, processes: int, training: dict[str, Any], expected: tuple[int, int, int]
+) -> None:
+    pair: list[dict[str, object]] = [{"sentence": "a", "label": "x"}]
+    recipe = Recipe.model_validate(
+        {"output_dir": "x", "model": {"model_name_or_path": "m"}, "data": {"train_rows": pair}, "training": training}
+    )
+    found = make_plan(recipe, rows=rows, processes=processes)
+    assert (found.steps_per_epoch, found.total_steps, found.warmup_steps) == expected
+    assert found.due(0, found.total_steps)
+    assert not found.due(None, found.total_steps)
+    assert found.due(3, 3)
+    assert not found.due(3, 2)
