@@ -169,11 +169,7 @@ class Loop:
         mean = self.accelerator.reduce(torch.stack(self._losses).mean(), "mean").item()
         self._losses.clear()
         state, rate = self.state, self.scheduler.get_last_lr()[0]
-        if not math.isfinite(mean):
-            raise TrainingError(
-                f"the loss is {mean} at step {state.step} (learning rate {rate:g}); lower training.learning_rate, "
-                "or set training.mixed_precision: no"
-            )
+        self.refuse_not_finite("loss", mean)
         seconds, rows = state.train_seconds - self._logged_at, state.rows_seen - self._logged_rows
         self._logged_at, self._logged_rows = state.train_seconds, state.rows_seen
         return {
@@ -183,6 +179,14 @@ class Loop:
             "learning_rate": rate,
             "samples_per_second": round(rows / seconds, 2),
         }
+
+    def refuse_not_finite(self, name: str, value: float) -> None:
+        """Raise TrainingError if a loss is infinite or no number: weights that gave it are lost."""
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the {name} is {value} at step {self.state.step} (learning rate {self.scheduler.get_last_lr()[0]:g}); "
+                "lower training.learning_rate, or set training.mixed_precision: no"
+            )
 
     def note_evaluation(self, value: float, lower_is_better: bool) -> bool:
         """Return whether `value` is the best so far; if it is, keep a copy of the weights."""
@@ -248,6 +252,7 @@ def fit(
             if evaluate is not None and plan.due(plan.eval_every, state.step):
                 values = {f"eval_{name}": value for name, value in evaluate().items()}
                 entry = {"step": state.step, "epoch": round(state.step / plan.steps_per_epoch, 4), **values}
+                loop.refuse_not_finite("evaluation loss", values["eval_loss"])
                 better = loop.note_evaluation(values[f"eval_{best_metric}"], best_metric in LOWER_IS_BETTER)
                 progress.evaluated(entry, best=better)
                 log(entry)

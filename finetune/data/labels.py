@@ -60,7 +60,7 @@ def _texts(raw: RawSplit, column: str) -> pa.ChunkedArray:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def _like(kind: pa.DataType, inner: pa.DataType) -> pa.DataType:

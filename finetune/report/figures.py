@@ -75,8 +75,10 @@ def confusion_heatmap(scores: SplitScores) -> str | None:
 
 
 def head_heatmap(heads: HeadScores) -> str:
-    """Return importance as an L x H map; hovering shows the standard error."""
+    """Return importance as an L x H map, numbers in % of the highest; hovering shows value and error."""
     layers, width = len(heads.values), len(heads.values[0])
+    highest = heads.ranked()[0].value or 1.0
+    percent = [["" if cell is None else f"{100 * cell / highest:.0f}" for cell in row] for row in heads.values]
     errors = [["" if cell is None else f" ± {cell:.2g}" for cell in row] for row in heads.standard_errors]
     figure = go.Figure(
         go.Heatmap(
@@ -84,7 +86,8 @@ def head_heatmap(heads: HeadScores) -> str:
             x=[str(head) for head in range(width)],
             y=[str(layer) for layer in range(layers)],
             customdata=errors,
-            texttemplate="%{z:.2g}",
+            text=percent,
+            texttemplate="%{text}",
             textfont={"size": 11},
             hovertemplate="layer %{y}, head %{x}<br>%{z:.4g}%{customdata}<extra></extra>",
             colorscale=_SCALE,

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from finetune.errors import DataError
+from finetune.report import write_report
+from finetune.report.record import worst_rows
+from finetune.report.write import interval
+from finetune.results import (
+    ClassScores,
+    HeadScores,
+    MetricValue,
+    RunFolder,
+    Speed,
+    SplitScores,
+    SplitSummary,
+    Training,
+    append_line,
+    write_json,
+)
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+RECIPE = """\
+seed: 1
+model: {model_name_or_path: some/model, model_type: null}
+task: {problem_type: single_label_classification}
+peft: {r: 8, target_modules: [query, value]}
+evaluation: {bootstrap_samples: 2000}
+"""
+
+
+def cell(value: float) -> MetricValue:
+    return MetricValue(value, value - 0.05, value + 0.05)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """A run folder of known results, without any model."""
+    folder = RunFolder(tmp_path / "known")
+    folder.path.mkdir()
+    folder.recipe.write_text(RECIPE)
+    write_json(
+        folder.environment,
+        {
+            "started": "2026-01-02T03:04:05+00:00", "device": "cpu", "processes": 1, "mixed_precision": "no",
+            "python": "3.11", "packages": {"torch": "2.13"}, "commit": None,
+        },
+    )  # fmt: skip
+    summary = SplitSummary(40, {"no": 10, "yes": 30}, 7.0, 12, 0.125)
+    write_json(folder.data, {"train": summary, "test": SplitSummary(40, {"no": 10, "yes": 30}, 7.0, 12, 0.0, 3)})
+    for step in (1, 2):
+        append_line(folder.history, {"step": step, "epoch": step / 2, "loss": 1 / step, "learning_rate": 0.1})
+    append_line(folder.history, {"step": 2, "epoch": 1.0, "eval_loss": 0.6})
+    speed = Speed(1.0, 123.4, 1000.0, 0.05, 200.0, 900.0)
+    write_json(folder.training, Training(2, 2, "accuracy", 0.9, "all epochs done", 1234, 56789, speed))
+    classes = [ClassScores(name, cell(0.7), cell(0.8), cell(0.75), rows) for name, rows in (("no", 10), ("yes", 30))]
+    scores = SplitScores(
+        40, 0.4321, {"accuracy": cell(0.875), "f1_macro": MetricValue(0.8)}, classes, [[8, 2], [3, 27]]
+    )
+    write_json(folder.scores, {"test": scores})
+    write_json(
+        folder.heads,
+        HeadScores(
+            "gradient", "E|dL/dgate|", "test", 40, [[0.01, 0.09], [0.02, None]], [[0.001, 0.002], [0.003, None]]
+        ),
+    )
+    texts = [f"text {n} <script>alert({n})</script>" for n in range(14)]
+    pq.write_table(
+        pa.table(
+            {
+                "split": ["test"] * 14, "row": list(range(1, 15)), "text": texts, "label": ["no"] * 14,
+                "predicted": ["no", "no", *["yes"] * 12], "probabilities": [[0.25, 0.75]] * 14,
+                "loss": [0.1 * n for n in range(14)],
+            }
+        ),
+        folder.predictions,
+    )  # fmt: skip
+    return folder
+
+
+def test_the_report_tells_what_the_run_found(run: RunFolder) -> None:
+    write_report(run)
+    html = run.report.read_text()
+    for said in (
+        "0.875", "[0.825, 0.925]", "3 of 40 test rows are training rows too", "E|dL/dgate|", "layer 0, head 1",
+        "1,234 of 56,789 parameters", "12.5 %", "LoRA rank 8 on query, value", "0.4321",
+    ):  # fmt: skip
+        assert said in html, said
+    card = run.card.read_text()
+    assert "| accuracy | 0.8750 [0.825, 0.925] |" in card
+    assert "| f1_macro | 0.8000 – |" in card
+
+
+def test_the_report_needs_no_network(run: RunFolder) -> None:
+    write_report(run)
+    html = run.report.read_text()
+    assert not re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=", html)
+    assert len(html) > 1_000_000  # Plotly itself is inside
+
+
+def test_text_of_rows_is_never_markup(run: RunFolder) -> None:
+    write_report(run)
+    assert "<script>alert(" not in run.report.read_text()
+    assert "&lt;script&gt;alert(13)" in run.report.read_text()
+
+
+def test_the_ten_worst_errors_come_worst_first(run: RunFolder) -> None:
+    rows = worst_rows(run, 10)
+    assert [row.row for row in rows] == list(range(14, 4, -1))
+    assert (rows[0].label, rows[0].predicted, rows[0].confidence) == ("no", "yes", 0.75)
+
+
+def test_a_run_that_is_not_finished_is_named(run: RunFolder, tmp_path: Path) -> None:
+    run.scores.write_text(json.dumps({"test": {"rows": "many"}}))
+    with pytest.raises(DataError, match=r"scores\.json does not fit this version \(test\.rows"):
+        write_report(run)
+    run.scores.unlink()
+    with pytest.raises(DataError, match=r"no scores\.json in .*known; a finished run has one"):
+        write_report(run)
+    with pytest.raises(DataError, match="holds no run"):
+        write_report(RunFolder(tmp_path))
+
+
+def test_other_problem_types_are_told_too(run: RunFolder) -> None:
+    run.recipe.write_text(RECIPE.replace("single_label_classification", "regression").replace("{r: 8,", "{r: 4,"))
+    write_json(run.scores, {"test": SplitScores(40, 0.5, {"pearson": cell(0.5)})})
+    run.heads.unlink()
+    run.predictions.unlink()
+    write_report(run)
+    html = run.report.read_text()
+    assert "pearson" in html
+    assert "No scored row was predicted wrongly" in html
+    assert 'id="confusion"' not in html
+    assert 'id="heads"' not in html
+
+
+def test_intervals_are_written_or_dashed() -> None:
+    assert interval(MetricValue(0.5, 0.4, 0.6)) == "[0.400, 0.600]"
+    assert interval(MetricValue(0.5)) == "–"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to open the report with")
+def test_a_browser_draws_every_figure_without_an_error(run: RunFolder) -> None:
+    from playwright.sync_api import sync_playwright
+
+    write_report(run)
+    said: list[str] = []
+    with sync_playwright() as browsers:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+        browser = browsers.chromium.launch(executable_path=CHROMIUM, args=flags)
+        page = browser.new_page(viewport={"width": 1100, "height": 900})
+        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: None if request.url.startswith("file:") else said.append(request.url))
+        page.goto(run.report.as_uri())
+        page.wait_for_selector("#heads .heatmaplayer image, #heads .hm image", state="attached", timeout=20_000)
+        drawn = page.locator(".main-svg").count()
+        wide = page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        browser.close()
+    assert said == []
+    assert drawn >= 3
+    assert wide
