@@ -1,13 +1,14 @@
 """Where each model family keeps its attention heads: the only such table.
 
-A row names, inside one attention module, the projections by role. Paths are relative to the encoder;
-`{layer}` runs from 0. A family that is not in the table is refused by name.
+A row names, inside one attention module, the projections by role. Paths are relative to the encoder.
+A family that is not in the table is refused by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -16,22 +17,65 @@ from finetune.errors import ModelError
 ROLES = ("query", "key", "value", "output")
 
 
+def _num_hidden_layers(config: Any) -> int:
+    return int(config.num_hidden_layers)
+
+
+def _num_attention_heads(config: Any) -> int:
+    return int(config.num_attention_heads)
+
+
+def _n_layers(config: Any) -> int:
+    return int(config.n_layers)
+
+
+def _n_heads(config: Any) -> int:
+    return int(config.n_heads)
+
+
+def _albert_layers(config: Any) -> int:
+    return int(config.num_hidden_layers * config.inner_group_num)
+
+
+def _albert_path(config: Any, layer: int) -> str:
+    """ALBERT shares its layers within groups: the same module is called for several layers."""
+    block, inner = divmod(layer, config.inner_group_num)
+    group = int(block / (config.num_hidden_layers / config.num_hidden_groups))
+    return f"encoder.albert_layer_groups.{group}.albert_layers.{inner}"
+
+
+def _convbert_heads(config: Any) -> int:
+    """ConvBERT hands as many convolution heads as attention heads to the output projection, behind them."""
+    return 2 * max(1, config.num_attention_heads // config.head_ratio)
+
+
 @dataclass(frozen=True)
 class Family:
-    """Module paths below one layer, and the names under which the config keeps its sizes."""
+    """Module paths below one layer, and how the config tells the sizes.
 
-    layer: str
+    Attributes:
+        layer: path of a layer, with `{layer}` for its number, or a function of config and number.
+        query, key, value, output: paths below it; the first three are the same where they are fused.
+        channels_first: states reach the output projection as (B, C, S) instead of (B, S, C).
+    """
+
+    layer: str | Callable[[Any, int], str]
     query: str
     key: str
     value: str
     output: str
-    num_layers: str = "num_hidden_layers"
-    num_heads: str = "num_attention_heads"
+    num_layers: Callable[[Any], int] = _num_hidden_layers
+    num_heads: Callable[[Any], int] = _num_attention_heads
+    channels_first: bool = False
+
+    def path(self, config: Any, layer: int) -> str:
+        """Return the path of one layer below the encoder."""
+        return self.layer.format(layer=layer) if isinstance(self.layer, str) else self.layer(config, layer)
 
 
 @dataclass(frozen=True)
 class AttentionSite:
-    """One layer's attention: its number of heads, and the paths of its projections in the classifier."""
+    """One layer's attention: its heads as the output projection sees them, and the paths of its projections."""
 
     layer: int
     num_heads: int
@@ -39,39 +83,75 @@ class AttentionSite:
     key: str
     value: str
     output: str
+    channels_first: bool = False
 
     def paths(self, roles: Sequence[str]) -> list[str]:
-        """Return the paths of these roles."""
-        return [getattr(self, role) for role in roles]
+        """Return the paths of these roles, a fused projection once."""
+        return list(dict.fromkeys(getattr(self, role) for role in roles))
 
 
-_BERT = Family(
-    "encoder.layer.{layer}",
-    "attention.self.query",
-    "attention.self.key",
-    "attention.self.value",
-    "attention.output.dense",
+def _family(layer: str, attention: str, names: Sequence[str], output: str, **sizes: Any) -> Family:
+    """Return a family whose query, key and value are `names` below `attention`."""
+    return Family(layer, *(f"{attention}.{name}" for name in names), output, **sizes)
+
+
+_QKV = ("query", "key", "value")
+_PROJ = ("q_proj", "k_proj", "v_proj")
+_LIN = ("q_lin", "k_lin", "v_lin")
+_LAYER = "encoder.layer.{layer}"
+_BERT = _family(_LAYER, "attention.self", _QKV, "attention.output.dense")
+_XLM = _family(
+    "attentions.{layer}",
+    "",
+    _LIN,
+    "out_lin",
+    num_layers=_n_layers,
+    num_heads=_n_heads,
 )
+_DECODER_LIKE = _family("layers.{layer}", "self_attn", _PROJ, "self_attn.o_proj")
 
 FAMILIES: dict[str, Family] = {
+    "albert": Family(
+        _albert_path, *(f"attention.{name}" for name in _QKV), "attention.dense", num_layers=_albert_layers
+    ),
     "bert": _BERT,
+    "big_bird": _BERT,
     "camembert": _BERT,
+    "convbert": _family(_LAYER, "attention.self", _QKV, "attention.output.dense", num_heads=_convbert_heads),
+    "data2vec-text": _BERT,
+    "deberta": _family(_LAYER, "attention.self", ("in_proj",) * 3, "attention.output.dense"),
+    "deberta-v2": _family(_LAYER, "attention.self", ("query_proj", "key_proj", "value_proj"), "attention.output.dense"),
+    "distilbert": _family(
+        "transformer.layer.{layer}",
+        "attention",
+        _LIN,
+        "attention.out_lin",
+        num_layers=_n_layers,
+        num_heads=_n_heads,
+    ),
     "electra": _BERT,
     "ernie": _BERT,
+    "esm": _BERT,
+    "eurobert": _DECODER_LIKE,
+    "flaubert": _XLM,
+    "ibert": _BERT,
+    "layoutlm": _BERT,
+    "megatron-bert": _BERT,
+    "mobilebert": _BERT,
+    "modernbert": _family("layers.{layer}", "attn", ("Wqkv",) * 3, "attn.Wo"),
+    "mpnet": _family(_LAYER, "attention.attn", ("q", "k", "v"), "attention.attn.o"),
+    "multi_head_classifier": _family("layers.{layer}", "attention", _QKV, "attention.output"),
+    "nomic_bert": _DECODER_LIKE,
+    "nystromformer": _BERT,
+    "rembert": _BERT,
     "roberta": _BERT,
+    "roberta-prelayernorm": _BERT,
+    "roformer": _BERT,
+    "squeezebert": _family("encoder.layers.{layer}", "attention", _QKV, "post_attention.conv1d", channels_first=True),
+    "xlm": _XLM,
     "xlm-roberta": _BERT,
-    "distilbert": Family(
-        "transformer.layer.{layer}",
-        "attention.q_lin",
-        "attention.k_lin",
-        "attention.v_lin",
-        "attention.out_lin",
-        num_layers="n_layers",
-        num_heads="n_heads",
-    ),
-    "multi_head_classifier": Family(
-        "layers.{layer}", "attention.query", "attention.key", "attention.value", "attention.output"
-    ),
+    "xlm-roberta-xl": _BERT,
+    "xmod": _BERT,
 }
 
 
@@ -91,11 +171,11 @@ def attention_sites(classifier: PreTrainedModel) -> list[AttentionSite]:
     prefix = f"{classifier.base_model_prefix}." if hasattr(classifier, classifier.base_model_prefix) else ""
     modules = dict(classifier.named_modules())
     sites = []
-    for layer in range(getattr(config, family.num_layers)):
-        below = prefix + family.layer.format(layer=layer)
-        paths = {role: f"{below}.{getattr(family, role)}" for role in ROLES}
+    for layer in range(family.num_layers(config)):
+        below = prefix + family.path(config, layer)
+        paths = {role: f"{below}.{getattr(family, role).lstrip('.')}" for role in ROLES}
         missing = [path for path in paths.values() if path not in modules]
         if missing:
             raise ModelError(f"a '{config.model_type}' model should have {', '.join(missing)}, but this one has not")
-        sites.append(AttentionSite(layer, getattr(config, family.num_heads), **paths))
+        sites.append(AttentionSite(layer, family.num_heads(config), **paths, channels_first=family.channels_first))
     return sites

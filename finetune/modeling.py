@@ -246,7 +246,7 @@ def _refuse_too_long(
 def _add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str], source: Source) -> peft.PeftModel:
     """Return the model with adapters on exactly the asked projections; what is new is trained and saved whole."""
     sites = attention_sites(model)
-    targets = [path for site in sites for path in site.paths(lora.roles)]
+    targets = list(dict.fromkeys(path for site in sites for path in site.paths(lora.roles)))
     config = peft.LoraConfig(
         r=lora.r,
         lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]  # any number serves
@@ -259,7 +259,7 @@ def _add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str], source: So
     adapted = peft.PeftModel(model, config)
     found = sum(isinstance(module, peft.tuners.lora.LoraLayer) for module in adapted.modules())
     if found != len(targets):
-        raise ModelError(f"LoRA reached {found} projections instead of {len(sites)} layers x {len(lora.roles)} roles")
+        raise ModelError(f"LoRA reached {found} projections instead of {len(targets)}; please report this model")
     frozen = [n for n, p in adapted.named_parameters() if not p.requires_grad and _plain_name(n) in new]
     if frozen:
         raise ModelError(f"these new parameters would stay random: {', '.join(frozen)}; please report this model")

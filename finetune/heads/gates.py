@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,45 +24,58 @@ from finetune.families import AttentionSite
 def head_gates(base: nn.Module, sites: Sequence[AttentionSite], gates: Tensor) -> Iterator[None]:
     """Multiply each head's output by its gate while the context lasts.
 
+    A projection that several layers share (ALBERT) is called once for each of them, in their order, and gets the
+    gates of the layer it is called for.
+
     Args:
         base: the transformers model, with its adapters in place (`Classifier.base`).
         sites: its attention sites.
         gates: (B, L, H), a gate for each example, or (L, H) for all; may require gradients.
 
     Raises:
-        ModelError: the gates' shape does not fit, or a gated projection was not called as often as the
-            others, so that its gates did nothing.
+        ModelError: the gates' shape does not fit, or a layer was not called as often as the others, so that its
+            gates did nothing.
     """
     layers, heads = len(sites), max(site.num_heads for site in sites)
     if gates.shape[-2:] != (layers, heads) or gates.dim() not in (2, 3):
         raise ModelError(
             f"gates have shape {tuple(gates.shape)}; they must be (B, {layers}, {heads}) or ({layers}, {heads})"
         )
-    calls = [0] * layers
+    shared: dict[str, list[AttentionSite]] = {}
+    for site in sites:
+        shared.setdefault(site.output, []).append(site)
     # By path: where LoRA adapts the projection, this is LoRA's wrapper, so the adapter is gated too.
-    hooks = [
-        base.get_submodule(site.output).register_forward_pre_hook(
-            partial(_gate_input, site=site, gates=gates, calls=calls)
-        )
-        for site in sites
-    ]
+    hooks = {path: _GateHook(called, gates) for path, called in shared.items()}
+    handles = [base.get_submodule(path).register_forward_pre_hook(hook) for path, hook in hooks.items()]
     try:
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
-    if len(set(calls)) != 1:
-        raise ModelError(f"the gated projections were called {calls} times; gates cannot work on this model")
+        for handle in handles:
+            handle.remove()
+    passes = [hook.calls / len(hook.sites) for hook in hooks.values()]
+    if len(set(passes)) != 1 or passes[0] != int(passes[0]):
+        raise ModelError(
+            f"the gated projections were called {[hook.calls for hook in hooks.values()]} times for "
+            f"{[len(hook.sites) for hook in hooks.values()]} layers; gates cannot work on this model"
+        )
 
 
-def _gate_input(
-    module: nn.Module, args: tuple[Any, ...], *, site: AttentionSite, gates: Tensor, calls: list[int]
-) -> tuple[Any, ...]:
-    states, *rest = args  # (B, S, H * D)
-    calls[site.layer] += 1
-    gate = gates[..., site.layer, : site.num_heads].to(states.dtype)  # (H,) or (B, H)
-    gate = gate.reshape(-1, 1, site.num_heads, 1)  # (1 or B, 1, H, 1)
-    return ((states.unflatten(-1, (site.num_heads, -1)) * gate).flatten(-2), *rest)
+class _GateHook:
+    """Gates one projection's input; the k-th call of a forward pass is that of its k-th site."""
+
+    def __init__(self, sites: Sequence[AttentionSite], gates: Tensor) -> None:
+        self.sites, self.gates, self.calls = sites, gates, 0
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        states, *rest = args  # (B, S, H * D), or (B, H * D, S)
+        site = self.sites[self.calls % len(self.sites)]
+        self.calls += 1
+        gate = self.gates[..., site.layer, : site.num_heads].to(states.dtype)  # (H,) or (B, H)
+        if site.channels_first:
+            gate = gate.reshape(-1, site.num_heads, 1, 1)  # (1 or B, H, 1, 1)
+            return ((states.unflatten(1, (site.num_heads, -1)) * gate).flatten(1, 2), *rest)
+        gate = gate.reshape(-1, 1, site.num_heads, 1)  # (1 or B, 1, H, 1)
+        return ((states.unflatten(-1, (site.num_heads, -1)) * gate).flatten(-2), *rest)
 
 
 @torch.no_grad()
