@@ -90,9 +90,12 @@ class AttentionSite:
         return list(dict.fromkeys(getattr(self, role) for role in roles))
 
 
-def _family(layer: str, attention: str, names: Sequence[str], output: str, **sizes: Any) -> Family:
+def _family(
+    layer: str | Callable[[Any, int], str], attention: str, names: Sequence[str], output: str, **sizes: Any
+) -> Family:
     """Return a family whose query, key and value are `names` below `attention`."""
-    return Family(layer, *(f"{attention}.{name}" for name in names), output, **sizes)
+    query, key, value = (f"{attention}.{name}".lstrip(".") for name in names)
+    return Family(layer, query, key, value, output, **sizes)
 
 
 _QKV = ("query", "key", "value")
@@ -111,9 +114,7 @@ _XLM = _family(
 _DECODER_LIKE = _family("layers.{layer}", "self_attn", _PROJ, "self_attn.o_proj")
 
 FAMILIES: dict[str, Family] = {
-    "albert": Family(
-        _albert_path, *(f"attention.{name}" for name in _QKV), "attention.dense", num_layers=_albert_layers
-    ),
+    "albert": _family(_albert_path, "attention", _QKV, "attention.dense", num_layers=_albert_layers),
     "bert": _BERT,
     "big_bird": _BERT,
     "camembert": _BERT,
@@ -173,7 +174,7 @@ def attention_sites(classifier: PreTrainedModel) -> list[AttentionSite]:
     sites = []
     for layer in range(family.num_layers(config)):
         below = prefix + family.path(config, layer)
-        paths = {role: f"{below}.{getattr(family, role).lstrip('.')}" for role in ROLES}
+        paths = {role: f"{below}.{getattr(family, role)}" for role in ROLES}
         missing = [path for path in paths.values() if path not in modules]
         if missing:
             raise ModelError(f"a '{config.model_type}' model should have {', '.join(missing)}, but this one has not")
