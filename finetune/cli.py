@@ -51,6 +51,11 @@ def _parser() -> argparse.ArgumentParser:
         again.add_argument("run", type=Path, help="a run folder, such as runs/toy")
         again.set_defaults(command=command)
 
+    merge = commands.add_parser("merge", help="write a run's model as plain weights that stock transformers reads")
+    merge.add_argument("run", type=Path, help="a run folder, such as runs/toy")
+    merge.add_argument("--output", type=Path, help="the folder to write (default: RUN/merged)")
+    merge.set_defaults(command=_merge)
+
     schema = commands.add_parser("schema", help="print the recipe's JSON schema")
     schema.set_defaults(command=_schema)
     return parser
@@ -90,6 +95,13 @@ def _report(asked: argparse.Namespace) -> None:
     folder = RunFolder(asked.run)
     write_report(folder)
     print(f"Report: {folder.report}")
+
+
+def _merge(asked: argparse.Namespace) -> None:
+    from finetune.run import merge
+
+    output, difference = merge(asked.run, asked.output)
+    print(f"Plain weights in {output}; the largest difference of a logit is {difference:.1g}")
 
 
 def _schema(asked: argparse.Namespace) -> None:

@@ -46,7 +46,7 @@ def _albert_path(config: Any, layer: int) -> str:
 
 def _convbert_heads(config: Any) -> int:
     """ConvBERT hands as many convolution heads as attention heads to the output projection, behind them."""
-    return 2 * max(1, config.num_attention_heads // config.head_ratio)
+    return 2 * max(1, int(config.num_attention_heads // config.head_ratio))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 import peft
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -29,18 +30,10 @@ from transformers import (
 from finetune import attention
 from finetune.errors import ModelError
 from finetune.families import attention_sites
+from finetune.freezing import freeze, keep_float32
+from finetune.lora import Lora, add_lora, changed_base_weights, projection_weights
 
 _PACKAGE = "package:"
-
-
-@dataclass(frozen=True)
-class Lora:
-    """LoRA (Hu et al. 2021): rank r, scale lora_alpha / r, on the projections of these roles in every layer."""
-
-    r: int
-    lora_alpha: float
-    lora_dropout: float
-    roles: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -51,6 +44,18 @@ class Source:
     revision: str = "main"
     dtype: str = "float32"
     attn_implementation: str | None = None
+    use_safetensors: bool = True
+    trust_remote_code: bool = False
+
+    def loading_options(self) -> dict[str, Any]:
+        """Return how `from_pretrained` is to load the weights."""
+        options = {
+            "revision": self.revision,
+            "dtype": getattr(torch, self.dtype),
+            "use_safetensors": self.use_safetensors,
+            "trust_remote_code": self.trust_remote_code,
+        }
+        return options | ({"attn_implementation": self.attn_implementation} if self.attn_implementation else {})
 
     def location(self) -> str:
         """Return the hub id or the folder; `package:NAME/PATH` is the folder PATH inside an installed package.
@@ -75,8 +80,10 @@ class Source:
 class Classifier:
     """A sequence classifier with all that is needed to use it.
 
-    `source` is None for a model built from a config alone; `new_parameters` are the names of those that no
-    checkpoint held.
+    Attributes:
+        source: None for a model built from a config alone.
+        new_parameters: names of those that no checkpoint held.
+        changed_base: paths of projections whose weights under the adapters are no longer the checkpoint's.
     """
 
     model: nn.Module
@@ -84,6 +91,7 @@ class Classifier:
     max_length: int
     source: Source | None
     new_parameters: tuple[str, ...] = ()
+    changed_base: tuple[str, ...] = ()
 
     @property
     def base(self) -> PreTrainedModel:
@@ -120,10 +128,22 @@ def quiet_libraries() -> None:
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """Return the checkpoint's tokenizer."""
     with loading(source):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.location(), revision=source.revision)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source.location(), revision=source.revision, trust_remote_code=source.trust_remote_code
+        )
     if tokenizer.pad_token_id is None:
         raise ModelError(f"the tokenizer of '{source.name}' has no padding token; choose an encoder's checkpoint")
     return tokenizer
+
+
+def checkpoint_labels(source: Source) -> list[str] | None:
+    """Return the label names that a fine-tuned checkpoint carries, in the order of its ids; None if it has none."""
+    with loading(source):
+        config = AutoConfig.from_pretrained(
+            source.location(), revision=source.revision, trust_remote_code=source.trust_remote_code
+        )
+    names = [str(config.id2label[index]) for index in range(len(config.id2label or {}))]
+    return None if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
 
 
 def pretrained_classifier(
@@ -134,29 +154,39 @@ def pretrained_classifier(
     problem_type: str,
     max_length: int,
     lora: Lora | None = None,
+    freeze_embeddings: bool = False,
+    freeze_layers: int = 0,
 ) -> Classifier:
     """Return a classifier on a pretrained encoder; what the checkpoint lacks is new and random.
+
+    Without `lora` all weights are trained, but for the embeddings and the lowest layers where asked.
 
     Raises:
         ModelError: the checkpoint cannot be found or read, lacks weights of the encoder itself, takes fewer
             tokens than `max_length`, or has no place for an adapter that was asked for.
     """
     labels = _label_config(label_names, problem_type)
+    if Path(source.location(), "adapter_config.json").is_file():
+        raise ModelError(f"model '{source.name}' is an adapter; write plain weights first with `finetune merge`")
     with loading(source):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source.location(),
-            revision=source.revision,
-            dtype=getattr(torch, source.dtype),
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            **({"attn_implementation": source.attn_implementation} if source.attn_implementation else {}),
+            **source.loading_options(),
             **labels,
         )
     new = sorted({*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])})
     _refuse_foreign(model, new, source)
     _refuse_too_long(model.config, tokenizer, max_length, source)
-    adapted = model if lora is None else _add_lora(model, lora, new, source)
-    return Classifier(adapted, tokenizer, max_length, source, tuple(new))
+    if lora is None:
+        freeze(model, freeze_embeddings=freeze_embeddings, freeze_layers=freeze_layers)
+        return Classifier(model, tokenizer, max_length, source, tuple(new))
+    keep_float32(model, sorted({name.rpartition(".")[0] for name in new}))
+    before = projection_weights(model, attention_sites(model))
+    adapted = add_lora(model, lora, new, location=source.location(), revision=source.revision)
+    changed = changed_base_weights(model, before)
+    return Classifier(adapted, tokenizer, max_length, source, tuple(new), tuple(changed))
 
 
 def new_classifier(
@@ -213,13 +243,24 @@ class loading:  # noqa: N801  (used as a function)
         attention.register()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError | ValueError | KeyError):
+        if isinstance(error, OSError | ValueError | KeyError | SafetensorError):
             said = " ".join(str(error).split())
             raise ModelError(
                 f"cannot load model '{self.source.name}' (revision {self.source.revision}): {said[:300]}; "
-                "give a hub id (and go online or fill the cache), a folder with config.json and weights, "
-                "or package:NAME/PATH"
+                f"{_repair(said)}"
             ) from error
+
+
+def _repair(said: str) -> str:
+    """Return what to do about what transformers or the hub said."""
+    if "safetensors" in said:
+        return "choose a checkpoint with safetensors, or trust its pickled weights with model.use_safetensors: false"
+    if "trust_remote_code" in said:
+        return "read that code, then allow it with model.trust_remote_code: true"
+    return (
+        "give a hub id and revision (and go online or fill the cache), a folder with config.json and weights, "
+        "or package:NAME/PATH"
+    )
 
 
 def _refuse_foreign(model: PreTrainedModel, new: Sequence[str], source: Source) -> None:
@@ -241,31 +282,3 @@ def _refuse_too_long(
         raise ModelError(
             f"data.max_length is {max_length}, but '{source.name}' takes {most} tokens; lower data.max_length"
         )
-
-
-def _add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str], source: Source) -> peft.PeftModel:
-    """Return the model with adapters on exactly the asked projections; what is new is trained and saved whole."""
-    sites = attention_sites(model)
-    targets = list(dict.fromkeys(path for site in sites for path in site.paths(lora.roles)))
-    config = peft.LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]  # any number serves
-        lora_dropout=lora.lora_dropout,
-        target_modules=targets,
-        modules_to_save=sorted({name.rpartition(".")[0] for name in new}) or None,
-        base_model_name_or_path=source.location(),
-        revision=source.revision,
-    )
-    adapted = peft.PeftModel(model, config)
-    found = sum(isinstance(module, peft.tuners.lora.LoraLayer) for module in adapted.modules())
-    if found != len(targets):
-        raise ModelError(f"LoRA reached {found} projections instead of {len(targets)}; please report this model")
-    frozen = [n for n, p in adapted.named_parameters() if not p.requires_grad and _plain_name(n) in new]
-    if frozen:
-        raise ModelError(f"these new parameters would stay random: {', '.join(frozen)}; please report this model")
-    return adapted
-
-
-def _plain_name(name: str) -> str:
-    """Return a parameter's name in the model before peft wrapped it; the copy that is not trained keeps another."""
-    return name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".")

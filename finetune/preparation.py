@@ -11,8 +11,16 @@ from accelerate import Accelerator
 from finetune.data.encoding import EncodedSplit, word_tokenizer
 from finetune.data.prepare import LabelledSplits, encode_splits, read_labelled, summarise, training_texts
 from finetune.errors import DataError, ModelError
-from finetune.modeling import Classifier, Lora, Source, load_tokenizer, new_classifier, pretrained_classifier
-from finetune.recipe import Recipe
+from finetune.lora import Lora
+from finetune.modeling import (
+    Classifier,
+    Source,
+    checkpoint_labels,
+    load_tokenizer,
+    new_classifier,
+    pretrained_classifier,
+)
+from finetune.recipe import ModelSection, Recipe
 from finetune.results import SplitSummary
 
 
@@ -37,7 +45,13 @@ class Material:
 def prepare(recipe: Recipe, accelerator: Accelerator) -> Material:
     """Read the data and build the classifier; the main process first, so that caches are written once."""
     with accelerator.main_process_first():
-        splits = read_labelled(recipe.data, recipe.task.problem_type, recipe.task.label_names, recipe.seed)
+        splits = read_labelled(
+            recipe.data,
+            recipe.task.problem_type,
+            recipe.task.label_names,
+            recipe.seed,
+            suggested=checkpoint_labels(source_of(recipe.model)) if recipe.model.model_name_or_path else None,
+        )
         check_splits(recipe, splits.raw)
         classifier = build(recipe, splits)
         encoded = encode_splits(splits, classifier.tokenizer, recipe.data)
@@ -56,6 +70,19 @@ def check_splits(recipe: Recipe, splits: Mapping[str, object]) -> None:
         )
 
 
+def source_of(model: ModelSection) -> Source:
+    """Return the recipe's checkpoint."""
+    assert model.model_name_or_path is not None
+    return Source(
+        model.model_name_or_path,
+        model.revision,
+        model.dtype,
+        model.attn_implementation,
+        model.use_safetensors,
+        model.trust_remote_code,
+    )
+
+
 def build(recipe: Recipe, splits: LabelledSplits) -> Classifier:
     """Return the recipe's classifier, ready to be trained."""
     model, adapters = recipe.model, recipe.peft
@@ -65,13 +92,28 @@ def build(recipe: Recipe, splits: LabelledSplits) -> Classifier:
         "max_length": recipe.data.max_length,
     }
     if model.model_name_or_path is not None:
-        source = Source(model.model_name_or_path, model.revision, model.dtype, model.attn_implementation)
-        lora = (
-            None
-            if adapters is None
-            else Lora(adapters.r, adapters.lora_alpha, adapters.lora_dropout, roles=adapters.target_modules)
+        source = source_of(model)
+        lora = None
+        if adapters is not None:
+            lora = Lora(
+                r=adapters.r,
+                lora_alpha=adapters.lora_alpha,
+                lora_dropout=adapters.lora_dropout,
+                roles=adapters.target_modules,
+                use_rslora=adapters.use_rslora,
+                use_dora=adapters.use_dora,
+                init_lora_weights=adapters.init_lora_weights,
+                layers=adapters.layers_to_transform,
+                rank_pattern=adapters.rank_pattern,
+            )
+        return pretrained_classifier(
+            source,
+            load_tokenizer(source),
+            **task,
+            lora=lora,
+            freeze_embeddings=recipe.training.freeze_embeddings,
+            freeze_layers=recipe.training.freeze_layers,
         )
-        return pretrained_classifier(source, load_tokenizer(source), **task, lora=lora)
     if adapters is not None:
         raise ModelError(
             "peft adapts pretrained weights, but model.model_type builds new ones; remove the peft section"

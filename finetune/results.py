@@ -133,6 +133,7 @@ class Training:
     stopped: str
     trainable_parameters: int
     total_parameters: int
+    trained_dtype: str
     speed: Speed
 
 
@@ -149,6 +150,7 @@ class RunFolder:
     checkpoints = property(lambda self: self.path / "checkpoints")
     trackers = property(lambda self: self.path / "trackers")
     model = property(lambda self: self.path / "model")
+    merged = property(lambda self: self.path / "merged")
     training = property(lambda self: self.path / "training.json")
     scores = property(lambda self: self.path / "scores.json")
     predictions = property(lambda self: self.path / "predictions.parquet")

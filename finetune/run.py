@@ -35,6 +35,7 @@ from finetune.environment import describe_environment
 from finetune.errors import DataError, TrainingError
 from finetune.folder import check_folder, claim_folder, forget_after
 from finetune.heads.importance import gradient_importance
+from finetune.lora import shared_roles
 from finetune.modeling import Classifier, quiet_libraries
 from finetune.plan import Plan, make_plan
 from finetune.preparation import Material, prepare
@@ -42,7 +43,7 @@ from finetune.progress import TrainingProgress
 from finetune.recipe import Recipe, load_recipe
 from finetune.report import write_report
 from finetune.results import RunFolder, SplitScores, Training, append_line, read_json, write_json
-from finetune.saving import check_reload, load_classifier, save_classifier
+from finetune.saving import check_reload, load_classifier, merge_classifier, save_classifier
 from finetune.scoring import predict, predictions_table, score, write_predictions
 from finetune.terminal import say, show_data, show_heads, show_scores
 from finetune.training import Loop, fit, training_result
@@ -62,6 +63,8 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
         check_folder(folder, recipe)
     material = prepare(recipe, accelerator)
     show_data(console, material.summary, material.splits["train"].where, recipe.data.max_length)
+    if recipe.peft and (note := shared_roles(material.classifier.base, recipe.peft.target_modules)):
+        say(console, note)
     plan = make_plan(recipe, rows=len(material.splits["train"]), processes=accelerator.num_processes)
     if dry_run:
         rehearse(recipe, material, plan, accelerator, console)
@@ -97,6 +100,23 @@ def evaluate(path: Path) -> RunFolder:
         same = "the same, to the last digit, as" if before == scores else "[yellow]different from[/]"
         say(console, f"These scores are {same} those that the folder held before.")
     return folder
+
+
+def merge(path: Path, output: Path | None = None) -> tuple[Path, float]:
+    """Write a finished run's model as plain weights; return the folder and the largest difference of a logit.
+
+    Raises:
+        FinetuneError: the folder holds no finished run, or the output folder is not empty.
+    """
+    quiet_libraries()
+    folder = RunFolder(path.absolute())
+    if not folder.model.is_dir():
+        raise DataError(f"{path} holds no finished run (no model/); name the folder that `train` wrote")
+    output = output or folder.merged
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DataError(f"{output} is there already and not empty; name another folder with --output")
+    texts = [("one short text",), ("another text, which is a little longer than the first",)]
+    return output, merge_classifier(load_classifier(folder.model), output, texts)
 
 
 def start(recipe: Recipe) -> tuple[Accelerator, Console]:
@@ -148,7 +168,15 @@ def train_stage(
         material.classifier,
         find_checkpoint(recipe.checkpoint.resume_from_checkpoint, folder.checkpoints),
     )
-    loop = Loop(classifier, material.splits["train"], plan, recipe.training, seed=recipe.seed, accelerator=accelerator)
+    loop = Loop(
+        classifier,
+        material.splits["train"],
+        plan,
+        recipe.training,
+        seed=recipe.seed,
+        accelerator=accelerator,
+        loraplus_lr_ratio=recipe.peft.loraplus_lr_ratio if recipe.peft else None,
+    )
     accelerator.init_trackers("", config={})
     if resume is not None:
         loop.resume(resume)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import peft
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from finetune.errors import ModelError
+from finetune.freezing import keep_float32
+from finetune.lora import base_weights, set_base_weights
 from finetune.modeling import Classifier, Source, load_tokenizer, loading
 from finetune.results import write_text
 
 _ABOUT = "classifier.json"  # beside the weights: what config.json has no place for
+_CHANGED = "base_weights.safetensors"  # weights under the adapters that an initialisation changed
 
 
 def save_classifier(classifier: Classifier, folder: Path) -> None:
@@ -25,6 +31,9 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     if isinstance(model, peft.PeftModel):
         # No look at the hub for the base's vocabulary: embeddings are never changed here.
         model.save_pretrained(str(folder), save_embedding_layers=False)
+        changed = {name: base_weights(base)[name].contiguous() for name in classifier.changed_base}
+        if changed:
+            save_file(changed, folder / _CHANGED)
         base.config.architectures = [type(base).__name__]
         base.config.save_pretrained(folder)
         folder.joinpath("README.md").unlink(missing_ok=True)  # the run folder's own card says more
@@ -32,7 +41,11 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
         base.save_pretrained(folder)
     classifier.tokenizer.save_pretrained(folder)
     source = classifier.source
-    about = {"max_length": classifier.max_length, "source": source and vars(source)}
+    about = {
+        "max_length": classifier.max_length,
+        "source": source and vars(source),
+        "changed_base": classifier.changed_base,
+    }
     write_text(folder / _ABOUT, json.dumps(about, indent=1) + "\n")
 
 
@@ -45,29 +58,65 @@ def load_classifier(folder: Path) -> Classifier:
     try:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
         source = Source(**about["source"]) if about["source"] else None
+        changed = list(about["changed_base"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{folder} holds no classifier that was saved here ({error}); name a run's model folder"
         ) from error
-    here = Source(str(folder), dtype=source.dtype if source else "float32")
+    here = Source(str(folder)) if source is None else replace(source, name=str(folder), revision="main")
     tokenizer = load_tokenizer(here)
     with loading(here):
         config = AutoConfig.from_pretrained(folder)
     adapter = (folder / "adapter_config.json").is_file()
     weights = source if adapter and source else here
-    chosen = {"attn_implementation": source.attn_implementation} if source and source.attn_implementation else {}
     with loading(weights):
         model = AutoModelForSequenceClassification.from_pretrained(
             weights.location(),
-            revision=weights.revision,
             config=config,
-            dtype=getattr(torch, weights.dtype),
             ignore_mismatched_sizes=adapter,  # the base may carry another task's head, which the adapter replaces
-            **chosen,
+            **weights.loading_options(),
         )
         if adapter:
+            keep_float32(model, peft.LoraConfig.from_pretrained(str(folder)).modules_to_save or ())
             model = peft.PeftModel.from_pretrained(model, str(folder))
-    return Classifier(model.eval(), tokenizer, int(about["max_length"]), source)
+    loaded = Classifier(model.eval(), tokenizer, int(about["max_length"]), source, changed_base=tuple(changed))
+    if changed:
+        set_base_weights(loaded.base, load_file(folder / _CHANGED))
+    return loaded
+
+
+def merge_classifier(classifier: Classifier, folder: Path, texts: Sequence[Sequence[str]]) -> float:
+    """Write plain weights, adapters merged in, that stock transformers reads; return the largest logit difference.
+
+    The classifier's model is used up.
+
+    Raises:
+        ModelError: peft cannot merge these adapters, or what `from_pretrained` reads back gives logits that differ
+            by more than 1e-3 of the largest (float32; lower precisions round a merged weight once more, 3e-2).
+    """
+    device = torch.device("cpu")
+    expected = logits_of(classifier, texts, device)
+    model: Any = classifier.model
+    if isinstance(model, peft.PeftModel):
+        try:
+            model = model.merge_and_unload(safe_merge=True)
+        except (ValueError, NotImplementedError) as error:
+            raise ModelError(f"peft cannot merge these adapters: {error}; use the adapter as it is") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    classifier.tokenizer.save_pretrained(folder)
+    source = (
+        Source(str(folder))
+        if classifier.source is None
+        else replace(classifier.source, name=str(folder), revision="main")
+    )
+    with loading(source):
+        plain = AutoModelForSequenceClassification.from_pretrained(folder, **source.loading_options())
+    found = logits_of(replace(classifier, model=plain), texts, device)
+    difference, room = float((found - expected).abs().max()), 1e-3 if source.dtype == "float32" else 3e-2
+    if not difference <= room * max(1.0, float(expected.abs().max())):
+        raise ModelError(f"the merged model's logits differ by {difference:g}; please report it")
+    return difference
 
 
 @torch.no_grad()

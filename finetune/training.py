@@ -12,64 +12,30 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import get_scheduler
 
 from finetune.checkpoints import TrainState, load_checkpoint, restore_weights, save_checkpoint, trained_weights
 from finetune.data.batching import LocalBatch, load_batches, plan_epoch
 from finetune.data.encoding import EncodedSplit
 from finetune.errors import TrainingError
-from finetune.losses import balanced_weights, per_example_loss
+from finetune.losses import per_example_loss
 from finetune.metrics import LOWER_IS_BETTER
 from finetune.modeling import Classifier
+from finetune.optimization import build_optimizer, class_weights
 from finetune.plan import Plan
 from finetune.progress import TrainingProgress
 from finetune.recipe import TrainingSection
 from finetune.results import Speed, Training
 
 Entry = dict[str, Any]
-
-
-def build_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.AdamW:
-    """Return AdamW (Loshchilov and Hutter 2019); biases and norms, all vectors, are not decayed.
-
-    With `weight_decay: 0` this is Adam (Kingma and Ba 2015).
-    """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": training.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=training.learning_rate,
-        betas=(training.adam_beta1, training.adam_beta2),
-        eps=training.adam_epsilon,
-        fused=True,
-    )
-
-
-def class_weights(asked: str | Mapping[str, float] | None, labels: Tensor, names: list[str]) -> Tensor | None:
-    """Return a weight a class, (C,), or None; `balanced` weighs each class by the inverse of its rows.
-
-    Raises:
-        TrainingError: a name is no label.
-    """
-    if asked is None:
-        return None
-    if isinstance(asked, str):
-        return balanced_weights(torch.bincount(labels, minlength=len(names)))
-    unknown = sorted(asked.keys() - set(names))
-    if unknown:
-        raise TrainingError(f"training.class_weights: {', '.join(unknown)} is no label; labels are {', '.join(names)}")
-    return torch.tensor([asked.get(name, 1.0) for name in names])
 
 
 class Loop:
@@ -84,6 +50,7 @@ class Loop:
         *,
         seed: int,
         accelerator: Accelerator,
+        loraplus_lr_ratio: float | None = None,
     ) -> None:
         self.classifier, self.split, self.plan, self.training = classifier, split, plan, training
         self.seed, self.accelerator = seed, accelerator
@@ -91,7 +58,7 @@ class Loop:
         self.best: dict[str, Tensor] | None = None
         weights = class_weights(training.class_weights, torch.as_tensor(split.labels), classifier.label_names)
         self.class_weights = None if weights is None else weights.to(accelerator.device)
-        optimizer = build_optimizer(classifier.model, training)
+        optimizer = build_optimizer(classifier.model, training, loraplus_lr_ratio)
         # Not prepared by Accelerate, which would advance it once a process.
         self.scheduler = get_scheduler(training.lr_scheduler_type, optimizer, plan.warmup_steps, plan.total_steps)
         self.model, self.optimizer = accelerator.prepare(classifier.model, optimizer)
@@ -277,6 +244,7 @@ def training_result(loop: Loop, stopped: str, best_metric: str, eval_samples_per
         stopped=stopped,
         trainable_parameters=trained,
         total_parameters=total,
+        trained_dtype=", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in loop.parameters})),
         speed=Speed(
             train_seconds=state.train_seconds,
             train_samples_per_second=state.rows_seen / seconds,

@@ -9,7 +9,8 @@ import numpy as np
 
 from finetune.data.encoding import EncodedSplit, encode_split
 from finetune.data.read import RawSplit
-from finetune.modeling import Classifier, Lora, Source, load_tokenizer, pretrained_classifier
+from finetune.lora import Lora
+from finetune.modeling import Classifier, Source, load_tokenizer, pretrained_classifier
 from finetune.plan import Plan
 from tests.conftest import SENTENCES
 

@@ -124,6 +124,13 @@ def test_names_are_read_from_training_rows(values: list[Any], names: list[str]) 
     assert label_names(raw, "label", SINGLE, None) == names
 
 
+def test_a_checkpoint_s_own_order_is_kept_where_the_names_agree() -> None:
+    raw = RawSplit(datasets.Dataset.from_dict({"label": ["b", "a", "c"]}), "here")
+    assert label_names(raw, "label", SINGLE, None, ["c", "a", "b"]) == ["c", "a", "b"]
+    assert label_names(raw, "label", SINGLE, None, ["c", "a", "d"]) == ["a", "b", "c"]
+    assert label_names(raw, "label", SINGLE, ["b", "c", "a"], ["c", "a", "b"]) == ["b", "c", "a"]
+
+
 def test_class_label_features_keep_their_names() -> None:
     features = datasets.Features({"label": datasets.ClassLabel(names=["neg", "pos"])})
     raw = RawSplit(datasets.Dataset.from_dict({"label": [1, 0]}, features=features), "here")

@@ -25,7 +25,8 @@ from finetune.data.read import RawSplit
 from finetune.families import FAMILIES, ROLES, attention_sites
 from finetune.heads.gates import head_gates
 from finetune.heads.importance import gate_gradients
-from finetune.modeling import Classifier, Lora, Source, load_tokenizer, pretrained_classifier
+from finetune.lora import Lora
+from finetune.modeling import Classifier, Source, load_tokenizer, pretrained_classifier
 from finetune.recipe import TrainingSection
 from finetune.saving import check_reload, load_classifier, logits_of, save_classifier
 from finetune.training import Loop

@@ -12,7 +12,8 @@ from finetune.data.encoding import word_tokenizer
 from finetune.errors import ModelError
 from finetune.families import attention_sites
 from finetune.heads.gates import check_gates, head_gates
-from finetune.modeling import Classifier, Lora, new_classifier
+from finetune.lora import Lora
+from finetune.modeling import Classifier, new_classifier
 from tests.conftest import SENTENCES
 from tests.helpers import ROLES, encoded, tiny_classifier
 

@@ -9,14 +9,16 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from finetune.errors import ModelError
 from finetune.families import FAMILIES, attention_sites
+from finetune.lora import Lora
 from finetune.modeling import (
     Classifier,
-    Lora,
     Source,
+    checkpoint_labels,
     load_tokenizer,
     new_classifier,
     pretrained_classifier,
@@ -198,3 +200,43 @@ def test_a_new_model_that_cannot_be_built_is_named(
             problem_type="single_label_classification",
             max_length=16,
         )
+
+
+def test_pickled_weights_are_read_only_when_allowed(tiny_bert: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_bert, tmp_path / "pickled")
+    weights = tmp_path / "pickled" / "model.safetensors"
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    with pytest.raises(ModelError, match=r"safetensors.*model\.use_safetensors: false"):
+        tiny_classifier(tmp_path / "pickled")
+    source = Source(str(tmp_path / "pickled"), use_safetensors=False)
+    found = pretrained_classifier(
+        source,
+        load_tokenizer(source),
+        label_names=("no", "yes"),
+        problem_type="single_label_classification",
+        max_length=16,
+    )
+    assert found.new_parameters == ("classifier.bias", "classifier.weight")
+
+
+def test_code_of_a_checkpoint_is_run_only_when_allowed(tiny_bert: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_bert, tmp_path / "coded")
+    config = json.loads((tiny_bert / "config.json").read_text())
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.OwnModel"}
+    (tmp_path / "coded" / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": classes}))
+    (tmp_path / "coded" / "own.py").write_text("raise SystemExit('this code must not run')\n")
+    with pytest.raises(ModelError, match=r"model\.trust_remote_code: true"):
+        checkpoint_labels(Source(str(tmp_path / "coded")))
+
+
+def test_the_labels_of_a_fine_tuned_checkpoint_are_known(tiny_bert: Path, tmp_path: Path) -> None:
+    assert checkpoint_labels(Source(str(tiny_bert))) is None
+    save_classifier(tiny_classifier(tiny_bert, labels=LABELS), tmp_path)
+    assert checkpoint_labels(Source(str(tmp_path))) == list(LABELS)
+
+
+def test_an_adapter_is_no_checkpoint_to_start_from(tiny_bert: Path, tmp_path: Path) -> None:
+    save_classifier(tiny_classifier(tiny_bert, lora=LORA), tmp_path)
+    with pytest.raises(ModelError, match=r"is an adapter; write plain weights first with `finetune merge`"):
+        tiny_classifier(tmp_path)

@@ -77,6 +77,8 @@ peft: {r: -1}
         (MINIMAL + "task: {label_names: [a, b]}\ntraining: {class_weights: {c: 2.0}}\n", r"class_weights.c .*no label"),
         (MINIMAL + "logging: {report_to: wandb}\n", r"report_to .*'wandb' is not installed"),
         (MINIMAL.replace("some/model", "a, model_type: bert"), r"model .*model_name_or_path and model_type are both"),
+        (MINIMAL + "peft: {}\ntraining: {freeze_layers: 2}\n", r"freeze_layers .*LoRA trains its adapters alone"),
+        (MINIMAL + "peft: {init_lora_weights: zeros}\n", r"peft.init_lora_weights .*given 'zeros'"),
         ("model: {}\ndata: {}\n", r"model .*no source is given"),
         ("- a\n", r"holds no sections"),
         ("a: [1\n", r"line 2 is not YAML"),

@@ -60,7 +60,7 @@ def run(tmp_path: Path) -> RunFolder:
         append_line(folder.history, {"step": step, "epoch": step / 2, "loss": 1 / step, "learning_rate": 0.1})
     append_line(folder.history, {"step": 2, "epoch": 1.0, "eval_loss": 0.6})
     speed = Speed(1.0, 123.4, 1000.0, 0.05, 200.0, 900.0)
-    write_json(folder.training, Training(2, 2, "accuracy", 0.9, "all epochs done", 1234, 56789, speed))
+    write_json(folder.training, Training(2, 2, "accuracy", 0.9, "all epochs done", 1234, 56789, "float32", speed))
     classes = [ClassScores(name, cell(0.7), cell(0.8), cell(0.75), rows) for name, rows in (("no", 10), ("yes", 30))]
     scores = SplitScores(
         40, 0.4321, {"accuracy": cell(0.875), "f1_macro": MetricValue(0.8)}, classes, [[8, 2], [3, 27]]

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from finetune.checkpoints import complete_checkpoints, find_checkpoint, trained_weights
 from finetune.errors import TrainingError
-from finetune.modeling import Classifier, Lora
+from finetune.lora import Lora
+from finetune.modeling import Classifier
+from finetune.optimization import build_optimizer, class_weights
 from finetune.plan import Plan, make_plan
 from finetune.progress import TrainingProgress
 from finetune.recipe import Recipe, TrainingSection
-from finetune.training import Loop, build_optimizer, class_weights, fit, training_result
+from finetune.training import Loop, fit, training_result
 from tests.helpers import ROLES, encoded, plan, tiny_classifier
 
 LORA = Lora(r=2, lora_alpha=4, lora_dropout=0.1, roles=ROLES)

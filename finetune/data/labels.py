@@ -18,11 +18,18 @@ from finetune.errors import DataError, did_you_mean
 _MOST_CLASSES = 1000
 
 
-def label_names(train: RawSplit, column: str, problem_type: str, declared: Sequence[str] | None) -> list[str]:
+def label_names(
+    train: RawSplit,
+    column: str,
+    problem_type: str,
+    declared: Sequence[str] | None,
+    suggested: Sequence[str] | None = None,
+) -> list[str]:
     """Return the label names in the order of their ids.
 
-    Declared names win; then the names of a ClassLabel feature; then what the training rows hold, sorted
-    (by number where all are whole numbers).
+    Declared names win; then the names of a ClassLabel feature; then what the training rows hold, in the order
+    of `suggested` (a checkpoint's own names) where these are the same, else sorted (by number where all are whole
+    numbers).
 
     Raises:
         DataError: training has fewer than two labels, or so many that they look like numbers to predict.
@@ -43,6 +50,8 @@ def label_names(train: RawSplit, column: str, problem_type: str, declared: Seque
             f"{train.where} has {len(found)} different labels in '{column}'; "
             "for numbers set task.problem_type: regression, else name the labels in task.label_names"
         )
+    if suggested is not None and sorted(suggested) == sorted(found):
+        return list(suggested)
     return sorted(found, key=int) if all(_is_whole(name) for name in found) else sorted(found)
 
 

@@ -25,7 +25,13 @@ class LabelledSplits:
     label_names: list[str]
 
 
-def read_labelled(data: DataSection, problem_type: str, declared: Sequence[str] | None, seed: int) -> LabelledSplits:
+def read_labelled(
+    data: DataSection,
+    problem_type: str,
+    declared: Sequence[str] | None,
+    seed: int,
+    suggested: Sequence[str] | None = None,
+) -> LabelledSplits:
     """Read, check and label every split; hold out validation rows and cut to the sample limits if asked.
 
     Raises:
@@ -34,7 +40,7 @@ def read_labelled(data: DataSection, problem_type: str, declared: Sequence[str] 
     raw = read_splits(data)
     if "validation" not in raw and data.validation_size:
         raw = hold_out(raw, data.validation_size, seed)
-    names = label_names(raw["train"], data.label_column, problem_type, declared)
+    names = label_names(raw["train"], data.label_column, problem_type, declared, suggested)
     labels = {split: encode_labels(rows, data.label_column, problem_type, names) for split, rows in raw.items()}
     for split, rows in raw.items():
         if problem_type == "single_label_classification":

@@ -158,6 +158,14 @@ def metric_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(("evaluation", "early_stopping_patience"), "needs evaluations, but eval_strategy is no")
 
 
+def freezing_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield freezing beside LoRA, which freezes all but the adapters anyway."""
+    training = _section(document, "training")
+    for key in ("freeze_embeddings", "freeze_layers"):
+        if document.get("peft") is not None and training.get(key):
+            yield Problem(("training", key), "LoRA trains its adapters alone; remove this, or the peft section")
+
+
 def weight_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield class weights that name no label or do not apply."""
     task, weights = _section(document, "task"), _section(document, "training").get("class_weights")

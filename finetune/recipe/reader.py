@@ -19,6 +19,7 @@ from finetune.recipe.problems import (
     Location,
     Problem,
     disk_problems,
+    freezing_problems,
     metric_problems,
     schema_problems,
     weight_problems,
@@ -83,7 +84,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         problems += _apply(override, root, lines)
     document = _construct(root)
     document.setdefault("output_dir", f"runs/{path.stem}")
-    problems += [*metric_problems(document), *weight_problems(document), *disk_problems(document)]
+    problems += [
+        *metric_problems(document),
+        *weight_problems(document),
+        *freezing_problems(document),
+        *disk_problems(document),
+    ]
     recipe = None
     try:
         recipe = Recipe.model_validate(document)

@@ -60,6 +60,8 @@ class ModelSection(Section):
     config_overrides: dict[str, int | float | str | bool] = Field(default={}, description="config of a new model")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = None
+    use_safetensors: bool = Field(True, description="false: also load pickled weights, which can run code")
+    trust_remote_code: bool = Field(False, description="true: run code that comes with the checkpoint")
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSection:
@@ -123,6 +125,12 @@ class PeftSection(Section):
     lora_alpha: Annotated[float, Field(gt=0)] = 16
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
     target_modules: Annotated[list[Role], Field(min_length=1)] = ["query", "key", "value", "output"]
+    use_rslora: bool = Field(False, description="scale by lora_alpha / sqrt(r)")
+    use_dora: bool = Field(False, description="train the norms of the adapted columns besides")
+    init_lora_weights: Literal[True, "gaussian", "orthogonal", "olora", "pissa"] = True
+    layers_to_transform: list[Annotated[int, Field(ge=0)]] | None = Field(None, description="null: all layers")
+    rank_pattern: dict[str, Count] = Field(default={}, description="other ranks, by role or LAYER.ROLE")
+    loraplus_lr_ratio: Annotated[float, Field(gt=0)] | None = Field(None, description="LoRA+: rate of B over rate of A")
 
 
 class TrainingSection(Section):
@@ -142,6 +150,8 @@ class TrainingSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = None
     train_sampling_strategy: Literal["group_by_length", "random", "sequential"] = "group_by_length"
+    freeze_embeddings: bool = False
+    freeze_layers: Annotated[int, Field(ge=0)] = Field(0, description="lowest layers that are not trained")
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     use_cpu: bool = False
     num_threads: Count | None = Field(None, description="CPU threads a process; null: all cores, shared out")

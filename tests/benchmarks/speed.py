@@ -30,7 +30,8 @@ from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, Trai
 from finetune.data.encoding import EncodedSplit, encode_split
 from finetune.data.labels import encode_labels, label_names
 from finetune.data.read import RawSplit
-from finetune.modeling import Classifier, Lora, Source, load_tokenizer, pretrained_classifier, quiet_libraries
+from finetune.lora import Lora
+from finetune.modeling import Classifier, Source, load_tokenizer, pretrained_classifier, quiet_libraries
 from finetune.plan import Plan
 from finetune.progress import TrainingProgress
 from finetune.recipe import TrainingSection

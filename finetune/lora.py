@@ -1,0 +1,151 @@
+"""LoRA adapters on attention projections, by role, each where it was asked and nowhere else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import peft
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from finetune.errors import ModelError
+from finetune.families import ROLES, AttentionSite, attention_sites
+
+
+@dataclass(frozen=True)
+class Lora:
+    """LoRA (Hu et al. 2021): rank r, scale lora_alpha / r, on the projections of these roles.
+
+    Attributes:
+        use_rslora: scale lora_alpha / sqrt(r) (Kalajdzievski 2023).
+        use_dora: adapt direction, and train the columns' norms besides (Liu et al. 2024).
+        init_lora_weights: True for zeros in B, or gaussian, orthogonal, olora, pissa (Meng et al. 2024).
+        layers: numbers of the layers to adapt; None: all.
+        rank_pattern: another rank for a role ("query") or for one layer's role ("3.query").
+    """
+
+    r: int
+    lora_alpha: float
+    lora_dropout: float
+    roles: Sequence[str]
+    use_rslora: bool = False
+    use_dora: bool = False
+    init_lora_weights: bool | str = True
+    layers: Sequence[int] | None = None
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+
+
+def add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str], *, location: str, revision: str) -> peft.PeftModel:
+    """Return the model with adapters on exactly the asked projections; what is new is trained and saved whole.
+
+    A projection that holds several roles (fused), or serves several layers (shared), is adapted once.
+
+    Args:
+        new: names of parameters that no checkpoint held.
+        location, revision: where the base is from, as peft writes it down.
+
+    Raises:
+        ModelError: a layer or role does not exist, peft cannot adapt the projections, or it adapted others.
+    """
+    sites = _chosen_sites(attention_sites(model), lora)
+    targets = list(dict.fromkeys(path for site in sites for path in site.paths(lora.roles)))
+    config = peft.LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]  # any number serves
+        lora_dropout=lora.lora_dropout,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        init_lora_weights=lora.init_lora_weights,  # type: ignore[arg-type]  # a name that peft knows
+        rank_pattern=_ranks_by_path(sites, lora),
+        target_modules=targets,
+        modules_to_save=sorted({name.rpartition(".")[0] for name in new}) or None,
+        base_model_name_or_path=location,
+        revision=revision,
+    )
+    try:
+        adapted = peft.PeftModel(model, config)
+    except ValueError as error:
+        said = " ".join(str(error).split())[:200]
+        raise ModelError(f"peft cannot adapt {targets[0]} of a '{model.config.model_type}' model: {said}") from error
+    config.init_lora_weights = True  # done: a reader of the adapter must not start over
+    found = {name for name, m in adapted.get_base_model().named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)}
+    if found != set(targets):
+        raise ModelError(f"LoRA reached {sorted(found ^ set(targets))} besides or not; please report this model")
+    frozen = [n for n, p in adapted.named_parameters() if not p.requires_grad and _plain_name(n) in new]
+    if frozen:
+        raise ModelError(f"these new parameters would stay random: {', '.join(frozen)}; please report this model")
+    return adapted
+
+
+def shared_roles(model: PreTrainedModel, roles: Sequence[str]) -> str:
+    """Return what adapting these roles adapts besides, because projections are fused, or ""."""
+    site = attention_sites(model)[0]
+    besides = [role for role in ROLES if role not in roles and getattr(site, role) in site.paths(roles)]
+    if not besides:
+        return ""
+    held = [role for role in ROLES if getattr(site, role) == getattr(site, besides[0])]
+    return (
+        f"{', '.join(held)} are one fused projection here ({site.query.rpartition('.')[2]}): "
+        f"adapting {', '.join(r for r in roles if r in held)} adapts {', '.join(besides)} too."
+    )
+
+
+def base_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the weights under the adapters, by path: some initialisations (PiSSA, OLoRA) change them."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)}
+    return {name: _weight(layer.base_layer) for name, layer in layers.items()}
+
+
+def set_base_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
+    """Put weights under the adapters back."""
+    own = base_weights(model)
+    with torch.no_grad():
+        for name, weight in weights.items():
+            own[name].copy_(weight)
+
+
+def changed_base_weights(model: PreTrainedModel, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights under the adapters that differ from those of the checkpoint, by path."""
+    return {name: weight for name, weight in base_weights(model).items() if not weight.equal(before[name])}
+
+
+def projection_weights(model: nn.Module, sites: Sequence[AttentionSite]) -> dict[str, Tensor]:
+    """Return a copy of the attention projections' weights, by path."""
+    paths = dict.fromkeys(path for site in sites for path in site.paths(ROLES))
+    return {path: _weight(model.get_submodule(path)).detach().clone() for path in paths}
+
+
+def _weight(projection: nn.Module) -> Tensor:
+    weight = projection.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _chosen_sites(sites: Sequence[AttentionSite], lora: Lora) -> list[AttentionSite]:
+    unknown = sorted(set(lora.layers or ()) - {site.layer for site in sites})
+    if unknown:
+        raise ModelError(f"peft.layers_to_transform: there is no layer {unknown[0]}; layers are 0 to {len(sites) - 1}")
+    return [site for site in sites if lora.layers is None or site.layer in lora.layers]
+
+
+def _ranks_by_path(sites: Sequence[AttentionSite], lora: Lora) -> dict[str, int]:
+    """Return ranks by pattern of the module's path; a layer's own rank wins over the role's."""
+    ranks: dict[str, int] = {}
+    for key, rank in sorted(lora.rank_pattern.items(), key=lambda item: "." in item[0]):
+        layer, _, role = key.rpartition(".")
+        matched = [site for site in sites if layer in ("", str(site.layer))]
+        if role not in lora.roles or not matched:
+            raise ModelError(
+                f"peft.rank_pattern: '{key}' is no adapted role; keys are roles ({', '.join(lora.roles)}) or "
+                f"layer and role, such as {sites[0].layer}.{lora.roles[0]}"
+            )
+        ranks |= {re.escape(getattr(site, role)): rank for site in matched}
+    return ranks
+
+
+def _plain_name(name: str) -> str:
+    """Return a parameter's name in the model before peft wrapped it; the copy that is not trained keeps another."""
+    return name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".")

@@ -1,0 +1,57 @@
+"""The optimiser and the weights of the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from finetune.errors import TrainingError
+from finetune.losses import balanced_weights
+from finetune.recipe import TrainingSection
+
+
+def build_optimizer(
+    model: nn.Module, training: TrainingSection, loraplus_lr_ratio: float | None = None
+) -> torch.optim.AdamW:
+    """Return AdamW (Loshchilov and Hutter 2019); biases and norms, all vectors, are not decayed.
+
+    With `weight_decay: 0` this is Adam (Kingma and Ba 2015). `loraplus_lr_ratio` multiplies the learning rate of
+    LoRA's B matrices (LoRA+, Hayou et al. 2024).
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    faster = [p for name, p in trained.items() if loraplus_lr_ratio and "lora_B" in name]
+    others = [p for name, p in trained.items() if not (loraplus_lr_ratio and "lora_B" in name)]
+    groups = [
+        {"params": [p for p in others if p.dim() > 1], "weight_decay": training.weight_decay},
+        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0},
+        {
+            "params": faster,
+            "weight_decay": training.weight_decay,
+            "lr": training.learning_rate * (loraplus_lr_ratio or 1.0),
+        },
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=training.learning_rate,
+        betas=(training.adam_beta1, training.adam_beta2),
+        eps=training.adam_epsilon,
+        fused=True,
+    )
+
+
+def class_weights(asked: str | Mapping[str, float] | None, labels: Tensor, names: list[str]) -> Tensor | None:
+    """Return a weight a class, (C,), or None; `balanced` weighs each class by the inverse of its rows.
+
+    Raises:
+        TrainingError: a name is no label.
+    """
+    if asked is None:
+        return None
+    if isinstance(asked, str):
+        return balanced_weights(torch.bincount(labels, minlength=len(names)))
+    unknown = sorted(asked.keys() - set(names))
+    if unknown:
+        raise TrainingError(f"training.class_weights: {', '.join(unknown)} is no label; labels are {', '.join(names)}")
+    return torch.tensor([asked.get(name, 1.0) for name in names])

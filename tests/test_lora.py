@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import AutoModelForSequenceClassification, BertModel
+
+from finetune.errors import ModelError
+from finetune.families import attention_sites
+from finetune.lora import Lora, shared_roles
+from finetune.modeling import Classifier, Source, load_tokenizer
+from finetune.optimization import build_optimizer
+from finetune.recipe import TrainingSection
+from finetune.saving import check_reload, load_classifier, logits_of, merge_classifier, save_classifier
+from finetune.training import Loop
+from tests.helpers import ROLES, encoded, plan, tiny_classifier
+
+PLAIN = Lora(r=2, lora_alpha=4, lora_dropout=0.0, roles=ROLES)
+TEXTS = [("the cat sat",), ("a dog chased the mat on the floor",)]
+CPU = torch.device("cpu")
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "gaussian": {"init_lora_weights": "gaussian"},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+    "olora": {"init_lora_weights": "olora"},
+    "pissa": {"init_lora_weights": "pissa"},
+    "one layer": {"layers": [1]},
+    "ranks": {"rank_pattern": {"query": 4, "1.value": 3}},
+}
+
+
+def trained(checkpoint: Path, lora: Lora, accelerator: Accelerator) -> Classifier:
+    """Return a classifier after three steps."""
+    torch.manual_seed(0)
+    found = tiny_classifier(checkpoint, lora=lora)
+    settings = TrainingSection(learning_rate=1e-2)
+    loop = Loop(found, encoded(found), plan(total_steps=3), settings, seed=0, accelerator=accelerator)
+    for micro_batches, rows in loop.epoch_steps():
+        loop.optimise(micro_batches, rows)
+    return found
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_trains_and_comes_back(
+    name: str, tiny_masked_lm: Path, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    found = trained(tiny_masked_lm, replace(PLAIN, **OPTIONS[name]), accelerator)
+    save_classifier(found, tmp_path)
+    torch.manual_seed(50)
+    assert check_reload(found, load_classifier(tmp_path), TEXTS, CPU) <= 1e-6
+    adapted = sum(isinstance(m, peft.tuners.lora.LoraLayer) for m in found.base.modules())
+    assert adapted == (4 if name == "one layer" else 8)
+    # PiSSA and OLoRA take what they put into the adapter out of the weights under it; those are saved as well.
+    assert len(found.changed_base) == (8 if name in ("pissa", "olora") else 0)
+    assert (tmp_path / "base_weights.safetensors").is_file() == bool(found.changed_base)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_merged_weights_are_plain_and_equal(
+    name: str, tiny_masked_lm: Path, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    found = trained(tiny_masked_lm, replace(PLAIN, **OPTIONS[name]), accelerator)
+    expected = logits_of(found, TEXTS, CPU)
+    assert merge_classifier(found, tmp_path, TEXTS) < 1e-4
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert not [key for key in plain.state_dict() if "lora" in key]
+    again = replace(found, model=plain)
+    torch.testing.assert_close(logits_of(again, TEXTS, CPU), expected, atol=1e-4, rtol=1e-4)  # measured 4e-6
+    assert plain.config.id2label == {0: "no", 1: "yes"}
+
+
+def test_options_do_what_they_say(tiny_bert: Path) -> None:
+    layers = {
+        name: next(m for m in tiny_classifier(tiny_bert, lora=replace(PLAIN, **options)).base.modules()
+                   if isinstance(m, peft.tuners.lora.LoraLayer))
+        for name, options in OPTIONS.items()
+    }  # fmt: skip
+    assert layers["plain"].scaling["default"] == 4 / 2
+    assert layers["rslora"].scaling["default"] == pytest.approx(4 / 2**0.5)
+    assert layers["dora"].use_dora["default"]
+    assert layers["ranks"].r["default"] == 4
+    assert float(layers["plain"].lora_B["default"].weight.detach().abs().max()) == 0
+    assert float(layers["pissa"].lora_B["default"].weight.detach().abs().max()) > 0
+
+
+def test_ranks_by_layer_win_over_ranks_by_role(tiny_bert: Path) -> None:
+    lora = replace(PLAIN, rank_pattern={"1.value": 3, "value": 5})
+    base = tiny_classifier(tiny_bert, lora=lora).base
+    ranks = [base.get_submodule(site.value).r["default"] for site in attention_sites(base)]
+    assert ranks == [5, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": [2]}, r"peft\.layers_to_transform: there is no layer 2; layers are 0 to 1"),
+        ({"rank_pattern": {"dense": 3}}, r"peft\.rank_pattern: 'dense' is no adapted role"),
+        ({"rank_pattern": {"7.query": 3}}, r"peft\.rank_pattern: '7\.query' is no adapted role"),
+    ],
+)
+def test_what_is_not_there_cannot_be_adapted(tiny_bert: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        tiny_classifier(tiny_bert, lora=replace(PLAIN, **options))
+
+
+def test_loraplus_gives_b_a_rate_of_its_own(tiny_bert: Path) -> None:
+    found = tiny_classifier(tiny_bert, lora=PLAIN)
+    groups = build_optimizer(found.model, TrainingSection(learning_rate=1e-3), 16.0).param_groups
+    names = {id(p): name for name, p in found.model.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
+    assert len(rates) == 8 * 2 + 2
+    assert all(rate == (0.016 if "lora_B" in name else 0.001) for name, rate in rates.items())
+
+
+@pytest.mark.parametrize("lora", [None, PLAIN], ids=["full", "lora"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_trained_weights_are_float32_on_a_base_of_lower_precision(
+    tiny_masked_lm: Path, lora: Lora | None, dtype: torch.dtype, accelerator: Accelerator, tmp_path: Path
+) -> None:
+    half = tmp_path / "half"
+    BertModel.from_pretrained(tiny_masked_lm, dtype=dtype).save_pretrained(half)
+    load_tokenizer(Source(str(tiny_masked_lm))).save_pretrained(half)
+    from finetune.modeling import pretrained_classifier
+
+    name = str(dtype).removeprefix("torch.") if lora else "float32"
+    source = Source(str(half), dtype=name)
+    found = pretrained_classifier(
+        source,
+        load_tokenizer(source),
+        label_names=("no", "yes"),
+        problem_type="single_label_classification",
+        max_length=16,
+        lora=lora,
+    )
+    held = {p.dtype for p in found.model.parameters() if not p.requires_grad}
+    assert {p.dtype for p in found.model.parameters() if p.requires_grad} == {torch.float32}
+    assert held >= {dtype} if lora else not held
+    settings = TrainingSection(learning_rate=1e-2)
+    loop = Loop(found, encoded(found), plan(total_steps=3), settings, seed=0, accelerator=accelerator)
+    for micro_batches, rows in loop.epoch_steps():
+        loop.optimise(micro_batches, rows)
+    save_classifier(found, tmp_path / "model")
+    again = load_classifier(tmp_path / "model")
+    assert check_reload(found, again, TEXTS, CPU) <= 1e-5
+    assert {p.dtype for n, p in again.model.named_parameters() if "modules_to_save" in n or "lora_" in n} <= {
+        torch.float32
+    }
+
+
+def test_a_fused_projection_says_what_it_adapts_besides(tmp_path: Path) -> None:
+    from tests.test_families import AutoModel, build, checkpoint
+
+    fused = build(checkpoint("modernbert", AutoModel, tmp_path))
+    said = shared_roles(fused.base, ["query", "output"])
+    assert said == "query, key, value are one fused projection here (Wqkv): adapting query adapts key, value too."
+    assert shared_roles(fused.base, ROLES) == ""
+
+
+def test_nothing_is_said_of_projections_that_are_apart(tiny_bert: Path) -> None:
+    assert shared_roles(tiny_classifier(tiny_bert).base, ["query"]) == ""
