@@ -91,6 +91,9 @@ class MultiHeadClassifierConfig(PreTrainedConfig):
         pad_token_id: int = 0,
         **kwargs: Any,
     ) -> None:
+        sizes = (vocab_size, hidden_size, num_attention_heads, head_dim, num_hidden_layers, intermediate_size)
+        if not all(isinstance(size, int) and size > 0 for size in sizes):
+            raise ValueError(f"sizes must be whole numbers above 0, got {sizes}")
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_attention_heads = num_attention_heads

@@ -43,6 +43,7 @@ class TrainState:
         best_value: its metric.
         evaluations_since_best: evaluations without a better one, for early stopping.
         train_seconds: time spent in steps.
+        shape: training rows, rows of a batch, batches of a step; a run that goes on must have the same.
         rows_seen, tokens_seen, padded_seen: rows, real tokens, and tokens with padding that were trained on.
     """
 
@@ -53,6 +54,7 @@ class TrainState:
     best_value: float | None = None
     evaluations_since_best: int = 0
     train_seconds: float = 0.0
+    shape: tuple[int, int, int] = (0, 0, 0)
     rows_seen: int = 0
     tokens_seen: int = 0
     padded_seen: int = 0
@@ -147,7 +149,8 @@ def load_checkpoint(
     for key, item in machinery.items():
         item.load_state_dict(states[key])
     best = folder / "best.safetensors"
-    state = TrainState(**json.loads((folder / "state.json").read_text()))
+    known = json.loads((folder / "state.json").read_text())
+    state = TrainState(**{**known, "shape": tuple(known["shape"])})
     weights = load_file(best) if best.is_file() else None
     _restore_random_state(states["random"][accelerator.process_index])
     return state, weights

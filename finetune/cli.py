@@ -15,7 +15,12 @@ from finetune.errors import EXIT_CODE, FinetuneError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, 2 for a mistake the user can repair, 130 when interrupted."""
-    asked = _parser().parse_args(arguments)
+    parser = _parser()
+    asked, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(asked, "overrides") or any(part.startswith("-") for part in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse takes no more positional arguments after an option
+        asked.overrides = [*asked.overrides, *rest]
     command: Callable[[argparse.Namespace], None] = asked.command
     try:
         command(asked)

@@ -36,10 +36,10 @@ def describe_environment(accelerator: Accelerator, seed: int) -> dict[str, objec
 
 def _commit() -> str | None:
     """Return the commit of the checkout that this package runs from, None for an installed package."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    root = Path(__file__).resolve().parents[1]
+    command = ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found.stdout.strip()
+    return found[1] if Path(found[0]) == root else None

@@ -14,17 +14,27 @@ from finetune.results import RunFolder, SplitSummary, append_line, read_lines, w
 def check_folder(folder: RunFolder, recipe: Recipe) -> None:
     """Raise TrainingError if the run folder holds something that must not be lost."""
     path = folder.path
+    for name, used in used_files(recipe).items():
+        if used.resolve().is_relative_to(path.resolve()) and not recipe.checkpoint.resume_from_checkpoint:
+            raise TrainingError(f"{name} lies in output_dir {path}, which is to be written; name another output_dir")
     if path.exists() and not path.is_dir():
         raise TrainingError(f"output_dir {path} is a file; name a folder")
-    if not path.is_dir() or not any(path.iterdir()) or recipe.checkpoint.resume_from_checkpoint:
+    if not path.is_dir() or not any(path.iterdir()):
         return
-    if not folder.recipe.is_file():
+    if not all(file.is_file() for file in (folder.recipe, folder.environment, folder.data)):
         raise TrainingError(f"output_dir {path} holds files that are no run; name another folder")
-    if not recipe.overwrite_output_dir:
+    if not recipe.overwrite_output_dir and not recipe.checkpoint.resume_from_checkpoint:
         raise TrainingError(
             f"output_dir {path} holds an earlier run; name another, go on with it "
             "(checkpoint.resume_from_checkpoint=auto), or replace it (overwrite_output_dir=true)"
         )
+
+
+def used_files(recipe: Recipe) -> dict[str, Path]:
+    """Return key -> path for everything on disk that the run reads."""
+    files = {f"data.{split}_file": Path(file) for split, file in recipe.data.local_files().items()}
+    name = recipe.model.model_name_or_path
+    return files | ({"model.model_name_or_path": Path(name)} if name and Path(name).is_dir() else {})
 
 
 def claim_folder(
@@ -36,7 +46,9 @@ def claim_folder(
         if not recipe.checkpoint.resume_from_checkpoint:
             for old in folder.written():
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-        write_text(folder.recipe, dump_recipe(recipe))
+        # Running it again is to repeat the run, not to go on with it.
+        fresh = recipe.checkpoint.model_copy(update={"resume_from_checkpoint": None})
+        write_text(folder.recipe, dump_recipe(recipe.model_copy(update={"checkpoint": fresh})))
         write_json(folder.environment, dict(environment))
         write_json(folder.data, dict(summary))
     except OSError as error:

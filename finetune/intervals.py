@@ -122,7 +122,8 @@ def regression_intervals(predictions: Array, references: Array, *, samples: int,
     values = {name: metric(predictions, references) for name, metric in REGRESSION.items()}
     if interval_note(len(references)):
         return {name: MetricValue(value) for name, value in values.items()}
-    drawn = np.random.default_rng(seed).integers(0, len(references), size=(samples, len(references)))
+    rng = np.random.default_rng(seed)
+    drawn = (rng.integers(0, len(references), size=len(references)) for _ in range(samples))
     resampled = np.array(
         [[metric(predictions[rows], references[rows]) for metric in REGRESSION.values()] for rows in drawn]
     )

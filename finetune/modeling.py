@@ -66,10 +66,12 @@ class Source:
         if not self.name.startswith(_PACKAGE):
             return self.name
         package, _, path = self.name.removeprefix(_PACKAGE).partition("/")
-        spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        if spec is None:
             name = package.replace("_", "-")
             raise ModelError(f"model '{self.name}': package '{package}' is not installed; run `pip install {name}`")
+        if not spec.submodule_search_locations:
+            raise ModelError(f"model '{self.name}': '{package}' is a module without folders; name a package")
         folder = Path(spec.submodule_search_locations[0], path)
         if not folder.is_dir():
             raise ModelError(f"model '{self.name}': package '{package}' has no folder '{path}'; correct the path")
@@ -178,7 +180,7 @@ def pretrained_classifier(
         )
     new = sorted({*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])})
     _refuse_foreign(model, new, source)
-    _refuse_too_long(model.config, tokenizer, max_length, source)
+    _refuse_too_long(model.config, tokenizer, max_length, source.name)
     if lora is None:
         freeze(model, freeze_embeddings=freeze_embeddings, freeze_layers=freeze_layers)
         return Classifier(model, tokenizer, max_length, source, tuple(new))
@@ -217,8 +219,11 @@ def new_classifier(
     try:
         config = AutoConfig.for_model(model_type, **sizes, **_label_config(label_names, problem_type))
         model = AutoModelForSequenceClassification.from_config(config)
-    except (ValueError, TypeError) as error:
+    except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"model.config_overrides: a {model_type} cannot be built: {error}") from error
+    if not attention_sites(model):
+        raise ModelError(f"model.config_overrides: a {model_type} with these sizes has no layer; give it one")
+    _refuse_too_long(model.config, tokenizer, max_length, model_type)
     names = tuple(name for name, _ in model.named_parameters())
     return Classifier(model, tokenizer, max_length, None, names)
 
@@ -243,7 +248,7 @@ class loading:  # noqa: N801  (used as a function)
         attention.register()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError | ValueError | KeyError | SafetensorError):
+        if isinstance(error, OSError | ValueError | TypeError | KeyError | ImportError | SafetensorError):
             said = " ".join(str(error).split())
             raise ModelError(
                 f"cannot load model '{self.source.name}' (revision {self.source.revision}): {said[:300]}; "
@@ -274,11 +279,7 @@ def _refuse_foreign(model: PreTrainedModel, new: Sequence[str], source: Source) 
             )
 
 
-def _refuse_too_long(
-    config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int, source: Source
-) -> None:
+def _refuse_too_long(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int, name: str) -> None:
     most = min(getattr(config, "max_position_embeddings", None) or max_length, tokenizer.model_max_length)
     if max_length > most:
-        raise ModelError(
-            f"data.max_length is {max_length}, but '{source.name}' takes {most} tokens; lower data.max_length"
-        )
+        raise ModelError(f"data.max_length is {max_length}, but '{name}' takes {most} tokens; lower data.max_length")

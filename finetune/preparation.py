@@ -21,6 +21,7 @@ from finetune.modeling import (
     pretrained_classifier,
 )
 from finetune.recipe import ModelSection, Recipe
+from finetune.recipe.problems import NO_VALIDATION
 from finetune.results import SplitSummary
 
 
@@ -61,12 +62,13 @@ def prepare(recipe: Recipe, accelerator: Accelerator) -> Material:
 def check_splits(recipe: Recipe, splits: Mapping[str, object]) -> None:
     """Raise DataError if a stage will ask for a split that there is not."""
     heads = recipe.head_importance
-    repair = "give data.validation_file (or rows, or split), or hold some out with data.validation_size: 0.1"
     if recipe.evaluation.eval_strategy != "no" and "validation" not in splits:
-        raise DataError(f"there are no validation rows to evaluate on; {repair}, or set evaluation.eval_strategy: no")
+        raise DataError(
+            f"there are no validation rows to evaluate on; {NO_VALIDATION}, or set evaluation.eval_strategy: no"
+        )
     if heads is not None and heads.split not in splits:
         raise DataError(
-            f"head_importance.split is {heads.split}, but there are no such rows; {repair}, or name another"
+            f"head_importance.split is {heads.split}, but there are no such rows; {NO_VALIDATION}, or name another"
         )
 
 
@@ -119,6 +121,8 @@ def build(recipe: Recipe, splits: LabelledSplits) -> Classifier:
             "peft adapts pretrained weights, but model.model_type builds new ones; remove the peft section"
         )
     assert model.model_type is not None
-    words = int(model.config_overrides.get("vocab_size", 30_000))
+    words = model.config_overrides.get("vocab_size", 30_000)
+    if not isinstance(words, int) or words < 3:
+        raise ModelError(f"model.config_overrides.vocab_size is {words}; it counts words, of which two are reserved")
     tokenizer = word_tokenizer(training_texts(splits, recipe.data), words)
     return new_classifier(model.model_type, model.config_overrides, tokenizer, **task)

@@ -23,14 +23,15 @@ import tempfile
 import time
 from dataclasses import replace
 
-import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from rich.console import Console
+from rich.markup import escape
 
 from finetune.checkpoints import find_checkpoint
 from finetune.data.prepare import encode_splits, read_labelled, summarise
+from finetune.data.read import quiet_datasets
 from finetune.environment import describe_environment
 from finetune.errors import DataError, TrainingError
 from finetune.folder import check_folder, claim_folder, forget_after
@@ -57,10 +58,10 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
     Raises:
         FinetuneError: anything the user can repair; nothing is written before data and model are ready.
     """
-    accelerator, console = start(recipe)
     folder = RunFolder(Path(recipe.output_dir))
     if not dry_run:
         check_folder(folder, recipe)
+    accelerator, console = start(recipe, trackers=not dry_run)
     material = prepare(recipe, accelerator)
     show_data(console, material.summary, material.splits["train"].where, recipe.data.max_length)
     if recipe.peft and (note := shared_roles(material.classifier.base, recipe.peft.target_modules)):
@@ -70,10 +71,11 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
         rehearse(recipe, material, plan, accelerator, console)
         accelerator.end_training()
         return folder
+    loop = make_loop(recipe, material, plan, folder, accelerator, console)
     if accelerator.is_main_process:
         claim_folder(folder, recipe, describe_environment(accelerator, recipe.seed), material.summary)
     accelerator.wait_for_everyone()
-    trained = train_stage(recipe, material, plan, folder, accelerator, console)
+    trained = train_stage(recipe, material, loop, folder, console)
     evaluate_stage(recipe, replace(material, classifier=trained), folder, accelerator, console)
     accelerator.end_training()  # not before: it closes the trackers and parts the processes
     return folder
@@ -86,10 +88,12 @@ def evaluate(path: Path) -> RunFolder:
         FinetuneError: the folder holds no finished run, or its data can no longer be read.
     """
     folder = RunFolder(path.absolute())
-    if not (folder.recipe.is_file() and folder.model.is_dir()):
-        raise DataError(f"{path} holds no finished run (recipe.yaml and model/); name the folder that `train` wrote")
+    wanted = (folder.recipe, folder.environment, folder.data, folder.training, folder.model)
+    missing = [file.name for file in wanted if not file.exists()]
+    if missing:
+        raise DataError(f"{path} holds no finished run (no {', '.join(missing)}); name the folder that `train` wrote")
     recipe = load_recipe(folder.recipe)
-    accelerator, console = start(recipe)
+    accelerator, console = start(recipe, trackers=False)
     classifier = load_classifier(folder.model)
     splits = read_labelled(recipe.data, classifier.problem_type, classifier.label_names, recipe.seed)
     encoded = encode_splits(splits, classifier.tokenizer, recipe.data)
@@ -119,11 +123,11 @@ def merge(path: Path, output: Path | None = None) -> tuple[Path, float]:
     return output, merge_classifier(load_classifier(folder.model), output, texts)
 
 
-def start(recipe: Recipe) -> tuple[Accelerator, Console]:
+def start(recipe: Recipe, *, trackers: bool) -> tuple[Accelerator, Console]:
     """Return the accelerator and the terminal (silent on all but the main process), with seed and threads set."""
     quiet_libraries()
-    datasets.disable_progress_bars()
-    tracker = None if recipe.logging.report_to == "none" else recipe.logging.report_to
+    quiet_datasets()
+    tracker = recipe.logging.report_to if trackers and recipe.logging.report_to != "none" else None
     if recipe.training.mixed_precision == "fp16" and (recipe.training.use_cpu or not torch.cuda.is_available()):
         raise TrainingError("training.mixed_precision: fp16 needs a GPU, and there is none; use bf16 or no")
     accelerator = Accelerator(
@@ -151,25 +155,23 @@ def threads_for_each(processes: int) -> int:
 
 def rehearse(recipe: Recipe, material: Material, plan: Plan, accelerator: Accelerator, console: Console) -> None:
     """Do one training step, save, reload and compare, all in a folder that is removed again."""
-    one = replace(plan, total_steps=1, log_every=1, eval_every=None, save_every=None)
+    one = replace(plan, total_steps=1, warmup_steps=0, log_every=1, eval_every=None, save_every=None)
+    fresh = recipe.checkpoint.model_copy(update={"resume_from_checkpoint": None})
+    recipe = recipe.model_copy(update={"checkpoint": fresh})
     with tempfile.TemporaryDirectory() as aside:
         folder = RunFolder(Path(aside))
-        train_stage(recipe, material, one, folder, accelerator, console)
+        train_stage(recipe, material, make_loop(recipe, material, one, folder, accelerator, console), folder, console)
     trained, total = material.classifier.parameter_counts()
     say(console, f"{trained:,} of {total:,} parameters are trained, in {plan.total_steps} steps of the whole run.")
     say(console, "[green]Dry run passed[/]: one step trained, saved, reloaded with the same logits. Nothing was kept.")
 
 
-def train_stage(
+def make_loop(
     recipe: Recipe, material: Material, plan: Plan, folder: RunFolder, accelerator: Accelerator, console: Console
-) -> Classifier:
-    """Train, save the model, and return it as it was read back from disk."""
-    classifier, resume = (
-        material.classifier,
-        find_checkpoint(recipe.checkpoint.resume_from_checkpoint, folder.checkpoints),
-    )
+) -> Loop:
+    """Return the training loop, at its start or at the checkpoint to go on from."""
     loop = Loop(
-        classifier,
+        material.classifier,
         material.splits["train"],
         plan,
         recipe.training,
@@ -177,12 +179,19 @@ def train_stage(
         accelerator=accelerator,
         loraplus_lr_ratio=recipe.peft.loraplus_lr_ratio if recipe.peft else None,
     )
-    accelerator.init_trackers("", config={})
+    resume = find_checkpoint(recipe.checkpoint.resume_from_checkpoint, folder.checkpoints)
     if resume is not None:
         loop.resume(resume)
-        say(console, f"Going on from {resume}, step {loop.state.step} of {plan.total_steps}.")
+        say(console, f"Going on from {escape(str(resume))}, step {loop.state.step} of {plan.total_steps}.")
     elif recipe.checkpoint.resume_from_checkpoint:
         say(console, "No complete checkpoint to go on from: starting at step 0.")
+    return loop
+
+
+def train_stage(recipe: Recipe, material: Material, loop: Loop, folder: RunFolder, console: Console) -> Classifier:
+    """Train, save the model, and return it as it was read back from disk."""
+    classifier, accelerator = material.classifier, loop.accelerator
+    accelerator.init_trackers("", config={})
     if accelerator.is_main_process:
         forget_after(folder.history, loop.state.step)
     timing = {"seconds": 0.0, "rows": 0}
@@ -270,5 +279,5 @@ def evaluate_stage(
     show_scores(console, scores, material.summary)
     if heads is not None:
         show_heads(console, heads)
-    say(console, f"Report: {folder.report}")
+    say(console, f"Report: {escape(str(folder.report))}")
     return scores

@@ -107,13 +107,16 @@ def score(
 def predictions_table(
     split: str, encoded: EncodedSplit, predictions: Predictions, label_names: Sequence[str]
 ) -> pa.Table:
-    """Return one line a row: split, row (from 1), text, label, predicted, probabilities in label order, loss."""
+    """Return one line a row: split, row, text, label, predicted, probabilities in label order, loss.
+
+    `row` is the row's number where it is from, counted from 1.
+    """
     names = list(label_names)
     texts = {name: encoded.texts[name][:] for name in encoded.texts.column_names}
     return pa.table(
         {
             "split": pa.array([split] * len(encoded)),
-            "row": pa.array(range(1, len(encoded) + 1)),
+            "row": pa.array(encoded.numbers),
             **{f"text_{index}" if index else "text": pa.array(values) for index, values in enumerate(texts.values())},
             "label": _named(predictions.labels, names),
             "predicted": _named(predictions.decided(), names),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from finetune.results import HeadScores, MetricValue, SplitScores, SplitSummary
@@ -26,12 +27,12 @@ _SHADES = (
 
 def show_data(console: Console, summary: Mapping[str, SplitSummary], where: str, max_length: int) -> None:
     """Print rows, labels and token lengths of every split."""
-    say(console, f"Data: {where}")
+    say(console, f"Data: {escape(where)}")
     table = Table()
     for column in ("split", "rows", "labels", "tokens, median", "longest", f"cut to {max_length}"):
         table.add_column(column, justify="left" if column in ("split", "labels") else "right")
     for split, facts in summary.items():
-        counts = [f"{name} {count}" for name, count in facts.label_counts.items()]
+        counts = [f"{escape(name)} {count}" for name, count in facts.label_counts.items()]
         labels = ", ".join(counts[:_MOST_LABELS]) + (
             f", {len(counts) - _MOST_LABELS} more" if len(counts) > _MOST_LABELS else ""
         )

@@ -54,7 +54,7 @@ class Loop:
     ) -> None:
         self.classifier, self.split, self.plan, self.training = classifier, split, plan, training
         self.seed, self.accelerator = seed, accelerator
-        self.state = TrainState()
+        self.state = TrainState(shape=(len(split), plan.batch_size, plan.accumulation))
         self.best: dict[str, Tensor] | None = None
         weights = class_weights(training.class_weights, torch.as_tensor(split.labels), classifier.label_names)
         self.class_weights = None if weights is None else weights.to(accelerator.device)
@@ -178,8 +178,19 @@ class Loop:
         )
 
     def resume(self, folder: Path) -> None:
-        """Go on from a checkpoint."""
+        """Go on from a checkpoint.
+
+        Raises:
+            TrainingError: it cannot be read, or its steps consist of other rows.
+        """
+        own = self.state.shape
         self.state, self.best = load_checkpoint(folder, self.classifier.model, self.machinery(), self.accelerator)
+        if self.state.shape != own:
+            names = ("training rows", "rows a batch over all processes", "batches a step")
+            differ = [
+                f"{n}: {was}, now {now}" for n, was, now in zip(names, self.state.shape, own, strict=True) if was != now
+            ]
+            raise TrainingError(f"{folder} is of a run with other steps ({'; '.join(differ)}); set them as they were")
         if self.best is None and self.state.best_step is not None:
             self.best = trained_weights(self.classifier.model)
         self._logged_at, self._logged_rows = self.state.train_seconds, self.state.rows_seen

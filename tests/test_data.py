@@ -73,12 +73,16 @@ def test_every_file_type_reads_the_same(tmp_path: Path, ending: str) -> None:
         ({"train_csv": "text,label\na,b\n"}, r"no column 'sentence' \(data\.text_column\); it has text, label"),
         ({"train_csv": "sentence,labels\na,b\n"}, r"no column 'label' .*did you mean 'labels'"),
         ({"train_csv": "sentence,label\na,x\nb,\nc,y\n"}, r"train\.csv row 2: column 'label' is empty"),
-        ({"train_csv": "sentence,label\na,x\nb\nc,y\n"}, r"train\.csv row 2: column 'label' is empty"),
+        ({"train_csv": "sentence,label\na,x\nb\nc,y\n"}, r"row 2 \(line 3\) has 1 cells, but the header names 2"),
         ({"train_csv": "sentence,label\n  ,x\nb,y\n"}, r"train\.csv row 1: column 'sentence' is empty"),
-        ({"train_csv": "sentence,label\na,x\nb,y,z\n"}, r"train\.csv cannot be read as csv: .*line 3"),
+        ({"train_csv": "sentence,label\na,x\nb,y,z\n"}, r"row 2 \(line 3\) has 3 cells.*quotation marks"),
         ({"train_csv": "sentence,sentence\na,x\n"}, r"line 1 should name the columns once each"),
         ({"train_csv": b"sentence,label\na,x\nb\xe9,y\n"}, r"line 3 is not UTF-8 \(byte 0xe9 at position 2\)"),
-        ({"train_csv": "sentence,label\na,x\nb,x\n"}, r"has the one label 'x'; a classifier needs two"),
+        ({"train_csv": "sentence,label\na,x\nb,x\n"}, r"has the one label 'x' in column 'label'; a class"),
+        ({"train_csv": "sentence,label\nWell a,the tail,x\nb,c,y\n"}, r"row 1 \(line 2\) has 3 cells"),
+        ({"train_csv": "sentence;label\na;x\n"}, r"seems to be separated by ';'"),
+        ({"train_jsonl": [{"sentence": ["a"], "label": "x"}]}, r"column 'sentence' \(data\.text_column\) holds list"),
+        ({"train_jsonl": [{"sentence": "a", "label": {"b": 1}}]}, r"column 'label' .*holds struct"),
         ({"train_jsonl": '{"sentence": "a", "label": 1}\n{"sentence": '}, r"train\.jsonl cannot be read as jsonl"),
         ({"train_parquet": b"no parquet"}, r"train\.parquet cannot be read as parquet"),
         ({"train_csv": GOOD, "validation_csv": "sentence,label\na,no\nb,yess\n"},
@@ -139,6 +143,50 @@ def test_class_label_features_keep_their_names() -> None:
     assert encode_labels(raw, "label", SINGLE, names).tolist() == [1, 0]
 
 
+def test_class_label_names_may_be_numbers_or_be_declared_in_another_order() -> None:
+    features = datasets.Features({"label": datasets.ClassLabel(names=["1", "2", "3"])})
+    raw = RawSplit(datasets.Dataset.from_dict({"label": [0, 2, 1]}, features=features), "here")
+    assert encode_labels(raw, "label", SINGLE, label_names(raw, "label", SINGLE, None)).tolist() == [0, 2, 1]
+    assert encode_labels(raw, "label", SINGLE, ["3", "2", "1"], ids_allowed=True).tolist() == [2, 0, 1]
+    unlabelled = RawSplit(datasets.Dataset.from_dict({"label": [-1, 2]}, features=features), "here")
+    with pytest.raises(DataError, match="row 1: label -1 marks rows without a label"):
+        encode_labels(unlabelled, "label", SINGLE, ["1", "2", "3"])
+
+
+def test_ids_are_read_only_for_declared_names_that_are_words(tmp_path: Path) -> None:
+    files = {"train_csv": "sentence,label\na,1\nb,2\nc,3\n", "test_csv": "sentence,label\na,0\n"}
+    with pytest.raises(DataError, match=r"test\.csv row 1: label '0' .*none of the labels 1, 2, 3"):
+        read(tmp_path, **files)
+    with pytest.raises(DataError, match=r"test\.csv row 1: label '0' .*none of the labels 1, 2, 3"):
+        read(tmp_path, ["1", "2", "3"], **files)
+    with pytest.raises(DataError, match="none of the labels no, yes"):
+        read(tmp_path, None, train_csv=GOOD, test_csv="sentence,label\na,1\n")
+
+
+def test_quotation_marks_are_text_in_a_tab_separated_file(tmp_path: Path) -> None:
+    splits = read(tmp_path, train_tsv='sentence\tlabel\n" a quote\tx\nb\ty\nc "d"\tx\n')
+    assert splits.raw["train"].rows["sentence"][:] == ['" a quote', "b", 'c "d"']
+
+
+def test_a_folder_s_name_is_no_pattern(tmp_path: Path) -> None:
+    (tmp_path / "dir [v2]").mkdir()
+    assert read(tmp_path / "dir [v2]", train_csv=GOOD).raw["train"].rows.num_rows == 2
+
+
+def test_held_out_rows_keep_their_numbers_and_classes_their_rows(tmp_path: Path) -> None:
+    labels = ["a"] * 30 + ["b"] * 9 + ["c"]
+    lines = "".join(f"text {n},{label}\n" for n, label in enumerate(labels, start=1))
+    data = section(tmp_path, train_csv=f"sentence,label\n{lines}").model_copy(update={"validation_size": 0.3})
+    splits = read_labelled(data, SINGLE, None, seed=1)
+    for raw in splits.raw.values():
+        assert raw.numbers is not None
+        assert [f"text {number}" for number in raw.numbers] == raw.rows["sentence"][:]
+    assert np.bincount(splits.labels["validation"]).tolist() == [9, 2]  # of 30, 9 and 1; each class keeps a row
+    assert "c" in [splits.label_names[label] for label in splits.labels["train"]]
+    with pytest.raises(DataError, match=r"data\.validation_size: 0\.1 of 2 training rows is no row"):
+        read_labelled(section(tmp_path, train_csv=GOOD).model_copy(update={"validation_size": 0.1}), SINGLE, None, 0)
+
+
 def test_too_many_labels_look_like_regression() -> None:
     raw = RawSplit(datasets.Dataset.from_dict({"label": [f"{n}.5" for n in range(1001)]}), "here")
     with pytest.raises(DataError, match=r"1001 different labels .*regression"):
@@ -150,6 +198,11 @@ def test_multi_label_rows_become_sets(tmp_path: Path) -> None:
     splits = read(tmp_path, None, "multi_label_classification", train_jsonl=rows)
     assert splits.labels["train"].tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
     assert label_counts(splits.labels["train"], splits.label_names) == {"x": 1, "y": 1, "z": 1}
+    vectors = [{"sentence": "a", "label": [0, 0, 1]}, {"sentence": "b", "label": [1, 1, 0]}]
+    with pytest.raises(DataError, match=r"rows 1, 2: a label is listed twice .*zeros and ones is not read"):
+        read(tmp_path, ["x", "y", "z"], "multi_label_classification", train_jsonl=vectors)
+    with pytest.raises(DataError, match="has no label in column 'label'"):
+        read(tmp_path, None, "multi_label_classification", train_jsonl=[{"sentence": "a", "label": []}])
     with pytest.raises(DataError, match="takes a list of labels a row"):
         read(tmp_path, None, "multi_label_classification", train_csv=GOOD)
     with pytest.raises(DataError, match="takes one label a row"):
@@ -159,6 +212,12 @@ def test_multi_label_rows_become_sets(tmp_path: Path) -> None:
 def test_regression_takes_numbers_alone(tmp_path: Path) -> None:
     splits = read(tmp_path, None, "regression", train_csv="sentence,label\na,1.5\nb,-2\n")
     assert splits.labels["train"].tolist() == [1.5, -2.0]
+    spaced = read(tmp_path, None, "regression", train_csv="sentence,label\na, 1.5\nb,2\n")
+    assert spaced.labels["train"].tolist() == [1.5, 2.0]
+    with pytest.raises(DataError, match=r"row 1: 'nan' in column 'label' is no number"):
+        read(tmp_path, None, "regression", train_csv="sentence,label\na,nan\nb,2\n")
+    with pytest.raises(DataError, match="holds lists, but regression"):
+        read(tmp_path, None, "regression", train_jsonl=[{"sentence": "a", "label": [1.0]}])
     with pytest.raises(DataError, match=r"train\.csv row 2: 'high' in column 'label' is no number"):
         read(tmp_path, None, "regression", train_csv="sentence,label\na,1.5\nb,high\n")
 

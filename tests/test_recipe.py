@@ -64,6 +64,14 @@ peft: {r: -1}
     ("text", "message"),
     [
         ("model: {model_name_or_path: a}\n", r"data: is missing"),
+        (MINIMAL + "training: {use_cpu: true, mixed_precision: fp16}\n", r"fp16 needs a GPU"),
+        (MINIMAL.replace("validation_rows", "test_rows"), r"data .*no validation rows to evaluate on"),
+        (MINIMAL + "training: {learning_rate: .inf}\n", r"learning_rate .*finite"),
+        (MINIMAL.replace("validation_rows:", "label_column: sentence, validation_rows:"), r"must differ, got sentence"),
+        (MINIMAL.replace("validation_rows:", "validation_size: 0.1, validation_rows:"), r"validation_size holds out"),
+        ("a: &x [*x]\n", r"an alias that holds itself"),
+        ("a: !!float abc\n", r"YAML that is not read here"),
+        (MINIMAL + "logging: {report_to: wandb.ai}\n", r"given 'wandb.ai'; must be"),
         (MINIMAL + "trainng: {}\n", r"trainng \(line 3\): unknown key; did you mean 'training'"),
         (MINIMAL + "learning_rate: 1\n", r"learning_rate .*belongs in training"),
         (MINIMAL + "training: {mixed_precision: bf17}\n", r"'bf17'; must be 'no', 'bf16' or 'fp16'; did you mean"),
@@ -153,6 +161,7 @@ def test_overrides_are_typed_as_in_the_file(
         ("training.learnin_rate=1", r"training.learnin_rate \(override\): unknown key; did you mean"),
         ("training.learning_rate=fast", r"training.learning_rate \(override\): given 'fast'"),
         ("training.learning_rate=[1", r"not YAML"),
+        ("data.train_rows.0.label=1", r"an item of a list cannot be changed by itself"),
     ],
 )
 def test_a_wrong_override_is_named(write_recipe: WriteRecipe, override: str, message: str) -> None:
@@ -163,7 +172,13 @@ def test_a_wrong_override_is_named(write_recipe: WriteRecipe, override: str, mes
 def test_an_override_of_the_source_replaces_the_other_source(tmp_path: Path) -> None:
     rows = tmp_path / "train.csv"
     rows.write_text("sentence,label\na,b\n")
-    recipe = load_recipe(SHIPPED[0].parent / "sst2.yaml", [f"data.train_file={rows}", "model.model_type=bert"])
+    changes = [
+        f"data.train_file={rows}",
+        "data.validation_rows=null",
+        "data.validation_size=0.5",
+        "model.model_type=bert",
+    ]
+    recipe = load_recipe(SHIPPED[0].parent / "sst2.yaml", changes)
     assert (recipe.data.dataset_name, recipe.data.train_file) == (None, str(rows))
     assert (recipe.model.model_name_or_path, recipe.model.model_type) == (None, "bert")
 

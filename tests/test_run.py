@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from finetune import attention
+from finetune.cli import main
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
@@ -171,7 +172,7 @@ def test_lora_on_a_model_trained_here(scratch_run: Path, tmp_path: Path) -> None
 
 
 def test_a_dry_run_leaves_nothing(tmp_path: Path) -> None:
-    done = finetune("train", SCRATCH, "--dry-run", folder=tmp_path)
+    done = finetune("train", SCRATCH, "--dry-run", "logging.report_to=tensorboard", "seed=4", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Dry run passed" in done.stdout
     assert "0 2, 1 2" in done.stdout  # rows by label
@@ -235,25 +236,70 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     [
         (["training.learning_rte=1"], "did you mean 'learning_rate'"),
         (["data.validation_rows=null"], "there are no validation rows to evaluate on"),
-        (["data.validation_rows=null", "evaluation.eval_strategy=no"], "head_importance.split is validation"),
-        (["model.model_type=berd"], "model.model_type 'berd' is unknown"),
-        (["model.model_name_or_path=nobody/nothing"], "cannot load model 'nobody/nothing'"),
+        (
+            ["data.validation_rows=null", "evaluation.eval_strategy=no"],
+            "split is validation, but there are no such rows",
+        ),
         (["peft.r=2"], "peft adapts pretrained weights"),
-        (["training.mixed_precision=fp16", "training.use_cpu=true"], "fp16 needs a GPU"),
+        (["model.model_type=berd"], "model.model_type 'berd' is unknown"),
+        (["model.config_overrides.head_dim=0"], "sizes must be whole numbers above 0"),
+        (["model.config_overrides.vocab_size=abc"], "it counts words"),
+        (["model.model_name_or_path=nobody/nothing"], "cannot load model 'nobody/nothing'"),
         (["output_dir=taken"], "holds files that are no run"),
+        (["output_dir=taken", "checkpoint.resume_from_checkpoint=auto"], "holds files that are no run"),
         (["output_dir=file"], "is a file; name a folder"),
+        (["checkpoint.resume_from_checkpoint=nowhere"], "nowhere is no complete checkpoint"),
+        (["training.class_weights={maybe: 2.0}", "task.label_names=null"], "class_weights: maybe is no label"),
     ],
 )
-def test_a_mistake_is_one_message_and_leaves_nothing(tmp_path: Path, overrides: list[str], message: str) -> None:
+def test_a_mistake_is_one_message_and_leaves_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    overrides: list[str],
+    message: str,
+) -> None:
     (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "letter.txt").write_text("mine")
+    (tmp_path / "taken" / "recipe.yaml").write_text("mine")
     (tmp_path / "file").write_text("mine")
-    done = finetune("train", SCRATCH, *overrides, folder=tmp_path)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", str(SCRATCH), "training.use_cpu=true", *overrides]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.startswith("error: ")
     assert not (tmp_path / "runs").exists()
-    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["letter.txt"]
+    assert {path.name: path.read_text() for path in (tmp_path / "taken").iterdir()} == {"recipe.yaml": "mine"}
+
+
+def test_a_mistake_is_no_traceback_in_a_process_of_its_own(tmp_path: Path) -> None:
+    done = finetune("train", SCRATCH, "--dry-run", "model.model_type=berd", folder=tmp_path)
+    assert done.returncode == 2
+    assert "is unknown to transformers" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_a_run_reads_is_not_written_over(
+    scratch_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(scratch_run, run)
+    source = f"model.model_name_or_path={run / 'model'}"
+    assert main(["train", str(RECIPES / "toy.yaml"), source, f"output_dir={run}"]) == 2
+    assert "model.model_name_or_path lies in output_dir" in capsys.readouterr().err
+    assert {path.name for path in run.iterdir()} == COMPLETE
+
+
+def test_a_run_goes_on_only_with_the_same_steps(
+    scratch_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(scratch_run, run)
+    before = (run / "recipe.yaml").read_text()
+    again = ["checkpoint.resume_from_checkpoint=auto", f"output_dir={run}", "training.per_device_train_batch_size=2"]
+    assert main(["train", str(SCRATCH), "training.use_cpu=true", *again]) == 2
+    assert "rows a batch over all processes: 1, now 2" in capsys.readouterr().err
+    assert (run / "recipe.yaml").read_text() == before
+    assert "resume_from_checkpoint: null" in before
 
 
 def test_an_earlier_run_is_replaced_only_when_asked(scratch_run: Path, tmp_path: Path) -> None:

@@ -60,10 +60,19 @@ def test_heads_are_shown_in_percent_of_the_highest() -> None:
 
 def test_progress_prints_evaluations_and_keeps_quiet_when_told() -> None:
     console, text = terminal()
-    for chosen in (console, Console(file=io.StringIO(), quiet=True)):
+    silence = io.StringIO()
+    for chosen in (console, Console(file=silence, quiet=True)):
         with TrainingProgress(chosen) as progress:
             progress.start(4, 0)
             progress.advance()
             progress.logged({"loss": 0.5, "samples_per_second": 12.0})
             progress.evaluated({"step": 1, "epoch": 0.25, "eval_loss": 0.5}, best=True)
-        assert "step 1, epoch 0.25:  loss 0.5000  best" in text.getvalue()
+    assert "step 1, epoch 0.25:  loss 0.5000  best" in text.getvalue()
+    assert silence.getvalue() == ""
+
+
+def test_names_that_look_like_markup_are_text() -> None:
+    console, text = terminal(200)
+    show_data(console, {"train": SplitSummary(1, {"[/pos]": 1}, 1, 1, 0)}, "dir [v2]/rows.csv", 8)
+    assert "[/pos] 1" in text.getvalue()
+    assert "dir [v2]/rows.csv" in text.getvalue()

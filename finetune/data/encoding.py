@@ -28,6 +28,7 @@ class EncodedSplit:
         truncated: share of the rows that were cut to `max_length`.
         texts: the columns shown to people, in Arrow.
         where: the file, data set or recipe key that the rows come from.
+        numbers: the rows' numbers there, from 1, (N,).
     """
 
     rows: datasets.Dataset
@@ -36,6 +37,7 @@ class EncodedSplit:
     truncated: float
     texts: datasets.Dataset
     where: str
+    numbers: np.ndarray
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -62,8 +64,11 @@ def encode_split(
     )
     encoded = texts.map(tokenize, batched=True, remove_columns=list(columns))
     facts = encoded.select_columns(["length", "cut"]).with_format("numpy")[:]
+    numbers = np.arange(1, len(labels) + 1) if raw.numbers is None else raw.numbers
     rows = encoded.remove_columns(["length", "cut"]).add_column("labels", list(labels))
-    return EncodedSplit(rows, labels, np.asarray(facts["length"]), float(np.mean(facts["cut"])), texts, raw.where)
+    return EncodedSplit(
+        rows, labels, np.asarray(facts["length"]), float(np.mean(facts["cut"])), texts, raw.where, numbers
+    )
 
 
 def word_tokenizer(texts: datasets.Dataset, vocab_size: int) -> PreTrainedTokenizerFast:

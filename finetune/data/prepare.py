@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.encoding import EncodedSplit, encode_split
-from finetune.data.labels import encode_labels, label_counts, label_names, refuse_unseen
-from finetune.data.read import RawSplit, hold_out, read_splits, rows_also_in
+from finetune.data.labels import encode_labels, held_out, label_counts, label_names, refuse_unseen
+from finetune.data.read import RawSplit, read_splits, rows_also_in
 from finetune.recipe import DataSection
 from finetune.results import SplitSummary
 
@@ -38,20 +38,26 @@ def read_labelled(
         DataError: anything is wrong with a file, a row or a label.
     """
     raw = read_splits(data)
-    if "validation" not in raw and data.validation_size:
-        raw = hold_out(raw, data.validation_size, seed)
-    names = label_names(raw["train"], data.label_column, problem_type, declared, suggested)
-    labels = {split: encode_labels(rows, data.label_column, problem_type, names) for split, rows in raw.items()}
+    column, ids_allowed = data.label_column, declared is not None
+    names = label_names(raw["train"], column, problem_type, declared, suggested)
+    labels = {
+        split: encode_labels(rows, column, problem_type, names, ids_allowed=ids_allowed) for split, rows in raw.items()
+    }
     for split, rows in raw.items():
         if problem_type == "single_label_classification":
             refuse_unseen(rows, labels[split], labels["train"], names)
+    if "validation" not in raw and data.validation_size:
+        kept = held_out(labels["train"], data.validation_size, seed)
+        rest = np.setdiff1d(np.arange(len(labels["train"])), kept)
+        whole, ids = raw["train"], labels["train"]
+        raw |= {"train": whole.select(rest), "validation": whole.select(kept)}
+        labels |= {"train": ids[rest], "validation": ids[kept]}
     for split in raw:
         most = data.max_train_samples if split == "train" else data.max_eval_samples
         if most is not None and most < len(labels[split]):
             # Drawn, not cut from the front: published files are often sorted by label.
             keep = np.sort(np.random.default_rng(seed).choice(len(labels[split]), most, replace=False))
-            raw[split] = replace(raw[split], rows=raw[split].rows.select(keep).flatten_indices())
-            labels[split] = labels[split][keep]
+            raw[split], labels[split] = raw[split].select(keep), labels[split][keep]
     return LabelledSplits(raw, labels, names)
 
 

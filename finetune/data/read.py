@@ -6,12 +6,15 @@ Rows stay in Arrow: a data set larger than memory is read from disk as it is use
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import glob
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,14 +26,26 @@ _SHOWN = 5  # row numbers named in one message
 
 @dataclass(frozen=True)
 class RawSplit:
-    """The rows of a split as they were read, and where from."""
+    """The rows of a split, where they are from, and their numbers there (from 1; None: in order)."""
 
     rows: datasets.Dataset
     where: str
+    numbers: np.ndarray | None = None
+
+    def select(self, kept: np.ndarray) -> RawSplit:
+        """Return the split with these rows alone, which keep the numbers they have."""
+        numbers = np.arange(1, len(self.rows) + 1) if self.numbers is None else self.numbers
+        return RawSplit(self.rows.select(kept).flatten_indices(), self.where, numbers[kept])
 
     def column(self, name: str) -> pa.ChunkedArray:
         """Return one column as Arrow."""
-        return self.rows.with_format("arrow")[:][name] if self.rows._indices is not None else self.rows.data[name]
+        return self.rows.data[name]
+
+
+def quiet_datasets() -> None:
+    """Keep the library's bars and log lines off the terminal: what goes wrong is told by DataError."""
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
 
 
 def read_splits(data: DataSection) -> dict[str, RawSplit]:
@@ -64,8 +79,10 @@ def check_rows(raw: RawSplit, data: DataSection) -> None:
         if name not in columns:
             repair = did_you_mean(name, columns) or "; name one of them"
             raise DataError(f"{raw.where} has no column '{name}' (data.{key}); it has {', '.join(columns)}{repair}")
-    for name in wanted.values():
+    for key, name in wanted.items():
         column = raw.column(name)
+        if pa.types.is_struct(column.type) or (pa.types.is_nested(column.type) and key != "label_column"):
+            raise DataError(f"{raw.where}: column '{name}' (data.{key}) holds {column.type}; it must hold plain values")
         empty = pc.is_null(column)
         if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
             empty = pc.or_kleene(empty, pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0))
@@ -106,13 +123,22 @@ def _from_file(name: str) -> RawSplit:
         _check_utf8(file)
     if kind in ("csv", "tsv"):
         delimiter = "\t" if kind == "tsv" else ","
-        columns = _header(file, delimiter)
+        # A tab-separated file has no quoting: a quotation mark is text, as in the published GLUE files.
+        quoting: Literal[0, 3] = csv.QUOTE_NONE if kind == "tsv" else csv.QUOTE_MINIMAL
+        columns = _header(file, delimiter, quoting)
         features = datasets.Features({column: datasets.Value("string") for column in columns})
         # As text, all of it: pandas would read "007" as 7, and NA or null as an empty cell.
-        options = {"sep": delimiter, "keep_default_na": False, "features": features, "encoding": "utf-8-sig"}
+        options = {
+            "sep": delimiter,
+            "quoting": quoting,
+            "keep_default_na": False,
+            "index_col": False,
+            "features": features,
+            "encoding": "utf-8-sig",
+        }
     builder = {"csv": "csv", "tsv": "csv", "json": "json", "jsonl": "json", "parquet": "parquet"}[kind]
     try:
-        rows = datasets.load_dataset(builder, data_files=str(file), split="train", **options)
+        rows = datasets.load_dataset(builder, data_files=glob.escape(str(file)), split="train", **options)
     except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
         raise DataError(f"{file} cannot be read as {kind}: {_root(error)}; correct the file") from error
     return RawSplit(rows, str(file))
@@ -137,14 +163,27 @@ def _check_utf8(file: Path) -> None:
                 ) from error
 
 
-def _header(file: Path, delimiter: str) -> list[str]:
+def _header(file: Path, delimiter: str, quoting: Literal[0, 3]) -> list[str]:
+    """Return the names of the columns, once every row is known to have as many cells."""
+    csv.field_size_limit(2**31 - 1)
     with file.open(encoding="utf-8-sig", newline="") as text:
-        lines = csv.reader(text, delimiter=delimiter)
-        columns, first = next(lines, []), next(lines, None)
-    twice = sorted({name for name in columns if columns.count(name) > 1})
-    if twice or not columns:
-        raise DataError(f"{file} line 1 should name the columns once each, got {columns}; correct the header")
-    if first is None:
+        lines = csv.reader(text, delimiter=delimiter, quoting=quoting)
+        columns, rows = next(lines, []), 0
+        if len(set(columns)) < len(columns) or not columns:
+            raise DataError(f"{file} line 1 should name the columns once each, got {columns}; correct the header")
+        other = next((sign for sign in ";\t|," if len(columns) == 1 and sign in columns[0]), None)
+        if other:
+            raise DataError(
+                f"{file} seems to be separated by {other!r}; separate csv by commas, or name a tab-separated file .tsv"
+            )
+        for cells in lines:
+            rows += bool(cells)
+            if cells and len(cells) != len(columns):
+                raise DataError(
+                    f"{file} row {rows} (line {lines.line_num}) has {len(cells)} cells, but the header names "
+                    f"{len(columns)} columns; put quotation marks around a text with a {delimiter!r} in it"
+                )
+    if not rows:
         raise DataError(f"{file} has no rows below its header; give it at least one")
     return columns
 
@@ -161,22 +200,11 @@ def _from_hub(data: DataSection) -> dict[str, RawSplit]:
         except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
             raise DataError(
                 f"data.dataset_name: cannot load {where}: {_root(error)}; correct the name, go online, "
-                "or give local files as data.train_file and data.validation_file"
+                "give local files as data.train_file and data.validation_file, or name its splits "
+                "(data.train_split, data.validation_split, data.test_split; null for none)"
             ) from error
         splits[split] = RawSplit(rows, where)
     return splits
-
-
-def hold_out(splits: Mapping[str, RawSplit], share: float, seed: int) -> dict[str, RawSplit]:
-    """Return the splits with `share` of the training rows moved to validation, drawn with `seed`."""
-    train = splits["train"]
-    parts = train.rows.train_test_split(test_size=share, seed=seed)
-    where = f"{share:g} of {train.where}"
-    return {
-        **splits,
-        "train": replace(train, rows=parts["train"]),
-        "validation": RawSplit(parts["test"], where),
-    }
 
 
 def rows_also_in(raw: RawSplit, train: RawSplit, columns: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from finetune.errors import did_you_mean
-from finetune.recipe.schema import METRICS, ProblemType, Recipe
+from finetune.recipe.schema import METRICS, LoggingSection, ProblemType, Recipe
 
 Location = tuple[str | int, ...]
 
@@ -52,6 +52,8 @@ FOREIGN_NAMES = {
     "greater_is_better": "nothing to set: it follows from evaluation.metric_for_best_model",
     "adapter": "peft.peft_type",
 }
+
+NO_VALIDATION = "give data.validation_file (or rows, or split), or hold some out with data.validation_size: 0.1"
 
 FILE_TYPES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
@@ -179,19 +181,46 @@ def weight_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
                 yield Problem(("training", "class_weights", name), text)
 
 
+def stage_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what one section asks of another that the other does not give."""
+    model, data, training = (_section(document, name) for name in ("model", "data", "training"))
+    if document.get("peft") is not None and model.get("model_type"):
+        text = "peft adapts pretrained weights, but model.model_type builds new ones; remove the peft section"
+        yield Problem(("peft",), text)
+    if training.get("mixed_precision") == "fp16" and training.get("use_cpu"):
+        yield Problem(("training", "mixed_precision"), "fp16 needs a GPU, but use_cpu is true; use bf16 or no")
+    known = data.get("validation_file") or data.get("validation_rows") or data.get("validation_size")
+    if data.get("dataset_name") and data.get("validation_split", "validation"):
+        known = True
+    strategy = _section(document, "evaluation").get("eval_strategy", "epoch")
+    if not known and strategy != "no":
+        yield Problem(
+            ("data",),
+            f"there are no validation rows to evaluate on; {NO_VALIDATION}, or set evaluation.eval_strategy: no",
+        )
+    heads = document.get("head_importance", {})
+    split = heads.get("split", "validation") if isinstance(heads, dict) else None
+    if not known and strategy == "no" and split == "validation":
+        yield Problem(
+            ("head_importance",), f"split is validation, but there are no such rows; {NO_VALIDATION}, or name another"
+        )
+
+
 def disk_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield files that are missing or of a type that is not read, and libraries that are not installed."""
     for split in ("train", "validation", "test"):
         file = _section(document, "data").get(f"{split}_file")
         if not isinstance(file, str):
             continue
-        if not Path(file).is_file():
-            text = f"no such file '{file}' (looked in {Path(file).absolute().parent}); correct the path"
+        path = Path(file).expanduser()
+        if not path.is_file():
+            text = f"no such file '{file}' (looked in {path.absolute().parent}); correct the path"
             yield Problem(("data", f"{split}_file"), text)
-        elif Path(file).suffix not in FILE_TYPES:
+        elif path.suffix not in FILE_TYPES:
             yield Problem(("data", f"{split}_file"), f"given '{file}'; a data file ends in {', '.join(FILE_TYPES)}")
     tracker = _section(document, "logging").get("report_to", "none")
-    if isinstance(tracker, str) and tracker != "none" and importlib.util.find_spec(tracker) is None:
+    known = get_args(LoggingSection.model_fields["report_to"].annotation)
+    if tracker in known and tracker != "none" and importlib.util.find_spec(tracker) is None:
         yield Problem(("logging", "report_to"), f"'{tracker}' is not installed; run `pip install {tracker}`")
 
 

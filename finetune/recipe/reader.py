@@ -22,6 +22,7 @@ from finetune.recipe.problems import (
     freezing_problems,
     metric_problems,
     schema_problems,
+    stage_problems,
     weight_problems,
 )
 from finetune.recipe.schema import SOURCES, Recipe
@@ -79,7 +80,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = Path(path)
     root = _compose(_read_text(path), f"{path}")
     lines: dict[Location, str] = {}
-    problems = list(_index(root, (), lines))
+    try:
+        problems = list(_index(root, (), lines))
+    except RecursionError as error:
+        raise RecipeError(f"{path} has an alias that holds itself; write the value out") from error
     for override in overrides:
         problems += _apply(override, root, lines)
     document = _construct(root)
@@ -96,6 +100,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except ValidationError as error:
         said = {problem.location for problem in problems}
         problems += [problem for problem in schema_problems(error) if problem.location not in said]
+    # What one section asks of another is told last: it often follows from another mistake.
+    problems = problems or list(stage_problems(document))
     if problems or recipe is None:
         count = f"{len(problems)} mistakes" if len(problems) > 1 else "a mistake"
         raise RecipeError("\n  ".join([f"{path} has {count}:", *(p.line(lines) for p in problems)]))
@@ -171,11 +177,14 @@ def _apply(override: str, root: yaml.MappingNode, lines: dict[Location, str]) ->
     node = root
     for part in parts[:-1]:
         below = _child(node, part)
+        if isinstance(below, yaml.SequenceNode):
+            return [Problem(parts, "an item of a list cannot be changed by itself; give the whole list")]
         if not isinstance(below, yaml.MappingNode):
             below = yaml.MappingNode(_TAG + "map", [])
             _put(node, part, below)
         node = below
-    for other in _other_sources(parts):
+    empty = value.tag == _TAG + "null"
+    for other in () if empty else _other_sources(parts):
         node.value = [(key, item) for key, item in node.value if key.value != other]
     _put(node, parts[-1], value)
     found = list(_index(value, parts, lines))
@@ -204,20 +213,27 @@ def _construct(root: yaml.MappingNode) -> dict[str, Any]:
     loader = _Loader("")
     try:
         document = loader.construct_document(root)
-    except yaml.constructor.ConstructorError as error:
-        raise RecipeError(f"the recipe uses YAML that is not read here: {error.problem}") from error
+    except (yaml.constructor.ConstructorError, ValueError, RecursionError) as error:
+        said = getattr(error, "problem", error)
+        raise RecipeError(f"the recipe uses YAML that is not read here: {said}; write plain values") from error
     assert isinstance(document, dict)
     return document
 
 
 def _absolute(recipe: Recipe) -> Recipe:
-    files = {f"{split}_file": str(Path(file).absolute()) for split, file in recipe.data.local_files().items()}
-    name = recipe.model.model_name_or_path
-    folder = {"model_name_or_path": str(Path(name).absolute())} if name and Path(name).is_dir() else {}
+    files = {f"{split}_file": _whole(file) for split, file in recipe.data.local_files().items()}
+    name, resume = recipe.model.model_name_or_path, recipe.checkpoint.resume_from_checkpoint
+    folder = {"model_name_or_path": _whole(name)} if name and Path(name).expanduser().is_dir() else {}
+    resumed = {"resume_from_checkpoint": _whole(resume)} if resume not in (None, "auto") else {}
     return recipe.model_copy(
         update={
-            "output_dir": str(Path(recipe.output_dir).absolute()),
+            "output_dir": _whole(recipe.output_dir),
             "data": recipe.data.model_copy(update=files),
             "model": recipe.model.model_copy(update=folder),
+            "checkpoint": recipe.checkpoint.model_copy(update=resumed),
         }
     )
+
+
+def _whole(path: str | None) -> str:
+    return str(Path(path or "").expanduser().absolute())

@@ -38,7 +38,7 @@ Count = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A part of the recipe: immutable, strictly typed, closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 def one_source(section: str, given: Section) -> None:
@@ -66,6 +66,8 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _one_source(self) -> ModelSection:
         one_source("model", self)
+        if self.model_type and (self.dtype != "float32" or self.attn_implementation):
+            raise ValueError("dtype and attn_implementation apply to a pretrained model; remove them")
         return self
 
 
@@ -109,6 +111,11 @@ class DataSection(Section):
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:
         one_source("data", self)
+        columns = [c for c in (self.text_column, self.text_pair_column, self.label_column) if c]
+        if len(set(columns)) < len(columns):
+            raise ValueError(f"text and label columns must differ, got {', '.join(columns)}")
+        if self.validation_size and (self.validation_file or self.validation_rows):
+            raise ValueError("validation_size holds out training rows, but validation rows are given; remove one")
         return self
 
     def local_files(self) -> dict[str, str]:
