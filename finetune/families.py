@@ -7,7 +7,7 @@ A family that is not in the table is refused by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -57,6 +57,7 @@ class Family:
         layer: path of a layer, with `{layer}` for its number, or a function of config and number.
         query, key, value, output: paths below it; the first three are the same where they are fused.
         channels_first: states reach the output projection as (B, C, S) instead of (B, S, C).
+        note: what its users must know.
     """
 
     layer: str | Callable[[Any, int], str]
@@ -67,6 +68,7 @@ class Family:
     num_layers: Callable[[Any], int] = _num_hidden_layers
     num_heads: Callable[[Any], int] = _num_attention_heads
     channels_first: bool = False
+    note: str = ""
 
     def path(self, config: Any, layer: int) -> str:
         """Return the path of one layer below the encoder."""
@@ -84,6 +86,7 @@ class AttentionSite:
     value: str
     output: str
     channels_first: bool = False
+    note: str = ""
 
     def paths(self, roles: Sequence[str]) -> list[str]:
         """Return the paths of these roles, a fused projection once."""
@@ -143,7 +146,7 @@ FAMILIES: dict[str, Family] = {
     "mpnet": _family(_LAYER, "attention.attn", ("q", "k", "v"), "attention.attn.o"),
     "multi_head_classifier": _family("layers.{layer}", "attention", _QKV, "attention.output"),
     "nomic_bert": _DECODER_LIKE,
-    "nystromformer": _BERT,
+    "nystromformer": replace(_BERT, note="transformers 5.23 fails on batches in which rows differ in length"),
     "rembert": _BERT,
     "roberta": _BERT,
     "roberta-prelayernorm": _BERT,

@@ -34,6 +34,7 @@ from finetune.data.prepare import encode_splits, read_labelled, summarise
 from finetune.data.read import quiet_datasets
 from finetune.environment import describe_environment
 from finetune.errors import DataError, TrainingError
+from finetune.families import FAMILIES
 from finetune.folder import check_folder, claim_folder, forget_after
 from finetune.heads.importance import gradient_importance
 from finetune.lora import shared_roles
@@ -64,8 +65,13 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
     accelerator, console = start(recipe, trackers=not dry_run)
     material = prepare(recipe, accelerator)
     show_data(console, material.summary, material.splits["train"].where, recipe.data.max_length)
-    if recipe.peft and (note := shared_roles(material.classifier.base, recipe.peft.target_modules)):
-        say(console, note)
+    base = material.classifier.base
+    for note in (
+        FAMILIES[base.config.model_type].note,
+        shared_roles(base, recipe.peft.target_modules) if recipe.peft else "",
+    ):
+        if note:
+            say(console, f"[yellow]{note}[/]")
     plan = make_plan(recipe, rows=len(material.splits["train"]), processes=accelerator.num_processes)
     if dry_run:
         rehearse(recipe, material, plan, accelerator, console)

@@ -99,6 +99,11 @@ def test_a_label_unseen_in_training_is_an_error_even_when_declared(tmp_path: Pat
         read(tmp_path, ["no", "yes", "maybe"], train_csv=GOOD, test_csv="sentence,label\na,maybe\nb,no\nc,maybe\n")
 
 
+def test_one_label_of_numbers_is_not_taken_for_regression(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has the one label '1' in column 'label'; a classifier needs two or more"):
+        read(tmp_path, train_jsonl=[{"sentence": "a", "label": 1}, {"sentence": "b", "label": 1}])
+
+
 def test_a_validation_split_may_have_fewer_classes(tmp_path: Path) -> None:
     splits = read(tmp_path, train_csv=GOOD, validation_csv="sentence,label\na,yes\n")
     assert splits.labels["validation"].tolist() == [1]
