@@ -87,17 +87,19 @@ def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> f
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
-@pytest.mark.parametrize(("size", "accumulation"), [(1, 4), (2, 2)])
+@pytest.mark.parametrize(("rows", "size", "accumulation"), [(4, 1, 4), (4, 2, 2), (6, 4, 2)])
 def test_micro_batches_equal_one_batch(
-    build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path, size: int, accumulation: int
+    build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path, rows: int, size: int, accumulation: int
 ) -> None:
-    # Six rows in steps of four and two: the last step has fewer micro-batches, which must weigh the same.
+    # Six rows: in steps of four and two rows, the last with fewer micro-batches; or in one step, whose second
+    # micro-batch is half as large as the first. Each example must weigh the same.
     whole, parts = without_dropout(build()), without_dropout(build())
     # A large epsilon makes Adam's step follow the gradient's size: with the usual one, a gradient that is zero but
     # for rounding, such as that of a key's bias, would move its weight by a whole step in either direction.
     common = {"train_sampling_strategy": "random", "max_grad_norm": None, "adam_epsilon": 0.1}
-    shape = {"steps_per_epoch": 2, "total_steps": 2, "epochs": 1}
-    _, _, one = train(whole, accelerator, tmp_path, plan(batch_size=4, accumulation=1, **shape), **common)
+    steps = 6 // rows + bool(6 % rows)
+    shape = {"steps_per_epoch": steps, "total_steps": steps, "epochs": 1}
+    _, _, one = train(whole, accelerator, tmp_path, plan(batch_size=rows, accumulation=1, **shape), **common)
     _, _, many = train(
         parts, accelerator, tmp_path, plan(batch_size=size, accumulation=accumulation, **shape), **common
     )
