@@ -18,22 +18,18 @@ if __name__ == "__main__":
 
     sys.exit(main(["train", *sys.argv[1:]]))
 
-import os
 import tempfile
 import time
 from dataclasses import replace
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from rich.console import Console
 from rich.markup import escape
 
 from finetune.checkpoints import find_checkpoint
 from finetune.data.prepare import encode_splits, read_labelled, summarise
-from finetune.data.read import quiet_datasets
 from finetune.environment import describe_environment
-from finetune.errors import DataError, TrainingError
+from finetune.errors import DataError
 from finetune.families import FAMILIES
 from finetune.folder import check_folder, claim_folder, forget_after
 from finetune.heads.importance import gradient_importance
@@ -47,6 +43,7 @@ from finetune.report import write_report
 from finetune.results import RunFolder, SplitScores, Training, append_line, read_json, write_json
 from finetune.saving import check_reload, load_classifier, merge_classifier, save_classifier
 from finetune.scoring import predict, predictions_table, score, write_predictions
+from finetune.session import finish, start
 from finetune.terminal import say, show_data, show_heads, show_scores
 from finetune.training import Loop, fit, training_result
 
@@ -75,15 +72,16 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
     plan = make_plan(recipe, rows=len(material.splits["train"]), processes=accelerator.num_processes)
     if dry_run:
         rehearse(recipe, material, plan, accelerator, console)
-        accelerator.end_training()
+        finish(accelerator)
         return folder
     loop = make_loop(recipe, material, plan, folder, accelerator, console)
     if accelerator.is_main_process:
         claim_folder(folder, recipe, describe_environment(accelerator, recipe.seed), material.summary)
     accelerator.wait_for_everyone()
     trained = train_stage(recipe, material, loop, folder, console)
+    del loop
     evaluate_stage(recipe, replace(material, classifier=trained), folder, accelerator, console)
-    accelerator.end_training()  # not before: it closes the trackers and parts the processes
+    finish(accelerator)
     return folder
 
 
@@ -109,6 +107,7 @@ def evaluate(path: Path) -> RunFolder:
     if before is not None:
         same = "the same, to the last digit, as" if before == scores else "[yellow]different from[/]"
         say(console, f"These scores are {same} those that the folder held before.")
+    finish(accelerator)
     return folder
 
 
@@ -127,36 +126,6 @@ def merge(path: Path, output: Path | None = None) -> tuple[Path, float]:
         raise DataError(f"{output} is there already and not empty; name another folder with --output")
     texts = [("one short text",), ("another text, which is a little longer than the first",)]
     return output, merge_classifier(load_classifier(folder.model), output, texts)
-
-
-def start(recipe: Recipe, *, trackers: bool) -> tuple[Accelerator, Console]:
-    """Return the accelerator and the terminal (silent on all but the main process), with seed and threads set."""
-    quiet_libraries()
-    quiet_datasets()
-    tracker = recipe.logging.report_to if trackers and recipe.logging.report_to != "none" else None
-    if recipe.training.mixed_precision == "fp16" and (recipe.training.use_cpu or not torch.cuda.is_available()):
-        raise TrainingError("training.mixed_precision: fp16 needs a GPU, and there is none; use bf16 or no")
-    accelerator = Accelerator(
-        cpu=recipe.training.use_cpu,
-        mixed_precision=recipe.training.mixed_precision,
-        log_with=tracker,
-        project_dir=str(RunFolder(Path(recipe.output_dir)).trackers) if tracker else None,
-    )
-    if accelerator.device.type == "cpu":
-        torch.set_num_threads(recipe.training.num_threads or threads_for_each(accelerator.num_processes))
-    set_seed(recipe.seed)
-    return accelerator, Console(quiet=not accelerator.is_main_process, highlight=False)
-
-
-def threads_for_each(processes: int) -> int:
-    """Return CPU threads for each process: OMP_NUM_THREADS above 1, else all cores shared out.
-
-    `accelerate launch` sets OMP_NUM_THREADS to 1 unasked, so 1 is not taken for a wish.
-    """
-    asked = int(os.environ.get("OMP_NUM_THREADS", "1"))
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return asked if asked > 1 else max(1, cores // here)
 
 
 def rehearse(recipe: Recipe, material: Material, plan: Plan, accelerator: Accelerator, console: Console) -> None:
