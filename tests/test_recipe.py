@@ -56,6 +56,7 @@ peft: {r: -1}
         r"peft.r (line 11)": "given -1; must be greater than or equal to 1",
     }
     assert len(lines) == 6
+    assert [line.split("(line ")[1].split(")")[0] for line in lines] == ["4", "6", "7", "8", "9", "11"]
     for where, text in expected.items():
         assert any(line.strip().startswith(where) and text in line for line in lines), (where, lines)
 

@@ -77,11 +77,20 @@ class Problem:
     location: Location
     text: str
 
+    def _written(self, lines: Mapping[Location, str]) -> Location | None:
+        """Return the key itself, or the nearest around it, that was written down."""
+        around = (self.location[:n] for n in range(len(self.location), 0, -1))
+        return next((location for location in around if location in lines), None)
+
+    def position(self, lines: Mapping[Location, str]) -> int:
+        """Return where the key stands among all keys that were written down, in their order."""
+        written = self._written(lines)
+        return -1 if written is None else list(lines).index(written)
+
     def line(self, lines: Mapping[Location, str]) -> str:
         """Return one line: the key's path, where it was written, and the text."""
-        where = next(
-            (lines[self.location[:n]] for n in range(len(self.location), 0, -1) if self.location[:n] in lines), ""
-        )
+        written = self._written(lines)
+        where = "" if written is None else lines[written]
         path = ".".join(str(part) for part in self.location) or "recipe"
         return f"{path}{f' ({where})' if where else ''}: {self.text}"
 

@@ -104,6 +104,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     problems = problems or list(stage_problems(document))
     if problems or recipe is None:
         count = f"{len(problems)} mistakes" if len(problems) > 1 else "a mistake"
+        problems.sort(key=lambda problem: problem.position(lines))  # as the file goes
         raise RecipeError("\n  ".join([f"{path} has {count}:", *(p.line(lines) for p in problems)]))
     return _absolute(recipe)
 
