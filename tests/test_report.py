@@ -11,6 +11,7 @@ import pytest
 
 from finetune.errors import DataError
 from finetune.report import write_report
+from finetune.report.figures import head_heatmap
 from finetune.report.record import worst_rows
 from finetune.report.write import interval
 from finetune.results import (
@@ -168,3 +169,9 @@ def test_a_browser_draws_every_figure_without_an_error(run: RunFolder) -> None:
     assert said == []
     assert drawn >= 3
     assert wide
+
+
+def test_head_colours_start_at_zero() -> None:
+    html = head_heatmap(HeadScores("gradient", "E|g|", "test", 9, [[0.5, 0.4]], [[None, None]]))
+    assert '"zmin":0,' in html.replace(" ", "")
+    assert '"zmax":0.5' in html.replace(" ", "")

@@ -92,6 +92,7 @@ def head_heatmap(heads: HeadScores) -> str:
             hovertemplate="layer %{y}, head %{x}<br>%{z:.4g}%{customdata}<extra></extra>",
             colorscale=_SCALE,
             zmin=0,
+            zmax=highest,  # Plotly heeds zmin only beside zmax
             xgap=2,
             ygap=2,
             colorbar={"title": {"text": heads.formula}, "thickness": 12},
@@ -99,7 +100,7 @@ def head_heatmap(heads: HeadScores) -> str:
     )
     figure.update_xaxes(title="head", type="category")
     figure.update_yaxes(title="layer", type="category", autorange="reversed")
-    return _html(figure, 130 + 42 * layers)
+    return _html(figure, max(240, 130 + 42 * layers))
 
 
 def _html(figure: go.Figure, height: int) -> str:
