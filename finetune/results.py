@@ -26,6 +26,10 @@ class MetricValue:
     low: float | None = None
     high: float | None = None
 
+    def interval(self) -> str:
+        """Return "[0.862, 0.905]", or "" where there is no interval."""
+        return "" if self.low is None or self.high is None else f"[{self.low:.3f}, {self.high:.3f}]"
+
 
 @dataclass(frozen=True)
 class ClassScores:

@@ -57,9 +57,7 @@ def say(console: Console, text: str) -> None:
 
 def interval(cell: MetricValue) -> str:
     """Return "0.884 [0.862, 0.905]", or the value alone where there is no interval."""
-    if cell.low is None or cell.high is None:
-        return f"{cell.value:.3f}"
-    return f"{cell.value:.3f} \\[{cell.low:.3f}, {cell.high:.3f}]"
+    return f"{cell.value:.3f} {escape(cell.interval())}".rstrip()
 
 
 def show_scores(console: Console, scores: Mapping[str, SplitScores], summary: Mapping[str, SplitSummary]) -> None:

@@ -49,6 +49,7 @@ def encode_split(
     """Return the split's rows as token ids, cut to `max_length` tokens, with their labels."""
 
     def tokenize(batch: dict[str, list[str]]) -> dict[str, Any]:
+        """Return token ids of a batch of rows, their number, and whether some were cut off."""
         texts = [batch[name] for name in columns]
         encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
         if encoded.encodings is not None:

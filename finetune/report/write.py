@@ -56,11 +56,9 @@ def figures(record: RunRecord) -> dict[str, Markup | None]:
     return {name: None if html is None else Markup(html) for name, html in drawn.items()}
 
 
-def interval(cell: MetricValue, form: str = ".3f") -> str:
+def interval(cell: MetricValue) -> str:
     """Return "[0.862, 0.905]", or a dash where there is no interval."""
-    if cell.low is None or cell.high is None:
-        return "–"
-    return f"[{cell.low:{form}}, {cell.high:{form}}]"
+    return cell.interval() or "–"
 
 
 def model_name(recipe: dict[str, Any]) -> str:
