@@ -25,6 +25,10 @@ def _num_attention_heads(config: Any) -> int:
     return int(config.num_attention_heads)
 
 
+def _num_key_value_heads(config: Any) -> int:
+    return int(config.num_key_value_heads)
+
+
 def _n_layers(config: Any) -> int:
     return int(config.n_layers)
 
@@ -57,6 +61,9 @@ class Family:
         layer: path of a layer, with `{layer}` for its number, or a function of config and number.
         query, key, value, output: paths below it; the first three are the same where they are fused.
         channels_first: states reach the output projection as (B, C, S) instead of (B, S, C).
+        fused: how the rows of a fused projection are laid out: "3HD" by role, then head; "H3D" by head, then role.
+        num_key_value_heads: fewer than the heads where several share a key and a value (grouped-query attention).
+        mask_only: why heads can be gated but not cut out; "" where they can.
         note: what its users must know.
     """
 
@@ -67,7 +74,10 @@ class Family:
     output: str
     num_layers: Callable[[Any], int] = _num_hidden_layers
     num_heads: Callable[[Any], int] = _num_attention_heads
+    num_key_value_heads: Callable[[Any], int] | None = None
     channels_first: bool = False
+    fused: str = ""
+    mask_only: str = ""
     note: str = ""
 
     def path(self, config: Any, layer: int) -> str:
@@ -81,16 +91,37 @@ class AttentionSite:
 
     layer: int
     num_heads: int
+    num_key_value_heads: int
     query: str
     key: str
     value: str
     output: str
     channels_first: bool = False
-    note: str = ""
+    fused: str = ""
 
     def paths(self, roles: Sequence[str]) -> list[str]:
         """Return the paths of these roles, a fused projection once."""
         return list(dict.fromkeys(getattr(self, role) for role in roles))
+
+    def slices(self, role: str, heads: Sequence[int], width: int) -> list[int]:
+        """Return which rows of the query, key or value projection, or columns of the output projection, are theirs.
+
+        Args:
+            role: query, key, value or output.
+            heads: numbers of query heads; where several share a key and a value, these are named once.
+            width: the head width D.
+        """
+        grouped = role in ("key", "value")
+        size = self.num_heads // self.num_key_value_heads if grouped else 1
+        numbers = list(dict.fromkeys(head // size for head in heads))
+        place = ROLES.index(role)
+        if self.fused == "3HD" and role != "output":
+            starts = [(place * self.num_heads + number) * width for number in numbers]
+        elif self.fused == "H3D" and role != "output":
+            starts = [(3 * number + place) * width for number in numbers]
+        else:
+            starts = [number * width for number in numbers]
+        return [start + step for start in starts for step in range(width)]
 
 
 def _family(
@@ -115,15 +146,18 @@ _XLM = _family(
     num_heads=_n_heads,
 )
 _DECODER_LIKE = _family("layers.{layer}", "self_attn", _PROJ, "self_attn.o_proj")
+_CONVOLVED = "a convolution is mixed with its heads"
 
 FAMILIES: dict[str, Family] = {
     "albert": _family(_albert_path, "attention", _QKV, "attention.dense", num_layers=_albert_layers),
     "bert": _BERT,
     "big_bird": _BERT,
     "camembert": _BERT,
-    "convbert": _family(_LAYER, "attention.self", _QKV, "attention.output.dense", num_heads=_convbert_heads),
+    "convbert": _family(
+        _LAYER, "attention.self", _QKV, "attention.output.dense", num_heads=_convbert_heads, mask_only=_CONVOLVED
+    ),
     "data2vec-text": _BERT,
-    "deberta": _family(_LAYER, "attention.self", ("in_proj",) * 3, "attention.output.dense"),
+    "deberta": _family(_LAYER, "attention.self", ("in_proj",) * 3, "attention.output.dense", fused="H3D"),
     "deberta-v2": _family(_LAYER, "attention.self", ("query_proj", "key_proj", "value_proj"), "attention.output.dense"),
     "distilbert": _family(
         "transformer.layer.{layer}",
@@ -136,22 +170,31 @@ FAMILIES: dict[str, Family] = {
     "electra": _BERT,
     "ernie": _BERT,
     "esm": _BERT,
-    "eurobert": _DECODER_LIKE,
+    "eurobert": replace(_DECODER_LIKE, num_key_value_heads=_num_key_value_heads),
     "flaubert": _XLM,
     "ibert": _BERT,
     "layoutlm": _BERT,
     "megatron-bert": _BERT,
     "mobilebert": _BERT,
-    "modernbert": _family("layers.{layer}", "attn", ("Wqkv",) * 3, "attn.Wo"),
+    "modernbert": _family("layers.{layer}", "attn", ("Wqkv",) * 3, "attn.Wo", fused="3HD"),
     "mpnet": _family(_LAYER, "attention.attn", ("q", "k", "v"), "attention.attn.o"),
     "multi_head_classifier": _family("layers.{layer}", "attention", _QKV, "attention.output"),
     "nomic_bert": _DECODER_LIKE,
-    "nystromformer": replace(_BERT, note="transformers 5.23 fails on batches in which rows differ in length"),
+    "nystromformer": replace(
+        _BERT, mask_only=_CONVOLVED, note="transformers 5.23 fails on batches in which rows differ in length"
+    ),
     "rembert": _BERT,
     "roberta": _BERT,
     "roberta-prelayernorm": _BERT,
     "roformer": _BERT,
-    "squeezebert": _family("encoder.layers.{layer}", "attention", _QKV, "post_attention.conv1d", channels_first=True),
+    "squeezebert": _family(
+        "encoder.layers.{layer}",
+        "attention",
+        _QKV,
+        "post_attention.conv1d",
+        channels_first=True,
+        mask_only="its projections are grouped convolutions",
+    ),
     "xlm": _XLM,
     "xlm-roberta": _BERT,
     "xlm-roberta-xl": _BERT,
@@ -159,8 +202,19 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def pruned_heads(config: Any) -> dict[int, list[int]]:
+    """Return the heads that were cut out, by layer, in the numbers of the whole model.
+
+    They are written in the config under the key that transformers 4 used, so that either reads the other's.
+    """
+    written = getattr(config, "pruned_heads", None) or {}
+    return {int(layer): sorted(int(head) for head in heads) for layer, heads in written.items() if heads}
+
+
 def attention_sites(classifier: PreTrainedModel) -> list[AttentionSite]:
     """Return the attention sites of a transformers classifier (not wrapped by peft), first layer first.
+
+    Heads that were cut out are not counted, and the others are numbered anew.
 
     Raises:
         ModelError: the family is not in the table, or a path of the table is not in the model.
@@ -173,7 +227,9 @@ def attention_sites(classifier: PreTrainedModel) -> list[AttentionSite]:
             f"known model types are {', '.join(sorted(FAMILIES))}"
         )
     prefix = f"{classifier.base_model_prefix}." if hasattr(classifier, classifier.base_model_prefix) else ""
-    modules = dict(classifier.named_modules())
+    modules, lost = dict(classifier.named_modules()), pruned_heads(config)
+    whole = family.num_heads(config)
+    group = whole // family.num_key_value_heads(config) if family.num_key_value_heads else 1
     sites = []
     for layer in range(family.num_layers(config)):
         below = prefix + family.path(config, layer)
@@ -181,5 +237,8 @@ def attention_sites(classifier: PreTrainedModel) -> list[AttentionSite]:
         missing = [path for path in paths.values() if path not in modules]
         if missing:
             raise ModelError(f"a '{config.model_type}' model should have {', '.join(missing)}, but this one has not")
-        sites.append(AttentionSite(layer, family.num_heads(config), **paths, channels_first=family.channels_first))
+        left = whole - len(lost.get(layer, ()))
+        sites.append(
+            AttentionSite(layer, left, left // group, **paths, channels_first=family.channels_first, fused=family.fused)
+        )
     return sites

@@ -33,6 +33,7 @@ from finetune.errors import DataError
 from finetune.families import FAMILIES
 from finetune.folder import check_folder, claim_folder, forget_after
 from finetune.heads.importance import gradient_importance
+from finetune.heads.sample import draw_sample
 from finetune.lora import shared_roles
 from finetune.modeling import Classifier, quiet_libraries
 from finetune.plan import Plan, make_plan
@@ -235,15 +236,16 @@ def evaluate_stage(
         tables.append(predictions_table(name, split, found, classifier.label_names))
     asked, heads = recipe.head_importance, None
     if asked is not None:
-        heads = gradient_importance(
+        sample = draw_sample(
             classifier,
             material.splits[asked.split],
             asked.split,
-            max_samples=asked.max_samples,
+            most=asked.max_samples,
             batch_size=size,
             seed=recipe.seed,
             accelerator=accelerator,
         )
+        heads = gradient_importance(sample)
     if accelerator.is_main_process:
         write_json(folder.scores, scores)
         if tables:

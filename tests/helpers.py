@@ -6,9 +6,11 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+from accelerate import Accelerator
 
 from finetune.data.encoding import EncodedSplit, encode_split
 from finetune.data.read import RawSplit
+from finetune.heads.sample import Sample
 from finetune.lora import Lora
 from finetune.modeling import Classifier, Source, load_tokenizer, pretrained_classifier
 from finetune.plan import Plan
@@ -36,6 +38,15 @@ def encoded(classifier: Classifier, texts: list[str] | None = None, labels: list
     ids = np.array(labels or [index % 2 for index in range(len(texts))])
     raw = RawSplit(datasets.Dataset.from_dict({"sentence": texts}), "rows")
     return encode_split(raw, ids, classifier.tokenizer, ["sentence"], classifier.max_length)
+
+
+def sample_of(
+    classifier: Classifier, most: int | None = None, *, batch_size: int = 6, split: EncodedSplit | None = None
+) -> Sample:
+    """The first rows of the six sentences, or of `split`, put to the classifier on a CPU."""
+    split = split or encoded(classifier)
+    rows = np.arange(len(split) if most is None else most)
+    return Sample(classifier, split, "validation", rows, batch_size, Accelerator(cpu=True))
 
 
 def plan(**changes: int | None) -> Plan:

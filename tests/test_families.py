@@ -25,14 +25,14 @@ from finetune.data.read import RawSplit
 from finetune.errors import ModelError
 from finetune.families import FAMILIES, ROLES, attention_sites
 from finetune.heads.gates import head_gates
-from finetune.heads.importance import gate_gradients
+from finetune.heads.sample import gate_gradients
 from finetune.lora import Lora
 from finetune.modeling import Classifier, Source, load_tokenizer, pretrained_classifier
 from finetune.recipe import TrainingSection
 from finetune.saving import check_reload, load_classifier, logits_of, save_classifier
 from finetune.training import Loop
 from tests.conftest import SENTENCES
-from tests.helpers import plan
+from tests.helpers import plan, sample_of
 
 CPU = torch.device("cpu")
 LABELS = ("zeta", "alpha", "no", "mid", "beta")
@@ -185,10 +185,10 @@ def test_a_gate_of_zero_equals_zeroed_columns(family: str, classifier: Classifie
 def test_gradients_have_a_row_for_each_layer_and_head(
     family: str, classifier: Classifier, accelerator: Accelerator
 ) -> None:
-    gradients = gate_gradients(classifier, split_of(classifier), range(4), batch_size=4, accelerator=accelerator)
+    gradients = gate_gradients(sample_of(classifier, 4, batch_size=4, split=split_of(classifier)))
     assert gradients.shape == (4, *SHAPES.get(family, (2, 3)))
     assert (np.abs(gradients).max(0) > 0).all()
-    alone = gate_gradients(classifier, split_of(classifier), range(4), batch_size=1, accelerator=accelerator)
+    alone = gate_gradients(sample_of(classifier, 4, batch_size=1, split=split_of(classifier)))
     np.testing.assert_allclose(gradients, alone, atol=2e-5, rtol=1e-3)
 
 
