@@ -49,6 +49,11 @@ class Sample:
         return attention_sites(self.classifier.base)
 
     @property
+    def problem_type(self) -> str:
+        """What the classifier predicts."""
+        return self.classifier.problem_type
+
+    @property
     def labels(self) -> np.ndarray:
         """Labels of the rows, in their order."""
         labels: np.ndarray = self.split.labels[self.rows]
@@ -62,28 +67,30 @@ class Sample:
         """Return the same with other rows."""
         return replace(self, rows=rows)
 
-    def each(self, measure: Callable[[LocalBatch], Tensor | np.ndarray]) -> np.ndarray:
+    def each(self, measure: Callable[[LocalBatch, np.ndarray], Tensor | np.ndarray]) -> np.ndarray:
         """Return what `measure` finds for each row of each batch, (N, ...), in the order of `rows`.
 
-        The model is in evaluation mode, its parameters ask for no gradient, and each row is put to one of the
-        processes. Batches hold rows of like length.
+        `measure` is given a batch and its rows' places among `rows`, (B,). The model is in evaluation mode, its
+        parameters ask for no gradient, and each row is put to one of the processes. Batches hold rows of like length.
         """
         base, device = self.classifier.base, self.accelerator.device
-        batches = [self.rows[batch] for batch in plan_scoring(self.split.lengths[self.rows], self.batch_size)]
+        batches = plan_scoring(self.split.lengths[self.rows], self.batch_size)
         mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
         base.to(device)
-        found: list[tuple[list[int], np.ndarray]] = []
+        found: list[tuple[np.ndarray, np.ndarray]] = []
         with frozen(base):
-            loaded = load_batches(self.split, mine, self.classifier.tokenizer, device=device)
-            for numbers, batch in zip(mine, loaded, strict=True):
-                measured = measure(batch)
+            rows = [self.rows[places] for places in mine]
+            loaded = load_batches(self.split, rows, self.classifier.tokenizer, device=device)
+            for places, batch in zip(mine, loaded, strict=True):
+                measured = measure(batch, places)
                 if isinstance(measured, Tensor):
                     measured = measured.detach().float().cpu().numpy()
-                found.append((numbers.tolist(), measured))
-        by_row = {
-            number: value for rows, part in gather_object(found) for number, value in zip(rows, part, strict=True)
-        }
-        return np.stack([by_row[int(number)] for number in self.rows])
+                found.append((places, measured))
+        parts = gather_object(found)
+        places = np.concatenate([places for places, _ in parts])
+        assert len(places) == len(self), f"measured {len(places)} of {len(self)} rows"
+        ordered: np.ndarray = np.concatenate([part for _, part in parts])[np.argsort(places)]
+        return ordered
 
 
 def draw_sample(
@@ -102,47 +109,53 @@ def draw_sample(
 
 
 def gated_logits(sample: Sample, gates: Tensor) -> Tensor:
-    """Return the logits (N, C) in float32 with gates (L, H) on the heads."""
+    """Return the logits (N, C) in float32 with gates on the heads: (L, H) for all rows, or (N, L, H)."""
     base, accelerator, sites = sample.classifier.base, sample.accelerator, sample.sites
 
     @torch.no_grad()
-    def measure(batch: LocalBatch) -> Tensor:
-        with head_gates(base, sites, gates), accelerator.autocast():
+    def measure(batch: LocalBatch, places: np.ndarray) -> Tensor:
+        with head_gates(base, sites, _of_rows(gates, places)), accelerator.autocast():
             logits: Tensor = base(**batch.inputs).logits
         return logits.float()
 
     return torch.from_numpy(sample.each(measure))
 
 
-def gate_gradients(
-    sample: Sample, gates: Tensor | None = None, loss: Callable[[Tensor, LocalBatch], Tensor] | None = None
-) -> np.ndarray:
+def row_losses(sample: Sample, gates: Tensor) -> np.ndarray:
+    """Return each row's loss, (N,), with gates on the heads: (L, H) for all rows, or (N, L, H)."""
+    losses = per_example_loss(gated_logits(sample, gates), torch.as_tensor(sample.labels), sample.problem_type)
+    return losses.numpy()
+
+
+def gate_gradients(sample: Sample, gates: Tensor | None = None) -> np.ndarray:
     """Return each row's gradient of its own loss by each gate: (N, L, H).
 
     The losses of a batch are summed, and a row's loss depends on its own gates alone, so that one backward
     pass gives every row's exact gradient; the batch size changes nothing but rounding.
 
     Args:
-        gates: (L, H), where the gradient is taken; None: at 1.
-        loss: from logits (B, C) and batch to losses (B,); None: the loss of the problem type.
+        gates: where the gradient is taken, (L, H) or (N, L, H); None: at 1.
     """
-    classifier, accelerator, sites = sample.classifier, sample.accelerator, sample.sites
-    base, at, unchecked = classifier.base, sample.gates() if gates is None else gates, [check_gates]
+    base, accelerator, sites = sample.classifier.base, sample.accelerator, sample.sites
+    at = sample.gates() if gates is None else gates
+    unchecked = [True]
 
-    def measure(batch: LocalBatch) -> Tensor:
+    def measure(batch: LocalBatch, places: np.ndarray) -> Tensor:
         if unchecked:
-            unchecked.pop()(base, sites, batch.inputs)
-        own = at.expand(len(batch.labels), *at.shape).clone().requires_grad_()  # (B, L, H)
+            unchecked.clear()
+            check_gates(base, sites, batch.inputs)
+        own = _of_rows(at, places).expand(len(places), *at.shape[-2:]).clone().requires_grad_()  # (B, L, H)
         with head_gates(base, sites, own), accelerator.autocast():
             logits = base(**batch.inputs).logits
-        if loss is None:
-            losses = per_example_loss(logits, batch.labels, classifier.problem_type)
-        else:
-            losses = loss(logits.float(), batch)
+        losses = per_example_loss(logits, batch.labels, sample.problem_type)
         (gradient,) = torch.autograd.grad(losses.sum(), own)
         return gradient
 
     return sample.each(measure)
+
+
+def _of_rows(gates: Tensor, places: np.ndarray) -> Tensor:
+    return gates[torch.as_tensor(places, device=gates.device)] if gates.dim() == 3 else gates
 
 
 def sample_rows(rows: int, most: int | None, seed: int) -> list[int]:
