@@ -80,41 +80,6 @@ class SplitSummary:
 
 
 @dataclass(frozen=True)
-class HeadCell:
-    """One head's importance; the standard error is None where a single row gave it."""
-
-    layer: int
-    head: int
-    value: float
-    error: float | None
-
-
-@dataclass(frozen=True)
-class HeadScores:
-    """Importance of every head: `values` and `standard_errors` are (L, H), in the unit of the loss.
-
-    A layer with fewer heads than another has None in the places it lacks.
-    """
-
-    method: str
-    formula: str
-    split: str
-    rows: int
-    values: list[list[float | None]]
-    standard_errors: list[list[float | None]]
-
-    def ranked(self) -> list[HeadCell]:
-        """Return all heads, most important first."""
-        cells = [
-            HeadCell(layer, head, value, error)
-            for layer, (values, errors) in enumerate(zip(self.values, self.standard_errors, strict=True))
-            for head, (value, error) in enumerate(zip(values, errors, strict=True))
-            if value is not None
-        ]
-        return sorted(cells, key=lambda cell: -cell.value)
-
-
-@dataclass(frozen=True)
 class Speed:
     """How fast training went. Seconds count training steps alone, without evaluation and saving."""
 

@@ -32,8 +32,7 @@ from finetune.environment import describe_environment
 from finetune.errors import DataError
 from finetune.families import FAMILIES
 from finetune.folder import check_folder, claim_folder, forget_after
-from finetune.heads.importance import gradient_importance
-from finetune.heads.sample import draw_sample
+from finetune.heads.analysis import analyse_heads
 from finetune.lora import shared_roles
 from finetune.modeling import Classifier, quiet_libraries
 from finetune.plan import Plan, make_plan
@@ -236,16 +235,15 @@ def evaluate_stage(
         tables.append(predictions_table(name, split, found, classifier.label_names))
     asked, heads = recipe.head_importance, None
     if asked is not None:
-        sample = draw_sample(
+        heads = analyse_heads(
             classifier,
-            material.splits[asked.split],
-            asked.split,
-            most=asked.max_samples,
+            material.splits,
+            asked,
+            metric=recipe.metric_names()[0],
             batch_size=size,
             seed=recipe.seed,
             accelerator=accelerator,
         )
-        heads = gradient_importance(sample)
     if accelerator.is_main_process:
         write_json(folder.scores, scores)
         if tables:

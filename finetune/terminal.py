@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from finetune.results import HeadScores, MetricValue, SplitScores, SplitSummary
+from finetune.head_results import HeadAnalysis
+from finetune.results import MetricValue, SplitScores, SplitSummary
 
 _MOST_LABELS = 8
 _SHADES = (
@@ -79,26 +80,62 @@ def show_scores(console: Console, scores: Mapping[str, SplitScores], summary: Ma
                 say(console, f"[yellow]{note}[/]")
 
 
-def show_heads(console: Console, heads: HeadScores, most: int = 5) -> None:
-    """Print the L x H table of importance in colour, and the first heads with their standard errors."""
-    ranked = heads.ranked()
-    highest = ranked[0].value or 1.0
+def show_heads(console: Console, analysis: HeadAnalysis, most: int = 5) -> None:
+    """Print the L x H table of the leading method in colour, its first heads, and how far to trust the ranking."""
+    heads = analysis.methods[0]
+    ranked = heads.most_important_first()
+    values = [cell.value for cell in ranked]
+    lowest = min(0.0, min(values))
+    span = max(values) - lowest or 1.0
     say(
         console,
-        f"Head importance, {heads.formula}, on {heads.rows} {heads.split} rows, in % of the highest, {highest:.3g}",
+        f"Head importance by {heads.method} ({heads.formula}) on {heads.rows} {heads.split} rows; "
+        f"100 is the highest, {max(values):.3g}, and 0 is {lowest:.3g}",
     )
     table = Table(padding=(0, 0), show_edge=False, box=None)
     table.add_column("layer", justify="right")
     for head in range(len(heads.values[0])):
         table.add_column(str(head), justify="right", min_width=4)
     for layer, row in enumerate(heads.values):
-        table.add_row(str(layer), *("" if value is None else _shaded(value / highest) for value in row))
+        table.add_row(str(layer), *("" if value is None else _shaded((value - lowest) / span) for value in row))
     console.print(table)
     first = ", ".join(
         f"{cell.layer}.{cell.head} {cell.value:.3g}" + ("" if cell.error is None else f" ± {cell.error:.1g}")
         for cell in ranked[:most]
     )
     say(console, f"First heads (layer.head, ± standard error over rows): {first}")
+    if heads.stability is not None:
+        say(console, f"Rankings of two halves of the rows agree with Kendall's tau {escape(str(heads.stability))}.")
+    show_truth(console, analysis)
+    for warning in analysis.warnings:
+        say(console, f"[yellow]{escape(warning)}[/]")
+
+
+def show_truth(console: Console, analysis: HeadAnalysis) -> None:
+    """Print the pruning curve of every method beside random orders."""
+    truth = analysis.truth
+    if truth is None:
+        return
+    say(
+        console,
+        f"{truth.metric} on {truth.rows} {truth.split} rows that no ranking saw, by share of heads removed "
+        f"(all heads: {truth.whole:.3f})",
+    )
+    table = Table()
+    table.add_column("removed in the order of")
+    for share in truth.shares:
+        table.add_column(f"{share:.0%}", justify="right")
+    table.add_column("mean", justify="right")
+    table.add_column("reversed", justify="right")
+    for curve in truth.curves:
+        reverse = "" if curve.reverse is None else f"{curve.reverse:.3f}"
+        table.add_row(curve.method, *(f"{score:.3f}" for score in curve.scores), f"[bold]{curve.mean:.3f}[/]", reverse)
+    band = truth.random
+    if band is not None:
+        spread = "" if band.spread is None else f" ± {band.spread:.3f}"
+        name = f"{band.orders} random orders"
+        table.add_row(name, *(f"{score:.3f}" for score in band.mean_scores), f"{band.mean:.3f}{spread}", "")
+    console.print(table)
 
 
 def _shaded(share: float) -> str:

@@ -36,6 +36,28 @@ def head_gates(base: nn.Module, sites: Sequence[AttentionSite], gates: Tensor) -
         ModelError: the gates' shape does not fit, or a layer was not called as often as the others, so that its
             gates did nothing.
     """
+    with _hooked(base, sites, gates) as hooks:
+        yield
+    passes = [hook.calls / len(hook.sites) for hook in hooks]
+    if len(set(passes)) != 1 or passes[0] != int(passes[0]):
+        raise ModelError(
+            f"the gated projections were called {[hook.calls for hook in hooks]} times for "
+            f"{[len(hook.sites) for hook in hooks]} layers; gates cannot work on this model"
+        )
+
+
+@contextmanager
+def removed_heads(base: nn.Module, sites: Sequence[AttentionSite], gates: Tensor) -> Iterator[None]:
+    """The same for gates (L, H) under which other measurements are made, gated themselves or skipping layers.
+
+    Gates within gates multiply. Whether each layer is called is not looked at.
+    """
+    with _hooked(base, sites, gates):
+        yield
+
+
+@contextmanager
+def _hooked(base: nn.Module, sites: Sequence[AttentionSite], gates: Tensor) -> Iterator[list[_GateHook]]:
     layers, heads = len(sites), max(site.num_heads for site in sites)
     if gates.shape[-2:] != (layers, heads) or gates.dim() not in (2, 3):
         raise ModelError(
@@ -48,16 +70,10 @@ def head_gates(base: nn.Module, sites: Sequence[AttentionSite], gates: Tensor) -
     hooks = {path: _GateHook(called, gates) for path, called in shared.items()}
     handles = [base.get_submodule(path).register_forward_pre_hook(hook) for path, hook in hooks.items()]
     try:
-        yield
+        yield list(hooks.values())
     finally:
         for handle in handles:
             handle.remove()
-    passes = [hook.calls / len(hook.sites) for hook in hooks.values()]
-    if len(set(passes)) != 1 or passes[0] != int(passes[0]):
-        raise ModelError(
-            f"the gated projections were called {[hook.calls for hook in hooks.values()]} times for "
-            f"{[len(hook.sites) for hook in hooks.values()]} layers; gates cannot work on this model"
-        )
 
 
 class _GateHook:

@@ -1,46 +1,142 @@
-"""How much each attention head matters to the loss.
+"""The methods by which heads are ranked, by name.
+
+A method goes from a sample of rows to an `Estimate`. Those whose name starts with `iterative_` measure again as
+heads go; see iterative.py.
 
 N rows, L layers, H heads
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
 
-from finetune.families import AttentionSite
-from finetune.heads.sample import Sample, gate_gradients, heads_wide
-from finetune.results import HeadScores
+from finetune.head_results import HeadScores
+from finetune.heads.attention_maps import confidence, entropy
+from finetune.heads.estimate import Estimate, as_table, mean_over_rows, removal_order
+from finetune.heads.gates import removed_heads
+from finetune.heads.gradients import fisher, gradient, gradient_layer_norm, integrated_gradients
+from finetune.heads.iterative import iterative
+from finetune.heads.learned import learned_gates
+from finetune.heads.sample import Sample
+from finetune.heads.stability import split_half_stability
 
-GRADIENT_FORMULA = "E|dL/dgate|"
+ITERATIVE = "iterative_"
+_GATE_STEPS = 40
 
 
-def gradient_importance(sample: Sample) -> HeadScores:
-    """Return E|dL/dgate| of every head: the mean over rows of the absolute gradient of a row's loss by its gate.
+@dataclass(frozen=True)
+class Method:
+    """How heads are ranked: the formula of a head's value, and the function that estimates it."""
 
-    Michel, Levy and Neubig 2019, equation 5, with the absolute value taken a row, as the equation says
-    (public code takes it a batch, which lets rows cancel). Standard errors are those of the mean over rows.
+    formula: str
+    measure: Callable[[Sample, int, int], Estimate]  # (rows, steps of a path, seed)
+
+
+def random_values(sample: Sample, seed: int) -> Estimate:
+    """Return a random ranking: what every other has to beat."""
+    return Estimate(np.random.default_rng(seed).random(tuple(sample.gates().shape)))
+
+
+METHODS: dict[str, Method] = {
+    "gradient": Method("E|dL/dgate|", lambda sample, steps, seed: gradient(sample)),
+    "gradient_layer_norm": Method(
+        "E|dL/dgate| over the layer's norm", lambda sample, steps, seed: gradient_layer_norm(sample)
+    ),
+    "integrated_gradients": Method(
+        "share of L(0) - L(1)", lambda sample, steps, seed: integrated_gradients(sample, steps)
+    ),
+    "fisher": Method("E(dL/dgate)^2", lambda sample, steps, seed: fisher(sample)),
+    "confidence": Method("mean largest attention weight", lambda sample, steps, seed: confidence(sample)),
+    "entropy": Method("minus entropy of attention, nats", lambda sample, steps, seed: entropy(sample)),
+    "gates": Method(
+        "log-odds of a learned gate", lambda sample, steps, seed: learned_gates(sample, _GATE_STEPS, seed=seed)
+    ),
+    "random": Method("chance", lambda sample, steps, seed: random_values(sample, seed)),
+}
+
+
+def measure_importance(
+    sample: Sample, method: str, *, steps: int, seed: int, max_seconds: float | None = None
+) -> HeadScores:
+    """Return the importance of every head by one method.
+
+    Args:
+        method: a name in METHODS, or `iterative_` before it.
+        steps: passes over the rows for a method that follows a path.
+        max_seconds: time after which no further rows are taken; None: all rows of the sample are.
     """
-    gradients = np.abs(gate_gradients(sample))
-    mean = gradients.mean(0, dtype=np.float64)  # (L, H)
-    error = gradients.std(0, ddof=1, dtype=np.float64) / np.sqrt(len(sample)) if len(sample) > 1 else None
+    started = time.perf_counter()
+    name = method.removeprefix(ITERATIVE)
+    chosen = METHODS[name]
+
+    def estimate(rows: Sample) -> Estimate:
+        return chosen.measure(rows, steps, seed)
+
+    if method.startswith(ITERATIVE):
+        found, rows = _measured_again(sample, estimate, max_seconds, seed)
+        formula = f"{chosen.formula}, measured again as heads go"
+    else:
+        found, rows = _within(sample, estimate, max_seconds, seed)
+        formula = chosen.formula
+    sites = sample.sites
     return HeadScores(
-        method="gradient",
-        formula=GRADIENT_FORMULA,
+        method=method,
+        formula=formula,
         split=sample.split_name,
-        rows=len(sample),
-        values=_table(mean, sample.sites),
-        standard_errors=_table(error, sample.sites),
+        rows=0 if name == "random" else rows,
+        values=as_table(found.values, sites),
+        standard_errors=as_table(found.errors, sites),
+        order=list(found.order or removal_order(found.values, sites)),
+        seconds=time.perf_counter() - started,
+        stability=None if found.contributions is None else split_half_stability(found.contributions, seed=seed),
+        note=found.note,
     )
 
 
-def _table(values: np.ndarray | None, sites: Sequence[AttentionSite]) -> list[list[float | None]]:
-    wide = heads_wide(sites)
-    return [
-        [
-            float(values[site.layer, head]) if values is not None and head < site.num_heads else None
-            for head in range(wide)
-        ]
-        for site in sites
-    ]
+def _measured_again(
+    sample: Sample, estimate: Callable[[Sample], Estimate], max_seconds: float | None, seed: int
+) -> tuple[Estimate, int]:
+    """Return the estimate of a method measured again as heads go, and the rows it took."""
+    base, sites, rounds = sample.classifier.base, sample.sites, 10
+    rows = sample
+    if max_seconds is not None:
+        _, measured = _within(sample, estimate, max_seconds / rounds, seed)  # what one round can take
+        rows = sample.only(_shuffled(sample, seed)[:measured])
+
+    def scorer(gates: torch.Tensor) -> Estimate:
+        with removed_heads(base, sites, gates):
+            return estimate(rows)
+
+    return iterative(rows, scorer, rounds), len(rows)
+
+
+def _within(
+    sample: Sample, estimate: Callable[[Sample], Estimate], max_seconds: float | None, seed: int
+) -> tuple[Estimate, int]:
+    """Return the estimate from as many rows as fit the time, in blocks of random rows, and their number."""
+    if max_seconds is None:
+        return estimate(sample), len(sample)
+    rows, size, done, parts = _shuffled(sample, seed), 4 * sample.batch_size, 0, []
+    found, started = Estimate(np.array([])), time.perf_counter()
+    while done < len(rows):
+        found = estimate(sample.only(np.sort(rows[done : done + size])))
+        done = min(len(rows), done + size)
+        if found.contributions is None:  # not a mean over rows: blocks cannot be put together
+            break
+        parts.append(found.contributions)
+        late = [time.perf_counter() - started > max_seconds]
+        if sample.accelerator.num_processes > 1:
+            broadcast_object_list(late)  # all stop together
+        if late[0]:
+            break
+    return (mean_over_rows(np.concatenate(parts), found.note) if parts else found), done
+
+
+def _shuffled(sample: Sample, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(sample.rows)

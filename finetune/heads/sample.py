@@ -93,21 +93,6 @@ class Sample:
         return ordered
 
 
-def draw_sample(
-    classifier: Classifier,
-    split: EncodedSplit,
-    split_name: str,
-    *,
-    most: int | None,
-    batch_size: int,
-    seed: int,
-    accelerator: Accelerator,
-) -> Sample:
-    """Return a sample of at most `most` rows drawn from the split with `seed`; None: all of them."""
-    rows = np.array(sample_rows(len(split), most, seed))
-    return Sample(classifier, split, split_name, rows, batch_size, accelerator)
-
-
 def gated_logits(sample: Sample, gates: Tensor) -> Tensor:
     """Return the logits (N, C) in float32 with gates on the heads: (L, H) for all rows, or (N, L, H)."""
     base, accelerator, sites = sample.classifier.base, sample.accelerator, sample.sites

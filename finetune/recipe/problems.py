@@ -208,7 +208,7 @@ def stage_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
             f"there are no validation rows to evaluate on; {NO_VALIDATION}, or set evaluation.eval_strategy: no",
         )
     heads = document.get("head_importance", {})
-    split = heads.get("split", "validation") if isinstance(heads, dict) else None
+    split = heads.get("split") if isinstance(heads, dict) else None
     if not known and strategy == "no" and split == "validation":
         yield Problem(
             ("head_importance",), f"split is validation, but there are no such rows; {NO_VALIDATION}, or name another"

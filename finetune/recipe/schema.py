@@ -13,6 +13,28 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 Role = Literal["query", "key", "value", "output"]
 Split = Literal["train", "validation", "test"]
+HeadMethod = Literal[
+    "gradient",
+    "gradient_layer_norm",
+    "integrated_gradients",
+    "fisher",
+    "ablation_loss",
+    "ablation_kl",
+    "ablation_accuracy",
+    "shapley",
+    "confidence",
+    "entropy",
+    "gates",
+    "random",
+    "iterative_gradient",
+    "iterative_gradient_layer_norm",
+    "iterative_integrated_gradients",
+    "iterative_fisher",
+    "iterative_ablation_loss",
+    "iterative_ablation_kl",
+    "iterative_ablation_accuracy",
+    "iterative_shapley",
+]
 
 METRICS: dict[str, tuple[str, ...]] = {
     "single_label_classification": ("accuracy", "f1_macro", "f1_micro", "f1_weighted", "matthews_correlation"),
@@ -199,11 +221,31 @@ class LoggingSection(Section):
 
 
 class HeadImportanceSection(Section):
-    """Which attention heads the classifier needs."""
+    """Which attention heads the classifier needs, and how far to trust the answer."""
 
-    method: Literal["gradient"] = "gradient"
-    split: Split = "validation"
-    max_samples: Count | None = 1000
+    method: HeadMethod | Annotated[list[HeadMethod], Field(min_length=1)] = Field(
+        "iterative_integrated_gradients", description="one or a list; the first ranks the heads"
+    )
+    split: Split = Field("train", description="whose rows rank the heads")
+    max_samples: Count | None = Field(128, description="rows that rank the heads; null: all")
+    max_seconds: Annotated[float, Field(gt=0)] | None = Field(None, description="time a method may take rows for")
+    integration_steps: Count = Field(1, description="passes over the rows along the path of integrated gradients")
+    curve_split: Split | None = Field("validation", description="whose rows test the ranking; null: no test")
+    curve_samples: Count | None = Field(300, description="rows that test the ranking; null: all")
+    random_orders: Annotated[int, Field(ge=0)] = Field(3, description="random orders to compare with")
+    leave_one_out: bool = Field(False, description="remove each head alone on the testing rows: effect and test")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> HeadImportanceSection:
+        if len(set(self.methods())) < len(self.methods()):
+            raise ValueError(f"method names {', '.join(self.methods())}; name each once")
+        if self.leave_one_out and self.curve_split is None:
+            raise ValueError("leave_one_out works on the rows of curve_split, which is null; name a split")
+        return self
+
+    def methods(self) -> list[str]:
+        """Return the methods, the one that ranks the heads first."""
+        return list(self.method) if isinstance(self.method, list) else [self.method]
 
 
 class Recipe(Section):

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from finetune.errors import DataError
-from finetune.results import HeadScores, RunFolder, SplitScores, SplitSummary, Training, read_json, read_lines
+from finetune.head_results import HeadAnalysis
+from finetune.results import RunFolder, SplitScores, SplitSummary, Training, read_json, read_lines
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class RunRecord:
     history: list[dict[str, Any]]
     training: Training
     scores: dict[str, SplitScores]
-    heads: HeadScores | None
+    heads: HeadAnalysis | None
     worst: list[WrongRow]
 
 
@@ -56,7 +57,7 @@ def read_record(folder: RunFolder, worst: int = 10) -> RunRecord:
         history=list(read_lines(folder.history)),
         training=read_json(folder.training, Training),
         scores=read_json(folder.scores, dict[str, SplitScores]),
-        heads=read_json(folder.heads, HeadScores) if folder.heads.is_file() else None,
+        heads=read_json(folder.heads, HeadAnalysis) if folder.heads.is_file() else None,
         worst=worst_rows(folder, worst),
     )
 

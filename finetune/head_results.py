@@ -1,0 +1,171 @@
+"""What head analysis finds, as it lies in `heads.json`. Imports no torch.
+
+L layers, H heads
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+Table = list[list[float | None]]  # (L, H); None where a layer lacks the head
+
+
+@dataclass(frozen=True)
+class HeadCell:
+    """One head's importance; the standard error is None where the method gives none."""
+
+    layer: int
+    head: int
+    value: float
+    error: float | None
+
+
+@dataclass(frozen=True)
+class TauValue:
+    """Kendall's tau-b with a 95 % interval; the bounds are None where there is too little to tell."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def __str__(self) -> str:
+        bounds = "" if self.low is None or self.high is None else f" [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:.2f}{bounds}"
+
+
+@dataclass(frozen=True)
+class HeadScores:
+    """Importance of every head by one method, higher for heads that matter more.
+
+    Attributes:
+        formula: what the values are.
+        split, rows: where they were measured.
+        values, standard_errors: (L, H).
+        order: all heads as [layer, head], least important first; a layer's last head goes at the end.
+        seconds: what measuring took.
+        stability: tau between the rankings of two random halves of the rows, over many halvings.
+        note: what must be known of these values.
+    """
+
+    method: str
+    formula: str
+    split: str
+    rows: int
+    values: Table
+    standard_errors: Table
+    order: list[tuple[int, int]]
+    seconds: float = 0.0
+    stability: TauValue | None = None
+    note: str = ""
+
+    def ranked(self) -> list[HeadCell]:
+        """Return all heads that have a value, the highest first."""
+        cells = [
+            HeadCell(layer, head, value, error)
+            for layer, (values, errors) in enumerate(zip(self.values, self.standard_errors, strict=True))
+            for head, (value, error) in enumerate(zip(values, errors, strict=True))
+            if value is not None
+        ]
+        return sorted(cells, key=lambda cell: -cell.value)
+
+    def most_important_first(self) -> list[HeadCell]:
+        """Return all heads that have a value in the reverse of the order in which they would be removed."""
+        cells = {(cell.layer, cell.head): cell for cell in self.ranked()}
+        return [cells[layer, head] for layer, head in reversed(self.order) if (layer, head) in cells]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Scores as heads go in the order of a method: at each share removed, and their mean over the shares.
+
+    `reverse` is the mean when the most important go first: the further below, the more the ranking tells.
+    """
+
+    method: str
+    scores: list[float]
+    mean: float
+    reverse: float | None = None
+
+
+@dataclass(frozen=True)
+class RandomBand:
+    """Scores as heads go in random order: the mean, lowest and highest of several orders at each share."""
+
+    orders: int
+    mean_scores: list[float]
+    low: list[float]
+    high: list[float]
+    mean: float
+    spread: float | None
+
+
+@dataclass(frozen=True)
+class PruningTruth:
+    """How well rankings foretell what removal does, on rows that no ranking saw.
+
+    Attributes:
+        metric: what is scored; higher is better, errors are negated.
+        whole: the score with all heads.
+        shares: of heads removed, for every curve.
+    """
+
+    metric: str
+    split: str
+    rows: int
+    whole: float
+    shares: list[float]
+    curves: list[Curve]
+    random: RandomBand | None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two methods rank the heads alike."""
+
+    first: str
+    second: str
+    tau: TauValue
+
+
+@dataclass(frozen=True)
+class HeadTest:
+    """What removal of one head alone does to the rows that are right, paired row by row.
+
+    Attributes:
+        change: accuracy without the head minus accuracy with it (regression: rise of the mean squared error).
+        low, high: 95 % bootstrap interval of the change.
+        lost, gained: rows that only the whole model, only the model without the head, gets right.
+        p_value: McNemar's exact test (regression: Wilcoxon's signed-rank test).
+        p_holm: the same, corrected for having tested all heads (Holm 1979).
+    """
+
+    layer: int
+    head: int
+    change: float
+    low: float
+    high: float
+    lost: int
+    gained: int
+    p_value: float
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """Every head removed alone, on rows that no ranking saw."""
+
+    split: str
+    rows: int
+    measure: str
+    tests: list[HeadTest]
+
+
+@dataclass(frozen=True)
+class HeadAnalysis:
+    """All that is known of the heads. The first method is the one by which heads are ranked."""
+
+    methods: list[HeadScores]
+    truth: PruningTruth | None = None
+    agreement: list[Agreement] = field(default_factory=list)
+    leave_one_out: LeaveOneOut | None = None
+    warnings: list[str] = field(default_factory=list)

@@ -1,0 +1,149 @@
+"""All that is asked about the heads, in one result: rankings, their truth, their agreement, single heads' effects.
+
+N rows, L layers, H heads, C classes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from finetune.data.encoding import EncodedSplit
+from finetune.head_results import Agreement, HeadAnalysis, HeadScores, LeaveOneOut, PruningTruth
+from finetune.heads.ablation import ablated_logits
+from finetune.heads.agreement import kendall_tau
+from finetune.heads.curves import pruning_truth
+from finetune.heads.importance import measure_importance
+from finetune.heads.sample import Sample, sample_rows
+from finetune.heads.significance import helped_by_removal, paired_error_tests, paired_tests
+from finetune.losses import decisions
+from finetune.modeling import Classifier
+from finetune.recipe import HeadImportanceSection
+
+
+def analyse_heads(
+    classifier: Classifier,
+    splits: dict[str, EncodedSplit],
+    asked: HeadImportanceSection,
+    *,
+    metric: str,
+    batch_size: int,
+    seed: int,
+    accelerator: Accelerator,
+) -> HeadAnalysis:
+    """Return the analysis that a recipe's `head_importance` asks for.
+
+    Args:
+        splits: encoded rows by name; that of `asked.split` must be among them.
+        metric: of the pruning curves.
+    """
+
+    def sample_of(split: str, rows: np.ndarray) -> Sample:
+        return Sample(classifier, splits[split], split, rows, batch_size, accelerator)
+
+    ranked, unseen = separate_rows(splits, asked, seed)
+    sample = sample_of(asked.split, ranked)
+    methods = [
+        measure_importance(sample, method, steps=asked.integration_steps, seed=seed, max_seconds=asked.max_seconds)
+        for method in asked.methods()
+    ]
+    truth, removed = None, None
+    if asked.curve_split is not None and len(unseen):
+        others = sample_of(asked.curve_split, unseen)
+        orders = {scores.method: scores.order for scores in methods}
+        truth = pruning_truth(others, orders, metric, random_orders=asked.random_orders, seed=seed)
+        removed = leave_one_out(others, seed) if asked.leave_one_out else None
+    return HeadAnalysis(
+        methods=methods,
+        truth=truth,
+        agreement=agreement(methods),
+        leave_one_out=removed,
+        warnings=warnings(methods, truth, removed),
+    )
+
+
+def separate_rows(
+    splits: dict[str, EncodedSplit], asked: HeadImportanceSection, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the row numbers that rank, and those on which the ranking is tried.
+
+    Where both come from one split, no row is in both: at most half of the split ranks.
+    """
+    most, split = asked.max_samples, splits[asked.split]
+    if asked.curve_split != asked.split:
+        ranked = np.array(sample_rows(len(split), most, seed))
+        unseen = splits.get(asked.curve_split or "")
+        rows = [] if unseen is None else sample_rows(len(unseen), asked.curve_samples, seed)
+        return ranked, np.array(rows, dtype=int)
+    half = max(1, len(split) // 2)
+    ranked = np.array(sample_rows(len(split), half if most is None else min(most, half), seed))
+    rest = np.setdiff1d(np.arange(len(split)), ranked)
+    return ranked, rest[sample_rows(len(rest), asked.curve_samples, seed)]
+
+
+def leave_one_out(sample: Sample, seed: int) -> LeaveOneOut:
+    """Return what removal of each head alone does to the sample's rows, tested row by row."""
+    found = ablated_logits(sample)
+    if sample.problem_type == "regression":
+        whole, without = (_squared_errors(logits, sample) for logits in (found.whole, found.without))
+        tests, measure = paired_error_tests(whole, without, sample.sites, seed=seed), "mean squared error"
+    else:
+        whole, without = (_right(logits, sample) for logits in (found.whole, found.without))
+        tests, measure = paired_tests(whole, without, sample.sites, seed=seed), "accuracy"
+    return LeaveOneOut(sample.split_name, len(sample), measure, tests)
+
+
+def _right(logits: torch.Tensor, sample: Sample) -> np.ndarray:
+    """Return whether each row is right, (N, ...), from logits (N, ..., C); of several labels all must be."""
+    decided, labels = decisions(logits, sample.problem_type).numpy(), sample.labels
+    between = (1,) * (logits.dim() - 2)
+    if sample.problem_type == "single_label_classification":
+        right: np.ndarray = decided == labels.reshape(-1, *between)
+        return right
+    sets: np.ndarray = (decided == labels.reshape(len(labels), *between, -1)).all(-1)
+    return sets
+
+
+def _squared_errors(logits: torch.Tensor, sample: Sample) -> np.ndarray:
+    values = decisions(logits, sample.problem_type).double().numpy()  # (N, ...)
+    errors: np.ndarray = (values - sample.labels.reshape(-1, *(1,) * (values.ndim - 1))) ** 2
+    return errors
+
+
+def agreement(methods: Sequence[HeadScores]) -> list[Agreement]:
+    """Return Kendall's tau between the values of each two methods."""
+    return [
+        Agreement(first.method, second.method, kendall_tau(first.values, second.values))
+        for first, second in combinations(methods, 2)
+    ]
+
+
+def warnings(methods: Sequence[HeadScores], truth: PruningTruth | None, removed: LeaveOneOut | None) -> list[str]:
+    """Return what a reader must know before believing the ranking."""
+    found = []
+    leading = methods[0]
+    if truth is not None and truth.random is not None:
+        curve = truth.curves[0]
+        if curve.mean <= max(truth.random.mean, truth.random.mean + (truth.random.spread or 0.0)):
+            found.append(
+                f"Removal in the order of {leading.method} keeps {truth.metric} at {curve.mean:.3f} on average, no "
+                f"better than in random order ({truth.random.mean:.3f}): this ranking tells little here."
+            )
+        best = max(range(len(truth.shares)), key=lambda place: curve.scores[place])
+        if curve.scores[best] > truth.whole:
+            found.append(
+                f"With {truth.shares[best]:.0%} of the heads removed, {truth.metric} is {curve.scores[best]:.3f}, "
+                f"above {truth.whole:.3f} with all: removal can help, and so small a rise can be chance."
+            )
+    if leading.stability is not None and leading.stability.value < 0.5:
+        found.append(
+            f"Two halves of the rows rank the heads unlike (tau {leading.stability}): "
+            "raise head_importance.max_samples."
+        )
+    if removed is not None and (helped := helped_by_removal(removed.tests, removed.measure)):
+        found.append(helped)
+    return found
