@@ -12,13 +12,14 @@ import peft
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig
 
 from finetune.errors import ModelError
 from finetune.freezing import keep_float32
 from finetune.lora import base_weights, set_base_weights
-from finetune.modeling import Classifier, Source, load_tokenizer, loading
+from finetune.modeling import Classifier, Source, load_tokenizer, loading, new_parameters, refuse_foreign
 from finetune.results import write_text
+from finetune.slicing import classifier_class
 
 _ABOUT = "classifier.json"  # beside the weights: what config.json has no place for
 _CHANGED = "base_weights.safetensors"  # weights under the adapters that an initialisation changed
@@ -70,12 +71,14 @@ def load_classifier(folder: Path) -> Classifier:
     adapter = (folder / "adapter_config.json").is_file()
     weights = source if adapter and source else here
     with loading(weights):
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model, info = classifier_class(config).from_pretrained(
             weights.location(),
             config=config,
+            output_loading_info=True,
             ignore_mismatched_sizes=adapter,  # the base may carry another task's head, which the adapter replaces
             **weights.loading_options(),
         )
+        refuse_foreign(model, new_parameters(info), weights)
         if adapter:
             keep_float32(model, peft.LoraConfig.from_pretrained(str(folder)).modules_to_save or ())
             model = peft.PeftModel.from_pretrained(model, str(folder))
@@ -111,7 +114,7 @@ def merge_classifier(classifier: Classifier, folder: Path, texts: Sequence[Seque
         else replace(classifier.source, name=str(folder), revision="main")
     )
     with loading(source):
-        plain = AutoModelForSequenceClassification.from_pretrained(folder, **source.loading_options())
+        plain = classifier_class(model.config).from_pretrained(folder, **source.loading_options())
     found = logits_of(replace(classifier, model=plain), texts, device)
     difference, room = float((found - expected).abs().max()), 1e-3 if source.dtype == "float32" else 3e-2
     if not difference <= room * max(1.0, float(expected.abs().max())):
