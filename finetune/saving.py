@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import peft
 import torch
@@ -16,7 +15,7 @@ from transformers import AutoConfig
 
 from finetune.errors import ModelError
 from finetune.freezing import keep_float32
-from finetune.lora import base_weights, set_base_weights
+from finetune.lora import base_weights, merge_adapters, set_base_weights
 from finetune.modeling import Classifier, Source, load_tokenizer, loading, new_parameters, refuse_foreign
 from finetune.results import write_text
 from finetune.slicing import classifier_class
@@ -91,7 +90,7 @@ def load_classifier(folder: Path) -> Classifier:
 def merge_classifier(classifier: Classifier, folder: Path, texts: Sequence[Sequence[str]]) -> float:
     """Write plain weights, adapters merged in, that stock transformers reads; return the largest logit difference.
 
-    The classifier's model is used up.
+    The classifier's model is used up. Where heads were cut out of it, `load_classifier`'s class is needed to read it.
 
     Raises:
         ModelError: peft cannot merge these adapters, or what `from_pretrained` reads back gives logits that differ
@@ -99,12 +98,7 @@ def merge_classifier(classifier: Classifier, folder: Path, texts: Sequence[Seque
     """
     device = torch.device("cpu")
     expected = logits_of(classifier, texts, device)
-    model: Any = classifier.model
-    if isinstance(model, peft.PeftModel):
-        try:
-            model = model.merge_and_unload(safe_merge=True)
-        except (ValueError, NotImplementedError) as error:
-            raise ModelError(f"peft cannot merge these adapters: {error}; use the adapter as it is") from error
+    model = merge_adapters(classifier.model)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     classifier.tokenizer.save_pretrained(folder)
