@@ -74,10 +74,13 @@ def load_classifier(folder: Path) -> Classifier:
             weights.location(),
             config=config,
             output_loading_info=True,
-            ignore_mismatched_sizes=adapter,  # the base may carry another task's head, which the adapter replaces
+            ignore_mismatched_sizes=True,  # the base may carry another task's head, which the adapter replaces
             **weights.loading_options(),
         )
-        refuse_foreign(model, new_parameters(info), weights)
+        new = new_parameters(info)
+        refuse_foreign(model, new, weights)
+        if new and not adapter:
+            raise ModelError(f"{folder} holds no weights of the right size for {new[0]}; save the classifier again")
         if adapter:
             keep_float32(model, peft.LoraConfig.from_pretrained(str(folder)).modules_to_save or ())
             model = peft.PeftModel.from_pretrained(model, str(folder))

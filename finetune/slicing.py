@@ -44,7 +44,7 @@ def prune_heads(model: PreTrainedModel, heads: Mapping[int, Sequence[int]]) -> N
     _cut(model, sites, heads)
     for layer, numbers in heads.items():
         left = [head for head in whole[layer] if head not in lost.get(layer, ())]
-        lost[layer] = sorted([*lost.get(layer, ()), *(left[number] for number in set(numbers))])
+        lost[int(layer)] = sorted([*lost.get(layer, ()), *(left[number] for number in set(numbers))])
     if any(lost.values()):
         model.config.pruned_heads = {layer: numbers for layer, numbers in sorted(lost.items()) if numbers}
     _slice_position_bias(model)

@@ -131,9 +131,10 @@ def test_a_pruned_copy_is_saved_and_read_back(
     whole = make(tiny_bert)
     before = copy.deepcopy(whole.model.state_dict())
     pruned = pruned_classifier(whole, CUT)
-    difference = check_pruned(whole, pruned, CUT, TEXTS)
-    print("MEASURED", make.__name__, difference, float(logits_of(pruned, TEXTS, CPU).abs().max()))
-    assert difference < (1e-1 if make is low_lora else 1e-5)
+    # Measured: 8e-7, with adapters 1.1e-6; in bfloat16 0.06 of logits up to 3.8, for merged weights are rounded once.
+    assert check_pruned(whole, pruned, CUT, TEXTS) < (1e-1 if make is low_lora else 1e-5)
+    merged = pruned_classifier(whole, {})
+    assert check_pruned(merged, pruned, CUT, TEXTS) < (5e-2 if make is low_lora else 1e-5)
     assert all(tensor.equal(before[name]) for name, tensor in whole.model.state_dict().items())
     assert not pruned.model.training
     assert all(parameter.requires_grad for parameter in pruned.model.parameters())
@@ -142,9 +143,7 @@ def test_a_pruned_copy_is_saved_and_read_back(
     again = load_classifier(tmp_path / "pruned")
     assert check_reload(pruned, again, TEXTS, CPU) <= 1e-5
     assert pruned_heads(again.base.config) == CUT
-    difference = write_zeroed(again, tmp_path / "zeroed", TEXTS)
-    print("MEASURED", make.__name__, difference)
-    assert difference < (1e-1 if make is low_lora else 1e-5)
+    assert write_zeroed(again, tmp_path / "zeroed", TEXTS) < (5e-2 if make is low_lora else 1e-5)  # 1.9e-6; 0.0
     if make is not small:  # an own class, of which transformers does not know
         stock = AutoModelForSequenceClassification.from_pretrained(tmp_path / "zeroed").eval()
         assert sum(p.numel() for p in stock.parameters()) == sum(p.numel() for p in whole.base.parameters()) - sum(

@@ -426,6 +426,19 @@ def test_sizes_that_the_config_does_not_tell_are_refused(version_4: tuple[Classi
         build(folder)
 
 
+def test_saved_classifiers_whose_config_tells_other_sizes_are_refused(bert: Classifier, tmp_path: Path) -> None:
+    prune_heads(bert.base, CUT)
+    save_classifier(bert, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"pruned_heads": {"0": [1]}}))
+    with pytest.raises(ModelError, match=r"holds no weights for .*layer\.1.*, or its sizes differ from its config"):
+        load_classifier(tmp_path / "model")
+    path.write_text(json.dumps(config | {"intermediate_size": 16}))
+    with pytest.raises(ModelError, match=r"holds no weights of the right size for bert\..*; save the classifier again"):
+        load_classifier(tmp_path / "model")
+
+
 def test_adapters_on_a_pruned_base(bert: Classifier, accelerator: Accelerator, tmp_path: Path) -> None:
     prune_heads(bert.base, CUT)
     bert.base.save_pretrained(tmp_path / "base")
