@@ -53,6 +53,19 @@ def _convbert_heads(config: Any) -> int:
     return 2 * max(1, int(config.num_attention_heads // config.head_ratio))
 
 
+def _sparse_attention(config: Any) -> str:
+    if config.attention_type == "original_full":
+        return ""
+    return (
+        f"attention_type '{config.attention_type}' draws what a head looks at by the head's number; "
+        'write "attention_type": "original_full" in its config.json'
+    )
+
+
+def _talking_heads(config: Any) -> str:
+    return "talking_head mixes its heads with one another" if getattr(config, "talking_head", False) else ""
+
+
 @dataclass(frozen=True)
 class Family:
     """Module paths below one layer, and how the config tells the sizes.
@@ -64,6 +77,9 @@ class Family:
         fused: how the rows of a fused projection are laid out: "3HD" by role, then head; "H3D" by head, then role.
         num_key_value_heads: fewer than the heads where several share a key and a value (grouped-query attention).
         mask_only: why heads can be gated but not cut out; "" where they can.
+        mask_only_if: the same where it depends on the config.
+        beside: names, beside the query projection, of what else has rows by head; some configs lack some of them.
+        position_bias: the attention's third argument is a bias (B, H, S, S) that all layers share.
         note: what its users must know.
     """
 
@@ -78,7 +94,14 @@ class Family:
     channels_first: bool = False
     fused: str = ""
     mask_only: str = ""
+    mask_only_if: Callable[[Any], str] | None = None
+    beside: tuple[str, ...] = ()
+    position_bias: bool = False
     note: str = ""
+
+    def why_mask_only(self, config: Any) -> str:
+        """Return why heads of a model with this config can be gated but not cut out, or ""."""
+        return self.mask_only or (self.mask_only_if(config) if self.mask_only_if else "")
 
     def path(self, config: Any, layer: int) -> str:
         """Return the path of one layer below the encoder."""
@@ -151,14 +174,28 @@ _CONVOLVED = "a convolution is mixed with its heads"
 FAMILIES: dict[str, Family] = {
     "albert": _family(_albert_path, "attention", _QKV, "attention.dense", num_layers=_albert_layers),
     "bert": _BERT,
-    "big_bird": _BERT,
+    "big_bird": replace(_BERT, mask_only_if=_sparse_attention),
     "camembert": _BERT,
     "convbert": _family(
         _LAYER, "attention.self", _QKV, "attention.output.dense", num_heads=_convbert_heads, mask_only=_CONVOLVED
     ),
     "data2vec-text": _BERT,
-    "deberta": _family(_LAYER, "attention.self", ("in_proj",) * 3, "attention.output.dense", fused="H3D"),
-    "deberta-v2": _family(_LAYER, "attention.self", ("query_proj", "key_proj", "value_proj"), "attention.output.dense"),
+    "deberta": _family(
+        _LAYER,
+        "attention.self",
+        ("in_proj",) * 3,
+        "attention.output.dense",
+        fused="H3D",
+        beside=("q_bias", "v_bias", "pos_proj", "pos_q_proj"),
+        mask_only_if=_talking_heads,
+    ),
+    "deberta-v2": _family(
+        _LAYER,
+        "attention.self",
+        ("query_proj", "key_proj", "value_proj"),
+        "attention.output.dense",
+        beside=("pos_key_proj", "pos_query_proj"),
+    ),
     "distilbert": _family(
         "transformer.layer.{layer}",
         "attention",
@@ -177,7 +214,7 @@ FAMILIES: dict[str, Family] = {
     "megatron-bert": _BERT,
     "mobilebert": _BERT,
     "modernbert": _family("layers.{layer}", "attn", ("Wqkv",) * 3, "attn.Wo", fused="3HD"),
-    "mpnet": _family(_LAYER, "attention.attn", ("q", "k", "v"), "attention.attn.o"),
+    "mpnet": _family(_LAYER, "attention.attn", ("q", "k", "v"), "attention.attn.o", position_bias=True),
     "multi_head_classifier": _family("layers.{layer}", "attention", _QKV, "attention.output"),
     "nomic_bert": _DECODER_LIKE,
     "nystromformer": replace(
@@ -219,15 +256,30 @@ def attention_sites(classifier: PreTrainedModel) -> list[AttentionSite]:
     Raises:
         ModelError: the family is not in the table, or a path of the table is not in the model.
     """
-    config = classifier.config
+    return _sites(classifier, pruned_heads(classifier.config))
+
+
+def whole_sites(classifier: PreTrainedModel) -> list[AttentionSite]:
+    """Return the same as if no head had been cut out."""
+    return _sites(classifier, {})
+
+
+def family_of(config: Any) -> Family:
+    """Return the row of the table; raise ModelError if the model type has none."""
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise ModelError(
             f"where a '{config.model_type}' model keeps its attention heads is not known here; "
             f"known model types are {', '.join(sorted(FAMILIES))}"
         )
+    return family
+
+
+def _sites(classifier: PreTrainedModel, lost: dict[int, list[int]]) -> list[AttentionSite]:
+    config = classifier.config
+    family = family_of(config)
     prefix = f"{classifier.base_model_prefix}." if hasattr(classifier, classifier.base_model_prefix) else ""
-    modules, lost = dict(classifier.named_modules()), pruned_heads(config)
+    modules = dict(classifier.named_modules())
     whole = family.num_heads(config)
     group = whole // family.num_key_value_heads(config) if family.num_key_value_heads else 1
     sites = []

@@ -48,5 +48,14 @@ def keep_float32(model: PreTrainedModel, modules: Sequence[str]) -> None:
             module.float().register_forward_pre_hook(_to_float32)
 
 
+def hold_in_one_dtype(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Undo `keep_float32`: round those modules to `dtype`, as a checkpoint of that dtype is read back."""
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if hook is _to_float32:
+                del module._forward_pre_hooks[key]
+                module.to(dtype)
+
+
 def _to_float32(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(arg.float() if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args)

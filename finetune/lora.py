@@ -80,6 +80,21 @@ def add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str], *, location
     return adapted
 
 
+def merge_adapters(model: nn.Module) -> PreTrainedModel:
+    """Return the transformers model with adapters, if there are any, added to its weights; `model` is used up.
+
+    Raises:
+        ModelError: peft cannot merge these adapters.
+    """
+    if isinstance(model, peft.PeftModel):
+        try:
+            model = model.merge_and_unload(safe_merge=True)
+        except (ValueError, NotImplementedError) as error:
+            raise ModelError(f"peft cannot merge these adapters: {error}; use the adapter as it is") from error
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
 def shared_roles(model: PreTrainedModel, roles: Sequence[str]) -> str:
     """Return what adapting these roles adapts besides, because projections are fused, or ""."""
     site = attention_sites(model)[0]

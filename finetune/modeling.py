@@ -32,6 +32,7 @@ from finetune.errors import ModelError
 from finetune.families import attention_sites
 from finetune.freezing import freeze, keep_float32
 from finetune.lora import Lora, add_lora, changed_base_weights, projection_weights
+from finetune.slicing import classifier_class
 
 _PACKAGE = "package:"
 
@@ -171,15 +172,18 @@ def pretrained_classifier(
     if Path(source.location(), "adapter_config.json").is_file():
         raise ModelError(f"model '{source.name}' is an adapter; write plain weights first with `finetune merge`")
     with loading(source):
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        config = AutoConfig.from_pretrained(
+            source.location(), revision=source.revision, trust_remote_code=source.trust_remote_code
+        )
+        model, info = classifier_class(config).from_pretrained(
             source.location(),
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             **source.loading_options(),
             **labels,
         )
-    new = sorted({*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])})
-    _refuse_foreign(model, new, source)
+    new = new_parameters(info)
+    refuse_foreign(model, new, source)
     _refuse_too_long(model.config, tokenizer, max_length, source.name)
     if lora is None:
         freeze(model, freeze_embeddings=freeze_embeddings, freeze_layers=freeze_layers)
@@ -268,7 +272,12 @@ def _repair(said: str) -> str:
     )
 
 
-def _refuse_foreign(model: PreTrainedModel, new: Sequence[str], source: Source) -> None:
+def new_parameters(info: dict[str, Any]) -> list[str]:
+    """Return the names of parameters that a checkpoint did not fill, from the loader's own report."""
+    return sorted({*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])})
+
+
+def refuse_foreign(model: PreTrainedModel, new: Sequence[str], source: Source) -> None:
     """Raise ModelError if the encoder's own attention is among the new parameters."""
     for site in attention_sites(model):
         lost = [path for path in site.paths(("query", "key", "value", "output")) if f"{path}.weight" in new]

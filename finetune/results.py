@@ -107,6 +107,15 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Footprint:
+    """What a classifier costs to keep and to run: parameters, bytes of its weight files, rows per second."""
+
+    parameters: int
+    model_bytes: int
+    rows_per_second: float
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """The names in a run folder; nobody else spells them."""
 

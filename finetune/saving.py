@@ -6,19 +6,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import peft
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig
 
 from finetune.errors import ModelError
 from finetune.freezing import keep_float32
-from finetune.lora import base_weights, set_base_weights
-from finetune.modeling import Classifier, Source, load_tokenizer, loading
+from finetune.lora import base_weights, merge_adapters, set_base_weights
+from finetune.modeling import Classifier, Source, load_tokenizer, loading, new_parameters, refuse_foreign
 from finetune.results import write_text
+from finetune.slicing import classifier_class
 
 _ABOUT = "classifier.json"  # beside the weights: what config.json has no place for
 _CHANGED = "base_weights.safetensors"  # weights under the adapters that an initialisation changed
@@ -70,12 +70,17 @@ def load_classifier(folder: Path) -> Classifier:
     adapter = (folder / "adapter_config.json").is_file()
     weights = source if adapter and source else here
     with loading(weights):
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model, info = classifier_class(config).from_pretrained(
             weights.location(),
             config=config,
-            ignore_mismatched_sizes=adapter,  # the base may carry another task's head, which the adapter replaces
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # the base may carry another task's head, which the adapter replaces
             **weights.loading_options(),
         )
+        new = new_parameters(info)
+        refuse_foreign(model, new, weights)
+        if new and not adapter:
+            raise ModelError(f"{folder} holds no weights of the right size for {new[0]}; save the classifier again")
         if adapter:
             keep_float32(model, peft.LoraConfig.from_pretrained(str(folder)).modules_to_save or ())
             model = peft.PeftModel.from_pretrained(model, str(folder))
@@ -88,7 +93,7 @@ def load_classifier(folder: Path) -> Classifier:
 def merge_classifier(classifier: Classifier, folder: Path, texts: Sequence[Sequence[str]]) -> float:
     """Write plain weights, adapters merged in, that stock transformers reads; return the largest logit difference.
 
-    The classifier's model is used up.
+    The classifier's model is used up. Where heads were cut out of it, `load_classifier`'s class is needed to read it.
 
     Raises:
         ModelError: peft cannot merge these adapters, or what `from_pretrained` reads back gives logits that differ
@@ -96,12 +101,7 @@ def merge_classifier(classifier: Classifier, folder: Path, texts: Sequence[Seque
     """
     device = torch.device("cpu")
     expected = logits_of(classifier, texts, device)
-    model: Any = classifier.model
-    if isinstance(model, peft.PeftModel):
-        try:
-            model = model.merge_and_unload(safe_merge=True)
-        except (ValueError, NotImplementedError) as error:
-            raise ModelError(f"peft cannot merge these adapters: {error}; use the adapter as it is") from error
+    model = merge_adapters(classifier.model)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     classifier.tokenizer.save_pretrained(folder)
@@ -111,7 +111,7 @@ def merge_classifier(classifier: Classifier, folder: Path, texts: Sequence[Seque
         else replace(classifier.source, name=str(folder), revision="main")
     )
     with loading(source):
-        plain = AutoModelForSequenceClassification.from_pretrained(folder, **source.loading_options())
+        plain = classifier_class(model.config).from_pretrained(folder, **source.loading_options())
     found = logits_of(replace(classifier, model=plain), texts, device)
     difference, room = float((found - expected).abs().max()), 1e-3 if source.dtype == "float32" else 3e-2
     if not difference <= room * max(1.0, float(expected.abs().max())):
