@@ -23,11 +23,12 @@ from finetune.heads.gates import removed_heads
 from finetune.heads.gradients import fisher, gradient, gradient_layer_norm, integrated_gradients
 from finetune.heads.iterative import iterative
 from finetune.heads.learned import learned_gates
+from finetune.heads.learned_order import learned_order
 from finetune.heads.sample import Sample
 from finetune.heads.stability import split_half_stability
 
 ITERATIVE = "iterative_"
-_GATE_STEPS = 40
+_GATE_STEPS, _ORDER_STEPS = 40, 10  # of each fold
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ METHODS: dict[str, Method] = {
     "entropy": Method("minus entropy of attention, nats", lambda sample, steps, seed: entropy(sample)),
     "gates": Method(
         "log-odds of a learned gate", lambda sample, steps, seed: learned_gates(sample, _GATE_STEPS, seed=seed)
+    ),
+    "learned_order": Method(
+        "score learned by removal", lambda sample, steps, seed: learned_order(sample, _ORDER_STEPS, seed)
     ),
     "random": Method("chance", lambda sample, steps, seed: random_values(sample, seed)),
 }

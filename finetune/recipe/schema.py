@@ -25,6 +25,7 @@ HeadMethod = Literal[
     "confidence",
     "entropy",
     "gates",
+    "learned_order",
     "random",
     "iterative_gradient",
     "iterative_gradient_layer_norm",
