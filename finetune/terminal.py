@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from finetune.results import HeadScores, MetricValue, SplitScores, SplitSummary
+from finetune.results import HeadScores, LayerRanks, MetricValue, SplitScores, SplitSummary
 
 _MOST_LABELS = 8
 _SHADES = (
@@ -99,6 +99,19 @@ def show_heads(console: Console, heads: HeadScores, most: int = 5) -> None:
         for cell in ranked[:most]
     )
     say(console, f"First heads (layer.head, ± standard error over rows): {first}")
+
+
+def show_ranks(console: Console, ranks: LayerRanks, origin: str = "") -> None:
+    """Print the rank of each layer's adapters, and the importance that it goes by."""
+    chosen = ", ".join("-" if rank is None else str(rank) for rank in ranks.ranks)
+    say(console, f"Ranks by layer, first to last{escape(origin)}: {chosen} (uniform: {ranks.r}, as many parameters)")
+    highest = max(ranks.importance) or 1.0
+    shares = ", ".join(f"{100 * value / highest:.0f}" for value in ranks.importance)
+    say(
+        console,
+        f"Importance of the layers' heads after {ranks.steps} steps, on {ranks.rows} training rows, in % of the "
+        f"highest: {shares}",
+    )
 
 
 def _shaded(share: float) -> str:
