@@ -115,6 +115,62 @@ class HeadScores:
 
 
 @dataclass(frozen=True)
+class TauValue:
+    """Kendall's tau of two tables of heads and its 95 % interval; None where it is not defined."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+    def text(self) -> str:
+        """Return "0.41 [0.28, 0.54]", or "not defined"."""
+        if self.value is None:
+            return "not defined"
+        bounds = "" if self.low is None or self.high is None else f" [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:.2f}{bounds}"
+
+
+@dataclass(frozen=True)
+class HeadChanges:
+    """What training changed of every head, against the base checkpoint; all tables are (L, H).
+
+    A layer with fewer heads than another has None in the places it lacks.
+
+    Attributes:
+        split, rows: what the effects were measured on.
+        output_value: relative change of W_V W_O, ||after - before||_F / ||before||_F.
+        query_key: the same of W_Q W_K^T.
+        output_value_rank, query_key_rank: effective rank of the change (Roy and Vetterli 2007), 0 for none.
+        effect: how far predictions move when the head's own change is taken back, in the unit of `effect_measure`.
+        loss_change: mean loss a row without the head's change, minus with it.
+        effect_errors, loss_change_errors: standard errors over rows; None where a single row gave them.
+    """
+
+    split: str
+    rows: int
+    effect_measure: str
+    output_value: list[list[float | None]]
+    query_key: list[list[float | None]]
+    output_value_rank: list[list[float | None]]
+    query_key_rank: list[list[float | None]]
+    effect: list[list[float | None]]
+    effect_errors: list[list[float | None]]
+    loss_change: list[list[float | None]]
+    loss_change_errors: list[list[float | None]]
+
+
+@dataclass(frozen=True)
+class ChangeAgreement:
+    """Whether the heads that matter are those that training changed: Kendall's tau of importance with each change."""
+
+    importance: str
+    output_value: TauValue
+    query_key: TauValue
+    effect: TauValue
+    answer: str
+
+
+@dataclass(frozen=True)
 class LayerRanks:
     """Ranks of the adapters by layer, as a rehearsal found them; a layer that is not adapted has None.
 
