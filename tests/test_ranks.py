@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from transformers import AutoModel, BertConfig, BertModel
 
+from finetune import session
 from finetune.cli import main
 from finetune.errors import ModelError, RecipeError, TrainingError
 from finetune.families import attention_sites
@@ -26,6 +27,7 @@ from finetune.heads.importance import gradient_importance
 from finetune.heads.sample import draw_sample
 from finetune.lora import Lora, adapted_modules, add_lora
 from finetune.modeling import Classifier
+from finetune.preparation import allot_ranks, prepare
 from finetune.progress import TrainingProgress
 from finetune.ranks import ranks_by_importance, rehearsal_plan, rehearse_ranks, written_ranks
 from finetune.recipe import TrainingSection, load_recipe
@@ -260,6 +262,23 @@ def test_a_resumed_run_takes_the_written_ranks(
     assert train(load_recipe(recipe_file, elsewhere)).ranks.read_text() == before
     with pytest.raises(TrainingError, match=r"ranks for peft.r 3 and 2 layers, but this run has peft.r 4"):
         train(load_recipe(recipe_file, [*ask, "checkpoint.resume_from_checkpoint=auto", "peft.r=4"]))
+
+
+def test_the_run_starts_anew_with_the_head_of_any_run(recipe_file: Path) -> None:
+    recipe = load_recipe(recipe_file)
+    heads = []
+    for by_importance in (False, True):
+        accelerator, console = session.start(recipe, trackers=False)
+        material = prepare(recipe, accelerator)
+        if by_importance:
+            with TrainingProgress(console) as progress:
+                material, ranks = allot_ranks(
+                    recipe, material, plan(), None, rows=4, accelerator=accelerator, progress=progress
+                )
+            assert ranks.steps == 6
+        heads.append([p for name, p in material.classifier.model.named_parameters() if "modules_to_save" in name])
+    assert len(heads[0]) == len(heads[1]) >= 2
+    assert all(left.equal(right) for left, right in zip(*heads, strict=True))
 
 
 def test_a_dry_run_rehearses_one_step_and_leaves_nothing(
