@@ -22,13 +22,16 @@ class HeadCell:
 
 @dataclass(frozen=True)
 class TauValue:
-    """Kendall's tau-b with a 95 % interval; the bounds are None where there is too little to tell."""
+    """Kendall's tau of two tables of heads and its 95 % interval; None where it is not defined."""
 
-    value: float
+    value: float | None
     low: float | None = None
     high: float | None = None
 
-    def __str__(self) -> str:
+    def text(self) -> str:
+        """Return "0.41 [0.28, 0.54]", or "not defined"."""
+        if self.value is None:
+            return "not defined"
         bounds = "" if self.low is None or self.high is None else f" [{self.low:.2f}, {self.high:.2f}]"
         return f"{self.value:.2f}{bounds}"
 
@@ -161,6 +164,46 @@ class LeaveOneOut:
 
 
 @dataclass(frozen=True)
+class HeadChanges:
+    """What training changed of every head, against the base checkpoint; all tables are (L, H).
+
+    A layer with fewer heads than another has None in the places it lacks.
+
+    Attributes:
+        split, rows: what the effects were measured on.
+        output_value: relative change of W_V W_O, ||after - before||_F / ||before||_F.
+        query_key: the same of W_Q W_K^T.
+        output_value_rank, query_key_rank: effective rank of the change (Roy and Vetterli 2007), 0 for none.
+        effect: how far predictions move when the head's own change is taken back, in the unit of `effect_measure`.
+        loss_change: mean loss a row without the head's change, minus with it.
+        effect_errors, loss_change_errors: standard errors over rows; None where a single row gave them.
+    """
+
+    split: str
+    rows: int
+    effect_measure: str
+    output_value: Table
+    query_key: Table
+    output_value_rank: Table
+    query_key_rank: Table
+    effect: Table
+    effect_errors: Table
+    loss_change: Table
+    loss_change_errors: Table
+
+
+@dataclass(frozen=True)
+class ChangeAgreement:
+    """Whether the heads that matter are those that training changed: Kendall's tau of importance with each change."""
+
+    importance: str
+    output_value: TauValue
+    query_key: TauValue
+    effect: TauValue
+    answer: str
+
+
+@dataclass(frozen=True)
 class HeadAnalysis:
     """All that is known of the heads. The first method is the one by which heads are ranked."""
 
@@ -168,4 +211,6 @@ class HeadAnalysis:
     truth: PruningTruth | None = None
     agreement: list[Agreement] = field(default_factory=list)
     leave_one_out: LeaveOneOut | None = None
+    changes: HeadChanges | None = None
+    changes_agreement: ChangeAgreement | None = None
     warnings: list[str] = field(default_factory=list)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 
+from finetune.checkpoints import find_checkpoint
 from finetune.data.encoding import EncodedSplit, word_tokenizer
 from finetune.data.prepare import LabelledSplits, encode_splits, read_labelled, summarise, training_texts
 from finetune.errors import DataError, ModelError
+from finetune.families import attention_sites
 from finetune.lora import Lora
 from finetune.modeling import (
     Classifier,
@@ -20,9 +23,12 @@ from finetune.modeling import (
     new_classifier,
     pretrained_classifier,
 )
-from finetune.recipe import ModelSection, Recipe
+from finetune.plan import Plan
+from finetune.progress import TrainingProgress
+from finetune.ranks import rehearsal_plan, rehearse_ranks, written_ranks
+from finetune.recipe import ModelSection, PeftSection, Recipe
 from finetune.recipe.problems import NO_VALIDATION
-from finetune.results import SplitSummary
+from finetune.results import LayerRanks, RunFolder, SplitSummary
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,60 @@ def prepare(recipe: Recipe, accelerator: Accelerator) -> Material:
     return Material(classifier, encoded, summarise(splits, encoded, recipe.data))
 
 
+def allot_ranks(
+    recipe: Recipe,
+    material: Material,
+    plan: Plan,
+    written: Path | None,
+    *,
+    rows: int,
+    accelerator: Accelerator,
+    progress: TrainingProgress,
+) -> tuple[Material, LayerRanks]:
+    """Return the material with a classifier whose adapters have ranks by importance, and those ranks.
+
+    They are read from `written`, or found in a rehearsal that uses up the material's classifier. The new one starts
+    from the same seed as any run, so that it has the classification head that it would have with uniform ranks.
+
+    Args:
+        plan: of the whole run.
+        rows: training rows on which importance is measured.
+    """
+    adapters, classifier = recipe.peft, material.classifier
+    assert adapters is not None
+    if written is not None:
+        found = written_ranks(written, adapters.r, len(attention_sites(classifier.base)))
+    else:
+        found = rehearse_ranks(
+            classifier,
+            material.splits["train"],
+            rehearsal_plan(plan),
+            recipe.training,
+            r=adapters.r,
+            roles=adapters.target_modules,
+            layers=adapters.layers_to_transform,
+            loraplus_lr_ratio=adapters.loraplus_lr_ratio,
+            seed=recipe.seed,
+            rows=rows,
+            batch_size=recipe.evaluation.per_device_eval_batch_size,
+            accelerator=accelerator,
+            progress=progress,
+        )
+    set_seed(recipe.seed)
+    return replace(material, classifier=build_pretrained(recipe, classifier.label_names, found.by_layer())), found
+
+
+def ranks_to_go_on_with(recipe: Recipe, folder: RunFolder) -> Path | None:
+    """Return the file with the ranks of the run that is resumed, or None where a run starts anew."""
+    asked = recipe.checkpoint.resume_from_checkpoint
+    if asked is None:
+        return None
+    checkpoint = find_checkpoint(asked, folder.checkpoints)
+    file: Path = (folder if checkpoint is None else RunFolder(checkpoint.parent.parent)).ranks
+    # A run that was killed before it wrote anything starts anew.
+    return None if checkpoint is None and not file.is_file() else file
+
+
 def check_splits(recipe: Recipe, splits: Mapping[str, object]) -> None:
     """Raise DataError if a stage will ask for a split that there is not."""
     heads = recipe.head_importance
@@ -85,38 +145,45 @@ def source_of(model: ModelSection) -> Source:
     )
 
 
+def lora_of(adapters: PeftSection, layer_ranks: Mapping[int, int]) -> Lora:
+    """Return the recipe's adapters; ranks that are to go by importance are r but for `layer_ranks`."""
+    return Lora(
+        r=adapters.r,
+        lora_alpha=adapters.lora_alpha,
+        lora_dropout=adapters.lora_dropout,
+        roles=adapters.target_modules,
+        use_rslora=adapters.use_rslora,
+        use_dora=adapters.use_dora,
+        init_lora_weights=adapters.init_lora_weights,
+        layers=adapters.layers_to_transform,
+        rank_pattern={} if isinstance(adapters.rank_pattern, str) else adapters.rank_pattern,
+        layer_ranks=layer_ranks,
+    )
+
+
+def build_pretrained(
+    recipe: Recipe, label_names: Sequence[str], layer_ranks: Mapping[int, int] | None = None
+) -> Classifier:
+    """Return the classifier on the recipe's checkpoint, ready to be trained, with other ranks for some layers."""
+    source = source_of(recipe.model)
+    return pretrained_classifier(
+        source,
+        load_tokenizer(source),
+        label_names=label_names,
+        problem_type=recipe.task.problem_type,
+        max_length=recipe.data.max_length,
+        lora=None if recipe.peft is None else lora_of(recipe.peft, layer_ranks or {}),
+        freeze_embeddings=recipe.training.freeze_embeddings,
+        freeze_layers=recipe.training.freeze_layers,
+    )
+
+
 def build(recipe: Recipe, splits: LabelledSplits) -> Classifier:
     """Return the recipe's classifier, ready to be trained."""
-    model, adapters = recipe.model, recipe.peft
-    task: dict[str, Any] = {
-        "label_names": splits.label_names,
-        "problem_type": recipe.task.problem_type,
-        "max_length": recipe.data.max_length,
-    }
+    model = recipe.model
     if model.model_name_or_path is not None:
-        source = source_of(model)
-        lora = None
-        if adapters is not None:
-            lora = Lora(
-                r=adapters.r,
-                lora_alpha=adapters.lora_alpha,
-                lora_dropout=adapters.lora_dropout,
-                roles=adapters.target_modules,
-                use_rslora=adapters.use_rslora,
-                use_dora=adapters.use_dora,
-                init_lora_weights=adapters.init_lora_weights,
-                layers=adapters.layers_to_transform,
-                rank_pattern=adapters.rank_pattern,
-            )
-        return pretrained_classifier(
-            source,
-            load_tokenizer(source),
-            **task,
-            lora=lora,
-            freeze_embeddings=recipe.training.freeze_embeddings,
-            freeze_layers=recipe.training.freeze_layers,
-        )
-    if adapters is not None:
+        return build_pretrained(recipe, splits.label_names)
+    if recipe.peft is not None:
         raise ModelError(
             "peft adapts pretrained weights, but model.model_type builds new ones; remove the peft section"
         )
@@ -125,4 +192,11 @@ def build(recipe: Recipe, splits: LabelledSplits) -> Classifier:
     if not isinstance(words, int) or words < 3:
         raise ModelError(f"model.config_overrides.vocab_size is {words}; it counts words, of which two are reserved")
     tokenizer = word_tokenizer(training_texts(splits, recipe.data), words)
-    return new_classifier(model.model_type, model.config_overrides, tokenizer, **task)
+    return new_classifier(
+        model.model_type,
+        model.config_overrides,
+        tokenizer,
+        label_names=splits.label_names,
+        problem_type=recipe.task.problem_type,
+        max_length=recipe.data.max_length,
+    )

@@ -36,15 +36,16 @@ from finetune.heads.analysis import analyse_heads
 from finetune.lora import shared_roles
 from finetune.modeling import Classifier, quiet_libraries
 from finetune.plan import Plan, make_plan
-from finetune.preparation import Material, prepare
+from finetune.preparation import Material, allot_ranks, prepare, ranks_to_go_on_with
 from finetune.progress import TrainingProgress
+from finetune.ranks import FEWEST_STEPS, ROWS, rehearsal_plan
 from finetune.recipe import Recipe, load_recipe
 from finetune.report import write_report
-from finetune.results import RunFolder, SplitScores, Training, append_line, read_json, write_json
+from finetune.results import LayerRanks, RunFolder, SplitScores, Training, append_line, read_json, write_json
 from finetune.saving import check_reload, load_classifier, merge_classifier, save_classifier
 from finetune.scoring import predict, predictions_table, score, write_predictions
 from finetune.session import finish, start
-from finetune.terminal import say, show_data, show_heads, show_scores
+from finetune.terminal import say, show_data, show_heads, show_ranks, show_scores
 from finetune.training import Loop, fit, training_result
 
 
@@ -70,6 +71,9 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
         if note:
             say(console, f"[yellow]{note}[/]")
     plan = make_plan(recipe, rows=len(material.splits["train"]), processes=accelerator.num_processes)
+    ranks = None
+    if recipe.peft is not None and recipe.peft.by_importance():
+        material, ranks = ranks_stage(recipe, material, plan, None if dry_run else folder, accelerator, console)
     if dry_run:
         rehearse(recipe, material, plan, accelerator, console)
         finish(accelerator)
@@ -77,6 +81,8 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
     loop = make_loop(recipe, material, plan, folder, accelerator, console)
     if accelerator.is_main_process:
         claim_folder(folder, recipe, describe_environment(accelerator, recipe.seed), material.summary)
+        if ranks is not None:
+            write_json(folder.ranks, ranks)
     accelerator.wait_for_everyone()
     trained = train_stage(recipe, material, loop, folder, console)
     del loop
@@ -139,6 +145,36 @@ def rehearse(recipe: Recipe, material: Material, plan: Plan, accelerator: Accele
     trained, total = material.classifier.parameter_counts()
     say(console, f"{trained:,} of {total:,} parameters are trained, in {plan.total_steps} steps of the whole run.")
     say(console, "[green]Dry run passed[/]: one step trained, saved, reloaded with the same logits. Nothing was kept.")
+
+
+def ranks_stage(
+    recipe: Recipe, material: Material, plan: Plan, folder: RunFolder | None, accelerator: Accelerator, console: Console
+) -> tuple[Material, LayerRanks]:
+    """Return the material with adapters whose ranks go by importance; a resumed run has those it had.
+
+    Without a folder (a dry run) the rehearsal is one step, and a few rows.
+    """
+    whole = folder is not None
+    plan = plan if whole else replace(plan, total_steps=1, warmup_steps=0)
+    written = ranks_to_go_on_with(recipe, folder) if folder is not None else None
+    if written is None:
+        say(
+            console,
+            f"Ranks by importance: first uniform ranks for {rehearsal_plan(plan).total_steps} steps (a tenth of the "
+            f"run, {FEWEST_STEPS} at least), so that heads are measured under a classification head that has learnt.",
+        )
+    with TrainingProgress(console) as progress:
+        material, ranks = allot_ranks(
+            recipe,
+            material,
+            plan,
+            written,
+            rows=ROWS if whole else recipe.evaluation.per_device_eval_batch_size,
+            accelerator=accelerator,
+            progress=progress,
+        )
+    show_ranks(console, ranks, "" if written is None else f", as written in {written}")
+    return material, ranks
 
 
 def make_loop(

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from finetune.head_results import HeadAnalysis
-from finetune.results import MetricValue, SplitScores, SplitSummary
+from finetune.results import LayerRanks, MetricValue, SplitScores, SplitSummary
 
 _MOST_LABELS = 8
 _SHADES = (
@@ -105,7 +105,7 @@ def show_heads(console: Console, analysis: HeadAnalysis, most: int = 5) -> None:
     )
     say(console, f"First heads (layer.head, ± standard error over rows): {first}")
     if heads.stability is not None:
-        say(console, f"Rankings of two halves of the rows agree with Kendall's tau {escape(str(heads.stability))}.")
+        say(console, f"Rankings of two halves of the rows agree with Kendall's tau {escape(heads.stability.text())}.")
     show_truth(console, analysis)
     for warning in analysis.warnings:
         say(console, f"[yellow]{escape(warning)}[/]")
@@ -136,6 +136,19 @@ def show_truth(console: Console, analysis: HeadAnalysis) -> None:
         name = f"{band.orders} random orders"
         table.add_row(name, *(f"{score:.3f}" for score in band.mean_scores), f"{band.mean:.3f}{spread}", "")
     console.print(table)
+
+
+def show_ranks(console: Console, ranks: LayerRanks, origin: str = "") -> None:
+    """Print the rank of each layer's adapters, and the importance that it goes by."""
+    chosen = ", ".join("-" if rank is None else str(rank) for rank in ranks.ranks)
+    say(console, f"Ranks by layer, first to last{escape(origin)}: {chosen} (uniform: {ranks.r}, as many parameters)")
+    highest = max(ranks.importance) or 1.0
+    shares = ", ".join(f"{100 * value / highest:.0f}" for value in ranks.importance)
+    say(
+        console,
+        f"Importance of the layers' heads after {ranks.steps} steps, on {ranks.rows} training rows, in % of the "
+        f"highest: {shares}",
+    )
 
 
 def _shaded(share: float) -> str:

@@ -139,9 +139,9 @@ def warnings(methods: Sequence[HeadScores], truth: PruningTruth | None, removed:
                 f"With {truth.shares[best]:.0%} of the heads removed, {truth.metric} is {curve.scores[best]:.3f}, "
                 f"above {truth.whole:.3f} with all: removal can help, and so small a rise can be chance."
             )
-    if leading.stability is not None and leading.stability.value < 0.5:
+    if leading.stability is not None and leading.stability.value is not None and leading.stability.value < 0.5:
         found.append(
-            f"Two halves of the rows rank the heads unlike (tau {leading.stability}): "
+            f"Two halves of the rows rank the heads unlike (tau {leading.stability.text()}): "
             "raise head_importance.max_samples."
         )
     if removed is not None and (helped := helped_by_removal(removed.tests, removed.measure)):

@@ -98,9 +98,12 @@ class Problem:
 def schema_problems(error: ValidationError) -> list[Problem]:
     """Turn pydantic's findings into problems, one for each place."""
     found: dict[Location, list[str]] = {}
-    for item in error.errors():
-        location = tuple(part for part in item["loc"] if not _is_union_tag(part))
-        found.setdefault(location, []).append(_describe(item, location))
+    items = [(tuple(part for part in item["loc"] if not _is_union_tag(part)), item) for item in error.errors()]
+    for location, item in items:
+        # A mapping that holds a mistake is meant as a mapping: that it is not the word either would mislead.
+        inner = any(other[: len(location)] == location != other for other, _ in items)
+        if not (inner and item["type"] == "literal_error"):
+            found.setdefault(location, []).append(_describe(item, location))
     return [Problem(location, " or ".join(dict.fromkeys(texts))) for location, texts in found.items()]
 
 

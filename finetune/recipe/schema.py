@@ -159,8 +159,14 @@ class PeftSection(Section):
     use_dora: bool = Field(False, description="train the norms of the adapted columns besides")
     init_lora_weights: Literal[True, "gaussian", "orthogonal", "olora", "pissa"] = True
     layers_to_transform: list[Annotated[int, Field(ge=0)]] | None = Field(None, description="null: all layers")
-    rank_pattern: dict[str, Count] = Field(default={}, description="other ranks, by role or LAYER.ROLE")
+    rank_pattern: dict[str, Count] | Literal["by_importance"] = Field(
+        {}, description="other ranks, by role or LAYER.ROLE; by_importance: as many parameters, where heads matter"
+    )
     loraplus_lr_ratio: Annotated[float, Field(gt=0)] | None = Field(None, description="LoRA+: rate of B over rate of A")
+
+    def by_importance(self) -> bool:
+        """Return whether the ranks are to be found in a rehearsal."""
+        return self.rank_pattern == "by_importance"
 
 
 class TrainingSection(Section):

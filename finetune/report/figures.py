@@ -11,7 +11,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from finetune.results import HeadScores, SplitScores
+from finetune.head_results import HeadScores
+from finetune.results import SplitScores
 
 _FONT = {
     "family": "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif",

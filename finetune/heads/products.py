@@ -1,0 +1,62 @@
+"""How far the product of two factors moved, in float64 and without forming it.
+
+A head reads and writes states of width E through a space of width D: W_V W_O and W_Q W_K^T are (E, E) of rank D.
+The difference of two such products, of A0 B0 and A1 B1, has rank 2 D at most:
+
+    A1 B1 - A0 B0 = A1 (B1 - B0) + (A1 - A0) B0 = [A1, A1 - A0] [B1 - B0; B0]
+
+With the QR factors of both stacks, A = Q_A R_A and B^T = Q_B R_B, its singular values are those of the core
+R_A R_B^T, which is (2 D, 2 D). In this form factors that did not change give 0 exactly, and a small change is not the
+difference of two large numbers.
+
+    E hidden size, D head width
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ProductChange:
+    """The change of one product.
+
+    Attributes:
+        relative: Frobenius norm of the change over that of the product before; None where that was 0.
+        effective_rank: exp of the entropy of the change's singular values over their sum (Roy and Vetterli 2007): k for
+            k equal ones; 0 where nothing changed.
+    """
+
+    relative: float | None
+    effective_rank: float
+
+
+def product_change(before: tuple[Array, Array], after: tuple[Array, Array]) -> ProductChange:
+    """Return how A B changed, from factors before and after: A (E, D) and B (D, E)."""
+    (a0, b0), (a1, b1) = before, after
+    singular = _core_singular_values(np.hstack([a1, a1 - a0]), np.vstack([b1 - b0, b0]))  # (2 D,)
+    whole = float(np.linalg.norm(_core_singular_values(a0, b0)))
+    return ProductChange(
+        relative=float(np.linalg.norm(singular)) / whole if whole else None, effective_rank=effective_rank(singular)
+    )
+
+
+def effective_rank(singular: Array) -> float:
+    """Return exp(-sum p log p), p the singular values over their sum; 0 where all are 0."""
+    total = singular.sum()
+    if total == 0:
+        return 0.0
+    shares = singular[singular > 0] / total
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def _core_singular_values(a: Array, b: Array) -> Array:
+    """Return the singular values of A B that may differ from 0, from A (E, K) and B (K, E)."""
+    left, right = (np.asarray(np.linalg.qr(stack, mode="r")) for stack in (a, b.T))
+    singular: Array = np.linalg.svd(left @ right.T, compute_uv=False)
+    return singular
