@@ -80,7 +80,6 @@ class SplitSummary:
 
 
 @dataclass(frozen=True)
-@dataclass(frozen=True)
 class LayerRanks:
     """Ranks of the adapters by layer, as a rehearsal found them; a layer that is not adapted has None.
 
@@ -103,6 +102,7 @@ class LayerRanks:
         return {layer: rank for layer, rank in enumerate(self.ranks) if rank is not None}
 
 
+@dataclass(frozen=True)
 class Speed:
     """How fast training went. Seconds count training steps alone, without evaluation and saving."""
 

@@ -66,13 +66,16 @@ class Head:
         )
 
 
-def head_changes(sample: Sample) -> HeadChanges:
+def head_changes(sample: Sample, *, effects: bool = True) -> HeadChanges:
     """Return how far each head's products moved, and what taking the head's own change back does to the sample's rows.
 
     The effect costs a forward pass of the sample for each head that changed: bound its rows. A projection that
     several layers share (ALBERT) is put back for all of them at once, and each reports it. Heads that share a key and a
     value have these put back together. The classifier is left as it is; predictions are those of a merged copy, which
     in lower precision than float32 rounds its weights once more.
+
+    Args:
+        effects: whether to measure effects; without, no row is looked at.
 
     Raises:
         ModelError: the classifier was built from scratch, its heads are not slices of its projections, the base
@@ -90,20 +93,22 @@ def head_changes(sample: Sample) -> HeadChanges:
             "effect", "effect_errors", "loss_change", "loss_change_errors",
         )
     }  # fmt: skip
-    effects = _effects(replace(sample, classifier=replace(classifier, model=plain)), base, heads)
-    for head, (moved, losses) in zip(heads, effects, strict=True):
+    for head in heads:
         cell = head.trained.layer, head.number
         before, after = _factors(base, head, 1), _factors(plain, head, 0)
         for name, old, new in zip(("output_value", "query_key"), before, after, strict=True):
             change = product_change(old, new)
             tables[name][cell] = np.nan if change.relative is None else change.relative
             tables[f"{name}_rank"][cell] = change.effective_rank
+    found = _effects(replace(sample, classifier=replace(classifier, model=plain)), base, heads) if effects else ()
+    for head, (moved, losses) in zip(heads if effects else (), found, strict=True):
+        cell = head.trained.layer, head.number
         for name, values in (("effect", moved), ("loss_change", losses)):
             tables[name][cell] = values.mean()
             if len(values) > 1:
                 tables[f"{name}_errors"][cell] = values.std(ddof=1) / np.sqrt(len(values))
     written = {name: [[None if np.isnan(v) else float(v) for v in row] for row in tables[name]] for name in tables}
-    return HeadChanges(sample.split_name, len(sample), EFFECT_MEASURES[classifier.problem_type], **written)
+    return HeadChanges(sample.split_name, len(sample) if effects else 0, EFFECT_MEASURES[classifier.problem_type], **written)
 
 
 def load_base(classifier: Classifier) -> PreTrainedModel:
