@@ -165,8 +165,9 @@ def _savings(sample: Sample) -> frozenset[str] | None:
         return np.tile(flags, (len(batch.labels), 1))
 
     trials = [ends[:1]] if lengths.min() == lengths.max() else [ends, ends[1:]]
-    flags = np.concatenate([replace(sample, rows=rows, batch_size=2).each(measure) for rows in trials]).all(0)
-    return frozenset(saving for saving, fits in zip(SAVINGS, flags[1:], strict=True) if fits) if flags[0] else None
+    tried = np.concatenate([replace(sample, rows=rows, batch_size=2).each(measure) for rows in trials])
+    any_fits, *fits = [bool(column.all()) for column in tried.T]
+    return frozenset(saving for saving, fit in zip(SAVINGS, fits, strict=True) if fit) if any_fits else None
 
 
 @torch.no_grad()

@@ -62,15 +62,18 @@ class Sample:
         """Return the same with other rows."""
         return replace(self, rows=rows)
 
+    def batches(self) -> list[np.ndarray]:
+        """Return the row numbers of each batch that `each` puts to this process, in its order."""
+        batches = [self.rows[batch] for batch in plan_scoring(self.split.lengths[self.rows], self.batch_size)]
+        return batches[self.accelerator.process_index :: self.accelerator.num_processes]
+
     def each(self, measure: Callable[[LocalBatch], Tensor | np.ndarray]) -> np.ndarray:
         """Return what `measure` finds for each row of each batch, (N, ...), in the order of `rows`.
 
         The model is in evaluation mode, its parameters ask for no gradient, and each row is put to one of the
         processes. Batches hold rows of like length.
         """
-        base, device = self.classifier.base, self.accelerator.device
-        batches = [self.rows[batch] for batch in plan_scoring(self.split.lengths[self.rows], self.batch_size)]
-        mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
+        base, device, mine = self.classifier.base, self.accelerator.device, self.batches()
         base.to(device)
         found: list[tuple[list[int], np.ndarray]] = []
         with frozen(base):

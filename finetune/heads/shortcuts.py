@@ -139,7 +139,8 @@ def _pass(shortcut: Shortcut, inputs: Inputs, kept: _Kept, whole: Tensor, layer:
         logits: Tensor = base(**copies).logits  # (K * B, C)
     # What the projection got is then the same to the bit, so the logits are; computed in other batches they
     # would differ by rounding, and a head that does nothing would not measure 0.
-    return torch.where(layers.idle[..., None], whole, logits.unflatten(0, (len(heads), -1)))
+    without: Tensor = torch.where(layers.idle[..., None], whole, logits.unflatten(0, (len(heads), -1)))
+    return without
 
 
 class _Layers:
@@ -211,10 +212,10 @@ def _first_token(attention: nn.Module, num_heads: int, key: Linear, value: Linea
     With one query a head, keys and values need no projection of their own: q . (W_K x_s) = (W_K^T q) . x_s, and
     sum_s a_s (W_V x_s + b_V) = W_V (sum_s a_s x_s) + b_V. A key's bias adds the same to all scores: softmax drops it.
     """
-    inner = attention.get_submodule("self")
+    inner: Any = attention.get_submodule("self")
     if [*inspect.signature(inner.forward).parameters][:2] != ["hidden_states", "attention_mask"]:
         raise TypeError("an attention that is called otherwise")
-    scaling = getattr(inner, "scaling", inner.attention_head_size**-0.5)
+    scaling = getattr(inner, "scaling", None) or float(inner.attention_head_size) ** -0.5
     query = inner.get_submodule("query")
 
     def forward(hidden_states: Tensor, attention_mask: Tensor | None = None, **ignored: Any) -> tuple[Tensor, None]:
@@ -245,21 +246,21 @@ def _first_token(attention: nn.Module, num_heads: int, key: Linear, value: Linea
 def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Give a module another forward."""
     before = vars(module).get("forward")
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     try:
         yield
     finally:
         del module.forward
         if before is not None:
-            module.forward = before  # type: ignore[method-assign]
+            module.forward = before
 
 
-def _linear(module: nn.Module) -> Linear:
+def _linear(module: Any) -> Linear:
     """Return what a linear map does, read off what it makes of zeros and of each unit vector."""
     if isinstance(module, nn.Linear):
         bias = module.weight.new_zeros(module.out_features) if module.bias is None else module.bias
         return Linear(module.weight.t().detach(), bias.detach())
-    width, like = module.in_features, next(module.parameters())
+    width, like = int(module.in_features), next(module.parameters())
     with torch.autocast(like.device.type, enabled=False):
         bias = module(like.new_zeros(1, width))
         return Linear(module(torch.eye(width, dtype=like.dtype, device=like.device)) - bias, bias[0])
