@@ -108,7 +108,9 @@ def head_changes(sample: Sample, *, effects: bool = True) -> HeadChanges:
             if len(values) > 1:
                 tables[f"{name}_errors"][cell] = values.std(ddof=1) / np.sqrt(len(values))
     written = {name: [[None if np.isnan(v) else float(v) for v in row] for row in tables[name]] for name in tables}
-    return HeadChanges(sample.split_name, len(sample) if effects else 0, EFFECT_MEASURES[classifier.problem_type], **written)
+    return HeadChanges(
+        sample.split_name, len(sample) if effects else 0, EFFECT_MEASURES[classifier.problem_type], **written
+    )
 
 
 def load_base(classifier: Classifier) -> PreTrainedModel:

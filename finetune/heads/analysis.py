@@ -13,9 +13,11 @@ import torch
 from accelerate import Accelerator
 
 from finetune.data.encoding import EncodedSplit
+from finetune.families import family_of
 from finetune.head_results import Agreement, HeadAnalysis, HeadScores, LeaveOneOut, PruningTruth
-from finetune.heads.ablation import ablated_logits
-from finetune.heads.agreement import kendall_tau
+from finetune.heads.ablation import ablation
+from finetune.heads.adapters import head_changes
+from finetune.heads.agreement import against_importance, kendall_tau
 from finetune.heads.curves import pruning_truth
 from finetune.heads.importance import measure_importance
 from finetune.heads.sample import Sample, sample_rows
@@ -57,11 +59,17 @@ def analyse_heads(
         orders = {scores.method: scores.order for scores in methods}
         truth = pruning_truth(others, orders, metric, random_orders=asked.random_orders, seed=seed)
         removed = leave_one_out(others, seed) if asked.leave_one_out else None
+    changes, source = None, classifier.source
+    if source is not None and not family_of(classifier.base.config).why_mask_only(classifier.base.config):
+        changes = head_changes(sample, effects=asked.leave_one_out)
+    leading = methods[0]
     return HeadAnalysis(
         methods=methods,
         truth=truth,
         agreement=agreement(methods),
         leave_one_out=removed,
+        changes=changes,
+        changes_agreement=None if changes is None else against_importance(changes, leading.values, leading.method),
         warnings=warnings(methods, truth, removed),
     )
 
@@ -87,12 +95,12 @@ def separate_rows(
 
 def leave_one_out(sample: Sample, seed: int) -> LeaveOneOut:
     """Return what removal of each head alone does to the sample's rows, tested row by row."""
-    found = ablated_logits(sample)
+    found = ablation(sample)
     if sample.problem_type == "regression":
-        whole, without = (_squared_errors(logits, sample) for logits in (found.whole, found.without))
+        whole, without = (_squared_errors(torch.from_numpy(logits), sample) for logits in (found.whole, found.without))
         tests, measure = paired_error_tests(whole, without, sample.sites, seed=seed), "mean squared error"
     else:
-        whole, without = (_right(logits, sample) for logits in (found.whole, found.without))
+        whole, without = (_right(torch.from_numpy(logits), sample) for logits in (found.whole, found.without))
         tests, measure = paired_tests(whole, without, sample.sites, seed=seed), "accuracy"
     return LeaveOneOut(sample.split_name, len(sample), measure, tests)
 

@@ -17,6 +17,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from finetune.head_results import HeadScores
+from finetune.heads.ablation import MEASURES, ablation
 from finetune.heads.attention_maps import confidence, entropy
 from finetune.heads.estimate import Estimate, as_table, mean_over_rows, removal_order
 from finetune.heads.gates import removed_heads
@@ -25,6 +26,7 @@ from finetune.heads.iterative import iterative
 from finetune.heads.learned import learned_gates
 from finetune.heads.learned_order import learned_order
 from finetune.heads.sample import Sample
+from finetune.heads.shapley import shapley_values
 from finetune.heads.stability import split_half_stability
 
 ITERATIVE = "iterative_"
@@ -44,6 +46,19 @@ def random_values(sample: Sample, seed: int) -> Estimate:
     return Estimate(np.random.default_rng(seed).random(tuple(sample.gates().shape)))
 
 
+def ablated(sample: Sample, measure: str) -> Estimate:
+    """Return what the loss, the prediction or accuracy loses without each head, all others in place."""
+    return mean_over_rows(MEASURES[measure](ablation(sample)))
+
+
+def shapley(sample: Sample, seed: int) -> Estimate:
+    """Return Shapley values, with what is known of their precision."""
+    found = shapley_values(sample, seed=seed)
+    error = found.standard_errors
+    told = "" if error is None else f", which leaves a standard error of {np.nanmax(error):.2g} besides that over rows"
+    return mean_over_rows(found.contributions, f"{found.permutations} permutations a row{told}")
+
+
 METHODS: dict[str, Method] = {
     "gradient": Method("E|dL/dgate|", lambda sample, steps, seed: gradient(sample)),
     "gradient_layer_norm": Method(
@@ -53,6 +68,10 @@ METHODS: dict[str, Method] = {
         "share of L(0) - L(1)", lambda sample, steps, seed: integrated_gradients(sample, steps)
     ),
     "fisher": Method("E(dL/dgate)^2", lambda sample, steps, seed: fisher(sample)),
+    "ablation_loss": Method("L without the head - L", lambda sample, steps, seed: ablated(sample, "loss")),
+    "ablation_kl": Method("KL(p || p without the head)", lambda sample, steps, seed: ablated(sample, "kl")),
+    "ablation_accuracy": Method("accuracy - accuracy without", lambda sample, steps, seed: ablated(sample, "accuracy")),
+    "shapley": Method("Shapley value for the loss", lambda sample, steps, seed: shapley(sample, seed)),
     "confidence": Method("mean largest attention weight", lambda sample, steps, seed: confidence(sample)),
     "entropy": Method("minus entropy of attention, nats", lambda sample, steps, seed: entropy(sample)),
     "gates": Method(

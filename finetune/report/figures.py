@@ -11,7 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from finetune.head_results import HeadScores
+from finetune.head_results import HeadScores, PruningTruth
 from finetune.results import SplitScores
 
 _FONT = {
@@ -21,6 +21,7 @@ _FONT = {
 }
 _BLUE, _ORANGE = "#2563eb", "#ea580c"
 _SCALE = [[0, "#f8fafc"], [0.25, "#fde68a"], [0.6, "#f97316"], [1, "#7c2d12"]]
+_LINES = (_BLUE, _ORANGE, "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#4d7c0f", "#be185d", "#475569")
 _MOST_CELLS = 30  # classes up to which a confusion matrix shows its numbers
 
 
@@ -78,8 +79,13 @@ def confusion_heatmap(scores: SplitScores) -> str | None:
 def head_heatmap(heads: HeadScores) -> str:
     """Return importance as an L x H map, numbers in % of the highest; hovering shows value and error."""
     layers, width = len(heads.values), len(heads.values[0])
-    highest = heads.ranked()[0].value or 1.0
-    percent = [["" if cell is None else f"{100 * cell / highest:.0f}" for cell in row] for row in heads.values]
+    found = [cell.value for cell in heads.ranked()]
+    lowest = min(0.0, found[-1])
+    highest = found[0] if found[0] > lowest else lowest + 1.0
+    percent = [
+        ["" if cell is None else f"{100 * (cell - lowest) / (highest - lowest):.0f}" for cell in row]
+        for row in heads.values
+    ]
     errors = [["" if cell is None else f" ± {cell:.2g}" for cell in row] for row in heads.standard_errors]
     figure = go.Figure(
         go.Heatmap(
@@ -92,16 +98,46 @@ def head_heatmap(heads: HeadScores) -> str:
             textfont={"size": 11},
             hovertemplate="layer %{y}, head %{x}<br>%{z:.4g}%{customdata}<extra></extra>",
             colorscale=_SCALE,
-            zmin=0,
+            zmin=lowest,
             zmax=highest,  # Plotly heeds zmin only beside zmax
             xgap=2,
             ygap=2,
-            colorbar={"title": {"text": heads.formula}, "thickness": 12},
+            colorbar={"title": {"text": heads.method.replace("_", " ")}, "thickness": 12},
         )
     )
     figure.update_xaxes(title="head", type="category")
     figure.update_yaxes(title="layer", type="category", autorange="reversed")
     return _html(figure, max(240, 130 + 42 * layers))
+
+
+def pruning_curves(truth: PruningTruth) -> str:
+    """Return the score by share of heads removed, a line a method, over the band of random orders."""
+    figure, percent = go.Figure(), [100 * share for share in (0.0, *truth.shares)]
+    band = truth.random
+    if band is not None:
+        low, high = ([truth.whole, *edge] for edge in (band.low, band.high))
+        figure.add_scatter(
+            x=[*percent, *percent[::-1]],
+            y=[*high, *low[::-1]],
+            fill="toself",
+            fillcolor="rgba(95, 108, 123, 0.18)",
+            line={"width": 0},
+            hoverinfo="skip",
+            name=f"{band.orders} random orders, lowest to highest",
+        )
+        dashed = {"color": "#5f6c7b", "width": 1, "dash": "dot"}
+        figure.add_scatter(x=percent, y=[truth.whole, *band.mean_scores], line=dashed, name="random, mean")
+    for number, curve in enumerate(truth.curves):
+        figure.add_scatter(
+            x=percent,
+            y=[truth.whole, *curve.scores],
+            mode="lines+markers",
+            name=curve.method.replace("_", " "),
+            line={"color": _LINES[number % len(_LINES)], "width": 2.5 if number == 0 else 1.5},
+        )
+    figure.update_xaxes(title="% of heads removed")
+    figure.update_yaxes(title=f"{truth.metric.replace('_', ' ')}, {truth.rows} {truth.split} rows")
+    return _html(figure, 380)
 
 
 def _html(figure: go.Figure, height: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from finetune.report.figures import confusion_heatmap, head_heatmap, loss_curve, plotly_script
+from finetune.report.figures import confusion_heatmap, head_heatmap, loss_curve, plotly_script, pruning_curves
 from finetune.report.record import RunRecord, read_record
 from finetune.results import MetricValue, RunFolder, write_text
 
@@ -50,7 +50,8 @@ def figures(record: RunRecord) -> dict[str, Markup | None]:
     drawn = {
         "loss_figure": loss_curve(record.history),
         "confusion_figure": confusion_heatmap(record.scores[split]) if split else None,
-        "head_figure": head_heatmap(record.heads) if record.heads else None,
+        "head_figure": head_heatmap(record.heads.methods[0]) if record.heads else None,
+        "curve_figure": pruning_curves(record.heads.truth) if record.heads and record.heads.truth else None,
         "script": plotly_script(),
     }
     return {name: None if html is None else Markup(html) for name, html in drawn.items()}
