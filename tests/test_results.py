@@ -54,7 +54,7 @@ def test_lines_are_appended_and_read(tmp_path: Path) -> None:
 
 def test_every_name_in_the_run_folder_is_different(tmp_path: Path) -> None:
     written = RunFolder(tmp_path).written()
-    assert len(written) == len(set(written)) == 14
+    assert len(written) == len(set(written)) == 15
     assert all(path.parent == tmp_path for path in written)
 
 
