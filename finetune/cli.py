@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from finetune import __version__
-from finetune.errors import EXIT_CODE, FinetuneError
+from finetune.errors import EXIT_CODE, DataError, FinetuneError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,6 +61,22 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("--output", type=Path, help="the folder to write (default: RUN/merged)")
     merge.set_defaults(command=_merge)
 
+    heads = commands.add_parser("heads", help="analyse a finished run's heads anew; several runs: do they agree?")
+    heads.add_argument("run", type=Path, nargs="+", help="run folders, such as runs/toy")
+    heads.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of head_importance; may repeat")
+    heads.set_defaults(command=_heads)
+
+    prune = commands.add_parser("prune", help="cut heads out of a finished run's model, heal it, compare")
+    prune.add_argument("run", type=Path, help="a run folder, such as runs/toy")
+    how = prune.add_mutually_exclusive_group(required=True)
+    how.add_argument("--share", type=float, metavar="S", help="of the heads, 0 to 1")
+    how.add_argument("--keep-within", type=float, metavar="D", help="as many as keep the validation score this near")
+    how.add_argument("--heads", type=_named_heads, metavar="L.H,...", help="these, such as 0.3,2.7")
+    prune.add_argument("--method", help="the ranking (default: the run's own)")
+    prune.add_argument("--heal", type=int, default=0, metavar="EPOCHS", help="train on after the cut (default: 0)")
+    prune.add_argument("--output", type=Path, help="the folder to write (default: RUN/pruned)")
+    prune.set_defaults(command=_prune)
+
     schema = commands.add_parser("schema", help="print the recipe's JSON schema")
     schema.set_defaults(command=_schema)
     return parser
@@ -107,6 +123,35 @@ def _merge(asked: argparse.Namespace) -> None:
 
     output, difference = merge(asked.run, asked.output)
     print(f"Plain weights in {output}; the largest difference of a logit is {difference:.1g}")
+
+
+def _named_heads(text: str) -> list[tuple[int, int]]:
+    """Return "0.3,2.7" as [(0, 3), (2, 7)]."""
+    try:
+        return [(int(layer), int(head)) for layer, head in (part.split(".") for part in text.split(","))]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is no list of heads; write layer.head, such as 0.3,2.7") from error
+
+
+def _heads(asked: argparse.Namespace) -> None:
+    from finetune.study import compare_runs, study_run
+
+    for run in asked.run if len(asked.run) == 1 or asked.set else []:
+        study_run(run, asked.set)
+    if len(asked.run) > 1:
+        compare_runs(asked.run)
+
+
+def _prune(asked: argparse.Namespace) -> None:
+    for name, value, low, high in (("--share", asked.share, 0, 1), ("--keep-within", asked.keep_within, 0, None)):
+        if value is not None and not (low <= value and (high is None or value < high)):
+            raise DataError(f"{name} is {value:g}; it must be {low} or more" + (f" and below {high}" if high else ""))
+    if asked.heal < 0:
+        raise DataError(f"--heal is {asked.heal}; it counts epochs, 0 or more")
+    from finetune.prune import Choice, prune
+
+    choice = Choice(asked.share, asked.keep_within, asked.heads)
+    prune(asked.run, choice, method=asked.method, heal_epochs=asked.heal, output=asked.output)
 
 
 def _schema(asked: argparse.Namespace) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from finetune.results import Footprint
+
 Table = list[list[float | None]]  # (L, H); None where a layer lacks the head
 
 
@@ -214,3 +216,28 @@ class HeadAnalysis:
     changes: HeadChanges | None = None
     changes_agreement: ChangeAgreement | None = None
     warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What cutting heads out did.
+
+    Attributes:
+        chosen_by: how the heads were chosen.
+        heads: those that went, by layer, in the numbers of the model before.
+        share: of all heads.
+        difference: largest difference of a logit between the pruned model and the whole one with these heads gated.
+        scores_before, scores_after, scores_healed: metrics by split.
+        before, after: parameters, bytes on disk and speed; `before` with adapters merged, speeds measured in turns.
+    """
+
+    chosen_by: str
+    heads: dict[str, list[int]]
+    share: float
+    difference: float
+    scores_before: dict[str, dict[str, float]]
+    scores_after: dict[str, dict[str, float]]
+    heal_epochs: int
+    scores_healed: dict[str, dict[str, float]] | None
+    before: Footprint
+    after: Footprint

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 
 from finetune.data.encoding import EncodedSplit
 from finetune.errors import ModelError, TrainingError
-from finetune.heads.sample import Sample, gate_gradients, sample_rows
+from finetune.heads.sample import Sample, check_sample, gate_gradients, sample_rows
 from finetune.lora import adapted_modules
 from finetune.modeling import Classifier
 from finetune.plan import Plan
@@ -135,6 +135,7 @@ def rehearse_ranks(
     )
     drawn = np.array(sample_rows(len(split), rows, seed))
     sample = Sample(classifier, split, "train", drawn, batch_size, accelerator)
+    check_sample(sample)
     importance = np.abs(gate_gradients(sample)).mean(0, dtype=np.float64)  # (L, H)
     by_layer = [float(importance[site.layer, : site.num_heads].mean()) for site in sample.sites]
     accelerator.free_memory()  # lets go of the rehearsal's model and optimiser

@@ -152,6 +152,7 @@ class RunFolder:
     trackers = property(lambda self: self.path / "trackers")
     model = property(lambda self: self.path / "model")
     merged = property(lambda self: self.path / "merged")
+    pruned = property(lambda self: self.path / "pruned")
     ranks = property(lambda self: self.path / "ranks.json")
     training = property(lambda self: self.path / "training.json")
     scores = property(lambda self: self.path / "scores.json")

@@ -27,24 +27,24 @@ from rich.console import Console
 from rich.markup import escape
 
 from finetune.checkpoints import find_checkpoint
-from finetune.data.prepare import encode_splits, read_labelled, summarise
 from finetune.environment import describe_environment
 from finetune.errors import DataError
 from finetune.families import FAMILIES
+from finetune.finished import open_run
 from finetune.folder import check_folder, claim_folder, forget_after
-from finetune.heads.analysis import analyse_heads
 from finetune.lora import shared_roles
 from finetune.modeling import Classifier, quiet_libraries
 from finetune.plan import Plan, make_plan
 from finetune.preparation import Material, allot_ranks, prepare, ranks_to_go_on_with
 from finetune.progress import TrainingProgress
 from finetune.ranks import FEWEST_STEPS, ROWS, rehearsal_plan
-from finetune.recipe import Recipe, load_recipe
+from finetune.recipe import Recipe
 from finetune.report import write_report
 from finetune.results import LayerRanks, RunFolder, SplitScores, Training, append_line, read_json, write_json
 from finetune.saving import check_reload, load_classifier, merge_classifier, save_classifier
 from finetune.scoring import predict, predictions_table, score, write_predictions
 from finetune.session import finish, start
+from finetune.study import study_heads
 from finetune.terminal import say, show_data, show_heads, show_ranks, show_scores
 from finetune.training import Loop, fit, training_result
 
@@ -97,23 +97,14 @@ def evaluate(path: Path) -> RunFolder:
     Raises:
         FinetuneError: the folder holds no finished run, or its data can no longer be read.
     """
-    folder = RunFolder(path.absolute())
-    wanted = (folder.recipe, folder.environment, folder.data, folder.training, folder.model)
-    missing = [file.name for file in wanted if not file.exists()]
-    if missing:
-        raise DataError(f"{path} holds no finished run (no {', '.join(missing)}); name the folder that `train` wrote")
-    recipe = load_recipe(folder.recipe)
-    accelerator, console = start(recipe, trackers=False)
-    classifier = load_classifier(folder.model)
-    splits = read_labelled(recipe.data, classifier.problem_type, classifier.label_names, recipe.seed)
-    encoded = encode_splits(splits, classifier.tokenizer, recipe.data)
-    material = Material(classifier, encoded, summarise(splits, encoded, recipe.data))
+    run = open_run(path)
+    folder, console = run.folder, run.console
     before = read_json(folder.scores, dict[str, SplitScores]) if folder.scores.is_file() else None
-    scores = evaluate_stage(recipe, material, folder, accelerator, console)
+    scores = evaluate_stage(run.recipe, run.material, folder, run.accelerator, console)
     if before is not None:
         same = "the same, to the last digit, as" if before == scores else "[yellow]different from[/]"
         say(console, f"These scores are {same} those that the folder held before.")
-    finish(accelerator)
+    finish(run.accelerator)
     return folder
 
 
@@ -269,17 +260,7 @@ def evaluate_stage(
             seed=recipe.seed,
         )
         tables.append(predictions_table(name, split, found, classifier.label_names))
-    asked, heads = recipe.head_importance, None
-    if asked is not None:
-        heads = analyse_heads(
-            classifier,
-            material.splits,
-            asked,
-            metric=recipe.metric_names()[0],
-            batch_size=size,
-            seed=recipe.seed,
-            accelerator=accelerator,
-        )
+    heads = study_heads(recipe, material, accelerator)
     if accelerator.is_main_process:
         write_json(folder.scores, scores)
         if tables:

@@ -5,13 +5,13 @@ L layers, H heads
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from finetune.head_results import HeadAnalysis
+from finetune.head_results import Agreement, HeadAnalysis, Pruning
 from finetune.results import LayerRanks, MetricValue, SplitScores, SplitSummary
 
 _MOST_LABELS = 8
@@ -118,24 +118,58 @@ def show_truth(console: Console, analysis: HeadAnalysis) -> None:
         return
     say(
         console,
-        f"{truth.metric} on {truth.rows} {truth.split} rows that no ranking saw, by share of heads removed "
-        f"(all heads: {truth.whole:.3f})",
+        f"{truth.metric} on {truth.rows} {truth.split} rows that no ranking saw; all heads: {truth.whole:.3f}; "
+        "by share of heads removed:",
     )
-    table = Table()
-    table.add_column("removed in the order of")
-    for share in truth.shares:
-        table.add_column(f"{share:.0%}", justify="right")
+    shown = [place for place, share in enumerate(truth.shares) if round(10 * share) % 2]  # every other: 80 columns
+    table = Table(box=None, padding=(0, 1), show_edge=False)
+    table.add_column("", no_wrap=True)
+    for place in shown:
+        table.add_column(f"{truth.shares[place]:.0%}", justify="right")
     table.add_column("mean", justify="right")
     table.add_column("reversed", justify="right")
     for curve in truth.curves:
         reverse = "" if curve.reverse is None else f"{curve.reverse:.3f}"
-        table.add_row(curve.method, *(f"{score:.3f}" for score in curve.scores), f"[bold]{curve.mean:.3f}[/]", reverse)
+        cells = [f"{curve.scores[place]:.3f}" for place in shown]
+        table.add_row(curve.method.replace("_", " "), *cells, f"[bold]{curve.mean:.3f}[/]", reverse)
     band = truth.random
     if band is not None:
-        spread = "" if band.spread is None else f" ± {band.spread:.3f}"
-        name = f"{band.orders} random orders"
-        table.add_row(name, *(f"{score:.3f}" for score in band.mean_scores), f"{band.mean:.3f}{spread}", "")
+        cells = [f"{band.mean_scores[place]:.3f}" for place in shown]
+        table.add_row(f"{band.orders} random orders", *cells, f"{band.mean:.3f}", "")
     console.print(table)
+
+
+def show_agreement(console: Console, method: str, pairs: Sequence[Agreement]) -> None:
+    """Print how far runs rank their heads alike."""
+    say(console, f"Kendall's tau between the runs' rankings by {method}, with 95 % intervals over heads")
+    for pair in pairs:
+        say(console, f"  {escape(pair.first)}, {escape(pair.second)}: {escape(pair.tau.text())}")
+
+
+def show_pruning(console: Console, found: Pruning, where: str) -> None:
+    """Print what pruning removed, kept and gained."""
+    count = sum(map(len, found.heads.values()))
+    say(console, f"Cut out {count} heads ({found.share:.0%}): {escape(found.chosen_by)}.")
+    states = [("all heads", found.scores_before), ("pruned", found.scores_after)]
+    if found.scores_healed is not None:
+        states.append((f"healed for {found.heal_epochs} epoch{'s' * (found.heal_epochs > 1)}", found.scores_healed))
+    table = Table()
+    table.add_column("metric")
+    for name, _ in states:
+        table.add_column(name, justify="right")
+    for split, metrics in found.scores_before.items():
+        for metric in metrics:
+            table.add_row(f"{split} {metric}", *(f"{scores[split][metric]:.4f}" for _, scores in states))
+    console.print(table)
+    before, after = found.before, found.after
+    gain = after.rows_per_second / before.rows_per_second
+    say(
+        console,
+        f"Parameters {before.parameters:,} to {after.parameters:,}; {before.model_bytes / 1e6:.1f} to "
+        f"{after.model_bytes / 1e6:.1f} MB on disk; {before.rows_per_second:.0f} to {after.rows_per_second:.0f} rows/s "
+        f"({gain:.2f} times), measured in turns.",
+    )
+    say(console, f"Pruned model: {escape(where)}/model; for stock transformers, with zeroed heads: zeroed/ beside it.")
 
 
 def show_ranks(console: Console, ranks: LayerRanks, origin: str = "") -> None:

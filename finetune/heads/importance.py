@@ -25,7 +25,7 @@ from finetune.heads.gradients import fisher, gradient, gradient_layer_norm, inte
 from finetune.heads.iterative import iterative
 from finetune.heads.learned import learned_gates
 from finetune.heads.learned_order import learned_order
-from finetune.heads.sample import Sample
+from finetune.heads.sample import Sample, check_sample
 from finetune.heads.shapley import shapley_values
 from finetune.heads.stability import split_half_stability
 
@@ -95,6 +95,7 @@ def measure_importance(
         max_seconds: time after which no further rows are taken; None: all rows of the sample are.
     """
     started = time.perf_counter()
+    check_sample(sample)
     name = method.removeprefix(ITERATIVE)
     chosen = METHODS[name]
 

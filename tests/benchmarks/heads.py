@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.heads --data DATA --runs RUNS [--tasks sst2,trec] [--seeds 3] [--table]
 
-DATA holds a folder a task, with train, validation and test.parquet (columns sentence, label) and labels.json. Models are
-trained into RUNS where they are not there yet; each is measured once, into RUNS/<run>.heads.json, so that the work can
-be stopped and taken up again. With --table nothing is measured: the table is made of what is there.
+DATA holds a folder a task, with train, validation and test.parquet (columns sentence, label) and labels.json. Models
+are trained into RUNS where they are not there yet; each is measured once, into RUNS/<run>.heads.json, so that the work
+can be stopped and taken up again. With --table nothing is measured: the table is made of what is there.
 
 Rows of train rank the heads; the curves are on validation rows. Costs are seconds of a method over the seconds that the
 run's training would take at the pace measured beside it.

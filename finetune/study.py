@@ -1,0 +1,81 @@
+"""Study the heads: of a run as it ends, of a finished run anew, and of several runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+
+from accelerate import Accelerator
+from rich.console import Console
+
+from finetune.errors import DataError
+from finetune.finished import open_run
+from finetune.head_results import Agreement, HeadAnalysis
+from finetune.heads.agreement import kendall_tau
+from finetune.heads.analysis import analyse_heads
+from finetune.preparation import Material
+from finetune.recipe import Recipe
+from finetune.report import write_report
+from finetune.results import RunFolder, read_json, write_json
+from finetune.session import finish
+from finetune.terminal import say, show_agreement, show_heads
+
+
+def study_heads(recipe: Recipe, material: Material, accelerator: Accelerator) -> HeadAnalysis | None:
+    """Return the analysis that the recipe asks for, or None."""
+    if recipe.head_importance is None:
+        return None
+    return analyse_heads(
+        material.classifier,
+        material.splits,
+        recipe.head_importance,
+        metric=recipe.metric_names()[0],
+        batch_size=recipe.evaluation.per_device_eval_batch_size,
+        seed=recipe.seed,
+        accelerator=accelerator,
+    )
+
+
+def study_run(path: Path, changes: Sequence[str]) -> HeadAnalysis:
+    """Analyse the heads of a finished run anew, and write `heads.json` and the report again.
+
+    Args:
+        changes: to the recipe's `head_importance`, as `key=value`.
+
+    Raises:
+        FinetuneError: the folder holds no finished run, or a change is wrong.
+    """
+    run = open_run(path, [f"head_importance.{change}" for change in changes])
+    found = study_heads(run.recipe, run.material, run.accelerator)
+    if found is None:
+        raise DataError(f"the recipe of {path} asks for no head analysis; give a method, as in --set method=gradient")
+    if run.accelerator.is_main_process:
+        write_json(run.folder.heads, found)
+        write_report(run.folder)
+    show_heads(run.console, found)
+    say(run.console, f"Report: {run.folder.report}")
+    finish(run.accelerator)
+    return found
+
+
+def compare_runs(paths: Sequence[Path]) -> list[Agreement]:
+    """Print and return how far the leading rankings of several runs agree: over seeds, over adapters, over data.
+
+    Raises:
+        DataError: a run has no analysis, or the runs rank by different methods or heads.
+    """
+    found = {str(path): read_json(RunFolder(path).heads, HeadAnalysis).methods[0] for path in paths}
+    methods = {scores.method for scores in found.values()}
+    if len(methods) > 1:
+        raise DataError(
+            f"the runs rank by {', '.join(sorted(methods))}; analyse them by one method first (--set method=)"
+        )
+    if len({tuple(map(len, scores.values)) for scores in found.values()}) > 1:
+        raise DataError("the runs have different numbers of layers or heads; compare runs of one model")
+    pairs = [
+        Agreement(first, second, kendall_tau(found[first].values, found[second].values))
+        for first, second in combinations(found, 2)
+    ]
+    show_agreement(Console(highlight=False), methods.pop(), pairs)
+    return pairs
