@@ -8,7 +8,6 @@ import torch
 
 from finetune.families import attention_sites
 from finetune.heads.gates import head_gates
-from finetune.heads.importance import gradient_importance
 from finetune.heads.sample import gate_gradients, sample_rows
 from finetune.modeling import Classifier
 from tests.helpers import encoded, sample_of
@@ -56,24 +55,6 @@ def test_the_batch_size_changes_nothing(classifier: Classifier, batch_size: int)
     np.testing.assert_allclose(parts, whole, atol=2e-5, rtol=1e-4)  # float32, values up to 1: measured 5e-6
 
 
-def test_the_absolute_value_is_taken_a_row(classifier: Classifier) -> None:
-    gradients = gate_gradients(sample_of(classifier, 6, batch_size=6))
-    scores = gradient_importance(sample_of(classifier, None, batch_size=3))
-    np.testing.assert_allclose(scores.values, np.abs(gradients).mean(0), atol=2e-5)  # batches of 3 and of 6, as above
-    expected = np.abs(gradients).std(0, ddof=1) / np.sqrt(6)
-    np.testing.assert_allclose(scores.standard_errors, expected, atol=2e-5)
-    assert (scores.rows, scores.split, scores.method) == (6, "validation", "gradient")
-    # Public code takes it a batch, where rows cancel: another result.
-    assert not np.allclose(np.abs(gradients.mean(0)), scores.values, rtol=0.05)
-
-
-def test_one_row_has_no_standard_error(classifier: Classifier) -> None:
-    scores = gradient_importance(sample_of(classifier, 1, batch_size=4))
-    assert scores.rows == 1
-    assert scores.standard_errors == [[None] * 3] * 2
-    assert len(scores.ranked()) == 6
-
-
 def test_the_classifier_is_left_as_it_was(classifier: Classifier) -> None:
     classifier.model.train()
     asking = {name for name, p in classifier.model.named_parameters() if p.requires_grad}
@@ -101,11 +82,3 @@ def test_rows_are_drawn_without_repeats() -> None:
     assert drawn == sorted(set(drawn)) == sample_rows(100, 10, 0)
     assert len(drawn) == 10
     assert drawn != sample_rows(100, 10, 1)
-
-
-def test_ranking_puts_the_most_important_first(classifier: Classifier) -> None:
-    scores = gradient_importance(sample_of(classifier, None, batch_size=6))
-    values = [cell.value for cell in scores.ranked()]
-    assert values == sorted(values, reverse=True)
-    first = scores.ranked()[0]
-    assert scores.values[first.layer][first.head] == values[0]
