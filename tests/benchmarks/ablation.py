@@ -23,7 +23,7 @@ from rich.table import Table
 
 from finetune.data.encoding import encode_split
 from finetune.data.read import RawSplit
-from finetune.heads.ablation import Ablation, ablation, sample_savings
+from finetune.heads.ablation import ablation, sample_savings
 from finetune.heads.sample import Sample
 from finetune.modeling import load_tokenizer, quiet_libraries
 from tests.benchmarks.speed import MODEL, build
