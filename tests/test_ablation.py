@@ -46,7 +46,7 @@ def test_fast_equals_naive(family: str, lora: Lora | None, tmp_path: Path) -> No
     classifier = build(checkpoint(family, AutoModel, tmp_path), lora)
     for name, parameter in classifier.model.named_parameters():
         if "lora_B" in name:  # LoRA starts at zero, where it could not be told from its absence
-            nn.init.normal_(parameter, std=0.3)
+            nn.init.normal_(parameter, std=0.1)
     # Nyströmformer fails on batches in which rows differ in length.
     split = split_of(classifier) if family == "nystromformer" else encoded(classifier, labels=[0, 1, 2, 3, 4, 0])
     sample = sample_of(classifier, 4, batch_size=4, split=split)
@@ -54,9 +54,11 @@ def test_fast_equals_naive(family: str, lora: Lora | None, tmp_path: Path) -> No
     assert naive.without.shape == (4, *SHAPES.get(family, (2, 3)), 5)
     assert naive.savings is None
     assert fast.savings == EXPECTED.get(family, ALL)
-    # Logits up to 5; measured at most 5e-6 (MobileBERT), 2e-6 elsewhere.
-    np.testing.assert_allclose(fast.without, naive.without, atol=1e-5, rtol=1e-5)
-    np.testing.assert_allclose(fast.whole, naive.whole, atol=1e-5, rtol=1e-5)
+    # Logits up to 5; measured at most 3e-6, but for MobileBERT, whose layers without normalisation let rounding grow:
+    # 1.3e-5 apart, when the naive way is 2e-5 from float64 and the fast one 7e-6.
+    tolerance = 1e-4 if family == "mobilebert" else 1e-5
+    np.testing.assert_allclose(fast.without, naive.without, atol=tolerance, rtol=1e-5)
+    np.testing.assert_allclose(fast.whole, naive.whole, atol=tolerance, rtol=1e-5)
     effect = np.abs(naive.without - naive.whole[:, None, None]).max((0, 3))
     assert (effect > 1e-4).all()  # each head does something, so that one taken for another would show
 
@@ -118,7 +120,7 @@ def test_each_saving_by_itself(
 
 def test_a_saving_that_would_be_wrong_is_not_taken(tiny_bert: Path) -> None:
     found = bert(tiny_bert)
-    found.base.bert.pooler.forward = lambda states: torch.tanh(states.mean(1))  # reads all positions
+    found.base.bert.pooler.forward = lambda states: torch.tanh(states[:, :2].mean(1))  # reads two positions
     sample = sample_of(found, batch_size=4)
     fast, naive = ablation(sample), ablation(sample, fast=False)
     assert fast.savings == OWN
@@ -194,10 +196,9 @@ def test_the_weights_may_be_bf16(tiny_bert: Path) -> None:
     fast, naive = (ablation(sample_of(found, batch_size=4), fast=way) for way in (True, False))
     assert fast.savings == ALL  # tried in float32
     assert all(torch.equal(tensor, before[name]) for name, tensor in found.base.state_dict().items())
-    # Both ways are as far from float32: measured MEASURE1 and MEASURE2 for logits up to 4.
-    print("MEASURED bf16", *(np.abs(way.without - exact).max() for way in (fast, naive)), np.abs(exact).max())
-    assert np.abs(fast.without - exact).max() < 0.1
-    assert np.abs(naive.without - exact).max() < 0.1
+    # Both ways are as far from float32: measured 0.135 and 0.138, for logits up to 4.5.
+    assert np.abs(fast.without - exact).max() < 0.3
+    assert np.abs(naive.without - exact).max() < 0.3
 
 
 def test_the_passes_may_be_bf16(tiny_bert: Path) -> None:
@@ -208,9 +209,9 @@ def test_the_passes_may_be_bf16(tiny_bert: Path) -> None:
     half = replace(sample, accelerator=_Bf16(sample.accelerator))  # type: ignore[arg-type]
     fast, naive = (ablation(half, fast=way) for way in (True, False))
     assert fast.savings == ALL
-    print("MEASURED autocast", *(np.abs(way.without - exact).max() for way in (fast, naive)), np.abs(exact).max())
-    assert 1e-4 < np.abs(fast.without - exact).max() < 0.1
-    assert 1e-4 < np.abs(naive.without - exact).max() < 0.1
+    # Both ways are as far from float32: measured 0.197 and 0.196, for logits up to 3.2.
+    assert 1e-4 < np.abs(fast.without - exact).max() < 0.3
+    assert 1e-4 < np.abs(naive.without - exact).max() < 0.3
 
 
 class _Bf16:
@@ -270,8 +271,6 @@ def numbers(problem_type: str, labels: list[object], logits: list[list[float]], 
 
 def test_measures_of_single_labels() -> None:
     found = numbers("single_label_classification", [0, 1, 1], [[0, 0], [0, 1], [2, 0]], [[0, 1], [1, 0], [0, 3]])
-    with_, without = np.array([[0.5, 0.5], 0, 0], dtype=object), None
-    del with_, without
     p = [np.exp(z) / np.exp(z).sum() for z in np.array([[0, 0], [0, 1], [2, 0]], dtype=float)]
     q = [np.exp(z) / np.exp(z).sum() for z in np.array([[0, 1], [1, 0], [0, 3]], dtype=float)]
     loss = [np.log(a[label] / b[label]) for a, b, label in zip(p, q, [0, 1, 1], strict=True)]

@@ -171,7 +171,7 @@ class _Layers:
             result = forward(*args, **kwargs)
         finally:
             handle.remove()
-        states = result if isinstance(result, Tensor) else result[0]
+        states: Tensor = result if isinstance(result, Tensor) else result[0]
         return _with_states(result, states.flatten(0, 1) if OWN_ATTENTION in self.shortcut.savings else states)
 
     def _copied(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -189,8 +189,8 @@ class _Layers:
         self.idle = ~share.flatten(2).any(-1)
         weight = linear.weight.unflatten(0, (num_heads, -1))[self.heads].to(context.dtype)  # (K, D, E)
         removed = torch.bmm(share.flatten(1, 2), weight)  # (K, B * S, E)
-        subtracted: Tensor = result - removed.unflatten(1, context.shape[:2])
-        return subtracted
+        rest: Tensor = result - removed.unflatten(1, context.shape[:2])
+        return rest
 
     def _zero(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Zero head k of the k-th copy in what the projection gets, (K * B, S, H * D)."""
