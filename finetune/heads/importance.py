@@ -21,7 +21,7 @@ from finetune.heads.ablation import MEASURES, ablation
 from finetune.heads.attention_maps import confidence, entropy
 from finetune.heads.estimate import Estimate, as_table, mean_over_rows, removal_order
 from finetune.heads.gates import removed_heads
-from finetune.heads.gradients import fisher, gradient, gradient_layer_norm, integrated_gradients
+from finetune.heads.gradients import fisher, gradient, gradient_layer_norm, integrated_gradients, path_gradients
 from finetune.heads.iterative import iterative
 from finetune.heads.learned import learned_gates
 from finetune.heads.learned_order import learned_order
@@ -35,10 +35,16 @@ _GATE_STEPS, _ORDER_STEPS = 40, 10  # of each fold
 
 @dataclass(frozen=True)
 class Method:
-    """How heads are ranked: the formula of a head's value, and the function that estimates it."""
+    """How heads are ranked: the formula of a head's value, and the function that estimates it.
+
+    Attributes:
+        measure: from rows, steps of a path and seed.
+        again: the same for measuring again as heads go, where it can be had for less; None: `measure`.
+    """
 
     formula: str
-    measure: Callable[[Sample, int, int], Estimate]  # (rows, steps of a path, seed)
+    measure: Callable[[Sample, int, int], Estimate]
+    again: Callable[[Sample, int, int], Estimate] | None = None
 
 
 def random_values(sample: Sample, seed: int) -> Estimate:
@@ -65,7 +71,9 @@ METHODS: dict[str, Method] = {
         "E|dL/dgate| over the layer's norm", lambda sample, steps, seed: gradient_layer_norm(sample)
     ),
     "integrated_gradients": Method(
-        "share of L(0) - L(1)", lambda sample, steps, seed: integrated_gradients(sample, steps)
+        "share of L(0) - L(1)",
+        lambda sample, steps, seed: integrated_gradients(sample, steps),
+        again=lambda sample, steps, seed: mean_over_rows(-path_gradients(sample, sample.gates(), steps)),
     ),
     "fisher": Method("E(dL/dgate)^2", lambda sample, steps, seed: fisher(sample)),
     "ablation_loss": Method("L without the head - L", lambda sample, steps, seed: ablated(sample, "loss")),
@@ -99,8 +107,10 @@ def measure_importance(
     name = method.removeprefix(ITERATIVE)
     chosen = METHODS[name]
 
+    estimator = chosen.again if method.startswith(ITERATIVE) and chosen.again else chosen.measure
+
     def estimate(rows: Sample) -> Estimate:
-        return chosen.measure(rows, steps, seed)
+        return estimator(rows, steps, seed)
 
     if method.startswith(ITERATIVE):
         found, rows = _measured_again(sample, estimate, max_seconds, seed)

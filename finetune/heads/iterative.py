@@ -25,15 +25,17 @@ def iterative(sample: Sample, scorer: Scorer, rounds: int = 10) -> Estimate:
 
     Args:
         scorer: from the gates (L, H) of the heads that are left to their estimate.
-        rounds: how many times heads are measured; an equal share goes after each.
+        rounds: parts that the heads go in. The last two go after the same measurement: what is left by then is each
+            layer's last head, or little more.
     """
     sites, gates = sample.sites, sample.gates()
     heads = sum(site.num_heads for site in sites)
     gone: list[Head] = []
     values, errors = np.full(gates.shape, np.nan), np.full(gates.shape, np.nan)
-    highest = -np.inf
+    highest, estimate = -np.inf, Estimate(values)
     for turn in range(1, rounds + 1):
-        estimate = scorer(gates)
+        if turn < rounds or rounds == 1:
+            estimate = scorer(gates)
         left = [at for at in removal_order(estimate.values, sites, keep_one=False) if gates[at] > 0]
         order = last_heads_last([*gone, *left], sites)
         going = [at for at in order if at not in gone][: round(heads * turn / rounds) - len(gone)]
