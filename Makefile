@@ -4,7 +4,7 @@ RUN ?= runs/toy
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 
-.PHONY: install format lint test eval bench toy clean
+.PHONY: install format lint test eval bench bench-heads toy clean
 
 install: $(SETUP)
 
@@ -36,6 +36,12 @@ eval: $(SETUP)
 
 bench: $(SETUP)
 	$(BIN)/python -m tests.benchmarks.speed
+
+# Rankings of heads against each other, over tasks and seeds. DATA holds sst2, trec and banking77, each with
+# train, validation and test.parquet and labels.json; takes over an hour where nothing is trained yet.
+bench-heads: $(SETUP)
+	$(BIN)/python -m tests.benchmarks.ablation
+	$(BIN)/python -m tests.benchmarks.heads --data $(DATA) --runs runs/bench-heads
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
