@@ -31,6 +31,15 @@ def bert_lora(checkpoint: Path) -> Classifier:
     return found
 
 
+def bert_dora(checkpoint: Path) -> Classifier:
+    found = tiny_classifier(checkpoint, lora=Lora(2, 4, 0.0, ROLES, use_dora=True))
+    torch.manual_seed(4)
+    for name, parameter in found.model.named_parameters():
+        if "lora_B" in name or "magnitude" in name:
+            nn.init.uniform_(parameter, 0.5, 1.5)
+    return found
+
+
 def small(checkpoint: Path) -> Classifier:
     torch.manual_seed(0)
     tokenizer = word_tokenizer(datasets.Dataset.from_dict({"sentence": SENTENCES}), 40)
@@ -153,3 +162,60 @@ def test_the_check_before_use_sees_a_gate_that_changes_something(tiny_bert: Path
     base.bert.embeddings.dropout.p = 0.5
     with pytest.raises(ModelError, match="gates of 1 changed the logits"):
         check_gates(base, sites, inputs)
+
+
+@pytest.mark.parametrize("build", [bert, bert_lora, bert_dora])
+def test_gates_are_the_same_with_every_attention_and_compiled(
+    tiny_bert: Path, build: Callable[[Path], Classifier]
+) -> None:
+    found = build(tiny_bert)
+    base, sites = found.base.eval(), attention_sites(found.base)
+    inputs = found.tokenizer(SENTENCES, padding=True, return_tensors="pt").data
+    gates = torch.rand(len(SENTENCES), 2, 3)
+    with head_gates(base, sites, gates):
+        fused = base(**inputs).logits
+    base.set_attn_implementation("eager")
+    with head_gates(base, sites, gates):
+        eager = base(**inputs).logits
+    torch.testing.assert_close(eager, fused, atol=2e-6, rtol=1e-5)  # measured 5e-7
+    if build is bert_dora:
+        return  # peft 0.21's DoRA does not compile without warnings, gates or not
+    torch._dynamo.reset()
+    compiled = torch.compile(base, backend="eager", fullgraph=True)
+    with head_gates(base, sites, gates):
+        torch.testing.assert_close(compiled(**inputs).logits, eager, atol=2e-6, rtol=1e-5)
+
+
+def test_zero_equals_zeroed_columns_under_dora(tiny_bert: Path) -> None:
+    found = bert_dora(tiny_bert)
+    base, sites = found.base.eval(), attention_sites(found.base)
+    inputs = found.tokenizer(SENTENCES, padding=True, return_tensors="pt").data
+    gates = torch.ones(2, 3)
+    gates[1, 2] = 0
+    with head_gates(base, sites, gates):
+        gated = base(**inputs).logits
+    plain = base(**inputs).logits
+    # DoRA divides by the norms of whole rows, so the columns are zeroed in the merged weights, as a gate does.
+    merged = found.model.merge_and_unload().eval()
+    with torch.no_grad():
+        merged.get_submodule(sites[1].output).weight[:, 16:] = 0
+    torch.testing.assert_close(gated, merged(**inputs).logits, atol=1e-5, rtol=1e-5)  # merging rounds: measured 1e-6
+    assert not torch.allclose(gated, plain, atol=1e-3)
+
+
+def test_a_model_compiled_before_is_refused_and_so_is_one_that_does_not_run(tiny_bert: Path) -> None:
+    base = bert(tiny_bert).base.eval()
+    inputs = {"input_ids": torch.tensor([[2, 3, 4]])}
+    torch._dynamo.reset()
+    compiled = torch.compile(base, backend="eager")
+    compiled(**inputs)
+    with (
+        pytest.raises(ModelError, match="compiled before the gates were set"),
+        head_gates(base, attention_sites(base), torch.zeros(2, 3)),
+    ):
+        compiled(**inputs)
+    with (
+        pytest.raises(ModelError, match="the model did not run"),
+        head_gates(base, attention_sites(base), torch.zeros(2, 3)),
+    ):
+        pass

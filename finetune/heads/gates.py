@@ -33,12 +33,17 @@ def head_gates(base: nn.Module, sites: Sequence[AttentionSite], gates: Tensor) -
         gates: (B, L, H), a gate for each example, or (L, H) for all; may require gradients.
 
     Raises:
-        ModelError: the gates' shape does not fit, or a layer was not called as often as the others, so that its
-            gates did nothing.
+        ModelError: the gates' shape does not fit, or the model did not run, or a layer was not called as often as the
+            others, so that its gates did nothing.
     """
     with _hooked(base, sites, gates) as hooks:
         yield
     passes = [hook.calls / len(hook.sites) for hook in hooks]
+    if not any(passes):
+        raise ModelError(
+            "no gated projection was called: the model did not run, or it was compiled before the gates were set, "
+            "which torch.compile does not see; compile it anew under the gates (torch._dynamo.reset())"
+        )
     if len(set(passes)) != 1 or passes[0] != int(passes[0]):
         raise ModelError(
             f"the gated projections were called {[hook.calls for hook in hooks]} times for "
