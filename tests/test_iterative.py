@@ -16,6 +16,7 @@ from finetune.heads.importance import measure_importance
 from finetune.heads.iterative import iterative
 from finetune.heads.sample import Sample
 from finetune.heads.shapley import shapley_values
+from tests.conftest import SENTENCES
 from tests.helpers import encoded, sample_of
 from tests.test_families import build, checkpoint
 from tests.test_gates import BUILDERS, bert, zero_columns
@@ -32,7 +33,8 @@ def sample(request: pytest.FixtureRequest, tiny_bert: Path, tmp_path: Path) -> S
         found = build(checkpoint("albert", AutoModel, tmp_path), None)
     else:
         found = request.param(tiny_bert)
-    return sample_of(found, 4, batch_size=4, split=encoded(found, labels=[0, 1, 0, 1, 0, 1]))
+    # Of one length: with two lengths the shortcuts are tried twice, after which calls may be in step again by luck.
+    return sample_of(found, split=encoded(found, [SENTENCES[2], SENTENCES[0], SENTENCES[2]], [0, 1, 1]))
 
 
 def some_removed(sample: Sample) -> torch.Tensor:
