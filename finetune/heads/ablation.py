@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from finetune.data.batching import LocalBatch
 from finetune.errors import ModelError
 from finetune.families import AttentionSite
-from finetune.heads.gates import head_gates
+from finetune.heads.gates import counts_layers, head_gates
 from finetune.heads.sample import Sample, heads_wide
 from finetune.heads.shortcuts import SAVINGS, Shortcut, logits_without, rows_at_a_time, take_shortcut
 from finetune.losses import decisions, per_example_loss
@@ -109,7 +109,7 @@ def ablation(sample: Sample, *, fast: bool = True) -> Ablation:
             fits, and with False, there is one gated forward pass for each head.
     """
     base, sites, accelerator = sample.classifier.base, sample.sites, sample.accelerator
-    savings = sample_savings(sample) if fast else None
+    savings = sample_savings(sample) if fast and not counts_layers(base, sites) else None
     if savings is not None:
         sample = replace(sample, batch_size=rows_at_a_time(sites, float(sample.split.lengths[sample.rows].mean())))
     shortcuts: list[Shortcut] = []

@@ -5,7 +5,7 @@ N rows, L layers, H heads, C classes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -70,7 +70,7 @@ def analyse_heads(
         leave_one_out=removed,
         changes=changes,
         changes_agreement=None if changes is None else against_importance(changes, leading.values, leading.method),
-        warnings=warnings(methods, truth, removed),
+        warnings=[*untested(splits, asked, len(unseen)), *warnings(methods, truth, removed)],
     )
 
 
@@ -93,6 +93,25 @@ def separate_rows(
     return ranked, rest[sample_rows(len(rest), asked.curve_samples, seed)]
 
 
+def untested(splits: Collection[str], asked: HeadImportanceSection, unseen: int) -> list[str]:
+    """Return a warning if a test of the ranking was asked for, and there are no rows for it.
+
+    Args:
+        unseen: rows of `asked.curve_split` that did not rank.
+    """
+    name = asked.curve_split
+    if name is None or unseen:
+        return []
+    lost = ", and no head was removed alone" if asked.leave_one_out else ""
+    others = ", ".join(split for split in splits if split != asked.split)
+    if name == asked.split:
+        reason, repair = f"the only row of {name} ranks the heads", "give more rows"
+    else:
+        reason, repair = f"there are no {name} rows", f"give some (such as data.{name}_file)"
+    named = f", or name another split as head_importance.curve_split ({others})" if others else ""
+    return [f"The ranking was not tested: {reason}{lost}; {repair}{named}."]
+
+
 def leave_one_out(sample: Sample, seed: int) -> LeaveOneOut:
     """Return what removal of each head alone does to the sample's rows, tested row by row."""
     found = ablation(sample)
@@ -101,7 +120,9 @@ def leave_one_out(sample: Sample, seed: int) -> LeaveOneOut:
         tests, measure = paired_error_tests(whole, without, sample.sites, seed=seed), "mean squared error"
     else:
         whole, without = (_right(torch.from_numpy(logits), sample) for logits in (found.whole, found.without))
-        tests, measure = paired_tests(whole, without, sample.sites, seed=seed), "accuracy"
+        several = sample.problem_type == "multi_label_classification"
+        tests = paired_tests(whole, without, sample.sites, seed=seed)
+        measure = "subset_accuracy" if several else "accuracy"
     return LeaveOneOut(sample.split_name, len(sample), measure, tests)
 
 

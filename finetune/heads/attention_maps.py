@@ -49,15 +49,18 @@ def eager_attention(classifier: Classifier) -> Iterator[None]:
 def _of_maps(sample: Sample, summary: Callable[[Tensor], Tensor]) -> np.ndarray:
     """Return (N, L, H): `summary`, from (B, H, S, S) to (B, H, S), averaged over each row's real tokens."""
     base, sites, accelerator = sample.classifier.base, sample.sites, sample.accelerator
+    model_type = str(base.config.model_type)
 
     @torch.no_grad()
     def measure(batch: LocalBatch, places: np.ndarray) -> Tensor:
         with accelerator.autocast():
             maps = base(**batch.inputs, output_attentions=True).attentions
+        if maps is None or len(maps) != len(sites):
+            raise _no_maps(model_type, sites[0].num_heads)
         real = batch.inputs["attention_mask"].float()  # (B, S)
         found = real.new_full((len(places), len(sites), heads_wide(sites)), torch.nan)
         for site, weights in zip(sites, maps, strict=True):
-            _refuse_other_maps(weights, real, site.num_heads, str(base.config.model_type))
+            _refuse_other_maps(weights, real, site.num_heads, model_type)
             tokens = summary(weights.float())  # (B, H, S)
             found[:, site.layer, : weights.shape[1]] = (tokens * real[:, None]).sum(-1) / real.sum(-1)[:, None]
         return found
@@ -72,7 +75,11 @@ def _refuse_other_maps(weights: Tensor, real: Tensor, num_heads: int, model_type
     fits = weights.dim() == 4 and weights.shape[1] <= num_heads and weights.shape[2:] == (tokens, tokens)
     room = 1e-4 if weights.dtype == torch.float32 else 3e-2
     if not fits or not bool(((weights.float().sum(-1) - 1).abs() < room).all()):
-        raise ModelError(
-            f"a '{model_type}' model gives no attention weights of shape (B, {num_heads}, S, S) that sum to 1; "
-            "confidence and entropy do not apply, choose another method"
-        )
+        raise _no_maps(model_type, num_heads)
+
+
+def _no_maps(model_type: str, num_heads: int) -> ModelError:
+    return ModelError(
+        f"a '{model_type}' model gives no attention weights of shape (B, {num_heads}, S, S) that sum to 1; "
+        "confidence and entropy do not apply, choose another method"
+    )

@@ -9,6 +9,7 @@ changes nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -55,10 +56,18 @@ def head_gates(base: nn.Module, sites: Sequence[AttentionSite], gates: Tensor) -
 def removed_heads(base: nn.Module, sites: Sequence[AttentionSite], gates: Tensor) -> Iterator[None]:
     """The same for gates (L, H) under which other measurements are made, gated themselves or skipping layers.
 
-    Gates within gates multiply. Whether each layer is called is not looked at.
+    Gates within gates multiply. Whether each layer is called is not looked at; where layers share a projection,
+    no pass may leave a layer out (`counts_layers`).
     """
     with _hooked(base, sites, gates):
         yield
+
+
+def counts_layers(base: nn.Module, sites: Sequence[AttentionSite]) -> bool:
+    """Return whether gates are in place on a projection that layers share: all of these must then be called."""
+    shared = {path for path, times in Counter(site.output for site in sites).items() if times > 1}
+    modules = [base.get_submodule(path) for path in shared]
+    return any(isinstance(hook, _GateHook) for module in modules for hook in module._forward_pre_hooks.values())
 
 
 @contextmanager
@@ -95,7 +104,8 @@ class _GateHook:
         if site.channels_first:
             gate = gate.reshape(-1, site.num_heads, 1, 1)  # (1 or B, H, 1, 1)
             return ((states.unflatten(1, (site.num_heads, -1)) * gate).flatten(1, 2), *rest)
-        gate = gate.reshape(-1, 1, site.num_heads, 1)  # (1 or B, 1, H, 1)
+        between = [1] * (states.dim() - 2)  # none where a projection is handed the unit vectors to read it off
+        gate = gate.reshape(-1, *between, site.num_heads, 1)  # (1 or B, 1, H, 1)
         return ((states.unflatten(-1, (site.num_heads, -1)) * gate).flatten(-2), *rest)
 
 

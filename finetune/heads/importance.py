@@ -19,9 +19,9 @@ from accelerate.utils import broadcast_object_list
 from finetune.head_results import HeadScores
 from finetune.heads.ablation import MEASURES, ablation
 from finetune.heads.attention_maps import confidence, entropy
-from finetune.heads.estimate import Estimate, as_table, mean_over_rows, removal_order
+from finetune.heads.estimate import Estimate, as_table, layer_normalised, mean_over_rows, removal_order
 from finetune.heads.gates import removed_heads
-from finetune.heads.gradients import fisher, gradient, gradient_layer_norm, integrated_gradients, path_gradients
+from finetune.heads.gradients import fisher, gradient, integrated_gradients, path_gradients
 from finetune.heads.iterative import iterative
 from finetune.heads.learned import learned_gates
 from finetune.heads.learned_order import learned_order
@@ -30,7 +30,7 @@ from finetune.heads.shapley import shapley_values
 from finetune.heads.stability import split_half_stability
 
 ITERATIVE = "iterative_"
-_GATE_STEPS, _ORDER_STEPS = 40, 10  # of each fold
+_GATE_STEPS, _ORDER_STEPS = 40, 8  # of each fold
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,13 @@ class Method:
 
     Attributes:
         measure: from rows, steps of a path and seed.
+        finish: what is done to the mean over all rows, which may have been measured in blocks.
         again: the same for measuring again as heads go, where it can be had for less; None: `measure`.
     """
 
     formula: str
     measure: Callable[[Sample, int, int], Estimate]
+    finish: Callable[[Estimate], Estimate] = lambda estimate: estimate
     again: Callable[[Sample, int, int], Estimate] | None = None
 
 
@@ -68,7 +70,7 @@ def shapley(sample: Sample, seed: int) -> Estimate:
 METHODS: dict[str, Method] = {
     "gradient": Method("E|dL/dgate|", lambda sample, steps, seed: gradient(sample)),
     "gradient_layer_norm": Method(
-        "E|dL/dgate| over the layer's norm", lambda sample, steps, seed: gradient_layer_norm(sample)
+        "E|dL/dgate| over the layer's norm", lambda sample, steps, seed: gradient(sample), layer_normalised
     ),
     "integrated_gradients": Method(
         "share of L(0) - L(1)",
@@ -113,10 +115,11 @@ def measure_importance(
         return estimator(rows, steps, seed)
 
     if method.startswith(ITERATIVE):
-        found, rows = _measured_again(sample, estimate, max_seconds, seed)
+        found, rows = _measured_again(sample, lambda rows: chosen.finish(estimate(rows)), max_seconds, seed)
         formula = f"{chosen.formula}, measured again as heads go"
     else:
         found, rows = _within(sample, estimate, max_seconds, seed)
+        found = chosen.finish(found)
         formula = chosen.formula
     sites = sample.sites
     return HeadScores(
@@ -169,7 +172,8 @@ def _within(
             broadcast_object_list(late)  # all stop together
         if late[0]:
             break
-    return (mean_over_rows(np.concatenate(parts), found.note) if parts else found), done
+    note = f"measured in {len(parts)} blocks of rows; of the last: {found.note}" if len(parts) > 1 else found.note
+    return (mean_over_rows(np.concatenate(parts), note if found.note else "") if parts else found), done
 
 
 def _shuffled(sample: Sample, seed: int) -> np.ndarray:

@@ -34,11 +34,14 @@ def iterative(sample: Sample, scorer: Scorer, rounds: int = 10) -> Estimate:
     values, errors = np.full(gates.shape, np.nan), np.full(gates.shape, np.nan)
     highest, estimate = -np.inf, Estimate(values)
     for turn in range(1, rounds + 1):
+        number = round(heads * turn / rounds) - len(gone)
+        if number == 0:  # fewer heads than rounds
+            continue
         if turn < rounds or rounds == 1:
             estimate = scorer(gates)
         left = [at for at in removal_order(estimate.values, sites, keep_one=False) if gates[at] > 0]
         order = last_heads_last([*gone, *left], sites)
-        going = [at for at in order if at not in gone][: round(heads * turn / rounds) - len(gone)]
+        going = [at for at in order if at not in gone][:number]
         for at in going:
             highest = max(highest, float(estimate.values[at]))
             values[at] = highest

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from finetune.data.batching import plan_scoring
 from finetune.heads.estimate import Estimate
 from finetune.heads.gradients import gradient_layer_norm
-from finetune.heads.sample import Sample, gate_gradients
+from finetune.heads.sample import Sample, gate_gradients, real_heads
 
 FOLDS = 4
 _BATCH = 32  # rows of a step, each with a draw of its own
@@ -53,7 +53,7 @@ def learned_order(sample: Sample, steps: int, seed: int = 0) -> Estimate:
 def _learn(sample: Sample, steps: int, seed: int) -> np.ndarray:
     """Return scores (L, H), the mean of those after each step of the second half."""
     rng, noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    there = torch.from_numpy(_real_heads(sample))  # (L, H)
+    there = torch.from_numpy(real_heads(sample.sites))  # (L, H)
     start = gradient_layer_norm(sample).values
     ranks = stats.rankdata(start[there.numpy()])
     scores = torch.full(there.shape, -math.inf)
@@ -103,11 +103,3 @@ def draw_masks(scores: Tensor, rows: int, noise: torch.Generator) -> tuple[Tenso
     masks = torch.maximum((noisy >= threshold).to(noisy.dtype), best)
     near = torch.sigmoid((noisy - threshold) / _TEMPERATURE)
     return masks, 4 * near * (1 - near)
-
-
-def _real_heads(sample: Sample) -> np.ndarray:
-    """Return which cells of the (L, H) table are heads."""
-    there = np.zeros(tuple(sample.gates().shape), dtype=bool)
-    for site in sample.sites:
-        there[site.layer, : site.num_heads] = True
-    return there

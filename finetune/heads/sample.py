@@ -114,7 +114,7 @@ def row_losses(sample: Sample, gates: Tensor) -> np.ndarray:
 
 
 def gate_gradients(sample: Sample, gates: Tensor | None = None) -> np.ndarray:
-    """Return each row's gradient of its own loss by each gate: (N, L, H).
+    """Return each row's gradient of its own loss by each gate: (N, L, H); NaN where a layer lacks the head.
 
     The losses of a batch are summed, and a row's loss depends on its own gates alone, so that one backward
     pass gives every row's exact gradient; the batch size changes nothing but rounding.
@@ -133,7 +133,9 @@ def gate_gradients(sample: Sample, gates: Tensor | None = None) -> np.ndarray:
         (gradient,) = torch.autograd.grad(losses.sum(), own)
         return gradient
 
-    return sample.each(measure)
+    found = sample.each(measure)
+    found[:, ~real_heads(sample.sites)] = np.nan
+    return found
 
 
 def check_sample(sample: Sample) -> None:
@@ -169,6 +171,14 @@ def sample_rows(rows: int, most: int | None, seed: int) -> list[int]:
 def heads_wide(sites: Sequence[AttentionSite]) -> int:
     """Return the width of a table of heads: the largest number of heads in a layer."""
     return max(site.num_heads for site in sites)
+
+
+def real_heads(sites: Sequence[AttentionSite]) -> np.ndarray:
+    """Return which cells of the table of heads are heads, (L, H)."""
+    there = np.zeros((len(sites), heads_wide(sites)), dtype=bool)
+    for site in sites:
+        there[site.layer, : site.num_heads] = True
+    return there
 
 
 @contextmanager

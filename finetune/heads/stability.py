@@ -23,11 +23,11 @@ def split_half_stability(contributions: np.ndarray, *, seed: int = 0) -> TauValu
         contributions: (N, L, H); NaN where a layer lacks the head.
 
     Returns:
-        None for less than four rows, or where a half tells no head from another.
+        None for less than four rows or two heads, or where a half tells no head from another.
     """
     rows = contributions.reshape(len(contributions), -1)
     rows = rows[:, ~np.isnan(rows).any(0)]
-    if len(rows) < 4:
+    if len(rows) < 4 or rows.shape[1] < 2:
         return None
     rng, half, found = np.random.default_rng(seed), len(rows) // 2, []
     for _ in range(HALVINGS):

@@ -201,6 +201,10 @@ def stage_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(("peft",), text)
     if training.get("mixed_precision") == "fp16" and training.get("use_cpu"):
         yield Problem(("training", "mixed_precision"), "fp16 needs a GPU, but use_cpu is true; use bf16 or no")
+    asked = _section(document, "head_importance").get("method")
+    if "ablation_accuracy" in str(asked) and _section(document, "task").get("problem_type") == "regression":
+        text = "accuracy needs classes, and this is a regression; ask for ablation_loss or ablation_kl"
+        yield Problem(("head_importance", "method"), text)
     known = data.get("validation_file") or data.get("validation_rows") or data.get("validation_size")
     if data.get("dataset_name") and data.get("validation_split", "validation"):
         known = True

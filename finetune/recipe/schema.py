@@ -231,12 +231,12 @@ class HeadImportanceSection(Section):
     """Which attention heads the classifier needs, and how far to trust the answer."""
 
     method: HeadMethod | Annotated[list[HeadMethod], Field(min_length=1)] = Field(
-        "iterative_integrated_gradients", description="one or a list; the first ranks the heads"
+        "learned_order", description="one or a list; the first ranks the heads"
     )
     split: Split = Field("train", description="whose rows rank the heads")
-    max_samples: Count | None = Field(128, description="rows that rank the heads; null: all")
+    max_samples: Count | None = Field(256, description="rows that rank the heads; null: all")
     max_seconds: Annotated[float, Field(gt=0)] | None = Field(None, description="time a method may take rows for")
-    integration_steps: Count = Field(1, description="passes over the rows along the path of integrated gradients")
+    integration_steps: Count = Field(8, description="passes over the rows along the path of integrated gradients")
     curve_split: Split | None = Field("validation", description="whose rows test the ranking; null: no test")
     curve_samples: Count | None = Field(300, description="rows that test the ranking; null: all")
     random_orders: Annotated[int, Field(ge=0)] = Field(3, description="random orders to compare with")
