@@ -4,8 +4,9 @@ import io
 
 from rich.console import Console
 
+from finetune.head_results import HeadAnalysis, HeadScores
 from finetune.progress import TrainingProgress
-from finetune.results import HeadScores, MetricValue, SplitScores, SplitSummary
+from finetune.results import MetricValue, SplitScores, SplitSummary
 from finetune.terminal import show_data, show_heads, show_scores
 
 
@@ -45,16 +46,20 @@ def test_scores_are_shown_with_intervals() -> None:
 
 def test_heads_are_shown_in_percent_of_the_highest() -> None:
     console, text = terminal()
-    show_heads(
-        console, HeadScores("gradient", "E|g|", "test", 9, [[0.5, 0.25], [0.1, None]], [[0.01, 0.02], [0.03, None]])
-    )
+    heads = HeadScores(
+        "gradient", "E|g|", "test", 9, [[0.5, 0.25], [0.1, None]], [[0.01, 0.02], [0.03, None]],
+        [(0, 1), (0, 0), (1, 0)],
+    )  # fmt: skip
+    show_heads(console, HeadAnalysis([heads], warnings=["a [/b] warning"]))
     lines = text.getvalue().splitlines()
-    assert lines[0] == "Head importance, E|g|, on 9 test rows, in % of the highest, 0.5"
+    assert lines[0] == "Head importance by gradient (E|g|) on 9 test rows; 100 is the highest, 0.5, and 0 is 0"
     assert lines[2].split() == ["0", "100", "50"]
     assert lines[3].split() == ["1", "20"]
-    assert lines[4].endswith("0.0 0.5 ± 0.01, 0.1 0.25 ± 0.02, 1.0 0.1 ± 0.03")
+    assert lines[4].endswith("1.0 0.1 ± 0.03, 0.0 0.5 ± 0.01, 0.1 0.25 ± 0.02")  # in the reverse of the order
+    assert lines[5] == "a [/b] warning"
     console, text = terminal()
-    show_heads(console, HeadScores("gradient", "E|g|", "test", 1, [[0.0]], [[None]]))  # all zero: nothing divided by it
+    alone = HeadScores("gradient", "E|g|", "test", 1, [[0.0]], [[None]], [(0, 0)])
+    show_heads(console, HeadAnalysis([alone]))  # all zero: nothing divided by it
     assert "0.0 0" in text.getvalue()
 
 
