@@ -8,6 +8,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from rich.console import Console
+from rich.markup import escape
 
 from finetune.errors import DataError
 from finetune.finished import open_run
@@ -54,7 +55,10 @@ def study_run(path: Path, changes: Sequence[str]) -> HeadAnalysis:
         write_json(run.folder.heads, found)
         write_report(run.folder)
     show_heads(run.console, found)
-    say(run.console, f"Report: {run.folder.report}")
+    wanted = run.recipe.head_importance.curve_split if run.recipe.head_importance else None
+    if wanted is not None and found.truth is None:
+        say(run.console, f"[yellow]The ranking is not tried: there are no {wanted} rows that did not rank.[/]")
+    say(run.console, f"Report: {escape(str(run.folder.report))}")
     finish(run.accelerator)
     return found
 
@@ -65,6 +69,8 @@ def compare_runs(paths: Sequence[Path]) -> list[Agreement]:
     Raises:
         DataError: a run has no analysis, or the runs rank by different methods or heads.
     """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise DataError("a run is named twice; compare different runs")
     found = {str(path): read_json(RunFolder(path).heads, HeadAnalysis).methods[0] for path in paths}
     methods = {scores.method for scores in found.values()}
     if len(methods) > 1:

@@ -96,7 +96,8 @@ def test_the_report_tells_what_the_run_found(run: RunFolder) -> None:
     html = run.report.read_text()
     for said in (
         "0.875", "[0.825, 0.925]", "3 of 40 test rows are training rows too", "E|dL/dgate|",
-        "layer 0 head 1 (0.09 ± 0.002)", "1,234 of 56,789 parameters", "12.5 %", "LoRA rank 8 on query, value", "0.4321",
+        "layer 0 head 1 (0.09 ± 0.002)", "1,234 of 56,789 parameters", "12.5 %", "LoRA rank 8 on query, value",
+        "0.4321",
     ):  # fmt: skip
         assert said in html, said
     card = run.card.read_text()
