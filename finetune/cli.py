@@ -135,8 +135,9 @@ def _named_heads(text: str) -> list[tuple[int, int]]:
 
 
 def _heads(asked: argparse.Namespace) -> None:
-    from finetune.study import compare_runs, study_run
+    from finetune.study import check_runs, compare_runs, study_run
 
+    check_runs(asked.run)
     for run in asked.run if len(asked.run) == 1 or asked.set else []:
         study_run(run, asked.set)
     if len(asked.run) > 1:

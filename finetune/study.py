@@ -63,14 +63,21 @@ def study_run(path: Path, changes: Sequence[str]) -> HeadAnalysis:
     return found
 
 
+def check_runs(paths: Sequence[Path]) -> None:
+    """Raise DataError unless each path is another run, before the first of them is analysed."""
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise DataError("a run is named twice; name each once")
+    for path in paths:
+        if not RunFolder(path).recipe.is_file():
+            raise DataError(f"{path} holds no finished run (no recipe.yaml); name the folder that `train` wrote")
+
+
 def compare_runs(paths: Sequence[Path]) -> list[Agreement]:
     """Print and return how far the leading rankings of several runs agree: over seeds, over adapters, over data.
 
     Raises:
         DataError: a run has no analysis, or the runs rank by different methods or heads.
     """
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise DataError("a run is named twice; compare different runs")
     found = {str(path): read_json(RunFolder(path).heads, HeadAnalysis).methods[0] for path in paths}
     methods = {scores.method for scores in found.values()}
     if len(methods) > 1:

@@ -251,7 +251,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
         (["training.learning_rte=1"], "did you mean 'learning_rate'"),
         (["data.validation_rows=null"], "there are no validation rows to evaluate on"),
         (
-            ["data.validation_rows=null", "evaluation.eval_strategy=no"],
+            ["data.validation_rows=null", "evaluation.eval_strategy=no", "head_importance.split=validation"],
             "split is validation, but there are no such rows",
         ),
         (["peft.r=2"], "peft adapts pretrained weights"),
