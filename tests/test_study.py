@@ -24,7 +24,7 @@ def other_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(small_run: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(small_run, tmp_path / "run [1]"))
+    return Path(shutil.copytree(small_run, tmp_path / "a [1]" / "run"))
 
 
 def analysis(run: Path) -> HeadAnalysis:
