@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -134,8 +135,9 @@ def _named_heads(text: str) -> list[tuple[int, int]]:
 
 
 def _heads(asked: argparse.Namespace) -> None:
-    from finetune.study import compare_runs, study_run
+    from finetune.study import check_runs, compare_runs, study_run
 
+    check_runs(asked.run)
     for run in asked.run if len(asked.run) == 1 or asked.set else []:
         study_run(run, asked.set)
     if len(asked.run) > 1:
@@ -143,9 +145,10 @@ def _heads(asked: argparse.Namespace) -> None:
 
 
 def _prune(asked: argparse.Namespace) -> None:
-    for name, value, low, high in (("--share", asked.share, 0, 1), ("--keep-within", asked.keep_within, 0, None)):
-        if value is not None and not (low <= value and (high is None or value < high)):
-            raise DataError(f"{name} is {value:g}; it must be {low} or more" + (f" and below {high}" if high else ""))
+    if asked.share is not None and not 0 < asked.share < 1:
+        raise DataError(f"--share is {asked.share:g}; it is a share of the heads, above 0 and below 1")
+    if asked.keep_within is not None and not 0 <= asked.keep_within < math.inf:
+        raise DataError(f"--keep-within is {asked.keep_within:g}; it is a distance of scores, 0 or more")
     if asked.heal < 0:
         raise DataError(f"--heal is {asked.heal}; it counts epochs, 0 or more")
     from finetune.prune import Choice, prune

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from finetune.data.prepare import encode_splits, read_labelled, summarise
 from finetune.errors import DataError
-from finetune.preparation import Material
+from finetune.preparation import Material, check_splits
 from finetune.recipe import Recipe, load_recipe
 from finetune.results import RunFolder
 from finetune.saving import load_classifier
@@ -47,6 +47,7 @@ def open_run(path: Path, changes: Sequence[str] = ()) -> FinishedRun:
     accelerator, console = start(recipe, trackers=False)
     classifier = load_classifier(folder.model)
     splits = read_labelled(recipe.data, classifier.problem_type, classifier.label_names, recipe.seed)
+    check_splits(recipe, splits.raw)
     encoded = encode_splits(splits, classifier.tokenizer, recipe.data)
     material = Material(classifier, encoded, summarise(splits, encoded, recipe.data))
     return FinishedRun(folder, recipe, material, accelerator, console)

@@ -1,12 +1,13 @@
-"""Take possession of a run folder without losing anything that lies in it."""
+"""Take possession of a folder without losing anything that lies in it."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from finetune.errors import TrainingError
+from finetune.errors import DataError, TrainingError
 from finetune.recipe import Recipe, dump_recipe
 from finetune.results import RunFolder, SplitSummary, append_line, read_lines, write_json, write_text
 
@@ -61,3 +62,30 @@ def forget_after(history: Path, step: int) -> None:
     history.unlink(missing_ok=True)
     for entry in kept:
         append_line(history, entry)
+
+
+def check_free(target: Path) -> None:
+    """Raise DataError if a folder that is to be written is taken."""
+    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+        raise DataError(f"{target} is there already and not empty; name another folder with --output")
+
+
+@contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """Give a folder beside `target` to write to; it takes the target's place at the end, and goes on any error.
+
+    Raises:
+        DataError: the target is taken, or cannot be written.
+    """
+    check_free(target)
+    aside = target.with_name(f".{target.name}.tmp")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+        aside.mkdir(parents=True)
+    except OSError as error:
+        raise DataError(f"{target} cannot be written: {error.strerror}; name another folder with --output") from error
+    try:
+        yield aside
+        aside.replace(target)  # an empty folder gives way
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

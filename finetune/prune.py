@@ -9,14 +9,17 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import peft
+import torch
 
-from finetune.errors import DataError, ModelError
-from finetune.families import attention_sites
+from finetune.errors import DataError, ModelError, did_you_mean
+from finetune.families import attention_sites, family_of
 from finetune.finished import FinishedRun, open_run
-from finetune.freezing import freeze
+from finetune.folder import check_free, written_whole
+from finetune.freezing import freeze, hold_in_one_dtype, keep_float32
 from finetune.head_results import HeadAnalysis, HeadScores, Pruning
 from finetune.heads.curves import gates_without, scorer
 from finetune.heads.estimate import Head
@@ -36,7 +39,8 @@ from finetune.plan import make_plan
 from finetune.preparation import lora_of
 from finetune.progress import TrainingProgress
 from finetune.recipe import HeadImportanceSection
-from finetune.results import RunFolder, read_json, write_json
+from finetune.recipe.schema import HeadMethod
+from finetune.results import LayerRanks, RunFolder, read_json, write_json
 from finetune.saving import check_reload, load_classifier, save_classifier
 from finetune.scoring import predict
 from finetune.session import finish
@@ -44,6 +48,7 @@ from finetune.terminal import say, show_pruning
 from finetune.training import Loop, fit
 
 STEP = 0.05  # shares that are tried for `keep_within`
+PATIENCE = 3  # shares in a row that may score too low: a curve may dip and recover, but not for long
 _TEXTS = 8  # rows on which classifiers are compared
 _SPEED_ROWS = 256
 
@@ -66,124 +71,162 @@ def prune(path: Path, choice: Choice, *, method: str | None, heal_epochs: int, o
     Args:
         method: the ranking; None: the one that leads the run's analysis.
         heal_epochs: epochs of training after the cut, by the run's own recipe.
-        output: the folder to write; None: `pruned` in the run folder.
+        output: the folder to write, whole or not at all; None: `pruned` in the run folder.
 
     Raises:
         FinetuneError: the folder holds no finished run, the output is taken, or the heads cannot be cut out.
     """
-    target = output or RunFolder(path).pruned
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DataError(f"{target} is there already and not empty; name another folder with --output")
-    run = open_run(path, [f"head_importance.method={method}"] if method else [])
-    classifier, device = run.material.classifier, run.accelerator.device
-    if run.accelerator.num_processes > 1:
-        raise ModelError("pruning works in one process; start it with `finetune prune`, without a launcher")
+    target = (output or RunFolder(path).pruned).absolute()
+    check_free(target)
+    _check_choice(choice, method)
+    run = open_run(path)
+    _check_run(run, choice)
+    classifier = run.material.classifier
     removed, chosen_by = choose(run, choice, method)
     if not any(removed.values()):
         raise DataError(f"nothing to prune: {chosen_by}; allow more with a larger --share or --keep-within")
-    texts = sample_texts(run)
     pruned = pruned_classifier(classifier, removed)
     whole = pruned_classifier(classifier, {})  # adapters merged: the fair thing to compare with
-    difference = check_pruned(classifier, pruned, removed, texts)
+    difference = check_pruned(classifier, pruned, removed, sample_texts(run))
     before, after = score_splits(run, whole), score_splits(run, pruned)
     healed = None
     if heal_epochs:
         pruned = heal(run, pruned, heal_epochs)
         healed = score_splits(run, pruned)
-    speeds = measure_speed(whole, pruned, sample_texts(run, _SPEED_ROWS))
-    target.mkdir(parents=True, exist_ok=True)
-    save_classifier(pruned, target / "model")
-    check_reload(pruned, load_classifier(target / "model"), texts, device)
-    write_zeroed(pruned, target / "zeroed", texts)
-    with tempfile.TemporaryDirectory() as aside:
-        save_classifier(whole, Path(aside) / "model")
-        footprints = footprint(whole, Path(aside) / "model", speeds[0]), footprint(pruned, target / "model", speeds[1])
+    speeds = measure_speed(whole, pruned, sample_texts(run, _SPEED_ROWS), device=run.accelerator.device)
     heads = sum(site.num_heads for site in attention_sites(classifier.base))
-    result = Pruning(
-        chosen_by=chosen_by,
-        heads={str(layer): list(gone) for layer, gone in sorted(removed.items()) if gone},
-        share=sum(map(len, removed.values())) / heads,
-        difference=difference,
-        scores_before=before,
-        scores_after=after,
-        heal_epochs=heal_epochs,
-        scores_healed=healed,
-        before=footprints[0],
-        after=footprints[1],
-    )
-    write_json(target / "pruning.json", result)
+    with tempfile.TemporaryDirectory() as spare, written_whole(target) as aside:
+        write_models(run, pruned, aside)
+        save_classifier(whole, Path(spare))
+        result = Pruning(
+            chosen_by=chosen_by,
+            heads={str(layer): list(gone) for layer, gone in sorted(removed.items()) if gone},
+            share=sum(map(len, removed.values())) / heads,
+            difference=difference,
+            scores_before=before,
+            scores_after=after,
+            heal_epochs=heal_epochs,
+            scores_healed=healed,
+            before=footprint(whole, Path(spare), speeds[0]),
+            after=footprint(pruned, aside / "model", speeds[1]),
+        )
+        write_json(aside / "pruning.json", result)
     show_pruning(run.console, result, str(target))
     finish(run.accelerator)
     return result
 
 
+def write_models(run: FinishedRun, pruned: Classifier, folder: Path) -> None:
+    """Write the pruned classifier, and the same in whole sizes for stock transformers; read both back."""
+    texts = sample_texts(run)
+    save_classifier(pruned, folder / "model")
+    check_reload(pruned, load_classifier(folder / "model"), texts, run.accelerator.device)
+    write_zeroed(pruned, folder / "zeroed", texts)
+
+
+def _check_choice(choice: Choice, method: str | None) -> None:
+    """Raise DataError for what is wrong whatever the run is."""
+    names = get_args(HeadMethod)
+    if method is not None and method not in names:
+        raise DataError(f"--method is '{method}'; it must be one of {', '.join(names)}{did_you_mean(method, names)}")
+    twice = [head for place, head in enumerate(choice.heads or ()) if head in (choice.heads or ())[:place]]
+    if twice:
+        raise DataError(f"--heads names {twice[0][0]}.{twice[0][1]} twice; name each head once")
+    if choice.heads is not None and method is not None:
+        raise DataError("--method ranks heads to choose from, but --heads names them; give one of the two")
+
+
+def _check_run(run: FinishedRun, choice: Choice) -> None:
+    """Raise a FinetuneError where this run cannot be pruned, or not so, before anything is measured."""
+    if run.accelerator.num_processes > 1:
+        raise ModelError("pruning works in one process; start it with `finetune prune`, without a launcher")
+    config = run.material.classifier.base.config
+    if reason := family_of(config).why_mask_only(config):
+        raise ModelError(f"heads of a '{config.model_type}' model can be gated, not cut out: {reason}")
+    if choice.keep_within is not None and "validation" not in run.material.splits:
+        raise DataError("--keep-within needs validation rows, and the run has none; use --share")
+
+
 def choose(run: FinishedRun, choice: Choice, method: str | None) -> tuple[dict[int, list[int]], str]:
     """Return the heads to cut out, by layer, and how they were chosen."""
-    sites = attention_sites(run.material.classifier.base)
     if choice.heads is not None:
         named: dict[int, list[int]] = {}
         for layer, head in choice.heads:
             named.setdefault(layer, []).append(head)
-        return named, f"{len(choice.heads)} heads were named"
+        return named, f"named were {', '.join(f'{layer}.{head}' for layer, head in choice.heads)}"
     ranking = _ranking(run, method)
     origin = f"{ranking.method} on {ranking.rows} {ranking.split} rows"
     if choice.share is not None:
+        sites = attention_sites(run.material.classifier.base)
         return heads_to_prune(ranking.order, sites, choice.share), f"a share of {choice.share:g} by {origin}"
     assert choice.keep_within is not None
-    if "validation" not in run.material.splits:
-        raise DataError("--keep-within needs validation rows, and the run has none; use --share")
-    sample, metric = sample_of(run, "validation"), run.recipe.metric_names()[0]
+    metric = run.recipe.metric_names()[0]
+    removed, whole = most_within(sample_of(run, "validation"), ranking.order, metric, choice.keep_within)
+    told = f"as many as keep validation {metric} within {choice.keep_within:g} of {abs(whole):.4f}"
+    return removed, f"{told}, by {origin}"
+
+
+def most_within(
+    sample: Sample, order: Sequence[Head], metric: str, distance: float
+) -> tuple[dict[int, list[int]], float]:
+    """Return the heads of the largest share whose removal lowers the metric by `distance` at most, and the whole score.
+
+    Shares rise in steps of STEP until PATIENCE in a row score too low. The score of an error is negated.
+    """
     score = scorer(sample, metric)
-    whole, removed, best, missed = score(sample.gates()), heads_to_prune(ranking.order, sites, 0.0), 0.0, 0
+    best: dict[int, list[int]] = {}
+    whole, last, missed = score(sample.gates()), best, 0
     for step in range(1, round(1 / STEP)):
-        tried = heads_to_prune(ranking.order, sites, step * STEP)
-        gates = gates_without(sample, [(layer, head) for layer, gone in tried.items() for head in gone])
-        if score(gates) >= whole - choice.keep_within:
-            removed, best, missed = tried, step * STEP, 0
+        tried = heads_to_prune(order, sample.sites, step * STEP)
+        if tried == last:  # few heads: the next step removes no more
+            continue
+        last = tried
+        found = score(gates_without(sample, [(layer, head) for layer, gone in tried.items() for head in gone]))
+        if found >= whole - distance - 1e-9:  # 0.8 - 0.1 is a little more than 0.7
+            best, missed = tried, 0
         else:
             missed += 1
-        if missed == 3:  # a curve may dip and recover, but not for long
+        if missed == PATIENCE:
             break
-    told = f"the largest share with validation {metric} within {choice.keep_within:g} of {whole:.4f}"
-    return removed, f"{told} ({best:.0%}) by {origin}"
+    return best, whole
 
 
 def _ranking(run: FinishedRun, method: str | None) -> HeadScores:
     """Return the ranking that the run's analysis holds, or measure it; never one from test rows."""
     if run.folder.heads.is_file():
-        held = read_json(run.folder.heads, HeadAnalysis)
-        fitting = [scores for scores in held.methods if scores.method == (method or held.methods[0].method)]
-        if fitting and fitting[0].split != "test":
+        held = read_json(run.folder.heads, HeadAnalysis).methods
+        fitting = [scores for scores in held if scores.method == (method or held[0].method) and scores.split != "test"]
+        if fitting:
             return fitting[0]
+        method = method or held[0].method
     asked = run.recipe.head_importance or HeadImportanceSection()
     split = asked.split if asked.split != "test" else "train"
     sample = sample_of(run, split, asked.max_samples)
-    name = method or asked.methods()[0]
-    return measure_importance(sample, name, steps=asked.integration_steps, seed=run.recipe.seed)
+    return measure_importance(
+        sample,
+        method or asked.methods()[0],
+        steps=asked.integration_steps,
+        seed=run.recipe.seed,
+        max_seconds=asked.max_seconds,
+    )
 
 
 def heal(run: FinishedRun, pruned: Classifier, epochs: int) -> Classifier:
     """Return the pruned classifier after so many epochs by the recipe; adapters are new ones, merged at the end."""
-    recipe, own = run.recipe, run.material.classifier.model
+    recipe = run.recipe
     fields = {"num_train_epochs": epochs, "max_steps": None}
     recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update=fields)})
-    trained = pruned
-    if isinstance(own, peft.PeftModel) and recipe.peft is not None:
-        whole = tuple(getattr(own.peft_config["default"], "modules_to_save", None) or ())
-        names = [name for name, _ in pruned.base.named_parameters() if name.rpartition(".")[0] in whole]
-        lora = replace(lora_of(recipe.peft, {}), init_lora_weights=True)
-        source = pruned.source
-        location, revision = (source.location(), source.revision) if source else ("", "main")
-        trained = replace(pruned, model=add_lora(pruned.base, lora, names, location=location, revision=revision))
+    own = run.material.classifier.model
+    if isinstance(own, peft.PeftModel):
+        trained = _adapted(run, pruned, tuple(own.peft_config["default"].modules_to_save or ()))  # type: ignore[attr-defined]
     else:
-        settings = recipe.training
+        trained, settings = pruned, recipe.training
         freeze(pruned.base, freeze_embeddings=settings.freeze_embeddings, freeze_layers=settings.freeze_layers)
     plan = make_plan(recipe, rows=len(run.material.splits["train"]), processes=1)
-    quiet = replace(plan, eval_every=None, save_every=None, patience=None)
     loop = Loop(
         trained,
         run.material.splits["train"],
-        quiet,
+        replace(plan, eval_every=None, save_every=None, patience=None),
         recipe.training,
         seed=recipe.seed,
         accelerator=run.accelerator,
@@ -197,11 +240,26 @@ def heal(run: FinishedRun, pruned: Classifier, epochs: int) -> Classifier:
             evaluate=None,
             log=lambda entry: None,
             progress=progress,
-            checkpoints=Path(),
+            checkpoints=run.folder.checkpoints,  # the plan writes none
             keep=None,
         )
     run.accelerator.unwrap_model(loop.model, keep_fp32_wrapper=False)  # takes mixed precision off the model itself
-    return replace(pruned, model=merge_adapters(trained.model))
+    healed = replace(pruned, model=merge_adapters(trained.model).eval())
+    hold_in_one_dtype(healed.base, getattr(torch, pruned.source.dtype if pruned.source else "float32"))
+    return healed
+
+
+def _adapted(run: FinishedRun, pruned: Classifier, whole: Sequence[str]) -> Classifier:
+    """Return the pruned classifier with new adapters, and the modules `whole` to be trained besides, as in the run."""
+    adapters, source = run.recipe.peft, pruned.source
+    assert adapters is not None
+    assert source is not None
+    by_layer = read_json(run.folder.ranks, LayerRanks).by_layer() if adapters.by_importance() else {}
+    lora = replace(lora_of(adapters, by_layer), init_lora_weights=True)
+    new = [name for name, _ in pruned.base.named_parameters() if name.rpartition(".")[0] in whole]
+    keep_float32(pruned.base, whole)
+    adapted = add_lora(pruned.base, lora, new, location=source.location(), revision=source.revision)
+    return replace(pruned, model=adapted)
 
 
 def sample_of(run: FinishedRun, split: str, most: int | None = None) -> Sample:

@@ -31,7 +31,7 @@ from finetune.environment import describe_environment
 from finetune.errors import DataError
 from finetune.families import FAMILIES
 from finetune.finished import open_run
-from finetune.folder import check_folder, claim_folder, forget_after
+from finetune.folder import check_folder, check_free, claim_folder, forget_after, written_whole
 from finetune.lora import shared_roles
 from finetune.modeling import Classifier, quiet_libraries
 from finetune.plan import Plan, make_plan
@@ -119,10 +119,10 @@ def merge(path: Path, output: Path | None = None) -> tuple[Path, float]:
     if not folder.model.is_dir():
         raise DataError(f"{path} holds no finished run (no model/); name the folder that `train` wrote")
     output = output or folder.merged
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise DataError(f"{output} is there already and not empty; name another folder with --output")
+    check_free(output)
     texts = [("one short text",), ("another text, which is a little longer than the first",)]
-    return output, merge_classifier(load_classifier(folder.model), output, texts)
+    with written_whole(output) as aside:
+        return output, merge_classifier(load_classifier(folder.model), aside, texts)
 
 
 def rehearse(recipe: Recipe, material: Material, plan: Plan, accelerator: Accelerator, console: Console) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from rich.console import Console
+from rich.markup import escape
 
 from finetune.errors import DataError
 from finetune.finished import open_run
@@ -54,9 +55,21 @@ def study_run(path: Path, changes: Sequence[str]) -> HeadAnalysis:
         write_json(run.folder.heads, found)
         write_report(run.folder)
     show_heads(run.console, found)
-    say(run.console, f"Report: {run.folder.report}")
+    wanted = run.recipe.head_importance.curve_split if run.recipe.head_importance else None
+    if wanted is not None and found.truth is None:
+        say(run.console, f"[yellow]The ranking is not tried: there are no {wanted} rows that did not rank.[/]")
+    say(run.console, f"Report: {escape(str(run.folder.report))}")
     finish(run.accelerator)
     return found
+
+
+def check_runs(paths: Sequence[Path]) -> None:
+    """Raise DataError unless each path is another run, before the first of them is analysed."""
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise DataError("a run is named twice; name each once")
+    for path in paths:
+        if not RunFolder(path).recipe.is_file():
+            raise DataError(f"{path} holds no finished run (no recipe.yaml); name the folder that `train` wrote")
 
 
 def compare_runs(paths: Sequence[Path]) -> list[Agreement]:

@@ -15,6 +15,7 @@ from finetune.head_results import Agreement, HeadAnalysis, Pruning
 from finetune.results import LayerRanks, MetricValue, SplitScores, SplitSummary
 
 _MOST_LABELS = 8
+_HEAD_WIDTH = 4  # characters of a cell of the table of heads
 _SHADES = (
     "on grey11",
     "on grey19",
@@ -31,7 +32,7 @@ def show_data(console: Console, summary: Mapping[str, SplitSummary], where: str,
     say(console, f"Data: {escape(where)}")
     table = Table()
     for column in ("split", "rows", "labels", "tokens, median", "longest", f"cut to {max_length}"):
-        table.add_column(column, justify="left" if column in ("split", "labels") else "right")
+        table.add_column(column, justify="left" if column in ("split", "labels") else "right", overflow="fold")
     for split, facts in summary.items():
         counts = [f"{escape(name)} {count}" for name, count in facts.label_counts.items()]
         labels = ", ".join(counts[:_MOST_LABELS]) + (
@@ -67,9 +68,9 @@ def show_scores(console: Console, scores: Mapping[str, SplitScores], summary: Ma
         return
     say(console, "Scores, with 95 % bootstrap intervals where these make sense")
     table = Table()
-    table.add_column("metric")
+    table.add_column("metric", overflow="fold")
     for split, found in scores.items():
-        table.add_column(f"{split} ({found.rows} rows)", justify="right")
+        table.add_column(f"{split} ({found.rows} rows)", justify="right", overflow="fold")
     for name in next(iter(scores.values())).metrics:
         table.add_row(name, *(interval(found.metrics[name]) for found in scores.values()))
     table.add_row("loss", *(f"{found.loss:.4f}" for found in scores.values()))
@@ -92,18 +93,21 @@ def show_heads(console: Console, analysis: HeadAnalysis, most: int = 5) -> None:
         f"Head importance by {heads.method} ({heads.formula}) on {heads.rows} {heads.split} rows; "
         f"100 is the highest, {max(values):.3g}, and 0 is {lowest:.3g}",
     )
-    table = Table(padding=(0, 0), show_edge=False, box=None)
-    table.add_column("layer", justify="right")
-    for head in range(len(heads.values[0])):
-        table.add_column(str(head), justify="right", min_width=4)
-    for layer, row in enumerate(heads.values):
-        table.add_row(str(layer), *("" if value is None else _shaded((value - lowest) / span) for value in row))
-    console.print(table)
+    fitting = max(1, (console.width - len("layer")) // _HEAD_WIDTH)
+    for start in range(0, len(heads.values[0]), fitting):  # as many heads side by side as there is room for
+        table = Table(padding=(0, 0), show_edge=False, box=None)
+        table.add_column("layer", justify="right")
+        for head in range(start, min(start + fitting, len(heads.values[0]))):
+            table.add_column(str(head), justify="right", min_width=_HEAD_WIDTH)
+        for layer, row in enumerate(heads.values):
+            cells = row[start : start + fitting]
+            table.add_row(str(layer), *("" if value is None else _shaded((value - lowest) / span) for value in cells))
+        console.print(table)
     first = ", ".join(
         f"{cell.layer}.{cell.head} {cell.value:.3g}" + ("" if cell.error is None else f" ± {cell.error:.1g}")
         for cell in ranked[:most]
     )
-    say(console, f"First heads (layer.head, ± standard error over rows): {first}")
+    say(console, f"Most important first, as the last to be removed (layer.head, ± standard error over rows): {first}")
     if heads.stability is not None:
         say(console, f"Rankings of two halves of the rows agree with Kendall's tau {escape(heads.stability.text())}.")
     show_truth(console, analysis)
@@ -121,21 +125,21 @@ def show_truth(console: Console, analysis: HeadAnalysis) -> None:
         f"{truth.metric} on {truth.rows} {truth.split} rows that no ranking saw; all heads: {truth.whole:.3f}; "
         "by share of heads removed:",
     )
-    shown = [place for place, share in enumerate(truth.shares) if round(10 * share) % 2]  # every other: 80 columns
+    numbers = [score for curve in truth.curves for score in (*curve.scores, curve.mean, curve.reverse or 0.0)]
+    step = 2 if max(map(len, map(_score, numbers))) < 8 else 4  # what 80 columns hold
+    shown = range(0, len(truth.shares), step)
     table = Table(box=None, padding=(0, 1), show_edge=False)
-    table.add_column("", no_wrap=True)
-    for place in shown:
-        table.add_column(f"{truth.shares[place]:.0%}", justify="right")
-    table.add_column("mean", justify="right")
-    table.add_column("reversed", justify="right")
+    table.add_column("", overflow="fold")  # this column gives way where all do not fit
+    for title in (*(f"{truth.shares[place]:.0%}" for place in shown), "mean", "reversed"):
+        table.add_column(title, justify="right", no_wrap=True)
     for curve in truth.curves:
-        reverse = "" if curve.reverse is None else f"{curve.reverse:.3f}"
-        cells = [f"{curve.scores[place]:.3f}" for place in shown]
-        table.add_row(curve.method.replace("_", " "), *cells, f"[bold]{curve.mean:.3f}[/]", reverse)
+        cells = [_score(curve.scores[place]) for place in shown]
+        reverse = "" if curve.reverse is None else _score(curve.reverse)
+        table.add_row(curve.method.replace("_", " "), *cells, f"[bold]{_score(curve.mean)}[/]", reverse)
     band = truth.random
     if band is not None:
-        cells = [f"{band.mean_scores[place]:.3f}" for place in shown]
-        table.add_row(f"{band.orders} random orders", *cells, f"{band.mean:.3f}", "")
+        cells = [_score(band.mean_scores[place]) for place in shown]
+        table.add_row(f"{band.orders} random order{'s' * (band.orders > 1)}", *cells, _score(band.mean), "")
     console.print(table)
 
 
@@ -149,24 +153,27 @@ def show_agreement(console: Console, method: str, pairs: Sequence[Agreement]) ->
 def show_pruning(console: Console, found: Pruning, where: str) -> None:
     """Print what pruning removed, kept and gained."""
     count = sum(map(len, found.heads.values()))
-    say(console, f"Cut out {count} heads ({found.share:.0%}): {escape(found.chosen_by)}.")
+    say(console, f"Cut out {count} head{'s' * (count > 1)} ({found.share:.0%}): {escape(found.chosen_by)}.")
     states = [("all heads", found.scores_before), ("pruned", found.scores_after)]
     if found.scores_healed is not None:
         states.append((f"healed for {found.heal_epochs} epoch{'s' * (found.heal_epochs > 1)}", found.scores_healed))
     table = Table()
-    table.add_column("metric")
+    table.add_column("metric", overflow="fold")
     for name, _ in states:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for split, metrics in found.scores_before.items():
         for metric in metrics:
             table.add_row(f"{split} {metric}", *(f"{scores[split][metric]:.4f}" for _, scores in states))
-    console.print(table)
+    if table.row_count:
+        console.print(table)
+    else:
+        say(console, "No rows were held out, so nothing was scored.")
     before, after = found.before, found.after
     gain = after.rows_per_second / before.rows_per_second
     say(
         console,
-        f"Parameters {before.parameters:,} to {after.parameters:,}; {before.model_bytes / 1e6:.1f} to "
-        f"{after.model_bytes / 1e6:.1f} MB on disk; {before.rows_per_second:.0f} to {after.rows_per_second:.0f} rows/s "
+        f"Parameters {before.parameters:,} to {after.parameters:,}; {before.model_bytes / 1e6:.3g} to "
+        f"{after.model_bytes / 1e6:.3g} MB on disk; {before.rows_per_second:.0f} to {after.rows_per_second:.0f} rows/s "
         f"({gain:.2f} times), measured in turns.",
     )
     say(console, f"Pruned model: {escape(where)}/model; for stock transformers, with zeroed heads: zeroed/ beside it.")
@@ -183,6 +190,10 @@ def show_ranks(console: Console, ranks: LayerRanks, origin: str = "") -> None:
         f"Importance of the layers' heads after {ranks.steps} steps, on {ranks.rows} training rows, in % of the "
         f"highest: {shares}",
     )
+
+
+def _score(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
 
 
 def _shaded(share: float) -> str:

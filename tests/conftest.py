@@ -18,6 +18,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from finetune.data.encoding import word_tokenizer
 from finetune.modeling import quiet_libraries
+from tests.finished_runs import SCRATCH, finished, recipe
 
 settings.register_profile("steady", deadline=None, derandomize=True)  # a slow machine is no failure
 settings.load_profile("steady")
@@ -88,3 +89,17 @@ def write_recipe(tmp_path: Path) -> Callable[[str], Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the small classifier, 2 layers of 4 heads; copy it before changing it."""
+    return finished(tmp_path_factory.mktemp("small"), recipe(SCRATCH))
+
+
+@pytest.fixture(scope="session")
+def lora_run(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
+    """A finished run of the tiny BERT, 2 layers of 3 heads, with LoRA; copy it before changing it."""
+    adapters = {"r": 2, "target_modules": ["query", "value"], "lora_dropout": 0.0}
+    content = recipe({"model_name_or_path": str(tiny_bert)}, peft=adapters, head_importance={"method": "gradient"})
+    return finished(tmp_path_factory.mktemp("lora"), content)

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from finetune.errors import DataError
+from finetune.head_results import HeadAnalysis, HeadScores
 from finetune.report import write_report
 from finetune.report.figures import head_heatmap
 from finetune.report.record import worst_rows
 from finetune.report.write import interval
 from finetune.results import (
     ClassScores,
-    HeadScores,
     MetricValue,
     RunFolder,
     Speed,
@@ -36,6 +36,12 @@ task: {problem_type: single_label_classification}
 peft: {r: 8, target_modules: [query, value]}
 evaluation: {bootstrap_samples: 2000}
 """
+
+
+GRADIENT = HeadScores(
+    "gradient", "E|dL/dgate|", "test", 40, [[0.01, 0.09], [0.02, None]], [[0.001, 0.002], [0.003, None]],
+    [(0, 0), (1, 0), (0, 1)],
+)  # fmt: skip
 
 
 def cell(value: float) -> MetricValue:
@@ -69,9 +75,7 @@ def run(tmp_path: Path) -> RunFolder:
     write_json(folder.scores, {"test": scores})
     write_json(
         folder.heads,
-        HeadScores(
-            "gradient", "E|dL/dgate|", "test", 40, [[0.01, 0.09], [0.02, None]], [[0.001, 0.002], [0.003, None]]
-        ),
+        HeadAnalysis([GRADIENT]),
     )
     texts = [f"text {n} <script>alert({n})</script>" for n in range(14)]
     pq.write_table(
@@ -91,8 +95,9 @@ def test_the_report_tells_what_the_run_found(run: RunFolder) -> None:
     write_report(run)
     html = run.report.read_text()
     for said in (
-        "0.875", "[0.825, 0.925]", "3 of 40 test rows are training rows too", "E|dL/dgate|", "layer 0, head 1",
-        "1,234 of 56,789 parameters", "12.5 %", "LoRA rank 8 on query, value", "0.4321",
+        "0.875", "[0.825, 0.925]", "3 of 40 test rows are training rows too", "E|dL/dgate|",
+        "layer 0 head 1 (0.09 ± 0.002)", "1,234 of 56,789 parameters", "12.5 %", "LoRA rank 8 on query, value",
+        "0.4321",
     ):  # fmt: skip
         assert said in html, said
     card = run.card.read_text()
@@ -172,6 +177,6 @@ def test_a_browser_draws_every_figure_without_an_error(run: RunFolder) -> None:
 
 
 def test_head_colours_start_at_zero() -> None:
-    html = head_heatmap(HeadScores("gradient", "E|g|", "test", 9, [[0.5, 0.4]], [[None, None]]))
-    assert '"zmin":0,' in html.replace(" ", "")
+    html = head_heatmap(HeadScores("gradient", "E|g|", "test", 9, [[0.5, 0.4]], [[None, None]], [(0, 1), (0, 0)]))
+    assert '"zmin":0.0,' in html.replace(" ", "")
     assert '"zmax":0.5' in html.replace(" ", "")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import DataError
+from finetune.head_results import HeadAnalysis, HeadScores
 from finetune.results import (
-    HeadScores,
     MetricValue,
     RunFolder,
     SplitScores,
@@ -38,10 +38,10 @@ def test_a_number_that_is_none_is_refused_and_nothing_is_lost(tmp_path: Path) ->
 
 def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no heads\.json in"):
-        read_json(tmp_path / "heads.json", HeadScores)
+        read_json(tmp_path / "heads.json", HeadAnalysis)
     write_text(tmp_path / "heads.json", "{}")
-    with pytest.raises(DataError, match=r"heads\.json does not fit this version \(method"):
-        read_json(tmp_path / "heads.json", HeadScores)
+    with pytest.raises(DataError, match=r"heads\.json does not fit this version \(methods"):
+        read_json(tmp_path / "heads.json", HeadAnalysis)
 
 
 def test_lines_are_appended_and_read(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_lines_are_appended_and_read(tmp_path: Path) -> None:
 
 def test_every_name_in_the_run_folder_is_different(tmp_path: Path) -> None:
     written = RunFolder(tmp_path).written()
-    assert len(written) == len(set(written)) == 15
+    assert len(written) == len(set(written)) == 16
     assert all(path.parent == tmp_path for path in written)
 
 
@@ -69,5 +69,7 @@ def test_shared_rows_are_told(shared: int, said: str) -> None:
 
 
 def test_heads_that_a_layer_lacks_are_not_ranked() -> None:
-    heads = HeadScores("gradient", "", "test", 1, [[1.0, 3.0], [2.0, None]], [[None, None], [None, None]])
+    heads = HeadScores(
+        "gradient", "", "test", 1, [[1.0, 3.0], [2.0, None]], [[None, None], [None, None]], [(0, 0), (1, 0), (0, 1)]
+    )
     assert [(cell.layer, cell.head) for cell in heads.ranked()] == [(0, 1), (1, 0), (0, 0)]

@@ -175,7 +175,7 @@ def _numbers(raw: RawSplit, column: str) -> np.ndarray:
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         values = pc.utf8_trim_whitespace(values)
     try:
-        numbers = np.asarray(values.cast(pa.float64()).to_numpy(), dtype=np.float64)
+        numbers = np.array(values.cast(pa.float64()).to_numpy(), dtype=np.float64)  # a copy: Arrow's own is read-only
     except pa.ArrowInvalid:
         numbers = np.array([_number(value) for value in values.to_pylist()])
     bad = np.flatnonzero(~np.isfinite(numbers))

@@ -102,7 +102,7 @@ def head_heatmap(heads: HeadScores) -> str:
             zmax=highest,  # Plotly heeds zmin only beside zmax
             xgap=2,
             ygap=2,
-            colorbar={"title": {"text": heads.method.replace("_", " ")}, "thickness": 12},
+            colorbar={"title": {"text": "importance"}, "thickness": 12},
         )
     )
     figure.update_xaxes(title="head", type="category")
@@ -136,8 +136,8 @@ def pruning_curves(truth: PruningTruth) -> str:
             line={"color": _LINES[number % len(_LINES)], "width": 2.5 if number == 0 else 1.5},
         )
     figure.update_xaxes(title="% of heads removed")
-    figure.update_yaxes(title=f"{truth.metric.replace('_', ' ')}, {truth.rows} {truth.split} rows")
-    return _html(figure, 380)
+    figure.update_yaxes(title=truth.metric.replace("_", " "))
+    return _html(figure, 360 + 11 * len(truth.curves))  # the legend grows
 
 
 def _html(figure: go.Figure, height: int) -> str:
@@ -146,7 +146,7 @@ def _html(figure: go.Figure, height: int) -> str:
         font=_FONT,
         height=height,
         margin={"l": 60, "r": 20, "t": 40, "b": 50},
-        legend={"orientation": "h", "y": 1.12, "x": 0},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},  # grows upwards, off the plot
         paper_bgcolor="rgba(0,0,0,0)",
     )
     fragment: str = figure.to_html(
