@@ -40,6 +40,7 @@ bench: $(SETUP)
 # Rankings of heads against each other, over tasks and seeds. DATA holds sst2, trec and banking77, each with
 # train, validation and test.parquet and labels.json; takes over an hour where nothing is trained yet.
 bench-heads: $(SETUP)
+	$(BIN)/python -m tests.benchmarks.gradients
 	$(BIN)/python -m tests.benchmarks.ablation
 	$(BIN)/python -m tests.benchmarks.heads --data $(DATA) --runs runs/bench-heads
 

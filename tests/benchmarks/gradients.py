@@ -1,0 +1,50 @@
+"""What gradients of all heads cost, as a multiple of one plain scoring pass over the same rows.
+
+    python -m tests.benchmarks.gradients
+
+Random rows as short as SST-2's sentences, all-MiniLM-L6-v2, all weights or LoRA; in turns in one run, medians.
+"""
+
+from __future__ import annotations
+
+import datasets
+from rich.console import Console
+from rich.table import Table
+
+from finetune.heads.gradients import gradient, integrated_gradients
+from finetune.heads.sample import Sample
+from finetune.modeling import quiet_libraries
+from finetune.scoring import predict
+from tests.benchmarks.ablation import sample, timed
+
+ROUNDS, STEPS = 5, 8
+
+
+def multiples(rows: Sample) -> tuple[float, float, float]:
+    """Return the median seconds of a scoring pass, and the multiples of it that the two gradients cost."""
+    plain, single, path = [], [], []
+    for _ in range(ROUNDS):
+        score = dict(batch_size=rows.batch_size, accelerator=rows.accelerator)
+        seconds, _ = timed(lambda: predict(rows.classifier, rows.split, **score))
+        plain.append(seconds)
+        single.append(timed(lambda: gradient(rows))[0] / seconds)
+        path.append(timed(lambda: integrated_gradients(rows, STEPS))[0] / seconds)
+    middle = ROUNDS // 2
+    return sorted(plain)[middle], sorted(single)[middle], sorted(path)[middle]
+
+
+def main() -> None:
+    """Measure both kinds of weights at three sizes, and print the table."""
+    quiet_libraries()
+    datasets.disable_progress_bars()
+    table = Table("weights", "rows", "scoring pass, s", "gradient", f"integrated, {STEPS} steps", "a step")
+    for lora in (False, True):
+        for count in (64, 128, 256):
+            seconds, single, path = multiples(sample(lora, count, 8, 30, 32))
+            cells = (f"{seconds:.2f}", f"{single:.2f} x", f"{path:.2f} x", f"{path / STEPS:.2f} x")
+            table.add_row("LoRA" if lora else "full", f"{count}", *cells)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
