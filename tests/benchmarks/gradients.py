@@ -22,10 +22,13 @@ ROUNDS, STEPS = 5, 8
 
 def multiples(rows: Sample) -> tuple[float, float, float]:
     """Return the median seconds of a scoring pass, and the multiples of it that the two gradients cost."""
+
+    def score() -> object:
+        return predict(rows.classifier, rows.split, batch_size=rows.batch_size, accelerator=rows.accelerator)
+
     plain, single, path = [], [], []
     for _ in range(ROUNDS):
-        score = dict(batch_size=rows.batch_size, accelerator=rows.accelerator)
-        seconds, _ = timed(lambda: predict(rows.classifier, rows.split, **score))
+        seconds, _ = timed(score)
         plain.append(seconds)
         single.append(timed(lambda: gradient(rows))[0] / seconds)
         path.append(timed(lambda: integrated_gradients(rows, STEPS))[0] / seconds)
