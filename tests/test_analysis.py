@@ -167,7 +167,8 @@ def test_the_known_head_comes_through(tmp_path: Path) -> None:
     assert found.truth.curves[0].mean > found.truth.random.mean
     assert found.leave_one_out is not None
     (lost,) = [test for test in found.leave_one_out.tests if test.lost]
-    assert ((lost.layer, lost.head), lost.p_holm) == (THE_HEAD, 0.0)
+    assert (lost.layer, lost.head, lost.lost, lost.gained) == (*THE_HEAD, 7, 0)
+    assert lost.p_holm == pytest.approx(4 * 2 * 0.5**7)  # four heads, two sides, seven throws of a coin
     assert found.changes is None  # it started from nothing
 
 

@@ -89,6 +89,10 @@ peft: {r: -1}
         (MINIMAL + "peft: {}\ntraining: {freeze_layers: 2}\n", r"freeze_layers .*LoRA trains its adapters alone"),
         (MINIMAL + "peft: {init_lora_weights: zeros}\n", r"peft.init_lora_weights .*given 'zeros'"),
         ("model: {}\ndata: {}\n", r"model .*no source is given"),
+        (
+            MINIMAL + "task: {problem_type: regression}\nhead_importance: {method: iterative_ablation_accuracy}\n",
+            r"head_importance.method .*accuracy needs classes, and this is a regression; ask for ablation_loss or",
+        ),
         ("- a\n", r"holds no sections"),
         ("a: [1\n", r"line 2 is not YAML"),
         ("a: !!python/object:os.system 1\n", r"uses YAML that is not read here"),
