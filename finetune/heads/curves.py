@@ -74,8 +74,8 @@ def scorer(sample: Sample, metric: str) -> Callable[[Tensor], float]:
 
 
 def removed(order: Sequence[Head], share: float) -> list[Head]:
-    """Return the heads that go when this share of all is removed, to the nearest whole number."""
-    return list(order[: round(share * len(order))])
+    """Return the heads that go when this share of all is removed, to the nearest whole number; one stays always."""
+    return list(order[: min(round(share * len(order)), len(order) - 1)])
 
 
 def gates_without(sample: Sample, heads: Sequence[Head]) -> Tensor:

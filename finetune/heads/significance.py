@@ -55,18 +55,23 @@ def paired_error_tests(
         whole: squared errors with all heads, (N,).
         without: squared errors without each head, (N, L, H).
     """
-    rows, found = len(whole), []
-    drawn = (
-        np.random.default_rng(seed).multinomial(rows, np.full(rows, 1 / rows), size=RESAMPLES) / rows
-    )  # (samples, N)
-    for site in sites:
-        for head in range(site.num_heads):
-            rise = without[:, site.layer, head] - whole  # (N,)
-            low, high = np.percentile(drawn @ rise, [2.5, 97.5])
-            p_value = float(stats.wilcoxon(rise).pvalue) if np.any(rise != 0) else 1.0
-            lost, gained, change = int((rise > 0).sum()), int((rise < 0).sum()), float(rise.mean())
-            found.append(HeadTest(site.layer, head, change, float(low), float(high), lost, gained, p_value, 1.0))
+    heads = [(site.layer, head) for site in sites for head in range(site.num_heads)]
+    rises = np.stack([without[:, layer, head] - whole for layer, head in heads], axis=1)  # (N, heads)
+    bounds = np.percentile(_resampled_means(rises, seed), [2.5, 97.5], axis=0)  # (2, heads)
+    found = []
+    for (layer, head), rise, low, high in zip(heads, rises.T, *bounds, strict=True):
+        p_value = float(stats.wilcoxon(rise).pvalue) if np.any(rise != 0) else 1.0
+        lost, gained, change = int((rise > 0).sum()), int((rise < 0).sum()), float(rise.mean())
+        found.append(HeadTest(layer, head, change, float(low), float(high), lost, gained, p_value, 1.0))
     return _corrected(found)
+
+
+def _resampled_means(values: np.ndarray, seed: int, block: int = 50) -> np.ndarray:
+    """Return the means of values (N, ...) over resampled rows, (samples, ...), in blocks that fit in memory."""
+    rng, rows = np.random.default_rng(seed), len(values)
+    even = np.full(rows, 1 / rows)
+    parts = [rng.multinomial(rows, even, size=block) @ values / rows for _ in range(RESAMPLES // block)]
+    return np.concatenate(parts)
 
 
 def _corrected(tests: list[HeadTest]) -> list[HeadTest]:
