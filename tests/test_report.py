@@ -154,7 +154,9 @@ def test_the_report_tells_all_that_an_analysis_holds(run: RunFolder) -> None:
     ):  # fmt: skip
         assert said in text, said
     # The most changed head is the darkest; one without a change has no colour.
-    cells = re.findall(r"<td(?: style=\"background: rgba\(249, 115, 22, (\S+)\)\")?>(\d+\.\d)</td>", html)
+    cells = re.findall(
+        r"<td(?: style=\"background: rgba\(249, 115, 22, (\S+)\)\")?>(\d+\.\d)</td>", html[html.index('id="changes"') :]
+    )
     assert cells[:3] == [("", "0.0"), ("0.06", "1.0"), ("0.11", "2.0")]
     assert ("0.80", "14.0") in cells
     assert len(cells) == 2 * 23
