@@ -93,7 +93,7 @@ def prune(path: Path, choice: Choice, *, method: str | None, heal_epochs: int, o
     if heal_epochs:
         pruned = heal(run, pruned, heal_epochs)
         healed = score_splits(run, pruned)
-    speeds = measure_speed(whole, pruned, sample_texts(run, _SPEED_ROWS), device=run.accelerator.device)
+    speeds = measure_speed(whole, pruned, _speed_texts(run), device=run.accelerator.device)
     heads = sum(site.num_heads for site in attention_sites(classifier.base))
     with tempfile.TemporaryDirectory() as spare, written_whole(target) as aside:
         write_models(run, pruned, aside)
@@ -282,3 +282,9 @@ def sample_texts(run: FinishedRun, most: int = _TEXTS) -> list[tuple[str, ...]]:
     """Return the texts of the first training rows."""
     rows = run.material.splits["train"].texts[:most]
     return list(zip(*rows.values(), strict=True))
+
+
+def _speed_texts(run: FinishedRun) -> list[tuple[str, ...]]:
+    """Return the texts of _SPEED_ROWS rows, over and over the same where there are fewer."""
+    texts = sample_texts(run, _SPEED_ROWS)
+    return [texts[place % len(texts)] for place in range(_SPEED_ROWS)]

@@ -10,7 +10,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from finetune.errors import DataError
-from finetune.head_results import HeadAnalysis, HeadScores
+from finetune.head_results import (
+    Agreement,
+    ChangeAgreement,
+    Curve,
+    HeadAnalysis,
+    HeadChanges,
+    HeadScores,
+    HeadTest,
+    LeaveOneOut,
+    PruningTruth,
+    RandomBand,
+    TauValue,
+)
 from finetune.report import write_report
 from finetune.report.figures import head_heatmap
 from finetune.report.record import worst_rows
@@ -105,6 +117,54 @@ def test_the_report_tells_what_the_run_found(run: RunFolder) -> None:
     assert "| f1_macro | 0.8000 – |" in card
 
 
+def whole_analysis(methods: int, measure: str = "accuracy") -> HeadAnalysis:
+    """All that an analysis can hold, of 2 layers of 12 and 11 heads."""
+    table: list[list[float | None]] = [[0.0, *[head / 100 for head in range(1, 12)]], [0.14] * 11 + [None]]
+    heads = [(layer, head) for layer in range(2) for head in range(12 - layer)]
+    names = [f"iterative_method_{number}" for number in range(methods)]
+    shares = [tenth / 10 for tenth in range(1, 10)]
+    tau = TauValue(0.5, 0.4, 0.6)
+    tables = [table] * 10
+    return HeadAnalysis(
+        [HeadScores(name, "E|g|", "train", 40, table, table, heads, 1.5, tau, "a note") for name in names],
+        PruningTruth(
+            "accuracy", "test", 40, 0.9, shares, [Curve(name, [0.9] * 9, 0.75, 0.25) for name in names],
+            RandomBand(3, [0.5] * 9, [0.4] * 9, [0.6] * 9, 0.5, 0.0125),
+        ),
+        [Agreement(names[0], name, tau) for name in names[1:]],
+        LeaveOneOut("test", 40, measure, [HeadTest(*at, -0.1, -0.2, 0.0, 4, 0, 0.125, 1.0) for at in heads]),
+        HeadChanges("train", 40, "KL", *tables[:8]),
+        ChangeAgreement(names[0], tau, tau, tau, "No such tie is seen."),
+        ["beware of <this>"],
+    )  # fmt: skip
+
+
+def test_the_report_tells_all_that_an_analysis_holds(run: RunFolder) -> None:
+    write_json(run.heads, whole_analysis(3))
+    write_report(run)
+    html = run.report.read_text()
+    text = " ".join(re.sub(r"<[^>]+>", " ", html[html.index('<section id="heads">') :]).replace("&#39;", "'").split())
+    for said in (
+        "agree with Kendall's tau 0.50 [0.40, 0.60]. a note.", "Most important is what would be removed last",
+        "Most important: layer 1 head 10 (0.14 ± 0.1), layer 1 head 9", "beware of &lt;this&gt;",
+        "iterative method 2 0.7500 0.2500 40 1.5 0.50 [0.40, 0.60]", "3 random orders 0.5000 ± 0.0125 –",
+        "iterative method 0, iterative method 1 0.50 [0.40, 0.60]",
+        "McNemar's exact test corrected for 23 heads (Holm). The ten with the smallest p.",
+        "0.0 -0.1000 [-0.2000, +0.0000] 4 0 1", "No such tie is seen.", "output-value , layers down, heads across",
+    ):  # fmt: skip
+        assert said in text, said
+    # The most changed head is the darkest; one without a change has no colour.
+    cells = re.findall(
+        r"<td(?: style=\"background: rgba\(249, 115, 22, (\S+)\)\")?>(\d+\.\d)</td>", html[html.index('id="changes"') :]
+    )
+    assert cells[:3] == [("", "0.0"), ("0.06", "1.0"), ("0.11", "2.0")]
+    assert ("0.80", "14.0") in cells
+    assert len(cells) == 2 * 23
+    write_json(run.heads, whole_analysis(1, "mean squared error"))
+    write_report(run)
+    assert "Wilcoxon's signed-rank test" in run.report.read_text().replace("&#39;", "'")
+
+
 def test_the_report_needs_no_network(run: RunFolder) -> None:
     write_report(run)
     html = run.report.read_text()
@@ -157,6 +217,7 @@ def test_intervals_are_written_or_dashed() -> None:
 def test_a_browser_draws_every_figure_without_an_error(run: RunFolder) -> None:
     from playwright.sync_api import sync_playwright
 
+    write_json(run.heads, whole_analysis(7))
     write_report(run)
     said: list[str] = []
     with sync_playwright() as browsers:
@@ -170,9 +231,14 @@ def test_a_browser_draws_every_figure_without_an_error(run: RunFolder) -> None:
         page.wait_for_selector("#heads .heatmaplayer image, #heads .hm image", state="attached", timeout=20_000)
         drawn = page.locator(".main-svg").count()
         wide = page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        legend, plot = (page.locator(f"#truth {name}").bounding_box() for name in (".legend", ".nsewdrag"))
         browser.close()
     assert said == []
     assert drawn >= 3
+    assert legend is not None
+    assert plot is not None
+    assert legend["y"] + legend["height"] <= plot["y"]  # of seven methods, above the plot
+    assert plot["height"] > 200
     assert wide
 
 
