@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -25,17 +26,28 @@ from finetune.terminal import say, show_agreement, show_heads
 
 def study_heads(recipe: Recipe, material: Material, accelerator: Accelerator) -> HeadAnalysis | None:
     """Return the analysis that the recipe asks for, or None."""
-    if recipe.head_importance is None:
+    asked = recipe.head_importance
+    if asked is None:
         return None
-    return analyse_heads(
+    found = analyse_heads(
         material.classifier,
         material.splits,
-        recipe.head_importance,
+        asked,
         metric=recipe.metric_names()[0],
         batch_size=recipe.evaluation.per_device_eval_batch_size,
         seed=recipe.seed,
         accelerator=accelerator,
     )
+    if found.truth is None or asked.split != "train":
+        return found
+    facts = material.summary[found.truth.split]
+    if not facts.rows_also_in_train or found.truth.split == "train":
+        return found
+    shared = (
+        f"{facts.rows_also_in_train} of {facts.rows} {found.truth.split} rows are training rows too, which ranked the "
+        "heads: the test of the ranking flatters it by as much."
+    )
+    return replace(found, warnings=[*found.warnings, shared])
 
 
 def study_run(path: Path, changes: Sequence[str]) -> HeadAnalysis:

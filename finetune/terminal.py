@@ -122,7 +122,7 @@ def show_truth(console: Console, analysis: HeadAnalysis) -> None:
         return
     say(
         console,
-        f"{truth.metric} on {truth.rows} {truth.split} rows that no ranking saw; all heads: {truth.whole:.3f}; "
+        f"{truth.metric} on {truth.rows} {truth.split} rows held apart from the ranking; all heads: {truth.whole:.3f}; "
         "by share of heads removed:",
     )
     numbers = [score for curve in truth.curves for score in (*curve.scores, curve.mean, curve.reverse or 0.0)]

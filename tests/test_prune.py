@@ -80,7 +80,7 @@ def test_a_share_is_cut_out_and_computes_what_the_gated_model_does(run: Path) ->
         HEADS - len(found.heads.get(str(layer), [])) for layer in range(LAYERS)
     ]
     whole = without_columns(load_classifier(run / "model"), found.heads)
-    # Sums over fewer columns are rounded otherwise: measured 1.2e-7 of logits near 2.
+    # Sums over fewer columns may be rounded otherwise: measured 0 here, of logits near 2.
     torch.testing.assert_close(logits_of(left, TEXTS, CPU), whole, atol=2e-6, rtol=0)
     assert found.difference < 2e-6
     assert found.before.parameters > found.after.parameters
@@ -114,7 +114,7 @@ def test_a_pruned_model_with_adapters_is_read_by_another_process_and_by_transfor
     assert name == "BertForSequenceClassification"
     read = torch.tensor(json.loads(logits))
     assert read.equal(logits_of(load_classifier(adapted / "pruned" / "model"), TEXTS, CPU))
-    # Adapters merged and columns cut, in another order: measured 2.4e-7.
+    # Adapters merged and columns cut, in another order: measured 1.4e-6.
     torch.testing.assert_close(read, expected, atol=5e-6, rtol=0)
     plain = AutoModelForSequenceClassification.from_pretrained(adapted / "pruned" / "zeroed").eval()
     inputs = AutoTokenizer.from_pretrained(adapted / "pruned" / "zeroed")(
@@ -220,7 +220,7 @@ def test_healing_trains_all_that_the_run_trained(run: Path) -> None:
         predict(model, train, batch_size=64, accelerator=opened.accelerator).metrics()["loss"]
         for model in (pruned_classifier(opened.material.classifier, heads), healed)
     ]
-    assert losses[1] < losses[0]  # measured: 0.05 after 0.25
+    assert losses[1] < losses[0]  # measured: 0.04 after 0.37
     assert not (run / "checkpoints").exists()
 
 
