@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -26,6 +27,7 @@ from finetune.modeling import Classifier, Source, load_tokenizer, pretrained_cla
 from finetune.recipe import HeadImportanceSection
 from finetune.results import read_json, write_json
 from finetune.slicing import prune_heads
+from tests.helpers import encoded, tiny_classifier
 from tests.known_head import THE_HEAD, known_head
 
 ROOT = Path(__file__).parents[1]
@@ -219,6 +221,7 @@ from accelerate import Accelerator
 from finetune.heads.analysis import analyse_heads
 from finetune.recipe import HeadImportanceSection
 from finetune.results import write_json
+from tests.helpers import encoded, tiny_classifier
 from tests.known_head import known_head
 datasets.disable_progress_bars()
 accelerator = Accelerator(cpu=True)
@@ -251,3 +254,23 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     one, first, second = found
     assert len(one["methods"]) == 3
     assert one == first == second  # batches are the same, so it is so to the bit
+
+
+def test_a_base_that_is_gone_costs_the_changes_alone(tiny_bert: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(tiny_bert, tmp_path / "base")
+    classifier = tiny_classifier(moved)
+    shutil.rmtree(moved)
+    split = encoded(classifier)
+    found = analyse_heads(
+        classifier,
+        {"train": split, "validation": split},
+        HeadImportanceSection(method="gradient"),
+        metric="accuracy",
+        batch_size=6,
+        seed=0,
+        accelerator=Accelerator(cpu=True),
+    )
+    assert found.changes is None
+    assert found.changes_agreement is None
+    assert found.truth is not None
+    assert "What training changed of each head cannot be told: cannot load model" in found.warnings[-1]

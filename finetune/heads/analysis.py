@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator
 
 from finetune.data.encoding import EncodedSplit
-from finetune.families import family_of
-from finetune.head_results import Agreement, HeadAnalysis, HeadScores, LeaveOneOut, PruningTruth
+from finetune.errors import ModelError
+from finetune.head_results import Agreement, HeadAnalysis, HeadChanges, HeadScores, LeaveOneOut, PruningTruth
 from finetune.heads.ablation import ablation
 from finetune.heads.adapters import head_changes
 from finetune.heads.agreement import against_importance, kendall_tau
@@ -59,9 +59,7 @@ def analyse_heads(
         orders = {scores.method: scores.order for scores in methods}
         truth = pruning_truth(others, orders, metric, random_orders=asked.random_orders, seed=seed)
         removed = leave_one_out(others, seed) if asked.leave_one_out else None
-    changes, source = None, classifier.source
-    if source is not None and not family_of(classifier.base.config).why_mask_only(classifier.base.config):
-        changes = head_changes(sample, effects=asked.leave_one_out)
+    changes, unknown = _changes(sample, effects=asked.leave_one_out)
     leading = methods[0]
     return HeadAnalysis(
         methods=methods,
@@ -70,8 +68,19 @@ def analyse_heads(
         leave_one_out=removed,
         changes=changes,
         changes_agreement=None if changes is None else against_importance(changes, leading.values, leading.method),
-        warnings=[*untested(splits, asked, len(unseen)), *warnings(methods, truth, removed)],
+        warnings=[*untested(splits, asked, len(unseen)), *warnings(methods, truth, removed), *unknown],
     )
+
+
+def _changes(sample: Sample, *, effects: bool) -> tuple[HeadChanges | None, list[str]]:
+    """Return what training changed, or None and why it cannot be told where there is something to tell."""
+    classifier = sample.classifier
+    if classifier.source is None:
+        return None, []
+    try:
+        return head_changes(sample, effects=effects), []
+    except ModelError as error:  # a run is whole without: its base may be gone, or its heads no slices
+        return None, [f"What training changed of each head cannot be told: {error}."]
 
 
 def separate_rows(
