@@ -1,10 +1,11 @@
 """Which method ranks heads best? Pruning curves on rows that no ranking saw, over tasks, adapters and seeds.
 
-    python -m tests.benchmarks.heads --data DATA --runs RUNS [--tasks sst2,trec] [--seeds 3] [--table]
+    python -m tests.benchmarks.heads --data DATA --runs RUNS [--tasks sst2,trec] [--seeds 3] [--again METHOD] [--table]
 
 DATA holds a folder a task, with train, validation and test.parquet (columns sentence, label) and labels.json. Models
 are trained into RUNS where they are not there yet; each is measured once, into RUNS/<run>.heads.json, so that the work
-can be stopped and taken up again. With --table nothing is measured: the table is made of what is there.
+can be stopped and taken up again; --again measures one method once more. With --table nothing is measured: the table
+is made of what is there.
 
 Rows of train rank the heads; the curves are on validation rows. Costs are seconds of a method over the seconds that the
 run's training would take at the pace measured beside it.
@@ -17,16 +18,21 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 
+from finetune.data.encoding import EncodedSplit
 from finetune.data.prepare import encode_splits, read_labelled
+from finetune.head_results import HeadScores, PruningTruth
 from finetune.heads.curves import pruning_truth
+from finetune.heads.estimate import Head
 from finetune.heads.importance import measure_importance
 from finetune.heads.sample import Sample, sample_rows
+from finetune.modeling import Classifier
 from finetune.plan import make_plan
 from finetune.recipe import Recipe, load_recipe
 from finetune.results import read_json, write_json
@@ -82,39 +88,75 @@ def train(data: Path, runs: Path, task: str, way: str, seed: int) -> Path:
     return run
 
 
-def measure(run: Path) -> dict[str, Any]:
-    """Return the curves and costs of every method on one run."""
+@dataclass(frozen=True)
+class Measured:
+    """A run's classifier and rows, ready to be measured."""
+
+    run: Path
+    recipe: Recipe
+    classifier: Classifier
+    splits: dict[str, EncodedSplit]
+    accelerator: Accelerator
+
+    def sample(self, split: str, most: int) -> Sample:
+        rows = np.array(sample_rows(len(self.splits[split]), most, self.recipe.seed))
+        return Sample(self.classifier, self.splits[split], split, rows, 64, self.accelerator)
+
+    def ranking(self, name: str, rows: int, steps: int) -> HeadScores:
+        """Return the ranking by one of METHODS."""
+        method = name.removesuffix("_one_pass")
+        scores = measure_importance(self.sample("train", rows), method, steps=steps, seed=self.recipe.seed)
+        print(f"  {self.run.name} {name}: {scores.seconds:.1f} s", flush=True)
+        return scores
+
+    def truth(self, orders: dict[str, list[Head]], *, random_orders: int, reverse: bool) -> PruningTruth:
+        """Return the curves of these orders on validation rows."""
+        unseen = self.sample("validation", CURVE_ROWS)
+        return pruning_truth(
+            unseen, orders, "accuracy", random_orders=random_orders, reverse=reverse, seed=self.recipe.seed
+        )
+
+
+def opened(run: Path) -> Measured:
+    """Return a run, read back."""
     recipe = load_recipe(run / "recipe.yaml")
     accelerator, _ = start(recipe, trackers=False)
     classifier = load_classifier(run / "model")
     labelled = read_labelled(recipe.data, classifier.problem_type, classifier.label_names, recipe.seed)
-    splits = encode_splits(labelled, classifier.tokenizer, recipe.data)
+    return Measured(run, recipe, classifier, encode_splits(labelled, classifier.tokenizer, recipe.data), accelerator)
 
-    def sample_of(split: str, most: int) -> Sample:
-        rows = np.array(sample_rows(len(splits[split]), most, recipe.seed))
-        return Sample(classifier, splits[split], split, rows, 64, accelerator)
 
-    found = {}
-    for name, rows, steps in METHODS:
-        scores = measure_importance(
-            sample_of("train", rows), name.removesuffix("_one_pass"), steps=steps, seed=recipe.seed
-        )
-        found[name] = scores
-        print(f"  {run.name} {name}: {scores.seconds:.1f} s", flush=True)
-    unseen, settings = sample_of("validation", CURVE_ROWS), {"metric": "accuracy", "seed": recipe.seed}
+def measure(run: Path) -> dict[str, Any]:
+    """Return the curves and costs of every method on one run."""
+    work = opened(run)
+    found = {name: work.ranking(name, rows, steps) for name, rows, steps in METHODS}
     first = {name: scores.order for name, scores in found.items() if name in REVERSED}
     rest = {name: scores.order for name, scores in found.items() if name not in REVERSED}
-    judged = pruning_truth(unseen, first, random_orders=RANDOM_ORDERS, **settings)
-    others = pruning_truth(unseen, rest, random_orders=0, reverse=False, **settings)
+    judged = work.truth(first, random_orders=RANDOM_ORDERS, reverse=True)
+    others = work.truth(rest, random_orders=0, reverse=False)
     assert judged.random is not None
     return {
         "whole": judged.whole,
         "random": judged.random.mean,
         "random_spread": judged.random.spread,
-        "train_seconds": training_seconds(recipe, run, splits["train"], accelerator),
+        "train_seconds": training_seconds(work.recipe, run, work.splits["train"], work.accelerator),
         "curves": {curve.method: curve for curve in (*judged.curves, *others.curves)},
         "seconds": {name: scores.seconds for name, scores in found.items()},
         "orders": {name: scores.order for name, scores in found.items()},
+    }
+
+
+def measure_again(run: Path, method: str, result: dict[str, Any]) -> dict[str, Any]:
+    """Return the result with one method, and what training takes beside it, measured once more."""
+    work = opened(run)
+    scores = work.ranking(*next(each for each in METHODS if each[0] == method))
+    judged = work.truth({method: scores.order}, random_orders=0, reverse=method in REVERSED)
+    pace = training_seconds(work.recipe, run, work.splits["train"], work.accelerator)
+    seconds = scores.seconds * result["train_seconds"] / pace  # at the pace of the other methods
+    return result | {
+        "curves": result["curves"] | {method: judged.curves[0]},
+        "seconds": result["seconds"] | {method: seconds},
+        "orders": result["orders"] | {method: scores.order},
     }
 
 
@@ -176,6 +218,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--tasks", default=",".join(EPOCHS))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--again", metavar="METHOD")
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
     asked.runs.mkdir(parents=True, exist_ok=True)
@@ -183,9 +226,12 @@ def main() -> None:
         for seed in range(asked.seeds):
             for task in asked.tasks.split(","):
                 for way in ("full", "lora"):
-                    file = asked.runs / f"{task}-{way}-{seed}.heads.json"
+                    run = train(asked.data, asked.runs, task, way, seed)
+                    file = asked.runs / f"{run.name}.heads.json"
                     if not file.is_file():
-                        write_json(file, measure(train(asked.data, asked.runs, task, way, seed)))
+                        write_json(file, measure(run))
+                    elif asked.again:
+                        write_json(file, measure_again(run, asked.again, read_json(file, dict[str, Any])))
     files = sorted(asked.runs.glob("*.heads.json"))
     print(table({file.name.removesuffix(".heads.json"): read_json(file, dict[str, Any]) for file in files}))
 
