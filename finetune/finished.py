@@ -30,7 +30,7 @@ class FinishedRun:
 
 
 def open_run(path: Path, changes: Sequence[str] = ()) -> FinishedRun:
-    """Return the finished run in a folder, with the classifier and the rows as they were.
+    """Return the finished run in a folder, with its classifier, and its rows read anew by the recipe.
 
     Args:
         changes: to the recipe, as `section.key=value`.

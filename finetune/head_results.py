@@ -48,7 +48,9 @@ class HeadScores:
         values, standard_errors: (L, H).
         order: all heads as [layer, head], least important first; a layer's last head goes at the end.
         seconds: what measuring took.
-        stability: tau between the rankings of two random halves of the rows, over many halvings.
+        errors_over: what the errors are over: rows, or folds of them that were learned apart.
+        stability: tau between rankings from different rows: over halvings of the rows the mean and the central 95 %,
+            over pairs of folds the mean, the lowest and the highest.
         note: what must be known of these values.
     """
 
@@ -60,8 +62,19 @@ class HeadScores:
     standard_errors: Table
     order: list[tuple[int, int]]
     seconds: float = 0.0
+    errors_over: str = "rows"
     stability: TauValue | None = None
     note: str = ""
+
+    def stability_note(self) -> str:
+        """Return how far rankings from different rows agree, in words, or ""."""
+        if self.stability is None or self.stability.value is None:
+            return ""
+        if self.errors_over == "rows":
+            rows, bounds = "two random halves of the rows", "in brackets the central 95 % of halvings"
+        else:
+            rows, bounds = f"each two of the {self.errors_over}", "in brackets the lowest and the highest"
+        return f"Rankings from {rows} agree with Kendall's tau {self.stability.text()}; {bounds}"
 
     def ranked(self) -> list[HeadCell]:
         """Return all heads that have a value, the highest first."""
@@ -102,6 +115,7 @@ class RandomBand:
     high: list[float]
     mean: float
     spread: float | None
+    highest_mean: float
 
 
 @dataclass(frozen=True)
@@ -226,7 +240,8 @@ class Pruning:
         chosen_by: how the heads were chosen.
         heads: those that went, by layer, in the numbers of the model before.
         share: of all heads.
-        difference: largest difference of a logit between the pruned model and the whole one with these heads gated.
+        difference: largest difference of a logit, before healing, between the pruned model and the whole one with the
+            heads gated.
         scores_before, scores_after, scores_healed: metrics by split.
         before, after: parameters, bytes on disk and speed; `before` with adapters merged, speeds measured in turns.
     """

@@ -34,6 +34,22 @@ def probabilities(logits: Tensor, problem_type: str) -> Tensor:
     return logits.sigmoid() if problem_type == "multi_label_classification" else logits
 
 
+def divergence(first: Tensor, second: Tensor, problem_type: str) -> Tensor:
+    """Return how far predictions move from the first logits (..., C) to the second, (...).
+
+    KL(first || second) in nats for `single_label_classification`, the mean over labels of that of each yes or no for
+    `multi_label_classification`, and the squared difference of the values for `regression`, which is the divergence of
+    two normal distributions of variance 1/2.
+    """
+    if problem_type == "regression":
+        return (first - second).squeeze(-1) ** 2
+    if problem_type == "multi_label_classification":
+        first, second = (torch.stack([logits, torch.zeros_like(logits)], dim=-1) for logits in (first, second))
+    before, after = (F.log_softmax(logits, dim=-1) for logits in (first, second))
+    kl = (before.exp() * (before - after)).sum(-1)
+    return kl.mean(-1) if problem_type == "multi_label_classification" else kl
+
+
 def decisions(logits: Tensor, problem_type: str) -> Tensor:
     """Return predicted ids (B,), 0/1 a class (B, C) where probability exceeds one half, or values (B,)."""
     if problem_type == "single_label_classification":

@@ -38,16 +38,18 @@ def study_heads(recipe: Recipe, material: Material, accelerator: Accelerator) ->
         seed=recipe.seed,
         accelerator=accelerator,
     )
-    if found.truth is None or asked.split != "train":
+    if found.truth is None:
         return found
-    facts = material.summary[found.truth.split]
-    if not facts.rows_also_in_train or found.truth.split == "train":
-        return found
-    shared = (
-        f"{facts.rows_also_in_train} of {facts.rows} {found.truth.split} rows are training rows too, which ranked the "
-        "heads: the test of the ranking flatters it by as much."
-    )
-    return replace(found, warnings=[*found.warnings, shared])
+    name = found.truth.split
+    facts, told = material.summary[name], ""
+    if name == "train":
+        told = "The ranking is tested on training rows, which the weights were fitted to: test it on other rows."
+    elif facts.rows_also_in_train:
+        told = (
+            f"{facts.rows_also_in_train} of {facts.rows} {name} rows are training rows too: scores on them show "
+            "memory, of the ranking as of the classifier."
+        )
+    return replace(found, warnings=[*found.warnings, told]) if told else found
 
 
 def study_run(path: Path, changes: Sequence[str]) -> HeadAnalysis:
@@ -67,9 +69,6 @@ def study_run(path: Path, changes: Sequence[str]) -> HeadAnalysis:
         write_json(run.folder.heads, found)
         write_report(run.folder)
     show_heads(run.console, found)
-    wanted = run.recipe.head_importance.curve_split if run.recipe.head_importance else None
-    if wanted is not None and found.truth is None:
-        say(run.console, f"[yellow]The ranking is not tried: there are no {wanted} rows that did not rank.[/]")
     say(run.console, f"Report: {escape(str(run.folder.report))}")
     finish(run.accelerator)
     return found
@@ -90,6 +89,11 @@ def compare_runs(paths: Sequence[Path]) -> list[Agreement]:
     Raises:
         DataError: a run has no analysis, or the runs rank by different methods or heads.
     """
+    without = [str(path) for path in paths if not RunFolder(path).heads.is_file()]
+    if without:
+        raise DataError(
+            f"{without[0]} has no analysis of heads; make one with `finetune heads RUN --set method=gradient`"
+        )
     found = {str(path): read_json(RunFolder(path).heads, HeadAnalysis).methods[0] for path in paths}
     methods = {scores.method for scores in found.values()}
     if len(methods) > 1:

@@ -107,9 +107,13 @@ def show_heads(console: Console, analysis: HeadAnalysis, most: int = 5) -> None:
         f"{cell.layer}.{cell.head} {cell.value:.3g}" + ("" if cell.error is None else f" ± {cell.error:.1g}")
         for cell in ranked[:most]
     )
-    say(console, f"Most important first, as the last to be removed (layer.head, ± standard error over rows): {first}")
-    if heads.stability is not None:
-        say(console, f"Rankings of two halves of the rows agree with Kendall's tau {escape(heads.stability.text())}.")
+    say(
+        console,
+        f"Most important first, as the last to be removed (layer.head, ± standard error over {heads.errors_over}): "
+        f"{first}",
+    )
+    if heads.stability_note():
+        say(console, f"{escape(heads.stability_note())}.")
     show_truth(console, analysis)
     for warning in analysis.warnings:
         say(console, f"[yellow]{escape(warning)}[/]")
@@ -168,6 +172,8 @@ def show_pruning(console: Console, found: Pruning, where: str) -> None:
         console.print(table)
     else:
         say(console, "No rows were held out, so nothing was scored.")
+    if "within" in found.chosen_by:
+        say(console, "Validation rows chose how many heads go, so their score after the cut is a little too good.")
     before, after = found.before, found.after
     gain = after.rows_per_second / before.rows_per_second
     say(

@@ -15,9 +15,10 @@ from transformers import AutoModel
 from finetune.errors import ModelError
 from finetune.families import ROLES, attention_sites
 from finetune.head_results import HeadChanges
-from finetune.heads.adapters import divergence, head_changes, load_base, matched_heads, merged_copy, without_own_change
+from finetune.heads.adapters import head_changes, load_base, matched_heads, merged_copy, without_own_change
 from finetune.heads.products import effective_rank, product_change
 from finetune.lora import Lora
+from finetune.losses import divergence
 from finetune.modeling import Classifier
 from finetune.results import read_json, write_json
 from finetune.saving import logits_of

@@ -13,7 +13,7 @@ from transformers import AutoModel
 
 from finetune.errors import ModelError
 from finetune.heads import importance
-from finetune.heads.importance import ITERATIVE, METHODS, measure_importance
+from finetune.heads.importance import ITERATIVE, METHODS, Effort, measure_importance
 from finetune.heads.sample import Sample, gated_logits
 from finetune.recipe.schema import HeadMethod
 from finetune.slicing import prune_heads
@@ -117,7 +117,7 @@ def test_layers_with_different_numbers_of_heads(tiny_bert: Path, method: str) ->
 def test_missing_heads_do_not_make_a_ranking_steadier(tiny_bert: Path) -> None:
     sample, seen = unequal(tiny_bert), []
     for method in ("gradient", "fisher", "integrated_gradients"):
-        estimate = METHODS[method].measure(sample, 1, 0)
+        estimate = METHODS[method].measure(sample, Effort(1, 0))
         assert estimate.contributions is not None
         assert np.isnan(estimate.contributions[:, 0, 2]).all()
         seen.append(int(np.isnan(estimate.contributions).sum()))

@@ -21,7 +21,7 @@ from finetune.families import AttentionSite
 from finetune.heads.gates import counts_layers, head_gates
 from finetune.heads.sample import Sample, heads_wide
 from finetune.heads.shortcuts import SAVINGS, Shortcut, logits_without, rows_at_a_time, take_shortcut
-from finetune.losses import decisions, per_example_loss
+from finetune.losses import decisions, divergence, per_example_loss
 
 _TOLERANCE = 1e-5
 # What a layer of another make raises when it is handed what it does not take. Caught in the trial only, which then
@@ -76,15 +76,7 @@ class Ablation:
         difference of the predicted values, which is the divergence of two normal distributions of variance 1/2.
         """
         whole = torch.from_numpy(self.whole).double()[:, None, None]  # (N, 1, 1, C)
-        without = torch.from_numpy(self.without).double()
-        if self.problem_type == "regression":
-            return np.asarray(((whole - without) ** 2).squeeze(-1))
-        if self.problem_type == "multi_label_classification":
-            yes = whole.sigmoid() * (F.logsigmoid(whole) - F.logsigmoid(without))
-            no = (-whole).sigmoid() * (F.logsigmoid(-whole) - F.logsigmoid(-without))
-            return np.asarray((yes + no).mean(-1))
-        with_, without = whole.log_softmax(-1), without.log_softmax(-1)
-        return np.asarray((with_.exp() * (with_ - without)).sum(-1))
+        return np.asarray(divergence(whole, torch.from_numpy(self.without).double(), self.problem_type))
 
     def _compare(self, badness: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
         whole, labels = torch.from_numpy(self.whole), torch.from_numpy(self.labels)

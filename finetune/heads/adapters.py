@@ -29,7 +29,6 @@ import numpy as np
 import peft
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from finetune.errors import ModelError
@@ -37,7 +36,7 @@ from finetune.families import FAMILIES, ROLES, AttentionSite, attention_sites, p
 from finetune.head_results import HeadChanges
 from finetune.heads.products import Array, product_change
 from finetune.heads.sample import Sample, gated_logits, heads_wide
-from finetune.losses import per_example_loss
+from finetune.losses import divergence, per_example_loss
 from finetune.modeling import Classifier, loading
 
 EFFECT_MEASURES = {
@@ -49,7 +48,7 @@ _OWN_BIASES = {"query": "q_bias", "value": "v_bias"}  # DeBERTa's, beside its fu
 
 
 @dataclass(frozen=True)
-class Head:
+class MatchedHead:
     """One head: where it is in the trained model and in the base, whose heads may be more."""
 
     trained: AttentionSite
@@ -151,7 +150,7 @@ def merged_copy(classifier: Classifier) -> PreTrainedModel:
 
 
 @contextmanager
-def without_own_change(model: PreTrainedModel, base: PreTrainedModel, head: Head) -> Iterator[None]:
+def without_own_change(model: PreTrainedModel, base: PreTrainedModel, head: MatchedHead) -> Iterator[None]:
     """Put one head's rows of query, key and value and its columns of the output projection back to the base's.
 
     All else stays as trained: the output projection's bias, which is no head's own, and DeBERTa's projections of
@@ -167,7 +166,7 @@ def without_own_change(model: PreTrainedModel, base: PreTrainedModel, head: Head
             own.copy_(trained)
 
 
-def _effects(sample: Sample, base: PreTrainedModel, heads: Sequence[Head]) -> Iterator[tuple[Array, Array]]:
+def _effects(sample: Sample, base: PreTrainedModel, heads: Sequence[MatchedHead]) -> Iterator[tuple[Array, Array]]:
     """Yield for each head how far each row's prediction moves without its change, and the rise of the loss, (N,)."""
     classifier, labels = sample.classifier, torch.as_tensor(sample.labels)
 
@@ -188,17 +187,6 @@ def _effects(sample: Sample, base: PreTrainedModel, heads: Sequence[Head]) -> It
         yield known[key]
 
 
-def divergence(first: Tensor, second: Tensor, problem_type: str) -> Tensor:
-    """Return how far predictions move from the first logits (N, C) to the second, (N,), see `EFFECT_MEASURES`."""
-    if problem_type == "regression":
-        return (first - second).squeeze(-1) ** 2
-    if problem_type == "multi_label_classification":
-        first, second = (torch.stack([logits, torch.zeros_like(logits)], dim=-1) for logits in (first, second))
-    before, after = (F.log_softmax(logits, dim=-1) for logits in (first, second))
-    kl = (before.exp() * (before - after)).sum(-1)  # (N,), or (N, C) a label
-    return kl.flatten(1).mean(-1) if kl.dim() > 1 else kl
-
-
 def _refuse_mixed(model: PreTrainedModel) -> None:
     """Raise ModelError unless each head is a slice of the query, key, value and output projections."""
     site = attention_sites(model)[0]
@@ -213,7 +201,7 @@ def _refuse_mixed(model: PreTrainedModel) -> None:
         )
 
 
-def matched_heads(plain: PreTrainedModel, base: PreTrainedModel) -> list[Head]:
+def matched_heads(plain: PreTrainedModel, base: PreTrainedModel) -> list[MatchedHead]:
     """Return every head of the trained model with its counterpart in the base, from which fewer may have been cut."""
     heads = []
     for site, before in zip(attention_sites(plain), attention_sites(base), strict=True):
@@ -226,7 +214,7 @@ def matched_heads(plain: PreTrainedModel, base: PreTrainedModel) -> list[Head]:
                     f"head {whole} of layer {site.layer} is not in the base checkpoint: it is another model's than "
                     "the classifier's, or was pruned since; put the checkpoint back that training started from"
                 )
-            heads.append(Head(site, before, number, there.index(whole), width))
+            heads.append(MatchedHead(site, before, number, there.index(whole), width))
     return heads
 
 
@@ -236,7 +224,7 @@ def _whole_numbers(model: PreTrainedModel, site: AttentionSite) -> list[int]:
     return [number for number in range(site.num_heads + len(lost)) if number not in lost]
 
 
-def _factors(model: PreTrainedModel, head: Head, which: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+def _factors(model: PreTrainedModel, head: MatchedHead, which: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """Return (W_V, W_O) and (W_Q, W_K^T) of a head, each (E, D) and (D, E); `which`: 0 trained, 1 base."""
     weights = {}
     for role in ROLES:
@@ -248,7 +236,7 @@ def _factors(model: PreTrainedModel, head: Head, which: int) -> tuple[tuple[Arra
     return (weights["value"].T, weights["output"]), (weights["query"].T, weights["key"])
 
 
-def _own_parts(model: PreTrainedModel, base: PreTrainedModel, head: Head) -> list[tuple[Tensor, Tensor]]:
+def _own_parts(model: PreTrainedModel, base: PreTrainedModel, head: MatchedHead) -> list[tuple[Tensor, Tensor]]:
     """Return views of all that is the head's own in the trained model, each with the base's on the same device."""
     parts = []
     for role in ROLES:

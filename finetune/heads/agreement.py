@@ -59,7 +59,9 @@ def against_importance(changes: HeadChanges, importance: Table, name: str) -> Ch
     output_value, query_key, effect = (
         kendall_tau(importance, table) for table in (changes.output_value, changes.query_key, changes.effect)
     )
-    taus = {"output-value product": output_value, "query-key product": query_key, "effect": effect}
+    taus = {"output-value product": output_value, "query-key product": query_key}
+    if any(cell is not None for row in changes.effect for cell in row):  # measured
+        taus["effect"] = effect
     return ChangeAgreement(name, output_value, query_key, effect, _answer(taus))
 
 
@@ -71,7 +73,8 @@ def _answer(taus: dict[str, TauValue]) -> str:
     if len(more) == len(taus):
         said = "Yes, adaptation goes to the heads that matter"
     elif more and not less:
-        said = f"In part: heads that matter more changed more by {' and '.join(more)} alone"
+        others = " and ".join(name for name in taus if name not in more)
+        said = f"In part: heads that matter more changed more by {' and '.join(more)}, not by {others}"
     elif less and not more:
         said = f"No, rather the reverse: heads that matter more changed less by {' and '.join(less)}"
     elif more and less:

@@ -166,10 +166,11 @@ def warnings(methods: Sequence[HeadScores], truth: PruningTruth | None, removed:
     leading = methods[0]
     if truth is not None and truth.random is not None:
         curve = truth.curves[0]
-        if curve.mean <= max(truth.random.mean, truth.random.mean + (truth.random.spread or 0.0)):
+        if curve.mean <= truth.random.highest_mean:
             found.append(
-                f"Removal in the order of {leading.method} keeps {truth.metric} at {curve.mean:.3f} on average, no "
-                f"better than in random order ({truth.random.mean:.3f}): this ranking tells little here."
+                f"Removal in the order of {leading.method} keeps {truth.metric} at {curve.mean:.3f} on average, no better "
+                f"than the best of {truth.random.orders} random orders ({truth.random.highest_mean:.3f}): this ranking "
+                "tells little here."
             )
         best = max(range(len(truth.shares)), key=lambda place: curve.scores[place])
         if curve.scores[best] > truth.whole:
@@ -179,8 +180,7 @@ def warnings(methods: Sequence[HeadScores], truth: PruningTruth | None, removed:
             )
     if leading.stability is not None and leading.stability.value is not None and leading.stability.value < 0.5:
         found.append(
-            f"Two halves of the rows rank the heads unlike (tau {leading.stability.text()}): "
-            "raise head_importance.max_samples."
+            f"Different rows rank the heads unlike (tau {leading.stability.text()}): raise head_importance.max_samples."
         )
     if removed is not None and (helped := helped_by_removal(removed.tests, removed.measure)):
         found.append(helped)

@@ -20,7 +20,11 @@ from finetune.modeling import Classifier
 
 
 def confidence(sample: Sample) -> Estimate:
-    """Return the mean over a row's tokens of the largest attention weight (Voita et al. 2019, section 4)."""
+    """Return the mean over a row's tokens of the largest attention weight (Voita et al. 2019, section 4).
+
+    Voita et al. leave out the end of the sentence; here special tokens count as all others, so a head that rests on
+    them is confident too.
+    """
     return mean_over_rows(_of_maps(sample, lambda weights: weights.amax(-1)))
 
 

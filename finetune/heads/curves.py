@@ -103,4 +103,5 @@ def _band(scores: np.ndarray) -> RandomBand:
         high=scores.max(0).tolist(),
         mean=float(means.mean()),
         spread=float(means.std(ddof=1)) if len(means) > 1 else None,
+        highest_mean=float(means.max()),
     )

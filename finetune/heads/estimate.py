@@ -22,10 +22,11 @@ class Estimate:
 
     Attributes:
         values: (L, H); NaN where a layer lacks the head, or the measure does not apply to it.
-        errors: standard errors over rows, (L, H); None where a single row or no row gave the values.
+        errors: standard errors over rows, (L, H), or over folds; None where a single row or no row gave the values.
         contributions: each row's share, (N, L, H), of which the values are the mean; None where there is no such.
         note: what must be known of this estimate, such as the gap of an integral.
         order: the heads, least important first, where the values alone do not tell it.
+        folds: values of parts of the rows that were learned apart, (F, L, H), of which the values are the mean.
     """
 
     values: np.ndarray
@@ -33,6 +34,7 @@ class Estimate:
     contributions: np.ndarray | None = None
     note: str = ""
     order: tuple[Head, ...] | None = None
+    folds: np.ndarray | None = None
 
 
 def mean_over_rows(contributions: np.ndarray, note: str = "") -> Estimate:

@@ -32,12 +32,12 @@ def gradient_layer_norm(sample: Sample) -> Estimate:
 def fisher(sample: Sample) -> Estimate:
     """Return E g^2, the diagonal of the empirical Fisher information of the gates, a row at a time.
 
-    Kwon et al. 2022, equation 6; their code squares the mean of a batch.
+    Kwon et al. 2022; their code squares the mean of a batch.
     """
     return mean_over_rows(gate_gradients(sample).astype(np.float64) ** 2)
 
 
-def integrated_gradients(sample: Sample, steps: int) -> Estimate:
+def integrated_gradients(sample: Sample, steps: int, *, seed: int = 0) -> Estimate:
     """Return each head's share of what all heads together take off the loss, L(0) - L(1).
 
     -integral over a from 0 to 1 of E g(a): the gates of all heads go from 0 to 1 together (Sundararajan et al.
@@ -47,7 +47,7 @@ def integrated_gradients(sample: Sample, steps: int) -> Estimate:
     Args:
         steps: passes over the rows. In each, every row has its own a, drawn evenly from the step's part of 0 to 1.
     """
-    parts = -path_gradients(sample, sample.gates(), steps)
+    parts = -path_gradients(sample, sample.gates(), steps, seed=seed)
     drop = row_losses(sample, 0 * sample.gates()).mean() - row_losses(sample, sample.gates()).mean()
     total = float(np.nansum(parts.mean(0)))
     note = f"the shares sum to {total:.4f}, and all heads together take {drop:.4f} off the loss"

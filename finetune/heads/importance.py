@@ -14,9 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
 
-from finetune.head_results import HeadScores
+from finetune.head_results import HeadScores, TauValue
 from finetune.heads.ablation import MEASURES, ablation
 from finetune.heads.attention_maps import confidence, entropy
 from finetune.heads.estimate import Estimate, as_table, layer_normalised, mean_over_rows, removal_order
@@ -25,12 +24,21 @@ from finetune.heads.gradients import fisher, gradient, integrated_gradients, pat
 from finetune.heads.iterative import iterative
 from finetune.heads.learned import learned_gates
 from finetune.heads.learned_order import learned_order
-from finetune.heads.sample import Sample, check_sample
+from finetune.heads.sample import Sample, check_sample, together
 from finetune.heads.shapley import shapley_values
-from finetune.heads.stability import split_half_stability
+from finetune.heads.stability import fold_stability, split_half_stability
 
 ITERATIVE = "iterative_"
 _GATE_STEPS, _ORDER_STEPS = 40, 8  # of each fold
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is done: passes along a path, the seed of what is drawn, and time for what is learned in steps."""
+
+    steps: int
+    seed: int
+    max_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -38,15 +46,17 @@ class Method:
     """How heads are ranked: the formula of a head's value, and the function that estimates it.
 
     Attributes:
-        measure: from rows, steps of a path and seed.
+        measure: from rows and effort to an estimate.
+        learned: whether it learns in steps and keeps to the time itself, instead of being a mean over rows.
         finish: what is done to the mean over all rows, which may have been measured in blocks.
         again: the same for measuring again as heads go, where it can be had for less; None: `measure`.
     """
 
     formula: str
-    measure: Callable[[Sample, int, int], Estimate]
+    measure: Callable[[Sample, Effort], Estimate]
     finish: Callable[[Estimate], Estimate] = lambda estimate: estimate
-    again: Callable[[Sample, int, int], Estimate] | None = None
+    learned: bool = False
+    again: Callable[[Sample, Effort], Estimate] | None = None
 
 
 def random_values(sample: Sample, seed: int) -> Estimate:
@@ -63,34 +73,41 @@ def shapley(sample: Sample, seed: int) -> Estimate:
     """Return Shapley values, with what is known of their precision."""
     found = shapley_values(sample, seed=seed)
     error = found.standard_errors
-    told = "" if error is None else f", which leaves a standard error of {np.nanmax(error):.2g} besides that over rows"
-    return mean_over_rows(found.contributions, f"{found.permutations} permutations a row{told}")
+    told = "" if error is None else f"; of the error over rows, up to {np.nanmax(error):.2g} is from the draw of these"
+    missed = "" if found.converged else ", more than which were needed for the precision asked for"
+    return mean_over_rows(found.contributions, f"{found.permutations} permutations a row{missed}{told}")
 
 
 METHODS: dict[str, Method] = {
-    "gradient": Method("E|dL/dgate|", lambda sample, steps, seed: gradient(sample)),
+    "gradient": Method("E|dL/dgate|", lambda sample, effort: gradient(sample)),
     "gradient_layer_norm": Method(
-        "E|dL/dgate| over the layer's norm", lambda sample, steps, seed: gradient(sample), layer_normalised
+        "E|dL/dgate| over the layer's norm", lambda sample, effort: gradient(sample), layer_normalised
     ),
     "integrated_gradients": Method(
         "share of L(0) - L(1)",
-        lambda sample, steps, seed: integrated_gradients(sample, steps),
-        again=lambda sample, steps, seed: mean_over_rows(-path_gradients(sample, sample.gates(), steps)),
+        lambda sample, effort: integrated_gradients(sample, effort.steps, seed=effort.seed),
+        again=lambda sample, effort: mean_over_rows(
+            -path_gradients(sample, sample.gates(), effort.steps, seed=effort.seed)
+        ),
     ),
-    "fisher": Method("E(dL/dgate)^2", lambda sample, steps, seed: fisher(sample)),
-    "ablation_loss": Method("L without the head - L", lambda sample, steps, seed: ablated(sample, "loss")),
-    "ablation_kl": Method("KL(p || p without the head)", lambda sample, steps, seed: ablated(sample, "kl")),
-    "ablation_accuracy": Method("accuracy - accuracy without", lambda sample, steps, seed: ablated(sample, "accuracy")),
-    "shapley": Method("Shapley value for the loss", lambda sample, steps, seed: shapley(sample, seed)),
-    "confidence": Method("mean largest attention weight", lambda sample, steps, seed: confidence(sample)),
-    "entropy": Method("minus entropy of attention, nats", lambda sample, steps, seed: entropy(sample)),
+    "fisher": Method("E(dL/dgate)^2", lambda sample, effort: fisher(sample)),
+    "ablation_loss": Method("L without the head - L", lambda sample, effort: ablated(sample, "loss")),
+    "ablation_kl": Method("KL(p || p without the head)", lambda sample, effort: ablated(sample, "kl")),
+    "ablation_accuracy": Method("accuracy - accuracy without", lambda sample, effort: ablated(sample, "accuracy")),
+    "shapley": Method("Shapley value for the loss", lambda sample, effort: shapley(sample, effort.seed)),
+    "confidence": Method("mean largest attention weight", lambda sample, effort: confidence(sample)),
+    "entropy": Method("minus entropy of attention, nats", lambda sample, effort: entropy(sample)),
     "gates": Method(
-        "log-odds of a learned gate", lambda sample, steps, seed: learned_gates(sample, _GATE_STEPS, seed=seed)
+        "log-odds of a learned gate",
+        lambda sample, effort: learned_gates(sample, _GATE_STEPS, seed=effort.seed, max_seconds=effort.max_seconds),
+        learned=True,
     ),
     "learned_order": Method(
-        "score learned by removal", lambda sample, steps, seed: learned_order(sample, _ORDER_STEPS, seed)
+        "score learned by removal",
+        lambda sample, effort: learned_order(sample, _ORDER_STEPS, effort.seed, effort.max_seconds),
+        learned=True,
     ),
-    "random": Method("chance", lambda sample, steps, seed: random_values(sample, seed)),
+    "random": Method("chance", lambda sample, effort: random_values(sample, effort.seed)),
 }
 
 
@@ -102,7 +119,8 @@ def measure_importance(
     Args:
         method: a name in METHODS, or `iterative_` before it.
         steps: passes over the rows for a method that follows a path.
-        max_seconds: time after which no further rows are taken; None: all rows of the sample are.
+        max_seconds: time after which no further rows are taken, and no further step by what is learned; None: no
+            bound.
     """
     started = time.perf_counter()
     check_sample(sample)
@@ -112,13 +130,15 @@ def measure_importance(
     estimator = chosen.again if method.startswith(ITERATIVE) and chosen.again else chosen.measure
 
     def estimate(rows: Sample) -> Estimate:
-        return estimator(rows, steps, seed)
+        return estimator(rows, Effort(steps, seed, max_seconds))
 
     if method.startswith(ITERATIVE):
         found, rows = _measured_again(sample, lambda rows: chosen.finish(estimate(rows)), max_seconds, seed)
-        formula = f"{chosen.formula}, measured again as heads go"
+        formula, stable = f"{chosen.formula}, measured again as heads go", None
     else:
-        found, rows = _within(sample, estimate, max_seconds, seed)
+        bound = None if chosen.learned else max_seconds
+        found, rows = _within(sample, estimate, bound, seed)
+        stable = _stability(found, chosen, seed)
         found = chosen.finish(found)
         formula = chosen.formula
     sites = sample.sites
@@ -131,9 +151,18 @@ def measure_importance(
         standard_errors=as_table(found.errors, sites),
         order=list(found.order or removal_order(found.values, sites)),
         seconds=time.perf_counter() - started,
-        stability=None if found.contributions is None else split_half_stability(found.contributions, seed=seed),
+        errors_over="rows" if found.folds is None else f"{len(found.folds)} folds",
+        stability=stable,
         note=found.note,
     )
+
+
+def _stability(found: Estimate, method: Method, seed: int) -> TauValue | None:
+    if found.folds is not None:
+        return fold_stability(found.folds)
+    if found.contributions is None:
+        return None
+    return split_half_stability(found.contributions, finish=method.finish, seed=seed)
 
 
 def _measured_again(
@@ -167,10 +196,7 @@ def _within(
         if found.contributions is None:  # not a mean over rows: blocks cannot be put together
             break
         parts.append(found.contributions)
-        late = [time.perf_counter() - started > max_seconds]
-        if sample.accelerator.num_processes > 1:
-            broadcast_object_list(late)  # all stop together
-        if late[0]:
+        if together(sample.accelerator, time.perf_counter() - started > max_seconds):
             break
     note = f"measured in {len(parts)} blocks of rows; of the last: {found.note}" if len(parts) > 1 else found.note
     return (mean_over_rows(np.concatenate(parts), note if found.note else "") if parts else found), done

@@ -21,7 +21,7 @@ def iterative(sample: Sample, scorer: Scorer, rounds: int = 10) -> Estimate:
 
     Michel, Levy and Neubig 2019, section 4.1, where the measure is the gradient. A layer keeps its last head until
     the end. A head's value is its score when it went, or the highest score of those that went before it, so that
-    values rise along the order; its error is that of its own score.
+    values rise along the order; it has an error where the value is its own score.
 
     Args:
         scorer: from the gates (L, H) of the heads that are left to their estimate.
@@ -45,7 +45,8 @@ def iterative(sample: Sample, scorer: Scorer, rounds: int = 10) -> Estimate:
         for at in going:
             highest = max(highest, float(estimate.values[at]))
             values[at] = highest
-            errors[at] = np.nan if estimate.errors is None else estimate.errors[at]
+            own = estimate.values[at] == highest and estimate.errors is not None
+            errors[at] = estimate.errors[at] if own and estimate.errors is not None else np.nan
             gates[at] = 0
         gone += going
     return Estimate(values, None if np.isnan(errors).all() else errors, order=tuple(gone))

@@ -12,50 +12,50 @@ import torch
 from torch import Tensor
 
 from finetune.heads.estimate import Estimate
+from finetune.heads.folds import Late, learn_in_folds
 from finetune.heads.sample import Sample, gate_gradients, real_heads
 
 # Louizos, Welling and Kingma 2018, section 4: temperature, and the ends that sigmoids are stretched to.
 TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
-FOLDS = 4
+SHIFT = TEMPERATURE * math.log(-LOW / HIGH)  # a gate is open with log-odds log_alpha - SHIFT
 
 
-def learned_gates(sample: Sample, steps: int, price: float = 0.02, seed: int = 0) -> Estimate:
-    """Return the log-odds of hard-concrete gates, trained with the model's weights fixed.
+def learned_gates(
+    sample: Sample, steps: int, price: float = 0.02, seed: int = 0, max_seconds: float | None = None
+) -> Estimate:
+    """Return the log-odds that hard-concrete gates are open, trained with the model's weights fixed.
 
     Each gate is open with probability sigmoid(log_alpha - TEMPERATURE log(-LOW / HIGH)); the loss is the rows'
     own plus `price` times the expected number of open gates (Louizos et al. 2018, equations 10 to 12; for heads:
-    Voita et al. 2019, section 6.1). Each row draws its own gates in each step.
-
-    The rows are parted in four folds that are trained apart; values are the mean over folds, and errors the
-    standard error of that mean, so that they tell how much the gates depend on the rows and on the noise.
+    Voita et al. 2019, section 6.1). Each row draws its own gates in each step. See `learn_in_folds` for the errors.
 
     Args:
         steps: optimiser steps of a fold, each over all its rows (Adam, learning rate 0.2).
-        price: loss that one open gate must save.
+        price: loss that one open gate must save, in the unit of the loss.
+        max_seconds: time after which no fold takes another step.
     """
-    folds = min(FOLDS, len(sample))
-    parts = np.array_split(np.random.default_rng(seed).permutation(sample.rows), folds)
-    found = np.stack(  # (folds, L, H)
-        [_train(sample.only(np.sort(part)), steps, price, seed + fold) for fold, part in enumerate(parts)]
-    )
-    found[:, ~real_heads(sample.sites)] = np.nan
-    errors = found.std(0, ddof=1) / math.sqrt(folds) if folds > 1 else None
-    return Estimate(found.mean(0), errors, note=f"{folds} folds of {len(sample) // folds} rows, {steps} steps each")
+
+    def learn(fold: Sample, seed: int, late: Late) -> np.ndarray:
+        return _train(fold, steps, price, seed, late) - SHIFT
+
+    note = f"at most {steps} steps each, at a price of {price:g} a head"
+    return learn_in_folds(sample, learn, seed=seed, max_seconds=max_seconds, note=note)
 
 
-def _train(sample: Sample, steps: int, price: float, seed: int) -> np.ndarray:
+def _train(sample: Sample, steps: int, price: float, seed: int, late: Late) -> np.ndarray:
     """Return log_alpha (L, H) after training on the sample's rows."""
     log_alpha = torch.full_like(sample.gates().cpu(), 2.0).requires_grad_()
     optimizer = torch.optim.Adam([log_alpha], lr=0.2)
     noise, there = torch.Generator().manual_seed(seed), torch.from_numpy(real_heads(sample.sites))
-    shift = TEMPERATURE * math.log(-LOW / HIGH)
-    for _ in range(steps):
+    for step in range(steps):
+        if step and late():
+            break
         gates = hard_concrete(log_alpha, len(sample), noise)  # (N, L, H)
         at = gates.detach().to(sample.accelerator.device)
         gradients = torch.where(there, torch.from_numpy(gate_gradients(sample, at)), 0)  # (N, L, H)
         optimizer.zero_grad()
         gates.backward(gradients / len(sample))  # the chain rule: loss -> gates -> log_alpha
-        (price * torch.sigmoid(log_alpha - shift).sum()).backward()
+        (price * torch.sigmoid(log_alpha - SHIFT).sum()).backward()
         optimizer.step()
     return log_alpha.detach().double().numpy()
 

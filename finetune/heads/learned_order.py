@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from finetune.data.batching import plan_scoring
 from finetune.heads.estimate import Estimate
+from finetune.heads.folds import Late, learn_in_folds
 from finetune.heads.gradients import gradient_layer_norm
 from finetune.heads.sample import Sample, gate_gradients, real_heads
 
-FOLDS = 4
 _BATCH = 32  # rows of a step, each with a draw of its own
 _SPAN = 4.0  # scores start evenly spread over this range
 _TEMPERATURE = 0.3  # of the noise on scores, and width of the zone about the threshold that a step moves
@@ -26,7 +26,7 @@ _RATE = 0.2  # of the first step; it falls to a tenth
 _SHARES = (0.05, 0.95)  # of heads removed
 
 
-def learned_order(sample: Sample, steps: int, seed: int = 0) -> Estimate:
+def learned_order(sample: Sample, steps: int, seed: int = 0, max_seconds: float | None = None) -> Estimate:
     """Return scores whose order keeps the expected loss low over all shares of heads removed.
 
     For each row of a step a share s is drawn evenly between 5 and 95 %, logistic noise is added to the scores, and
@@ -36,21 +36,21 @@ def learned_order(sample: Sample, steps: int, seed: int = 0) -> Estimate:
     descend on the very thing that the mean of a pruning curve measures, but for the loss in place of accuracy.
     Li et al. 2021 (differentiable subset pruning) learn the set for one number of heads; here one order serves all.
 
-    Scores start as the ranks of the layer-normalised gradient. The rows are parted in four folds that are learned
-    apart; values are the mean over folds, errors the standard error of that mean.
+    Scores start as the ranks of the layer-normalised gradient. See `learn_in_folds` for the errors.
 
     Args:
         steps: of each fold, with 32 rows each.
+        max_seconds: time after which no fold takes another step.
     """
-    folds = min(FOLDS, len(sample))
-    parts = np.array_split(np.random.default_rng(seed).permutation(sample.rows), folds)
-    found = np.stack([_learn(sample.only(np.sort(part)), steps, seed + fold) for fold, part in enumerate(parts)])
-    errors = found.std(0, ddof=1) / math.sqrt(folds) if folds > 1 else None
-    note = f"{folds} folds of {len(sample) // folds} rows, {steps} steps each"
-    return Estimate(found.mean(0), errors, note=note)
+
+    def learn(fold: Sample, seed: int, late: Late) -> np.ndarray:
+        return _learn(fold, steps, seed, late)
+
+    note = f"at most {steps} steps of {_BATCH} rows each"
+    return learn_in_folds(sample, learn, seed=seed, max_seconds=max_seconds, note=note)
 
 
-def _learn(sample: Sample, steps: int, seed: int) -> np.ndarray:
+def _learn(sample: Sample, steps: int, seed: int, late: Late) -> np.ndarray:
     """Return scores (L, H), the mean of those after each step of the second half."""
     rng, noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     there = torch.from_numpy(real_heads(sample.sites))  # (L, H)
@@ -59,8 +59,10 @@ def _learn(sample: Sample, steps: int, seed: int) -> np.ndarray:
     scores = torch.full(there.shape, -math.inf)
     scores[there] = torch.as_tensor(_SPAN * (ranks / len(ranks) - 0.5), dtype=torch.float32)
     mean_step, mean_square = torch.zeros_like(scores), torch.tensor(0.0)
-    kept, batches = torch.zeros_like(scores), list[np.ndarray]()
+    passed, batches = list[Tensor](), list[np.ndarray]()
     for step in range(1, steps + 1):
+        if step > 1 and late():
+            break
         if not batches:
             batches = plan_scoring(sample.split.lengths[sample.rows], _BATCH)
             rng.shuffle(batches)
@@ -75,9 +77,8 @@ def _learn(sample: Sample, steps: int, seed: int) -> np.ndarray:
         scale = (mean_square / (1 - 0.95**step)).sqrt() + 1e-12
         rate = _RATE * (1 - 0.9 * (step - 1) / steps)
         scores = scores - rate * mean_step / (1 - 0.9**step) / scale
-        if 2 * step > steps:
-            kept += torch.where(there, scores, 0) / (steps - steps // 2)
-    values: np.ndarray = torch.where(there, kept, torch.nan).double().numpy()
+        passed.append(scores)
+    values: np.ndarray = torch.stack(passed[len(passed) // 2 :]).double().mean(0).numpy()
     return values
 
 

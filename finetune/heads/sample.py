@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -159,6 +159,14 @@ def _attention_kernel(device: torch.device) -> AbstractContextManager[None]:
 
 def _of_rows(gates: Tensor, places: np.ndarray) -> Tensor:
     return gates[torch.as_tensor(places, device=gates.device)] if gates.dim() == 3 else gates
+
+
+def together(accelerator: Accelerator, decided: bool) -> bool:
+    """Return what the main process decided, so that all processes do the same."""
+    decision = [decided]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(decision)
+    return decision[0]
 
 
 def sample_rows(rows: int, most: int | None, seed: int) -> list[int]:

@@ -34,8 +34,9 @@ def paired_tests(
         for head in range(site.num_heads):
             now = without[:, site.layer, head].astype(bool)
             lost, gained = int((whole & ~now).sum()), int((~whole & now).sum())
-            # The difference depends on three counts alone, so rows are resampled by drawing these.
-            shares = np.array([lost, gained, rows - lost - gained]) / rows
+            # The difference depends on three counts alone, so rows are resampled by drawing these. Half a row more
+            # on either side keeps the interval from closing where no or all rows changed one way.
+            shares = np.array([lost + 0.5, gained + 0.5, rows - lost - gained]) / (rows + 1)
             drawn = rng.multinomial(rows, shares, size=RESAMPLES)  # (samples, 3)
             low, high = np.percentile((drawn[:, 1] - drawn[:, 0]) / rows, [2.5, 97.5])
             p_value = float(stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
@@ -102,4 +103,5 @@ def helped_by_removal(tests: Sequence[HeadTest], measure: str) -> str:
         if sure
         else f"none after Holm's correction for {len(tests)} tests, so chance alone can do this"
     )
-    return f"Removal of {len(better)} head{'s' * (len(better) > 1)} helps {measure}, most of all {named}; {verdict}."
+    each = f"each of {len(better)} heads" if len(better) > 1 else "one head"
+    return f"Removal of {each} alone helps {measure}, most of all {named}; {verdict}."

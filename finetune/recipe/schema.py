@@ -235,12 +235,16 @@ class HeadImportanceSection(Section):
     )
     split: Split = Field("train", description="whose rows rank the heads")
     max_samples: Count | None = Field(256, description="rows that rank the heads; null: all")
-    max_seconds: Annotated[float, Field(gt=0)] | None = Field(None, description="time a method may take rows for")
+    max_seconds: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="time after which a method takes no further rows or steps"
+    )
     integration_steps: Count = Field(8, description="passes over the rows along the path of integrated gradients")
     curve_split: Split | None = Field("validation", description="whose rows test the ranking; null: no test")
     curve_samples: Count | None = Field(300, description="rows that test the ranking; null: all")
     random_orders: Annotated[int, Field(ge=0)] = Field(3, description="random orders to compare with")
-    leave_one_out: bool = Field(False, description="remove each head alone on the testing rows: effect and test")
+    leave_one_out: bool = Field(
+        False, description="remove each head alone on the testing rows: effect and test; and undo its own change"
+    )
 
     @model_validator(mode="after")
     def _distinct(self) -> HeadImportanceSection:
