@@ -74,7 +74,10 @@ def test_what_has_no_order_has_no_tau() -> None:
     ("signs", "said"),
     [
         ((1, 1, 1), "Yes, adaptation goes to the heads that matter"),
-        ((1, 0, 1), "In part: heads that matter more changed more by output-value product and effect alone"),
+        (
+            (1, 0, 1),
+            "In part: heads that matter more changed more by output-value product and effect, not by query-key product",
+        ),
         ((-1, 0, 0), "No, rather the reverse: heads that matter more changed less by output-value product"),
         ((1, -1, 0), "There is no one answer: more by output-value product, less by query-key product"),
         ((0, 0, 0), "No such tie is seen"),
@@ -99,3 +102,12 @@ def test_the_answer_says_what_the_intervals_say(signs: tuple[int | None, ...], s
     assert [tau.value is None for tau in (found.output_value, found.query_key, found.effect)] == [
         sign is None for sign in signs
     ]
+
+
+def test_an_effect_that_was_not_measured_does_not_weigh() -> None:
+    table = [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]]
+    nothing: list[list[float | None]] = [[None] * 4] * 2
+    changes = HeadChanges("train", 0, "KL", table, table, table, table, nothing, nothing, nothing, nothing)
+    found = against_importance(changes, table, "gradient")
+    assert found.answer.startswith("Yes, adaptation goes to the heads that matter")
+    assert "effect" not in found.answer

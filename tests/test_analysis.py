@@ -197,7 +197,7 @@ def test_a_ranking_that_was_not_tested_is_told() -> None:
 
 def test_what_a_reader_must_know_is_told() -> None:
     scores = HeadScores("gradient", "", "train", 9, [], [], [], stability=TauValue(0.2, 0.1, 0.3))
-    band = RandomBand(2, [0.7, 0.6], [0.6, 0.5], [0.8, 0.7], 0.65, 0.05)
+    band = RandomBand(2, [0.7, 0.6], [0.6, 0.5], [0.8, 0.7], 0.65, 0.05, 0.7)
 
     def truth(*values: float) -> PruningTruth:
         curve = Curve("gradient", list(values), float(np.mean(values)))
@@ -205,7 +205,7 @@ def test_what_a_reader_must_know_is_told() -> None:
 
     poor = warnings([scores], truth(0.7, 0.69), None)
     assert len(poor) == 2
-    assert "keeps accuracy at 0.695 on average, no better than in random order (0.650)" in poor[0]
+    assert "keeps accuracy at 0.695 on average, no better than the best of 2 random orders (0.700)" in poor[0]
     assert "tau 0.20 [0.10, 0.30]): raise head_importance.max_samples" in poor[1]
     steady = replace(scores, stability=TauValue(0.9, 0.8, 1.0))
     assert warnings([steady], truth(0.79, 0.78), None) == []

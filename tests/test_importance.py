@@ -14,6 +14,8 @@ from transformers import AutoModel
 from finetune.errors import ModelError
 from finetune.heads import importance
 from finetune.heads.importance import ITERATIVE, METHODS, Effort, measure_importance
+from finetune.heads.learned import learned_gates
+from finetune.heads.learned_order import learned_order
 from finetune.heads.sample import Sample, gated_logits
 from finetune.recipe.schema import HeadMethod
 from finetune.slicing import prune_heads
@@ -181,3 +183,13 @@ def test_layers_that_share_their_weights_are_told_apart(
     slow = measure_importance(sample, method, steps=1, seed=0)
     assert found.order == slow.order
     np.testing.assert_allclose(found.values, slow.values, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["learned_order", "gates"])
+def test_what_is_learned_keeps_to_the_time_with_all_rows(known: Sample, method: str) -> None:
+    sample = replace(known, batch_size=4)
+    found = measure_importance(sample, method, steps=1, seed=0, max_seconds=1e-9)
+    assert found.rows == len(sample)  # none left out: only steps are
+    assert found.errors_over == "4 folds"
+    one = learned_order(sample, 1) if method == "learned_order" else learned_gates(sample, 1)
+    np.testing.assert_allclose(np.array(found.values, dtype=float), one.values)  # one step a fold, no more

@@ -104,21 +104,22 @@ def test_round_two_measures_what_round_one_left(tiny_bert: Path) -> None:
 
     found = iterative(sample, scorer, rounds=3)
     assert found.order is not None
-    assert [int((gates == 0).sum()) for gates, _ in seen] == [0, 2, 4]
-    first, second, third = (removal_order(estimate.values, sample.sites) for _, estimate in seen)
+    assert [int((gates == 0).sum()) for gates, _ in seen] == [0, 2]  # the last part goes after the same
+    first, second = (removal_order(estimate.values, sample.sites) for _, estimate in seen)
     assert list(found.order[:2]) == first[:2]
     for layer, head in first[:2]:
         zero_columns(sample.classifier.base.get_submodule(sample.sites[layer].output), slice(8 * head, 8 * head + 8))
     np.testing.assert_allclose(seen[1][1].values, gradient(sample).values, rtol=1e-4, atol=1e-6)
-    assert set(found.order[4:]) == {at for at in third if seen[2][0][at] > 0}
+    assert list(found.order[2:]) == [at for at in second if seen[1][0][at] > 0]
     highest = -np.inf
     for turn, at in enumerate(found.order):
-        own = seen[turn // 2][1]
+        own = seen[min(turn // 2, 1)][1]
         highest = max(highest, own.values[at])
         assert found.values[at] == highest
         assert found.errors is not None
         assert own.errors is not None
-        assert found.errors[at] == own.errors[at]
+        expected = own.errors[at] if own.values[at] == highest else np.nan  # another head's value has no error here
+        np.testing.assert_equal(found.errors[at], expected)
     assert second != first  # else measuring again would show nothing
 
 
@@ -142,7 +143,8 @@ def test_all_heads_go_once_and_each_layer_keeps_one_to_the_end(rounds: int, tiny
     assert sorted(found.order) == [(layer, head) for layer in range(2) for head in range(3)]
     assert {layer for layer, _ in found.order[-2:]} == {0, 1}
     assert found.errors is None
-    assert len(calls) == min(rounds, 6)  # none in vain where there are fewer heads than rounds
+    # None in vain where there are fewer heads than rounds, and none for the last part, unless it is the only one.
+    assert len(calls) == {1: 1, 2: 1, 4: 3, 6: 5, 10: 5}[rounds]
     assert (np.diff([found.values[at] for at in found.order]) >= 0).all()
 
 

@@ -105,7 +105,7 @@ def test_learning_lowers_the_loss_over_all_shares(tiny_bert: Path, monkeypatch: 
             losses.append(row_losses(sample, gates).mean())
         return float(np.mean(losses))
 
-    learned = module._learn(sample, 60, seed=0)
+    learned = module._learn(sample, 60, 0, lambda: False)
     assert mean_loss(learned) < mean_loss(start["values"]) - 0.05
     assert mean_loss(learned) < mean_loss(-learned) - 0.05
 
@@ -119,6 +119,6 @@ def test_folds_give_errors_and_one_row_none(tiny_bert: Path) -> None:
     assert one.errors is None
     for table in (found.values, found.errors, one.values):
         assert np.isnan(table).tolist() == [[False] * 3, [False, False, True]]
-    assert found.note == "4 folds of 1 rows, 3 steps each"
+    assert found.note == "4 folds of 1 rows, at most 3 steps of 32 rows each"
     same = learned_order(sample, 3)
     np.testing.assert_array_equal(same.values, found.values)

@@ -129,7 +129,7 @@ def whole_analysis(methods: int, measure: str = "accuracy") -> HeadAnalysis:
         [HeadScores(name, "E|g|", "train", 40, table, table, heads, 1.5, tau, "a note") for name in names],
         PruningTruth(
             "accuracy", "test", 40, 0.9, shares, [Curve(name, [0.9] * 9, 0.75, 0.25) for name in names],
-            RandomBand(3, [0.5] * 9, [0.4] * 9, [0.6] * 9, 0.5, 0.0125),
+            RandomBand(3, [0.5] * 9, [0.4] * 9, [0.6] * 9, 0.5, 0.0125, 0.51),
         ),
         [Agreement(names[0], name, tau) for name in names[1:]],
         LeaveOneOut("test", 40, measure, [HeadTest(*at, -0.1, -0.2, 0.0, 4, 0, 0.125, 1.0) for at in heads]),

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from finetune.heads import stability
-from finetune.heads.stability import HALVINGS, split_half_stability
+from finetune.heads.estimate import Estimate
+from finetune.heads.stability import HALVINGS, fold_stability, split_half_stability
 
 
 def test_rows_without_noise_rank_alike_in_any_half() -> None:
@@ -71,3 +72,26 @@ def test_cells_without_a_head_do_not_count() -> None:
 )
 def test_where_there_is_nothing_to_compare_there_is_no_figure(rows: np.ndarray) -> None:
     assert split_half_stability(rows) is None
+
+
+def test_folds_agree_as_their_pairs_do() -> None:
+    up, down = np.arange(6.0).reshape(2, 3), -np.arange(6.0).reshape(2, 3)
+    found = fold_stability(np.stack([up, up, down]))
+    assert found is not None
+    assert (found.value, found.low, found.high) == pytest.approx((-1 / 3, -1.0, 1.0))
+    assert fold_stability(up[None]) is None
+    assert fold_stability(np.stack([up, np.zeros((2, 3))])) is None
+
+
+def test_halves_are_finished_each_for_itself() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(8, 2, 3)) + 2
+    halves = []
+
+    def finish(estimate: Estimate) -> Estimate:
+        halves.append(estimate.values)
+        return Estimate(-estimate.values)
+
+    turned = split_half_stability(rows, finish=finish)
+    assert turned == split_half_stability(rows)  # turned round, both halves agree as before
+    assert len(halves) == 2 * HALVINGS

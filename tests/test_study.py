@@ -134,4 +134,4 @@ def test_a_ranking_that_no_rows_try_is_told(run: Path, capsys: pytest.CaptureFix
     rows = text[text.index("  test_rows:") : text.index("  validation_size:")]
     (run / "recipe.yaml").write_text(text.replace(rows, "  test_rows: null\n"))
     assert main(["heads", str(run), "--set", "curve_split=test"]) == 0
-    assert "The ranking is not tried: there are no test rows" in capsys.readouterr().out
+    assert "The ranking was not tested: there are no test rows" in capsys.readouterr().out

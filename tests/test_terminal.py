@@ -95,7 +95,7 @@ def test_no_table_is_cut_at_80_columns(width: int, scale: float) -> None:
         PruningTruth(
             "mean_squared_error", "validation", 99, scale, shares,
             [Curve(name, scores, scale / 2, scale / 3) for name in methods],
-            RandomBand(3, scores, scores, scores, scale / 2, 0.1),
+            RandomBand(3, scores, scores, scores, scale / 2, 0.1, scale / 2),
         ),
         warnings=["one"],
     )  # fmt: skip

@@ -168,9 +168,9 @@ def warnings(methods: Sequence[HeadScores], truth: PruningTruth | None, removed:
         curve = truth.curves[0]
         if curve.mean <= truth.random.highest_mean:
             found.append(
-                f"Removal in the order of {leading.method} keeps {truth.metric} at {curve.mean:.3f} on average, no better "
-                f"than the best of {truth.random.orders} random orders ({truth.random.highest_mean:.3f}): this ranking "
-                "tells little here."
+                f"Removal in the order of {leading.method} keeps {truth.metric} at {curve.mean:.3f} on average, no "
+                f"better than the best of {truth.random.orders} random orders ({truth.random.highest_mean:.3f}): this "
+                "ranking tells little here."
             )
         best = max(range(len(truth.shares)), key=lambda place: curve.scores[place])
         if curve.scores[best] > truth.whole:
