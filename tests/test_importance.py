@@ -136,7 +136,7 @@ def test_blocks_of_rows_give_what_all_rows_at_once_give(known: Sample, method: s
     np.testing.assert_allclose(parts.standard_errors, whole.standard_errors, rtol=1e-3, atol=1e-7)
 
 
-@pytest.mark.parametrize("method", ["gradient", "gates", "iterative_gradient", "shapley"])
+@pytest.mark.parametrize("method", ["gradient", "fisher", "iterative_gradient", "shapley"])
 def test_one_block_of_rows_is_measured_however_short_the_time(known: Sample, method: str) -> None:
     sample = replace(known, batch_size=4)
     found = measure_importance(sample, method, steps=1, seed=0, max_seconds=1e-9)
