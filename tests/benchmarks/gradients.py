@@ -17,7 +17,7 @@ from finetune.modeling import quiet_libraries
 from finetune.scoring import predict
 from tests.benchmarks.ablation import sample, timed
 
-ROUNDS, STEPS = 5, 8
+ROUNDS, STEPS = 3, 8
 
 
 def multiples(rows: Sample) -> tuple[float, float, float]:
@@ -42,7 +42,7 @@ def main() -> None:
     datasets.disable_progress_bars()
     table = Table("weights", "rows", "scoring pass, s", "gradient", f"integrated, {STEPS} steps", "a step")
     for lora in (False, True):
-        for count in (64, 128, 256):
+        for count in (32, 64, 128):
             seconds, single, path = multiples(sample(lora, count, 8, 30, 32))
             cells = (f"{seconds:.2f}", f"{single:.2f} x", f"{path:.2f} x", f"{path / STEPS:.2f} x")
             table.add_row("LoRA" if lora else "full", f"{count}", *cells)
