@@ -23,8 +23,8 @@ from finetune import session
 from finetune.cli import main
 from finetune.errors import ModelError, RecipeError, TrainingError
 from finetune.families import attention_sites
-from finetune.heads.importance import gradient_importance
-from finetune.heads.sample import draw_sample
+from finetune.heads.gradients import gradient
+from finetune.heads.sample import Sample, sample_rows
 from finetune.lora import Lora, adapted_modules, add_lora
 from finetune.modeling import Classifier
 from finetune.preparation import allot_ranks, prepare
@@ -142,10 +142,9 @@ def test_importance_is_that_of_the_layers_heads_after_the_rehearsal(tiny_bert: P
     before = {name: p.detach().clone() for name, p in classifier.model.named_parameters() if p.requires_grad}
     found = rehearsed(classifier, accelerator)
     assert all(not before[n].equal(p) for n, p in classifier.model.named_parameters() if n in before)  # it was trained
-    sample = draw_sample(
-        classifier, encoded(classifier), "train", most=4, batch_size=2, seed=0, accelerator=accelerator
-    )
-    assert found.importance == pytest.approx(np.mean(gradient_importance(sample).values, axis=1).tolist(), rel=1e-4)
+    split = encoded(classifier)
+    sample = Sample(classifier, split, "train", np.array(sample_rows(len(split), 4, 0)), 2, accelerator)
+    assert found.importance == pytest.approx(gradient(sample).values.mean(1).tolist(), rel=1e-4)
     assert found.ranks == ranks_by_importance(found.importance, 4)
     assert (found.r, found.steps, found.rows, sum(found.by_layer().values())) == (4, 5, 4, 8)
 
