@@ -48,10 +48,10 @@ class HeadScores:
         values, standard_errors: (L, H).
         order: all heads as [layer, head], least important first; a layer's last head goes at the end.
         seconds: what measuring took.
-        errors_over: what the errors are over: rows, or folds of them that were learned apart.
         stability: tau between rankings from different rows: over halvings of the rows the mean and the central 95 %,
             over pairs of folds the mean, the lowest and the highest.
         note: what must be known of these values.
+        errors_over: what the errors are over: rows, or folds of them that were learned apart.
     """
 
     method: str
@@ -62,9 +62,9 @@ class HeadScores:
     standard_errors: Table
     order: list[tuple[int, int]]
     seconds: float = 0.0
-    errors_over: str = "rows"
     stability: TauValue | None = None
     note: str = ""
+    errors_over: str = "rows"
 
     def stability_note(self) -> str:
         """Return how far rankings from different rows agree, in words, or ""."""

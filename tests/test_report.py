@@ -145,7 +145,8 @@ def test_the_report_tells_all_that_an_analysis_holds(run: RunFolder) -> None:
     html = run.report.read_text()
     text = " ".join(re.sub(r"<[^>]+>", " ", html[html.index('<section id="heads">') :]).replace("&#39;", "'").split())
     for said in (
-        "agree with Kendall's tau 0.50 [0.40, 0.60]. a note.", "Most important is what would be removed last",
+        "agree with Kendall's tau 0.50 [0.40, 0.60]; in brackets the central 95 % of halvings. a note.",
+        "Most important is what would be removed last",
         "Most important: layer 1 head 10 (0.14 ± 0.1), layer 1 head 9", "beware of &lt;this&gt;",
         "iterative method 2 0.7500 0.2500 40 1.5 0.50 [0.40, 0.60]", "3 random orders 0.5000 ± 0.0125 –",
         "iterative method 0, iterative method 1 0.50 [0.40, 0.60]",
