@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command(asked)
     except FinetuneError as error:
-        if int(os.environ.get("RANK", "0")) == 0:  # of several processes, one speaks
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # of a machine's processes, one speaks
             print(f"error: {error}", file=sys.stderr)
         return EXIT_CODE
     except KeyboardInterrupt:
