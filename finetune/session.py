@@ -19,7 +19,7 @@ from finetune.modeling import quiet_libraries
 from finetune.recipe import Recipe
 from finetune.results import RunFolder
 
-DISK_SECONDS = 60.0  # a network disk may show a new folder to other machines only after so long
+DISK_SECONDS = 30.0  # a network disk may show a new folder to other machines only after so long
 # What `accelerate launch` sets for a way of sharing a model out -> its name. Without a GPU Accelerate forgets these.
 _SHARDED = {
     "ACCELERATE_USE_FSDP": "FSDP",
