@@ -55,7 +55,7 @@ def steps_of_one(still_bert: Path) -> dict[str, plain_steps.Found]:
 def check_steps(found: plain_steps.Found) -> None:
     """Every step's whole gradient and loss are those of one plain batch."""
     # In float32, sums are added up in another order: measured 4.2e-6 of the largest element of the gradient, and
-    # 7e-7 of the loss, for one, two and three processes. One row weighed wrong moves either by percents.
+    # 1.2e-6 of the loss, for one, two and three processes. One row weighed wrong moves either by percents.
     assert max(found["distances"]) < 3e-5
     assert found["losses"] == pytest.approx(found["plain_losses"], rel=1e-5)
 
