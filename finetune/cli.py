@@ -24,15 +24,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asked.overrides = [*asked.overrides, *rest]
     command: Callable[[argparse.Namespace], None] = asked.command
     try:
+        _check_processes(asked)
         command(asked)
     except FinetuneError as error:
-        if int(os.environ.get("RANK", "0")) == 0:  # of several processes, one speaks
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # of a machine's processes, one speaks
             print(f"error: {error}", file=sys.stderr)
         return EXIT_CODE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _check_processes(asked: argparse.Namespace) -> None:
+    """Raise DataError where several processes were started for what each would do, and write, on its own."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    name = {_merge: "merge", _report: "report", _prune: "prune"}.get(asked.command)
+    if asked.command is _heads and len(asked.run) > 1:
+        name = "heads, for more than one run,"
+    if count > 1 and name is not None:
+        raise DataError(f"{name} works in one process, and the launcher started {count}; call it without a launcher")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -46,8 +46,9 @@ def open_run(path: Path, changes: Sequence[str] = ()) -> FinishedRun:
     recipe = load_recipe(folder.recipe, changes)
     accelerator, console = start(recipe, trackers=False)
     classifier = load_classifier(folder.model)
-    splits = read_labelled(recipe.data, classifier.problem_type, classifier.label_names, recipe.seed)
-    check_splits(recipe, splits.raw)
-    encoded = encode_splits(splits, classifier.tokenizer, recipe.data)
+    with accelerator.local_main_process_first():  # a machine's caches are written once
+        splits = read_labelled(recipe.data, classifier.problem_type, classifier.label_names, recipe.seed)
+        check_splits(recipe, splits.raw)
+        encoded = encode_splits(splits, classifier.tokenizer, recipe.data)
     material = Material(classifier, encoded, summarise(splits, encoded, recipe.data))
     return FinishedRun(folder, recipe, material, accelerator, console)

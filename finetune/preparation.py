@@ -50,8 +50,8 @@ class Material:
 
 
 def prepare(recipe: Recipe, accelerator: Accelerator) -> Material:
-    """Read the data and build the classifier; the main process first, so that caches are written once."""
-    with accelerator.main_process_first():
+    """Read the data and build the classifier; one process of a machine first, so that its caches are written once."""
+    with accelerator.local_main_process_first():
         splits = read_labelled(
             recipe.data,
             recipe.task.problem_type,

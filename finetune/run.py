@@ -23,6 +23,7 @@ import time
 from dataclasses import replace
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.markup import escape
 
@@ -43,7 +44,7 @@ from finetune.report import write_report
 from finetune.results import LayerRanks, RunFolder, SplitScores, Training, append_line, read_json, write_json
 from finetune.saving import check_reload, load_classifier, merge_classifier, save_classifier
 from finetune.scoring import predict, predictions_table, score, write_predictions
-from finetune.session import finish, start
+from finetune.session import check_shared, finish, start
 from finetune.study import study_heads
 from finetune.terminal import say, show_data, show_heads, show_ranks, show_scores
 from finetune.training import Loop, fit, training_result
@@ -61,6 +62,8 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
     if not dry_run:
         check_folder(folder, recipe)
     accelerator, console = start(recipe, trackers=not dry_run)
+    if not dry_run:
+        check_shared(folder.path, accelerator)
     material = prepare(recipe, accelerator)
     show_data(console, material.summary, material.splits["train"].where, recipe.data.max_length)
     base = material.classifier.base
@@ -131,8 +134,11 @@ def rehearse(recipe: Recipe, material: Material, plan: Plan, accelerator: Accele
     fresh = recipe.checkpoint.model_copy(update={"resume_from_checkpoint": None})
     recipe = recipe.model_copy(update={"checkpoint": fresh})
     with tempfile.TemporaryDirectory() as aside:
-        folder = RunFolder(Path(aside))
+        (shared,) = broadcast_object_list([aside])  # all read back what the main process saves
+        folder = RunFolder(Path(shared))
+        check_shared(folder.path, accelerator)
         train_stage(recipe, material, make_loop(recipe, material, one, folder, accelerator, console), folder, console)
+        accelerator.wait_for_everyone()
     trained, total = material.classifier.parameter_counts()
     say(console, f"{trained:,} of {total:,} parameters are trained, in {plan.total_steps} steps of the whole run.")
     say(console, "[green]Dry run passed[/]: one step trained, saved, reloaded with the same logits. Nothing was kept.")

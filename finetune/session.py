@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
+import time
+import uuid
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object, set_seed
 from rich.console import Console
 
 from finetune.data.read import quiet_datasets
@@ -16,24 +19,117 @@ from finetune.modeling import quiet_libraries
 from finetune.recipe import Recipe
 from finetune.results import RunFolder
 
+DISK_SECONDS = 30.0  # a network disk may show a new folder to other machines only after so long
+# What `accelerate launch` sets for a way of sharing a model out -> its name. Without a GPU Accelerate forgets these.
+_SHARDED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
+}
+
 
 def start(recipe: Recipe, *, trackers: bool) -> tuple[Accelerator, Console]:
-    """Return the accelerator and the terminal (silent on all but the main process), with seed and threads set."""
+    """Return the accelerator and the terminal (silent on all but the main process), with seed and threads set.
+
+    Raises:
+        TrainingError: the launcher asks for something that would give wrong results or half-saved models.
+    """
+    refuse_sharded(next((name for key, name in _SHARDED.items() if os.environ.get(key, "").lower() == "true"), None))
     quiet_libraries()
     quiet_datasets()
     tracker = recipe.logging.report_to if trackers and recipe.logging.report_to != "none" else None
     if recipe.training.mixed_precision == "fp16" and (recipe.training.use_cpu or not torch.cuda.is_available()):
         raise TrainingError("training.mixed_precision: fp16 needs a GPU, and there is none; use bf16 or no")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # else Accelerate guesses, and warns; threads are set below
     accelerator = Accelerator(
-        cpu=recipe.training.use_cpu,
+        # Without this, Accelerate takes each of several CPU processes for one that runs alone.
+        cpu=recipe.training.use_cpu or not torch.accelerator.is_available(),
         mixed_precision=recipe.training.mixed_precision,
         log_with=tracker,
         project_dir=str(RunFolder(Path(recipe.output_dir)).trackers) if tracker else None,
     )
     if accelerator.device.type == "cpu":
         torch.set_num_threads(recipe.training.num_threads or threads_for_each(accelerator.num_processes))
+    check_launch(accelerator)
     set_seed(recipe.seed)
-    return accelerator, Console(quiet=not accelerator.is_main_process, highlight=False)
+    console = Console(quiet=not accelerator.is_main_process, highlight=False)
+    console.print(describe_processes(accelerator))
+    return accelerator, console
+
+
+def refuse_sharded(name: str | None) -> None:
+    """Raise TrainingError for a way of training, if one is named, that leaves no process with the whole model."""
+    if name is not None:
+        raise TrainingError(
+            f"the launcher asks for {name}, but every process must hold the whole model here: it is scored, saved and "
+            "analysed in one piece; start without it (accelerate launch --multi_gpu, or torchrun)"
+        )
+
+
+def check_launch(accelerator: Accelerator) -> None:
+    """Raise TrainingError unless the processes that were started work together, each with the whole model."""
+    kind = accelerator.distributed_type
+    refuse_sharded(None if kind == DistributedType.NO or kind.startswith("MULTI_") else str(kind.value))
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if asked != accelerator.num_processes:
+        raise TrainingError(
+            f"the launcher started {asked} processes (WORLD_SIZE), but Accelerate takes each for one that runs alone, "
+            "and all would write the same folder; use torchrun or accelerate launch, with training.use_cpu=true "
+            f"unless it can share work out on '{accelerator.device.type}'"
+        )
+    if accelerator.gradient_accumulation_steps != 1:  # it would divide every loss once more
+        raise TrainingError(
+            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is {accelerator.gradient_accumulation_steps}; unset it, and set "
+            "training.gradient_accumulation_steps in the recipe"
+        )
+
+
+def describe_processes(accelerator: Accelerator) -> str:
+    """Return how many processes work on what, and a warning if fewer were started than were asked for."""
+    count = accelerator.num_processes
+    machines = count // int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    where = f" on {machines} machines" if machines > 1 else ""
+    told = f"{count} process{'es' if count > 1 else ''}{where}, {accelerator.device.type}"
+    # Accelerate names an address to meet at, and then starts one process, which meets nobody.
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        told += (
+            "\n[yellow]accelerate launch was asked for several processes and started one, as it does where it finds "
+            "no second GPU. For several on CPUs: torchrun --nproc-per-node N finetune/run.py RECIPE[/]"
+        )
+    return told
+
+
+def check_shared(path: Path, accelerator: Accelerator) -> None:
+    """Raise TrainingError, on all processes, unless each sees what the main process writes beside `path`.
+
+    All read from there: checkpoints to go on from, and the saved model. Nothing is left behind.
+    """
+    if accelerator.num_processes == 1:
+        return
+    (name,) = broadcast_object_list([f".{path.name}.{uuid.uuid4().hex}"])
+    mark, made, problem = path.absolute().parent / name, [], ""
+    if accelerator.is_main_process:
+        made = [folder for folder in (mark, *mark.parents) if not folder.exists()]
+        try:
+            mark.mkdir(parents=True)
+        except OSError as error:
+            problem = f"output_dir {path} cannot be written: {error.strerror}; name another"
+    (problem,) = broadcast_object_list([problem])
+    last = time.monotonic() + (0.0 if problem else DISK_SECONDS)
+    while not (seen := mark.is_dir()) and time.monotonic() < last:
+        time.sleep(0.1)
+    blind = [host for host, sees in gather_object([(socket.gethostname(), seen)]) if not sees]
+    for folder in made:
+        if folder.is_dir():
+            folder.rmdir()
+    if problem or blind:
+        raise TrainingError(
+            problem
+            or f"{path.absolute()} is not the same folder for all processes (not seen on: {', '.join(blind)}); "
+            "several machines need an output_dir on a disk that all share, named by the same path; "
+            "start a dry run on one machine"
+        )
 
 
 def finish(accelerator: Accelerator) -> None:

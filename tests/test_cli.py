@@ -25,8 +25,11 @@ def test_a_mistake_ends_with_2_and_one_message(capsys: pytest.CaptureFixture[str
         assert "did you mean 'seed'" in said.err
 
 
-def test_of_several_processes_one_speaks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")
+def test_of_a_machines_processes_one_speaks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     assert main(["check", str(TOY), "sed=3"]) == 2
     assert capsys.readouterr().err == ""
 

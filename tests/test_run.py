@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from finetune import attention
@@ -193,14 +194,18 @@ def test_a_dry_run_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_two_processes_score_as_one(tmp_path: Path) -> None:
+def test_two_processes_end_as_one(tmp_path: Path) -> None:
     texts = ["the cat sat", "a dog chased the cat on the mat", "clean floor", "the mat is on the floor", "dog"]
     rows = [{"sentence": texts[n % 5] + f" {n}", "label": "yes" if n % 3 else "no"} for n in range(13)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    # Steps of 8 and 5 rows; the last batch has one row, so that one of two processes has none. The share of right
+    # answers stays the same for the first epochs, so that patience 1 ends the run early.
     common = [
         f"data.train_file={tmp_path / 'rows.jsonl'}", f"data.validation_file={tmp_path / 'rows.jsonl'}", "seed=3",
-        "task.label_names=[no, yes]", "evaluation.per_device_eval_batch_size=4", "training.num_train_epochs=3",
-        "training.use_cpu=true",
+        "task.label_names=[no, yes]", "evaluation.per_device_eval_batch_size=4", "training.num_train_epochs=9",
+        "training.gradient_accumulation_steps=2", "training.learning_rate=0.0001", "training.max_grad_norm=0.01",
+        "training.lr_scheduler_type=linear", "evaluation.metric_for_best_model=accuracy",
+        "evaluation.early_stopping_patience=1",
     ]  # fmt: skip
     run = ROOT / "finetune" / "run.py"
     one = start(
@@ -212,19 +217,36 @@ def test_two_processes_score_as_one(tmp_path: Path) -> None:
     assert two.returncode == 0, two.stdout + two.stderr
     worlds = [json.loads((tmp_path / name / "environment.json").read_text())["processes"] for name in ("one", "two")]
     assert worlds == [1, 2]  # or nothing below would mean anything
+    assert two.stdout.startswith("2 processes, cpu\n")
     first, second = (scores(tmp_path / name)["validation"] for name in ("one", "two"))
     assert first["rows"] == second["rows"] == 13
     assert second["confusion"] == first["confusion"]
-    # Gradients are added up in another order: measured 1e-8 after 12 steps.
-    assert second["loss"] == pytest.approx(first["loss"], rel=1e-5)
+    # Gradients are added up in another order, in float32; there is no dropout. Measured: losses equal
+    # to the digit, weights within 2e-9.
+    assert second["loss"] == pytest.approx(first["loss"], rel=1e-6)
     histories = [
         [json.loads(line) for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
         for name in ("one", "two")
     ]
-    assert len(histories[0]) == len(histories[1]) == 12 + 3
+    assert len(histories[0]) == len(histories[1]) == 4 + 2
     for left, right in zip(*histories, strict=True):
         left.pop("samples_per_second", 0), right.pop("samples_per_second", 0)
-        assert right == pytest.approx(left, rel=1e-5)
+        assert right == pytest.approx(left, rel=1e-6)
+    ended = [json.loads((tmp_path / name / "training.json").read_text()) for name in ("one", "two")]
+    for found in ended:
+        assert (found["steps"], found["best_step"], found["stopped"]) == (4, 2, "no better evaluation in 1")
+    for weights in ("model/model", "checkpoints/step-000002/weights", "checkpoints/step-000004/best"):
+        left, right = (load_file(tmp_path / name / f"{weights}.safetensors") for name in ("one", "two"))
+        assert left.keys() == right.keys()
+        for name, tensor in left.items():
+            torch.testing.assert_close(right[name], tensor, atol=1e-7, rtol=0)
+    tables = [pq.read_table(tmp_path / name / "predictions.parquet").to_pylist() for name in ("one", "two")]
+    assert [row["row"] for row in tables[1]] == list(range(1, 14))
+    assert [row["text"] for row in tables[1]] == [row["sentence"] for row in rows]
+    for left, right in zip(*tables, strict=True):
+        assert right.pop("probabilities") == pytest.approx(left.pop("probabilities"), abs=1e-6)
+        assert right.pop("loss") == pytest.approx(left.pop("loss"), rel=1e-5)
+        assert right == left
     heads = [leading(tmp_path / name) for name in ("one", "two")]
     assert heads[1]["values"][0] == pytest.approx(heads[0]["values"][0], rel=1e-4)
     assert second["interval_note"] == ""

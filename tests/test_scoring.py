@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -30,6 +33,35 @@ def test_rows_come_back_in_their_own_order(classifier: Classifier, accelerator: 
     torch.testing.assert_close(found.logits, torch.stack(alone), atol=1e-5, rtol=1e-4)  # padding: measured 1e-6
     expected = torch.nn.functional.cross_entropy(found.logits, torch.tensor(split.labels), reduction="none")
     torch.testing.assert_close(found.losses, expected)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5, 16])
+def test_each_row_is_scored_once_by_any_number_of_processes(
+    classifier: Classifier, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    # 13 rows in 4 batches: of 5 processes, one has nothing to do.
+    split = encoded(classifier, [f"{SENTENCES[n % 6]} {'cat ' * (n % 4)}" for n in range(13)])
+    whole = predict(classifier, split, batch_size=4, accelerator=accelerator)
+    parts: list[Any] = []
+
+    def gather(found: list[Any]) -> list[Any]:
+        """Return what the processes so far found, and nothing for the others, as if this one were the last."""
+        parts.extend(found)
+        rows = sorted(row for part in parts for row in part[0].tolist())
+        if len(rows) < 13:
+            raise StopIteration
+        return parts
+
+    monkeypatch.setattr("finetune.scoring.gather_object", gather)
+    for index in range(processes):
+        stub = SimpleNamespace(
+            device=accelerator.device, process_index=index, num_processes=processes, autocast=accelerator.autocast
+        )
+        with suppress(StopIteration):
+            found = predict(classifier, split, batch_size=4, accelerator=stub)
+    assert sorted(row for part in parts for row in part[0].tolist()) == list(range(13))
+    assert found.logits.equal(whole.logits)
+    assert found.losses.equal(whole.losses)
 
 
 def test_predicting_leaves_the_mode_as_it_was(classifier: Classifier, accelerator: Accelerator) -> None:

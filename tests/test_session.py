@@ -1,0 +1,268 @@
+"""Processes: started, refused, and together the same as one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+
+from finetune.cli import main
+from finetune.errors import TrainingError
+from finetune.session import check_launch, check_shared, describe_processes, refuse_sharded
+from tests import plain_steps
+from tests.finished_runs import SCRATCH, recipe
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run"]
+Done = subprocess.CompletedProcess[str]
+
+
+def own(folder: Path) -> dict[str, str]:
+    """The environment of a process that has `folder` for its caches, and this project."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="session")
+def still_bert(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny BERT without dropout, which is another in each process."""
+    folder = tmp_path_factory.mktemp("still") / "bert"
+    folder.mkdir()
+    for file in tiny_bert.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def steps_of_one(still_bert: Path) -> dict[str, plain_steps.Found]:
+    accelerator = Accelerator(cpu=True)
+    return {name: plain_steps.follow(still_bert, case, accelerator) for name, case in plain_steps.CASES.items()}
+
+
+def check_steps(found: plain_steps.Found) -> None:
+    """Every step's whole gradient and loss are those of one plain batch."""
+    # In float32, sums are added up in another order: measured 4.2e-6 of the largest element of the gradient, and
+    # 1.2e-6 of the loss, for one, two and three processes. One row weighed wrong moves either by percents.
+    assert max(found["distances"]) < 3e-5
+    assert found["losses"] == pytest.approx(found["plain_losses"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", plain_steps.CASES)
+def test_micro_batches_give_the_gradient_of_one_batch(steps_of_one: dict[str, plain_steps.Found], name: str) -> None:
+    found, case = steps_of_one[name], plain_steps.CASES[name]
+    batches = -(-plain_steps.ROWS // case.batch_size)
+    assert len(found["losses"]) == plain_steps.EPOCHS * -(-batches // case.accumulation)
+    assert case.clip is None or min(found["norms"]) > 10 * case.clip  # or clipping would be no part of it
+    check_steps(found)
+
+
+def test_two_processes_take_the_steps_of_one(
+    steps_of_one: dict[str, plain_steps.Found], still_bert: Path, tmp_path: Path
+) -> None:
+    command = [*LAUNCH, "--standalone", "--nproc-per-node", "2", "-m", "tests.plain_steps", still_bert, tmp_path]
+    done = subprocess.run(
+        list(map(str, command)), env=own(tmp_path), capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, second = (torch.load(tmp_path / f"2-{rank}.pt") for rank in (0, 1))
+    assert first["processes"] == second["processes"] == 2  # or nothing below would mean anything
+    assert first["cases"].keys() == steps_of_one.keys()
+    for name, one in steps_of_one.items():
+        two, other = first["cases"][name], second["cases"][name]
+        check_steps(two)
+        assert two["rates"] == one["rates"] == other["rates"]
+        assert two["losses"] == other["losses"]
+        assert two["losses"] == pytest.approx(one["losses"], rel=2e-5)  # measured 2.6e-6 after two epochs
+        assert two["weights"].keys() == one["weights"].keys()
+        for key, weight in two["weights"].items():
+            assert torch.equal(weight, other["weights"][key])
+            torch.testing.assert_close(weight, one["weights"][key], atol=3e-6, rtol=0)  # measured 2.4e-7
+
+
+# Several commands in one start, as the libraries take most of the time. Each of two processes takes itself for a
+# machine: it has its own folder to work in and its own caches. What the second writes is told twice: Python reports
+# each file opened for writing, and a file that other code makes is for its owner alone to read.
+MACHINES = """
+import os, sys
+from accelerate import Accelerator
+from finetune import session
+from finetune.cli import main
+shared = sys.argv[1]
+rank = int(os.environ["RANK"])
+os.umask((0o022, 0o077)[rank])
+changes = {"open": os.O_WRONLY | os.O_RDWR | os.O_CREAT, "os.mkdir": 0, "os.rename": 0, "os.remove": 0, "os.rmdir": 0}
+def watch(event, arguments):
+    if event in changes and str(arguments[0]).startswith(shared) and (event != "open" or arguments[2] & changes[event]):
+        print("changed", event, arguments[0], flush=True)
+sys.addaudithook(watch)
+session.DISK_SECONDS = 0.5
+Accelerator.end_training = lambda self: None  # the next command works with the same group
+run = shared + "/runs/a"
+recipe = shared + "/recipe.yaml"
+for name, *rest in (
+    ["train", recipe, "output_dir=mine/run"],
+    ["train", recipe, "output_dir=" + shared + "/dry/run", "--dry-run"],
+    ["train", recipe, "output_dir=" + run],
+    ["evaluate", run],
+    ["heads", run, "--set", "method=fisher"],
+    ["prune", run, "--share", "0.5"],
+    ["merge", run],
+    ["report", run],
+):
+    print("==", name, flush=True)
+    print("code", main([name, *rest]), flush=True)
+"""
+
+
+def start_machines(folder: Path, script: Path, *arguments: str) -> list[Done]:
+    """Start the script as two machines of one process each; return both when they have ended."""
+    with socket.socket() as asked:
+        asked.bind(("127.0.0.1", 0))
+        port = asked.getsockname()[1]
+    machines = []
+    for rank in (0, 1):
+        place = folder / f"machine{rank}"
+        place.mkdir()
+        meet = ["--nnodes", "2", "--node-rank", str(rank), "--nproc-per-node", "1", "--rdzv-backend", "static"]
+        meet += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+        machines.append(
+            subprocess.Popen(
+                [*LAUNCH, *meet, str(script), *arguments], cwd=place, env=own(place), stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+    return [Done(machine.args, 0, *machine.communicate(timeout=150)) for machine in machines]
+
+
+def codes(done: Done) -> dict[str, list[int]]:
+    """What each command returned."""
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith(("== ", "code "))]
+    names, values = ([words[1] for words in lines if words[0] == first] for first in ("==", "code"))
+    found: dict[str, list[int]] = {}
+    for name, value in zip(names, values, strict=True):
+        found.setdefault(name, []).append(int(value))
+    return found
+
+
+def test_two_machines_run_every_command_or_refuse_it(tmp_path: Path) -> None:
+    shared, script = tmp_path / "shared", tmp_path / "machines.py"
+    shared.mkdir()
+    content = recipe(SCRATCH, training={"num_train_epochs": 2, "use_cpu": False})
+    (shared / "recipe.yaml").write_text(yaml.safe_dump(content))
+    script.write_text(MACHINES)
+    first, second = start_machines(tmp_path, script, str(shared))
+    said = first.stdout + first.stderr + second.stdout + second.stderr
+    expected = {"train": [2, 0, 0], "evaluate": [0], "heads": [0], "prune": [2], "merge": [2], "report": [2]}
+    assert codes(first) == codes(second) == expected, said
+    assert first.stdout.count("2 processes on 2 machines, cpu") == 5
+    for machine in (first, second):  # each tells its own user
+        assert "is not the same folder for all processes (not seen on: " in machine.stderr
+        assert "need an output_dir on a disk that all share" in machine.stderr
+        for name in ("prune", "merge", "report"):
+            assert f"error: {name} works in one process, and the launcher started 2; call it without" in machine.stderr
+    assert "Traceback" not in said
+    assert "Dry run passed" in first.stdout
+    assert "These scores are the same, to the last digit, as those that the folder held before." in first.stdout
+    # Nothing is left of what was refused or tried, and the second machine has caches of its own and wrote nothing else.
+    assert {path.name for path in shared.iterdir()} == {"recipe.yaml", "runs"}
+    assert [[path.name for path in (tmp_path / f"machine{rank}").iterdir()] for rank in (0, 1)] == [
+        ["cache"],
+        ["cache"],
+    ]
+    run = shared / "runs" / "a"
+    assert json.loads((run / "environment.json").read_text())["processes"] == 2
+    written = [path for path in shared.rglob("*") if path != shared / "recipe.yaml"]
+    assert len(written) > 12
+    assert "changed open" in first.stdout
+    assert "changed" not in second.stdout
+    closed = {path.name for path in written if not path.stat().st_mode & 0o044}
+    assert closed <= {"model.safetensors"}  # safetensors closes its files to others itself
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in history if "eval_loss" in entry] == [6, 12]  # each line once
+
+
+@pytest.mark.parametrize(
+    ("variable", "name"),
+    [
+        ("ACCELERATE_USE_FSDP", "FSDP"),
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
+        ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "a parallelism_config"),
+    ],
+)
+def test_a_model_in_shards_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, variable: str, name: str
+) -> None:
+    monkeypatch.setenv(variable, "true")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(SCRATCH)))
+    assert main(["train", str(tmp_path / "recipe.yaml"), f"output_dir={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"error: the launcher asks for {name}, but every process must hold the whole model here")
+    assert "start without it (accelerate launch --multi_gpu, or torchrun)" in said.err
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def stub(processes: int = 1, kind: str = "NO", device: str = "cpu", accumulation: int = 1) -> Any:
+    return SimpleNamespace(
+        num_processes=processes, distributed_type=DistributedType(kind), device=torch.device(device),
+        gradient_accumulation_steps=accumulation,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [kind.value for kind in DistributedType])
+def test_only_whole_models_are_trained(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if kind in {"FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA"}:
+        with pytest.raises(TrainingError, match=f"asks for {kind}, but every process must hold the whole model"):
+            check_launch(stub(kind=kind))
+    else:
+        assert kind == "NO" or kind.startswith("MULTI_")
+        check_launch(stub(kind=kind))
+
+
+def test_processes_that_work_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match=r"started 2 processes \(WORLD_SIZE\).*write the same folder; use torchrun"):
+        check_launch(stub())
+    check_launch(stub(2, "MULTI_CPU"))
+
+
+def test_accumulation_is_the_recipes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(TrainingError, match=r"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is 4; unset it, and set training"):
+        check_launch(stub(accumulation=4))
+
+
+def test_the_processes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert describe_processes(stub()) == "1 process, cpu"
+    assert describe_processes(stub(4, "MULTI_GPU", "cuda")) == "4 processes, cuda"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert describe_processes(stub(4, "MULTI_CPU")) == "4 processes on 2 machines, cpu"
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert describe_processes(stub()) == "1 process, cpu"
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # what `accelerate launch --cpu --num_processes 2` leaves
+    told = describe_processes(stub())
+    assert "was asked for several processes and started one" in told
+    assert "torchrun --nproc-per-node N finetune/run.py RECIPE" in told
+
+
+def test_one_process_tries_no_disk(accelerator: Accelerator, tmp_path: Path) -> None:
+    check_shared(tmp_path / "file" / "run", accelerator)
+    assert list(tmp_path.iterdir()) == []
+    refuse_sharded(None)
