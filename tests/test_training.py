@@ -16,10 +16,11 @@ from finetune.errors import TrainingError
 from finetune.lora import Lora
 from finetune.modeling import Classifier
 from finetune.optimization import build_optimizer, class_weights
+from finetune.outcome import training_result
 from finetune.plan import Plan, make_plan
 from finetune.progress import TrainingProgress
 from finetune.recipe import Recipe, TrainingSection
-from finetune.training import Loop, fit, training_result
+from finetune.training import Loop, fit
 from tests.helpers import ROLES, encoded, plan, tiny_classifier
 
 LORA = Lora(r=2, lora_alpha=4, lora_dropout=0.1, roles=ROLES)
@@ -167,7 +168,7 @@ def test_the_best_weights_are_left_and_patience_ends_it(
     for name in ("step-000006/weights", "step-000012/best"):
         seen[name] = load_file(tmp_path / f"{name}.safetensors")
         assert largest_difference(seen[name], trained_weights(classifier.model)) == 0.0
-    result = training_result(loop, reason, "loss", 0.0)
+    result = training_result(loop, reason, "loss")
     assert (result.steps, result.best_step, result.speed.train_samples_per_second > 0) == (12, 6, True)
 
 
@@ -183,7 +184,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
     broken = build(lora)
     with pytest.raises(InterruptedError):
         train(broken, accelerator, tmp_path / "broken", schedule, **common, evaluations=losses, stop_after=stop)
-    checkpoint = find_checkpoint("auto", tmp_path / "broken")
+    checkpoint = find_checkpoint("auto", tmp_path / "broken").folder
     assert checkpoint is not None
     assert checkpoint.name == f"step-{stop:06d}"
     resumed = build(lora)
@@ -206,7 +207,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     classifier = build()
     with torch.no_grad():
         classifier.base.classifier.bias.fill_(float("nan"))
-    with pytest.raises(TrainingError, match=r"the loss is nan at step 1 \(learning rate 0.01\)"):
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 1 \(learning rate 0.01\), rows \d, \d of rows"):
         train(classifier, accelerator, tmp_path, plan())
 
 
