@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if speaks:
             print(f"error: {error}", file=sys.stderr)
         return EXIT_CODE
-    except Interrupted as stopped:
+    except (Interrupted, KeyboardInterrupt) as error:
+        stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
         again = command is _train and not asked.dry_run
         if speaks:
             print(f"{stopped}{_GO_ON if again else ''}", file=sys.stderr)

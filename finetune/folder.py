@@ -13,6 +13,8 @@ from finetune.files import writing
 from finetune.recipe import Recipe, dump_recipe
 from finetune.results import RunFolder, SplitSummary, read_lines, write_json, write_text
 
+_CLAIMED = ".claimed"  # lies in a folder while it is made a run's: whoever is killed then can start again
+
 
 def check_folder(folder: RunFolder, recipe: Recipe) -> None:
     """Raise TrainingError if the run folder holds something that must not be lost."""
@@ -24,7 +26,8 @@ def check_folder(folder: RunFolder, recipe: Recipe) -> None:
         raise TrainingError(f"output_dir {path} is a file; name a folder")
     if not path.is_dir() or not any(path.iterdir()):
         return
-    if not all(file.is_file() for file in (folder.recipe, folder.environment, folder.data)):
+    ours = all(file.is_file() for file in (folder.recipe, folder.environment, folder.data))
+    if not ours and not (path / _CLAIMED).is_file():
         raise TrainingError(f"output_dir {path} holds files that are no run; name another folder")
     if not recipe.overwrite_output_dir and not recipe.checkpoint.resume_from_checkpoint:
         raise TrainingError(
@@ -46,6 +49,7 @@ def claim_folder(
     """Make the run folder, clear an earlier run out of it unless it is resumed, and write down what is run."""
     with writing(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
+        write_text(folder.path / _CLAIMED, "")
         if not recipe.checkpoint.resume_from_checkpoint:
             for old in folder.written():
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
@@ -54,6 +58,7 @@ def claim_folder(
         write_text(folder.recipe, dump_recipe(recipe.model_copy(update={"checkpoint": fresh})))
         write_json(folder.environment, dict(environment))
         write_json(folder.data, dict(summary))
+        (folder.path / _CLAIMED).unlink()
 
 
 def forget_after(history: Path, step: int) -> None:

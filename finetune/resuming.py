@@ -28,7 +28,7 @@ _FREE_KEYS = {
     "training": ("num_threads", "use_cpu"),  # whether there is an accelerator is a fact of its own, `device`
     "evaluation": ("metrics", "bootstrap_samples", "per_device_eval_batch_size"),
     # Rows that are the same may lie elsewhere: they are compared themselves.
-    "data": ("test_split", "test_file", "test_rows"),
+    "data": ("test_split", "test_file", "test_rows", "train_rows", "validation_rows"),
 }
 _LONGEST = 60
 _ROWS = 10_000  # hashed at a time
