@@ -53,11 +53,11 @@ def count_writes(folder: Path, stop_at: int = 0) -> list[int]:
     count = [0]
 
     def hear(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in _WRITES or (event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")):
-            if f"{folder}{os.sep}" in f"{arguments[0]}{os.sep}":
-                count[0] += 1
-                if count[0] == stop_at:
-                    os.kill(os.getpid(), signal.SIGKILL)
+        opened = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+        if (opened or event in _WRITES) and f"{folder}{os.sep}" in f"{arguments[0]}{os.sep}":
+            count[0] += 1
+            if count[0] == stop_at:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hear)
     return count
