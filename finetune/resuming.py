@@ -78,7 +78,9 @@ def _values(column: pa.ChunkedArray) -> Iterator[bytes]:
 
 def _frozen(model: nn.Module) -> str | None:
     """Return a checksum of the parameters that are not trained, None where all are."""
-    frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
+    # peft keeps a copy of each new module as it was drawn, which is never used.
+    named = [(name, p) for name, p in model.named_parameters() if ".original_module." not in name]
+    frozen = [(name, p) for name, p in named if not p.requires_grad]
     digest = hashlib.sha256()
     for name, parameter in frozen:
         digest.update(name.encode())
