@@ -22,7 +22,7 @@ _WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shu
 _TIMES = {"samples_per_second", "train_seconds", "eval_seconds", "logged_seconds", "speed"}
 
 
-def write_recipe(folder: Path, bert: Path, *, lora: bool, processes: int = 1) -> Path:
+def write_recipe(folder: Path, bert: Path, *, lora: bool, processes: int = 1, epochs: int = 3) -> Path:
     """Thirteen rows in steps of four, the last of each epoch with one; saved often, and out of step with the log."""
     rows = [
         {"sentence": f"the cat sat on mat {'now ' * (n % 5)}{n}", "label": "yes" if n % 3 else "no"} for n in range(13)
@@ -32,7 +32,7 @@ def write_recipe(folder: Path, bert: Path, *, lora: bool, processes: int = 1) ->
         "model": {"model_name_or_path": str(bert)},
         "data": {"train_rows": rows, "validation_rows": rows[:6], "max_length": 16},
         "training": {
-            "num_train_epochs": 3, "per_device_train_batch_size": 2 // processes, "gradient_accumulation_steps": 2,
+            "num_train_epochs": epochs, "per_device_train_batch_size": 2 // processes, "gradient_accumulation_steps": 2,
             "learning_rate": 1e-2, "use_cpu": True, "num_threads": 1,
         },
         "evaluation": {"metric_for_best_model": "loss", "bootstrap_samples": 100},
@@ -84,18 +84,25 @@ def in_fork(arguments: list[str], folder: Path, stop_at: int = 0, number: int = 
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), int(told or 0)
 
 
-def in_processes(arguments: list[str], folder: Path, processes: int, kill_after: float | None = None) -> int:
-    """Run a command of the console as people start it, and kill all its processes after so many seconds."""
+def in_processes(
+    arguments: list[str], folder: Path, processes: int, kill_after: float | None = None
+) -> tuple[int, float]:
+    """Run a command of the console as people start it; return its exit code, and the seconds from its first checkpoint.
+
+    All its processes are killed `kill_after` seconds after that; before, most of the time goes by with imports.
+    """
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [*(launch if processes > 1 else []), str(ROOT / "finetune" / "run.py"), *arguments[1:]]
     with folder.with_suffix(".log").open("ab") as log:
         running = subprocess.Popen([sys.executable, *command], stdout=log, stderr=log, start_new_session=True)
-        ended = time.monotonic() + (kill_after if kill_after is not None else 600)
-        while running.poll() is None and time.monotonic() < ended:
+        began: float | None = None
+        while running.poll() is None:
             time.sleep(0.002)
-        if running.poll() is None:
-            os.killpg(running.pid, signal.SIGKILL)
-        return running.wait()
+            if began is None and any((folder / "checkpoints").glob("*")):
+                began = time.monotonic()
+            if began is not None and kill_after is not None and time.monotonic() - began > kill_after:
+                os.killpg(running.pid, signal.SIGKILL)
+        return running.wait(), time.monotonic() - (began or time.monotonic())
 
 
 def bits(run: Path) -> dict[str, Any]:
