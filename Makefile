@@ -4,7 +4,7 @@ RUN ?= runs/toy
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 
-.PHONY: install format lint test eval bench bench-heads toy clean
+.PHONY: install format lint test soak eval bench bench-heads toy clean
 
 install: $(SETUP)
 
@@ -25,6 +25,10 @@ lint: $(SETUP)
 
 test: $(SETUP)
 	$(BIN)/python -m pytest
+
+# Kills real runs at random points and compares every bit of what they leave: 24 points, about 15 minutes on two cores.
+soak: $(SETUP)
+	$(BIN)/python -m tests.soak
 
 toy: $(SETUP)
 	$(BIN)/accelerate launch finetune/run.py recipes/toy.yaml

@@ -1,63 +1,50 @@
 """Checkpoints: whole or absent, and enough to go on to the bit.
 
-A checkpoint is one folder, `step-000120`. It is written aside, marked complete, and renamed; a folder
-without its mark is never read.
+A checkpoint is one folder, `step-000120`. It is written aside, sealed, and renamed; one that is unfinished, altered
+since, or of something else is never read, and nothing of the run is changed before all of it is known to fit.
 
     weights.safetensors   the parameters that are trained
     best.safetensors      the same at the best evaluation so far, if there was one
-    optimizer.pt          optimiser, schedule, loss scaler, each process's random state
+    optimizer.pt          optimiser, schedule, loss scaler, losses not logged yet, each process's random state
     state.json            TrainState
-    COMPLETE
+    run.json              what the run must have in common with one that goes on from here
+    COMPLETE              the seal, see files.py
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from finetune.errors import TrainingError
+from finetune.files import MARK, damage, seal, to_disk, writing
+from finetune.randomness import random_state, restore_random_state
+from finetune.resuming import refuse_differences
+from finetune.state import Progress, TrainState
 
-_COMPLETE = "COMPLETE"
+_KIND, _VERSION = "finetune checkpoint", 2
 _PREFIX = "step-"
+_OTHER = "name another, or use resume_from_checkpoint: auto"
 
 
-@dataclass
-class TrainState:
-    """Where training stands.
+@dataclass(frozen=True)
+class Found:
+    """The checkpoint to go on from, if there is one, and why newer ones were skipped, a line each."""
 
-    Attributes:
-        step: optimiser steps done.
-        epoch: epochs done.
-        step_in_epoch: optimiser steps done in the current epoch.
-        best_step: the step of the best evaluation, None before the first.
-        best_value: its metric.
-        evaluations_since_best: evaluations without a better one, for early stopping.
-        train_seconds: time spent in steps.
-        shape: training rows, rows of a batch, batches of a step; a run that goes on must have the same.
-        rows_seen, tokens_seen, padded_seen: rows, real tokens, and tokens with padding that were trained on.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    step_in_epoch: int = 0
-    best_step: int | None = None
-    best_value: float | None = None
-    evaluations_since_best: int = 0
-    train_seconds: float = 0.0
-    shape: tuple[int, int, int] = (0, 0, 0)
-    rows_seen: int = 0
-    tokens_seen: int = 0
-    padded_seen: int = 0
+    folder: Path | None
+    skipped: tuple[str, ...] = ()
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -65,27 +52,38 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters() if p.requires_grad}
 
 
-def restore_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+def restore_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Put trained parameters back.
 
     Raises:
-        TrainingError: the names or shapes are not those of this model.
+        TrainingError: the names, shapes or dtypes are not those of this model, which is left as it was.
     """
-    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    odd = sorted(own.keys() ^ weights.keys()) or [n for n in own if own[n].shape != weights[n].shape]
-    if odd:
-        raise TrainingError(f"the checkpoint is of another model or LoRA setting: it differs in {', '.join(odd[:3])}")
+    own = _own_if_alike(model, weights)
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(weights[name])
 
 
+def _own_if_alike(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
+    """Return the parameters of the model that are trained; raise TrainingError if `weights` are of others."""
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    odd = sorted(own.keys() ^ weights.keys()) or [
+        name for name in own if (own[name].shape, own[name].dtype) != (weights[name].shape, weights[name].dtype)
+    ]
+    if odd:
+        raise TrainingError(
+            f"the checkpoint is of another model or LoRA setting: it differs in {', '.join(odd[:3])}; set them as they "
+            "were, or name another checkpoint"
+        )
+    return own
+
+
 def save_checkpoint(
     root: Path,
-    state: TrainState,
+    progress: Progress,
     model: nn.Module,
-    best: dict[str, Tensor] | None,
-    machinery: dict[str, Any],
+    machinery: Mapping[str, Any],
+    facts: Mapping[str, Any],
     *,
     keep: int | None,
     accelerator: Accelerator,
@@ -94,98 +92,160 @@ def save_checkpoint(
 
     Args:
         machinery: objects with `state_dict` by name (optimizer, scheduler, scaler).
+        facts: what a run that goes on must have in common with this one, as JSON.
 
     Raises:
-        TrainingError: the disk is full or read-only; earlier checkpoints are untouched.
+        TrainingError: the disk is full or read-only; earlier checkpoints are untouched. Every process raises it.
     """
-    random = gather_object([_random_state()])
+    random = gather_object([random_state()])
+    failed: TrainingError | None = None
     if accelerator.is_main_process:
-        name = f"{_PREFIX}{state.step:06d}"
+        name = f"{_PREFIX}{progress.state.step:06d}"
         aside = root / f".{name}.tmp"
         try:
+            with writing(root / name, "make room, and go on from the earlier checkpoints, which are intact"):
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir(parents=True)
+                save_file(trained_weights(model), aside / "weights.safetensors")
+                if progress.best is not None:
+                    save_file(progress.best, aside / "best.safetensors")
+                states = {key: item.state_dict() for key, item in machinery.items()}
+                torch.save({**states, "losses": progress.losses, "random": random}, aside / "optimizer.pt")
+                (aside / "state.json").write_text(json.dumps(asdict(progress.state)))
+                (aside / "run.json").write_text(json.dumps(facts, indent=1))
+                seal(aside, _KIND, _VERSION)
+                _take_place(aside, root / name)
+                _forget_old(root, keep, root / name)
+        except TrainingError as error:
             shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            save_file(trained_weights(model), aside / "weights.safetensors")
-            if best is not None:
-                save_file(best, aside / "best.safetensors")
-            states = {key: item.state_dict() for key, item in machinery.items()}
-            torch.save({**states, "random": random}, aside / "optimizer.pt")
-            (aside / "state.json").write_text(json.dumps(asdict(state)))
-            for file in aside.iterdir():
-                _to_disk(file)
-            (aside / _COMPLETE).touch()
-            shutil.rmtree(root / name, ignore_errors=True)
-            aside.rename(root / name)
-            _to_disk(root)
-        except (OSError, RuntimeError) as error:
+            failed = error
+    # No process may wait for one that has given up.
+    if broadcast_object_list([failed and str(failed)])[0]:
+        raise failed or TrainingError("a checkpoint cannot be written: the main process says why")
+
+
+def _take_place(aside: Path, folder: Path) -> None:
+    """Rename `aside` to `folder`. A checkpoint that is there is lost at no moment: see `tidy`."""
+    old = _replaced(folder)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    aside.rename(folder)
+    to_disk(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _replaced(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _forget_old(root: Path, keep: int | None, written: Path) -> None:
+    for old in complete_checkpoints(root)[: -keep if keep else 0]:
+        if old != written:
+            # Half a checkpoint must not pass for one.
+            aside = old.rename(old.with_name(f".{old.name}.tmp"))
             shutil.rmtree(aside, ignore_errors=True)
-            raise TrainingError(
-                f"cannot write checkpoint {root / name}: {error}; earlier checkpoints are intact"
-            ) from error
-        for old in complete_checkpoints(root)[: -keep if keep else 0]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
+
+
+def tidy(root: Path) -> None:
+    """Clear away what killed processes left; a checkpoint that was being replaced gets its place back."""
+    for old in root.glob(f".{_PREFIX}*.old"):
+        folder = root / old.name.removeprefix(".").removesuffix(".old")
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(folder)
+    for aside in root.glob(f".{_PREFIX}*.tmp"):
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Module, machinery: dict[str, Any], accelerator: Accelerator
-) -> tuple[TrainState, dict[str, Tensor] | None]:
-    """Put model, optimiser, schedule and random state back; return where training stood and the best weights.
+    folder: Path,
+    model: nn.Module,
+    machinery: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    accelerator: Accelerator,
+) -> Progress:
+    """Put model, optimiser, schedule and random state back; return where training stood.
 
-    The random state is restored last: nothing may be drawn between this call and the next step.
+    Everything is read and compared before the first weight is changed. The random state is restored last: nothing may
+    be drawn between this call and the next step.
 
     Raises:
-        TrainingError: the checkpoint is incomplete, of another model, or of another number of processes.
+        TrainingError: the checkpoint cannot be read or does not fit; model and machinery are as they were.
     """
-    if not (folder / _COMPLETE).is_file():
-        raise TrainingError(f"{folder} is no complete checkpoint; name another, or use resume_from_checkpoint: auto")
-    restore_weights(model, load_file(folder / "weights.safetensors"))
-    states = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-    if len(states["random"]) != accelerator.num_processes:
-        raise TrainingError(
-            f"{folder} was written by {len(states['random'])} processes, this run has {accelerator.num_processes}; "
-            "start as many"
-        )
+    try:
+        refuse_differences(folder, json.loads((folder / "run.json").read_text(encoding="utf-8")), facts)
+        weights = load_file(folder / "weights.safetensors")
+        best_file = folder / "best.safetensors"
+        best = load_file(best_file) if best_file.is_file() else None
+        states = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        state = TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+        random, losses = states["random"][accelerator.process_index], states["losses"]
+        for held in (weights, best):
+            _own_if_alike(model, weights if held is None else held)
+        missing = sorted(machinery.keys() - states.keys())
+        optimizer = machinery.get("optimizer")
+        odd = missing[0] if missing else optimizer and _misfits(optimizer, states["optimizer"])
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        SafetensorError,
+        UnpicklingError,
+    ) as error:
+        raise TrainingError(f"checkpoint {folder} cannot be read ({error}); {_OTHER}") from error
+    if odd:
+        raise TrainingError(f"checkpoint {folder} is of another model or optimiser: {odd} does not fit; {_OTHER}")
+    restore_weights(model, weights)
     for key, item in machinery.items():
         item.load_state_dict(states[key])
-    best = folder / "best.safetensors"
-    known = json.loads((folder / "state.json").read_text())
-    state = TrainState(**{**known, "shape": tuple(known["shape"])})
-    weights = load_file(best) if best.is_file() else None
-    _restore_random_state(states["random"][accelerator.process_index])
-    return state, weights
+    restore_random_state(random)
+    return Progress(state, best, losses)
+
+
+def _misfits(optimizer: Any, saved: Mapping[str, Any]) -> str | None:
+    """Return what of an optimiser's saved state has another number or shape, None if all fits."""
+    own, held = optimizer.param_groups, saved["param_groups"]
+    if [len(group["params"]) for group in own] != [len(group["params"]) for group in held]:
+        return "the number of the optimizer's parameters"
+    for index, parameter in enumerate(p for group in own for p in group["params"]):
+        moments = [value for value in saved["state"].get(index, {}).values() if value.dim()]
+        if any(moment.shape != parameter.shape for moment in moments):
+            return f"the optimizer's state of parameter {index}"
+    return None
 
 
 def complete_checkpoints(root: Path) -> list[Path]:
-    """Return the complete checkpoints under `root`, oldest first."""
-    return sorted(folder for folder in root.glob(f"{_PREFIX}*") if (folder / _COMPLETE).is_file())
+    """Return the finished checkpoints under `root`, oldest first; they may have been damaged since."""
+    return [folder for folder in _candidates(root) if (folder / MARK).is_file()]
 
 
-def find_checkpoint(asked: str | None, root: Path) -> Path | None:
-    """Return the checkpoint to go on from: the newest complete one for `auto`, else the folder asked for."""
+def _candidates(root: Path) -> list[Path]:
+    numbered = [folder for folder in root.glob(f"{_PREFIX}*") if folder.name.removeprefix(_PREFIX).isdecimal()]
+    return sorted(numbered, key=lambda folder: int(folder.name.removeprefix(_PREFIX)))
+
+
+def find_checkpoint(asked: str | None, root: Path) -> Found:
+    """Return the checkpoint to go on from: the newest complete and intact one for `auto`, else the folder asked for.
+
+    Raises:
+        TrainingError: the folder asked for is not complete and intact.
+    """
     if asked is None:
-        return None
-    if asked == "auto":
-        return next(reversed(complete_checkpoints(root)), None)
-    return Path(asked)
-
-
-def _random_state() -> dict[str, Any]:
-    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _restore_random_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-
-
-def _to_disk(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        return Found(None)
+    if asked != "auto":
+        wrong = damage(Path(asked), _KIND, _VERSION)
+        if wrong:
+            raise TrainingError(f"{asked} is no complete checkpoint: {wrong}; {_OTHER}")
+        return Found(Path(asked))
+    skipped: list[str] = []
+    for folder in reversed(_candidates(root)):
+        wrong = damage(folder, _KIND, _VERSION)
+        if wrong is None:
+            return Found(folder, tuple(skipped))
+        skipped.append(f"Skipped {folder}: {wrong}.")
+    return Found(None, tuple(skipped))

@@ -6,16 +6,20 @@ import argparse
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from finetune import __version__
 from finetune.errors import EXIT_CODE, DataError, FinetuneError
+from finetune.interruption import Interrupted, stopping_at_once
+
+_GO_ON = "; to go on, start the same recipe with checkpoint.resume_from_checkpoint=auto"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return 0, 2 for a mistake the user can repair, 130 when interrupted."""
+    """Run one command; return 0, 2 for a mistake the user can repair, 130 or 143 when stopped by SIGINT or SIGTERM."""
     parser = _parser()
     asked, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(asked, "overrides") or any(part.startswith("-") for part in rest)):
@@ -23,16 +27,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:  # argparse takes no more positional arguments after an option
         asked.overrides = [*asked.overrides, *rest]
     command: Callable[[argparse.Namespace], None] = asked.command
+    speaks = int(os.environ.get("LOCAL_RANK", "0")) == 0  # of a machine's processes, one
     try:
         _check_processes(asked)
-        command(asked)
+        with stopping_at_once():
+            command(asked)
     except FinetuneError as error:
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # of a machine's processes, one speaks
+        if speaks:
             print(f"error: {error}", file=sys.stderr)
         return EXIT_CODE
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except (Interrupted, KeyboardInterrupt) as error:
+        stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        again = command is _train and not asked.dry_run
+        if speaks:
+            print(f"{stopped}{_GO_ON if again else ''}", file=sys.stderr)
+        return stopped.exit_code
     return 0
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from finetune.errors import DataError, TrainingError
+from finetune.files import writing
 from finetune.recipe import Recipe, dump_recipe
-from finetune.results import RunFolder, SplitSummary, append_line, read_lines, write_json, write_text
+from finetune.results import RunFolder, SplitSummary, read_lines, write_json, write_text
+
+_CLAIMED = ".claimed"  # lies in a folder while it is made a run's: whoever is killed then can start again
 
 
 def check_folder(folder: RunFolder, recipe: Recipe) -> None:
@@ -22,7 +26,8 @@ def check_folder(folder: RunFolder, recipe: Recipe) -> None:
         raise TrainingError(f"output_dir {path} is a file; name a folder")
     if not path.is_dir() or not any(path.iterdir()):
         return
-    if not all(file.is_file() for file in (folder.recipe, folder.environment, folder.data)):
+    ours = all(file.is_file() for file in (folder.recipe, folder.environment, folder.data))
+    if not ours and not (path / _CLAIMED).is_file():
         raise TrainingError(f"output_dir {path} holds files that are no run; name another folder")
     if not recipe.overwrite_output_dir and not recipe.checkpoint.resume_from_checkpoint:
         raise TrainingError(
@@ -42,8 +47,9 @@ def claim_folder(
     folder: RunFolder, recipe: Recipe, environment: Mapping[str, object], summary: Mapping[str, SplitSummary]
 ) -> None:
     """Make the run folder, clear an earlier run out of it unless it is resumed, and write down what is run."""
-    try:
+    with writing(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
+        write_text(folder.path / _CLAIMED, "")
         if not recipe.checkpoint.resume_from_checkpoint:
             for old in folder.written():
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
@@ -52,16 +58,13 @@ def claim_folder(
         write_text(folder.recipe, dump_recipe(recipe.model_copy(update={"checkpoint": fresh})))
         write_json(folder.environment, dict(environment))
         write_json(folder.data, dict(summary))
-    except OSError as error:
-        raise TrainingError(f"output_dir {folder.path} cannot be written: {error.strerror}; name another") from error
+        (folder.path / _CLAIMED).unlink()
 
 
 def forget_after(history: Path, step: int) -> None:
     """Drop the history's entries after `step`: a resumed run writes them again."""
-    kept = [entry for entry in read_lines(history) if entry["step"] <= step]
-    history.unlink(missing_ok=True)
-    for entry in kept:
-        append_line(history, entry)
+    kept = [json.dumps(entry, allow_nan=False) + "\n" for entry in read_lines(history) if entry["step"] <= step]
+    write_text(history, "".join(kept))
 
 
 def check_free(target: Path) -> None:
@@ -71,11 +74,31 @@ def check_free(target: Path) -> None:
 
 
 @contextmanager
+def replaced_whole(target: Path) -> Iterator[Path]:
+    """Give a folder beside `target` to write to; at the end it replaces what is there, and on any error it goes.
+
+    Raises:
+        TrainingError: the disk is full or read-only.
+    """
+    aside = target.with_name(f".{target.name}.tmp")
+    try:
+        with writing(target):
+            shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
+            aside.mkdir(parents=True)
+            yield aside
+            shutil.rmtree(target, ignore_errors=True)
+            aside.replace(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
 def written_whole(target: Path) -> Iterator[Path]:
     """Give a folder beside `target` to write to; it takes the target's place at the end, and goes on any error.
 
     Raises:
-        DataError: the target is taken, or cannot be written.
+        DataError: the target is taken, or cannot be made.
+        TrainingError: the disk is full.
     """
     check_free(target)
     aside = target.with_name(f".{target.name}.tmp")
@@ -85,7 +108,8 @@ def written_whole(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise DataError(f"{target} cannot be written: {error.strerror}; name another folder with --output") from error
     try:
-        yield aside
-        aside.replace(target)  # an empty folder gives way
+        with writing(target):
+            yield aside
+            aside.replace(target)  # an empty folder gives way
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from finetune.checkpoints import TrainState
+from accelerate import Accelerator
+
 from finetune.data.batching import steps_in_epoch
 from finetune.recipe import Recipe
+from finetune.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,18 @@ class Plan:
         if every is None:
             return False
         return step == self.total_steps or step % (every or self.steps_per_epoch) == 0
+
+    def facts(self, rows: int, accelerator: Accelerator) -> dict[str, object]:
+        """Return what two runs must share to be one: which rows meet in a step, at what rate, added up where."""
+        return {
+            "training rows": rows,
+            "rows of a batch over all processes": self.batch_size,
+            "batches of a step": self.accumulation,
+            "steps": self.total_steps,
+            "warm-up steps": self.warmup_steps,
+            "processes": accelerator.num_processes,
+            "device": accelerator.device.type,
+        }
 
     def stop_reason(self, state: TrainState) -> str | None:
         """Return why training ends here, or None where it goes on."""

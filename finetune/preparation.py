@@ -9,7 +9,6 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from finetune.checkpoints import find_checkpoint
 from finetune.data.encoding import EncodedSplit, word_tokenizer
 from finetune.data.prepare import LabelledSplits, encode_splits, read_labelled, summarise, training_texts
 from finetune.errors import DataError, ModelError
@@ -108,12 +107,10 @@ def allot_ranks(
     return replace(material, classifier=build_pretrained(recipe, classifier.label_names, found.by_layer())), found
 
 
-def ranks_to_go_on_with(recipe: Recipe, folder: RunFolder) -> Path | None:
+def ranks_to_go_on_with(recipe: Recipe, folder: RunFolder, checkpoint: Path | None) -> Path | None:
     """Return the file with the ranks of the run that is resumed, or None where a run starts anew."""
-    asked = recipe.checkpoint.resume_from_checkpoint
-    if asked is None:
+    if recipe.checkpoint.resume_from_checkpoint is None:
         return None
-    checkpoint = find_checkpoint(asked, folder.checkpoints)
     file: Path = (folder if checkpoint is None else RunFolder(checkpoint.parent.parent)).ranks
     # A run that was killed before it wrote anything starts anew.
     return None if checkpoint is None and not file.is_file() else file

@@ -44,6 +44,10 @@ class TrainingProgress:
         if self._task is not None:
             self._bar.advance(self._task)
 
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        self._console.print(text, soft_wrap=True)
+
     def logged(self, entry: dict[str, Any]) -> None:
         """Show the loss and speed of a logging step beside the bar."""
         if self._task is not None:

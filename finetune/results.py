@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from finetune.errors import DataError
+from finetune.files import writing
 
 T = TypeVar("T")
 
@@ -168,10 +170,20 @@ class RunFolder:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: aside first, then renamed."""
+    """Write a file whole or not at all: aside first, then renamed.
+
+    Raises:
+        TrainingError: the disk is full or read-only.
+    """
     aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    with writing(path):
+        try:
+            aside.write_text(text, encoding="utf-8")
+            aside.replace(path)
+        except OSError:
+            with suppress(OSError):
+                aside.unlink(missing_ok=True)
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -196,13 +208,17 @@ def read_json(path: Path, kind: type[T]) -> T:
 
 
 def append_line(path: Path, entry: dict[str, Any]) -> None:
-    """Append one JSON line."""
-    with path.open("a", encoding="utf-8") as file:
+    """Append one JSON line.
+
+    Raises:
+        TrainingError: the disk is full or read-only.
+    """
+    with writing(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry, allow_nan=False) + "\n")
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON lines of a file, none if there is no such file."""
+    """Yield the JSON lines of a file, none if there is no such file. A last line that was cut off does not count."""
     if path.is_file():
         with path.open(encoding="utf-8") as file:
-            yield from (json.loads(line) for line in file if line.strip())
+            yield from (json.loads(line) for line in file if line.endswith("\n"))

@@ -19,7 +19,6 @@ if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))
 
 import tempfile
-import time
 from dataclasses import replace
 
 from accelerate import Accelerator
@@ -27,27 +26,27 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.markup import escape
 
-from finetune.checkpoints import find_checkpoint
 from finetune.environment import describe_environment
 from finetune.errors import DataError
 from finetune.families import FAMILIES
 from finetune.finished import open_run
-from finetune.folder import check_folder, check_free, claim_folder, forget_after, written_whole
+from finetune.folder import check_folder, check_free, claim_folder, written_whole
 from finetune.lora import shared_roles
-from finetune.modeling import Classifier, quiet_libraries
+from finetune.memory import memory_told
+from finetune.modeling import quiet_libraries
 from finetune.plan import Plan, make_plan
 from finetune.preparation import Material, allot_ranks, prepare, ranks_to_go_on_with
 from finetune.progress import TrainingProgress
 from finetune.ranks import FEWEST_STEPS, ROWS, rehearsal_plan
 from finetune.recipe import Recipe
 from finetune.report import write_report
-from finetune.results import LayerRanks, RunFolder, SplitScores, Training, append_line, read_json, write_json
-from finetune.saving import check_reload, load_classifier, merge_classifier, save_classifier
+from finetune.results import LayerRanks, RunFolder, SplitScores, read_json, write_json
+from finetune.saving import load_classifier, merge_classifier
 from finetune.scoring import predict, predictions_table, score, write_predictions
 from finetune.session import check_shared, finish, start
+from finetune.stages import checkpoint_to_go_on_from, make_loop, train_stage
 from finetune.study import study_heads
 from finetune.terminal import say, show_data, show_heads, show_ranks, show_scores
-from finetune.training import Loop, fit, training_result
 
 
 def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
@@ -64,6 +63,8 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
     accelerator, console = start(recipe, trackers=not dry_run)
     if not dry_run:
         check_shared(folder.path, accelerator)
+    # Before the data is read: a checkpoint that cannot be gone on from is told at once.
+    resume = None if dry_run else checkpoint_to_go_on_from(recipe, folder, accelerator, console)
     material = prepare(recipe, accelerator)
     show_data(console, material.summary, material.splits["train"].where, recipe.data.max_length)
     base = material.classifier.base
@@ -76,20 +77,24 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
     plan = make_plan(recipe, rows=len(material.splits["train"]), processes=accelerator.num_processes)
     ranks = None
     if recipe.peft is not None and recipe.peft.by_importance():
-        material, ranks = ranks_stage(recipe, material, plan, None if dry_run else folder, accelerator, console)
+        material, ranks = ranks_stage(recipe, material, plan, None if dry_run else folder, resume, accelerator, console)
     if dry_run:
         rehearse(recipe, material, plan, accelerator, console)
         finish(accelerator)
         return folder
-    loop = make_loop(recipe, material, plan, folder, accelerator, console)
+    loop = make_loop(recipe, material, plan, accelerator)
+    if resume is not None:
+        loop.resume(resume)
+        say(console, f"Going on from {escape(str(resume))}, step {loop.state.step} of {plan.total_steps}.")
     if accelerator.is_main_process:
         claim_folder(folder, recipe, describe_environment(accelerator, recipe.seed), material.summary)
         if ranks is not None:
             write_json(folder.ranks, ranks)
     accelerator.wait_for_everyone()
-    trained = train_stage(recipe, material, loop, folder, console)
-    del loop
-    evaluate_stage(recipe, replace(material, classifier=trained), folder, accelerator, console)
+    with memory_told():
+        trained = train_stage(recipe, material, loop, folder, console)
+        del loop
+        evaluate_stage(recipe, replace(material, classifier=trained), folder, accelerator, console)
     finish(accelerator)
     return folder
 
@@ -131,13 +136,11 @@ def merge(path: Path, output: Path | None = None) -> tuple[Path, float]:
 def rehearse(recipe: Recipe, material: Material, plan: Plan, accelerator: Accelerator, console: Console) -> None:
     """Do one training step, save, reload and compare, all in a folder that is removed again."""
     one = replace(plan, total_steps=1, warmup_steps=0, log_every=1, eval_every=None, save_every=None)
-    fresh = recipe.checkpoint.model_copy(update={"resume_from_checkpoint": None})
-    recipe = recipe.model_copy(update={"checkpoint": fresh})
     with tempfile.TemporaryDirectory() as aside:
         (shared,) = broadcast_object_list([aside])  # all read back what the main process saves
         folder = RunFolder(Path(shared))
         check_shared(folder.path, accelerator)
-        train_stage(recipe, material, make_loop(recipe, material, one, folder, accelerator, console), folder, console)
+        train_stage(recipe, material, make_loop(recipe, material, one, accelerator), folder, console)
         accelerator.wait_for_everyone()
     trained, total = material.classifier.parameter_counts()
     say(console, f"{trained:,} of {total:,} parameters are trained, in {plan.total_steps} steps of the whole run.")
@@ -145,7 +148,13 @@ def rehearse(recipe: Recipe, material: Material, plan: Plan, accelerator: Accele
 
 
 def ranks_stage(
-    recipe: Recipe, material: Material, plan: Plan, folder: RunFolder | None, accelerator: Accelerator, console: Console
+    recipe: Recipe,
+    material: Material,
+    plan: Plan,
+    folder: RunFolder | None,
+    resume: Path | None,
+    accelerator: Accelerator,
+    console: Console,
 ) -> tuple[Material, LayerRanks]:
     """Return the material with adapters whose ranks go by importance; a resumed run has those it had.
 
@@ -153,7 +162,7 @@ def ranks_stage(
     """
     whole = folder is not None
     plan = plan if whole else replace(plan, total_steps=1, warmup_steps=0)
-    written = ranks_to_go_on_with(recipe, folder) if folder is not None else None
+    written = ranks_to_go_on_with(recipe, folder, resume) if folder is not None else None
     if written is None:
         say(
             console,
@@ -172,82 +181,6 @@ def ranks_stage(
         )
     show_ranks(console, ranks, "" if written is None else f", as written in {written}")
     return material, ranks
-
-
-def make_loop(
-    recipe: Recipe, material: Material, plan: Plan, folder: RunFolder, accelerator: Accelerator, console: Console
-) -> Loop:
-    """Return the training loop, at its start or at the checkpoint to go on from."""
-    loop = Loop(
-        material.classifier,
-        material.splits["train"],
-        plan,
-        recipe.training,
-        seed=recipe.seed,
-        accelerator=accelerator,
-        loraplus_lr_ratio=recipe.peft.loraplus_lr_ratio if recipe.peft else None,
-    )
-    resume = find_checkpoint(recipe.checkpoint.resume_from_checkpoint, folder.checkpoints)
-    if resume is not None:
-        loop.resume(resume)
-        say(console, f"Going on from {escape(str(resume))}, step {loop.state.step} of {plan.total_steps}.")
-    elif recipe.checkpoint.resume_from_checkpoint:
-        say(console, "No complete checkpoint to go on from: starting at step 0.")
-    return loop
-
-
-def train_stage(recipe: Recipe, material: Material, loop: Loop, folder: RunFolder, console: Console) -> Classifier:
-    """Train, save the model, and return it as it was read back from disk."""
-    classifier, accelerator = material.classifier, loop.accelerator
-    accelerator.init_trackers("", config={})
-    if accelerator.is_main_process:
-        forget_after(folder.history, loop.state.step)
-    timing = {"seconds": 0.0, "rows": 0}
-
-    def log(entry: dict[str, float]) -> None:
-        accelerator.log({key: value for key, value in entry.items() if key != "step"}, step=int(entry["step"]))
-        if accelerator.is_main_process:
-            append_line(folder.history, entry)
-
-    def validate() -> dict[str, float]:
-        started = time.perf_counter()
-        size = recipe.evaluation.per_device_eval_batch_size
-        found = predict(classifier, material.splits["validation"], batch_size=size, accelerator=accelerator)
-        timing["seconds"] += time.perf_counter() - started
-        timing["rows"] += len(found.labels)
-        values = found.metrics()
-        return {name: values[name] for name in dict.fromkeys(("loss", *recipe.metric_names(), recipe.best_metric()))}
-
-    with TrainingProgress(console) as progress:
-        stopped = fit(
-            loop,
-            best_metric=recipe.best_metric(),
-            evaluate=validate if "validation" in material.splits else None,
-            log=log,
-            progress=progress,
-            checkpoints=folder.checkpoints,
-            keep=recipe.checkpoint.save_total_limit,
-        )
-    speed = timing["rows"] / timing["seconds"] if timing["rows"] else 0.0
-    return save_stage(material, training_result(loop, stopped, recipe.best_metric(), speed), folder, loop, console)
-
-
-def save_stage(material: Material, result: Training, folder: RunFolder, loop: Loop, console: Console) -> Classifier:
-    """Write the model, read it back, and prove that it is the one that was trained."""
-    accelerator = loop.accelerator
-    accelerator.unwrap_model(loop.model, keep_fp32_wrapper=False)  # takes mixed precision off the model itself
-    if accelerator.is_main_process:
-        save_classifier(material.classifier, folder.model)
-        write_json(folder.training, result)
-    accelerator.wait_for_everyone()
-    reloaded = load_classifier(folder.model)
-    check_reload(material.classifier, reloaded, material.sample_texts(), accelerator.device)
-    say(
-        console,
-        f"Trained {result.steps} steps at {result.speed.train_samples_per_second:.1f} rows/s ({result.stopped}); "
-        "the saved model gives the same logits.",
-    )
-    return reloaded
 
 
 def evaluate_stage(

@@ -5,6 +5,7 @@ N rows, C classes
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from finetune.data.batching import load_batches, plan_scoring
+from finetune.data.batching import LocalBatch, load_batches, plan_scoring
 from finetune.data.encoding import EncodedSplit
+from finetune.files import writing
 from finetune.intervals import classification_intervals, interval_note, regression_intervals
 from finetune.losses import decisions, per_example_loss, probabilities
+from finetune.memory import fewer_rows, in_parts, is_out_of_memory
 from finetune.metrics import compute_metrics, confusion_matrix
 from finetune.modeling import Classifier
 from finetune.results import ClassScores, SplitScores
@@ -64,12 +67,11 @@ def predict(classifier: Classifier, split: EncodedSplit, *, batch_size: int, acc
     model.to(accelerator.device).eval()
     batches = plan_scoring(split.lengths, batch_size)[accelerator.process_index :: accelerator.num_processes]
     found: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]] = []
+    most: int | None = None
     for rows, batch in zip(
         batches, load_batches(split, batches, classifier.tokenizer, device=accelerator.device), strict=True
     ):
-        with accelerator.autocast():
-            logits = model(**batch.inputs).logits.float()
-        losses = per_example_loss(logits, batch.labels, classifier.problem_type)
+        logits, losses, most = _scored(classifier, batch, most, accelerator)
         found.append((rows, logits.cpu(), losses.cpu()))
     model.train(training)
     parts = gather_object(found)
@@ -78,6 +80,32 @@ def predict(classifier: Classifier, split: EncodedSplit, *, batch_size: int, acc
     losses = torch.cat([part for _, _, part in parts])[order]
     assert len(order) == len(split), f"scored {len(order)} of {len(split)} rows"
     return Predictions(logits, losses, split.labels, classifier.problem_type)
+
+
+def _scored(
+    classifier: Classifier, batch: LocalBatch, most: int | None, accelerator: Accelerator
+) -> tuple[torch.Tensor, torch.Tensor, int | None]:
+    """Return logits and losses of a batch, put to the model `most` rows at a time, and how many it took at a time.
+
+    Where memory runs out, that number is halved. No process waits for another here, so each finds its own.
+
+    Raises:
+        TrainingError: memory does not suffice for one row.
+    """
+    while True:
+        parts = []
+        try:
+            for part in in_parts(batch, most):
+                with accelerator.autocast():
+                    logits = classifier.model(**part.inputs).logits.float()
+                parts.append((logits, per_example_loss(logits, part.labels, classifier.problem_type)))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            return torch.cat([part for part, _ in parts]), torch.cat([part for _, part in parts]), most
+        most = fewer_rows(min(most or len(batch.labels), len(batch.labels)), "scoring")
+        print(f"Out of memory in scoring: {most} rows at a time from here on.", file=sys.stderr)
 
 
 def score(
@@ -135,7 +163,12 @@ def _named(values: np.ndarray, names: list[str]) -> pa.Array:
 
 
 def write_predictions(path: Path, tables: Sequence[pa.Table]) -> None:
-    """Write the tables of all splits as one parquet file, whole or not at all."""
+    """Write the tables of all splits as one parquet file, whole or not at all.
+
+    Raises:
+        TrainingError: the disk is full or read-only.
+    """
     aside = path.with_name(f".{path.name}.tmp")
-    pq.write_table(pa.concat_tables(tables), aside)
-    aside.replace(path)
+    with writing(path):
+        pq.write_table(pa.concat_tables(tables), aside)
+        aside.replace(path)

@@ -9,31 +9,35 @@ that a short last batch, accumulation and several processes all give the gradien
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from transformers import get_scheduler
 
-from finetune.checkpoints import TrainState, load_checkpoint, restore_weights, save_checkpoint, trained_weights
+from finetune.checkpoints import load_checkpoint, restore_weights, save_checkpoint, trained_weights
 from finetune.data.batching import LocalBatch, load_batches, plan_epoch
 from finetune.data.encoding import EncodedSplit
 from finetune.errors import TrainingError
+from finetune.finiteness import FiniteCheck, StepFacts, gradient_norm
+from finetune.interruption import Interrupted, StopRequest
 from finetune.losses import per_example_loss
+from finetune.memory import fewer_rows, in_parts, is_out_of_memory, rows_told
 from finetune.metrics import LOWER_IS_BETTER
 from finetune.modeling import Classifier
 from finetune.optimization import build_optimizer, class_weights
 from finetune.plan import Plan
+from finetune.processes import Agreement, average_gradients, averages_by_hand
 from finetune.progress import TrainingProgress
+from finetune.randomness import random_state, restore_random_state
 from finetune.recipe import TrainingSection
-from finetune.results import Speed, Training
+from finetune.state import Progress, TrainState
 
 Entry = dict[str, Any]
 
@@ -51,11 +55,17 @@ class Loop:
         seed: int,
         accelerator: Accelerator,
         loraplus_lr_ratio: float | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
+        """Prepare step 0. `facts`: what a run that goes on from a checkpoint of this one must have in common."""
         self.classifier, self.split, self.plan, self.training = classifier, split, plan, training
         self.seed, self.accelerator = seed, accelerator
-        self.state = TrainState(shape=(len(split), plan.batch_size, plan.accumulation))
+        self.state = TrainState()
         self.best: dict[str, Tensor] | None = None
+        self.facts = {**(facts or {}), **plan.facts(len(split), accelerator)}
+        self.request: StopRequest | None = None  # of this process
+        self.stopped_by = 0  # the signal that a process heard, known to all
+        self.notes: list[str] = []  # to be told, see `fit`
         weights = class_weights(training.class_weights, torch.as_tensor(split.labels), classifier.label_names)
         self.class_weights = None if weights is None else weights.to(accelerator.device)
         optimizer = build_optimizer(classifier.model, training, loraplus_lr_ratio)
@@ -63,8 +73,11 @@ class Loop:
         self.scheduler = get_scheduler(training.lr_scheduler_type, optimizer, plan.warmup_steps, plan.total_steps)
         self.model, self.optimizer = accelerator.prepare(classifier.model, optimizer)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self._losses: list[Tensor] = []
-        self._logged_at, self._logged_rows = 0.0, 0
+        self._losses: list[Tensor] = []  # means over all processes, of the steps since the last entry
+        self._rows = np.array([], dtype=np.int64)  # of the current step
+        self._agreement = Agreement(accelerator)
+        self._check = FiniteCheck(late=accelerator.device.type == "cuda")
+        self._averages = averages_by_hand(self.model)
         torch.manual_seed(seed + accelerator.process_index)  # each process drops other units
 
     def machinery(self) -> dict[str, Any]:
@@ -91,34 +104,76 @@ class Loop:
             processes=self.accelerator.num_processes,
         )
         for step in steps:
-            self.state.rows_seen += (rows := sum(len(batch) for batch in step))
-            self.state.tokens_seen += int(sum(self.split.lengths[batch].sum() for batch in step))
-            self.state.padded_seen += int(sum(len(batch) * self.split.lengths[batch].max() for batch in step))
-            yield [next(batches) for _ in step], rows
+            self._rows = np.concatenate(step)
+            self.state.count_rows(self.split.lengths, step)
+            yield [next(batches) for _ in step], len(self._rows)
 
     def optimise(self, micro_batches: list[LocalBatch], rows: int) -> None:
-        """Do one optimiser step on the mean loss of `rows` examples."""
+        """Do one optimiser step on the mean loss of `rows` examples.
+
+        Where memory runs out in a process, all do the step again in smaller parts, from the same random state.
+
+        Raises:
+            TrainingError: loss or gradient is not finite, or memory does not suffice for one row.
+        """
         started = time.perf_counter()
         self.model.train()
-        loss = torch.zeros((), device=self.accelerator.device)
-        for index, batch in enumerate(micro_batches):
-            last = index == len(micro_batches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                logits = self.model(**batch.inputs).logits
-                losses = per_example_loss(logits, batch.labels, self.classifier.problem_type, self.class_weights)
-                # Processes average their gradients: times their number, divided by all rows of the step.
-                part = (losses * batch.weights).sum() * (self.accelerator.num_processes / rows)
-                self.accelerator.backward(part)
-            loss += part.detach()
-        if self.training.max_grad_norm is not None:
-            self.accelerator.clip_grad_norm_(self.parameters, self.training.max_grad_norm)
+        drawn = random_state()
+        while (loss := self._add_gradients(micro_batches, rows)) is None:
+            self._take_fewer_rows()
+            restore_random_state(drawn)
+        if self._averages:
+            average_gradients(self.parameters, self.accelerator.num_processes)
+        self._update(self.accelerator.reduce(loss, "mean"))
+        self._count_step()
+        self.state.train_seconds += time.perf_counter() - started
+
+    def _add_gradients(self, micro_batches: Sequence[LocalBatch], rows: int) -> Tensor | None:
+        """Add up the gradients of a step; return this process's share of the loss, None where memory ran out."""
+        loss, out = torch.zeros((), device=self.accelerator.device), False
+        parts = [part for batch in micro_batches for part in in_parts(batch, self.state.micro_batch_rows)]
+        try:
+            for index, batch in enumerate(parts):
+                last = index == len(parts) - 1 and not self._averages
+                with nullcontext() if last else self.accelerator.no_sync(self.model):
+                    logits = self.model(**batch.inputs).logits
+                    losses = per_example_loss(logits, batch.labels, self.classifier.problem_type, self.class_weights)
+                    # Processes average their gradients: times their number, divided by all rows of the step.
+                    part = (losses * batch.weights).sum() * (self.accelerator.num_processes / rows)
+                    self.accelerator.backward(part)
+                loss += part.detach()
+        except (RuntimeError, MemoryError) as error:
+            # Processes that share each backward pass (FSDP) cannot be told in the middle of it.
+            if not is_out_of_memory(error) or not (self._averages or self.accelerator.num_processes == 1):
+                raise
+            out = True  # and nothing more in here: the error holds on to what filled the memory
+        ran_out, self.stopped_by = self._agreement.highest(out, self.request.number if self.request else 0)
+        return None if ran_out else loss
+
+    def _take_fewer_rows(self) -> None:
+        """Halve the rows that are put to the model at a time; the step stays the same, in twice as many parts."""
+        self.optimizer.zero_grad(set_to_none=True)
+        whole, step = self.plan.batch_size // self.accelerator.num_processes, self.state.step + 1
+        rows = fewer_rows(self.state.micro_batch_rows or whole, f"step {step} of training")
+        self.state.micro_batch_rows = rows
+        self.notes.append(rows_told(rows, whole, step))
+
+    def _update(self, loss: Tensor) -> None:
+        """Change the weights by the gradients, unless loss or gradient is not finite."""
+        norm = gradient_norm(self.accelerator, self.parameters, self.training.max_grad_norm)
+        if self.accelerator.scaler is None:
+            # Fused AdamW leaves out a step by this mark, without the processor having to know.
+            self.optimizer.optimizer.found_inf = (~(loss.isfinite() & norm.isfinite())).float()
+        else:
+            norm = torch.zeros_like(loss)  # infinite in fp16 now and then: the scaler leaves the step out and goes on
+        rate = self.scheduler.get_last_lr()[0]
         self.optimizer.step()
         if not self.accelerator.optimizer_step_was_skipped:
             self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
+        numbers, where = self.split.numbers[self._rows], self.split.where
+        self._check.note(loss, norm, StepFacts(self.state.step + 1, rate, numbers, where))
         self._losses.append(loss)
-        self._count_step()
-        self.state.train_seconds += time.perf_counter() - started
 
     def _count_step(self) -> None:
         self.state.step += 1
@@ -128,17 +183,13 @@ class Loop:
             self.state.step_in_epoch = 0
 
     def log_entry(self) -> Entry:
-        """Return the mean loss, learning rate and speed since the last entry.
-
-        Raises:
-            TrainingError: the loss is not finite.
-        """
-        mean = self.accelerator.reduce(torch.stack(self._losses).mean(), "mean").item()
+        """Return the mean loss, learning rate and speed since the last entry."""
+        self._check.settle()
+        mean = torch.stack(self._losses).mean().item()
         self._losses.clear()
         state, rate = self.state, self.scheduler.get_last_lr()[0]
-        self.refuse_not_finite("loss", mean)
-        seconds, rows = state.train_seconds - self._logged_at, state.rows_seen - self._logged_rows
-        self._logged_at, self._logged_rows = state.train_seconds, state.rows_seen
+        seconds, rows = state.train_seconds - state.logged_seconds, state.rows_seen - state.logged_rows
+        state.logged_seconds, state.logged_rows = state.train_seconds, state.rows_seen
         return {
             "step": state.step,
             "epoch": round(state.step / self.plan.steps_per_epoch, 4),
@@ -147,53 +198,32 @@ class Loop:
             "samples_per_second": round(rows / seconds, 2),
         }
 
-    def refuse_not_finite(self, name: str, value: float) -> None:
-        """Raise TrainingError if a loss is infinite or no number: weights that gave it are lost."""
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the {name} is {value} at step {self.state.step} (learning rate {self.scheduler.get_last_lr()[0]:g}); "
-                "lower training.learning_rate, or set training.mixed_precision: no"
-            )
-
-    def note_evaluation(self, value: float, lower_is_better: bool) -> bool:
-        """Return whether `value` is the best so far; if it is, keep a copy of the weights."""
-        best = self.state.best_value
-        better = best is None or (value < best if lower_is_better else value > best)
-        if better:
-            self.state.best_value, self.state.best_step = value, self.state.step
-            self.best = trained_weights(self.classifier.model)
-        self.state.evaluations_since_best = 0 if better else self.state.evaluations_since_best + 1
-        return better
-
     def save(self, root: Path, keep: int | None) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, unless the last step was not finite."""
+        self._check.settle()
+        losses = torch.stack(self._losses).cpu() if self._losses else torch.zeros(0)
+        best = None if self.state.best_step == self.state.step else self.best
         save_checkpoint(
             root,
-            self.state,
+            Progress(self.state, best, losses),
             self.classifier.model,
-            None if self.state.best_step == self.state.step else self.best,
             self.machinery(),
+            self.facts,
             keep=keep,
             accelerator=self.accelerator,
         )
 
     def resume(self, folder: Path) -> None:
-        """Go on from a checkpoint.
+        """Go on from a checkpoint that is complete and intact, see `find_checkpoint`.
 
         Raises:
-            TrainingError: it cannot be read, or its steps consist of other rows.
+            TrainingError: it is of another model or another run.
         """
-        own = self.state.shape
-        self.state, self.best = load_checkpoint(folder, self.classifier.model, self.machinery(), self.accelerator)
-        if self.state.shape != own:
-            names = ("training rows", "rows a batch over all processes", "batches a step")
-            differ = [
-                f"{n}: {was}, now {now}" for n, was, now in zip(names, self.state.shape, own, strict=True) if was != now
-            ]
-            raise TrainingError(f"{folder} is of a run with other steps ({'; '.join(differ)}); set them as they were")
+        found = load_checkpoint(folder, self.classifier.model, self.machinery(), self.facts, self.accelerator)
+        self.state, self.best = found.state, found.best
+        self._losses = list(found.losses.to(self.accelerator.device).unbind())
         if self.best is None and self.state.best_step is not None:
             self.best = trained_weights(self.classifier.model)
-        self._logged_at, self._logged_rows = self.state.train_seconds, self.state.rows_seen
 
 
 def fit(
@@ -205,6 +235,7 @@ def fit(
     progress: TrainingProgress,
     checkpoints: Path,
     keep: int | None,
+    request: StopRequest | None = None,
 ) -> str:
     """Train to the end, and leave the model with the weights of its best evaluation; return why it ended.
 
@@ -213,29 +244,32 @@ def fit(
         evaluate: returns loss and metrics on validation rows; None: never called, the last weights stay.
         log: takes each entry of the history.
         checkpoints: the folder to write checkpoints to; `keep` of them are kept.
+        request: filled by a signal. Training then ends after the step and what falls due with it.
 
     Raises:
         TrainingError: the loss is not finite, or a checkpoint cannot be written.
+        Interrupted: a signal came; a checkpoint is written whatever the plan says.
     """
     plan, state = loop.plan, loop.state
+    loop.request = request
     progress.start(plan.total_steps, state.step)
     while (reason := plan.stop_reason(state)) is None:
         for micro_batches, rows in loop.epoch_steps():
             loop.optimise(micro_batches, rows)
             progress.advance()
+            while loop.notes:
+                progress.note(loop.notes.pop(0))
             if plan.due(plan.log_every, state.step):
                 entry = loop.log_entry()
                 progress.logged(entry)
                 log(entry)
             if evaluate is not None and plan.due(plan.eval_every, state.step):
-                values = {f"eval_{name}": value for name, value in evaluate().items()}
-                entry = {"step": state.step, "epoch": round(state.step / plan.steps_per_epoch, 4), **values}
-                loop.refuse_not_finite("evaluation loss", values["eval_loss"])
-                better = loop.note_evaluation(values[f"eval_{best_metric}"], best_metric in LOWER_IS_BETTER)
-                progress.evaluated(entry, best=better)
-                log(entry)
-            if plan.due(plan.save_every, state.step):
+                _judge(loop, evaluate(), best_metric, log, progress)
+            if plan.due(plan.save_every, state.step) or loop.stopped_by:
                 loop.save(checkpoints, keep)
+            if loop.stopped_by:
+                where = f" after step {state.step} of {plan.total_steps}, saved in {checkpoints}"
+                raise Interrupted(loop.stopped_by, where)
             if plan.stop_reason(state) is not None:
                 break
     if loop.best is not None:
@@ -243,33 +277,24 @@ def fit(
     return reason
 
 
-def training_result(loop: Loop, stopped: str, best_metric: str, eval_samples_per_second: float) -> Training:
-    """Return how training ended and how fast it was."""
-    state, (trained, total) = loop.state, loop.classifier.parameter_counts()
-    seconds = max(state.train_seconds, 1e-9)
-    return Training(
-        steps=state.step,
-        best_step=state.best_step,
-        best_metric=best_metric,
-        best_value=state.best_value,
-        stopped=stopped,
-        trainable_parameters=trained,
-        total_parameters=total,
-        trained_dtype=", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in loop.parameters})),
-        speed=Speed(
-            train_seconds=state.train_seconds,
-            train_samples_per_second=state.rows_seen / seconds,
-            train_tokens_per_second=state.tokens_seen / seconds,
-            padding_share=1 - state.tokens_seen / max(state.padded_seen, 1),
-            eval_samples_per_second=eval_samples_per_second,
-            peak_memory_mb=peak_memory_mb(loop.accelerator.device),
-        ),
-    )
+def _judge(
+    loop: Loop, values: Mapping[str, float], best_metric: str, log: Callable[[Entry], None], progress: TrainingProgress
+) -> None:
+    """Log an evaluation, and keep the weights if it is the best so far.
 
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Return the most memory taken so far, in 10^6 bytes: of the accelerator if there is one, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    Raises:
+        TrainingError: its loss is not finite.
+    """
+    state = loop.state
+    named = {f"eval_{name}": value for name, value in values.items()}
+    entry = {"step": state.step, "epoch": round(state.step / loop.plan.steps_per_epoch, 4), **named}
+    if not math.isfinite(named["eval_loss"]):
+        raise TrainingError(
+            f"the evaluation loss is {named['eval_loss']} at step {state.step}; lower training.learning_rate, or set "
+            "training.mixed_precision: no"
+        )
+    better = state.note_evaluation(named[f"eval_{best_metric}"], lower_is_better=best_metric in LOWER_IS_BETTER)
+    if better:
+        loop.best = trained_weights(loop.classifier.model)
+    progress.evaluated(entry, best=better)
+    log(entry)

@@ -333,7 +333,7 @@ def test_a_run_goes_on_only_with_the_same_steps(
     before = (run / "recipe.yaml").read_text()
     again = ["checkpoint.resume_from_checkpoint=auto", f"output_dir={run}", "training.per_device_train_batch_size=2"]
     assert main(["train", str(SCRATCH), "training.use_cpu=true", *again]) == 2
-    assert "rows a batch over all processes: 1, now 2" in capsys.readouterr().err
+    assert "rows of a batch over all processes: was 1, now 2" in capsys.readouterr().err
     assert (run / "recipe.yaml").read_text() == before
     assert "resume_from_checkpoint: null" in before
 

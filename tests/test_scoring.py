@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from finetune.modeling import Classifier
 from finetune.scoring import Predictions, predict, predictions_table, score, write_predictions
@@ -115,3 +116,20 @@ def test_label_sets_are_named(classifier: Classifier) -> None:
     sets = made([[2.0, -1.0]] * 6, [[1, 1]] * 6, "multi_label_classification")
     rows = predictions_table("test", encoded(classifier), sets, ["a", "b"]).to_pylist()
     assert (rows[0]["label"], rows[0]["predicted"]) == (["a", "b"], ["a"])
+
+
+def test_memory_that_runs_out_halves_the_scoring_batch(tiny_bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    classifier, tried = tiny_classifier(tiny_bert), []
+    split, accelerator = encoded(classifier), Accelerator(cpu=True)
+    expected = predict(classifier, split, batch_size=5, accelerator=accelerator)
+
+    def refuse(_: nn.Module, __: tuple[object, ...], inputs: dict[str, torch.Tensor]) -> None:
+        tried.append(len(inputs["input_ids"]))
+        if tried[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    classifier.model.register_forward_pre_hook(refuse, with_kwargs=True)
+    found = predict(classifier, split, batch_size=5, accelerator=accelerator)
+    assert tried == [5, 2, 2, 1, 1]
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-5, atol=1e-6)
+    assert capsys.readouterr().err == "Out of memory in scoring: 2 rows at a time from here on.\n"

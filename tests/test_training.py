@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,15 @@ from torch import Tensor
 
 from finetune.checkpoints import complete_checkpoints, find_checkpoint, trained_weights
 from finetune.errors import TrainingError
+from finetune.interruption import Interrupted, finishing_the_step
 from finetune.lora import Lora
 from finetune.modeling import Classifier
 from finetune.optimization import build_optimizer, class_weights
+from finetune.outcome import training_result
 from finetune.plan import Plan, make_plan
 from finetune.progress import TrainingProgress
 from finetune.recipe import Recipe, TrainingSection
-from finetune.training import Loop, fit, training_result
+from finetune.training import Loop, fit
 from tests.helpers import ROLES, encoded, plan, tiny_classifier
 
 LORA = Lora(r=2, lora_alpha=4, lora_dropout=0.1, roles=ROLES)
@@ -167,7 +171,7 @@ def test_the_best_weights_are_left_and_patience_ends_it(
     for name in ("step-000006/weights", "step-000012/best"):
         seen[name] = load_file(tmp_path / f"{name}.safetensors")
         assert largest_difference(seen[name], trained_weights(classifier.model)) == 0.0
-    result = training_result(loop, reason, "loss", 0.0)
+    result = training_result(loop, reason, "loss")
     assert (result.steps, result.best_step, result.speed.train_samples_per_second > 0) == (12, 6, True)
 
 
@@ -183,7 +187,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
     broken = build(lora)
     with pytest.raises(InterruptedError):
         train(broken, accelerator, tmp_path / "broken", schedule, **common, evaluations=losses, stop_after=stop)
-    checkpoint = find_checkpoint("auto", tmp_path / "broken")
+    checkpoint = find_checkpoint("auto", tmp_path / "broken").folder
     assert checkpoint is not None
     assert checkpoint.name == f"step-{stop:06d}"
     resumed = build(lora)
@@ -206,7 +210,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     classifier = build()
     with torch.no_grad():
         classifier.base.classifier.bias.fill_(float("nan"))
-    with pytest.raises(TrainingError, match=r"the loss is nan at step 1 \(learning rate 0.01\)"):
+    with pytest.raises(TrainingError, match=r"the loss is nan at step 1 \(learning rate 0.01\), rows \d, \d of rows"):
         train(classifier, accelerator, tmp_path, plan())
 
 
@@ -254,3 +258,110 @@ def test_the_plan_counts_steps(
     assert not found.due(None, found.total_steps)
     assert found.due(3, 3)
     assert not found.due(3, 2)
+
+
+def short_of_memory(classifier: Classifier, most: int, tried: list[int]) -> Classifier:
+    """Let the model raise what torch raises for more than `most` rows."""
+
+    def refuse(_: Any, __: Any, inputs: dict[str, Any]) -> None:
+        tried.append(len(inputs["input_ids"]))
+        if tried[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    classifier.model.register_forward_pre_hook(refuse, with_kwargs=True)
+    return classifier
+
+
+def test_memory_that_runs_out_changes_nothing_but_the_parts(
+    build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path
+) -> None:
+    schedule = plan(batch_size=6, steps_per_epoch=1, total_steps=4, epochs=4, save_every=2)
+    common = {"max_grad_norm": None, "adam_epsilon": 0.1}  # see test_micro_batches_equal_one_batch
+    whole = without_dropout(build())
+    _, _, expected = train(whole, accelerator, tmp_path / "whole", schedule, **common)
+    tried: list[int] = []
+    short = short_of_memory(without_dropout(build()), 2, tried)
+    loop, _, entries = train(short, accelerator, tmp_path / "short", schedule, **common)
+    assert tried == [6, 3, *[1] * 6, *[1] * 18]  # 6, 3, 1: tried once, not at each step
+    assert loop.state.micro_batch_rows == 1
+    assert [entry["loss"] for entry in entries] == pytest.approx([entry["loss"] for entry in expected], rel=1e-5)
+    assert largest_difference(trained_weights(whole.model), trained_weights(short.model)) < 1e-6
+    tried.clear()
+    again = short_of_memory(without_dropout(build()), 2, tried)
+    train(again, accelerator, tmp_path / "again", schedule, **common, resume=tmp_path / "short" / "step-000002")
+    assert tried == [1] * 12  # a run that goes on has the same shape
+    assert largest_difference(trained_weights(short.model), trained_weights(again.model)) == 0.0
+
+
+def test_memory_for_no_row_is_a_message(
+    build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match=r"out of memory in step 1 of training with one row at a time"):
+        train(short_of_memory(build(), 0, []), accelerator, tmp_path, plan())
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_leaves_weights_and_checkpoints(
+    build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path, where: str
+) -> None:
+    classifier, before, calls = build(), {}, []
+
+    def poison(_: Any, __: Any, output: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            before.update(trained_weights(classifier.model))
+            if where == "loss":
+                output.logits = output.logits * float("nan")
+            else:
+                output.logits.register_hook(lambda gradient: gradient * float("inf"))
+        return output
+
+    classifier.model.register_forward_hook(poison)
+    said = "the loss is nan" if where == "loss" else r"the loss is [\d.]+, but its gradient is not finite"
+    with pytest.raises(
+        TrainingError, match=said + r" at step 3 \(learning rate 0.01\), rows \d, \d of rows; the weights"
+    ):
+        train(classifier, accelerator, tmp_path, plan(save_every=1))
+    assert largest_difference(before, trained_weights(classifier.model)) == 0.0
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-000001", "step-000002"]
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_a_signal_saves_and_the_history_goes_on_as_if_unbroken(
+    build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path, lora: Lora | None
+) -> None:
+    schedule = plan(epochs=3, total_steps=9, log_every=4)  # saves nothing of itself
+    whole = build(lora)
+    _, _, expected = train(whole, accelerator, tmp_path / "whole", schedule)
+    broken, calls = build(lora), []
+
+    def signalled(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    broken.model.register_forward_hook(signalled)
+    entries: list[dict[str, Any]] = []
+    loop = Loop(
+        broken,
+        encoded(broken),
+        schedule,
+        TrainingSection(learning_rate=1e-2, weight_decay=0.0, lr_scheduler_type="constant"),
+        seed=5,
+        accelerator=accelerator,
+    )
+    said = rf"stopped by SIGTERM after step 6 of 9, saved in {tmp_path}"
+    with finishing_the_step(speaks=False) as request, pytest.raises(Interrupted, match=said):
+        fit(
+            loop, best_metric="loss", evaluate=None, log=entries.append, progress=TrainingProgress(Console(quiet=True)),
+            checkpoints=tmp_path, keep=None, request=request,
+        )  # fmt: skip
+    (saved,) = complete_checkpoints(tmp_path)
+    assert saved.name == "step-000006"
+    resumed = build(lora)
+    _, _, rest = train(resumed, accelerator, tmp_path / "resumed", schedule, resume=saved)
+    for entry in (*expected, *entries, *rest):
+        assert entry.pop("samples_per_second") > 0
+    assert [*entries, *rest] == expected  # the mean at step 8 is over steps 5 to 8
+    assert [entry["step"] for entry in expected] == [4, 8, 9]
+    assert largest_difference(trained_weights(resumed.model), trained_weights(whole.model)) == 0.0

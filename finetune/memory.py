@@ -1,0 +1,85 @@
+"""Memory that runs out: recognised, and worked around with smaller parts of a batch."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from finetune.data.batching import LocalBatch
+from finetune.errors import TrainingError
+
+# torch's allocator on a CPU raises a plain RuntimeError: c10/core/impl/alloc_cpu.cpp, the second on Windows.
+_CPU_ALLOCATOR = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory, of the accelerator or of the machine, ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_ALLOCATOR)
+
+
+def in_parts(batch: LocalBatch, most: int | None) -> Iterator[LocalBatch]:
+    """Yield a batch in parts of at most `most` rows; None: as it is."""
+    if most is None or len(batch.weights) <= most:
+        yield batch
+        return
+    for start in range(0, len(batch.weights), most):
+        part = slice(start, start + most)
+        inputs = {name: tensor[part] for name, tensor in batch.inputs.items()}
+        yield LocalBatch(inputs, batch.labels[part], batch.weights[part])
+
+
+def fewer_rows(rows: int, where: str) -> int:
+    """Return half of `rows`, for another try once nothing holds on to the tensors of the first.
+
+    Raises:
+        TrainingError: there is but one row.
+    """
+    if rows <= 1:
+        raise TrainingError(
+            f"out of memory in {where} with one row at a time; lower data.max_length, take a smaller model, or a "
+            "machine with more memory"
+        )
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # pieces of the wrong size
+    return rows // 2
+
+
+@contextmanager
+def memory_told() -> Iterator[None]:
+    """Turn memory that runs out where nothing can be halved into a message.
+
+    Raises:
+        TrainingError: memory ran out within.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TrainingError(
+            f"out of memory ({reason}); lower training.per_device_train_batch_size and raise "
+            "training.gradient_accumulation_steps as much, train adapters (peft), or take a machine with more memory"
+        ) from error
+
+
+def rows_told(rows: int, whole: int, step: int) -> str:
+    """Return what is said of a step that is done `rows` rows at a time instead of `whole`."""
+    return (
+        f"Out of memory at step {step}: from here on {rows} rows at a time instead of {whole}, with "
+        f"{-(-whole // rows)} times the accumulation. The rows of each step stay the same."
+    )
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Return the most memory taken so far, in 10^6 bytes: of the accelerator if there is one, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -1,0 +1,130 @@
+"""The stages that train: the checkpoint to go on from, the loop, and the model that it leaves."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from rich.console import Console
+from rich.markup import escape
+
+from finetune.checkpoints import Found, find_checkpoint, tidy
+from finetune.errors import TrainingError
+from finetune.files import writing
+from finetune.folder import forget_after, replaced_whole
+from finetune.interruption import finishing_the_step
+from finetune.modeling import Classifier
+from finetune.outcome import training_result
+from finetune.plan import Plan
+from finetune.preparation import Material
+from finetune.progress import TrainingProgress
+from finetune.recipe import Recipe
+from finetune.results import RunFolder, Training, append_line, write_json
+from finetune.resuming import facts_of_material, facts_of_recipe
+from finetune.saving import check_reload, load_classifier, save_classifier
+from finetune.scoring import predict
+from finetune.terminal import say
+from finetune.training import Loop, fit
+
+
+def checkpoint_to_go_on_from(
+    recipe: Recipe, folder: RunFolder, accelerator: Accelerator, console: Console
+) -> Path | None:
+    """Return the checkpoint that the recipe asks for, the same on every process, and say which were skipped.
+
+    Raises:
+        TrainingError: the folder asked for is not complete and intact. Every process raises it.
+    """
+    asked = recipe.checkpoint.resume_from_checkpoint
+    if asked is None:
+        return None
+    found: Found | str = ""
+    if accelerator.is_main_process:  # checksums are read once
+        try:
+            with writing(folder.checkpoints):
+                tidy(folder.checkpoints)
+            found = find_checkpoint(asked, folder.checkpoints)
+        except TrainingError as error:
+            found = str(error)
+    known: Found | str = broadcast_object_list([found])[0]
+    if isinstance(known, str):
+        raise TrainingError(known)
+    for line in known.skipped:
+        say(console, f"[yellow]{escape(line)}[/]")
+    if known.folder is None:
+        say(console, "No complete checkpoint to go on from: starting at step 0.")
+    return known.folder
+
+
+def make_loop(recipe: Recipe, material: Material, plan: Plan, accelerator: Accelerator) -> Loop:
+    """Return the training loop at its start."""
+    classifier = material.classifier
+    recipe_facts = facts_of_recipe(recipe, classifier.label_names)
+    return Loop(
+        classifier,
+        material.splits["train"],
+        plan,
+        recipe.training,
+        seed=recipe.seed,
+        accelerator=accelerator,
+        loraplus_lr_ratio=recipe.peft.loraplus_lr_ratio if recipe.peft else None,
+        facts={**recipe_facts, **facts_of_material(material.splits, classifier.model)},
+    )
+
+
+def train_stage(recipe: Recipe, material: Material, loop: Loop, folder: RunFolder, console: Console) -> Classifier:
+    """Train, save the model, and return it as it was read back from disk."""
+    classifier, accelerator = material.classifier, loop.accelerator
+    accelerator.init_trackers("", config={})
+    if accelerator.is_main_process:
+        forget_after(folder.history, loop.state.step)
+        folder.training.unlink(missing_ok=True)  # of a run that was killed later: what it stands for is written again
+    state = loop.state
+
+    def log(entry: dict[str, float]) -> None:
+        accelerator.log({key: value for key, value in entry.items() if key != "step"}, step=int(entry["step"]))
+        if accelerator.is_main_process:
+            append_line(folder.history, entry)
+
+    def validate() -> dict[str, float]:
+        started = time.perf_counter()
+        size = recipe.evaluation.per_device_eval_batch_size
+        found = predict(classifier, material.splits["validation"], batch_size=size, accelerator=accelerator)
+        state.eval_seconds += time.perf_counter() - started
+        state.rows_evaluated += len(found.labels)
+        values = found.metrics()
+        return {name: values[name] for name in dict.fromkeys(("loss", *recipe.metric_names(), recipe.best_metric()))}
+
+    with finishing_the_step(speaks=accelerator.is_main_process) as request, TrainingProgress(console) as progress:
+        stopped = fit(
+            loop,
+            best_metric=recipe.best_metric(),
+            evaluate=validate if "validation" in material.splits else None,
+            log=log,
+            progress=progress,
+            checkpoints=folder.checkpoints,
+            keep=recipe.checkpoint.save_total_limit,
+            request=request,
+        )
+    return save_stage(material, training_result(loop, stopped, recipe.best_metric()), folder, loop, console)
+
+
+def save_stage(material: Material, result: Training, folder: RunFolder, loop: Loop, console: Console) -> Classifier:
+    """Write the model, read it back, and prove that it is the one that was trained."""
+    accelerator = loop.accelerator
+    accelerator.unwrap_model(loop.model, keep_fp32_wrapper=False)  # takes mixed precision off the model itself
+    if accelerator.is_main_process:
+        with replaced_whole(folder.model) as aside:
+            save_classifier(material.classifier, aside)
+        write_json(folder.training, result)
+    accelerator.wait_for_everyone()
+    reloaded = load_classifier(folder.model)
+    check_reload(material.classifier, reloaded, material.sample_texts(), accelerator.device)
+    say(
+        console,
+        f"Trained {result.steps} steps at {result.speed.train_samples_per_second:.1f} rows/s ({result.stopped}); "
+        "the saved model gives the same logits.",
+    )
+    return reloaded

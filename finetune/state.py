@@ -1,0 +1,72 @@
+"""Where training stands, to be written down and gone on from.
+
+N steps
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from finetune.data.batching import Step
+
+
+@dataclass
+class TrainState:
+    """Where training stands.
+
+    Attributes:
+        step: optimiser steps done.
+        epoch: epochs done.
+        step_in_epoch: optimiser steps done in the current epoch.
+        best_step: the step of the best evaluation, None before the first.
+        best_value: its metric.
+        evaluations_since_best: evaluations without a better one, for early stopping.
+        micro_batch_rows: rows at a time in a process, where memory had run out; None: as many as asked for.
+        train_seconds, eval_seconds: time spent in steps, and in evaluations.
+        rows_seen, tokens_seen, padded_seen: rows, real tokens, and tokens with padding that were trained on.
+        rows_evaluated: rows of all evaluations.
+        logged_seconds, logged_rows: of `train_seconds` and `rows_seen`, what the history has told.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    best_step: int | None = None
+    best_value: float | None = None
+    evaluations_since_best: int = 0
+    micro_batch_rows: int | None = None
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+    rows_seen: int = 0
+    tokens_seen: int = 0
+    padded_seen: int = 0
+    rows_evaluated: int = 0
+    logged_seconds: float = 0.0
+    logged_rows: int = 0
+
+    def count_rows(self, lengths: np.ndarray, step: Step) -> None:
+        """Count the rows of a step and their tokens; `lengths`: of all rows, (N,)."""
+        self.rows_seen += sum(len(batch) for batch in step)
+        self.tokens_seen += int(sum(lengths[batch].sum() for batch in step))
+        self.padded_seen += int(sum(len(batch) * lengths[batch].max() for batch in step))
+
+    def note_evaluation(self, value: float, *, lower_is_better: bool) -> bool:
+        """Count an evaluation; return whether its value is the best so far."""
+        best = self.best_value
+        better = best is None or (value < best if lower_is_better else value > best)
+        if better:
+            self.best_value, self.best_step = value, self.step
+        self.evaluations_since_best = 0 if better else self.evaluations_since_best + 1
+        return better
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands, the weights of the best evaluation, and the losses of steps not logged yet, (N,)."""
+
+    state: TrainState
+    best: dict[str, Tensor] | None
+    losses: Tensor

@@ -1,0 +1,93 @@
+"""Kill runs at random points, go on, and compare every bit: `make soak`, and in a short form a test.
+
+The short form forks after the imports and kills at random writes of the run folder, which fall into saves more often
+than not. The long form starts real processes, one and two, and kills them at random times after their first checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+from transformers import BertModel
+
+from tests.conftest import _save_bert
+from tests.killing import AUTO, KILLED, bits, in_fork, in_processes, unlike, write_recipe
+
+
+def short(folder: Path, bert: Path, points: int, draw: random.Random) -> int:
+    """Kill forks at random writes, full and LoRA in turn; return how many were killed."""
+    killed = 0
+    for lora in (False, True):
+        place = folder / ("lora" if lora else "full")
+        recipe = write_recipe(place, bert, lora=lora)
+        whole = place / "whole"
+        code, writes = in_fork(["train", str(recipe), f"output_dir={whole}", AUTO], whole)
+        assert (code, writes > 40) == (0, True), whole.with_suffix(".log").read_text()
+        expected = bits(whole)
+        for number in range(points // 2):
+            run = place / f"run{number}"
+            command = ["train", str(recipe), f"output_dir={run}", AUTO]
+            stops = [draw.randint(1, writes), *([draw.randint(1, writes)] if draw.random() < 0.3 else [])]
+            for stop in stops:  # now and then the run that goes on is killed too
+                code, _ = in_fork(command, run, stop)
+                killed += code == KILLED
+            code, _ = in_fork(command, run)
+            report(f"{place.name}, killed at write {stops} of {writes}", code, expected, run)
+    return killed
+
+
+def long(folder: Path, bert: Path, points: int, draw: random.Random) -> int:
+    """Kill real processes at random times, full and LoRA, one and two in turn; return how many were killed."""
+    killed = 0
+    for processes in (1, 2):
+        for lora in (False, True):
+            place = folder / f"{'lora' if lora else 'full'}-{processes}"
+            recipe = write_recipe(place, bert, lora=lora, processes=processes, epochs=40)
+            whole = place / "whole"
+            code, took = in_processes(["train", str(recipe), f"output_dir={whole}"], whole, processes)
+            assert code == 0, whole.with_suffix(".log").read_text()
+            expected = bits(whole)
+            for number in range(-(-points // 4)):
+                run = place / f"run{number}"
+                command = ["train", str(recipe), f"output_dir={run}", AUTO]
+                stop = took * draw.uniform(0.0, 0.7)
+                killed += in_processes(command, run, processes, stop)[0] == KILLED
+                code, _ = in_processes(command, run, processes)
+                report(
+                    f"{place.name}, killed {stop:.2f} of {took:.2f} s after the first checkpoint", code, expected, run
+                )
+    return killed
+
+
+def report(what: str, code: int, expected: dict[str, object], run: Path) -> None:
+    """Say how a run that went on ended; AssertionError unless it is the same to the bit."""
+    log = run.with_suffix(".log").read_text()
+    assert code == 0, f"{what}: exit code {code}\n{log}"
+    differ = unlike(expected, bits(run))
+    went_on = log.rpartition("Going on from")[2].partition("step ")[2].partition(".\n")[0] or "step 0"
+    print(f"{what}; went on from {' '.join(went_on.split())}: {differ or 'the same bits'}", flush=True)
+    assert not differ, what
+
+
+def main() -> None:
+    """Print the seed, and every point as it is done."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--points", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=None, help="of the random points; none: another each time")
+    parser.add_argument("--short", action="store_true", help="forks, killed at writes, instead of real processes")
+    asked = parser.parse_args()
+    seed = random.SystemRandom().randrange(2**32) if asked.seed is None else asked.seed
+    print(f"seed {seed}", flush=True)
+    with tempfile.TemporaryDirectory() as aside:
+        bert = _save_bert(Path(aside) / "bert", BertModel)
+        killed = (short if asked.short else long)(Path(aside), bert, asked.points, random.Random(seed))
+    print(f"{killed} processes killed, all gone on with to the same bits")
+    sys.exit(0 if killed else "nothing was killed: the points lie after the end")
+
+
+if __name__ == "__main__":
+    main()

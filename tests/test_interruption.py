@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from finetune.cli import main
+from finetune.interruption import SIGNALS, Interrupted, finishing_the_step, stopping_at_once
+
+TOY = Path(__file__).parents[1] / "recipes" / "toy.yaml"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_outside_training_a_signal_stops_with_one_line(
+    number: int, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune.recipe.load_recipe", lambda *_: os.kill(os.getpid(), number))
+    before = [signal.getsignal(each) for each in SIGNALS]
+    assert main(["train", str(TOY)]) == code
+    name = signal.Signals(number).name
+    again = "to go on, start the same recipe with checkpoint.resume_from_checkpoint=auto"
+    assert capsys.readouterr().err == f"stopped by {name}; {again}\n"
+    assert [signal.getsignal(each) for each in SIGNALS] == before
+
+
+def test_in_training_a_signal_is_noted_and_handlers_come_back(capfd: pytest.CaptureFixture[str]) -> None:
+    with stopping_at_once():
+        outer = signal.getsignal(signal.SIGTERM)
+        with finishing_the_step(speaks=True) as request:
+            assert request.number == 0
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert request.number == signal.SIGTERM
+            os.kill(os.getpid(), signal.SIGTERM)  # a launcher hands on the same signal
+        assert signal.getsignal(signal.SIGTERM) == outer
+        with pytest.raises(Interrupted, match="stopped by SIGTERM") as stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stopped.value.exit_code == 143
+    assert capfd.readouterr().err == "\nSIGTERM: finishing the step and saving; a second signal stops at once\n"
+
+
+def test_a_second_signal_stops_at_once() -> None:
+    script = (
+        "import time\nfrom finetune.interruption import finishing_the_step\n"
+        "with finishing_the_step(speaks=False):\n    print('ready', flush=True)\n    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        running.stdout.readline()
+        running.send_signal(signal.SIGINT)
+        time.sleep(1.3)
+        assert running.poll() is None
+        running.send_signal(signal.SIGINT)
+        assert running.wait(timeout=10) == -signal.SIGINT
+
+
+def test_threads_have_no_handlers() -> None:
+    seen = []
+
+    def work() -> None:
+        with finishing_the_step(speaks=False) as request:
+            seen.append((request.number, signal.getsignal(signal.SIGTERM)))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(0, before)]
