@@ -23,6 +23,7 @@ from finetune.losses import decisions, per_example_loss, probabilities
 from finetune.metrics import compute_metrics, confusion_matrix
 from finetune.modeling import Classifier
 from finetune.results import ClassScores, SplitScores
+from finetune.speedups import sped_up
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,13 @@ def predict(classifier: Classifier, split: EncodedSplit, *, batch_size: int, acc
     model.to(accelerator.device).eval()
     batches = plan_scoring(split.lengths, batch_size)[accelerator.process_index :: accelerator.num_processes]
     found: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]] = []
-    for rows, batch in zip(
-        batches, load_batches(split, batches, classifier.tokenizer, device=accelerator.device), strict=True
-    ):
-        with accelerator.autocast():
+    loaded = load_batches(split, batches, classifier.tokenizer, device=accelerator.device)
+    # One autocast for all batches: it keeps the weights that it has cast until it ends.
+    with sped_up(classifier, accelerator), accelerator.autocast():
+        for rows, batch in zip(batches, loaded, strict=True):
             logits = model(**batch.inputs).logits.float()
-        losses = per_example_loss(logits, batch.labels, classifier.problem_type)
-        found.append((rows, logits.cpu(), losses.cpu()))
+            losses = per_example_loss(logits, batch.labels, classifier.problem_type)
+            found.append((rows, logits.cpu(), losses.cpu()))
     model.train(training)
     parts = gather_object(found)
     order = torch.from_numpy(np.argsort(np.concatenate([rows for rows, _, _ in parts])))

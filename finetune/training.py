@@ -34,6 +34,7 @@ from finetune.plan import Plan
 from finetune.progress import TrainingProgress
 from finetune.recipe import TrainingSection
 from finetune.results import Speed, Training
+from finetune.speedups import sped_up, training_kernels
 
 Entry = dict[str, Any]
 
@@ -104,7 +105,8 @@ class Loop:
         for index, batch in enumerate(micro_batches):
             last = index == len(micro_batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                logits = self.model(**batch.inputs).logits
+                with training_kernels(self.accelerator):
+                    logits = self.model(**batch.inputs).logits
                 losses = per_example_loss(logits, batch.labels, self.classifier.problem_type, self.class_weights)
                 # Processes average their gradients: times their number, divided by all rows of the step.
                 part = (losses * batch.weights).sum() * (self.accelerator.num_processes / rows)
@@ -219,25 +221,26 @@ def fit(
     """
     plan, state = loop.plan, loop.state
     progress.start(plan.total_steps, state.step)
-    while (reason := plan.stop_reason(state)) is None:
-        for micro_batches, rows in loop.epoch_steps():
-            loop.optimise(micro_batches, rows)
-            progress.advance()
-            if plan.due(plan.log_every, state.step):
-                entry = loop.log_entry()
-                progress.logged(entry)
-                log(entry)
-            if evaluate is not None and plan.due(plan.eval_every, state.step):
-                values = {f"eval_{name}": value for name, value in evaluate().items()}
-                entry = {"step": state.step, "epoch": round(state.step / plan.steps_per_epoch, 4), **values}
-                loop.refuse_not_finite("evaluation loss", values["eval_loss"])
-                better = loop.note_evaluation(values[f"eval_{best_metric}"], best_metric in LOWER_IS_BETTER)
-                progress.evaluated(entry, best=better)
-                log(entry)
-            if plan.due(plan.save_every, state.step):
-                loop.save(checkpoints, keep)
-            if plan.stop_reason(state) is not None:
-                break
+    with sped_up(loop.classifier, loop.accelerator):
+        while (reason := plan.stop_reason(state)) is None:
+            for micro_batches, rows in loop.epoch_steps():
+                loop.optimise(micro_batches, rows)
+                progress.advance()
+                if plan.due(plan.log_every, state.step):
+                    entry = loop.log_entry()
+                    progress.logged(entry)
+                    log(entry)
+                if evaluate is not None and plan.due(plan.eval_every, state.step):
+                    values = {f"eval_{name}": value for name, value in evaluate().items()}
+                    entry = {"step": state.step, "epoch": round(state.step / plan.steps_per_epoch, 4), **values}
+                    loop.refuse_not_finite("evaluation loss", values["eval_loss"])
+                    better = loop.note_evaluation(values[f"eval_{best_metric}"], best_metric in LOWER_IS_BETTER)
+                    progress.evaluated(entry, best=better)
+                    log(entry)
+                if plan.due(plan.save_every, state.step):
+                    loop.save(checkpoints, keep)
+                if plan.stop_reason(state) is not None:
+                    break
     if loop.best is not None:
         restore_weights(loop.classifier.model, loop.best)
     return reason

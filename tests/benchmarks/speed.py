@@ -48,7 +48,7 @@ def rows(file: str | None) -> RawSplit:
     """Return 960 rows: of a file, or of random words with the lengths of SST-2's sentences."""
     if file is not None:
         found = datasets.load_dataset("parquet", data_files=file, split="train").shuffle(seed=0)
-        return RawSplit(found.select(range(min(ROWS, len(found)))), file)
+        return RawSplit(found.select(range(min(ROWS, len(found)))).flatten_indices(), file)
     rng = np.random.default_rng(0)
     words = [
         "a",
