@@ -26,6 +26,7 @@ from finetune.memory import fewer_rows, in_parts, is_out_of_memory
 from finetune.metrics import compute_metrics, confusion_matrix
 from finetune.modeling import Classifier
 from finetune.results import ClassScores, SplitScores
+from finetune.speedups import sped_up
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,12 @@ def predict(classifier: Classifier, split: EncodedSplit, *, batch_size: int, acc
     batches = plan_scoring(split.lengths, batch_size)[accelerator.process_index :: accelerator.num_processes]
     found: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]] = []
     most: int | None = None
-    for rows, batch in zip(
-        batches, load_batches(split, batches, classifier.tokenizer, device=accelerator.device), strict=True
-    ):
-        logits, losses, most = _scored(classifier, batch, most, accelerator)
-        found.append((rows, logits.cpu(), losses.cpu()))
+    loaded = load_batches(split, batches, classifier.tokenizer, device=accelerator.device)
+    # One autocast for all batches: it keeps the weights that it has cast until it ends.
+    with sped_up(classifier, accelerator), accelerator.autocast():
+        for rows, batch in zip(batches, loaded, strict=True):
+            logits, losses, most = _scored(classifier, batch, most)
+            found.append((rows, logits.cpu(), losses.cpu()))
     model.train(training)
     parts = gather_object(found)
     order = torch.from_numpy(np.argsort(np.concatenate([rows for rows, _, _ in parts])))
@@ -83,7 +85,7 @@ def predict(classifier: Classifier, split: EncodedSplit, *, batch_size: int, acc
 
 
 def _scored(
-    classifier: Classifier, batch: LocalBatch, most: int | None, accelerator: Accelerator
+    classifier: Classifier, batch: LocalBatch, most: int | None
 ) -> tuple[torch.Tensor, torch.Tensor, int | None]:
     """Return logits and losses of a batch, put to the model `most` rows at a time, and how many it took at a time.
 
@@ -96,8 +98,7 @@ def _scored(
         parts = []
         try:
             for part in in_parts(batch, most):
-                with accelerator.autocast():
-                    logits = classifier.model(**part.inputs).logits.float()
+                logits = classifier.model(**part.inputs).logits.float()
                 parts.append((logits, per_example_loss(logits, part.labels, classifier.problem_type)))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

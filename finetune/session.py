@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object, set_seed
 from rich.console import Console
 
+from finetune.allocator import keep_freed_memory
 from finetune.data.read import quiet_datasets
 from finetune.errors import TrainingError
 from finetune.modeling import quiet_libraries
@@ -50,6 +51,7 @@ def start(recipe: Recipe, *, trackers: bool) -> tuple[Accelerator, Console]:
         project_dir=str(RunFolder(Path(recipe.output_dir)).trackers) if tracker else None,
     )
     if accelerator.device.type == "cpu":
+        keep_freed_memory()
         torch.set_num_threads(recipe.training.num_threads or threads_for_each(accelerator.num_processes))
     check_launch(accelerator)
     set_seed(recipe.seed)

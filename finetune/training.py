@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,7 @@ from finetune.progress import TrainingProgress
 from finetune.randomness import random_state, restore_random_state
 from finetune.recipe import TrainingSection
 from finetune.state import Progress, TrainState
+from finetune.speedups import sped_up, training_kernels
 
 Entry = dict[str, Any]
 
@@ -133,18 +133,17 @@ class Loop:
         loss, out = torch.zeros((), device=self.accelerator.device), False
         parts = [part for batch in micro_batches for part in in_parts(batch, self.state.micro_batch_rows)]
         try:
-            for index, batch in enumerate(parts):
-                last = index == len(parts) - 1 and not self._averages
-                with nullcontext() if last else self.accelerator.no_sync(self.model):
-                    logits = self.model(**batch.inputs).logits
+            for batch in parts:
+                with self.accelerator.no_sync(self.model):  # gradients are averaged below, once
+                    with training_kernels(self.accelerator):
+                        logits = self.model(**batch.inputs).logits
                     losses = per_example_loss(logits, batch.labels, self.classifier.problem_type, self.class_weights)
                     # Processes average their gradients: times their number, divided by all rows of the step.
                     part = (losses * batch.weights).sum() * (self.accelerator.num_processes / rows)
                     self.accelerator.backward(part)
                 loss += part.detach()
         except (RuntimeError, MemoryError) as error:
-            # Processes that share each backward pass (FSDP) cannot be told in the middle of it.
-            if not is_out_of_memory(error) or not (self._averages or self.accelerator.num_processes == 1):
+            if not is_out_of_memory(error):
                 raise
             out = True  # and nothing more in here: the error holds on to what filled the memory
         ran_out, self.stopped_by = self._agreement.highest(out, self.request.number if self.request else 0)
@@ -253,25 +252,26 @@ def fit(
     plan, state = loop.plan, loop.state
     loop.request = request
     progress.start(plan.total_steps, state.step)
-    while (reason := plan.stop_reason(state)) is None:
-        for micro_batches, rows in loop.epoch_steps():
-            loop.optimise(micro_batches, rows)
-            progress.advance()
-            while loop.notes:
-                progress.note(loop.notes.pop(0))
-            if plan.due(plan.log_every, state.step):
-                entry = loop.log_entry()
-                progress.logged(entry)
-                log(entry)
-            if evaluate is not None and plan.due(plan.eval_every, state.step):
-                _judge(loop, evaluate(), best_metric, log, progress)
-            if plan.due(plan.save_every, state.step) or loop.stopped_by:
-                loop.save(checkpoints, keep)
-            if loop.stopped_by:
-                where = f" after step {state.step} of {plan.total_steps}, saved in {checkpoints}"
-                raise Interrupted(loop.stopped_by, where)
-            if plan.stop_reason(state) is not None:
-                break
+    with sped_up(loop.classifier, loop.accelerator):
+        while (reason := plan.stop_reason(state)) is None:
+            for micro_batches, rows in loop.epoch_steps():
+                loop.optimise(micro_batches, rows)
+                progress.advance()
+                while loop.notes:
+                    progress.note(loop.notes.pop(0))
+                if plan.due(plan.log_every, state.step):
+                    entry = loop.log_entry()
+                    progress.logged(entry)
+                    log(entry)
+                if evaluate is not None and plan.due(plan.eval_every, state.step):
+                    _judge(loop, evaluate(), best_metric, log, progress)
+                if plan.due(plan.save_every, state.step) or loop.stopped_by:
+                    loop.save(checkpoints, keep)
+                if loop.stopped_by:
+                    where = f" after step {state.step} of {plan.total_steps}, saved in {checkpoints}"
+                    raise Interrupted(loop.stopped_by, where)
+                if plan.stop_reason(state) is not None:
+                    break
     if loop.best is not None:
         restore_weights(loop.classifier.model, loop.best)
     return reason

@@ -1,0 +1,46 @@
+"""Mixed precision without casting the same weights again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import peft
+import torch
+from accelerate import Accelerator
+from peft.helpers import disable_input_dtype_casting
+from torch import nn
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@contextmanager
+def frozen_weights_cast(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
+    """Within, frozen weights of linear maps have the dtype that autocast would cast them to in every forward pass.
+
+    Autocast keeps a cast weight for the rest of a pass only if it is trained, so the base under adapters was cast
+    anew each time. Results are the same to the bit. The weights come back as they were. Adapters take their input as
+    it is, too: peft would cast it to float32, for autocast to cast it back.
+
+    Under DoRA, which computes with the weights itself, nothing is changed.
+    """
+    dtype = _DTYPES.get(accelerator.mixed_precision)
+    names = [name for name, _ in model.named_parameters()]
+    if dtype is None or any("lora_magnitude_vector" in name for name in names):
+        yield
+        return
+    elsewhere = {id(p) for m in model.modules() if not isinstance(m, nn.Linear) for p in m.parameters(recurse=False)}
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    frozen = {
+        id(p): p for m in linear for p in m.parameters(recurse=False) if not p.requires_grad and id(p) not in elsewhere
+    }
+    before = [(p, p.data) for p in frozen.values() if p.dtype == torch.float32]
+    adapted = isinstance(model, peft.PeftModel)
+    try:
+        for parameter, weight in before:
+            parameter.data = weight.to(dtype)
+        with disable_input_dtype_casting(model) if adapted else nullcontext():
+            yield
+    finally:
+        for parameter, weight in before:
+            parameter.data = weight

@@ -1,0 +1,25 @@
+"""What makes training and scoring faster without changing what is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from accelerate import Accelerator
+
+from finetune.first_token import first_token_only
+from finetune.kernels import CpuKernels
+from finetune.modeling import Classifier
+from finetune.precision import frozen_weights_cast
+
+
+@contextmanager
+def sped_up(classifier: Classifier, accelerator: Accelerator) -> Iterator[None]:
+    """Within, the classifier does no work that nothing depends on; it is the same afterwards."""
+    with first_token_only(classifier.base), frozen_weights_cast(classifier.model, accelerator):
+        yield
+
+
+def training_kernels(accelerator: Accelerator) -> AbstractContextManager[object]:
+    """Return the context for a forward pass whose gradient is wanted."""
+    return CpuKernels() if accelerator.device.type == "cpu" else nullcontext()
