@@ -36,8 +36,8 @@ from finetune.processes import Agreement, average_gradients, averages_by_hand
 from finetune.progress import TrainingProgress
 from finetune.randomness import random_state, restore_random_state
 from finetune.recipe import TrainingSection
-from finetune.state import Progress, TrainState
 from finetune.speedups import sped_up, training_kernels
+from finetune.state import Progress, TrainState
 
 Entry = dict[str, Any]
 
