@@ -56,7 +56,11 @@ def test_each_row_is_scored_once_by_any_number_of_processes(
     monkeypatch.setattr("finetune.scoring.gather_object", gather)
     for index in range(processes):
         stub = SimpleNamespace(
-            device=accelerator.device, process_index=index, num_processes=processes, autocast=accelerator.autocast
+            device=accelerator.device,
+            process_index=index,
+            num_processes=processes,
+            autocast=accelerator.autocast,
+            mixed_precision="no",
         )
         with suppress(StopIteration):
             found = predict(classifier, split, batch_size=4, accelerator=stub)
