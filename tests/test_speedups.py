@@ -62,7 +62,7 @@ def test_training_and_its_evaluations_use_them(
             keep=None,
         )
     assert sizes[2:] == [1] * (6 + 2 * 2)  # 6 steps and 2 evaluations of 2 batches; the first two passes try it
-    # A step drops out behind embeddings and pooler, and in each layer of weights, attention, the rest; LoRA's inputs too.
+    # A step drops out behind embeddings and pooler, in each layer of weights, attention and the rest; LoRA: of inputs.
     assert len(drawn) == 6 * (2 + 2 * 3 + (2 * 4 if hasattr(classifier.model, "peft_config") else 0))
     assert hooks(classifier) == before
 
