@@ -21,6 +21,7 @@ if __name__ == "__main__":
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 
 from accelerate import Accelerator
 from rich.console import Console
@@ -35,7 +36,7 @@ from finetune.folder import check_folder, check_free, claim_folder, forget_after
 from finetune.lora import shared_roles
 from finetune.modeling import Classifier, quiet_libraries
 from finetune.plan import Plan, make_plan
-from finetune.preparation import Material, allot_ranks, prepare, ranks_to_go_on_with
+from finetune.preparation import Material, allot_ranks, frozen_layers_cached, prepare, ranks_to_go_on_with
 from finetune.progress import TrainingProgress
 from finetune.ranks import FEWEST_STEPS, ROWS, rehearsal_plan
 from finetune.recipe import Recipe
@@ -75,17 +76,19 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
     if recipe.peft is not None and recipe.peft.by_importance():
         material, ranks = ranks_stage(recipe, material, plan, None if dry_run else folder, accelerator, console)
     if dry_run:
-        rehearse(recipe, material, plan, accelerator, console)
+        with frozen_layers_cached(recipe, material, accelerator, tell=partial(say, console), write=False):
+            rehearse(recipe, material, plan, accelerator, console)
         finish(accelerator)
         return folder
-    loop = make_loop(recipe, material, plan, folder, accelerator, console)
-    if accelerator.is_main_process:
-        claim_folder(folder, recipe, describe_environment(accelerator, recipe.seed), material.summary)
-        if ranks is not None:
-            write_json(folder.ranks, ranks)
-    accelerator.wait_for_everyone()
-    trained = train_stage(recipe, material, loop, folder, console)
-    del loop
+    with frozen_layers_cached(recipe, material, accelerator, tell=partial(say, console)) as cached:
+        loop = make_loop(recipe, cached, plan, folder, accelerator, console)
+        if accelerator.is_main_process:
+            claim_folder(folder, recipe, describe_environment(accelerator, recipe.seed), material.summary)
+            if ranks is not None:
+                write_json(folder.ranks, ranks)
+        accelerator.wait_for_everyone()
+        trained = train_stage(recipe, cached, loop, folder, console)
+        del loop
     evaluate_stage(recipe, replace(material, classifier=trained), folder, accelerator, console)
     finish(accelerator)
     return folder

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from finetune.data.read import RawSplit
+from finetune.data.states import RowStates
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class EncodedSplit:
         texts: the columns shown to people, in Arrow.
         where: the file, data set or recipe key that the rows come from.
         numbers: the rows' numbers there, from 1, (N,).
+        states: what the model's frozen lower part makes of the rows, if that was computed beforehand.
     """
 
     rows: datasets.Dataset
@@ -38,6 +40,7 @@ class EncodedSplit:
     texts: datasets.Dataset
     where: str
     numbers: np.ndarray
+    states: RowStates | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
