@@ -19,130 +19,23 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from finetune.data.batching import load_batches, plan_scoring
 from finetune.data.encoding import EncodedSplit
-from finetune.data.states import FROZEN_STATES, RowStates
+from finetune.data.states import RowStates
 from finetune.errors import ModelError, TrainingError
-from finetune.families import family_of
+from finetune.freezing import FrozenPart, cache_refusal
 from finetune.modeling import Classifier
 
 _CHECKED = 6  # rows of different length on which logits with and without the cache are compared
-
-
-class _Reached(Exception):  # noqa: N818  (no error: ends a pass whose upper part is not needed)
-    def __init__(self, states: object) -> None:
-        self.states = states
-
-
-class FrozenPart:
-    """Embeddings and the lowest layers of a classifier, which it can do without inside `open`."""
-
-    def __init__(self, model: PreTrainedModel, layers: int) -> None:
-        self.model, self.layers = model, layers
-        self._last: nn.Module | None = None  # the highest frozen layer
-        self._given: Tensor | None = None  # what takes the place of this pass's lower part
-        self._wanted = False  # whether this pass ends above the lower part
-        self._form: dict[nn.Module, int] = {}  # how many items a module returns; 0: the states alone
-        self._embedded = torch.zeros(0)  # as wide as what the embeddings return
-
-    @contextmanager
-    def open(self) -> Iterator[None]:
-        """Let the model take `frozen_states` (B, S, E); afterwards it is as it was."""
-        encoder, config = self.model.base_model, self.model.config
-        # That of the words comes first; others may serve the layers above too.
-        embeddings = [child for name, child in encoder.named_children() if name == "embeddings" or _has_table(child)][
-            :1
-        ]
-        lower = [encoder.get_submodule(family_of(config).path(config, layer)) for layer in range(self.layers)]
-        with ExitStack() as stack:
-            stack.callback(self.model.register_forward_pre_hook(self._take, with_kwargs=True).remove)
-            for module in embeddings:
-                stack.enter_context(other_forward(module, partial(self._embed, module, module.forward)))
-            for module in lower:
-                stack.enter_context(other_forward(module, partial(self._layer, module, module.forward)))
-                self._last = module
-            yield
-
-    def states(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return what the lower part makes of a batch, (B, S, E).
-
-        Raises:
-            ModelError: the layers of this model do not return states in this form.
-        """
-        self._wanted = True
-        try:
-            self.model(**inputs)
-        except _Reached as reached:
-            states = reached.states
-            if isinstance(states, Tensor) and states.dim() == 3 and states.shape[:2] == inputs["input_ids"].shape:
-                return states
-        finally:
-            self._wanted = False
-        raise ModelError(_refusal(self.model, "its layers do not hand on one state a token"))
-
-    def _take(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        self._given = kwargs.pop(FROZEN_STATES, None)
-        return args, kwargs
-
-    def _embed(self, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._given is not None:
-            return self._in_form(module, self._embedded.expand(*self._given.shape[:2], -1))  # nobody looks at them
-        result, states = self._noted(module, forward(*args, **kwargs))
-        self._embedded = states.detach().new_zeros(()).expand(states.shape[-1])
-        return result
-
-    def _layer(self, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._given is not None:
-            return self._in_form(module, self._given)
-        result, states = self._noted(module, forward(*args, **kwargs))
-        if self._wanted and module is self._last:
-            raise _Reached(states)
-        return result
-
-    def _noted(self, module: nn.Module, result: Any) -> tuple[Any, Any]:
-        """Return what a module returns, and the states in it."""
-        self._form[module] = len(result) if isinstance(result, tuple) else 0
-        return result, result[0] if isinstance(result, tuple) else result
-
-    def _in_form(self, module: nn.Module, states: Tensor) -> Any:
-        return (states, *[None] * (self._form[module] - 1)) if self._form[module] else states
-
-
-def _has_table(module: nn.Module) -> bool:
-    return any(isinstance(part, nn.Embedding) for part in module.modules())
-
-
-@contextmanager
-def other_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Give a module another forward."""
-    before = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if before is not None:
-            module.forward = before
-
-
-def _refusal(model: PreTrainedModel, reason: str) -> str:
-    return (
-        f"training.cache_frozen_layers cannot be used with this '{model.config.model_type}' model: {reason}; "
-        "remove the key"
-    )
 
 
 def check(part: FrozenPart, classifier: Classifier, split: EncodedSplit, device: torch.device) -> None:
@@ -167,10 +60,10 @@ def check(part: FrozenPart, classifier: Classifier, split: EncodedSplit, device:
         try:
             found = part.model(**cached.inputs).logits.float()
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ModelError(_refusal(part.model, f"it needs its lower layers' own results ({error})")) from error
+            raise ModelError(cache_refusal(part.model, f"it needs its lower layers' own results ({error})")) from error
     difference = float((found - expected).abs().max() / max(1.0, float(expected.abs().max())))
     if not difference <= (1e-4 if first.dtype == torch.float32 else 3e-2):
-        raise ModelError(_refusal(part.model, f"its logits differ by {difference:.1g} without the lower part"))
+        raise ModelError(cache_refusal(part.model, f"its logits differ by {difference:.1g} without the lower part"))
 
 
 def _refuse_trained(part: FrozenPart, states: Tensor) -> None:
@@ -178,7 +71,7 @@ def _refuse_trained(part: FrozenPart, states: Tensor) -> None:
         named = [(name, p) for name, p in part.model.named_parameters() if p.requires_grad]
         gradients = torch.autograd.grad(states.sum(), [p for _, p in named], allow_unused=True)
         below = [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is not None]
-        raise ModelError(_refusal(part.model, f"{', '.join(below[:3])} is trained, and its frozen layers use it"))
+        raise ModelError(cache_refusal(part.model, f"{', '.join(below[:3])} is trained, and its frozen layers use it"))
 
 
 def _row_states(file: BinaryIO, lengths: np.ndarray, like: Tensor, classifier: Classifier, start: int = 0) -> RowStates:

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from finetune.caching import other_forward
 from finetune.families import FAMILIES, AttentionSite
+from finetune.freezing import other_forward
 
 OWN_ATTENTION = "own attention"  # a layer's attention once for all its heads
 FIRST_TOKEN = "first token"  # in the last layer only what the first position needs
