@@ -95,7 +95,7 @@ peft: {r: -1}
             MINIMAL + "training: {freeze_embeddings: true, cache_frozen_layers: true}\n",
             r"cache_frozen_layers .*needs freeze_embeddings: true and freeze_layers of 1 or more",
         ),
-        (MINIMAL + "peft: {}\ntraining: {cache_frozen_layers: true}\n", r"cache_frozen_layers .*LoRA adapts every layer"),
+        (MINIMAL + "peft: {}\ntraining: {cache_frozen_layers: true}\n", r"cache_frozen_layers .*LoRA adapts every"),
         (
             MINIMAL.replace("model_name_or_path: some/model", "model_type: bert")
             + "training: {freeze_embeddings: true, freeze_layers: 1, cache_frozen_layers: true}\n",

@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -67,12 +68,18 @@ def encode_split(
         datasets.Features({name: datasets.Value("string") for name in columns})
     )
     encoded = texts.map(tokenize, batched=True, remove_columns=list(columns))
-    facts = encoded.select_columns(["length", "cut"]).with_format("numpy")[:]
+    lengths, cut = (encoded.data[name].to_numpy() for name in ("length", "cut"))
     numbers = np.arange(1, len(labels) + 1) if raw.numbers is None else raw.numbers
-    rows = encoded.remove_columns(["length", "cut"]).add_column("labels", list(labels))
-    return EncodedSplit(
-        rows, labels, np.asarray(facts["length"]), float(np.mean(facts["cut"])), texts, raw.where, numbers
-    )
+    rows = encoded.remove_columns(["length", "cut"]).add_column("labels", _as_arrow(labels))
+    return EncodedSplit(rows, labels, lengths, float(cut.mean()), texts, raw.where, numbers)
+
+
+def _as_arrow(labels: np.ndarray) -> pa.Array:
+    """Return labels, one or a list a row, without a Python object for each row."""
+    if labels.ndim == 1:
+        return pa.array(labels)
+    ends = np.arange(0, labels.size + 1, labels.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(labels.reshape(-1)))
 
 
 def word_tokenizer(texts: datasets.Dataset, vocab_size: int) -> PreTrainedTokenizerFast:
