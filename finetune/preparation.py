@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from accelerate.utils import set_seed
 
 from finetune.caching import cached_frozen_layers
 from finetune.checkpoints import find_checkpoint
+from finetune.compilation import compiled_layers
 from finetune.data.encoding import EncodedSplit, word_tokenizer
 from finetune.data.prepare import LabelledSplits, encode_splits, read_labelled, summarise, training_texts
 from finetune.errors import DataError, ModelError
@@ -89,6 +90,17 @@ def frozen_layers_cached(
         write=write,
     ) as cached:
         yield replace(material, splits=material.splits | cached)
+
+
+def layers_compiled(
+    recipe: Recipe, classifier: Classifier, accelerator: Accelerator
+) -> AbstractContextManager[int | None]:
+    """Return a context in which the layers that are run in training are compiled, if that was asked for."""
+    training = recipe.training
+    if not training.torch_compile:
+        return nullcontext()
+    first = training.freeze_layers if training.cache_frozen_layers else 0
+    return compiled_layers(classifier.base, accelerator.device, first=first)
 
 
 def allot_ranks(

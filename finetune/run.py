@@ -36,7 +36,14 @@ from finetune.folder import check_folder, check_free, claim_folder, forget_after
 from finetune.lora import shared_roles
 from finetune.modeling import Classifier, quiet_libraries
 from finetune.plan import Plan, make_plan
-from finetune.preparation import Material, allot_ranks, frozen_layers_cached, prepare, ranks_to_go_on_with
+from finetune.preparation import (
+    Material,
+    allot_ranks,
+    frozen_layers_cached,
+    layers_compiled,
+    prepare,
+    ranks_to_go_on_with,
+)
 from finetune.progress import TrainingProgress
 from finetune.ranks import FEWEST_STEPS, ROWS, rehearsal_plan
 from finetune.recipe import Recipe
@@ -215,7 +222,7 @@ def train_stage(recipe: Recipe, material: Material, loop: Loop, folder: RunFolde
         values = found.metrics()
         return {name: values[name] for name in dict.fromkeys(("loss", *recipe.metric_names(), recipe.best_metric()))}
 
-    with TrainingProgress(console) as progress:
+    with TrainingProgress(console) as progress, layers_compiled(recipe, classifier, accelerator):
         stopped = fit(
             loop,
             best_metric=recipe.best_metric(),

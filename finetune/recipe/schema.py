@@ -192,6 +192,7 @@ class TrainingSection(Section):
         False, description="compute what is frozen once, without dropout, and read it from disk in every epoch"
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    torch_compile: bool = Field(False, description="compile the layers for training: pays in long runs only")
     use_cpu: bool = False
     num_threads: Count | None = Field(None, description="CPU threads a process; null: all cores, shared out")
 
