@@ -32,7 +32,8 @@ def first_token_only(base: PreTrainedModel) -> Iterator[bool]:
     layer is shared with others, the other tokens have a gradient, and then all is computed. Hidden states that are
     asked for besides logits lack the other tokens of the last layer.
     """
-    module = _behind_last_attention(base)
+    compiled = any(each._compiled_call_impl is not None for each in base.modules())  # and would see no hook set later
+    module = None if compiled else _behind_last_attention(base)
     if module is None or _cut in module._forward_pre_hooks.values() or not _reads_first_token(base, module):
         yield module is not None and _cut in module._forward_pre_hooks.values()
         return

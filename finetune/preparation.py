@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from finetune.caching import cached_frozen_layers
+from finetune.compilation import compiled_layers
 from finetune.data.encoding import EncodedSplit, word_tokenizer
 from finetune.data.prepare import LabelledSplits, encode_splits, read_labelled, summarise, training_texts
 from finetune.errors import DataError, ModelError
@@ -62,6 +65,41 @@ def prepare(recipe: Recipe, accelerator: Accelerator) -> Material:
         classifier = build(recipe, splits)
         encoded = encode_splits(splits, classifier.tokenizer, recipe.data)
     return Material(classifier, encoded, summarise(splits, encoded, recipe.data))
+
+
+@contextmanager
+def frozen_layers_cached(
+    recipe: Recipe, material: Material, accelerator: Accelerator, *, tell: Callable[[str], None], write: bool = True
+) -> Iterator[Material]:
+    """Yield the material with what the frozen layers make of the rows that training goes through, if asked for.
+
+    With `write` false it is only checked that this can be done.
+    """
+    if not recipe.training.cache_frozen_layers:
+        yield material
+        return
+    repeated = ["train"] if recipe.evaluation.eval_strategy == "no" else ["train", "validation"]
+    with cached_frozen_layers(
+        material.classifier,
+        {name: material.splits[name] for name in repeated if name in material.splits},
+        recipe.training.freeze_layers,
+        batch_size=recipe.evaluation.per_device_eval_batch_size,
+        accelerator=accelerator,
+        tell=tell,
+        write=write,
+    ) as cached:
+        yield replace(material, splits=material.splits | cached)
+
+
+def layers_compiled(
+    recipe: Recipe, classifier: Classifier, accelerator: Accelerator
+) -> AbstractContextManager[int | None]:
+    """Return a context in which the layers that are run in training are compiled, if that was asked for."""
+    training = recipe.training
+    if not training.torch_compile:
+        return nullcontext()
+    first = training.freeze_layers if training.cache_frozen_layers else 0
+    return compiled_layers(classifier.base, accelerator.device, first=first)
 
 
 def allot_ranks(

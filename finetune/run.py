@@ -18,11 +18,10 @@ if __name__ == "__main__":
 
     sys.exit(main(["train", *sys.argv[1:]]))
 
-import tempfile
 from dataclasses import replace
+from functools import partial
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.markup import escape
 
@@ -35,7 +34,13 @@ from finetune.lora import shared_roles
 from finetune.memory import memory_told
 from finetune.modeling import quiet_libraries
 from finetune.plan import Plan, make_plan
-from finetune.preparation import Material, allot_ranks, prepare, ranks_to_go_on_with
+from finetune.preparation import (
+    Material,
+    allot_ranks,
+    frozen_layers_cached,
+    prepare,
+    ranks_to_go_on_with,
+)
 from finetune.progress import TrainingProgress
 from finetune.ranks import FEWEST_STEPS, ROWS, rehearsal_plan
 from finetune.recipe import Recipe
@@ -44,7 +49,7 @@ from finetune.results import LayerRanks, RunFolder, SplitScores, read_json, writ
 from finetune.saving import load_classifier, merge_classifier
 from finetune.scoring import predict, predictions_table, score, write_predictions
 from finetune.session import check_shared, finish, start
-from finetune.stages import checkpoint_to_go_on_from, make_loop, train_stage
+from finetune.stages import checkpoint_to_go_on_from, make_loop, rehearse, train_stage
 from finetune.study import study_heads
 from finetune.terminal import say, show_data, show_heads, show_ranks, show_scores
 
@@ -79,21 +84,23 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
     if recipe.peft is not None and recipe.peft.by_importance():
         material, ranks = ranks_stage(recipe, material, plan, None if dry_run else folder, resume, accelerator, console)
     if dry_run:
-        rehearse(recipe, material, plan, accelerator, console)
+        with frozen_layers_cached(recipe, material, accelerator, tell=partial(say, console), write=False):
+            rehearse(recipe, material, plan, accelerator, console)
         finish(accelerator)
         return folder
-    loop = make_loop(recipe, material, plan, accelerator)
-    if resume is not None:
-        loop.resume(resume)
-        say(console, f"Going on from {escape(str(resume))}, step {loop.state.step} of {plan.total_steps}.")
-    if accelerator.is_main_process:
-        claim_folder(folder, recipe, describe_environment(accelerator, recipe.seed), material.summary)
-        if ranks is not None:
-            write_json(folder.ranks, ranks)
-    accelerator.wait_for_everyone()
-    with memory_told():
-        trained = train_stage(recipe, material, loop, folder, console)
+    with frozen_layers_cached(recipe, material, accelerator, tell=partial(say, console)) as cached, memory_told():
+        loop = make_loop(recipe, cached, plan, accelerator)
+        if resume is not None:
+            loop.resume(resume)
+            say(console, f"Going on from {escape(str(resume))}, step {loop.state.step} of {plan.total_steps}.")
+        if accelerator.is_main_process:
+            claim_folder(folder, recipe, describe_environment(accelerator, recipe.seed), material.summary)
+            if ranks is not None:
+                write_json(folder.ranks, ranks)
+        accelerator.wait_for_everyone()
+        trained = train_stage(recipe, cached, loop, folder, console)
         del loop
+    with memory_told():
         evaluate_stage(recipe, replace(material, classifier=trained), folder, accelerator, console)
     finish(accelerator)
     return folder
@@ -131,20 +138,6 @@ def merge(path: Path, output: Path | None = None) -> tuple[Path, float]:
     texts = [("one short text",), ("another text, which is a little longer than the first",)]
     with written_whole(output) as aside:
         return output, merge_classifier(load_classifier(folder.model), aside, texts)
-
-
-def rehearse(recipe: Recipe, material: Material, plan: Plan, accelerator: Accelerator, console: Console) -> None:
-    """Do one training step, save, reload and compare, all in a folder that is removed again."""
-    one = replace(plan, total_steps=1, warmup_steps=0, log_every=1, eval_every=None, save_every=None)
-    with tempfile.TemporaryDirectory() as aside:
-        (shared,) = broadcast_object_list([aside])  # all read back what the main process saves
-        folder = RunFolder(Path(shared))
-        check_shared(folder.path, accelerator)
-        train_stage(recipe, material, make_loop(recipe, material, one, accelerator), folder, console)
-        accelerator.wait_for_everyone()
-    trained, total = material.classifier.parameter_counts()
-    say(console, f"{trained:,} of {total:,} parameters are trained, in {plan.total_steps} steps of the whole run.")
-    say(console, "[green]Dry run passed[/]: one step trained, saved, reloaded with the same logits. Nothing was kept.")
 
 
 def ranks_stage(

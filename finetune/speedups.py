@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
+import torch
 from accelerate import Accelerator
 
 from finetune.first_token import first_token_only
@@ -20,6 +21,6 @@ def sped_up(classifier: Classifier, accelerator: Accelerator) -> Iterator[None]:
         yield
 
 
-def training_kernels(accelerator: Accelerator) -> AbstractContextManager[object]:
-    """Return the context for a forward pass whose gradient is wanted."""
-    return CpuKernels() if accelerator.device.type == "cpu" else nullcontext()
+def training_kernels(device: torch.device, *, compiled: bool) -> AbstractContextManager[object]:
+    """Return the context for a forward pass whose gradient is wanted; compiled layers have kernels of their own."""
+    return CpuKernels() if device.type == "cpu" and not compiled else nullcontext()

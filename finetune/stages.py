@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -18,13 +20,14 @@ from finetune.interruption import finishing_the_step
 from finetune.modeling import Classifier
 from finetune.outcome import training_result
 from finetune.plan import Plan
-from finetune.preparation import Material
+from finetune.preparation import Material, layers_compiled
 from finetune.progress import TrainingProgress
 from finetune.recipe import Recipe
 from finetune.results import RunFolder, Training, append_line, write_json
 from finetune.resuming import facts_of_material, facts_of_recipe
 from finetune.saving import check_reload, load_classifier, save_classifier
 from finetune.scoring import predict
+from finetune.session import check_shared
 from finetune.terminal import say
 from finetune.training import Loop, fit
 
@@ -97,7 +100,11 @@ def train_stage(recipe: Recipe, material: Material, loop: Loop, folder: RunFolde
         values = found.metrics()
         return {name: values[name] for name in dict.fromkeys(("loss", *recipe.metric_names(), recipe.best_metric()))}
 
-    with finishing_the_step(speaks=accelerator.is_main_process) as request, TrainingProgress(console) as progress:
+    with (
+        finishing_the_step(speaks=accelerator.is_main_process) as request,
+        TrainingProgress(console) as progress,
+        layers_compiled(recipe, classifier, accelerator),
+    ):
         stopped = fit(
             loop,
             best_metric=recipe.best_metric(),
@@ -128,3 +135,17 @@ def save_stage(material: Material, result: Training, folder: RunFolder, loop: Lo
         "the saved model gives the same logits.",
     )
     return reloaded
+
+
+def rehearse(recipe: Recipe, material: Material, plan: Plan, accelerator: Accelerator, console: Console) -> None:
+    """Do one training step, save, reload and compare, all in a folder that is removed again."""
+    one = replace(plan, total_steps=1, warmup_steps=0, log_every=1, eval_every=None, save_every=None)
+    with tempfile.TemporaryDirectory() as aside:
+        (shared,) = broadcast_object_list([aside])  # all read back what the main process saves
+        folder = RunFolder(Path(shared))
+        check_shared(folder.path, accelerator)
+        train_stage(recipe, material, make_loop(recipe, material, one, accelerator), folder, console)
+        accelerator.wait_for_everyone()
+    trained, total = material.classifier.parameter_counts()
+    say(console, f"{trained:,} of {total:,} parameters are trained, in {plan.total_steps} steps of the whole run.")
+    say(console, "[green]Dry run passed[/]: one step trained, saved, reloaded with the same logits. Nothing was kept.")

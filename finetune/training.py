@@ -135,7 +135,7 @@ class Loop:
         try:
             for batch in parts:
                 with self.accelerator.no_sync(self.model):  # gradients are averaged below, once
-                    with training_kernels(self.accelerator):
+                    with training_kernels(loss.device, compiled=self.training.torch_compile):
                         logits = self.model(**batch.inputs).logits
                     losses = per_example_loss(logits, batch.labels, self.classifier.problem_type, self.class_weights)
                     # Processes average their gradients: times their number, divided by all rows of the step.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import datasets
@@ -75,3 +76,25 @@ def test_processes_share_each_batch(tiny_bert: Path, processes: int) -> None:
             seen[number] += batch.labels[batch.weights > 0].tolist()
     assert [sorted(rows) for rows in seen] == [[0, 1, 2, 5], [3]]
     assert torch.equal(torch.get_rng_state(), state)  # loading draws nothing from the run's random state
+
+
+def test_batches_are_listed_as_they_are_needed(tiny_bert: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    raw = RawSplit(datasets.Dataset.from_dict({"sentence": SENTENCES}), "here")
+    split = encode_split(raw, np.arange(6), tokenizer, ["sentence"], 16)
+    row = np.array([0])
+
+    def memory(batches: int) -> int:
+        loaded = load_batches(split, [row] * batches, tokenizer, device=torch.device("cpu"))
+        next(loaded)
+        tracemalloc.start()
+        next(loaded)
+        loaded = load_batches(split, [row] * batches, tokenizer, device=torch.device("cpu"))
+        next(loaded)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    memory(10)
+    # 20,000 batches more: 8 bytes each for the list that the test makes itself, none for rows, weights or numbers.
+    assert memory(20_010) - memory(10) < 20_000 * 16

@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pytest
 
+from finetune.data import read as read_module
 from finetune.data.labels import encode_labels, label_counts, label_names
 from finetune.data.prepare import LabelledSplits, read_labelled
 from finetune.data.read import RawSplit, read_splits, row_list, rows_also_in
@@ -254,6 +255,30 @@ def test_rows_shared_with_training_are_counted() -> None:
     other = RawSplit(datasets.Dataset.from_dict({"a": [" one ", "two", "three"], "b": ["x", "z", "y"]}), "other")
     assert rows_also_in(other, train, ["a"]) == 2
     assert rows_also_in(other, train, ["a", "b"]) == 1
+
+
+def test_rows_shared_with_training_are_found_in_any_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, taken = np.random.default_rng(0), []
+    train = RawSplit(datasets.Dataset.from_dict({"a": [f"t{n}" for n in rng.integers(0, 40, 50)]}), "train")
+    other = RawSplit(datasets.Dataset.from_dict({"a": [f"T{n}" for n in rng.integers(20, 60, 30)]}), "other")
+    expected = sum(text.lower() in train.rows["a"][:] for text in other.rows["a"])
+    assert 5 < expected < 25
+    lower = read_module.pc.utf8_lower
+    monkeypatch.setattr(read_module.pc, "utf8_lower", lambda texts: taken.append(len(texts)) or lower(texts))
+    for block in (7, 50):
+        monkeypatch.setattr(read_module, "_BLOCK", block)
+        taken.clear()
+        assert rows_also_in(other, train, ["a"]) == expected
+        assert max(taken) <= block  # no more texts than that are in memory at once
+
+
+def test_empty_rows_are_numbered_over_all_blocks(tmp_path: Path) -> None:
+    whole = datasets.Dataset.from_dict({"sentence": ["a", "b"], "label": ["x", "y"]})
+    part = datasets.Dataset.from_dict({"sentence": ["c", " ", "d"], "label": ["x", "y", "x"]})
+    rows = datasets.concatenate_datasets([whole, part])
+    assert len(rows.data["sentence"].chunks) == 2
+    with pytest.raises(DataError, match=r"here row 4: column 'sentence' is empty"):
+        read_module.check_rows(RawSplit(rows, "here"), DataSection(train_rows=[{"sentence": "a", "label": "x"}]))
 
 
 def test_the_hub_is_named_when_it_cannot_be_reached() -> None:

@@ -40,3 +40,16 @@ def test_pairs_are_encoded_together(tiny_bert: Path) -> None:
     split = encode_split(raw(a=["the cat"], b=["a dog sat"]), np.array([1]), tokenizer, ["a", "b"], 16)
     assert split.rows["input_ids"][0] == tokenizer("the cat", "a dog sat").input_ids
     assert split.lengths.tolist() == [5]
+
+
+def test_labels_reach_the_rows_without_a_python_object_each(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    sets = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 1], [1, 1, 1], [0, 1, 0], [1, 0, 0]])
+    given, add = [], datasets.Dataset.add_column
+    monkeypatch.setattr(
+        datasets.Dataset, "add_column", lambda self, name, column: given.append(column) or add(self, name, column)
+    )
+    for labels in (np.arange(6), np.linspace(0, 1, 6), sets):
+        split = encode_split(raw(sentence=SENTENCES), labels, tokenizer, ["sentence"], 6)
+        assert split.rows["labels"][:] == labels.tolist()
+    assert [type(column).__module__.split(".")[0] for column in given] == ["pyarrow"] * 3

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
 from finetune.intervals import classification_intervals, interval_note, regression_intervals
+from finetune.metrics import REGRESSION
 
 NAMES = ["a", "b", "c"]
 
@@ -73,6 +76,41 @@ def test_no_interval_where_it_would_mislead() -> None:
     perfect, _ = classification_intervals(np.arange(20) % 2, np.arange(20) % 2, ["a", "b"], samples=100, seed=0)
     assert perfect["accuracy"].high is None
     assert interval_note(20) == ""
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_regression_intervals_equal_those_of_rows_that_are_drawn(ties: bool) -> None:
+    rng = np.random.default_rng(0)
+    actual = rng.normal(size=60)
+    predicted = actual + rng.normal(size=60)
+    if ties:
+        actual, predicted = np.round(actual), np.round(predicted)
+    found = regression_intervals(predicted, actual, samples=100, seed=4)
+    rng = np.random.default_rng(4)
+    drawn = [rng.integers(0, 60, size=60) for _ in range(100)]
+    for name, metric in REGRESSION.items():
+        bounds = np.percentile([metric(predicted[rows], actual[rows]) for rows in drawn], [2.5, 97.5])
+        assert (found[name].low, found[name].high) == pytest.approx(tuple(bounds), rel=1e-9)  # measured 1e-15
+
+
+def test_resamples_without_spread_have_no_correlation() -> None:
+    actual = np.array([1.0] + [0.1] * 11)
+    predicted = np.arange(12) / 10
+    low = regression_intervals(predicted, actual, samples=200, seed=0)["spearman"]
+    rng = np.random.default_rng(0)
+    drawn = [rng.integers(0, 12, size=12) for _ in range(200)]
+    assert sum(0 not in rows for rows in drawn) > 20  # they would be divisions by zero
+    high = np.percentile([REGRESSION["spearman"](predicted[rows], actual[rows]) for rows in drawn], 97.5)
+    assert low.high == pytest.approx(high, abs=1e-12) == 0.0
+
+
+def test_regression_intervals_take_little_memory() -> None:
+    values = np.random.default_rng(0).normal(size=20_000)
+    tracemalloc.start()
+    regression_intervals(values, values + 1, samples=100, seed=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30 * values.nbytes  # a few columns; measured 13
 
 
 def test_regression_intervals() -> None:

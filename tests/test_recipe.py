@@ -87,6 +87,20 @@ peft: {r: -1}
         (MINIMAL + "logging: {report_to: wandb}\n", r"report_to .*'wandb' is not installed"),
         (MINIMAL.replace("some/model", "a, model_type: bert"), r"model .*model_name_or_path and model_type are both"),
         (MINIMAL + "peft: {}\ntraining: {freeze_layers: 2}\n", r"freeze_layers .*LoRA trains its adapters alone"),
+        (
+            MINIMAL + "training: {freeze_layers: 2, cache_frozen_layers: true}\n",
+            r"cache_frozen_layers .*needs freeze_embeddings: true and freeze_layers of 1 or more",
+        ),
+        (
+            MINIMAL + "training: {freeze_embeddings: true, cache_frozen_layers: true}\n",
+            r"cache_frozen_layers .*needs freeze_embeddings: true and freeze_layers of 1 or more",
+        ),
+        (MINIMAL + "peft: {}\ntraining: {cache_frozen_layers: true}\n", r"cache_frozen_layers .*LoRA adapts every"),
+        (
+            MINIMAL.replace("model_name_or_path: some/model", "model_type: bert")
+            + "training: {freeze_embeddings: true, freeze_layers: 1, cache_frozen_layers: true}\n",
+            r"cache_frozen_layers .*a new model has nothing worth freezing",
+        ),
         (MINIMAL + "peft: {init_lora_weights: zeros}\n", r"peft.init_lora_weights .*given 'zeros'"),
         ("model: {}\ndata: {}\n", r"model .*no source is given"),
         (

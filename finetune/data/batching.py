@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from finetune.data.encoding import EncodedSplit
+from finetune.data.states import FROZEN_STATES
 
 _BLOCK = 100  # batches sorted by length together: padding stays near 5 %, and the order stays random
 
@@ -82,19 +83,26 @@ def load_batches(
 ) -> Iterator[LocalBatch]:
     """Yield this process's rows of each batch, padded to the longest row among them, on `device`.
 
-    A process for which a short batch has no row gets one row with weight 0, since all must take part.
+    A process for which a short batch has no row gets one row with weight 0, since all must take part. Where the split
+    has its frozen hidden states, they are among the inputs.
     """
-    mine = [rows[process::processes] for rows in batches]
-    weights = [torch.ones(len(rows)) if len(rows) else torch.zeros(1) for rows in mine]
-    indices = [(rows if len(rows) else batch[:1]).tolist() for rows, batch in zip(mine, batches, strict=True)]
+
+    def mine() -> Iterator[np.ndarray]:
+        """Yield the rows of each batch as they are needed: of millions there is never a list."""
+        for batch in batches:
+            yield batch[process::processes] if len(batch) > process else batch[:1]
+
     loader: DataLoader[Any] = DataLoader(
         split.rows,
-        batch_sampler=indices,
+        batch_sampler=(rows.tolist() for rows in mine()),
         collate_fn=DataCollatorWithPadding(tokenizer),
         generator=torch.Generator().manual_seed(0),  # the loader draws a number: not from the run's own state
         pin_memory=device.type == "cuda",
     )
-    for inputs, weight in zip(loader, weights, strict=True):
+    for batch, rows, inputs in zip(batches, mine(), loader, strict=True):
+        if split.states is not None:
+            inputs[FROZEN_STATES] = split.states.read(rows, inputs["input_ids"].shape[1])
         placed = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
         labels = placed.pop("labels")
-        yield LocalBatch(placed, labels, weight.to(device))
+        weights = torch.full((len(rows),), float(len(batch) > process))
+        yield LocalBatch(placed, labels, weights.to(device))

@@ -11,10 +11,12 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from finetune.data.read import RawSplit
+from finetune.data.states import RowStates
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class EncodedSplit:
         texts: the columns shown to people, in Arrow.
         where: the file, data set or recipe key that the rows come from.
         numbers: the rows' numbers there, from 1, (N,).
+        states: what the model's frozen lower part makes of the rows, if that was computed beforehand.
     """
 
     rows: datasets.Dataset
@@ -38,6 +41,7 @@ class EncodedSplit:
     texts: datasets.Dataset
     where: str
     numbers: np.ndarray
+    states: RowStates | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -64,12 +68,18 @@ def encode_split(
         datasets.Features({name: datasets.Value("string") for name in columns})
     )
     encoded = texts.map(tokenize, batched=True, remove_columns=list(columns))
-    facts = encoded.select_columns(["length", "cut"]).with_format("numpy")[:]
+    lengths, cut = (encoded.data[name].to_numpy() for name in ("length", "cut"))
     numbers = np.arange(1, len(labels) + 1) if raw.numbers is None else raw.numbers
-    rows = encoded.remove_columns(["length", "cut"]).add_column("labels", list(labels))
-    return EncodedSplit(
-        rows, labels, np.asarray(facts["length"]), float(np.mean(facts["cut"])), texts, raw.where, numbers
-    )
+    rows = encoded.remove_columns(["length", "cut"]).add_column("labels", _as_arrow(labels))
+    return EncodedSplit(rows, labels, lengths, float(cut.mean()), texts, raw.where, numbers)
+
+
+def _as_arrow(labels: np.ndarray) -> pa.Array:
+    """Return labels, one or a list a row, without a Python object for each row."""
+    if labels.ndim == 1:
+        return pa.array(labels)
+    ends = np.arange(0, labels.size + 1, labels.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(labels.reshape(-1)))
 
 
 def word_tokenizer(texts: datasets.Dataset, vocab_size: int) -> PreTrainedTokenizerFast:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import glob
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from finetune.errors import DataError, did_you_mean
 from finetune.recipe import DataSection
 
 _SHOWN = 5  # row numbers named in one message
+_BLOCK = 100_000  # rows whose texts are compared at once
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,18 @@ def check_rows(raw: RawSplit, data: DataSection) -> None:
         column = raw.column(name)
         if pa.types.is_struct(column.type) or (pa.types.is_nested(column.type) and key != "label_column"):
             raise DataError(f"{raw.where}: column '{name}' (data.{key}) holds {column.type}; it must hold plain values")
-        empty = pc.is_null(column)
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            empty = pc.or_kleene(empty, pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0))
-        numbers = [index + 1 for index, bad in enumerate(empty.to_pylist()) if bad] if pc.any(empty).as_py() else []
-        if numbers:
-            raise DataError(f"{raw.where} {row_list(numbers)}: column '{name}' is empty; fill it or remove the row")
+        empty = np.concatenate([_empty(chunk) for chunk in column.chunks])
+        if empty.any():
+            numbers = row_list((np.flatnonzero(empty) + 1).tolist())
+            raise DataError(f"{raw.where} {numbers}: column '{name}' is empty; fill it or remove the row")
+
+
+def _empty(cells: pa.Array) -> np.ndarray:
+    """Return which cells hold nothing, or nothing but blanks."""
+    empty = pc.is_null(cells)
+    if pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type):
+        empty = pc.or_kleene(empty, pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(cells)), 0))
+    return np.asarray(empty.to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def row_list(numbers: Sequence[int]) -> str:
@@ -208,10 +215,26 @@ def _from_hub(data: DataSection) -> dict[str, RawSplit]:
 
 
 def rows_also_in(raw: RawSplit, train: RawSplit, columns: Sequence[str]) -> int:
-    """Return how many rows have a text that training has too, case and outer blanks aside."""
-    return int(pc.sum(pc.is_in(_joined(raw, columns), value_set=_joined(train, columns))).as_py() or 0)
+    """Return how many rows have a text that training has too, case and outer blanks aside.
+
+    Texts are taken in blocks, so that neither split is in memory as a whole.
+    """
+    found = 0
+    for texts in _texts_in_blocks(raw, columns):
+        wanted = pc.unique(texts)
+        seen = np.zeros(len(wanted), dtype=bool)
+        for others in _texts_in_blocks(train, columns):
+            places = pc.index_in(others, value_set=wanted).drop_null().to_numpy(zero_copy_only=False)
+            seen[places] = True
+            if seen.all():
+                break
+        found += int(seen[pc.index_in(texts, value_set=wanted).to_numpy()].sum())
+    return found
 
 
-def _joined(raw: RawSplit, columns: Sequence[str]) -> pa.ChunkedArray:
-    texts = [pc.utf8_lower(pc.utf8_trim_whitespace(raw.column(name).cast(pa.string()))) for name in columns]
-    return texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, "\x1f")
+def _texts_in_blocks(raw: RawSplit, columns: Sequence[str]) -> Iterator[pa.Array]:
+    table = raw.rows.data.table.select(list(columns))
+    for start in range(0, len(table), _BLOCK):
+        block = table.slice(start, _BLOCK)
+        texts = [pc.utf8_lower(pc.utf8_trim_whitespace(block[name].cast(pa.string()))) for name in columns]
+        yield (texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, "\x1f")).combine_chunks()

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from finetune.families import FAMILIES, AttentionSite
+from finetune.freezing import other_forward
 
 OWN_ATTENTION = "own attention"  # a layer's attention once for all its heads
 FIRST_TOKEN = "first token"  # in the last layer only what the first position needs
@@ -132,7 +133,7 @@ def _pass(shortcut: Shortcut, inputs: Inputs, kept: _Kept, whole: Tensor, layer:
     with ExitStack() as stack:
         for site in {path(site.layer): site for site in shortcut.sites}.values():
             module = base.get_submodule(path(site.layer))
-            stack.enter_context(_forward(module, partial(layers, module.forward)))
+            stack.enter_context(other_forward(module, partial(layers, module.forward)))
         if FIRST_TOKEN in shortcut.savings:
             attention = base.get_submodule(f"{path(len(shortcut.sites) - 1)}.attention")
             stack.enter_context(_first_token(attention, shortcut.sites[-1].num_heads, *shortcut.last))
@@ -237,23 +238,10 @@ def _first_token(attention: nn.Module, num_heads: int, key: Linear, value: Linea
 
     handle = attention.get_submodule("output").register_forward_pre_hook(cut)
     try:
-        with _forward(inner, forward):
+        with other_forward(inner, forward):
             yield
     finally:
         handle.remove()
-
-
-@contextmanager
-def _forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Give a module another forward."""
-    before = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if before is not None:
-            module.forward = before
 
 
 def _linear(module: Any) -> Linear:

@@ -178,6 +178,16 @@ def freezing_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     for key in ("freeze_embeddings", "freeze_layers"):
         if document.get("peft") is not None and training.get(key):
             yield Problem(("training", key), "LoRA trains its adapters alone; remove this, or the peft section")
+    if training.get("cache_frozen_layers") is True:
+        text = ""
+        if document.get("peft") is not None:
+            text = "LoRA adapts every layer, and none is frozen whole; remove this, or the peft section"
+        elif _section(document, "model").get("model_type"):
+            text = "a new model has nothing worth freezing; remove this"
+        elif not (training.get("freeze_embeddings") and training.get("freeze_layers")):
+            text = "needs freeze_embeddings: true and freeze_layers of 1 or more: only what is frozen stays the same"
+        if text:
+            yield Problem(("training", "cache_frozen_layers"), text)
 
 
 def weight_problems(document: Mapping[str, Any]) -> Iterator[Problem]:

@@ -188,7 +188,11 @@ class TrainingSection(Section):
     train_sampling_strategy: Literal["group_by_length", "random", "sequential"] = "group_by_length"
     freeze_embeddings: bool = False
     freeze_layers: Annotated[int, Field(ge=0)] = Field(0, description="lowest layers that are not trained")
+    cache_frozen_layers: bool = Field(
+        False, description="compute what is frozen once, without dropout, and read it from disk in every epoch"
+    )
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    torch_compile: bool = Field(False, description="compile the layers for training: pays in long runs only")
     use_cpu: bool = False
     num_threads: Count | None = Field(None, description="CPU threads a process; null: all cores, shared out")
 
