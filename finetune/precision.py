@@ -14,6 +14,14 @@ from torch import nn
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def device_precision(*, use_cpu: bool) -> str:
+    """Return "bf16" if the device that will be trained on multiplies in bfloat16, which then is faster, else "no"."""
+    if use_cpu or not torch.accelerator.is_available():
+        # torch computes in bfloat16 on any processor; without these instructions it is slower than float32.
+        return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+
+
 @contextmanager
 def frozen_weights_cast(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
     """Within, frozen weights of linear maps have the dtype that autocast would cast them to in every forward pass.

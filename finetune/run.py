@@ -48,7 +48,7 @@ from finetune.report import write_report
 from finetune.results import LayerRanks, RunFolder, SplitScores, read_json, write_json
 from finetune.saving import load_classifier, merge_classifier
 from finetune.scoring import predict, predictions_table, score, write_predictions
-from finetune.session import check_shared, finish, start
+from finetune.session import check_shared, finish, start, with_precision
 from finetune.stages import checkpoint_to_go_on_from, make_loop, rehearse, train_stage
 from finetune.study import study_heads
 from finetune.terminal import say, show_data, show_heads, show_ranks, show_scores
@@ -62,7 +62,7 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
     Raises:
         FinetuneError: anything the user can repair; nothing is written before data and model are ready.
     """
-    folder = RunFolder(Path(recipe.output_dir))
+    recipe, folder = with_precision(recipe), RunFolder(Path(recipe.output_dir))
     if not dry_run:
         check_folder(folder, recipe)
     accelerator, console = start(recipe, trackers=not dry_run)

@@ -17,6 +17,7 @@ from finetune.allocator import keep_freed_memory
 from finetune.data.read import quiet_datasets
 from finetune.errors import TrainingError
 from finetune.modeling import quiet_libraries
+from finetune.precision import device_precision
 from finetune.recipe import Recipe
 from finetune.results import RunFolder
 
@@ -28,6 +29,17 @@ _SHARDED = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
 }
+
+
+def with_precision(recipe: Recipe) -> Recipe:
+    """Return the recipe with `training.mixed_precision: auto` replaced by what it means on this machine.
+
+    That is what the run folder says, so that the run can be repeated, and gone on with, on another.
+    """
+    if recipe.training.mixed_precision != "auto":
+        return recipe
+    found = device_precision(use_cpu=recipe.training.use_cpu)
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"mixed_precision": found})})
 
 
 def start(recipe: Recipe, *, trackers: bool) -> tuple[Accelerator, Console]:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
-from finetune import caching
+from finetune import caching, first_token
 from finetune.caching import cached_frozen_layers
 from finetune.checkpoints import find_checkpoint, trained_weights
 from finetune.cli import main
@@ -30,6 +30,7 @@ from finetune.data.encoding import EncodedSplit
 from finetune.data.states import FROZEN_STATES, RowStates
 from finetune.errors import ModelError, TrainingError
 from finetune.families import FAMILIES, family_of
+from finetune.first_token import first_token_only
 from finetune.freezing import freeze
 from finetune.modeling import Classifier
 from finetune.progress import TrainingProgress
@@ -120,12 +121,16 @@ def test_the_same_is_trained_as_without(family: str, accelerator: Accelerator, t
     encoder = other.base.base_model
     parts = [module for module in encoder.get_submodule(path).modules() if not list(module.children())]
     with cached(other, accelerator=accelerator) as splits, ExitStack() as stack:
+        stack.enter_context(first_token_only(other.base))  # tried on the whole model, before training
         for module in parts:
             stack.callback(module.register_forward_pre_hook(refuse_to_run).remove)
         look_up, size = nn.functional.embedding, other.base.config.vocab_size
         patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(first_token, "_reads_first_token", lambda *args: False)
         patch.setattr(
-            nn.functional, "embedding", lambda x, w, *a: refuse_to_run(w) if len(w) == size else look_up(x, w, *a)
+            nn.functional,
+            "embedding",
+            lambda x, w, *a, **k: refuse_to_run(w) if len(w) == size else look_up(x, w, *a, **k),
         )
         found = train(other, splits["train"], accelerator, tmp_path / "cached")
     assert len(parts) > 3
@@ -164,7 +169,10 @@ def test_scores_are_the_same_to_the_bit(tiny_bert: Path, accelerator: Accelerato
             # Computed in the batches in which they are scored.
             found = predict(classifier, splits["validation"], batch_size=4, accelerator=accelerator)
     assert splits["validation"].states.dtype == (torch.bfloat16 if precision == "bfloat16" else torch.float32)
-    assert torch.equal(found.logits, plain.logits)
+    if layers == 1:
+        assert torch.equal(found.logits, plain.logits)
+    # Otherwise the cache holds the last layer whole, of which scoring computes the first token alone.
+    assert torch.allclose(found.logits, plain.logits, rtol=0, atol=1e-5 if precision == "float32" else 3e-2)
 
 
 def test_nothing_is_left_and_the_size_is_told(tiny_bert: Path, temporary: Path) -> None:
@@ -209,7 +217,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tiny_bert: Path, accelerator: Acc
     shutil.copytree(tmp_path / "whole", tmp_path / "half")
     for step in (4, 5, 6):
         shutil.rmtree(tmp_path / "half" / f"step-00000{step}")
-    checkpoint = find_checkpoint("auto", tmp_path / "half")
+    checkpoint = find_checkpoint("auto", tmp_path / "half").folder
     assert checkpoint is not None
     with cached(second, accelerator=accelerator) as splits:
         resumed = train(second, splits["train"], accelerator, tmp_path / "half", checkpoint)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from finetune.lora import Lora
 from finetune.modeling import Classifier
-from finetune.precision import frozen_weights_cast
+from finetune.precision import device_precision, frozen_weights_cast
 from tests.helpers import ROLES, tiny_classifier
 
 LORA = Lora(r=2, lora_alpha=4, lora_dropout=0.0, roles=ROLES)
@@ -23,6 +23,29 @@ def bf16() -> Iterator[Accelerator]:
     yield Accelerator(cpu=True, mixed_precision="bf16")
     AcceleratorState._reset_state()
     Accelerator(cpu=True)
+
+
+@pytest.mark.parametrize(
+    ("use_cpu", "avx512", "amx", "gpu", "expected"),
+    [
+        (False, False, False, None, "no"),
+        (False, True, False, None, "bf16"),
+        (False, False, True, None, "bf16"),
+        (False, False, False, True, "bf16"),
+        (False, True, True, False, "no"),
+        (True, False, False, True, "no"),
+        (True, True, False, False, "bf16"),
+    ],
+)
+def test_auto_is_bf16_where_the_device_multiplies_in_it(
+    monkeypatch: pytest.MonkeyPatch, use_cpu: bool, avx512: bool, amx: bool, gpu: bool | None, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    for module in (torch.accelerator, torch.cuda):
+        monkeypatch.setattr(module, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu)
+    assert device_precision(use_cpu=use_cpu) == expected
 
 
 def outcome(classifier: Classifier, accelerator: Accelerator) -> list[Tensor]:

@@ -75,7 +75,7 @@ peft: {r: -1}
         (MINIMAL + "logging: {report_to: wandb.ai}\n", r"given 'wandb.ai'; must be"),
         (MINIMAL + "trainng: {}\n", r"trainng \(line 3\): unknown key; did you mean 'training'"),
         (MINIMAL + "learning_rate: 1\n", r"learning_rate .*belongs in training"),
-        (MINIMAL + "training: {mixed_precision: bf17}\n", r"'bf17'; must be 'no', 'bf16' or 'fp16'; did you mean"),
+        (MINIMAL + "training: {mixed_precision: bf17}\n", r"'bf17'; must be 'no', 'bf16', 'fp16' or 'auto'; did"),
         (MINIMAL + "training: {warmup_steps: 1.5}\n", r"training .*warmup_steps is 1.5; a share lies below 1"),
         (MINIMAL + "training: {learning_rate: true}\n", r"training.learning_rate .*given True; must be a number"),
         (MINIMAL + "training: 3\n", r"training .*must be a section of keys"),

@@ -19,7 +19,8 @@ from accelerate.utils import DistributedType
 
 from finetune.cli import main
 from finetune.errors import TrainingError
-from finetune.session import check_launch, check_shared, describe_processes, refuse_sharded
+from finetune.recipe import Recipe
+from finetune.session import check_launch, check_shared, describe_processes, refuse_sharded, with_precision
 from tests import plain_steps
 from tests.finished_runs import SCRATCH, recipe
 
@@ -266,3 +267,14 @@ def test_one_process_tries_no_disk(accelerator: Accelerator, tmp_path: Path) -> 
     check_shared(tmp_path / "file" / "run", accelerator)
     assert list(tmp_path.iterdir()) == []
     refuse_sharded(None)
+
+
+def test_the_run_folder_says_what_auto_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.session.device_precision", lambda use_cpu: "bf16" if use_cpu else "no")
+    for training, expected in (
+        ({"mixed_precision": "auto"}, "no"),
+        ({"mixed_precision": "auto", "use_cpu": True}, "bf16"),
+        ({"mixed_precision": "no", "use_cpu": True}, "no"),
+    ):
+        given = Recipe.model_validate({"output_dir": "x", **recipe(SCRATCH), "training": training})
+        assert with_precision(given).training.mixed_precision == expected

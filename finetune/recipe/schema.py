@@ -191,8 +191,10 @@ class TrainingSection(Section):
     cache_frozen_layers: bool = Field(
         False, description="compute what is frozen once, without dropout, and read it from disk in every epoch"
     )
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    torch_compile: bool = Field(False, description="compile the layers for training: pays in long runs only")
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = Field(
+        "no", description="auto: bf16 where the device multiplies in it, else no"
+    )
+    torch_compile: bool = Field(False, description="compile the layers for training: measured slower on a CPU")
     use_cpu: bool = False
     num_threads: Count | None = Field(None, description="CPU threads a process; null: all cores, shared out")
 

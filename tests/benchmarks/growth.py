@@ -1,0 +1,131 @@
+"""How training time grows with sentence length, batch size, layers and rows, so that a run can be foretold.
+
+    python -m tests.benchmarks.growth
+
+One thing is changed at a time, from rows of 32 tokens, batches of 32, 6 layers of width 384 (MiniLM). Rows are counted
+by whole runs, reading and encoding included, each in a process of its own, that the most memory can be compared.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from rich.console import Console
+from rich.table import Table
+
+from finetune.allocator import keep_freed_memory
+from finetune.data.read import RawSplit
+from finetune.modeling import Classifier, quiet_libraries
+from finetune.plan import Plan
+from finetune.progress import TrainingProgress
+from finetune.recipe import TrainingSection
+from finetune.scoring import predict
+from finetune.speedups import sped_up
+from finetune.training import Loop, fit
+from tests.benchmarks.contender import WORDS, Contender, build, encode, peak_memory, read
+
+BASE = {"tokens": 32, "batch": 32, "layers": 6}
+VARIED = {"tokens": (8, 16, 32, 64, 128), "batch": (4, 8, 16, 32, 64, 128), "layers": (2, 4, 6, 12)}
+ROWS = (2_000, 20_000)
+WARM_UP, STEPS = 3, 8
+RESULT = Path("runs/bench-growth.json")
+
+
+def with_layers(classifier: Classifier, layers: int) -> Classifier:
+    """Return the classifier with so many layers, its own over and over."""
+    encoder = classifier.base.base_model.encoder
+    own = list(encoder.layer)
+    encoder.layer = torch.nn.ModuleList(copy.deepcopy(own[index % len(own)]) for index in range(layers))
+    classifier.base.config.num_hidden_layers = layers
+    return classifier
+
+
+def step_time(tokens: int, batch: int, layers: int, precision: str) -> float:
+    """Return the median seconds of an optimiser step on rows of exactly so many tokens."""
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(cpu=True, mixed_precision=precision)
+    steps = WARM_UP + STEPS
+    texts = [" ".join(np.random.default_rng(row).choice(WORDS, tokens - 2)) for row in range(steps * batch)]
+    raw = RawSplit(datasets.Dataset.from_dict({"sentence": texts, "label": [row % 2 for row in range(len(texts))]}), "")
+    split, names = encode(raw)
+    classifier = with_layers(build(names, Contender("ours", False, precision)), layers)
+    plan = Plan(batch, 1, steps, 1, steps, 0, 500, None, None, None)
+    loop = Loop(classifier, split, plan, TrainingSection(), seed=0, accelerator=accelerator)
+    seconds = []
+    with sped_up(classifier, accelerator):
+        for micro_batches, rows in loop.epoch_steps():
+            started = time.perf_counter()
+            loop.optimise(micro_batches, rows)
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[WARM_UP:])
+
+
+def whole_run(rows: int) -> dict[str, float]:
+    """Return seconds and peak memory of reading, encoding, training and scoring so many rows, with 2 layers."""
+    quiet_libraries()
+    datasets.disable_progress_bars()
+    keep_freed_memory()
+    accelerator = Accelerator(cpu=True)
+    classifier = with_layers(build(["0", "1"], Contender("ours", False, "no")), 2)
+    with tempfile.TemporaryDirectory() as folder, TrainingProgress(Console(quiet=True)) as progress:
+        read(None, rows).rows.to_parquet(f"{folder}/rows.parquet")
+        started = time.perf_counter()
+        split, _ = encode(read(f"{folder}/rows.parquet", rows))
+        steps = -(-rows // 32)
+        plan = Plan(32, 1, steps, 1, steps, 0, 500, None, None, None)
+        loop = Loop(classifier, split, plan, TrainingSection(), seed=0, accelerator=accelerator)
+        fit(
+            loop,
+            best_metric="loss",
+            evaluate=None,
+            log=lambda entry: None,
+            progress=progress,
+            checkpoints=Path(folder),
+            keep=None,
+        )
+        predict(classifier, split, batch_size=64, accelerator=accelerator)
+        return {"seconds": time.perf_counter() - started, "memory": peak_memory()}
+
+
+def main() -> None:
+    """Measure, print the tables, write them as JSON."""
+    quiet_libraries()
+    datasets.disable_progress_bars()
+    keep_freed_memory()
+    console, record = Console(highlight=False), {}
+    for name, values in VARIED.items():
+        table = Table(name, "float32: ms a row", "rows a second", "bf16: ms a row", "rows a second")
+        for value in values:
+            setting = BASE | {name: value}
+            times = [step_time(**setting, precision=precision) / setting["batch"] for precision in ("no", "bf16")]
+            record[f"{name} {value}"] = times
+            table.add_row(str(value), *(cell for t in times for cell in (f"{1000 * t:.2f}", f"{1 / t:.0f}")))
+        console.print(table)
+    table = Table("rows", "ms a row, reading to scoring", "peak MB")
+    for rows in ROWS:
+        command = [sys.executable, "-m", "tests.benchmarks.growth", str(rows)]
+        found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        record[f"rows {rows}"] = found
+        table.add_row(f"{rows:,}", f"{1000 * found['seconds'] / rows:.3f}", f"{found['memory']:.0f}")
+    console.print(table)
+    RESULT.parent.mkdir(exist_ok=True)
+    RESULT.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        print(json.dumps(whole_run(int(sys.argv[1]))))
+    else:
+        main()
