@@ -4,7 +4,7 @@ RUN ?= runs/toy
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 
-.PHONY: install format lint test soak eval bench bench-heads toy clean
+.PHONY: install format lint test soak eval bench bench-accuracy bench-heads toy clean
 
 install: $(SETUP)
 
@@ -38,8 +38,14 @@ eval: $(SETUP)
 	@test -d $(RUN)/model || test $(RUN) != runs/toy || $(MAKE) --no-print-directory toy
 	$(BIN)/finetune evaluate $(RUN)
 
+# Speed against Trainer, then how time grows with a run's sizes; half an hour, on a machine that does nothing else.
 bench: $(SETUP)
 	$(BIN)/python -m tests.benchmarks.speed
+	$(BIN)/python -m tests.benchmarks.growth
+
+# Accuracy of both over three seeds; DATA holds sst2/train.parquet and sst2/test.parquet.
+bench-accuracy: $(SETUP)
+	$(BIN)/python -m tests.benchmarks.accuracy $(DATA)/sst2/train.parquet $(DATA)/sst2/test.parquet
 
 # Rankings of heads against each other, over tasks and seeds. DATA holds sst2, trec and banking77, each with
 # train, validation and test.parquet and labels.json; takes over an hour where nothing is trained yet.

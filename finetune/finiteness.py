@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from finetune.errors import TrainingError
 
@@ -29,10 +28,8 @@ class StepFacts:
 
 def gradient_norm(accelerator: Accelerator, parameters: Sequence[nn.Parameter], most: float | None) -> Tensor:
     """Return the norm of all gradients together, which are shrunk to `most` where that is not None; no dimension."""
-    norm = accelerator.clip_grad_norm_(parameters, math.inf if most is None else most)
-    if isinstance(norm, Tensor):
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
-    return torch.tensor(norm or 0.0, device=accelerator.device)  # DeepSpeed knows it a step later
+    norm: Tensor = accelerator.clip_grad_norm_(parameters, math.inf if most is None else most)
+    return norm
 
 
 class FiniteCheck:
