@@ -44,11 +44,12 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     torch._dynamo.reset()
 
 
-def train(classifier: Classifier, accelerator: Accelerator) -> tuple[torch.Tensor, torch.Tensor]:
+def train(classifier: Classifier, accelerator: Accelerator, compiled: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Train an epoch of three batches, dropout off; return the logits before and after it."""
     classifier.model.eval()
     classifier.model.train = lambda mode=True: classifier.model  # type: ignore[method-assign]
-    split, settings = encoded(classifier), TrainingSection(learning_rate=1e-2, adam_epsilon=0.1)
+    split = encoded(classifier)
+    settings = TrainingSection(learning_rate=1e-2, adam_epsilon=0.1, torch_compile=compiled)
     loop = Loop(classifier, split, plan(), settings, seed=5, accelerator=accelerator)
     before = predict(classifier, split, batch_size=4, accelerator=accelerator).logits
     for micro_batches, rows in loop.epoch_steps():
@@ -69,15 +70,15 @@ def test_the_same_is_trained(
         context = compiled_layers(classifier.base, CPU) if compiled else nullcontext()
         # Accelerate casts anew in each pass: without a cache, which would keep weights as they were before a step.
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False), context:
-            found.append(train(classifier, accelerator))
+            found.append(train(classifier, accelerator, compiled))
             names.append(list(classifier.model.state_dict()))
     # The probe; then training and scoring, with and without a mask: both layers share each of them.
     assert 3 <= len(traced) <= 5
     assert names[0] == names[1]
-    # Measured 0.0: the graphs run by the same kernels.
+    # Kernels differ, and so does rounding: measured 4e-6, and two steps of a logit near 4 in bfloat16, 0.031.
     for plain, other in zip(*found, strict=True):
-        assert float((plain - other).abs().max()) < (1e-2 if bf16 else 1e-5)
-    assert float((found[0][0] - found[0][1]).abs().max()) > 5e-2
+        assert float((plain - other).abs().max()) < (5e-2 if bf16 else 2e-5)
+    assert float((found[0][0] - found[0][1]).abs().max()) > 5e-1
 
 
 def test_a_model_is_as_it_was(tiny_bert: Path, traced: list[Any]) -> None:
