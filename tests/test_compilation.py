@@ -78,7 +78,7 @@ def test_the_same_is_trained(
     # Kernels differ, and so does rounding: measured 4e-6, and two steps of a logit near 4 in bfloat16, 0.031.
     for plain, other in zip(*found, strict=True):
         assert float((plain - other).abs().max()) < (5e-2 if bf16 else 2e-5)
-    assert float((found[0][0] - found[0][1]).abs().max()) > 5e-1
+    assert float((found[0][0] - found[0][1]).abs().max()) > 2e-1
 
 
 def test_a_model_is_as_it_was(tiny_bert: Path, traced: list[Any]) -> None:
