@@ -48,7 +48,8 @@ def _behind_last_attention(base: PreTrainedModel) -> nn.Module | None:
     family = FAMILIES[base.config.model_type]
     modules = dict(base.base_model.named_modules())
     layer = family.path(base.config, family.num_layers(base.config) - 1)
-    return next((modules[path] for name in _BEHIND_ATTENTION if (path := f"{layer}.{name}") in modules), None)
+    found = next((modules[path] for name in _BEHIND_ATTENTION if (path := f"{layer}.{name}") in modules), None)
+    return None if isinstance(found, nn.Linear) else found  # the projection alone: the sum behind it is out of reach
 
 
 def _cut(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -94,15 +96,22 @@ def in_processes(
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [*(launch if processes > 1 else []), str(ROOT / "finetune" / "run.py"), *arguments[1:]]
     with folder.with_suffix(".log").open("ab") as log:
-        running = subprocess.Popen([sys.executable, *command], stdout=log, stderr=log, start_new_session=True)
+        running = subprocess.Popen([sys.executable, *command], stdout=log, stderr=log)
         began: float | None = None
         while running.poll() is None:
             time.sleep(0.002)
             if began is None and any((folder / "checkpoints").glob("*")):
                 began = time.monotonic()
             if began is not None and kill_after is not None and time.monotonic() - began > kill_after:
-                os.killpg(running.pid, signal.SIGKILL)
+                _kill(running.pid)
         return running.wait(), time.monotonic() - (began or time.monotonic())
+
+
+def _kill(launcher: int) -> None:
+    """Kill a process and all that it started, which torchrun puts into sessions of their own."""
+    for process in (psutil.Process(launcher), *psutil.Process(launcher).children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def bits(run: Path) -> dict[str, Any]:
