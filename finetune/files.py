@@ -79,12 +79,15 @@ def damage(folder: Path, kind: str, version: int) -> str | None:
         return f"it is a {found[0]} of version {found[1]}, and a {kind} of version {version} is asked for"
     for name, size in sizes.items():
         file = folder / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if _checksum(file) != sums[name]:
-            return f"{name} was altered: its checksum is another"
+        try:
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size} bytes instead of {size}"
+            if _checksum(file) != sums[name]:
+                return f"{name} was altered: its checksum is another"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
     return None
 
 

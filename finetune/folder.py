@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from finetune.errors import DataError, TrainingError
-from finetune.files import writing
+from finetune.files import to_disk, writing
 from finetune.recipe import Recipe, dump_recipe
 from finetune.results import RunFolder, SplitSummary, read_lines, write_json, write_text
 
@@ -77,19 +77,28 @@ def check_free(target: Path) -> None:
 def replaced_whole(target: Path) -> Iterator[Path]:
     """Give a folder beside `target` to write to; at the end it replaces what is there, and on any error it goes.
 
+    What is there is lost at no moment.
+
     Raises:
         TrainingError: the disk is full or read-only.
     """
-    aside = target.with_name(f".{target.name}.tmp")
+    aside, old = (target.with_name(f".{target.name}.{kind}") for kind in ("tmp", "old"))
     try:
         with writing(target):
             shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
             aside.mkdir(parents=True)
             yield aside
-            shutil.rmtree(target, ignore_errors=True)
+            for path in (*aside.iterdir(), aside):
+                to_disk(path)
+            if target.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                target.rename(old)
             aside.replace(target)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if old.exists() and not target.exists():
+            old.rename(target)
+        for left in (aside, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager

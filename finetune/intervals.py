@@ -121,11 +121,14 @@ def _regression_resamples(predictions: Array, references: Array, samples: int, s
     """Yield the metrics of each resample, from how many times each row was drawn; no row is copied, no value sorted."""
     rng, rows = np.random.default_rng(seed), len(references)
     x, y = predictions - predictions.mean(), references - references.mean()  # (N,); a shift leaves correlations
-    sums = np.stack([np.abs(predictions - references), (predictions - references) ** 2, x, y, x * x, y * y, x * y])
+    sums = np.stack([np.abs(predictions - references), (predictions - references) ** 2, x, y])
     (_, of_x), (_, of_y) = (np.unique(values, return_inverse=True) for values in (predictions, references))
     for _ in range(samples):
         times = np.bincount(rng.integers(0, rows, size=rows), minlength=rows).astype(float)  # (N,)
-        absolute, squared, mean_x, mean_y, xx, yy, xy = sums @ times / rows
+        absolute, squared, mean_x, mean_y = sums @ times / rows
+        # Centred anew: far rows that this resample lacks would leave no digits to a difference of squares.
+        from_x, from_y = x - mean_x, y - mean_y
+        xx, yy, xy = (times @ product for product in (from_x * from_x, from_y * from_y, from_x * from_y))
         counts = [np.bincount(of, weights=times) for of in (of_x, of_y)]  # of each different value
         # Equal values share the mean of their ranks; ranks are counted from the middle, so that their mean is 0.
         rank_x, rank_y = (np.cumsum(n) - (n + rows) / 2 for n in counts)
@@ -134,7 +137,7 @@ def _regression_resamples(predictions: Array, references: Array, samples: int, s
         yield {
             "mean_squared_error": squared,
             "mean_absolute_error": absolute,
-            "pearson": (xy - mean_x * mean_y) / np.sqrt((xx - mean_x**2) * (yy - mean_y**2)) if spread else 0.0,
+            "pearson": float(np.clip(xy / np.sqrt(xx * yy), -1, 1)) if spread else 0.0,
             "spearman": float(times @ (rank_x[of_x] * rank_y[of_y]) / np.sqrt(spreads[0] * spreads[1]))
             if spread
             else 0.0,

@@ -125,7 +125,8 @@ class _Attention(torch.autograd.Function):
         if mask is not None and mask.dtype == torch.bool:
             scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
         elif mask is not None:
-            scores.add_(mask)
+            # A row that sees nothing must not become NaN, which would spread to all that look at it.
+            scores.add_(mask.to(scores.dtype).clamp_min(torch.finfo(scores.dtype).min))
         weights = scores.softmax(-1)
         kept = _kept(weights, cut) if cut else None
         growth = _STEPS / (_STEPS - cut)

@@ -64,8 +64,9 @@ def memory_told() -> Iterator[None]:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TrainingError(
-            f"out of memory ({reason}); lower training.per_device_train_batch_size and raise "
-            "training.gradient_accumulation_steps as much, train adapters (peft), or take a machine with more memory"
+            f"out of memory ({reason}); in scoring and head analysis lower evaluation.per_device_eval_batch_size, in "
+            "training lower training.per_device_train_batch_size and raise training.gradient_accumulation_steps as "
+            "much, or train adapters (peft), or take a machine with more memory"
         ) from error
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from finetune.loop import Loop
 from finetune.memory import peak_memory_mb
 from finetune.results import Speed, Training
-from finetune.training import Loop
 
 
 def training_result(loop: Loop, stopped: str, best_metric: str) -> Training:

@@ -5,14 +5,17 @@ P processes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup, all_reduce, get_backend, new_group
 from torch.distributed import ReduceOp as Reduce
 from torch.nn.parallel import DistributedDataParallel
+
+from finetune.errors import TrainingError
 
 _BUCKET = 2**23  # numbers sent together: few messages, and little memory besides
 
@@ -33,6 +36,23 @@ class Agreement:
         known = torch.tensor(values, dtype=torch.int32)
         all_reduce(known, op=Reduce.MAX, group=self._group)
         return [int(value) for value in known.tolist()]
+
+
+def on_main_process(accelerator: Accelerator, work: Callable[[], None]) -> None:
+    """Do `work` on the main process while the others wait.
+
+    Raises:
+        TrainingError: it failed, on every process: none waits for one that has given up.
+    """
+    failed = ""
+    if accelerator.is_main_process:
+        try:
+            work()
+        except TrainingError as error:
+            failed = str(error)
+    (failed,) = broadcast_object_list([failed])
+    if failed:
+        raise TrainingError(failed)
 
 
 def averages_by_hand(model: nn.Module) -> bool:

@@ -33,7 +33,9 @@ from finetune.heads.pruning import (
     write_zeroed,
 )
 from finetune.heads.sample import Sample, sample_rows
+from finetune.loop import Loop
 from finetune.lora import add_lora, merge_adapters
+from finetune.memory import memory_told
 from finetune.modeling import Classifier
 from finetune.plan import make_plan
 from finetune.preparation import lora_of
@@ -45,7 +47,7 @@ from finetune.saving import check_reload, load_classifier, save_classifier
 from finetune.scoring import predict
 from finetune.session import finish
 from finetune.terminal import say, show_pruning
-from finetune.training import Loop, fit
+from finetune.training import fit
 
 STEP = 0.05  # shares that are tried for `keep_within`
 PATIENCE = 3  # shares in a row that may score too low: a curve may dip and recover, but not for long
@@ -62,6 +64,7 @@ class Choice:
     heads: Sequence[Head] | None = None
 
 
+@memory_told()
 def prune(path: Path, choice: Choice, *, method: str | None, heal_epochs: int, output: Path | None) -> Pruning:
     """Cut heads out of a finished run's model, and write what is left, with what it costs, beside the run.
 

@@ -20,13 +20,14 @@ from accelerate import Accelerator
 from finetune.data.encoding import EncodedSplit
 from finetune.errors import ModelError, TrainingError
 from finetune.heads.sample import Sample, check_sample, gate_gradients, sample_rows
+from finetune.loop import Loop
 from finetune.lora import adapted_modules
 from finetune.modeling import Classifier
 from finetune.plan import Plan
 from finetune.progress import TrainingProgress
 from finetune.recipe import TrainingSection
 from finetune.results import LayerRanks, read_json
-from finetune.training import Loop, fit
+from finetune.training import fit
 
 SHARE = 0.1  # of the run's steps: enough for the new head to mean something, and a tenth of the price
 FEWEST_STEPS = 20  # below, the new head has hardly moved from its random start

@@ -41,6 +41,7 @@ from finetune.preparation import (
     prepare,
     ranks_to_go_on_with,
 )
+from finetune.processes import on_main_process
 from finetune.progress import TrainingProgress
 from finetune.ranks import FEWEST_STEPS, ROWS, rehearsal_plan
 from finetune.recipe import Recipe
@@ -54,6 +55,7 @@ from finetune.study import study_heads
 from finetune.terminal import say, show_data, show_heads, show_ranks, show_scores
 
 
+@memory_told()
 def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
     """Run the recipe from its data to its report, and return the run folder.
 
@@ -88,24 +90,23 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
             rehearse(recipe, material, plan, accelerator, console)
         finish(accelerator)
         return folder
-    with frozen_layers_cached(recipe, material, accelerator, tell=partial(say, console)) as cached, memory_told():
+    with frozen_layers_cached(recipe, material, accelerator, tell=partial(say, console)) as cached:
         loop = make_loop(recipe, cached, plan, accelerator)
         if resume is not None:
             loop.resume(resume)
             say(console, f"Going on from {escape(str(resume))}, step {loop.state.step} of {plan.total_steps}.")
-        if accelerator.is_main_process:
-            claim_folder(folder, recipe, describe_environment(accelerator, recipe.seed), material.summary)
-            if ranks is not None:
-                write_json(folder.ranks, ranks)
-        accelerator.wait_for_everyone()
+        environment = describe_environment(accelerator, recipe.seed)
+        on_main_process(accelerator, partial(claim_folder, folder, recipe, environment, material.summary))
+        if ranks is not None:
+            on_main_process(accelerator, partial(write_json, folder.ranks, ranks))
         trained = train_stage(recipe, cached, loop, folder, console)
         del loop
-    with memory_told():
-        evaluate_stage(recipe, replace(material, classifier=trained), folder, accelerator, console)
+    evaluate_stage(recipe, replace(material, classifier=trained), folder, accelerator, console)
     finish(accelerator)
     return folder
 
 
+@memory_told()
 def evaluate(path: Path) -> RunFolder:
     """Score a finished run again from its folder: scores, predictions, head importance and report.
 
@@ -193,13 +194,16 @@ def evaluate_stage(
         )
         tables.append(predictions_table(name, split, found, classifier.label_names))
     heads = study_heads(recipe, material, accelerator)
-    if accelerator.is_main_process:
+
+    def write() -> None:
         write_json(folder.scores, scores)
         if tables:
             write_predictions(folder.predictions, tables)
         if heads is not None:
             write_json(folder.heads, heads)
         write_report(folder)
+
+    on_main_process(accelerator, write)
     show_scores(console, scores, material.summary)
     if heads is not None:
         show_heads(console, heads)

@@ -92,6 +92,12 @@ def check_launch(accelerator: Accelerator) -> None:
             "and all would write the same folder; use torchrun or accelerate launch, with training.use_cpu=true "
             f"unless it can share work out on '{accelerator.device.type}'"
         )
+    precisions = sorted(set(gather_object([accelerator.mixed_precision])))
+    if len(precisions) > 1:
+        raise TrainingError(
+            f"the processes would train in {' and '.join(precisions)}: their processors or GPUs differ; name one in "
+            "training.mixed_precision"
+        )
     if accelerator.gradient_accumulation_steps != 1:  # it would divide every loss once more
         raise TrainingError(
             f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is {accelerator.gradient_accumulation_steps}; unset it, and set "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -17,10 +18,12 @@ from finetune.errors import TrainingError
 from finetune.files import writing
 from finetune.folder import forget_after, replaced_whole
 from finetune.interruption import finishing_the_step
+from finetune.loop import Loop
 from finetune.modeling import Classifier
 from finetune.outcome import training_result
 from finetune.plan import Plan
 from finetune.preparation import Material, layers_compiled
+from finetune.processes import on_main_process
 from finetune.progress import TrainingProgress
 from finetune.recipe import Recipe
 from finetune.results import RunFolder, Training, append_line, write_json
@@ -29,7 +32,7 @@ from finetune.saving import check_reload, load_classifier, save_classifier
 from finetune.scoring import predict
 from finetune.session import check_shared
 from finetune.terminal import say
-from finetune.training import Loop, fit
+from finetune.training import fit
 
 
 def checkpoint_to_go_on_from(
@@ -81,15 +84,15 @@ def train_stage(recipe: Recipe, material: Material, loop: Loop, folder: RunFolde
     """Train, save the model, and return it as it was read back from disk."""
     classifier, accelerator = material.classifier, loop.accelerator
     accelerator.init_trackers("", config={})
-    if accelerator.is_main_process:
-        forget_after(folder.history, loop.state.step)
-        folder.training.unlink(missing_ok=True)  # of a run that was killed later: what it stands for is written again
     state = loop.state
+
+    def clear() -> None:
+        forget_after(folder.history, state.step)
+        folder.training.unlink(missing_ok=True)  # of a run that was killed later: what it stands for is written again
 
     def log(entry: dict[str, float]) -> None:
         accelerator.log({key: value for key, value in entry.items() if key != "step"}, step=int(entry["step"]))
-        if accelerator.is_main_process:
-            append_line(folder.history, entry)
+        on_main_process(accelerator, partial(append_line, folder.history, entry))
 
     def validate() -> dict[str, float]:
         started = time.perf_counter()
@@ -100,6 +103,7 @@ def train_stage(recipe: Recipe, material: Material, loop: Loop, folder: RunFolde
         values = found.metrics()
         return {name: values[name] for name in dict.fromkeys(("loss", *recipe.metric_names(), recipe.best_metric()))}
 
+    on_main_process(accelerator, clear)
     with (
         finishing_the_step(speaks=accelerator.is_main_process) as request,
         TrainingProgress(console) as progress,
@@ -122,11 +126,13 @@ def save_stage(material: Material, result: Training, folder: RunFolder, loop: Lo
     """Write the model, read it back, and prove that it is the one that was trained."""
     accelerator = loop.accelerator
     accelerator.unwrap_model(loop.model, keep_fp32_wrapper=False)  # takes mixed precision off the model itself
-    if accelerator.is_main_process:
+
+    def write() -> None:
         with replaced_whole(folder.model) as aside:
             save_classifier(material.classifier, aside)
         write_json(folder.training, result)
-    accelerator.wait_for_everyone()
+
+    on_main_process(accelerator, write)
     reloaded = load_classifier(folder.model)
     check_reload(material.classifier, reloaded, material.sample_texts(), accelerator.device)
     say(

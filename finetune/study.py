@@ -16,6 +16,7 @@ from finetune.finished import open_run
 from finetune.head_results import Agreement, HeadAnalysis
 from finetune.heads.agreement import kendall_tau
 from finetune.heads.analysis import analyse_heads
+from finetune.memory import memory_told
 from finetune.preparation import Material
 from finetune.recipe import Recipe
 from finetune.report import write_report
@@ -52,6 +53,7 @@ def study_heads(recipe: Recipe, material: Material, accelerator: Accelerator) ->
     return replace(found, warnings=[*found.warnings, told]) if told else found
 
 
+@memory_told()
 def study_run(path: Path, changes: Sequence[str]) -> HeadAnalysis:
     """Analyse the heads of a finished run anew, and write `heads.json` and the report again.
 
@@ -83,6 +85,7 @@ def check_runs(paths: Sequence[Path]) -> None:
             raise DataError(f"{path} holds no finished run (no recipe.yaml); name the folder that `train` wrote")
 
 
+@memory_told()
 def compare_runs(paths: Sequence[Path]) -> list[Agreement]:
     """Print and return how far the leading rankings of several runs agree: over seeds, over adapters, over data.
 

@@ -1,228 +1,18 @@
-"""The training loop, in the open.
-
-Losses are summed over a micro-batch and divided by the number of examples of the whole optimiser step, so
-that a short last batch, accumulation and several processes all give the gradient of the mean loss.
-
-    B batch, C classes
-"""
+"""The training loop, in the open: steps, and what falls due after each."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from accelerate import Accelerator
-from torch import Tensor
-from transformers import get_scheduler
-
-from finetune.checkpoints import load_checkpoint, restore_weights, save_checkpoint, trained_weights
-from finetune.data.batching import LocalBatch, load_batches, plan_epoch
-from finetune.data.encoding import EncodedSplit
+from finetune.checkpoints import restore_weights, trained_weights
 from finetune.errors import TrainingError
-from finetune.finiteness import FiniteCheck, StepFacts, gradient_norm
 from finetune.interruption import Interrupted, StopRequest
-from finetune.losses import per_example_loss
-from finetune.memory import fewer_rows, in_parts, is_out_of_memory, rows_told
+from finetune.loop import Entry, Loop
 from finetune.metrics import LOWER_IS_BETTER
-from finetune.modeling import Classifier
-from finetune.optimization import build_optimizer, class_weights
-from finetune.plan import Plan
-from finetune.processes import Agreement, average_gradients, averages_by_hand
 from finetune.progress import TrainingProgress
-from finetune.randomness import random_state, restore_random_state
-from finetune.recipe import TrainingSection
-from finetune.speedups import sped_up, training_kernels
-from finetune.state import Progress, TrainState
-
-Entry = dict[str, Any]
-
-
-class Loop:
-    """Model, optimiser, schedule and data of one run, moved one optimiser step at a time."""
-
-    def __init__(
-        self,
-        classifier: Classifier,
-        split: EncodedSplit,
-        plan: Plan,
-        training: TrainingSection,
-        *,
-        seed: int,
-        accelerator: Accelerator,
-        loraplus_lr_ratio: float | None = None,
-        facts: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Prepare step 0. `facts`: what a run that goes on from a checkpoint of this one must have in common."""
-        self.classifier, self.split, self.plan, self.training = classifier, split, plan, training
-        self.seed, self.accelerator = seed, accelerator
-        self.state = TrainState()
-        self.best: dict[str, Tensor] | None = None
-        self.facts = {**(facts or {}), **plan.facts(len(split), accelerator)}
-        self.request: StopRequest | None = None  # of this process
-        self.stopped_by = 0  # the signal that a process heard, known to all
-        self.notes: list[str] = []  # to be told, see `fit`
-        weights = class_weights(training.class_weights, torch.as_tensor(split.labels), classifier.label_names)
-        self.class_weights = None if weights is None else weights.to(accelerator.device)
-        optimizer = build_optimizer(classifier.model, training, loraplus_lr_ratio)
-        # Not prepared by Accelerate, which would advance it once a process.
-        self.scheduler = get_scheduler(training.lr_scheduler_type, optimizer, plan.warmup_steps, plan.total_steps)
-        self.model, self.optimizer = accelerator.prepare(classifier.model, optimizer)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self._losses: list[Tensor] = []  # means over all processes, of the steps since the last entry
-        self._rows = np.array([], dtype=np.int64)  # of the current step
-        self._agreement = Agreement(accelerator)
-        self._check = FiniteCheck(late=accelerator.device.type == "cuda")
-        self._averages = averages_by_hand(self.model)
-        torch.manual_seed(seed + accelerator.process_index)  # each process drops other units
-
-    def machinery(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold besides weights."""
-        scaler = self.accelerator.scaler
-        return {"optimizer": self.optimizer, "scheduler": self.scheduler, **({"scaler": scaler} if scaler else {})}
-
-    def epoch_steps(self) -> Iterator[tuple[list[LocalBatch], int]]:
-        """Yield what is left of the current epoch: each step's micro-batches, and its rows over all processes."""
-        steps = plan_epoch(
-            self.split.lengths,
-            batch_size=self.plan.batch_size,
-            accumulation=self.plan.accumulation,
-            strategy=self.training.train_sampling_strategy,
-            seed=self.seed,
-            epoch=self.state.epoch,
-        )[self.state.step_in_epoch :]
-        batches = load_batches(
-            self.split,
-            [rows for step in steps for rows in step],
-            self.classifier.tokenizer,
-            device=self.accelerator.device,
-            process=self.accelerator.process_index,
-            processes=self.accelerator.num_processes,
-        )
-        for step in steps:
-            self._rows = np.concatenate(step)
-            self.state.count_rows(self.split.lengths, step)
-            yield [next(batches) for _ in step], len(self._rows)
-
-    def optimise(self, micro_batches: list[LocalBatch], rows: int) -> None:
-        """Do one optimiser step on the mean loss of `rows` examples.
-
-        Where memory runs out in a process, all do the step again in smaller parts, from the same random state.
-
-        Raises:
-            TrainingError: loss or gradient is not finite, or memory does not suffice for one row.
-        """
-        started = time.perf_counter()
-        self.model.train()
-        drawn = random_state()
-        while (loss := self._add_gradients(micro_batches, rows)) is None:
-            self._take_fewer_rows()
-            restore_random_state(drawn)
-        if self._averages:
-            average_gradients(self.parameters, self.accelerator.num_processes)
-        self._update(self.accelerator.reduce(loss, "mean"))
-        self._count_step()
-        self.state.train_seconds += time.perf_counter() - started
-
-    def _add_gradients(self, micro_batches: Sequence[LocalBatch], rows: int) -> Tensor | None:
-        """Add up the gradients of a step; return this process's share of the loss, None where memory ran out."""
-        loss, out = torch.zeros((), device=self.accelerator.device), False
-        parts = [part for batch in micro_batches for part in in_parts(batch, self.state.micro_batch_rows)]
-        try:
-            for batch in parts:
-                with self.accelerator.no_sync(self.model):  # gradients are averaged below, once
-                    with training_kernels(loss.device, compiled=self.training.torch_compile):
-                        logits = self.model(**batch.inputs).logits
-                    losses = per_example_loss(logits, batch.labels, self.classifier.problem_type, self.class_weights)
-                    # Processes average their gradients: times their number, divided by all rows of the step.
-                    part = (losses * batch.weights).sum() * (self.accelerator.num_processes / rows)
-                    self.accelerator.backward(part)
-                loss += part.detach()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            out = True  # and nothing more in here: the error holds on to what filled the memory
-        ran_out, self.stopped_by = self._agreement.highest(out, self.request.number if self.request else 0)
-        return None if ran_out else loss
-
-    def _take_fewer_rows(self) -> None:
-        """Halve the rows that are put to the model at a time; the step stays the same, in twice as many parts."""
-        self.optimizer.zero_grad(set_to_none=True)
-        whole, step = self.plan.batch_size // self.accelerator.num_processes, self.state.step + 1
-        rows = fewer_rows(self.state.micro_batch_rows or whole, f"step {step} of training")
-        self.state.micro_batch_rows = rows
-        self.notes.append(rows_told(rows, whole, step))
-
-    def _update(self, loss: Tensor) -> None:
-        """Change the weights by the gradients, unless loss or gradient is not finite."""
-        norm = gradient_norm(self.accelerator, self.parameters, self.training.max_grad_norm)
-        if self.accelerator.scaler is None:
-            # Fused AdamW leaves out a step by this mark, without the processor having to know.
-            self.optimizer.optimizer.found_inf = (~(loss.isfinite() & norm.isfinite())).float()
-        else:
-            norm = torch.zeros_like(loss)  # infinite in fp16 now and then: the scaler leaves the step out and goes on
-        rate = self.scheduler.get_last_lr()[0]
-        self.optimizer.step()
-        if not self.accelerator.optimizer_step_was_skipped:
-            self.scheduler.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        numbers, where = self.split.numbers[self._rows], self.split.where
-        self._check.note(loss, norm, StepFacts(self.state.step + 1, rate, numbers, where))
-        self._losses.append(loss)
-
-    def _count_step(self) -> None:
-        self.state.step += 1
-        self.state.step_in_epoch += 1
-        if self.state.step_in_epoch == self.plan.steps_per_epoch:
-            self.state.epoch += 1
-            self.state.step_in_epoch = 0
-
-    def log_entry(self) -> Entry:
-        """Return the mean loss, learning rate and speed since the last entry."""
-        self._check.settle()
-        mean = torch.stack(self._losses).mean().item()
-        self._losses.clear()
-        state, rate = self.state, self.scheduler.get_last_lr()[0]
-        seconds, rows = state.train_seconds - state.logged_seconds, state.rows_seen - state.logged_rows
-        state.logged_seconds, state.logged_rows = state.train_seconds, state.rows_seen
-        return {
-            "step": state.step,
-            "epoch": round(state.step / self.plan.steps_per_epoch, 4),
-            "loss": mean,
-            "learning_rate": rate,
-            "samples_per_second": round(rows / seconds, 2),
-        }
-
-    def save(self, root: Path, keep: int | None) -> None:
-        """Write a checkpoint, unless the last step was not finite."""
-        self._check.settle()
-        losses = torch.stack(self._losses).cpu() if self._losses else torch.zeros(0)
-        best = None if self.state.best_step == self.state.step else self.best
-        save_checkpoint(
-            root,
-            Progress(self.state, best, losses),
-            self.classifier.model,
-            self.machinery(),
-            self.facts,
-            keep=keep,
-            accelerator=self.accelerator,
-        )
-
-    def resume(self, folder: Path) -> None:
-        """Go on from a checkpoint that is complete and intact, see `find_checkpoint`.
-
-        Raises:
-            TrainingError: it is of another model or another run.
-        """
-        found = load_checkpoint(folder, self.classifier.model, self.machinery(), self.facts, self.accelerator)
-        self.state, self.best = found.state, found.best
-        self._losses = list(found.losses.to(self.accelerator.device).unbind())
-        if self.best is None and self.state.best_step is not None:
-            self.best = trained_weights(self.classifier.model)
+from finetune.speedups import sped_up
 
 
 def fit(
@@ -268,13 +58,20 @@ def fit(
                 if plan.due(plan.save_every, state.step) or loop.stopped_by:
                     loop.save(checkpoints, keep)
                 if loop.stopped_by:
-                    where = f" after step {state.step} of {plan.total_steps}, saved in {checkpoints}"
-                    raise Interrupted(loop.stopped_by, where)
+                    raise _interrupted(loop, checkpoints)
                 if plan.stop_reason(state) is not None:
                     break
+    if loop.hear():  # a signal that came in the last evaluation, or while the last checkpoint was written
+        loop.save(checkpoints, keep)
+        raise _interrupted(loop, checkpoints)
     if loop.best is not None:
         restore_weights(loop.classifier.model, loop.best)
     return reason
+
+
+def _interrupted(loop: Loop, checkpoints: Path) -> Interrupted:
+    where = f" after step {loop.state.step} of {loop.plan.total_steps}, saved in {checkpoints}"
+    return Interrupted(loop.stopped_by, where)
 
 
 def _judge(

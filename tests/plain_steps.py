@@ -22,10 +22,10 @@ from finetune.checkpoints import trained_weights
 from finetune.data.batching import plan_epoch, steps_in_epoch
 from finetune.data.encoding import EncodedSplit, encode_split
 from finetune.data.read import RawSplit
+from finetune.loop import Loop
 from finetune.lora import Lora
 from finetune.modeling import Classifier, Source, load_tokenizer, pretrained_classifier, quiet_libraries
 from finetune.recipe import TrainingSection
-from finetune.training import Loop
 from tests.conftest import SENTENCES
 from tests.helpers import ROLES, plan
 

@@ -32,11 +32,12 @@ from finetune.errors import ModelError, TrainingError
 from finetune.families import FAMILIES, family_of
 from finetune.first_token import first_token_only
 from finetune.freezing import freeze
+from finetune.loop import Loop
 from finetune.modeling import Classifier
 from finetune.progress import TrainingProgress
 from finetune.recipe import TrainingSection
 from finetune.scoring import predict
-from finetune.training import Loop, fit
+from finetune.training import fit
 from tests.conftest import SENTENCES
 from tests.helpers import encoded, plan, tiny_classifier
 from tests.test_families import CPU, build, checkpoint

@@ -18,11 +18,11 @@ from finetune import compilation
 from finetune.cli import main
 from finetune.compilation import compiled_layers
 from finetune.errors import TrainingError
+from finetune.loop import Loop
 from finetune.lora import Lora
 from finetune.modeling import Classifier
 from finetune.recipe import TrainingSection
 from finetune.scoring import predict
-from finetune.training import Loop
 from tests.conftest import SENTENCES
 from tests.helpers import ROLES, encoded, plan, tiny_classifier
 

@@ -26,11 +26,11 @@ from finetune.errors import ModelError
 from finetune.families import FAMILIES, ROLES, attention_sites
 from finetune.heads.gates import head_gates
 from finetune.heads.sample import gate_gradients
+from finetune.loop import Loop
 from finetune.lora import Lora
 from finetune.modeling import Classifier, Source, load_tokenizer, pretrained_classifier
 from finetune.recipe import TrainingSection
 from finetune.saving import check_reload, load_classifier, logits_of, save_classifier
-from finetune.training import Loop
 from tests.conftest import SENTENCES
 from tests.helpers import plan, sample_of
 

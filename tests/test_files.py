@@ -100,3 +100,14 @@ def test_a_disk_that_is_full_costs_nothing_that_is_there(tmp_path: Path, how: st
     assert said[3] == f"{tmp_path / 'step-000001'} ()"
     assert "step-000002" not in said[4]
     assert ".tmp" not in said[4]
+
+
+def test_a_file_that_cannot_be_read_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "weights").write_text("1")
+    seal(tmp_path, "checkpoint", 1)
+
+    def bad_sector(file: Path) -> str:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("finetune.files._checksum", bad_sector)
+    assert damage(tmp_path, "checkpoint", 1) == "weights cannot be read: Input/output error"

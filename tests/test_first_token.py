@@ -88,3 +88,19 @@ def test_the_last_layer_works_on_one_token(tiny_bert: Path) -> None:
         sizes.clear()
         model(input_ids=torch.ones(2, 5, dtype=torch.long))
     assert sizes == [5, 1]
+
+
+def test_a_head_of_zeros_or_one_that_cancels_proves_nothing() -> None:
+    for weight in (torch.zeros(3, 24), torch.tensor([1e-3, -1e-3, 0.0])[:, None].expand(3, 24)):
+        model = small("modernbert", classifier_pooling="mean")
+        with torch.no_grad():
+            model.classifier.weight.copy_(weight)
+        with first_token_only(model) as cut:
+            assert not cut
+
+
+def test_sparse_attention_stays_sparse() -> None:
+    model = small("big_bird", attention_type="block_sparse")
+    with first_token_only(model) as cut:
+        assert not cut
+    assert model.base_model.attention_type == "block_sparse"

@@ -124,3 +124,18 @@ def test_regression_intervals() -> None:
         assert cell.high is not None
         assert cell.low < cell.value < cell.high
     assert regression_intervals(predicted[:4], actual[:4], samples=200, seed=0)["pearson"].low is None
+
+
+def test_a_far_outlier_leaves_the_digits_of_the_others() -> None:
+    rng = np.random.default_rng(0)
+    predictions = rng.normal(size=40)
+    references = predictions + rng.normal(size=40)
+    predictions[0] = references[0] = 1e9
+    found = regression_intervals(predictions, references, samples=500, seed=1)["pearson"]
+    assert found.low is not None
+    assert found.high is not None
+    drawn = rng.integers(1, 40, size=(300, 40))
+    without = [np.corrcoef(predictions[rows], references[rows])[0, 1] for rows in drawn]
+    # A third of the resamples lack the far row, and have the correlation of the others.
+    assert np.percentile(without, 1) - 0.1 < found.low < np.percentile(without, 60)
+    assert found.high <= 1.0

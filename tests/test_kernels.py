@@ -136,3 +136,14 @@ def test_attention_under_autocast_has_its_dtype() -> None:
     assert all(gradient.dtype == torch.float32 for gradient in gradients)
     for own, theirs in zip(gradients, expected, strict=True):
         assert torch.allclose(own, theirs, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_that_sees_nothing_is_a_number(dtype: torch.dtype) -> None:
+    parts = [random(*SHAPE, seed=seed, dtype=dtype) for seed in range(3)]
+    hidden = torch.zeros(2, 1, 5, 5)
+    for lowest in (-torch.inf, torch.finfo(torch.float32).min):
+        found = kernels.attention(*parts, attn_mask=hidden.index_fill(2, torch.tensor([3]), lowest))
+        assert found is not None
+        assert found.isfinite().all()
+        assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(found.float().sum(), parts))

@@ -12,12 +12,12 @@ from transformers import AutoModelForSequenceClassification, BertModel
 
 from finetune.errors import ModelError
 from finetune.families import attention_sites
+from finetune.loop import Loop
 from finetune.lora import Lora, shared_roles
 from finetune.modeling import Classifier, Source, load_tokenizer
 from finetune.optimization import build_optimizer
 from finetune.recipe import TrainingSection
 from finetune.saving import check_reload, load_classifier, logits_of, merge_classifier, save_classifier
-from finetune.training import Loop
 from tests.helpers import ROLES, encoded, plan, tiny_classifier
 
 PLAIN = Lora(r=2, lora_alpha=4, lora_dropout=0.0, roles=ROLES)

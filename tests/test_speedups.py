@@ -10,12 +10,13 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from finetune import kernels
+from finetune.loop import Loop
 from finetune.lora import Lora
 from finetune.modeling import Classifier
 from finetune.progress import TrainingProgress
 from finetune.recipe import TrainingSection
 from finetune.scoring import predict
-from finetune.training import Loop, fit
+from finetune.training import fit
 from tests.helpers import ROLES, encoded, plan, tiny_classifier
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from finetune.checkpoints import complete_checkpoints, find_checkpoint, trained_weights
 from finetune.errors import TrainingError
 from finetune.interruption import Interrupted, finishing_the_step
+from finetune.loop import Loop
 from finetune.lora import Lora
 from finetune.modeling import Classifier
 from finetune.optimization import build_optimizer, class_weights
@@ -23,7 +24,7 @@ from finetune.outcome import training_result
 from finetune.plan import Plan, make_plan
 from finetune.progress import TrainingProgress
 from finetune.recipe import Recipe, TrainingSection
-from finetune.training import Loop, fit
+from finetune.training import fit
 from tests.helpers import ROLES, encoded, plan, tiny_classifier
 
 LORA = Lora(r=2, lora_alpha=4, lora_dropout=0.1, roles=ROLES)
@@ -365,3 +366,26 @@ def test_a_signal_saves_and_the_history_goes_on_as_if_unbroken(
     assert [*entries, *rest] == expected  # the mean at step 8 is over steps 5 to 8
     assert [entry["step"] for entry in expected] == [4, 8, 9]
     assert largest_difference(trained_weights(resumed.model), trained_weights(whole.model)) == 0.0
+
+
+def test_a_signal_in_the_last_evaluation_is_heard(
+    build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path
+) -> None:
+    classifier = build()
+    loop = Loop(classifier, encoded(classifier), plan(), TrainingSection(), seed=5, accelerator=accelerator)
+    evaluations = []
+
+    def evaluate() -> dict[str, float]:
+        evaluations.append(loop.state.step)
+        if loop.state.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"loss": 1.0}
+
+    said = rf"stopped by SIGTERM after step 6 of 6, saved in {tmp_path}"
+    with finishing_the_step(speaks=False) as request, pytest.raises(Interrupted, match=said):
+        fit(
+            loop, best_metric="loss", evaluate=evaluate, log=lambda entry: None, checkpoints=tmp_path, keep=None,
+            progress=TrainingProgress(Console(quiet=True)), request=request,
+        )  # fmt: skip
+    assert evaluations == [3, 6]
+    assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["step-000006"]

