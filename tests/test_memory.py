@@ -35,7 +35,10 @@ def test_one_row_is_the_end() -> None:
 
 def test_memory_without_a_repair_is_a_message() -> None:
     with (
-        pytest.raises(TrainingError, match=r"out of memory \(CUDA out of memory.\); lower .*batch_size"),
+        pytest.raises(
+            TrainingError,
+            match=r"out of memory \(CUDA out of memory.\); in scoring .*lower .*eval_batch_size, in training .*train_batch_size",
+        ),
         memory_told(),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
