@@ -220,6 +220,7 @@ def stub(processes: int = 1, kind: str = "NO", device: str = "cpu", accumulation
     return SimpleNamespace(
         num_processes=processes, distributed_type=DistributedType(kind), device=torch.device(device),
         gradient_accumulation_steps=accumulation,
+        mixed_precision="no",
     )  # fmt: skip
 
 
@@ -278,3 +279,9 @@ def test_the_run_folder_says_what_auto_meant(monkeypatch: pytest.MonkeyPatch) ->
     ):
         given = Recipe.model_validate({"output_dir": "x", **recipe(SCRATCH), "training": training})
         assert with_precision(given).training.mixed_precision == expected
+
+
+def test_machines_that_would_train_in_different_precisions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.session.gather_object", lambda found: [*found, "bf16"])
+    with pytest.raises(TrainingError, match=r"would train in bf16 and no: .* name one in training.mixed_precision"):
+        check_launch(stub())
