@@ -239,12 +239,8 @@ def heal(run: FinishedRun, pruned: Classifier, epochs: int) -> Classifier:
     with TrainingProgress(run.console) as progress:
         fit(
             loop,
-            best_metric="loss",
-            evaluate=None,
-            log=lambda entry: None,
             progress=progress,
             checkpoints=run.folder.checkpoints,  # the plan writes none
-            keep=None,
         )
     run.accelerator.unwrap_model(loop.model, keep_fp32_wrapper=False)  # takes mixed precision off the model itself
     healed = replace(pruned, model=merge_adapters(trained.model).eval())

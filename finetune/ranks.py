@@ -125,15 +125,7 @@ def rehearse_ranks(
         accelerator=accelerator,
         loraplus_lr_ratio=loraplus_lr_ratio,
     )
-    fit(
-        loop,
-        best_metric="loss",
-        evaluate=None,
-        log=lambda entry: None,
-        progress=progress,
-        checkpoints=Path(),
-        keep=None,
-    )
+    fit(loop, progress=progress, checkpoints=Path())
     drawn = np.array(sample_rows(len(split), rows, seed))
     sample = Sample(classifier, split, "train", drawn, batch_size, accelerator)
     check_sample(sample)

@@ -18,21 +18,21 @@ from finetune.speedups import sped_up
 def fit(
     loop: Loop,
     *,
-    best_metric: str,
-    evaluate: Callable[[], dict[str, float]] | None,
-    log: Callable[[Entry], None],
     progress: TrainingProgress,
     checkpoints: Path,
-    keep: int | None,
+    keep: int | None = None,
+    best_metric: str = "loss",
+    evaluate: Callable[[], dict[str, float]] | None = None,
+    log: Callable[[Entry], None] = lambda entry: None,
     request: StopRequest | None = None,
 ) -> str:
     """Train to the end, and leave the model with the weights of its best evaluation; return why it ended.
 
     Args:
+        checkpoints: the folder to write checkpoints to; `keep` of them are kept, None: all.
         best_metric: which of the evaluation's values chooses the best weights.
         evaluate: returns loss and metrics on validation rows; None: never called, the last weights stay.
         log: takes each entry of the history.
-        checkpoints: the folder to write checkpoints to; `keep` of them are kept.
         request: filled by a signal. Training then ends after the step and what falls due with it.
 
     Raises:

@@ -91,15 +91,7 @@ def train(
     if resume is not None:
         loop.resume(resume)
     with TrainingProgress(Console(quiet=True)) as progress:
-        fit(
-            loop,
-            best_metric="loss",
-            evaluate=None,
-            log=lambda entry: None,
-            progress=progress,
-            checkpoints=folder,
-            keep=None,
-        )
+        fit(loop, progress=progress, checkpoints=folder)
     return trained_weights(classifier.model)
 
 

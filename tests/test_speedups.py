@@ -55,12 +55,9 @@ def test_training_and_its_evaluations_use_them(
     with TrainingProgress(Console(quiet=True)) as progress:
         fit(
             loop,
-            best_metric="loss",
             evaluate=evaluate,
-            log=lambda entry: None,
             progress=progress,
             checkpoints=tmp_path,
-            keep=None,
         )
     assert sizes[2:] == [1] * (6 + 2 * 2)  # 6 steps and 2 evaluations of 2 batches; the first two passes try it
     # A step drops out behind embeddings and pooler, in each layer of weights, attention and the rest; LoRA: of inputs.

@@ -122,17 +122,7 @@ def ours(contender: Contender, classifier: Classifier, split: EncodedSplit, test
     training = TrainingSection(learning_rate=contender.learning_rate)
     loop = Loop(classifier, split, plan, training, seed=contender.seed, accelerator=accelerator)
     with tempfile.TemporaryDirectory() as folder, TrainingProgress(Console(quiet=True)) as progress:
-        trained = timed(
-            lambda: fit(
-                loop,
-                best_metric="loss",
-                evaluate=None,
-                log=lambda entry: None,
-                progress=progress,
-                checkpoints=Path(folder),
-                keep=None,
-            )
-        )
+        trained = timed(lambda: fit(loop, progress=progress, checkpoints=Path(folder)))
     memory = peak_memory()
     accelerator.unwrap_model(loop.model, keep_fp32_wrapper=False)
     found: list[Predictions] = []

@@ -87,15 +87,7 @@ def whole_run(rows: int) -> dict[str, float]:
         steps = -(-rows // 32)
         plan = Plan(32, 1, steps, 1, steps, 0, 500, None, None, None)
         loop = Loop(classifier, split, plan, TrainingSection(), seed=0, accelerator=accelerator)
-        fit(
-            loop,
-            best_metric="loss",
-            evaluate=None,
-            log=lambda entry: None,
-            progress=progress,
-            checkpoints=Path(folder),
-            keep=None,
-        )
+        fit(loop, progress=progress, checkpoints=Path(folder))
         predict(classifier, split, batch_size=64, accelerator=accelerator)
         return {"seconds": time.perf_counter() - started, "memory": peak_memory()}
 
