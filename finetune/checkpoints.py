@@ -100,10 +100,10 @@ def save_checkpoint(
     random = gather_object([random_state()])
     failed: TrainingError | None = None
     if accelerator.is_main_process:
-        name = f"{_PREFIX}{progress.state.step:06d}"
-        aside = root / f".{name}.tmp"
+        place = _place(root, progress.state.step)
+        aside = root / f".{place.name}.tmp"
         try:
-            with writing(root / name, "make room, and go on from the earlier checkpoints, which are intact"):
+            with writing(place, "make room, and go on from the earlier checkpoints, which are intact"):
                 shutil.rmtree(aside, ignore_errors=True)
                 aside.mkdir(parents=True)
                 save_file(trained_weights(model), aside / "weights.safetensors")
@@ -114,8 +114,8 @@ def save_checkpoint(
                 (aside / "state.json").write_text(json.dumps(asdict(progress.state)))
                 (aside / "run.json").write_text(json.dumps(facts, indent=1))
                 seal(aside, _KIND, _VERSION)
-                _take_place(aside, root / name)
-                _forget_old(root, keep, root / name)
+                _take_place(aside, place)
+                forget_old(root, keep, progress.state.step)
         except TrainingError as error:
             shutil.rmtree(aside, ignore_errors=True)
             failed = error
@@ -139,12 +139,20 @@ def _replaced(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
-def _forget_old(root: Path, keep: int | None, written: Path) -> None:
+def forget_old(root: Path, keep: int | None, step: int) -> None:
+    """Delete all but the newest `keep` checkpoints (None: keep all), and never that of `step`, where training stands.
+
+    Called after each save, and before a run goes on: one that was killed between the two has one too many.
+    """
     for old in complete_checkpoints(root)[: -keep if keep else 0]:
-        if old != written:
+        if old != _place(root, step):
             # Half a checkpoint must not pass for one.
             aside = old.rename(old.with_name(f".{old.name}.tmp"))
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def _place(root: Path, step: int) -> Path:
+    return root / f"{_PREFIX}{step:06d}"
 
 
 def tidy(root: Path) -> None:

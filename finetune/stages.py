@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from rich.markup import escape
 
-from finetune.checkpoints import Found, find_checkpoint, tidy
+from finetune.checkpoints import Found, find_checkpoint, forget_old, tidy
 from finetune.errors import TrainingError
 from finetune.files import writing
 from finetune.folder import forget_after, replaced_whole
@@ -88,6 +88,8 @@ def train_stage(recipe: Recipe, material: Material, loop: Loop, folder: RunFolde
 
     def clear() -> None:
         forget_after(folder.history, state.step)
+        with writing(folder.checkpoints):
+            forget_old(folder.checkpoints, recipe.checkpoint.save_total_limit, state.step)
         folder.training.unlink(missing_ok=True)  # of a run that was killed later: what it stands for is written again
 
     def log(entry: dict[str, float]) -> None:

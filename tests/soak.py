@@ -1,7 +1,8 @@
-"""Kill runs at random points, go on, and compare every bit: `make soak`, and in a short form a test.
+"""Kill runs, go on, and compare every bit: `make soak`, and in a short form a test.
 
-The short form forks after the imports and kills at random writes of the run folder, which fall into saves more often
-than not. The long form starts real processes, one and two, and kills them at random times after their first checkpoint.
+At writes: a fork, made after the imports, kills itself at a write of the run folder, which falls into a save more often
+than not; at random ones (the test), or at each in turn. At times: real processes, one and two, are killed at a random
+moment after their first checkpoint.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import random
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from transformers import BertModel
@@ -18,8 +20,24 @@ from tests.conftest import _save_bert
 from tests.killing import AUTO, KILLED, bits, in_fork, in_processes, unlike, write_recipe
 
 
-def short(folder: Path, bert: Path, points: int, draw: random.Random) -> int:
+def at_random_writes(folder: Path, bert: Path, points: int, draw: random.Random) -> int:
     """Kill forks at random writes, full and LoRA in turn; return how many were killed."""
+
+    def stops(writes: int) -> list[list[int]]:
+        # Now and then the run that goes on is killed too.
+        twice = [draw.random() < 0.3 for _ in range(points // 2)]
+        return [[draw.randint(1, writes) for _ in range(1 + again)] for again in twice]
+
+    return at_writes(folder, bert, stops)
+
+
+def at_every_write(folder: Path, bert: Path, *_: object) -> int:
+    """Kill a fork at each of its writes, full and LoRA; return how many were killed."""
+    return at_writes(folder, bert, lambda writes: [[stop] for stop in range(1, writes + 1)])
+
+
+def at_writes(folder: Path, bert: Path, plan: Callable[[int], list[list[int]]]) -> int:
+    """Kill forks at those writes that `plan` chooses from their number; return how many were killed."""
     killed = 0
     for lora in (False, True):
         place = folder / ("lora" if lora else "full")
@@ -28,11 +46,10 @@ def short(folder: Path, bert: Path, points: int, draw: random.Random) -> int:
         code, writes = in_fork(["train", str(recipe), f"output_dir={whole}", AUTO], whole)
         assert (code, writes > 40) == (0, True), whole.with_suffix(".log").read_text()
         expected = bits(whole)
-        for number in range(points // 2):
+        for number, stops in enumerate(plan(writes)):
             run = place / f"run{number}"
             command = ["train", str(recipe), f"output_dir={run}", AUTO]
-            stops = [draw.randint(1, writes), *([draw.randint(1, writes)] if draw.random() < 0.3 else [])]
-            for stop in stops:  # now and then the run that goes on is killed too
+            for stop in stops:
                 code, _ = in_fork(command, run, stop)
                 killed += code == KILLED
             code, _ = in_fork(command, run)
@@ -40,7 +57,7 @@ def short(folder: Path, bert: Path, points: int, draw: random.Random) -> int:
     return killed
 
 
-def long(folder: Path, bert: Path, points: int, draw: random.Random) -> int:
+def at_random_times(folder: Path, bert: Path, points: int, draw: random.Random) -> int:
     """Kill real processes at random times, full and LoRA, one and two in turn; return how many were killed."""
     killed = 0
     for processes in (1, 2):
@@ -73,18 +90,23 @@ def report(what: str, code: int, expected: dict[str, object], run: Path) -> None
     assert not differ, what
 
 
+KINDS = {"random-times": at_random_times, "random-writes": at_random_writes, "every-write": at_every_write}
+
+
 def main() -> None:
     """Print the seed, and every point as it is done."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--points", type=int, default=24)
     parser.add_argument("--seed", type=int, default=None, help="of the random points; none: another each time")
-    parser.add_argument("--short", action="store_true", help="forks, killed at writes, instead of real processes")
+    parser.add_argument(
+        "--at", choices=KINDS, default="random-times", help="where to kill; every-write heeds no points"
+    )
     asked = parser.parse_args()
     seed = random.SystemRandom().randrange(2**32) if asked.seed is None else asked.seed
     print(f"seed {seed}", flush=True)
     with tempfile.TemporaryDirectory() as aside:
         bert = _save_bert(Path(aside) / "bert", BertModel)
-        killed = (short if asked.short else long)(Path(aside), bert, asked.points, random.Random(seed))
+        killed = KINDS[asked.at](Path(aside), bert, asked.points, random.Random(seed))
     print(f"{killed} processes killed, all gone on with to the same bits")
     sys.exit(0 if killed else "nothing was killed: the points lie after the end")
 
