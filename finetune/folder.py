@@ -49,7 +49,7 @@ def claim_folder(
     """Make the run folder, clear an earlier run out of it unless it is resumed, and write down what is run."""
     with writing(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
-        write_text(folder.path / _CLAIMED, "")
+        (folder.path / _CLAIMED).touch()  # whole at once, unlike what is written aside first
         if not recipe.checkpoint.resume_from_checkpoint:
             for old in folder.written():
                 shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
