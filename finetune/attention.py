@@ -134,6 +134,10 @@ class MultiHeadClassifier(PreTrainedModel):
         self.classifier = nn.Linear(config.intermediate_size, 1 if self.binary else int(config.num_labels or 1))
         self.post_init()  # type: ignore[no-untyped-call]
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the table of the words' embeddings."""
+        return self.embedding
+
     def _init_weights(self, module: nn.Module) -> None:
         # Glorot for linear maps, as is usual for networks of this size; transformers' normal(0, 0.02)
         # would leave so small a network without a gradient to start from.

@@ -34,7 +34,7 @@ from finetune.randomness import random_state, restore_random_state
 from finetune.resuming import refuse_differences
 from finetune.state import Progress, TrainState
 
-_KIND, _VERSION = "finetune checkpoint", 2
+_KIND, _VERSION = "finetune checkpoint", 3
 _PREFIX = "step-"
 _OTHER = "name another, or use resume_from_checkpoint: auto"
 

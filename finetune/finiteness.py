@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from finetune.errors import TrainingError
 
@@ -26,10 +26,9 @@ class StepFacts:
     where: str
 
 
-def gradient_norm(accelerator: Accelerator, parameters: Sequence[nn.Parameter], most: float | None) -> Tensor:
-    """Return the norm of all gradients together, which are shrunk to `most` where that is not None; no dimension."""
-    norm: Tensor = accelerator.clip_grad_norm_(parameters, math.inf if most is None else most)
-    return norm
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Return the norm of all gradients together, of no dimension."""
+    return get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 class FiniteCheck:

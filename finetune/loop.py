@@ -8,8 +8,10 @@ that a short last batch, accumulation and several processes all give the gradien
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from finetune.randomness import random_state, restore_random_state
 from finetune.recipe import TrainingSection
 from finetune.speedups import training_kernels
 from finetune.state import Progress, TrainState
+from finetune.vocabulary import trained_words
 
 Entry = dict[str, Any]
 
@@ -64,11 +67,17 @@ class Loop:
         self.notes: list[str] = []  # to be told, see `fit`
         weights = class_weights(training.class_weights, torch.as_tensor(split.labels), classifier.label_names)
         self.class_weights = None if weights is None else weights.to(accelerator.device)
-        optimizer = build_optimizer(classifier.model, training, loraplus_lr_ratio)
+        self.words = trained_words(classifier.base, split, classifier.tokenizer.pad_token_id, accelerator.device)
+        trained = {
+            name: self.words.rows if self.words and p is self.words.weight else p
+            for name, p in classifier.model.named_parameters()
+            if p.requires_grad
+        }
+        optimizer = build_optimizer(trained, training, loraplus_lr_ratio)
         # Not prepared by Accelerate, which would advance it once a process.
         self.scheduler = get_scheduler(training.lr_scheduler_type, optimizer, plan.warmup_steps, plan.total_steps)
         self.model, self.optimizer = accelerator.prepare(classifier.model, optimizer)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.parameters = list(trained.values())
         self._losses: list[Tensor] = []  # means over all processes, of the steps since the last entry
         self._rows = np.array([], dtype=np.int64)  # of the current step
         self._agreement = Agreement(accelerator)
@@ -134,7 +143,7 @@ class Loop:
         try:
             for batch in parts:
                 with self.accelerator.no_sync(self.model):  # gradients are averaged below, once
-                    with training_kernels(loss.device, compiled=self.training.torch_compile):
+                    with self._fast_forward():
                         logits = self.model(**batch.inputs).logits
                     losses = per_example_loss(logits, batch.labels, self.classifier.problem_type, self.class_weights)
                     # Processes average their gradients: times their number, divided by all rows of the step.
@@ -147,6 +156,17 @@ class Loop:
             out = True  # and nothing more in here: the error holds on to what filled the memory
         ran_out, self.stopped_by = self._agreement.highest(out, self.request.number if self.request else 0)
         return None if ran_out else loss
+
+    @contextmanager
+    def _fast_forward(self) -> Iterator[None]:
+        words = self.words.in_use() if self.words else nullcontext()
+        with words, training_kernels(self.accelerator.device, compiled=self.training.torch_compile):
+            yield
+
+    def complete_model(self) -> None:
+        """Bring the classifier's model up to date with the steps that were done; before it is used or saved."""
+        if self.words:
+            self.words.write_back()
 
     def hear(self) -> int:
         """Return the signal that one of the processes heard, 0 if none did, once the last step is known to be finite.
@@ -168,11 +188,15 @@ class Loop:
 
     def _update(self, loss: Tensor) -> None:
         """Change the weights by the gradients, unless loss or gradient is not finite."""
-        norm = gradient_norm(self.accelerator, self.parameters, self.training.max_grad_norm)
+        optimizer, most = self.optimizer.optimizer, self.training.max_grad_norm
         if self.accelerator.scaler is None:
-            # Fused AdamW leaves out a step by this mark, without the processor having to know.
-            self.optimizer.optimizer.found_inf = (~(loss.isfinite() & norm.isfinite())).float()
+            norm = gradient_norm(self.parameters)
+            # Fused AdamW divides the gradients by the one, which shrinks their norm to `most` where it is larger, and
+            # leaves the step out by the other: without a pass over the gradients, or the processor having to know.
+            optimizer.grad_scale = None if most is None else ((norm + 1e-6) / most).clamp(min=1.0)
+            optimizer.found_inf = (~(loss.isfinite() & norm.isfinite())).float()
         else:
+            self.accelerator.clip_grad_norm_(self.parameters, math.inf if most is None else most)
             norm = torch.zeros_like(loss)  # infinite in fp16 now and then: the scaler leaves the step out and goes on
         rate = self.scheduler.get_last_lr()[0]
         self.optimizer.step()
@@ -210,6 +234,7 @@ class Loop:
     def save(self, root: Path, keep: int | None) -> None:
         """Write a checkpoint, unless the last step was not finite."""
         self._check.settle()
+        self.complete_model()
         losses = torch.stack(self._losses).cpu() if self._losses else torch.zeros(0)
         best = None if self.state.best_step == self.state.step else self.best
         save_checkpoint(
@@ -230,6 +255,8 @@ class Loop:
         """
         found = load_checkpoint(folder, self.classifier.model, self.machinery(), self.facts, self.accelerator)
         self.state, self.best = found.state, found.best
+        if self.words:
+            self.words.read_again()
         self._losses = list(found.losses.to(self.accelerator.device).unbind())
         if self.best is None and self.state.best_step is not None:
             self.best = trained_weights(self.classifier.model)

@@ -13,14 +13,16 @@ from finetune.recipe import TrainingSection
 
 
 def build_optimizer(
-    model: nn.Module, training: TrainingSection, loraplus_lr_ratio: float | None = None
+    trained: Mapping[str, nn.Parameter], training: TrainingSection, loraplus_lr_ratio: float | None = None
 ) -> torch.optim.AdamW:
     """Return AdamW (Loshchilov and Hutter 2019); biases and norms, all vectors, are not decayed.
 
     With `weight_decay: 0` this is Adam (Kingma and Ba 2015). `loraplus_lr_ratio` multiplies the learning rate of
     LoRA's B matrices (LoRA+, Hayou et al. 2024).
+
+    Args:
+        trained: the parameters, by their names in the model.
     """
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     faster = [p for name, p in trained.items() if loraplus_lr_ratio and "lora_B" in name]
     others = [p for name, p in trained.items() if not (loraplus_lr_ratio and "lora_B" in name)]
     groups = [

@@ -54,6 +54,7 @@ def fit(
                     progress.logged(entry)
                     log(entry)
                 if evaluate is not None and plan.due(plan.eval_every, state.step):
+                    loop.complete_model()
                     _judge(loop, evaluate(), best_metric, log, progress)
                 if plan.due(plan.save_every, state.step) or loop.stopped_by:
                     loop.save(checkpoints, keep)
@@ -64,6 +65,7 @@ def fit(
     if loop.hear():  # a signal that came in the last evaluation, or while the last checkpoint was written
         loop.save(checkpoints, keep)
         raise _interrupted(loop, checkpoints)
+    loop.complete_model()
     if loop.best is not None:
         restore_weights(loop.classifier.model, loop.best)
     return reason

@@ -116,6 +116,15 @@ def plain_step(
     return loss.item(), {name: gradient * shrunk for name, gradient in gradients.items()}, norm
 
 
+def gradients_of(loop: Loop) -> dict[str, Tensor]:
+    """Return the gradient of every parameter of the model; that of a word's embedding is kept beside it."""
+    found = {name: p.grad.clone() for name, p in loop.classifier.model.named_parameters() if p.grad is not None}
+    if loop.words is not None:
+        (name,) = [name for name, p in loop.classifier.model.named_parameters() if p is loop.words.weight]
+        found[name] = torch.zeros_like(loop.words.weight).index_copy_(0, loop.words.ids, loop.words.rows.grad)
+    return found
+
+
 def follow(checkpoint: Path, case: Case, accelerator: Accelerator) -> Found:
     """Train two epochs; return losses, rates, final weights, and how far each step is from the plain one."""
     classifier = classifier_of(checkpoint, case)
@@ -135,10 +144,9 @@ def follow(checkpoint: Path, case: Case, accelerator: Accelerator) -> Found:
     taken: list[dict[str, Tensor]] = []
     step = loop.optimizer.step
 
-    def spy(*arguments: Any, **named: Any) -> Any:
-        model = classifier.model
-        taken.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-        return step(*arguments, **named)
+    def spy(*arguments: Any, **named: Any) -> None:
+        step(*arguments, **named)  # which shrinks the gradients
+        taken.append(gradients_of(loop))
 
     loop.optimizer.step = spy
     found: Found = {"losses": [], "plain_losses": [], "rates": [], "norms": [], "distances": []}
@@ -151,6 +159,7 @@ def follow(checkpoint: Path, case: Case, accelerator: Accelerator) -> Found:
         for batches, (micro_batches, rows) in zip(planned, loop.epoch_steps(), strict=True):
             loss, expected, norm = plain_step(classifier.model, split, np.concatenate(batches), case)
             loop.optimise(micro_batches, rows)
+            loop.complete_model()
             entry, gradients = loop.log_entry(), taken.pop()
             assert gradients.keys() == expected.keys()
             found["losses"].append(entry["loss"])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from finetune.checkpoints import (
     complete_checkpoints,
     find_checkpoint,
+    forget_old,
     load_checkpoint,
     restore_weights,
     save_checkpoint,
@@ -49,6 +50,17 @@ def load(
 ) -> Progress:
     machinery = {} if optimizer is None else {"optimizer": optimizer}
     return load_checkpoint(folder, model, machinery, facts or {}, accelerator)
+
+
+def test_a_run_that_goes_on_forgets_what_a_killed_one_did_not(tmp_path: Path, accelerator: Accelerator) -> None:
+    for step in (2, 4, 6, 8):
+        save(tmp_path, step, accelerator)
+    forget_old(tmp_path, None, 8)
+    assert len(complete_checkpoints(tmp_path)) == 4
+    forget_old(tmp_path, 2, 4)  # goes on from an earlier one, which was named
+    assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["step-000004", "step-000006", "step-000008"]
+    forget_old(tmp_path, 1, 8)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["step-000008"]
 
 
 def test_the_newest_are_kept(tmp_path: Path, accelerator: Accelerator) -> None:
@@ -101,7 +113,7 @@ def of_another_version(file: Path) -> None:
     [
         (Path.unlink, "COMPLETE", "it has no COMPLETE mark, so it was never finished"),
         (cut, "COMPLETE", "its COMPLETE mark cannot be read"),
-        (of_another_version, "COMPLETE", r"a finetune checkpoint of version 1, and .* version 2 is asked for"),
+        (of_another_version, "COMPLETE", r"a finetune checkpoint of version 1, and .* version 3 is asked for"),
         (Path.unlink, "best.safetensors", "best.safetensors is missing"),
         (cut, "optimizer.pt", r"optimizer.pt has \d+ bytes instead of \d+"),
         *((flip, name, f"{name} was altered") for name in ("weights.safetensors", "optimizer.pt", "state.json")),

@@ -113,7 +113,8 @@ def test_what_is_not_there_cannot_be_adapted(tiny_bert: Path, options: dict[str,
 
 def test_loraplus_gives_b_a_rate_of_its_own(tiny_bert: Path) -> None:
     found = tiny_classifier(tiny_bert, lora=PLAIN)
-    groups = build_optimizer(found.model, TrainingSection(learning_rate=1e-3), 16.0).param_groups
+    trained = {name: p for name, p in found.model.named_parameters() if p.requires_grad}
+    groups = build_optimizer(trained, TrainingSection(learning_rate=1e-3), 16.0).param_groups
     names = {id(p): name for name, p in found.model.named_parameters()}
     rates = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
     assert len(rates) == 8 * 2 + 2
