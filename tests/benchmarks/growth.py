@@ -35,7 +35,7 @@ from finetune.recipe import TrainingSection
 from finetune.scoring import predict
 from finetune.speedups import sped_up
 from finetune.training import fit
-from tests.benchmarks.contender import WORDS, Contender, build, encode, peak_memory, read
+from tests.benchmarks.contender import Contender, build, encode, peak_memory, read, sentences
 
 BASE = {"tokens": 32, "batch": 32, "layers": 6}
 VARIED = {"tokens": (8, 16, 32, 64, 128), "batch": (4, 8, 16, 32, 64, 128), "layers": (2, 4, 6, 12)}
@@ -58,7 +58,7 @@ def step_time(tokens: int, batch: int, layers: int, precision: str) -> float:
     AcceleratorState._reset_state()
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
     steps = WARM_UP + STEPS
-    texts = [" ".join(np.random.default_rng(row).choice(WORDS, tokens - 2)) for row in range(steps * batch)]
+    texts = sentences(np.random.default_rng(0), np.full(steps * batch, tokens - 2))
     raw = RawSplit(datasets.Dataset.from_dict({"sentence": texts, "label": [row % 2 for row in range(len(texts))]}), "")
     split, names = encode(raw)
     classifier = with_layers(build(names, Contender("ours", False, precision)), layers)
