@@ -138,6 +138,25 @@ def test_attention_under_autocast_has_its_dtype() -> None:
         assert torch.allclose(own, theirs, rtol=0, atol=0.05)
 
 
+def eager(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1) @ value
+
+
+@pytest.mark.parametrize("tokens", [12, 16, 29, 32, 40])  # each way through float32, or not
+def test_attention_in_bfloat16_rounds_as_eager_attention_does(tokens: int) -> None:
+    exact = [random(2, 3, tokens, 4, seed=seed).detach().bfloat16().double() for seed in range(4)]
+    found = []
+    for kernel, dtype in ((eager, torch.float64), (kernels.attention, torch.bfloat16), (eager, torch.bfloat16)):
+        *parts, weight = (part.to(dtype).requires_grad_() for part in exact)
+        result = kernel(*parts)
+        assert result is not None
+        found.append([result.detach(), *torch.autograd.grad((result * weight).sum(), parts)])
+    for expected, own, theirs in zip(*found, strict=True):
+        error, usual = ((each.double() - expected).norm() / expected.norm() for each in (own, theirs))
+        assert error < 1.1 * usual
+        assert usual < 0.01
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_that_sees_nothing_is_a_number(dtype: torch.dtype) -> None:
     parts = [random(*SHAPE, seed=seed, dtype=dtype) for seed in range(3)]
