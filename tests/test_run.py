@@ -252,7 +252,7 @@ def test_two_processes_end_as_one(tmp_path: Path) -> None:
     assert second["interval_note"] == ""
 
 
-def test_a_killed_run_goes_on(tmp_path: Path) -> None:
+def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = finetune("train", SCRATCH, "output_dir=whole", folder=tmp_path)
     assert whole.returncode == 0, whole.stdout + whole.stderr
     half = finetune("train", SCRATCH, "output_dir=half", folder=tmp_path)
@@ -265,6 +265,13 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     assert (tmp_path / "half" / "scores.json").read_text() == (tmp_path / "whole" / "scores.json").read_text()
     lines = [path.read_text().splitlines() for path in sorted(tmp_path.glob("*/history.jsonl"))]
     assert len(lines[0]) == len(lines[1]) == 50
+    # As if killed after its last checkpoint, before the oldest was forgotten.
+    checkpoints = tmp_path / "half" / "checkpoints"
+    shutil.copytree(checkpoints / "step-000036", checkpoints / "step-000032")
+    monkeypatch.chdir(tmp_path)
+    again = ["output_dir=half", "checkpoint.resume_from_checkpoint=auto", "training.use_cpu=true", "head_importance=null"]
+    assert main(["train", str(SCRATCH), *again]) == 0
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000036", "step-000040"]
 
 
 @pytest.mark.parametrize(
