@@ -269,7 +269,12 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     checkpoints = tmp_path / "half" / "checkpoints"
     shutil.copytree(checkpoints / "step-000036", checkpoints / "step-000032")
     monkeypatch.chdir(tmp_path)
-    again = ["output_dir=half", "checkpoint.resume_from_checkpoint=auto", "training.use_cpu=true", "head_importance=null"]
+    again = [
+        "output_dir=half",
+        "checkpoint.resume_from_checkpoint=auto",
+        "training.use_cpu=true",
+        "head_importance=null",
+    ]
     assert main(["train", str(SCRATCH), *again]) == 0
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000036", "step-000040"]
 

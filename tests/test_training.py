@@ -143,21 +143,28 @@ def test_the_learning_rate_warms_up_and_decays(
     assert [entry["learning_rate"] for entry in entries] == pytest.approx([5e-3, 1e-2, 7.5e-3, 5e-3, 2.5e-3, 0.0])
 
 
-def test_gradients_are_clipped(build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path) -> None:
+@pytest.mark.parametrize("most", [1e-3, 1e3, None])
+def test_gradients_are_clipped(build: Callable[..., Classifier], accelerator: Accelerator, most: float | None) -> None:
     classifier, norms = build(), []
-    loop = Loop(
-        classifier, encoded(classifier), plan(), TrainingSection(max_grad_norm=1e-3), seed=0, accelerator=accelerator
-    )
+    training = TrainingSection(max_grad_norm=most)
+    loop = Loop(classifier, encoded(classifier), plan(), training, seed=0, accelerator=accelerator)
     step = loop.optimizer.step
 
+    def norm() -> float:
+        return torch.cat([p.grad.flatten() for p in loop.parameters]).norm().item()
+
     def spy(*arguments: Any, **named: Any) -> None:
+        before = norm()
         step(*arguments, **named)  # which shrinks the gradients
-        norms.append(torch.cat([p.grad.flatten() for p in loop.parameters]).norm().item())
+        norms.append((before, norm()))
 
     loop.optimizer.step = spy
     for micro_batches, rows in loop.epoch_steps():
         loop.optimise(micro_batches, rows)
-    assert norms == pytest.approx([1e-3] * 3, rel=1e-2)
+    assert len(norms) == 3
+    for before, after in norms:
+        assert 1e-3 < before < 1e3
+        assert after == pytest.approx(most if most == 1e-3 else before, rel=1e-2)
 
 
 def test_the_best_weights_are_left_and_patience_ends_it(
