@@ -19,6 +19,7 @@ from accelerate.utils import DistributedType
 
 from finetune.cli import main
 from finetune.errors import TrainingError
+from finetune.memory import rows_told
 from finetune.recipe import Recipe
 from finetune.session import check_launch, check_shared, describe_processes, refuse_sharded, with_precision
 from tests import plain_steps
@@ -91,6 +92,12 @@ def test_two_processes_take_the_steps_of_one(
         for key, weight in two["weights"].items():
             assert torch.equal(weight, other["weights"][key])
             torch.testing.assert_close(weight, one["weights"][key], atol=3e-6, rtol=0)  # measured 2.4e-7
+    # Memory that runs out in one process halves the parts of both, as if it had run out in both: to the bit.
+    for found in (first["cases"], second["cases"]):
+        together, apart = (found[f"memory runs out {where}"] for where in ("everywhere", "on the second process"))
+        assert together["rows at a time"] == apart["rows at a time"] == 1
+        assert together["notes"] == apart["notes"] == [rows_told(1, 2, 1)]
+        assert all(torch.equal(weight, apart["weights"][key]) for key, weight in together["weights"].items())
 
 
 # Several commands in one start, as the libraries take most of the time. Each of two processes takes itself for a
