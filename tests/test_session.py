@@ -16,6 +16,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from safetensors.torch import load_file
 
 from finetune.cli import main
 from finetune.errors import TrainingError
@@ -104,10 +105,11 @@ def test_two_processes_take_the_steps_of_one(
 # machine: it has its own folder to work in and its own caches. What the second writes is told twice: Python reports
 # each file opened for writing, and a file that other code makes is for its owner alone to read.
 MACHINES = """
-import os, sys
+import os, signal, sys
 from accelerate import Accelerator
 from finetune import session
 from finetune.cli import main
+from finetune.loop import Loop
 shared = sys.argv[1]
 rank = int(os.environ["RANK"])
 os.umask((0o022, 0o077)[rank])
@@ -118,11 +120,21 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 session.DISK_SECONDS = 0.5
 Accelerator.end_training = lambda self: None  # the next command works with the same group
+optimise = Loop.optimise
+def signalled(loop, *step):  # once, and one process alone
+    if rank == 1 and loop.state.step == 4:
+        Loop.optimise = optimise
+        os.kill(os.getpid(), signal.SIGTERM)
+    optimise(loop, *step)
+Loop.optimise = signalled
 run = shared + "/runs/a"
+stopped = "output_dir=" + shared + "/runs/stopped"
 recipe = shared + "/recipe.yaml"
 for name, *rest in (
     ["train", recipe, "output_dir=mine/run"],
     ["train", recipe, "output_dir=" + shared + "/dry/run", "--dry-run"],
+    ["train", recipe, stopped, "head_importance=null"],
+    ["train", recipe, stopped, "head_importance=null", "checkpoint.resume_from_checkpoint=auto"],
     ["train", recipe, "output_dir=" + run],
     ["evaluate", run],
     ["heads", run, "--set", "method=fisher"],
@@ -152,7 +164,11 @@ def start_machines(folder: Path, script: Path, *arguments: str) -> list[Done]:
                 stderr=subprocess.PIPE, text=True,
             )
         )  # fmt: skip
-    return [Done(machine.args, 0, *machine.communicate(timeout=150)) for machine in machines]
+    try:
+        return [Done(machine.args, 0, *machine.communicate(timeout=150)) for machine in machines]
+    finally:
+        for machine in machines:
+            machine.terminate()  # one that waits for the other still runs; torchrun ends what it started
 
 
 def codes(done: Done) -> dict[str, list[int]]:
@@ -173,9 +189,9 @@ def test_two_machines_run_every_command_or_refuse_it(tmp_path: Path) -> None:
     script.write_text(MACHINES)
     first, second = start_machines(tmp_path, script, str(shared))
     said = first.stdout + first.stderr + second.stdout + second.stderr
-    expected = {"train": [2, 0, 0], "evaluate": [0], "heads": [0], "prune": [2], "merge": [2], "report": [2]}
+    expected = {"train": [2, 0, 143, 0, 0], "evaluate": [0], "heads": [0], "prune": [2], "merge": [2], "report": [2]}
     assert codes(first) == codes(second) == expected, said
-    assert first.stdout.count("2 processes on 2 machines, cpu") == 5
+    assert first.stdout.count("2 processes on 2 machines, cpu") == 7
     for machine in (first, second):  # each tells its own user
         assert "is not the same folder for all processes (not seen on: " in machine.stderr
         assert "need an output_dir on a disk that all share" in machine.stderr
@@ -190,14 +206,21 @@ def test_two_machines_run_every_command_or_refuse_it(tmp_path: Path) -> None:
         ["cache"],
         ["cache"],
     ]
-    run = shared / "runs" / "a"
+    run, stopped = shared / "runs" / "a", shared / "runs" / "stopped"
+    # A signal that one process hears stops all after the same step, and what goes on from there ends as if unbroken.
+    for machine in (first, second):
+        assert f"stopped by SIGTERM after step 5 of 12, saved in {stopped / 'checkpoints'}; to go on" in machine.stderr
+    assert f"Going on from {stopped / 'checkpoints' / 'step-000005'}, step 5 of 12" in " ".join(first.stdout.split())
+    weights, expected_weights = (load_file(folder / "model" / "model.safetensors") for folder in (stopped, run))
+    assert weights.keys() == expected_weights.keys()
+    assert all(torch.equal(weight, expected_weights[name]) for name, weight in weights.items())
     assert json.loads((run / "environment.json").read_text())["processes"] == 2
     written = [path for path in shared.rglob("*") if path != shared / "recipe.yaml"]
     assert len(written) > 12
     assert "changed open" in first.stdout
     assert "changed" not in second.stdout
     closed = {path.name for path in written if not path.stat().st_mode & 0o044}
-    assert closed <= {"model.safetensors"}  # safetensors closes its files to others itself
+    assert closed <= {"model.safetensors", "weights.safetensors"}  # safetensors closes its files to others itself
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in history if "eval_loss" in entry] == [6, 12]  # each line once
 
