@@ -148,7 +148,7 @@ for name, *rest in (
 
 
 def start_machines(folder: Path, script: Path, *arguments: str) -> list[Done]:
-    """Start the script as two machines of one process each; return both when they have ended."""
+    """Start the script as two machines of one process each, as the README says; return both when they have ended."""
     with socket.socket() as asked:
         asked.bind(("127.0.0.1", 0))
         port = asked.getsockname()[1]
@@ -156,14 +156,11 @@ def start_machines(folder: Path, script: Path, *arguments: str) -> list[Done]:
     for rank in (0, 1):
         place = folder / f"machine{rank}"
         place.mkdir()
-        meet = ["--nnodes", "2", "--node-rank", str(rank), "--nproc-per-node", "1", "--rdzv-backend", "static"]
-        meet += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
-        machines.append(
-            subprocess.Popen(
-                [*LAUNCH, *meet, str(script), *arguments], cwd=place, env=own(place), stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE, text=True,
-            )
-        )  # fmt: skip
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2"]
+        command += ["--machine_rank", str(rank), "--num_processes", "2"]
+        command += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port), str(script), *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        machines.append(subprocess.Popen(command, cwd=place, env=own(place), text=True, **pipes))
     try:
         return [Done(machine.args, 0, *machine.communicate(timeout=150)) for machine in machines]
     finally:
@@ -291,7 +288,17 @@ def test_the_processes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # what `accelerate launch --cpu --num_processes 2` leaves
     told = describe_processes(stub())
     assert "was asked for several processes and started one" in told
-    assert "torchrun --nproc-per-node N finetune/run.py RECIPE" in told
+    assert "start with accelerate launch --multi_gpu (not --cpu)" in told
+
+
+def test_machines_that_work_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv(
+        "MASTER_ADDR", "10.0.0.1"
+    )  # what `accelerate launch --num_machines 2` leaves without --multi_gpu
+    with pytest.raises(TrainingError, match=r"meet at 10\.0\.0\.1, but started one .* the same folder; .* --multi_gpu"):
+        check_launch(stub())
 
 
 def test_one_process_tries_no_disk(accelerator: Accelerator, tmp_path: Path) -> None:
