@@ -18,9 +18,22 @@ from finetune.data.states import FROZEN_STATES
 from finetune.errors import ModelError
 from finetune.families import attention_sites, family_of
 
+# Model type -> what makes of the embeddings what the layers get, outside the embeddings themselves: a projection to the
+# hidden size, or a norm. Some configs have none.
+_BEHIND_EMBEDDINGS = {
+    "albert": "encoder.embedding_hidden_mapping_in",
+    "convbert": "embeddings_project",
+    "deberta-v2": "encoder.LayerNorm",  # of the relative positions
+    "electra": "embeddings_project",
+    "flaubert": "layer_norm_emb",
+    "rembert": "encoder.embedding_hidden_mapping_in",
+    "roformer": "embeddings_project",
+    "xlm": "layer_norm_emb",
+}
+
 
 def freeze(model: PreTrainedModel, *, freeze_embeddings: bool, freeze_layers: int) -> None:
-    """Stop the training of the embeddings and of the lowest `freeze_layers` layers.
+    """Stop the training of the embeddings, with their norm and projection, and of the lowest `freeze_layers` layers.
 
     Raises:
         ModelError: there are not so many layers, or layers share their weights.
@@ -33,8 +46,9 @@ def freeze(model: PreTrainedModel, *, freeze_embeddings: bool, freeze_layers: in
         )
     encoder = model.base_model
     if freeze_embeddings:
+        whole = {"embeddings", _BEHIND_EMBEDDINGS.get(model.config.model_type)}
         for name, module in encoder.named_modules():
-            if isinstance(module, nn.Embedding) or name == "embeddings":
+            if isinstance(module, nn.Embedding) or name in whole:
                 module.requires_grad_(False)
     for module in encoder.modules():
         # Every list with an item for each layer: XLM keeps attention, norms and feed-forward in lists of their own.

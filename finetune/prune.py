@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -38,7 +39,7 @@ from finetune.lora import add_lora, merge_adapters
 from finetune.memory import memory_told
 from finetune.modeling import Classifier
 from finetune.plan import make_plan
-from finetune.preparation import lora_of
+from finetune.preparation import frozen_layers_cached, layers_compiled, lora_of
 from finetune.progress import TrainingProgress
 from finetune.recipe import HeadImportanceSection
 from finetune.recipe.schema import HeadMethod
@@ -216,9 +217,13 @@ def _ranking(run: FinishedRun, method: str | None) -> HeadScores:
 
 def heal(run: FinishedRun, pruned: Classifier, epochs: int) -> Classifier:
     """Return the pruned classifier after so many epochs by the recipe; adapters are new ones, merged at the end."""
-    recipe = run.recipe
-    fields = {"num_train_epochs": epochs, "max_steps": None}
-    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update=fields)})
+    training = {"num_train_epochs": epochs, "max_steps": None}
+    recipe = run.recipe.model_copy(
+        update={
+            "training": run.recipe.training.model_copy(update=training),
+            "evaluation": run.recipe.evaluation.model_copy(update={"eval_strategy": "no"}),
+        }
+    )
     own = run.material.classifier.model
     if isinstance(own, peft.PeftModel):
         trained = _adapted(run, pruned, tuple(own.peft_config["default"].modules_to_save or ()))  # type: ignore[attr-defined]
@@ -226,22 +231,23 @@ def heal(run: FinishedRun, pruned: Classifier, epochs: int) -> Classifier:
         trained, settings = pruned, recipe.training
         freeze(pruned.base, freeze_embeddings=settings.freeze_embeddings, freeze_layers=settings.freeze_layers)
     plan = make_plan(recipe, rows=len(run.material.splits["train"]), processes=1)
-    loop = Loop(
-        trained,
-        run.material.splits["train"],
-        replace(plan, eval_every=None, save_every=None, patience=None),
-        recipe.training,
-        seed=recipe.seed,
-        accelerator=run.accelerator,
-        loraplus_lr_ratio=recipe.peft.loraplus_lr_ratio if recipe.peft else None,
-    )
     say(run.console, f"Healing: {plan.total_steps} steps.")
-    with TrainingProgress(run.console) as progress:
-        fit(
-            loop,
-            progress=progress,
-            checkpoints=run.folder.checkpoints,  # the plan writes none
+    material = replace(run.material, classifier=trained)
+    with (
+        frozen_layers_cached(recipe, material, run.accelerator, tell=partial(say, run.console)) as cached,
+        layers_compiled(recipe, trained, run.accelerator),
+        TrainingProgress(run.console) as progress,
+    ):
+        loop = Loop(
+            trained,
+            cached.splits["train"],
+            replace(plan, save_every=None, patience=None),
+            recipe.training,
+            seed=recipe.seed,
+            accelerator=run.accelerator,
+            loraplus_lr_ratio=recipe.peft.loraplus_lr_ratio if recipe.peft else None,
         )
+        fit(loop, progress=progress, checkpoints=run.folder.checkpoints)  # the plan writes none
     run.accelerator.unwrap_model(loop.model, keep_fp32_wrapper=False)  # takes mixed precision off the model itself
     healed = replace(pruned, model=merge_adapters(trained.model).eval())
     hold_in_one_dtype(healed.base, getattr(torch, pruned.source.dtype if pruned.source else "float32"))

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from finetune.data.batching import LocalBatch, load_batches, plan_scoring
-from finetune.data.encoding import EncodedSplit
+from finetune.data.encoding import EncodedSplit, as_arrow
 from finetune.files import writing
 from finetune.intervals import classification_intervals, interval_note, regression_intervals
 from finetune.losses import decisions, per_example_loss, probabilities
@@ -140,27 +140,29 @@ def predictions_table(
 
     `row` is the row's number where it is from, counted from 1.
     """
-    names = list(label_names)
-    texts = {name: encoded.texts[name][:] for name in encoded.texts.column_names}
+    names = pa.array(label_names, pa.string())
+    texts = encoded.texts.with_format("arrow")[:].combine_chunks()
     return pa.table(
         {
-            "split": pa.array([split] * len(encoded)),
+            "split": pa.repeat(split, len(encoded)),
             "row": pa.array(encoded.numbers),
-            **{f"text_{index}" if index else "text": pa.array(values) for index, values in enumerate(texts.values())},
+            **{f"text_{index}" if index else "text": column for index, column in enumerate(texts.columns)},
             "label": _named(predictions.labels, names),
             "predicted": _named(predictions.decided(), names),
-            "probabilities": pa.array(list(predictions.probabilities())),
+            "probabilities": as_arrow(predictions.probabilities()),
             "loss": pa.array(predictions.losses.numpy()),
         }
     )
 
 
-def _named(values: np.ndarray, names: list[str]) -> pa.Array:
+def _named(values: np.ndarray, names: pa.StringArray) -> pa.Array:
+    """Return values as they are; ids (N,) as names; 0/1 sets (N, C) as lists of names."""
     if values.dtype.kind == "f":
         return pa.array(values)
     if values.ndim == 1:
-        return pa.array([names[value] for value in values])
-    return pa.array([[names[index] for index in np.flatnonzero(row)] for row in values], type=pa.list_(pa.string()))
+        return names.take(pa.array(values))
+    ends = np.concatenate([[0], values.sum(axis=1).cumsum()]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), names.take(pa.array(values.nonzero()[1])))
 
 
 def write_predictions(path: Path, tables: Sequence[pa.Table]) -> None:

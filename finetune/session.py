@@ -29,6 +29,8 @@ _SHARDED = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
 }
+# Without it Accelerate starts one process wherever it finds fewer than two GPUs.
+_START_ALL = "start with accelerate launch --multi_gpu (not --cpu), which starts all that are asked for, GPUs or none"
 
 
 def with_precision(recipe: Recipe) -> Recipe:
@@ -92,6 +94,12 @@ def check_launch(accelerator: Accelerator) -> None:
             "and all would write the same folder; use torchrun or accelerate launch, with training.use_cpu=true "
             f"unless it can share work out on '{accelerator.device.type}'"
         )
+    meet_at = _address_without_processes()
+    if meet_at not in {None, "127.0.0.1", "localhost"}:
+        raise TrainingError(
+            f"accelerate launch was asked for processes that meet at {meet_at}, but started one that runs alone, and "
+            f"each machine's would write the same folder; {_START_ALL}"
+        )
     precisions = sorted(set(gather_object([accelerator.mixed_precision])))
     if len(precisions) > 1:
         raise TrainingError(
@@ -111,13 +119,19 @@ def describe_processes(accelerator: Accelerator) -> str:
     machines = count // int(os.environ.get("LOCAL_WORLD_SIZE", count))
     where = f" on {machines} machines" if machines > 1 else ""
     told = f"{count} process{'es' if count > 1 else ''}{where}, {accelerator.device.type}"
-    # Accelerate names an address to meet at, and then starts one process, which meets nobody.
-    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+    if _address_without_processes() is not None:
         told += (
-            "\n[yellow]accelerate launch was asked for several processes and started one, as it does where it finds "
-            "no second GPU. For several on CPUs: torchrun --nproc-per-node N finetune/run.py RECIPE[/]"
+            "\n[yellow]accelerate launch was asked for several processes and started one, as it does where it finds no "
+            f"second GPU; {_START_ALL}[/]"
         )
     return told
+
+
+def _address_without_processes() -> str | None:
+    """Return the address that Accelerate named for several processes to meet at, if it then started but one."""
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "WORLD_SIZE" not in os.environ:
+        return os.environ.get("MASTER_ADDR")
+    return None
 
 
 def check_shared(path: Path, accelerator: Accelerator) -> None:

@@ -17,7 +17,7 @@ from finetune.checkpoints import Found, find_checkpoint, forget_old, tidy
 from finetune.errors import TrainingError
 from finetune.files import writing
 from finetune.folder import forget_after, replaced_whole
-from finetune.interruption import finishing_the_step
+from finetune.interruption import Interrupted, finishing_the_step
 from finetune.loop import Loop
 from finetune.modeling import Classifier
 from finetune.outcome import training_result
@@ -146,13 +146,20 @@ def save_stage(material: Material, result: Training, folder: RunFolder, loop: Lo
 
 
 def rehearse(recipe: Recipe, material: Material, plan: Plan, accelerator: Accelerator, console: Console) -> None:
-    """Do one training step, save, reload and compare, all in a folder that is removed again."""
+    """Do one training step, save, reload and compare, all in a folder that is removed again.
+
+    Raises:
+        Interrupted: a signal came.
+    """
     one = replace(plan, total_steps=1, warmup_steps=0, log_every=1, eval_every=None, save_every=None)
     with tempfile.TemporaryDirectory() as aside:
         (shared,) = broadcast_object_list([aside])  # all read back what the main process saves
         folder = RunFolder(Path(shared))
         check_shared(folder.path, accelerator)
-        train_stage(recipe, material, make_loop(recipe, material, one, accelerator), folder, console)
+        try:
+            train_stage(recipe, material, make_loop(recipe, material, one, accelerator), folder, console)
+        except Interrupted as stopped:  # it names a checkpoint in this folder
+            raise Interrupted(stopped.number, " in the dry run; nothing was kept") from None
         accelerator.wait_for_everyone()
     trained, total = material.classifier.parameter_counts()
     say(console, f"{trained:,} of {total:,} parameters are trained, in {plan.total_steps} steps of the whole run.")

@@ -47,6 +47,7 @@ class Case:
     clip: float | None = None
     class_weights: bool = False
     problem_type: str = "single_label_classification"
+    short: tuple[int, ...] = ()  # processes with memory for one row
 
 
 # 13 rows: in batches of 4 the last holds one row, so that one of two processes has none.
@@ -61,6 +62,8 @@ CASES = {
     "LoRA, clipped, class weights": Case(batch_size=6, accumulation=2, lora=True, clip=CLIP, class_weights=True),
     "several labels a row": Case(accumulation=2, problem_type="multi_label_classification"),
     "values": Case(accumulation=3, problem_type="regression", clip=CLIP),
+    "memory runs out everywhere": Case(accumulation=2, short=(0, 1)),
+    "memory runs out on the second process": Case(accumulation=2, short=(1,)),
 }
 
 
@@ -125,6 +128,19 @@ def gradients_of(loop: Loop) -> dict[str, Tensor]:
     return found
 
 
+def run_short(loop: Loop) -> None:
+    """Let memory run out in a pass over more than one row that is not the first: there are gradients to forget."""
+    passes: list[int] = []
+
+    def refuse(model: nn.Module, _: Any, inputs: dict[str, Any]) -> None:
+        if model.training:  # not the plain step's
+            passes.append(len(inputs["input_ids"]))
+            if len(passes) > 1 and passes[-1] > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    loop.classifier.model.register_forward_pre_hook(refuse, with_kwargs=True)
+
+
 def follow(checkpoint: Path, case: Case, accelerator: Accelerator) -> Found:
     """Train two epochs; return losses, rates, final weights, and how far each step is from the plain one."""
     classifier = classifier_of(checkpoint, case)
@@ -141,6 +157,8 @@ def follow(checkpoint: Path, case: Case, accelerator: Accelerator) -> Found:
         class_weights=WEIGHTS if case.class_weights else None,
     )  # fmt: skip
     loop = Loop(classifier, split, schedule, training, seed=SEED, accelerator=accelerator)
+    if accelerator.process_index in case.short:
+        run_short(loop)
     taken: list[dict[str, Tensor]] = []
     step = loop.optimizer.step
 
@@ -169,6 +187,7 @@ def follow(checkpoint: Path, case: Case, accelerator: Accelerator) -> Found:
             largest = max(float(gradient.abs().max()) for gradient in expected.values())
             apart = max(float((gradients[name] - expected[name]).abs().max()) for name in expected)
             found["distances"].append(apart / largest)
+    found |= {"notes": loop.notes, "rows at a time": loop.state.micro_batch_rows}
     return {**found, "weights": trained_weights(classifier.model)}
 
 

@@ -44,13 +44,11 @@ from tests.test_families import CPU, build, checkpoint
 
 # Why the other families are refused; albert's layers share weights and cannot be frozen at all.
 REFUSED = {
-    "convbert": r"embeddings_project.weight.* is trained, and its frozen layers use it",
-    "electra": r"embeddings_project.weight.* is trained, and its frozen layers use it",
-    "flaubert": r"layer_norm_emb.weight.* is trained, and its frozen layers use it",
+    "convbert": r"its logits differ by",
+    "flaubert": r"its logits differ by",
     "nystromformer": r"its logits differ by",
-    "rembert": r"embedding_hidden_mapping_in.weight.* is trained, and its frozen layers use it",
     "squeezebert": r"its layers do not hand on one state a token",
-    "xlm": r"layer_norm_emb.weight.* is trained, and its frozen layers use it",
+    "xlm": r"its logits differ by",
 }
 
 

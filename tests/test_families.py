@@ -62,7 +62,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "convbert": _SIZES | {"embedding_size": 16, "head_ratio": 1},
     "deberta": _SIZES | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
     "deberta-v2": _SIZES
-    | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8, "share_att_key": True},
+    | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8, "share_att_key": True}
+    | {"norm_rel_ebd": "layer_norm"},
     "distilbert": {
         "dim": 24,
         "n_layers": 2,
@@ -81,7 +82,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "multi_head_classifier": {"num_hidden_layers": 2, "num_attention_heads": 3},
     "nystromformer": _SIZES | {"num_landmarks": 4, "segment_means_seq_len": 4, "conv_kernel_size": 3},
     "rembert": _SIZES | {"input_embedding_size": 16, "output_embedding_size": 16},
-    "roformer": _SIZES | {"embedding_size": 24},
+    "roformer": _SIZES | {"embedding_size": 16},
     "squeezebert": _SIZES | {"embedding_size": 24},
     "xlm": _XLM,
     "xmod": _SIZES | {"languages": ["en_XX"], "default_language": "en_XX"},

@@ -6,6 +6,7 @@ import pytest
 from transformers import AutoModel
 
 from finetune.errors import ModelError
+from finetune.families import attention_sites
 from finetune.freezing import freeze
 from tests.helpers import tiny_classifier
 from tests.test_families import build, checkpoint
@@ -35,6 +36,28 @@ def test_other_families_too(family: str, tmp_path: Path) -> None:
     assert not {name for name in trained(found.base) if ".0." in name}
     freeze(found.base, freeze_embeddings=True, freeze_layers=1)
     assert not any("embeddings" in name for name in trained(found.base))
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("albert", "albert.encoder.embedding_hidden_mapping_in"),
+        ("convbert", "convbert.embeddings_project"),
+        ("deberta-v2", "deberta.encoder.LayerNorm"),
+        ("electra", "electra.embeddings_project"),
+        ("flaubert", "transformer.layer_norm_emb"),
+        ("rembert", "rembert.encoder.embedding_hidden_mapping_in"),
+        ("roformer", "roformer.embeddings_project"),
+        ("xlm", "transformer.layer_norm_emb"),
+    ],
+)
+def test_norm_and_projection_of_the_embeddings_stop_too(family: str, name: str, tmp_path: Path) -> None:
+    found = build(checkpoint(family, AutoModel, tmp_path)).base
+    stopped = {f"{name}.{which}" for which in ("weight", "bias")}
+    assert stopped <= trained(found)
+    freeze(found, freeze_embeddings=True, freeze_layers=0)
+    assert not stopped & trained(found)
+    assert {f"{site.output}.weight" for site in attention_sites(found)} <= trained(found)
 
 
 def test_what_cannot_be_frozen_is_refused(tiny_bert: Path, tmp_path: Path) -> None:

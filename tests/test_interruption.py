@@ -7,13 +7,16 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from finetune.cli import main
 from finetune.interruption import SIGNALS, Interrupted, finishing_the_step, stopping_at_once
+from finetune.loop import Loop
 
-TOY = Path(__file__).parents[1] / "recipes" / "toy.yaml"
+RECIPES = Path(__file__).parents[1] / "recipes"
+TOY, SCRATCH = RECIPES / "toy.yaml", RECIPES / "toy_from_scratch.yaml"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -42,6 +45,20 @@ def test_in_training_a_signal_is_noted_and_handlers_come_back(capfd: pytest.Capt
             os.kill(os.getpid(), signal.SIGTERM)
         assert stopped.value.exit_code == 143
     assert capfd.readouterr().err == "\nSIGTERM: finishing the step and saving; a second signal stops at once\n"
+
+
+def test_a_dry_run_that_is_stopped_names_no_checkpoint(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimise = Loop.optimise
+
+    def signalled(loop: Loop, *step: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        optimise(loop, *step)
+
+    monkeypatch.setattr(Loop, "optimise", signalled)
+    assert main(["train", str(SCRATCH), "--dry-run", "training.use_cpu=true"]) == 143
+    assert capfd.readouterr().err.endswith("\nstopped by SIGTERM in the dry run; nothing was kept\n")
 
 
 def test_a_second_signal_stops_at_once() -> None:

@@ -120,6 +120,11 @@ def test_label_sets_are_named(classifier: Classifier) -> None:
     sets = made([[2.0, -1.0]] * 6, [[1, 1]] * 6, "multi_label_classification")
     rows = predictions_table("test", encoded(classifier), sets, ["a", "b"]).to_pylist()
     assert (rows[0]["label"], rows[0]["predicted"]) == (["a", "b"], ["a"])
+    mixed = made(
+        [[-2.0, -1.0], [2.0, 1.0], [-1.0, 2.0]] * 2, [[0, 0], [1, 1], [0, 1]] * 2, "multi_label_classification"
+    )
+    table = predictions_table("test", encoded(classifier), mixed, ["a", "b"])
+    assert table["label"].to_pylist() == table["predicted"].to_pylist() == [[], ["a", "b"], ["b"]] * 2
 
 
 def test_memory_that_runs_out_halves_the_scoring_batch(tiny_bert: Path, capsys: pytest.CaptureFixture[str]) -> None:

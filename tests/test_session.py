@@ -16,9 +16,11 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from safetensors.torch import load_file
 
 from finetune.cli import main
 from finetune.errors import TrainingError
+from finetune.memory import rows_told
 from finetune.recipe import Recipe
 from finetune.session import check_launch, check_shared, describe_processes, refuse_sharded, with_precision
 from tests import plain_steps
@@ -91,16 +93,23 @@ def test_two_processes_take_the_steps_of_one(
         for key, weight in two["weights"].items():
             assert torch.equal(weight, other["weights"][key])
             torch.testing.assert_close(weight, one["weights"][key], atol=3e-6, rtol=0)  # measured 2.4e-7
+    # Memory that runs out in one process halves the parts of both, as if it had run out in both: to the bit.
+    for found in (first["cases"], second["cases"]):
+        together, apart = (found[f"memory runs out {where}"] for where in ("everywhere", "on the second process"))
+        assert together["rows at a time"] == apart["rows at a time"] == 1
+        assert together["notes"] == apart["notes"] == [rows_told(1, 2, 1)]
+        assert all(torch.equal(weight, apart["weights"][key]) for key, weight in together["weights"].items())
 
 
 # Several commands in one start, as the libraries take most of the time. Each of two processes takes itself for a
 # machine: it has its own folder to work in and its own caches. What the second writes is told twice: Python reports
 # each file opened for writing, and a file that other code makes is for its owner alone to read.
 MACHINES = """
-import os, sys
+import os, signal, sys
 from accelerate import Accelerator
 from finetune import session
 from finetune.cli import main
+from finetune.loop import Loop
 shared = sys.argv[1]
 rank = int(os.environ["RANK"])
 os.umask((0o022, 0o077)[rank])
@@ -111,11 +120,21 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 session.DISK_SECONDS = 0.5
 Accelerator.end_training = lambda self: None  # the next command works with the same group
+optimise = Loop.optimise
+def signalled(loop, *step):  # once, and one process alone
+    if rank == 1 and loop.state.step == 4:
+        Loop.optimise = optimise
+        os.kill(os.getpid(), signal.SIGTERM)
+    optimise(loop, *step)
+Loop.optimise = signalled
 run = shared + "/runs/a"
+stopped = "output_dir=" + shared + "/runs/stopped"
 recipe = shared + "/recipe.yaml"
 for name, *rest in (
     ["train", recipe, "output_dir=mine/run"],
     ["train", recipe, "output_dir=" + shared + "/dry/run", "--dry-run"],
+    ["train", recipe, stopped, "head_importance=null"],
+    ["train", recipe, stopped, "head_importance=null", "checkpoint.resume_from_checkpoint=auto"],
     ["train", recipe, "output_dir=" + run],
     ["evaluate", run],
     ["heads", run, "--set", "method=fisher"],
@@ -129,7 +148,7 @@ for name, *rest in (
 
 
 def start_machines(folder: Path, script: Path, *arguments: str) -> list[Done]:
-    """Start the script as two machines of one process each; return both when they have ended."""
+    """Start the script as two machines of one process each, as the README says; return both when they have ended."""
     with socket.socket() as asked:
         asked.bind(("127.0.0.1", 0))
         port = asked.getsockname()[1]
@@ -137,15 +156,16 @@ def start_machines(folder: Path, script: Path, *arguments: str) -> list[Done]:
     for rank in (0, 1):
         place = folder / f"machine{rank}"
         place.mkdir()
-        meet = ["--nnodes", "2", "--node-rank", str(rank), "--nproc-per-node", "1", "--rdzv-backend", "static"]
-        meet += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
-        machines.append(
-            subprocess.Popen(
-                [*LAUNCH, *meet, str(script), *arguments], cwd=place, env=own(place), stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE, text=True,
-            )
-        )  # fmt: skip
-    return [Done(machine.args, 0, *machine.communicate(timeout=150)) for machine in machines]
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2"]
+        command += ["--machine_rank", str(rank), "--num_processes", "2"]
+        command += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port), str(script), *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        machines.append(subprocess.Popen(command, cwd=place, env=own(place), text=True, **pipes))
+    try:
+        return [Done(machine.args, 0, *machine.communicate(timeout=150)) for machine in machines]
+    finally:
+        for machine in machines:
+            machine.terminate()  # one that waits for the other still runs; torchrun ends what it started
 
 
 def codes(done: Done) -> dict[str, list[int]]:
@@ -166,9 +186,9 @@ def test_two_machines_run_every_command_or_refuse_it(tmp_path: Path) -> None:
     script.write_text(MACHINES)
     first, second = start_machines(tmp_path, script, str(shared))
     said = first.stdout + first.stderr + second.stdout + second.stderr
-    expected = {"train": [2, 0, 0], "evaluate": [0], "heads": [0], "prune": [2], "merge": [2], "report": [2]}
+    expected = {"train": [2, 0, 143, 0, 0], "evaluate": [0], "heads": [0], "prune": [2], "merge": [2], "report": [2]}
     assert codes(first) == codes(second) == expected, said
-    assert first.stdout.count("2 processes on 2 machines, cpu") == 5
+    assert first.stdout.count("2 processes on 2 machines, cpu") == 7
     for machine in (first, second):  # each tells its own user
         assert "is not the same folder for all processes (not seen on: " in machine.stderr
         assert "need an output_dir on a disk that all share" in machine.stderr
@@ -183,14 +203,21 @@ def test_two_machines_run_every_command_or_refuse_it(tmp_path: Path) -> None:
         ["cache"],
         ["cache"],
     ]
-    run = shared / "runs" / "a"
+    run, stopped = shared / "runs" / "a", shared / "runs" / "stopped"
+    # A signal that one process hears stops all after the same step, and what goes on from there ends as if unbroken.
+    for machine in (first, second):
+        assert f"stopped by SIGTERM after step 5 of 12, saved in {stopped / 'checkpoints'}; to go on" in machine.stderr
+    assert f"Going on from {stopped / 'checkpoints' / 'step-000005'}, step 5 of 12" in " ".join(first.stdout.split())
+    weights, expected_weights = (load_file(folder / "model" / "model.safetensors") for folder in (stopped, run))
+    assert weights.keys() == expected_weights.keys()
+    assert all(torch.equal(weight, expected_weights[name]) for name, weight in weights.items())
     assert json.loads((run / "environment.json").read_text())["processes"] == 2
     written = [path for path in shared.rglob("*") if path != shared / "recipe.yaml"]
     assert len(written) > 12
     assert "changed open" in first.stdout
     assert "changed" not in second.stdout
     closed = {path.name for path in written if not path.stat().st_mode & 0o044}
-    assert closed <= {"model.safetensors"}  # safetensors closes its files to others itself
+    assert closed <= {"model.safetensors", "weights.safetensors"}  # safetensors closes its files to others itself
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in history if "eval_loss" in entry] == [6, 12]  # each line once
 
@@ -261,7 +288,17 @@ def test_the_processes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # what `accelerate launch --cpu --num_processes 2` leaves
     told = describe_processes(stub())
     assert "was asked for several processes and started one" in told
-    assert "torchrun --nproc-per-node N finetune/run.py RECIPE" in told
+    assert "start with accelerate launch --multi_gpu (not --cpu)" in told
+
+
+def test_machines_that_work_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv(
+        "MASTER_ADDR", "10.0.0.1"
+    )  # what `accelerate launch --num_machines 2` leaves without --multi_gpu
+    with pytest.raises(TrainingError, match=r"meet at 10\.0\.0\.1, but started one .* the same folder; .* --multi_gpu"):
+        check_launch(stub())
 
 
 def test_one_process_tries_no_disk(accelerator: Accelerator, tmp_path: Path) -> None:

@@ -301,6 +301,30 @@ def test_memory_that_runs_out_changes_nothing_but_the_parts(
     assert largest_difference(trained_weights(short.model), trained_weights(again.model)) == 0.0
 
 
+def test_a_step_that_is_done_again_drops_what_it_would_have_dropped(
+    build: Callable[..., Classifier], accelerator: Accelerator
+) -> None:
+    schedule, weights = plan(batch_size=2, accumulation=3, steps_per_epoch=1, total_steps=2), []
+    for planned in (True, False):  # in parts of one row from the start; or once memory ran out in the last batch
+        classifier, passes = build(), []
+
+        def refuse(_: Any, __: Any, inputs: dict[str, Any], passes: list[int] = passes) -> None:
+            passes.append(len(inputs["input_ids"]))
+            if passes == [2, 2, 2]:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        classifier.model.register_forward_pre_hook(refuse, with_kwargs=True)
+        training = TrainingSection(learning_rate=1e-2)
+        loop = Loop(classifier, encoded(classifier), schedule, training, seed=5, accelerator=accelerator)
+        loop.state.micro_batch_rows = 1 if planned else None
+        for _ in range(2):
+            for micro_batches, rows in loop.epoch_steps():
+                loop.optimise(micro_batches, rows)
+        assert passes == [*([] if planned else [2, 2, 2]), *[1] * 12]
+        weights.append(trained_weights(classifier.model))
+    assert largest_difference(*weights) == 0.0
+
+
 def test_memory_for_no_row_is_a_message(
     build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path
 ) -> None:

@@ -70,16 +70,16 @@ def encode_split(
     encoded = texts.map(tokenize, batched=True, remove_columns=list(columns))
     lengths, cut = (encoded.data[name].to_numpy() for name in ("length", "cut"))
     numbers = np.arange(1, len(labels) + 1) if raw.numbers is None else raw.numbers
-    rows = encoded.remove_columns(["length", "cut"]).add_column("labels", _as_arrow(labels))
+    rows = encoded.remove_columns(["length", "cut"]).add_column("labels", as_arrow(labels))
     return EncodedSplit(rows, labels, lengths, float(cut.mean()), texts, raw.where, numbers)
 
 
-def _as_arrow(labels: np.ndarray) -> pa.Array:
-    """Return labels, one or a list a row, without a Python object for each row."""
-    if labels.ndim == 1:
-        return pa.array(labels)
-    ends = np.arange(0, labels.size + 1, labels.shape[1], dtype=np.int32)
-    return pa.ListArray.from_arrays(pa.array(ends), pa.array(labels.reshape(-1)))
+def as_arrow(values: np.ndarray) -> pa.Array:
+    """Return values, one a row (N,) or a list a row (N, C), without a Python object for each row."""
+    if values.ndim == 1:
+        return pa.array(values)
+    ends = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(values.reshape(-1)))
 
 
 def word_tokenizer(texts: datasets.Dataset, vocab_size: int) -> PreTrainedTokenizerFast:

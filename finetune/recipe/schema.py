@@ -188,7 +188,7 @@ class TrainingSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = None
     train_sampling_strategy: Literal["group_by_length", "random", "sequential"] = "group_by_length"
-    freeze_embeddings: bool = False
+    freeze_embeddings: bool = Field(False, description="also their norm, and their projection to the hidden size")
     freeze_layers: Annotated[int, Field(ge=0)] = Field(0, description="lowest layers that are not trained")
     cache_frozen_layers: bool = Field(
         False, description="compute what is frozen once, without dropout, and read it from disk in every epoch"
