@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from finetune.errors import TrainingError
+from finetune.sharding import whole_tensor
 
 _MOST_ROWS = 64
 
@@ -28,8 +29,7 @@ class StepFacts:
 
 def gradient_norm(accelerator: Accelerator, parameters: Sequence[nn.Parameter], most: float | None) -> Tensor:
     """Return the norm of all gradients together, which are shrunk to `most` where that is not None; no dimension."""
-    norm: Tensor = accelerator.clip_grad_norm_(parameters, math.inf if most is None else most)
-    return norm
+    return whole_tensor(accelerator.clip_grad_norm_(parameters, math.inf if most is None else most))
 
 
 class FiniteCheck:

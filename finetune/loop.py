@@ -8,18 +8,21 @@ that a short last batch, accumulation and several processes all give the gradien
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import get_scheduler
 
 from finetune.checkpoints import load_checkpoint, save_checkpoint, trained_weights
+from finetune.compilation import encoder_layers
 from finetune.data.batching import LocalBatch, load_batches, plan_epoch
 from finetune.data.encoding import EncodedSplit
 from finetune.finiteness import FiniteCheck, StepFacts, gradient_norm
@@ -32,7 +35,8 @@ from finetune.plan import Plan
 from finetune.processes import Agreement, average_gradients, averages_by_hand
 from finetune.randomness import random_state, restore_random_state
 from finetune.recipe import TrainingSection
-from finetune.speedups import training_kernels
+from finetune.sharding import WholeState, gather, is_sharded, scatter, shard
+from finetune.speedups import sped_up, training_kernels
 from finetune.state import Progress, TrainState
 
 Entry = dict[str, Any]
@@ -64,10 +68,15 @@ class Loop:
         self.notes: list[str] = []  # to be told, see `fit`
         weights = class_weights(training.class_weights, torch.as_tensor(split.labels), classifier.label_names)
         self.class_weights = None if weights is None else weights.to(accelerator.device)
-        optimizer = build_optimizer(classifier.model, training, loraplus_lr_ratio)
+        self._sharded = is_sharded(accelerator)
+        model = self._to_share_out() if self._sharded else classifier.model
+        optimizer = build_optimizer(model, training, loraplus_lr_ratio)
         # Not prepared by Accelerate, which would advance it once a process.
         self.scheduler = get_scheduler(training.lr_scheduler_type, optimizer, plan.warmup_steps, plan.total_steps)
-        self.model, self.optimizer = accelerator.prepare(classifier.model, optimizer)
+        if self._sharded:
+            self.model, self.optimizer = shard(model, encoder_layers(classifier.base), optimizer, accelerator)
+        else:
+            self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self._losses: list[Tensor] = []  # means over all processes, of the steps since the last entry
         self._rows = np.array([], dtype=np.int64)  # of the current step
@@ -76,10 +85,25 @@ class Loop:
         self._averages = averages_by_hand(self.model)
         torch.manual_seed(seed + accelerator.process_index)  # each process drops other units
 
+    def _to_share_out(self) -> nn.Module:
+        """Return a copy of the classifier's model, sped up for good: nothing else is done with it than training."""
+        self.classifier.model.to("cpu")
+        with sped_up(self.classifier, self.accelerator):
+            return copy.deepcopy(self.classifier.model)
+
+    @contextmanager
+    def whole_model(self) -> Iterator[nn.Module]:
+        """Yield the classifier's model, whole and as it is trained by now; all processes must call this together."""
+        if self._sharded:
+            gather(self.model, self.classifier.model)
+        yield self.classifier.model
+        if self._sharded:
+            self.classifier.model.to("cpu")  # the device is for training
+
     def machinery(self) -> dict[str, Any]:
         """Return what a checkpoint must hold besides weights."""
-        scaler = self.accelerator.scaler
-        return {"optimizer": self.optimizer, "scheduler": self.scheduler, **({"scaler": scaler} if scaler else {})}
+        scaler, optimizer = self.accelerator.scaler, WholeState(self.optimizer) if self._sharded else self.optimizer
+        return {"optimizer": optimizer, "scheduler": self.scheduler, **({"scaler": scaler} if scaler else {})}
 
     def epoch_steps(self) -> Iterator[tuple[list[LocalBatch], int]]:
         """Yield what is left of the current epoch: each step's micro-batches, and its rows over all processes."""
@@ -130,10 +154,13 @@ class Loop:
     def _add_gradients(self, micro_batches: Sequence[LocalBatch], rows: int) -> Tensor | None:
         """Add up the gradients of a step; return this process's share of the loss, None where memory ran out."""
         loss, out = torch.zeros((), device=self.accelerator.device), False
-        parts = [part for batch in micro_batches for part in in_parts(batch, self.state.micro_batch_rows)]
+        # A model that is shared out is put together in each pass: all processes must do as many.
+        most = None if self._sharded else self.state.micro_batch_rows
+        parts = [part for batch in micro_batches for part in in_parts(batch, most)]
         try:
             for batch in parts:
-                with self.accelerator.no_sync(self.model):  # gradients are averaged below, once
+                # Gradients are averaged below, once; those of a model that is shared out have no room to wait for it.
+                with nullcontext() if self._sharded else self.accelerator.no_sync(self.model):
                     with training_kernels(loss.device, compiled=self.training.torch_compile):
                         logits = self.model(**batch.inputs).logits
                     losses = per_example_loss(logits, batch.labels, self.classifier.problem_type, self.class_weights)
@@ -142,7 +169,7 @@ class Loop:
                     self.accelerator.backward(part)
                 loss += part.detach()
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if self._sharded or not is_out_of_memory(error):  # the others wait in the midst of a pass
                 raise
             out = True  # and nothing more in here: the error holds on to what filled the memory
         ran_out, self.stopped_by = self._agreement.highest(out, self.request.number if self.request else 0)
@@ -212,15 +239,16 @@ class Loop:
         self._check.settle()
         losses = torch.stack(self._losses).cpu() if self._losses else torch.zeros(0)
         best = None if self.state.best_step == self.state.step else self.best
-        save_checkpoint(
-            root,
-            Progress(self.state, best, losses),
-            self.classifier.model,
-            self.machinery(),
-            self.facts,
-            keep=keep,
-            accelerator=self.accelerator,
-        )
+        with self.whole_model() as model:
+            save_checkpoint(
+                root,
+                Progress(self.state, best, losses),
+                model,
+                self.machinery(),
+                self.facts,
+                keep=keep,
+                accelerator=self.accelerator,
+            )
 
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint that is complete and intact, see `find_checkpoint`.
@@ -229,6 +257,8 @@ class Loop:
             TrainingError: it is of another model or another run.
         """
         found = load_checkpoint(folder, self.classifier.model, self.machinery(), self.facts, self.accelerator)
+        if self._sharded:
+            scatter(self.classifier.model, self.model)
         self.state, self.best = found.state, found.best
         self._losses = list(found.losses.to(self.accelerator.device).unbind())
         if self.best is None and self.state.best_step is not None:
