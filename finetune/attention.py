@@ -124,6 +124,7 @@ class MultiHeadClassifier(PreTrainedModel):
 
     config_class = MultiHeadClassifierConfig
     base_model_prefix = "encoder"
+    _input_embed_layer = "embedding"
 
     def __init__(self, config: MultiHeadClassifierConfig) -> None:
         super().__init__(config)

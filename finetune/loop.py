@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from finetune.plan import Plan
 from finetune.processes import Agreement, average_gradients, averages_by_hand
 from finetune.randomness import random_state, restore_random_state
 from finetune.recipe import TrainingSection
-from finetune.sharding import WholeState, gather, is_sharded, scatter, shard
+from finetune.sharding import WholeState, is_sharded, prepared, scatter, up_to_date
 from finetune.speedups import sped_up, training_kernels
 from finetune.state import Progress, TrainState
 
@@ -68,15 +68,12 @@ class Loop:
         self.notes: list[str] = []  # to be told, see `fit`
         weights = class_weights(training.class_weights, torch.as_tensor(split.labels), classifier.label_names)
         self.class_weights = None if weights is None else weights.to(accelerator.device)
-        self._sharded = is_sharded(accelerator)
-        model = self._to_share_out() if self._sharded else classifier.model
+        model = self._to_share_out() if is_sharded(accelerator) else classifier.model
         optimizer = build_optimizer(model, training, loraplus_lr_ratio)
         # Not prepared by Accelerate, which would advance it once a process.
         self.scheduler = get_scheduler(training.lr_scheduler_type, optimizer, plan.warmup_steps, plan.total_steps)
-        if self._sharded:
-            self.model, self.optimizer = shard(model, encoder_layers(classifier.base), optimizer, accelerator)
-        else:
-            self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.model, self.optimizer = prepared(model, optimizer, encoder_layers(classifier.base), accelerator)
+        self._sharded = is_sharded(accelerator)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self._losses: list[Tensor] = []  # means over all processes, of the steps since the last entry
         self._rows = np.array([], dtype=np.int64)  # of the current step
@@ -91,14 +88,9 @@ class Loop:
         with sped_up(self.classifier, self.accelerator):
             return copy.deepcopy(self.classifier.model)
 
-    @contextmanager
-    def whole_model(self) -> Iterator[nn.Module]:
-        """Yield the classifier's model, whole and as it is trained by now; all processes must call this together."""
-        if self._sharded:
-            gather(self.model, self.classifier.model)
-        yield self.classifier.model
-        if self._sharded:
-            self.classifier.model.to("cpu")  # the device is for training
+    def whole_model(self) -> AbstractContextManager[nn.Module]:
+        """Return a context that yields the classifier's model as it is trained by now; all processes must enter it."""
+        return up_to_date(self.classifier.model, self.model)
 
     def machinery(self) -> dict[str, Any]:
         """Return what a checkpoint must hold besides weights."""
@@ -154,9 +146,7 @@ class Loop:
     def _add_gradients(self, micro_batches: Sequence[LocalBatch], rows: int) -> Tensor | None:
         """Add up the gradients of a step; return this process's share of the loss, None where memory ran out."""
         loss, out = torch.zeros((), device=self.accelerator.device), False
-        # A model that is shared out is put together in each pass: all processes must do as many.
-        most = None if self._sharded else self.state.micro_batch_rows
-        parts = [part for batch in micro_batches for part in in_parts(batch, most)]
+        parts = [part for batch in micro_batches for part in in_parts(batch, self.state.micro_batch_rows)]
         try:
             for batch in parts:
                 # Gradients are averaged below, once; those of a model that is shared out have no room to wait for it.
@@ -257,9 +247,10 @@ class Loop:
             TrainingError: it is of another model or another run.
         """
         found = load_checkpoint(folder, self.classifier.model, self.machinery(), self.facts, self.accelerator)
+        self.state, self.best = found.state, found.best
         if self._sharded:
             scatter(self.classifier.model, self.model)
-        self.state, self.best = found.state, found.best
+            self.state.micro_batch_rows = None  # of a run that was not: now all processes must do as many passes
         self._losses = list(found.losses.to(self.accelerator.device).unbind())
         if self.best is None and self.state.best_step is not None:
             self.best = trained_weights(self.classifier.model)

@@ -8,14 +8,15 @@ analysis are those of one process. What it saves is memory for gradients and opt
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from finetune.errors import TrainingError
@@ -26,6 +27,8 @@ _UNSUPPORTED = {
     "FSDP_OFFLOAD_PARAMS": "fsdp_offload_params",
     "FSDP_ACTIVATION_CHECKPOINTING": "fsdp_activation_checkpointing",
 }
+# These call `forward` of their layers, past the hooks that put a layer together: all of it is put together at once.
+_PAST_HOOKS = ("squeezebert",)
 
 
 def fsdp_plugin(training: TrainingSection) -> FullyShardedDataParallelPlugin | None:
@@ -73,7 +76,8 @@ def shard_on_cpus(accelerator: Accelerator, plugin: FullyShardedDataParallelPlug
     """Let several CPU processes share the model out, too: Accelerate forgets about FSDP without a GPU."""
     if plugin is not None and accelerator.distributed_type == DistributedType.MULTI_CPU:
         accelerator.state.fsdp_plugin = plugin
-        accelerator.state.distributed_type = DistributedType.FSDP
+        # Accelerate takes the kind over from the one to the other now and then.
+        accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
@@ -81,10 +85,10 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return bool(accelerator.is_fsdp2)
 
 
-def shard(
-    model: nn.Module, layers: Iterable[nn.Module], optimizer: torch.optim.Optimizer, accelerator: Accelerator
+def prepared(
+    model: nn.Module, optimizer: torch.optim.Optimizer, layers: Iterable[nn.Module], accelerator: Accelerator
 ) -> tuple[nn.Module, Any]:
-    """Share a model out in place; return it and its optimiser, prepared.
+    """Return a model and its optimiser, prepared by Accelerate; under FSDP the model is shared out in place.
 
     Args:
         layers: those that are put together one by one, unless the launcher names other classes. Accelerate's own guess
@@ -93,11 +97,13 @@ def shard(
     Raises:
         TrainingError: Accelerate cannot share out this model.
     """
+    if not is_sharded(accelerator):
+        both: tuple[nn.Module, Any] = accelerator.prepare(model, optimizer)
+        return both
     dtypes = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
-    plugin = accelerator.state.fsdp_plugin
-    plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or sorted(
-        {type(layer).__name__ for layer in layers}
-    )
+    layers = () if model.config.model_type in _PAST_HOOKS else layers
+    plugin, found = accelerator.state.fsdp_plugin, sorted({type(layer).__name__ for layer in layers})
+    plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or found
     try:
         model, optimizer = accelerator.prepare(model, optimizer)
     except (KeyError, TypeError, ValueError) as error:
@@ -110,18 +116,27 @@ def shard(
             "under FSDP and mixed precision weights are trained in float32, and these are not; set model.dtype: "
             "float32, or training.mixed_precision: no"
         )
-    # Accelerate does this to a model that is not shared out. With a policy of no casts, it is left to us.
+    # Accelerate does this to a model that is not shared out, and leaves it to the policy otherwise.
     model.forward = accelerator.autocast()(model.forward)
     return model, optimizer
 
 
-def gather(sharded: nn.Module, whole: nn.Module) -> None:
-    """Give a whole model, on the CPU, the weights that were trained. All processes must call this together."""
-    held = dict(whole.to("cpu").named_parameters())
+@contextmanager
+def up_to_date(own: nn.Module, trained: nn.Module) -> Iterator[nn.Module]:
+    """Yield the classifier's own model with the weights as trained; all processes must enter together.
+
+    Where the model is shared out they are gathered, and the whole model leaves the device again afterwards.
+    """
+    if not isinstance(trained, FSDPModule):
+        yield own
+        return
+    held = dict(own.to("cpu").named_parameters())
     with torch.no_grad():
-        for name, parameter in sharded.named_parameters():
+        for name, parameter in trained.named_parameters():
             if parameter.requires_grad:
                 held[name].copy_(whole_tensor(parameter))
+    yield own
+    own.to("cpu")
 
 
 def scatter(whole: nn.Module, sharded: nn.Module) -> None:
