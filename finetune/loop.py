@@ -9,6 +9,7 @@ that a short last batch, accumulation and several processes all give the gradien
 from __future__ import annotations
 
 import copy
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +23,6 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from finetune.checkpoints import load_checkpoint, save_checkpoint, trained_weights
-from finetune.compilation import encoder_layers
 from finetune.data.batching import LocalBatch, load_batches, plan_epoch
 from finetune.data.encoding import EncodedSplit
 from finetune.finiteness import FiniteCheck, StepFacts, gradient_norm
@@ -72,7 +72,7 @@ class Loop:
         optimizer = build_optimizer(model, training, loraplus_lr_ratio)
         # Not prepared by Accelerate, which would advance it once a process.
         self.scheduler = get_scheduler(training.lr_scheduler_type, optimizer, plan.warmup_steps, plan.total_steps)
-        self.model, self.optimizer = prepared(model, optimizer, encoder_layers(classifier.base), accelerator)
+        self.model, self.optimizer = prepared(model, optimizer, classifier.base, accelerator)
         self._sharded = is_sharded(accelerator)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self._losses: list[Tensor] = []  # means over all processes, of the steps since the last entry
@@ -159,7 +159,11 @@ class Loop:
                     self.accelerator.backward(part)
                 loss += part.detach()
         except (RuntimeError, MemoryError) as error:
-            if self._sharded or not is_out_of_memory(error):  # the others wait in the midst of a pass
+            if not is_out_of_memory(error):
+                raise
+            if self._sharded:  # the others wait in the midst of a pass, and hear nothing more
+                told = f"Out of memory at step {self.state.step + 1} in process {self.accelerator.process_index}."
+                print(told, file=sys.stderr)
                 raise
             out = True  # and nothing more in here: the error holds on to what filled the memory
         ran_out, self.stopped_by = self._agreement.highest(out, self.request.number if self.request else 0)

@@ -114,7 +114,8 @@ def describe_processes(accelerator: Accelerator) -> str:
     count = accelerator.num_processes
     machines = count // int(os.environ.get("LOCAL_WORLD_SIZE", count))
     where = f" on {machines} machines" if machines > 1 else ""
-    told = f"{count} process{'es' if count > 1 else ''}{where}, {accelerator.device.type}"
+    how = ", which share the model out (FSDP 2)" if accelerator.distributed_type == DistributedType.FSDP else ""
+    told = f"{count} process{'es' if count > 1 else ''}{where}, {accelerator.device.type}{how}"
     # Accelerate names an address to meet at, and then starts one process, which meets nobody.
     if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
         told += (

@@ -8,7 +8,7 @@ analysis are those of one process. What it saves is memory for gradients and opt
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,17 +16,14 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
 
+from finetune.compilation import encoder_layers
 from finetune.errors import TrainingError
 from finetune.recipe import TrainingSection
 
-# What Accelerate's launcher sets for a key of `fsdp_config` -> the key. Each would change names or places of weights.
-_UNSUPPORTED = {
-    "FSDP_OFFLOAD_PARAMS": "fsdp_offload_params",
-    "FSDP_ACTIVATION_CHECKPOINTING": "fsdp_activation_checkpointing",
-}
 # These call `forward` of their layers, past the hooks that put a layer together: all of it is put together at once.
 _PAST_HOOKS = ("squeezebert",)
 
@@ -41,7 +38,7 @@ def fsdp_plugin(training: TrainingSection) -> FullyShardedDataParallelPlugin | N
     Raises:
         TrainingError: it asks for FSDP 1, or for something that is not done here.
     """
-    if not _is_set("ACCELERATE_USE_FSDP"):
+    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true":
         return None
     version = os.environ.get("FSDP_VERSION", "1")
     if version != "2":
@@ -49,27 +46,23 @@ def fsdp_plugin(training: TrainingSection) -> FullyShardedDataParallelPlugin | N
             f"the launcher asks for FSDP {version}, but models are shared out by FSDP 2 alone here; set "
             "fsdp_version: 2 under fsdp_config in Accelerate's config file"
         )
-    for variable, key in _UNSUPPORTED.items():
-        if _is_set(variable):
-            raise TrainingError(
-                f"{key} is true, which is not supported here; set it to false in Accelerate's config file"
-            )
-    if os.environ.get("FSDP_IGNORED_MODULES"):
-        raise TrainingError("fsdp_ignored_modules is set, but every weight must be shared out; remove it")
-    if training.torch_compile:
-        raise TrainingError("training.torch_compile: true does not work under FSDP; set it to false")
-    if training.mixed_precision == "fp16":
-        raise TrainingError("training.mixed_precision: fp16 does not work under FSDP; use bf16 or no")
     try:
-        return FullyShardedDataParallelPlugin(
+        plugin = FullyShardedDataParallelPlugin(
             mixed_precision_policy=MixedPrecisionPolicy(), cpu_ram_efficient_loading=False
         )
-    except ValueError as error:
-        raise TrainingError(f"Accelerate refuses its FSDP settings: {error}; correct its config file") from error
-
-
-def _is_set(variable: str) -> bool:
-    return os.environ.get(variable, "").lower() in {"true", "1"}
+    except (KeyError, ValueError) as error:
+        raise TrainingError(f"Accelerate refuses its own FSDP settings: {error}; correct its config file") from error
+    refused = {
+        "fsdp_offload_params: true": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
+        "fsdp_activation_checkpointing: true": plugin.activation_checkpointing,  # weights would change their names
+        "fsdp_ignored_modules": plugin.ignored_modules,  # each process would train its own
+        "training.torch_compile: true": training.torch_compile,
+        "training.mixed_precision: fp16": training.mixed_precision == "fp16",
+    }
+    asked = [setting for setting, found in refused.items() if found]
+    if asked:
+        raise TrainingError(f"not supported under FSDP here: {', '.join(asked)}; change this, or start without FSDP")
+    return plugin
 
 
 def shard_on_cpus(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin | None) -> None:
@@ -86,13 +79,13 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 
 def prepared(
-    model: nn.Module, optimizer: torch.optim.Optimizer, layers: Iterable[nn.Module], accelerator: Accelerator
+    model: nn.Module, optimizer: torch.optim.Optimizer, base: PreTrainedModel, accelerator: Accelerator
 ) -> tuple[nn.Module, Any]:
     """Return a model and its optimiser, prepared by Accelerate; under FSDP the model is shared out in place.
 
     Args:
-        layers: those that are put together one by one, unless the launcher names other classes. Accelerate's own guess
-            holds embeddings twice where transformers calls them a unit, as in BERT, and fails.
+        base: names the layers that are put together one by one, unless the launcher does. Accelerate's own guess holds
+            embeddings twice where transformers calls them a unit, as in BERT, and fails.
 
     Raises:
         TrainingError: Accelerate cannot share out this model.
@@ -101,7 +94,7 @@ def prepared(
         both: tuple[nn.Module, Any] = accelerator.prepare(model, optimizer)
         return both
     dtypes = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
-    layers = () if model.config.model_type in _PAST_HOOKS else layers
+    layers = [] if base.config.model_type in _PAST_HOOKS else encoder_layers(base)
     plugin, found = accelerator.state.fsdp_plugin, sorted({type(layer).__name__ for layer in layers})
     plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or found
     try:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from finetune.checkpoints import trained_weights
@@ -26,6 +27,7 @@ from finetune.loop import Loop
 from finetune.lora import Lora
 from finetune.modeling import Classifier, Source, load_tokenizer, pretrained_classifier, quiet_libraries
 from finetune.recipe import TrainingSection
+from finetune.sharding import fsdp_plugin, shard_on_cpus, whole_tensor
 from tests.conftest import SENTENCES
 from tests.helpers import ROLES, plan
 
@@ -136,8 +138,8 @@ def follow(checkpoint: Path, case: Case, accelerator: Accelerator) -> Found:
     step = loop.optimizer.step
 
     def spy(*arguments: Any, **named: Any) -> Any:
-        model = classifier.model
-        taken.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        held = {name.removeprefix("module."): p.grad for name, p in loop.model.named_parameters()}
+        taken.append({name: whole_tensor(grad).clone() for name, grad in held.items() if grad is not None})
         return step(*arguments, **named)
 
     loop.optimizer.step = spy
@@ -149,7 +151,8 @@ def follow(checkpoint: Path, case: Case, accelerator: Accelerator) -> Found:
         )  # fmt: skip
         assert sorted(np.concatenate([rows for batches in planned for rows in batches])) == list(range(ROWS))
         for batches, (micro_batches, rows) in zip(planned, loop.epoch_steps(), strict=True):
-            loss, expected, norm = plain_step(classifier.model, split, np.concatenate(batches), case)
+            with loop.whole_model() as model:
+                loss, expected, norm = plain_step(model, split, np.concatenate(batches), case)
             loop.optimise(micro_batches, rows)
             entry, gradients = loop.log_entry(), taken.pop()
             assert gradients.keys() == expected.keys()
@@ -160,14 +163,26 @@ def follow(checkpoint: Path, case: Case, accelerator: Accelerator) -> Found:
             largest = max(float(gradient.abs().max()) for gradient in expected.values())
             apart = max(float((gradients[name] - expected[name]).abs().max()) for name in expected)
             found["distances"].append(apart / largest)
-    return {**found, "weights": trained_weights(classifier.model)}
+    with loop.whole_model() as model:
+        return {**found, "weights": trained_weights(model), "share": share(loop.model)}
+
+
+def share(model: nn.Module) -> float:
+    """Return how much of a model this process holds, in numbers: 1 where it is not shared out."""
+    held = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
+    return sum(p.numel() for p in held) / sum(p.numel() for p in model.parameters())
 
 
 def main(checkpoint: Path, folder: Path) -> None:
     quiet_libraries()
     datasets.disable_progress_bars()
-    accelerator = Accelerator(cpu=True)
-    cases = {name: follow(checkpoint, case, accelerator) for name, case in CASES.items()}
+    plugin = fsdp_plugin(TrainingSection())
+    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+    shard_on_cpus(accelerator, plugin)
+    cases = {}
+    for name, case in CASES.items():
+        cases[name] = follow(checkpoint, case, accelerator)
+        accelerator.free_memory()  # under FSDP Accelerate looks through all models that it holds, and fails
     found = {"processes": accelerator.num_processes, "cases": cases}
     torch.save(found, folder / f"{accelerator.num_processes}-{accelerator.process_index}.pt")
     accelerator.wait_for_everyone()
