@@ -1,12 +1,13 @@
 """Steps of the training loop beside the same steps done plainly: one batch, one process, nothing accumulated.
 
-Run as `python -m tests.plain_steps CHECKPOINT FOLDER`, each process writes what it found to FOLDER.
+Run as `python -m tests.plain_steps CHECKPOINT FOLDER [CASE ...]`, each process writes what it found to FOLDER.
 """
 
 from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,15 +174,15 @@ def share(model: nn.Module) -> float:
     return sum(p.numel() for p in held) / sum(p.numel() for p in model.parameters())
 
 
-def main(checkpoint: Path, folder: Path) -> None:
+def main(checkpoint: Path, folder: Path, names: Sequence[str]) -> None:
     quiet_libraries()
     datasets.disable_progress_bars()
     plugin = fsdp_plugin(TrainingSection())
     accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
     shard_on_cpus(accelerator, plugin)
     cases = {}
-    for name, case in CASES.items():
-        cases[name] = follow(checkpoint, case, accelerator)
+    for name in names or CASES:
+        cases[name] = follow(checkpoint, CASES[name], accelerator)
         accelerator.free_memory()  # under FSDP Accelerate looks through all models that it holds, and fails
     found = {"processes": accelerator.num_processes, "cases": cases}
     torch.save(found, folder / f"{accelerator.num_processes}-{accelerator.process_index}.pt")
@@ -190,4 +191,4 @@ def main(checkpoint: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
