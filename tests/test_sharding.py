@@ -126,6 +126,7 @@ def test_a_run_on_shares_is_that_of_one_process(started: tuple[Path, Done], name
     assert told["total_parameters"] == expected["total_parameters"]
     scores, others = (json.loads((run / "scores.json").read_text())["validation"] for run in (two, one))
     assert scores["metrics"] == others["metrics"]
+    assert scores["loss"] == pytest.approx(told["best_value"], rel=2e-5)  # the best weights are those that are saved
     (file,) = (one / "model").glob("*.safetensors")
     weights = load_file(two / "model" / file.name)
     for key, weight in load_file(file).items():
