@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
 from finetune.errors import TrainingError
@@ -20,19 +19,7 @@ from finetune.recipe import TrainingSection, load_recipe
 from finetune.run import train
 from finetune.sharding import fsdp_plugin
 from tests.killing import bits, unlike, write_recipe
-from tests.test_session import LAUNCH, ROOT, Done, check_steps, own
-
-
-@pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What Accelerate's launcher sets for the file in the README; itself it would look for GPUs."""
-    found = re.search(r"^    distributed_type: FSDP\n(?:    .*\n)+", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert found
-    file = tmp_path_factory.mktemp("launch") / "fsdp.yaml"
-    file.write_text(yaml.safe_dump(yaml.safe_load(found[0])))
-    asked, _, _ = _validate_launch_command(launch_command_parser().parse_args(["--config_file", str(file), "run.py"]))
-    return {key: value for key, value in prepare_multi_gpu_env(asked).items() if "FSDP" in key}
-
+from tests.test_session import ROOT, Done, check_steps, own
 
 STEPS = ("values", "LoRA, clipped, class weights")  # the first: all weights, and a step with one row
 
@@ -60,7 +47,7 @@ changes = {"open": os.O_WRONLY | os.O_RDWR | os.O_CREAT, "os.mkdir": 0, "os.rena
 def watch(event, arguments):
     if event in changes and str(arguments[0]).startswith(folder) and (event != "open" or arguments[2] & changes[event]):
         tell("changed by", os.environ["RANK"], event, arguments[0])
-if steps:
+if steps != "-":
     plain_steps.main(Path(checkpoint), Path(folder), steps.split("|"))
 sys.addaudithook(watch)
 for name in runs:
@@ -72,16 +59,23 @@ for name in runs:
 """
 
 
-def start_two(folder: Path, *arguments: object, launched: dict[str, str]) -> Done:
-    script = folder / "script.py"
+def start_two(folder: Path, *arguments: object) -> Done:
+    """Start the script as people start a run, with the config file of the README."""
+    found = re.search(r"^    distributed_type: FSDP\n(?:    .*\n)+", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert found
+    script, config = folder / "script.py", folder / "fsdp.yaml"
     script.write_text(SCRIPT)
-    command = [*LAUNCH, "--standalone", "--nproc-per-node", "2", *map(str, (script, folder, *arguments))]
-    environment = {**own(folder.with_name("caches")), **launched}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=150)
+    config.write_text(yaml.safe_dump(yaml.safe_load(found[0])))
+    launch = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", 2]
+    command = [sys.executable, *launch, "--main_process_port", 0, script, folder, *arguments]  # 0: any that is free
+    return subprocess.run(
+        list(map(str, command)), env=own(folder.with_name("caches")), capture_output=True, text=True, check=False,
+        timeout=150,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def started(still_bert: Path, launched: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+def started(still_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     """The folder with what two processes left, and what they said: steps, full and LoRA runs, one that was killed."""
     folder = tmp_path_factory.mktemp("sharded")
     for name in ("full", "lora"):
@@ -89,7 +83,7 @@ def started(still_bert: Path, launched: dict[str, str], tmp_path_factory: pytest
         text = recipe.read_text().replace("lora_dropout: 0.1", "lora_dropout: 0.0")
         # A large epsilon, as in plain_steps.py, so that weights can be compared.
         recipe.write_text(text.replace("learning_rate: 0.01", "learning_rate: 0.1\n  adam_epsilon: 0.1"))
-    return folder, start_two(folder, still_bert, "|".join(STEPS), "full", "lora", "killed", launched=launched)
+    return folder, start_two(folder, still_bert, "|".join(STEPS), "full", "lora", "killed")
 
 
 def test_steps_on_shares_are_those_of_one_plain_batch(started: tuple[Path, Done]) -> None:
@@ -133,13 +127,13 @@ def test_a_run_on_shares_is_that_of_one_process(started: tuple[Path, Done], name
         torch.testing.assert_close(weights[key], weight, atol=3e-6, rtol=0)  # measured 4.8e-7
 
 
-def test_a_run_on_shares_survives_being_killed(started: tuple[Path, Done], launched: dict[str, str]) -> None:
+def test_a_run_on_shares_survives_being_killed(started: tuple[Path, Done]) -> None:
     folder, done = started
     shares = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("share ")]
     assert len(shares) == 2 * (4 + 4 + 3)  # checkpoints of two whole runs and of the one that was killed
     assert all(0.4 < share < 0.6 for share in shares)
     assert not (folder / "killed" / "model").exists()
-    again = start_two(folder, "", "", "killed", launched=launched)
+    again = start_two(folder, "-", "-", "killed")
     assert again.stdout.count("code 0\n") == 2, again.stdout + again.stderr
     assert "step-000006, step 6 of 8" in " ".join(again.stdout.split())
     assert unlike(bits(folder / "lora"), bits(folder / "killed")) == []
@@ -160,14 +154,13 @@ def test_a_run_on_shares_survives_being_killed(started: tuple[Path, Done], launc
     ],
 )
 def test_what_cannot_be_shared_out_is_refused(
-    launched: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
     variables: dict[str, str],
     training: dict[str, Any],
     said: str,
 ) -> None:
     monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")  # the plugin sets it, and it is put back
-    for key, value in {**launched, **variables}.items():
+    for key, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", **variables}.items():
         monkeypatch.setenv(key, value)
     with pytest.raises(TrainingError, match=said):
         fsdp_plugin(TrainingSection(**training))
