@@ -124,6 +124,7 @@ class MultiHeadClassifier(PreTrainedModel):
 
     config_class = MultiHeadClassifierConfig
     base_model_prefix = "encoder"
+    _input_embed_layer = "embedding"
 
     def __init__(self, config: MultiHeadClassifierConfig) -> None:
         super().__init__(config)
@@ -133,10 +134,6 @@ class MultiHeadClassifier(PreTrainedModel):
         self.binary = config.num_labels == 2 and config.problem_type != "multi_label_classification"
         self.classifier = nn.Linear(config.intermediate_size, 1 if self.binary else int(config.num_labels or 1))
         self.post_init()  # type: ignore[no-untyped-call]
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the table of the words' embeddings."""
-        return self.embedding
 
     def _init_weights(self, module: nn.Module) -> None:
         # Glorot for linear maps, as is usual for networks of this size; transformers' normal(0, 0.02)

@@ -98,6 +98,7 @@ def save_checkpoint(
         TrainingError: the disk is full or read-only; earlier checkpoints are untouched. Every process raises it.
     """
     random = gather_object([random_state()])
+    states = {key: item.state_dict() for key, item in machinery.items()}  # may be gathered from all processes
     failed: TrainingError | None = None
     if accelerator.is_main_process:
         place = _place(root, progress.state.step)
@@ -109,7 +110,6 @@ def save_checkpoint(
                 save_file(trained_weights(model), aside / "weights.safetensors")
                 if progress.best is not None:
                     save_file(progress.best, aside / "best.safetensors")
-                states = {key: item.state_dict() for key, item in machinery.items()}
                 torch.save({**states, "losses": progress.losses, "random": random}, aside / "optimizer.pt")
                 (aside / "state.json").write_text(json.dumps(asdict(progress.state)))
                 (aside / "run.json").write_text(json.dumps(facts, indent=1))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from finetune.errors import TrainingError
@@ -41,9 +42,7 @@ def compiled_layers(model: PreTrainedModel, device: torch.device, *, first: int 
 
 @contextmanager
 def _compiled(model: PreTrainedModel, first: int) -> Iterator[int]:
-    config, family = model.config, family_of(model.config)
-    paths = dict.fromkeys(family.path(config, layer) for layer in range(first, family.num_layers(config)))
-    layers = [model.base_model.get_submodule(path) for path in paths]  # fewer where layers share their weights
+    layers = encoder_layers(model, first=first)
     try:
         for layer in layers:
             layer.compile(dynamic=True, backend=BACKEND)
@@ -52,6 +51,13 @@ def _compiled(model: PreTrainedModel, first: int) -> Iterator[int]:
         for layer in layers:
             layer._compiled_call_impl = None
         torch._dynamo.reset()
+
+
+def encoder_layers(model: PreTrainedModel, *, first: int = 0) -> list[nn.Module]:
+    """Return the encoder's layers from `first` on, fewer where layers share their weights."""
+    config, family = model.config, family_of(model.config)
+    paths = dict.fromkeys(family.path(config, layer) for layer in range(first, family.num_layers(config)))
+    return [model.base_model.get_submodule(path) for path in paths]
 
 
 def _try_compiler(device: torch.device) -> None:

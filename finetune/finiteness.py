@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from finetune.errors import TrainingError
+from finetune.sharding import whole_tensor
 
 _MOST_ROWS = 64
 
@@ -28,7 +29,7 @@ class StepFacts:
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Return the norm of all gradients together, of no dimension."""
-    return get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return whole_tensor(get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
 
 class FiniteCheck:

@@ -8,17 +8,19 @@ that a short last batch, accumulation and several processes all give the gradien
 
 from __future__ import annotations
 
+import copy
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import get_scheduler
 
 from finetune.checkpoints import load_checkpoint, save_checkpoint, trained_weights
@@ -34,7 +36,8 @@ from finetune.plan import Plan
 from finetune.processes import Agreement, average_gradients, averages_by_hand
 from finetune.randomness import random_state, restore_random_state
 from finetune.recipe import TrainingSection
-from finetune.speedups import training_kernels
+from finetune.sharding import WholeState, is_sharded, prepared, scatter, up_to_date
+from finetune.speedups import sped_up, training_kernels
 from finetune.state import Progress, TrainState
 from finetune.vocabulary import trained_words
 
@@ -67,17 +70,21 @@ class Loop:
         self.notes: list[str] = []  # to be told, see `fit`
         weights = class_weights(training.class_weights, torch.as_tensor(split.labels), classifier.label_names)
         self.class_weights = None if weights is None else weights.to(accelerator.device)
-        self.words = trained_words(classifier.base, split, classifier.tokenizer.pad_token_id, accelerator.device)
+        self._sharded = is_sharded(accelerator)
+        padding = classifier.tokenizer.pad_token_id
+        self.words = None if self._sharded else trained_words(classifier.base, split, padding, accelerator.device)
+        self.facts["trained words"] = len(self.words.ids) if self.words else None
+        model = self._to_share_out() if self._sharded else classifier.model
         trained = {
             name: self.words.rows if self.words and p is self.words.weight else p
-            for name, p in classifier.model.named_parameters()
+            for name, p in model.named_parameters()
             if p.requires_grad
         }
         optimizer = build_optimizer(trained, training, loraplus_lr_ratio)
         # Not prepared by Accelerate, which would advance it once a process.
         self.scheduler = get_scheduler(training.lr_scheduler_type, optimizer, plan.warmup_steps, plan.total_steps)
-        self.model, self.optimizer = accelerator.prepare(classifier.model, optimizer)
-        self.parameters = list(trained.values())
+        self.model, self.optimizer = prepared(model, optimizer, classifier.base, accelerator)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._losses: list[Tensor] = []  # means over all processes, of the steps since the last entry
         self._rows = np.array([], dtype=np.int64)  # of the current step
         self._agreement = Agreement(accelerator)
@@ -85,10 +92,22 @@ class Loop:
         self._averages = averages_by_hand(self.model)
         torch.manual_seed(seed + accelerator.process_index)  # each process drops other units
 
+    def _to_share_out(self) -> nn.Module:
+        """Return a copy of the classifier's model, sped up for good: nothing else is done with it than training."""
+        self.classifier.model.to("cpu")
+        with sped_up(self.classifier, self.accelerator):
+            return copy.deepcopy(self.classifier.model)
+
+    def whole_model(self) -> AbstractContextManager[nn.Module]:
+        """Return a context that yields the classifier's model as it is trained by now; all processes must enter it."""
+        if self.words:
+            self.words.write_back(self.state.undecayed)
+        return up_to_date(self.classifier.model, self.model)
+
     def machinery(self) -> dict[str, Any]:
         """Return what a checkpoint must hold besides weights."""
-        scaler = self.accelerator.scaler
-        return {"optimizer": self.optimizer, "scheduler": self.scheduler, **({"scaler": scaler} if scaler else {})}
+        scaler, optimizer = self.accelerator.scaler, WholeState(self.optimizer) if self._sharded else self.optimizer
+        return {"optimizer": optimizer, "scheduler": self.scheduler, **({"scaler": scaler} if scaler else {})}
 
     def epoch_steps(self) -> Iterator[tuple[list[LocalBatch], int]]:
         """Yield what is left of the current epoch: each step's micro-batches, and its rows over all processes."""
@@ -142,7 +161,8 @@ class Loop:
         parts = [part for batch in micro_batches for part in in_parts(batch, self.state.micro_batch_rows)]
         try:
             for batch in parts:
-                with self.accelerator.no_sync(self.model):  # gradients are averaged below, once
+                # Gradients are averaged below, once; those of a model that is shared out have no room to wait for it.
+                with nullcontext() if self._sharded else self.accelerator.no_sync(self.model):
                     with self._fast_forward():
                         logits = self.model(**batch.inputs).logits
                     losses = per_example_loss(logits, batch.labels, self.classifier.problem_type, self.class_weights)
@@ -153,6 +173,10 @@ class Loop:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            if self._sharded:  # the others wait in the midst of a pass, and hear nothing more
+                told = f"Out of memory at step {self.state.step + 1} in process {self.accelerator.process_index}."
+                print(told, file=sys.stderr)
+                raise
             out = True  # and nothing more in here: the error holds on to what filled the memory
         ran_out, self.stopped_by = self._agreement.highest(out, self.request.number if self.request else 0)
         return None if ran_out else loss
@@ -162,11 +186,6 @@ class Loop:
         words = self.words.in_use() if self.words else nullcontext()
         with words, training_kernels(self.accelerator.device, compiled=self.training.torch_compile):
             yield
-
-    def complete_model(self) -> None:
-        """Bring the classifier's model up to date with the steps that were done; before it is used or saved."""
-        if self.words:
-            self.words.write_back()
 
     def hear(self) -> int:
         """Return the signal that one of the processes heard, 0 if none did, once the last step is known to be finite.
@@ -200,6 +219,8 @@ class Loop:
             norm = torch.zeros_like(loss)  # infinite in fp16 now and then: the scaler leaves the step out and goes on
         rate = self.scheduler.get_last_lr()[0]
         self.optimizer.step()
+        if not self.optimizer.step_was_skipped:
+            self.state.undecayed *= 1 - rate * self.training.weight_decay
         self.scheduler.step()  # in fp16 also after a step that the scaler left out: rate and step stay together
         self.optimizer.zero_grad(set_to_none=True)
         numbers, where = self.split.numbers[self._rows], self.split.where
@@ -234,18 +255,18 @@ class Loop:
     def save(self, root: Path, keep: int | None) -> None:
         """Write a checkpoint, unless the last step was not finite."""
         self._check.settle()
-        self.complete_model()
         losses = torch.stack(self._losses).cpu() if self._losses else torch.zeros(0)
         best = None if self.state.best_step == self.state.step else self.best
-        save_checkpoint(
-            root,
-            Progress(self.state, best, losses),
-            self.classifier.model,
-            self.machinery(),
-            self.facts,
-            keep=keep,
-            accelerator=self.accelerator,
-        )
+        with self.whole_model() as model:
+            save_checkpoint(
+                root,
+                Progress(self.state, best, losses),
+                model,
+                self.machinery(),
+                self.facts,
+                keep=keep,
+                accelerator=self.accelerator,
+            )
 
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint that is complete and intact, see `find_checkpoint`.
@@ -256,7 +277,10 @@ class Loop:
         found = load_checkpoint(folder, self.classifier.model, self.machinery(), self.facts, self.accelerator)
         self.state, self.best = found.state, found.best
         if self.words:
-            self.words.read_again()
+            self.words.read_again(self.state.undecayed)
+        if self._sharded:
+            scatter(self.classifier.model, self.model)
+            self.state.micro_batch_rows = None  # of a run that was not: now all processes must do as many passes
         self._losses = list(found.losses.to(self.accelerator.device).unbind())
         if self.best is None and self.state.best_step is not None:
             self.best = trained_weights(self.classifier.model)

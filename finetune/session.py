@@ -20,11 +20,11 @@ from finetune.modeling import quiet_libraries
 from finetune.precision import device_precision
 from finetune.recipe import Recipe
 from finetune.results import RunFolder
+from finetune.sharding import fsdp_plugin, is_sharded, shard_on_cpus
 
 DISK_SECONDS = 30.0  # a network disk may show a new folder to other machines only after so long
 # What `accelerate launch` sets for a way of sharing a model out -> its name. Without a GPU Accelerate forgets these.
 _SHARDED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism_config",
@@ -51,6 +51,7 @@ def start(recipe: Recipe, *, trackers: bool) -> tuple[Accelerator, Console]:
         TrainingError: the launcher asks for something that would give wrong results or half-saved models.
     """
     refuse_sharded(next((name for key, name in _SHARDED.items() if os.environ.get(key, "").lower() == "true"), None))
+    plugin = fsdp_plugin(recipe.training)
     quiet_libraries()
     quiet_datasets()
     tracker = recipe.logging.report_to if trackers and recipe.logging.report_to != "none" else None
@@ -61,9 +62,11 @@ def start(recipe: Recipe, *, trackers: bool) -> tuple[Accelerator, Console]:
         # Without this, Accelerate takes each of several CPU processes for one that runs alone.
         cpu=recipe.training.use_cpu or not torch.accelerator.is_available(),
         mixed_precision=recipe.training.mixed_precision,
+        fsdp_plugin=plugin,
         log_with=tracker,
         project_dir=str(RunFolder(Path(recipe.output_dir)).trackers) if tracker else None,
     )
+    shard_on_cpus(accelerator, plugin)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
         torch.set_num_threads(recipe.training.num_threads or threads_for_each(accelerator.num_processes))
@@ -84,9 +87,10 @@ def refuse_sharded(name: str | None) -> None:
 
 
 def check_launch(accelerator: Accelerator) -> None:
-    """Raise TrainingError unless the processes that were started work together, each with the whole model."""
+    """Raise TrainingError unless the processes that were started work together, by copies of the model or FSDP 2."""
     kind = accelerator.distributed_type
-    refuse_sharded(None if kind == DistributedType.NO or kind.startswith("MULTI_") else str(kind.value))
+    known = kind == DistributedType.NO or kind.startswith("MULTI_") or is_sharded(accelerator)
+    refuse_sharded(None if known else str(kind.value))
     asked = int(os.environ.get("WORLD_SIZE", "1"))
     if asked != accelerator.num_processes:
         raise TrainingError(
@@ -118,7 +122,8 @@ def describe_processes(accelerator: Accelerator) -> str:
     count = accelerator.num_processes
     machines = count // int(os.environ.get("LOCAL_WORLD_SIZE", count))
     where = f" on {machines} machines" if machines > 1 else ""
-    told = f"{count} process{'es' if count > 1 else ''}{where}, {accelerator.device.type}"
+    how = ", which share the model out (FSDP 2)" if accelerator.distributed_type == DistributedType.FSDP else ""
+    told = f"{count} process{'es' if count > 1 else ''}{where}, {accelerator.device.type}{how}"
     if _address_without_processes() is not None:
         told += (
             "\n[yellow]accelerate launch was asked for several processes and started one, as it does where it finds no "

@@ -25,6 +25,7 @@ class TrainState:
         best_value: its metric.
         evaluations_since_best: evaluations without a better one, for early stopping.
         micro_batch_rows: rows at a time in a process, where memory had run out; None: as many as asked for.
+        undecayed: the share of a weight without gradients that weight decay has left.
         train_seconds, eval_seconds: time spent in steps, and in evaluations.
         rows_seen, tokens_seen, padded_seen: rows, real tokens, and tokens with padding that were trained on.
         rows_evaluated: rows of all evaluations.
@@ -38,6 +39,7 @@ class TrainState:
     best_value: float | None = None
     evaluations_since_best: int = 0
     micro_batch_rows: int | None = None
+    undecayed: float = 1.0
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
     rows_seen: int = 0

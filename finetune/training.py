@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from torch import nn
+
 from finetune.checkpoints import restore_weights, trained_weights
 from finetune.errors import TrainingError
 from finetune.interruption import Interrupted, StopRequest
@@ -54,8 +56,8 @@ def fit(
                     progress.logged(entry)
                     log(entry)
                 if evaluate is not None and plan.due(plan.eval_every, state.step):
-                    loop.complete_model()
-                    _judge(loop, evaluate(), best_metric, log, progress)
+                    with loop.whole_model() as model:
+                        _judge(loop, model, evaluate(), best_metric, log, progress)
                 if plan.due(plan.save_every, state.step) or loop.stopped_by:
                     loop.save(checkpoints, keep)
                 if loop.stopped_by:
@@ -65,9 +67,9 @@ def fit(
     if loop.hear():  # a signal that came in the last evaluation, or while the last checkpoint was written
         loop.save(checkpoints, keep)
         raise _interrupted(loop, checkpoints)
-    loop.complete_model()
-    if loop.best is not None:
-        restore_weights(loop.classifier.model, loop.best)
+    with loop.whole_model() as model:
+        if loop.best is not None:
+            restore_weights(model, loop.best)
     return reason
 
 
@@ -77,7 +79,12 @@ def _interrupted(loop: Loop, checkpoints: Path) -> Interrupted:
 
 
 def _judge(
-    loop: Loop, values: Mapping[str, float], best_metric: str, log: Callable[[Entry], None], progress: TrainingProgress
+    loop: Loop,
+    model: nn.Module,
+    values: Mapping[str, float],
+    best_metric: str,
+    log: Callable[[Entry], None],
+    progress: TrainingProgress,
 ) -> None:
     """Log an evaluation, and keep the weights if it is the best so far.
 
@@ -94,6 +101,6 @@ def _judge(
         )
     better = state.note_evaluation(named[f"eval_{best_metric}"], lower_is_better=best_metric in LOWER_IS_BETTER)
     if better:
-        loop.best = trained_weights(loop.classifier.model)
+        loop.best = trained_weights(model)
     progress.evaluated(entry, best=better)
     log(entry)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from finetune.data.encoding import EncodedSplit
+from finetune.errors import TrainingError
 
 _ROWS = 10_000  # read at a time
 
@@ -25,8 +26,7 @@ _ROWS = 10_000  # read at a time
 class TrainedWords:
     """The embeddings of the words to be trained, (K, E), in place of those of all words, (V, E).
 
-    Steps change `rows` alone; the model has them after `write_back`. Other words keep their embeddings to the bit:
-    weight decay, the only thing that would change them, is left out.
+    Steps change `rows` alone; the model has them after `write_back`. Other words are only decayed, as by AdamW.
 
     Attributes:
         ids: the words that are trained, (K,).
@@ -38,6 +38,10 @@ class TrainedWords:
         """Take the embeddings of these words out of `module`."""
         self.ids, self.weight, self._module = ids.to(device), module.weight, module
         self.rows = nn.Parameter(module.weight.detach().to(device)[self.ids])
+        others = torch.ones(module.num_embeddings, dtype=torch.bool, device=device)
+        others[self.ids] = False
+        self._others = others.nonzero()[:, 0]
+        self._others_before = module.weight.detach().to(device)[self._others]
         # Words that are not among them have no place: an index error, and never the embedding of another.
         self._places = torch.full((module.num_embeddings,), len(ids), device=device)
         self._places[self.ids] = torch.arange(len(ids), device=device)
@@ -57,13 +61,27 @@ class TrainedWords:
         return F.embedding(self._places[args[0]], self.rows, self._padding)
 
     @torch.no_grad()
-    def write_back(self) -> None:
-        """Put what was trained into the model."""
+    def write_back(self, undecayed: float) -> None:
+        """Put what was trained into the model.
+
+        Args:
+            undecayed: the share of the other words' embeddings, as they were given here, that decay has left.
+        """
         self.weight[self.ids] = self.rows
+        self.weight[self._others] = self._others_before * undecayed  # from what was: however often, the same bits
 
     @torch.no_grad()
-    def read_again(self) -> None:
-        """Take the embeddings that the model has by now."""
+    def read_again(self, undecayed: float) -> None:
+        """Take the embeddings that the model has by now.
+
+        Raises:
+            TrainingError: they do not come from those that were given here.
+        """
+        if not torch.equal(self.weight[self._others], self._others_before * undecayed):
+            raise TrainingError(
+                "the checkpoint began with other embeddings than the model that is loaded now; restore the model as it "
+                "was, or start again"
+            )
         self.rows.copy_(self.weight[self.ids])
 
 

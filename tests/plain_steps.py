@@ -1,12 +1,13 @@
 """Steps of the training loop beside the same steps done plainly: one batch, one process, nothing accumulated.
 
-Run as `python -m tests.plain_steps CHECKPOINT FOLDER`, each process writes what it found to FOLDER.
+Run as `python -m tests.plain_steps CHECKPOINT FOLDER [CASE ...]`, each process writes what it found to FOLDER.
 """
 
 from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from finetune.checkpoints import trained_weights
@@ -26,6 +28,7 @@ from finetune.loop import Loop
 from finetune.lora import Lora
 from finetune.modeling import Classifier, Source, load_tokenizer, pretrained_classifier, quiet_libraries
 from finetune.recipe import TrainingSection
+from finetune.sharding import fsdp_plugin, shard_on_cpus, whole_tensor
 from tests.conftest import SENTENCES
 from tests.helpers import ROLES, plan
 
@@ -120,10 +123,11 @@ def plain_step(
 
 
 def gradients_of(loop: Loop) -> dict[str, Tensor]:
-    """Return the gradient of every parameter of the model; that of a word's embedding is kept beside it."""
-    found = {name: p.grad.clone() for name, p in loop.classifier.model.named_parameters() if p.grad is not None}
+    """Return the gradient of every parameter of the model, whole; that of words' embeddings is kept beside it."""
+    held = {name.removeprefix("module."): p for name, p in loop.model.named_parameters()}
+    found = {name: whole_tensor(p.grad).clone() for name, p in held.items() if p.grad is not None}
     if loop.words is not None:
-        (name,) = [name for name, p in loop.classifier.model.named_parameters() if p is loop.words.weight]
+        (name,) = [name for name, p in held.items() if p is loop.words.weight]
         found[name] = torch.zeros_like(loop.words.weight).index_copy_(0, loop.words.ids, loop.words.rows.grad)
     return found
 
@@ -175,9 +179,9 @@ def follow(checkpoint: Path, case: Case, accelerator: Accelerator) -> Found:
         )  # fmt: skip
         assert sorted(np.concatenate([rows for batches in planned for rows in batches])) == list(range(ROWS))
         for batches, (micro_batches, rows) in zip(planned, loop.epoch_steps(), strict=True):
-            loss, expected, norm = plain_step(classifier.model, split, np.concatenate(batches), case)
+            with loop.whole_model() as model:
+                loss, expected, norm = plain_step(model, split, np.concatenate(batches), case)
             loop.optimise(micro_batches, rows)
-            loop.complete_model()
             entry, gradients = loop.log_entry(), taken.pop()
             assert gradients.keys() == expected.keys()
             found["losses"].append(entry["loss"])
@@ -187,15 +191,27 @@ def follow(checkpoint: Path, case: Case, accelerator: Accelerator) -> Found:
             largest = max(float(gradient.abs().max()) for gradient in expected.values())
             apart = max(float((gradients[name] - expected[name]).abs().max()) for name in expected)
             found["distances"].append(apart / largest)
-    found |= {"notes": loop.notes, "rows at a time": loop.state.micro_batch_rows}
-    return {**found, "weights": trained_weights(classifier.model)}
+    found |= {"notes": loop.notes, "rows at a time": loop.state.micro_batch_rows, "share": share(loop.model)}
+    with loop.whole_model() as model:
+        return {**found, "weights": trained_weights(model)}
 
 
-def main(checkpoint: Path, folder: Path) -> None:
+def share(model: nn.Module) -> float:
+    """Return how much of a model this process holds, in numbers: 1 where it is not shared out."""
+    held = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
+    return sum(p.numel() for p in held) / sum(p.numel() for p in model.parameters())
+
+
+def main(checkpoint: Path, folder: Path, names: Sequence[str]) -> None:
     quiet_libraries()
     datasets.disable_progress_bars()
-    accelerator = Accelerator(cpu=True)
-    cases = {name: follow(checkpoint, case, accelerator) for name, case in CASES.items()}
+    plugin = fsdp_plugin(TrainingSection())
+    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+    shard_on_cpus(accelerator, plugin)
+    cases = {}
+    for name in names or CASES:
+        cases[name] = follow(checkpoint, CASES[name], accelerator)
+        accelerator.free_memory()  # under FSDP Accelerate looks through all models that it holds, and fails
     found = {"processes": accelerator.num_processes, "cases": cases}
     torch.save(found, folder / f"{accelerator.num_processes}-{accelerator.process_index}.pt")
     accelerator.wait_for_everyone()
@@ -203,4 +219,4 @@ def main(checkpoint: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -36,19 +36,6 @@ def own(folder: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
 
 
-@pytest.fixture(scope="session")
-def still_bert(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny BERT without dropout, which is another in each process."""
-    folder = tmp_path_factory.mktemp("still") / "bert"
-    folder.mkdir()
-    for file in tiny_bert.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def steps_of_one(still_bert: Path) -> dict[str, plain_steps.Found]:
     accelerator = Accelerator(cpu=True)
@@ -225,7 +212,6 @@ def test_two_machines_run_every_command_or_refuse_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variable", "name"),
     [
-        ("ACCELERATE_USE_FSDP", "FSDP"),
         ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
         ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "a parallelism_config"),
@@ -243,11 +229,13 @@ def test_a_model_in_shards_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
-def stub(processes: int = 1, kind: str = "NO", device: str = "cpu", accumulation: int = 1) -> Any:
+def stub(
+    processes: int = 1, kind: str = "NO", device: str = "cpu", accumulation: int = 1, is_fsdp2: bool = False
+) -> Any:
     return SimpleNamespace(
         num_processes=processes, distributed_type=DistributedType(kind), device=torch.device(device),
         gradient_accumulation_steps=accumulation,
-        mixed_precision="no",
+        mixed_precision="no", is_fsdp2=is_fsdp2,
     )  # fmt: skip
 
 
@@ -260,6 +248,7 @@ def test_only_whole_models_are_trained(monkeypatch: pytest.MonkeyPatch, kind: st
     else:
         assert kind == "NO" or kind.startswith("MULTI_")
         check_launch(stub(kind=kind))
+    check_launch(stub(kind="FSDP", is_fsdp2=True))
 
 
 def test_processes_that_work_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,6 +269,7 @@ def test_the_processes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     assert describe_processes(stub()) == "1 process, cpu"
     assert describe_processes(stub(4, "MULTI_GPU", "cuda")) == "4 processes, cuda"
+    assert describe_processes(stub(4, "FSDP", "cuda")) == "4 processes, cuda, which share the model out (FSDP 2)"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert describe_processes(stub(4, "MULTI_CPU")) == "4 processes on 2 machines, cpu"
     monkeypatch.delenv("LOCAL_WORLD_SIZE")

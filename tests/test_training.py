@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,10 +239,12 @@ def test_class_weights() -> None:
 def test_checkpoints_of_another_model_are_refused(
     build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path
 ) -> None:
-    train(build(), accelerator, tmp_path, plan(save_every=0))
+    train(build(LORA), accelerator, tmp_path, plan(save_every=0))
     (newest,) = complete_checkpoints(tmp_path)[-1:]
     with pytest.raises(TrainingError, match="of another model or LoRA setting"):
-        train(build(LORA), accelerator, tmp_path / "other", plan(), resume=newest)
+        train(build(replace(LORA, r=3)), accelerator, tmp_path / "other", plan(), resume=newest)
+    with pytest.raises(TrainingError, match=r"differs from this one:\n  trained words: was none, now 19"):
+        train(build(), accelerator, tmp_path / "other", plan(), resume=newest)
 
 
 @pytest.mark.parametrize(

@@ -177,9 +177,7 @@ class TrainingSection(Section):
     per_device_train_batch_size: Count = 32
     gradient_accumulation_steps: Count = 1
     learning_rate: Annotated[float, Field(gt=0)] = 2e-5
-    weight_decay: Annotated[float, Field(ge=0)] = Field(
-        0.01, description="not of biases, norms and words that no training row holds"
-    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="not of biases and norms")
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
