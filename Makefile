@@ -40,7 +40,7 @@ eval: $(SETUP)
 	@test -d $(RUN)/model || test $(RUN) != runs/toy || $(MAKE) --no-print-directory toy
 	$(BIN)/finetune evaluate $(RUN)
 
-# Speed against Trainer, then how time grows with a run's sizes; half an hour, on a machine that does nothing else.
+# Speed against Trainer, then how time grows with a run's sizes; 45 minutes, on a machine that does nothing else.
 bench: $(SETUP)
 	$(BIN)/python -m tests.benchmarks.speed
 	$(BIN)/python -m tests.benchmarks.growth

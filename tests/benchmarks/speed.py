@@ -21,7 +21,7 @@ from rich.table import Table
 
 from tests.benchmarks.contender import Contender
 
-ROUNDS = 3
+ROUNDS = 5
 RESULT = Path("runs/bench.json")
 # Ours, theirs, and the ratio to be reached; the last two show what is won in one precision alone.
 GOALS = {
