@@ -28,8 +28,8 @@ class StepFacts:
 
 
 def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Return the norm of all gradients together, of no dimension."""
-    return whole_tensor(get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    """Return the norm of all gradients together, in float32, of no dimension."""
+    return whole_tensor(get_total_norm([p.grad for p in parameters if p.grad is not None])).float()
 
 
 class FiniteCheck:

@@ -31,7 +31,7 @@ from finetune.interruption import StopRequest
 from finetune.losses import per_example_loss
 from finetune.memory import fewer_rows, in_parts, is_out_of_memory, rows_told
 from finetune.modeling import Classifier
-from finetune.optimization import build_optimizer, class_weights
+from finetune.optimization import build_optimizer, class_weights, clip
 from finetune.plan import Plan
 from finetune.processes import Agreement, average_gradients, averages_by_hand
 from finetune.randomness import random_state, restore_random_state
@@ -207,19 +207,20 @@ class Loop:
 
     def _update(self, loss: Tensor) -> None:
         """Change the weights by the gradients, unless loss or gradient is not finite."""
-        optimizer, most = self.optimizer.optimizer, self.training.max_grad_norm
-        if self.accelerator.scaler is None:
+        optimizer, scaler, most = self.optimizer.optimizer, self.accelerator.scaler, self.training.max_grad_norm
+        if scaler is None:
             norm = gradient_norm(self.parameters)
-            # Fused AdamW divides the gradients by the one, which shrinks their norm to `most` where it is larger, and
-            # leaves the step out by the other: without a pass over the gradients, or the processor having to know.
-            optimizer.grad_scale = None if most is None else ((norm + 1e-6) / most).clamp(min=1.0)
+            if most is not None:
+                clip(optimizer, self.parameters, norm, most)
+            # Fused AdamW leaves out a step by this mark, without the processor having to know.
             optimizer.found_inf = (~(loss.isfinite() & norm.isfinite())).float()
         else:
             self.accelerator.clip_grad_norm_(self.parameters, math.inf if most is None else most)
             norm = torch.zeros_like(loss)  # infinite in fp16 now and then: the scaler leaves the step out and goes on
-        rate = self.scheduler.get_last_lr()[0]
+        rate, scale = self.scheduler.get_last_lr()[0], scaler.get_scale() if scaler else 0.0
         self.optimizer.step()
-        if not self.optimizer.step_was_skipped:
+        left_out = scaler is not None and scaler.get_scale() < scale
+        if not left_out:
             self.state.undecayed *= 1 - rate * self.training.weight_decay
         self.scheduler.step()  # in fp16 also after a step that the scaler left out: rate and step stay together
         self.optimizer.zero_grad(set_to_none=True)

@@ -102,7 +102,8 @@ def check_launch(accelerator: Accelerator) -> None:
     if meet_at not in {None, "127.0.0.1", "localhost"}:
         raise TrainingError(
             f"accelerate launch was asked for processes that meet at {meet_at}, but started one that runs alone, and "
-            f"each machine's would write the same folder; {_START_ALL}"
+            f"each machine's would write the same folder; {_START_ALL}, or, for one "
+            "process alone, take MASTER_ADDR and MASTER_PORT out of the environment"
         )
     precisions = sorted(set(gather_object([accelerator.mixed_precision])))
     if len(precisions) > 1:
@@ -134,9 +135,8 @@ def describe_processes(accelerator: Accelerator) -> str:
 
 def _address_without_processes() -> str | None:
     """Return the address that Accelerate named for several processes to meet at, if it then started but one."""
-    if "ACCELERATE_MIXED_PRECISION" in os.environ and "WORLD_SIZE" not in os.environ:
-        return os.environ.get("MASTER_ADDR")
-    return None
+    launched = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys()  # by Accelerate, and for several
+    return os.environ.get("MASTER_ADDR") if launched and "WORLD_SIZE" not in os.environ else None
 
 
 def check_shared(path: Path, accelerator: Accelerator) -> None:

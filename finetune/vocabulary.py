@@ -93,6 +93,8 @@ def trained_words(
     Args:
         padding: the id that rows are padded with.
     """
+    if not type(model).__module__.startswith(("transformers.", "finetune.")):
+        return None  # code that comes with a checkpoint may read the table by other ways
     module = model.get_input_embeddings()
     if type(module) is not nn.Embedding or not module.weight.requires_grad or module.max_norm is not None:
         return None
@@ -100,8 +102,8 @@ def trained_words(
     if uses > 1 or module.sparse or module.scale_grad_by_freq or split.states is not None:
         return None
     seen = torch.zeros(module.num_embeddings, dtype=torch.bool)
-    if padding is not None:
-        seen[padding] = True
+    for word in {padding, module.padding_idx} - {None}:  # some models pad once more, with an id of their own
+        seen[word] = True
     for table in split.rows.select_columns("input_ids").with_format("arrow").iter(batch_size=_ROWS):
         for chunk in table.column("input_ids").chunks:
             seen[torch.from_numpy(chunk.flatten().to_numpy(zero_copy_only=False).copy())] = True

@@ -265,7 +265,7 @@ def test_accumulation_is_the_recipes_alone(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_processes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+    for name in ("ACCELERATE_MIXED_PRECISION", "MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     assert describe_processes(stub()) == "1 process, cpu"
     assert describe_processes(stub(4, "MULTI_GPU", "cuda")) == "4 processes, cuda"
@@ -275,6 +275,7 @@ def test_the_processes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     assert describe_processes(stub()) == "1 process, cpu"
+    monkeypatch.setenv("MASTER_PORT", "29500")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # what `accelerate launch --cpu --num_processes 2` leaves
     told = describe_processes(stub())
     assert "was asked for several processes and started one" in told
@@ -284,9 +285,10 @@ def test_the_processes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_machines_that_work_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    monkeypatch.setenv(
-        "MASTER_ADDR", "10.0.0.1"
-    )  # what `accelerate launch --num_machines 2` leaves without --multi_gpu
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    check_launch(stub())  # the shell's own
+    monkeypatch.setenv("MASTER_PORT", "29500")  # what `accelerate launch --num_machines 2` sets without --multi_gpu
     with pytest.raises(TrainingError, match=r"meet at 10\.0\.0\.1, but started one .* the same folder; .* --multi_gpu"):
         check_launch(stub())
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
+from finetune import optimization
 from finetune.checkpoints import complete_checkpoints, find_checkpoint, trained_weights
 from finetune.errors import TrainingError
 from finetune.interruption import Interrupted, finishing_the_step
@@ -144,8 +145,17 @@ def test_the_learning_rate_warms_up_and_decays(
     assert [entry["learning_rate"] for entry in entries] == pytest.approx([5e-3, 1e-2, 7.5e-3, 5e-3, 2.5e-3, 0.0])
 
 
+@pytest.mark.parametrize("within", [True, False], ids=["within AdamW", "before"])
 @pytest.mark.parametrize("most", [1e-3, 1e3, None])
-def test_gradients_are_clipped(build: Callable[..., Classifier], accelerator: Accelerator, most: float | None) -> None:
+def test_gradients_are_clipped(
+    build: Callable[..., Classifier],
+    accelerator: Accelerator,
+    monkeypatch: pytest.MonkeyPatch,
+    most: float | None,
+    within: bool,
+) -> None:
+    if not within:
+        monkeypatch.setattr(optimization, "_DIVIDE", ())
     classifier, norms = build(), []
     training = TrainingSection(max_grad_norm=most)
     loop = Loop(classifier, encoded(classifier), plan(), training, seed=0, accelerator=accelerator)
@@ -155,17 +165,49 @@ def test_gradients_are_clipped(build: Callable[..., Classifier], accelerator: Ac
         return torch.cat([p.grad.flatten() for p in loop.parameters]).norm().item()
 
     def spy(*arguments: Any, **named: Any) -> None:
-        before = norm()
         step(*arguments, **named)  # which shrinks the gradients
-        norms.append((before, norm()))
+        norms.append(norm())
 
     loop.optimizer.step = spy
     for micro_batches, rows in loop.epoch_steps():
         loop.optimise(micro_batches, rows)
-    assert len(norms) == 3
-    for before, after in norms:
-        assert 1e-3 < before < 1e3
-        assert after == pytest.approx(most if most == 1e-3 else before, rel=1e-2)
+    if most == 1e-3:
+        assert norms == pytest.approx([most] * 3, rel=1e-2)
+    else:
+        assert all(1 < norm < 100 for norm in norms)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_half_precision_are_clipped(
+    tiny_bert: Path, accelerator: Accelerator, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    classifier = tiny_classifier(tiny_bert)
+    classifier.base.to(dtype)
+    before = trained_weights(classifier.model)
+    train(classifier, accelerator, tmp_path, plan(total_steps=2), max_grad_norm=1.0)
+    after = trained_weights(classifier.model)
+    assert all(weight.isfinite().all() for weight in after.values())
+    assert any(not torch.equal(after[name], before[name]) for name in after)
+
+
+def test_a_step_that_the_scaler_leaves_out_decays_nothing(
+    build: Callable[..., Classifier], accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = build()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    monkeypatch.setattr(accelerator, "scaler", scaler)
+    monkeypatch.setattr(accelerator, "native_amp", True)
+    training = TrainingSection(learning_rate=1e-2, weight_decay=0.5, lr_scheduler_type="constant")
+    loop = Loop(classifier, encoded(classifier), plan(), training, seed=0, accelerator=accelerator)
+    left_out = []
+    for _ in range(4):
+        for micro_batches, rows in loop.epoch_steps():
+            before, share = loop.words.rows.detach().clone(), loop.state.undecayed
+            loop.optimise(micro_batches, rows)
+            left_out.append(torch.equal(loop.words.rows, before))
+            assert (loop.state.undecayed == share) == left_out[-1]
+    assert left_out[0]
+    assert not left_out[-1]
 
 
 def test_the_best_weights_are_left_and_patience_ends_it(

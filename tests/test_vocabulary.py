@@ -94,6 +94,22 @@ def test_the_model_has_the_trained_rows_once_they_are_written_back() -> None:
         model(input_ids=torch.tensor([[3, 6]]))
 
 
+def test_what_the_model_pads_with_is_among_them() -> None:
+    module = small("bert").get_input_embeddings()
+    module.padding_idx = 7
+    model = small("bert")
+    model.set_input_embeddings(module)
+    words = trained_words(model, split_of(ROWS), 2, CPU)
+    assert words is not None
+    assert {2, 7} < set(words.ids.tolist())
+
+
+def test_code_that_comes_with_a_checkpoint_keeps_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small("bert")
+    monkeypatch.setattr(type(model), "__module__", "transformers_modules.someone.modeling")
+    assert trained_words(model, split_of(ROWS), 0, CPU) is None
+
+
 def test_nothing_is_done_where_the_table_is_not_trained_or_shared(tiny_bert: Path) -> None:
     assert trained_words(tiny_classifier(tiny_bert, lora=Lora(2, 4, 0.0, ROLES)).base, split_of(ROWS), 0, CPU) is None
     model = small("bert")
