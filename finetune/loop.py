@@ -13,7 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +98,13 @@ class Loop:
         with sped_up(self.classifier, self.accelerator):
             return copy.deepcopy(self.classifier.model)
 
-    def whole_model(self) -> AbstractContextManager[nn.Module]:
-        """Return a context that yields the classifier's model as it is trained by now; all processes must enter it."""
+    @contextmanager
+    def whole_model(self) -> Iterator[nn.Module]:
+        """Yield the classifier's model as it is trained by now; all processes must enter together."""
         if self.words:
             self.words.write_back(self.state.undecayed)
-        return up_to_date(self.classifier.model, self.model)
+        with up_to_date(self.classifier.model, self.model) as model:
+            yield model
 
     def machinery(self) -> dict[str, Any]:
         """Return what a checkpoint must hold besides weights."""
