@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
+from finetune import __version__
+
 _PACKAGES = ("accelerate", "datasets", "evaluate", "peft", "tokenizers", "torch", "transformers")
 
 
@@ -19,13 +21,13 @@ def describe_environment(accelerator: Accelerator, seed: int) -> dict[str, objec
     device = accelerator.device
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "finetune": version("finetune"),
+        "finetune": __version__,  # not from metadata: a checkout need not be installed
         "commit": _commit(),
         "packages": {name: version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
+        "device": torch.get_device_module(device).get_device_name(device)
+        if device.type in ("cuda", "xpu")
         else f"{device.type} ({platform.machine()})",
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),

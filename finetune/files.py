@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,8 +43,14 @@ def _write_failed(error: Exception) -> bool:
 
 
 def to_disk(path: Path) -> None:
-    """Return only when a file, or the list of a folder's files, lies on the disk itself."""
-    handle = os.open(path, os.O_RDONLY)
+    """Return only when a file, or the list of a folder's files, lies on the disk itself.
+
+    Windows opens no folder, and flushes a file only where it may be written to.
+    """
+    windows = sys.platform == "win32"
+    if windows and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 from safetensors import SafetensorError
 
 from finetune.errors import TrainingError
-from finetune.files import damage, seal, writing
+from finetune.files import damage, seal, to_disk, writing
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,6 +33,24 @@ def test_what_cannot_be_written_is_named(error: Exception) -> None:
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(RuntimeError, match="shapes"), writing(Path("a")):
         raise RuntimeError("shapes do not fit")
+
+
+def test_on_windows_files_are_flushed_through_a_handle_that_may_write_and_folders_are_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_text("text")
+    opened: list[tuple[Path, int]] = []
+    plain = os.open
+    monkeypatch.setattr(os, "open", lambda path, flags: opened.append((path, flags)) or plain(path, flags))
+    for platform, expected in (
+        ("win32", [(tmp_path / "a", os.O_RDWR)]),
+        ("linux", [(tmp_path / "a", os.O_RDONLY), (tmp_path, os.O_RDONLY)]),
+    ):
+        opened.clear()
+        monkeypatch.setattr(sys, "platform", platform)
+        to_disk(tmp_path / "a")
+        to_disk(tmp_path)
+        assert opened == expected
 
 
 def test_a_seal_tells_kind_and_version(tmp_path: Path) -> None:
