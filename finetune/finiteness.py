@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: left out of the weights, and told without keeping a device waiting."""
+"""Steps whose loss or gradient is not finite: skipped, and reported without keeping a device waiting."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from finetune.errors import TrainingError
 from finetune.sharding import whole_tensor
 
 _MOST_ROWS = 64
+# The loss scale starts at 65,536 and is halved by each skipped step; a few are usual at the start of a run.
+MAX_SKIPPED = 10
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,49 @@ class FiniteCheck:
             raise _refusal(f"the loss is {loss:.4g}, but its gradient is not finite", facts)
 
 
-def _refusal(found: str, facts: StepFacts) -> TrainingError:
-    """Return the error about a step: what was found, where, and what may help."""
+class SkippedSteps:
+    """Counts the steps in a row that the loss scaler of fp16 skipped because their gradient was not finite."""
+
+    def __init__(self) -> None:
+        self._in_a_row, self._steps = 0, 0
+        self._last: StepFacts | None = None
+
+    def note(self, skipped: bool, facts: StepFacts) -> None:
+        """Count a step.
+
+        Raises:
+            TrainingError: it is the last of MAX_SKIPPED skipped steps in a row.
+        """
+        self._steps += 1
+        self._in_a_row = self._in_a_row + 1 if skipped else 0
+        self._last = facts
+        if self._in_a_row == MAX_SKIPPED:
+            raise self._refusal()
+
+    def finish(self) -> None:
+        """Raise TrainingError if every step was skipped, so that nothing was trained."""
+        if self._steps and self._in_a_row == self._steps:
+            raise self._refusal()
+
+    def _refusal(self) -> TrainingError:
+        assert self._last is not None
+        return TrainingError(
+            f"fp16: the gradient was not finite in {self._in_a_row} steps in a row, which were skipped, the last "
+            f"{_place(self._last)}; they changed no weight. Set training.mixed_precision: bf16 or no, lower "
+            "training.learning_rate, or look at these rows"
+        )
+
+
+def _place(facts: StepFacts) -> str:
+    """Return "at step 3 (learning rate 0.01), rows 4, 7 of a.csv"."""
     shown = ", ".join(map(str, facts.rows[:_MOST_ROWS]))
     more = f" and {len(facts.rows) - _MOST_ROWS} more" if len(facts.rows) > _MOST_ROWS else ""
+    return f"at step {facts.step} (learning rate {facts.learning_rate:g}), rows {shown}{more} of {facts.where}"
+
+
+def _refusal(found: str, facts: StepFacts) -> TrainingError:
+    """Return the error about a step: what was found, where, and what may help."""
     return TrainingError(
-        f"{found} at step {facts.step} (learning rate {facts.learning_rate:g}), rows {shown}{more} of {facts.where}; "
-        "the weights are those before the step, and no checkpoint was written since. Look at these rows, lower "
-        "training.learning_rate, or set training.mixed_precision: no"
+        f"{found} {_place(facts)}; the weights are those before the step, and no checkpoint was written since. Look at "
+        "these rows, lower training.learning_rate, or set training.mixed_precision: no"
     )

@@ -242,7 +242,7 @@ class Pruning:
         share: of all heads.
         difference: largest difference of a logit, before healing, between the pruned model and the whole one with the
             heads gated.
-        scores_before, scores_after, scores_healed: metrics by split.
+        scores_before, scores_after, scores_healed: metrics by split, None where undefined.
         before, after: parameters, bytes on disk and speed; `before` with adapters merged, speeds measured in turns.
     """
 
@@ -250,9 +250,9 @@ class Pruning:
     heads: dict[str, list[int]]
     share: float
     difference: float
-    scores_before: dict[str, dict[str, float]]
-    scores_after: dict[str, dict[str, float]]
+    scores_before: dict[str, dict[str, float | None]]
+    scores_after: dict[str, dict[str, float | None]]
     heal_epochs: int
-    scores_healed: dict[str, dict[str, float]] | None
+    scores_healed: dict[str, dict[str, float | None]] | None
     before: Footprint
     after: Footprint

@@ -20,6 +20,7 @@ from finetune.metrics import (
     REGRESSION,
     Counts,
     confusion_matrix,
+    defined,
     f1,
     precision,
     recall,
@@ -38,9 +39,16 @@ def interval_note(rows: int) -> str:
 
 
 def _bounds(resampled: Array) -> list[Bounds]:
-    """Return the bounds of each column of (R, X); None where no resample differs: there is nothing to measure."""
-    low, high = np.percentile(resampled, [2.5, 97.5], axis=0)
-    return [(float(a), float(b)) if a < b else (None, None) for a, b in zip(low, high, strict=True)]
+    """Return the bounds of each column of (R, X), over the resamples in which it is defined (not NaN).
+
+    They are None where no resample differs: there is nothing to measure.
+    """
+    bounds: list[Bounds] = []
+    for column in resampled.T:
+        values = column[np.isfinite(column)]
+        low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (0.0, 0.0)
+        bounds.append((float(low), float(high)) if low < high else (None, None))
+    return bounds
 
 
 def _resampled(kinds: Counts, sizes: Array, samples: int, seed: int) -> Iterator[Counts]:
@@ -132,26 +140,29 @@ def _regression_resamples(predictions: Array, references: Array, samples: int, s
         counts = [np.bincount(of, weights=times) for of in (of_x, of_y)]  # of each different value
         # Equal values share the mean of their ranks; ranks are counted from the middle, so that their mean is 0.
         rank_x, rank_y = (np.cumsum(n) - (n + rows) / 2 for n in counts)
-        spread = min(np.count_nonzero(n) for n in counts) > 1  # else undefined, and 0 as in metrics.py
+        spread = min(np.count_nonzero(n) for n in counts) > 1  # else undefined, as in metrics.py
         spreads = [n @ (rank * rank) for n, rank in zip(counts, (rank_x, rank_y), strict=True)]
         yield {
             "mean_squared_error": squared,
             "mean_absolute_error": absolute,
-            "pearson": float(np.clip(xy / np.sqrt(xx * yy), -1, 1)) if spread else 0.0,
+            "pearson": float(np.clip(xy / np.sqrt(xx * yy), -1, 1)) if spread else np.nan,
             "spearman": float(times @ (rank_x[of_x] * rank_y[of_y]) / np.sqrt(spreads[0] * spreads[1]))
             if spread
-            else 0.0,
+            else np.nan,
         }
 
 
 def regression_intervals(predictions: Array, references: Array, *, samples: int, seed: int) -> dict[str, MetricValue]:
-    """Return every regression metric of predicted values (N,) against references (N,), with 95 % intervals."""
-    values = {name: metric(predictions, references) for name, metric in REGRESSION.items()}
+    """Return every regression metric of predicted values (N,) against references (N,), with 95 % intervals.
+
+    A metric that is undefined has the value None and no interval.
+    """
+    values = {name: defined(metric(predictions, references)) for name, metric in REGRESSION.items()}
     if interval_note(len(references)):
         return {name: MetricValue(value) for name, value in values.items()}
     drawn = _regression_resamples(predictions.astype(float), references.astype(float), samples, seed)
     resampled = np.array([[found[name] for name in REGRESSION] for found in drawn])
     return {
-        name: MetricValue(value, low, high)
+        name: MetricValue(None) if value is None else MetricValue(value, low, high)
         for (name, value), (low, high) in zip(values.items(), _bounds(resampled), strict=True)
     }

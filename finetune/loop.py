@@ -26,7 +26,7 @@ from transformers import get_scheduler
 from finetune.checkpoints import load_checkpoint, save_checkpoint, trained_weights
 from finetune.data.batching import LocalBatch, load_batches, plan_epoch
 from finetune.data.encoding import EncodedSplit
-from finetune.finiteness import FiniteCheck, StepFacts, gradient_norm
+from finetune.finiteness import FiniteCheck, SkippedSteps, StepFacts, gradient_norm
 from finetune.interruption import StopRequest
 from finetune.losses import per_example_loss
 from finetune.memory import fewer_rows, in_parts, is_out_of_memory, rows_told
@@ -89,6 +89,7 @@ class Loop:
         self._rows = np.array([], dtype=np.int64)  # of the current step
         self._agreement = Agreement(accelerator)
         self._check = FiniteCheck(late=accelerator.device.type == "cuda")
+        self._skipped = SkippedSteps()
         self._averages = averages_by_hand(self.model)
         torch.manual_seed(seed + accelerator.process_index)  # each process drops other units
 
@@ -193,9 +194,10 @@ class Loop:
         """Return the signal that one of the processes heard, 0 if none did, once the last step is known to be finite.
 
         Raises:
-            TrainingError: it is not.
+            TrainingError: it is not, or fp16 skipped every step.
         """
         self._check.settle()
+        self._skipped.finish()
         (self.stopped_by,) = self._agreement.highest(self.request.number if self.request else 0)
         return self.stopped_by
 
@@ -226,8 +228,9 @@ class Loop:
             self.state.undecayed *= 1 - rate * self.training.weight_decay
         self.scheduler.step()  # in fp16 also after a step that the scaler left out: rate and step stay together
         self.optimizer.zero_grad(set_to_none=True)
-        numbers, where = self.split.numbers[self._rows], self.split.where
-        self._check.note(loss, norm, StepFacts(self.state.step + 1, rate, numbers, where))
+        facts = StepFacts(self.state.step + 1, rate, self.split.numbers[self._rows], self.split.where)
+        self._check.note(loss, norm, facts)
+        self._skipped.note(left_out, facts)
         self._losses.append(loss)
 
     def _count_step(self) -> None:

@@ -4,6 +4,9 @@
 their formula themselves. Every classification metric is a function of `Counts`, which has a free
 leading shape, so that the thousands of resamples of a bootstrap (intervals.py) are computed at once.
 
+Every value is that of scikit-learn with `zero_division=0` (of scipy for correlations): a ratio without a denominator
+is 0. A correlation without spread has no value at all: it is NaN here, null in files and "undefined" in print.
+
     N rows, C classes
 """
 
@@ -46,17 +49,17 @@ def _ratio(numerator: Array, denominator: Array) -> Array:
 
 
 def precision(counts: Counts) -> Array:
-    """Return hits / predicted a class, (..., C); 0 where nothing was predicted."""
+    """Return hits / predicted per class, (..., C); 0 where nothing was predicted."""
     return _ratio(counts.hits, counts.predicted)
 
 
 def recall(counts: Counts) -> Array:
-    """Return hits / actual a class, (..., C); 0 where there is no row."""
+    """Return hits / actual per class, (..., C); 0 where there is no row."""
     return _ratio(counts.hits, counts.actual)
 
 
 def f1(counts: Counts) -> Array:
-    """Return 2 hits / (predicted + actual) a class, (..., C); 0 where both are 0."""
+    """Return 2 hits / (predicted + actual) per class, (..., C); 0 where both are 0."""
     return _ratio(2 * counts.hits, counts.predicted + counts.actual)
 
 
@@ -66,8 +69,14 @@ def accuracy(counts: Counts) -> Array:
 
 
 def f1_macro(counts: Counts) -> Array:
-    """Return the mean F1 of the classes that occur, as label or as prediction (as scikit-learn does)."""
+    """Return the mean F1 of the classes that occur as label or prediction: scikit-learn's for single-label ids."""
     return _ratio(f1(counts).sum(-1), ((counts.predicted + counts.actual) > 0).sum(-1))
+
+
+def f1_macro_of_all(counts: Counts) -> Array:
+    """Return the mean F1 of all C labels, 0 for one that never occurs: scikit-learn's for 0/1 sets."""
+    means: Array = f1(counts).mean(-1)
+    return means
 
 
 def f1_micro(counts: Counts) -> Array:
@@ -76,7 +85,7 @@ def f1_micro(counts: Counts) -> Array:
 
 
 def f1_weighted(counts: Counts) -> Array:
-    """Return the mean F1 of the classes, weighted by their rows."""
+    """Return the mean F1 of the classes, weighted by their rows; 0 where no row has a label."""
     return _ratio((f1(counts) * counts.actual).sum(-1), counts.actual.sum(-1))
 
 
@@ -99,7 +108,7 @@ CLASSIFICATION: dict[str, Callable[[Counts], Array]] = {
 }
 MULTI_LABEL: dict[str, Callable[[Counts], Array]] = {
     "f1_micro": f1_micro,
-    "f1_macro": f1_macro,
+    "f1_macro": f1_macro_of_all,
     "f1_weighted": f1_weighted,
     "subset_accuracy": accuracy,
 }
@@ -113,9 +122,15 @@ LOWER_IS_BETTER = frozenset({"loss", "mean_squared_error", "mean_absolute_error"
 
 
 def _correlation(function: Callable[[Array, Array], Any], predicted: Array, actual: Array) -> float:
+    """Return the correlation, NaN where it is undefined: one row, or all predictions or all labels are the same."""
     if len(actual) < 2 or np.ptp(predicted) == 0 or np.ptp(actual) == 0:
-        return 0.0  # undefined without spread
+        return float("nan")
     return float(function(predicted, actual)[0])
+
+
+def defined(value: float) -> float | None:
+    """Return the value for a result that people and JSON read: None where it is undefined (NaN or infinite)."""
+    return float(value) if np.isfinite(value) else None
 
 
 def confusion_matrix(predictions: Array, references: Array, num_classes: int) -> Array:
@@ -203,7 +218,7 @@ OFFLINE_METRICS: dict[str, type[_OfflineMetric]] = {
 
 
 def compute_metrics(predictions: Array, references: Array, problem_type: str, num_classes: int) -> dict[str, float]:
-    """Return every metric of the problem type.
+    """Return every metric of the problem type, NaN where it is undefined.
 
     Args:
         predictions: ids (N,), 0/1 sets (N, C) or values (N,), by problem type.

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from finetune.results import number
+
 
 class TrainingProgress:
     """A progress bar over optimiser steps; evaluations are printed above it as lines that stay."""
@@ -57,7 +59,9 @@ class TrainingProgress:
     def evaluated(self, entry: dict[str, Any], *, best: bool) -> None:
         """Print an evaluation as a line."""
         values = "  ".join(
-            f"{name.removeprefix('eval_')} {value:.4f}" for name, value in entry.items() if name.startswith("eval_")
+            f"{name.removeprefix('eval_')} {number(value, 4)}"
+            for name, value in entry.items()
+            if name.startswith("eval_")
         )
         self._console.print(
             f"step {entry['step']}, epoch {entry['epoch']:.2f}:  {values}{'  [green]best[/]' if best else ''}",

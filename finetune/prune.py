@@ -274,9 +274,10 @@ def sample_of(run: FinishedRun, split: str, most: int | None = None) -> Sample:
     return Sample(material.classifier, material.splits[split], split, rows, size, run.accelerator)
 
 
-def score_splits(run: FinishedRun, classifier: Classifier) -> dict[str, dict[str, float]]:
+def score_splits(run: FinishedRun, classifier: Classifier) -> dict[str, dict[str, float | None]]:
     """Return loss and the recipe's metrics on every split that a run scores."""
-    size, found = run.recipe.evaluation.per_device_eval_batch_size, {}
+    size = run.recipe.evaluation.per_device_eval_batch_size
+    found: dict[str, dict[str, float | None]] = {}
     for name, split in run.material.scored().items():
         values = predict(classifier, split, batch_size=size, accelerator=run.accelerator).metrics()
         found[name] = {metric: values[metric] for metric in ("loss", *run.recipe.metric_names())}

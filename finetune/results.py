@@ -20,11 +20,19 @@ from finetune.files import writing
 T = TypeVar("T")
 
 
+def number(value: float | None, digits: int = 3) -> str:
+    """Return "0.884" with so many decimals, or "undefined" for None."""
+    return "undefined" if value is None else f"{value:.{digits}f}"
+
+
 @dataclass(frozen=True)
 class MetricValue:
-    """A metric and its 95 % bootstrap interval; the bounds are None where an interval would mislead."""
+    """A metric and its 95 % bootstrap interval.
 
-    value: float
+    The value is None where the metric is undefined; the bounds are None where an interval would mislead.
+    """
+
+    value: float | None
     low: float | None = None
     high: float | None = None
 
@@ -129,6 +137,14 @@ class Training:
     total_parameters: int
     trained_dtype: str
     speed: Speed
+
+    def best_text(self) -> str:
+        """Return "best accuracy 0.9000 at step 30", or "" where nothing was evaluated."""
+        if self.best_step is None:
+            return ""
+        if self.best_value is None:
+            return f"{self.best_metric} undefined in every evaluation, lowest loss at step {self.best_step}"
+        return f"best {self.best_metric} {self.best_value:.4f} at step {self.best_step}"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from finetune.files import writing
 from finetune.intervals import classification_intervals, interval_note, regression_intervals
 from finetune.losses import decisions, per_example_loss, probabilities
 from finetune.memory import fewer_rows, in_parts, is_out_of_memory
-from finetune.metrics import compute_metrics, confusion_matrix
+from finetune.metrics import compute_metrics, confusion_matrix, defined
 from finetune.modeling import Classifier
 from finetune.results import ClassScores, SplitScores
 from finetune.speedups import sped_up
@@ -52,10 +52,14 @@ class Predictions:
         """Return class probabilities (N, C), or values (N, 1) in regression."""
         return probabilities(self.logits, self.problem_type).numpy()
 
-    def metrics(self) -> dict[str, float]:
-        """Return the mean loss and every metric of the problem type."""
+    def loss(self) -> float:
+        """Return the mean loss."""
+        return float(self.losses.double().mean())
+
+    def metrics(self) -> dict[str, float | None]:
+        """Return the mean loss and every metric of the problem type, None where it is undefined."""
         values = compute_metrics(self.decided(), self.labels, self.problem_type, self.logits.shape[-1])
-        return {"loss": float(self.losses.double().mean()), **values}
+        return {"loss": self.loss(), **{name: defined(value) for name, value in values.items()}}
 
 
 @torch.no_grad()  # not inference_mode: its tensors break the training of several processes that goes on after
@@ -113,7 +117,7 @@ def score(
     predictions: Predictions, label_names: Sequence[str], metrics: Sequence[str], *, samples: int, seed: int
 ) -> SplitScores:
     """Return the asked metrics with bootstrap intervals, the per-class table and the confusion matrix."""
-    values, decided = predictions.metrics(), predictions.decided()
+    decided = predictions.decided()
     names = list(label_names)
     per_class: list[ClassScores] = []
     if predictions.problem_type == "regression":
@@ -125,7 +129,7 @@ def score(
         confusion = confusion_matrix(decided, predictions.labels, len(names)).tolist()
     return SplitScores(
         rows=len(predictions.labels),
-        loss=values["loss"],
+        loss=predictions.loss(),
         metrics={name: cells[name] for name in metrics},
         per_class=per_class,
         confusion=confusion,

@@ -18,7 +18,7 @@ from finetune.errors import TrainingError
 from finetune.files import writing
 from finetune.folder import forget_after, replaced_whole
 from finetune.interruption import Interrupted, finishing_the_step
-from finetune.loop import Loop
+from finetune.loop import Entry, Loop
 from finetune.modeling import Classifier
 from finetune.outcome import training_result
 from finetune.plan import Plan
@@ -92,11 +92,12 @@ def train_stage(recipe: Recipe, material: Material, loop: Loop, folder: RunFolde
             forget_old(folder.checkpoints, recipe.checkpoint.save_total_limit, state.step)
         folder.training.unlink(missing_ok=True)  # of a run that was killed later: what it stands for is written again
 
-    def log(entry: dict[str, float]) -> None:
-        accelerator.log({key: value for key, value in entry.items() if key != "step"}, step=int(entry["step"]))
+    def log(entry: Entry) -> None:
+        known = {key: value for key, value in entry.items() if key != "step" and value is not None}
+        accelerator.log(known, step=int(entry["step"]))
         on_main_process(accelerator, partial(append_line, folder.history, entry))
 
-    def validate() -> dict[str, float]:
+    def validate() -> dict[str, float | None]:
         started = time.perf_counter()
         size = recipe.evaluation.per_device_eval_batch_size
         found = predict(classifier, material.splits["validation"], batch_size=size, accelerator=accelerator)

@@ -22,8 +22,9 @@ class TrainState:
         epoch: epochs done.
         step_in_epoch: optimiser steps done in the current epoch.
         best_step: the step of the best evaluation, None before the first.
-        best_value: its metric.
-        evaluations_since_best: evaluations without a better one, for early stopping.
+        best_value: its metric, None where that was undefined in every evaluation.
+        best_loss: its loss.
+        evaluations_since_best: evaluations without a better metric, for early stopping.
         micro_batch_rows: rows at a time in a process, where memory had run out; None: as many as asked for.
         undecayed: the share of a weight without gradients that weight decay has left.
         train_seconds, eval_seconds: time spent in steps, and in evaluations.
@@ -37,6 +38,7 @@ class TrainState:
     step_in_epoch: int = 0
     best_step: int | None = None
     best_value: float | None = None
+    best_loss: float | None = None
     evaluations_since_best: int = 0
     micro_batch_rows: int | None = None
     undecayed: float = 1.0
@@ -55,13 +57,24 @@ class TrainState:
         self.tokens_seen += int(sum(lengths[batch].sum() for batch in step))
         self.padded_seen += int(sum(len(batch) * lengths[batch].max() for batch in step))
 
-    def note_evaluation(self, value: float, *, lower_is_better: bool) -> bool:
-        """Count an evaluation; return whether its value is the best so far."""
+    def note_evaluation(self, value: float | None, *, loss: float, lower_is_better: bool) -> bool:
+        """Count an evaluation; return whether it is the best so far.
+
+        Of equal values the one with the lower loss is better, and any value is better than None (undefined). A lower
+        loss at an equal value does not reset `evaluations_since_best`.
+        """
         best = self.best_value
-        better = best is None or (value < best if lower_is_better else value > best)
+        tie = self.best_step is not None and value == best
+        if tie:
+            better = self.best_loss is not None and loss < self.best_loss
+        elif value is None or best is None:
+            better = self.best_step is None or value is not None
+        else:
+            better = value < best if lower_is_better else value > best
         if better:
-            self.best_value, self.best_step = value, self.step
-        self.evaluations_since_best = 0 if better else self.evaluations_since_best + 1
+            self.best_value, self.best_loss, self.best_step = value, loss, self.step
+        improved = better and (value is None or not tie)
+        self.evaluations_since_best = 0 if improved else self.evaluations_since_best + 1
         return better
 
 

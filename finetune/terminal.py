@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from finetune.head_results import Agreement, HeadAnalysis, Pruning
-from finetune.results import LayerRanks, MetricValue, SplitScores, SplitSummary
+from finetune.results import LayerRanks, MetricValue, SplitScores, SplitSummary, number
 
 _MOST_LABELS = 8
 _HEAD_WIDTH = 4  # characters of a cell of the table of heads
@@ -58,8 +58,8 @@ def say(console: Console, text: str) -> None:
 
 
 def interval(cell: MetricValue) -> str:
-    """Return "0.884 [0.862, 0.905]", or the value alone where there is no interval."""
-    return f"{cell.value:.3f} {escape(cell.interval())}".rstrip()
+    """Return "0.884 [0.862, 0.905]", the value alone where there is no interval, or "undefined"."""
+    return f"{number(cell.value)} {escape(cell.interval())}".rstrip()
 
 
 def show_scores(console: Console, scores: Mapping[str, SplitScores], summary: Mapping[str, SplitSummary]) -> None:
@@ -167,7 +167,7 @@ def show_pruning(console: Console, found: Pruning, where: str) -> None:
         table.add_column(name, justify="right", overflow="fold")
     for split, metrics in found.scores_before.items():
         for metric in metrics:
-            table.add_row(f"{split} {metric}", *(f"{scores[split][metric]:.4f}" for _, scores in states))
+            table.add_row(f"{split} {metric}", *(number(scores[split][metric], 4) for _, scores in states))
     if table.row_count:
         console.print(table)
     else:

@@ -24,7 +24,7 @@ def fit(
     checkpoints: Path,
     keep: int | None = None,
     best_metric: str = "loss",
-    evaluate: Callable[[], dict[str, float]] | None = None,
+    evaluate: Callable[[], dict[str, float | None]] | None = None,
     log: Callable[[Entry], None] = lambda entry: None,
     request: StopRequest | None = None,
 ) -> str:
@@ -32,8 +32,9 @@ def fit(
 
     Args:
         checkpoints: the folder to write checkpoints to; `keep` of them are kept, None: all.
-        best_metric: which of the evaluation's values chooses the best weights.
-        evaluate: returns loss and metrics on validation rows; None: never called, the last weights stay.
+        best_metric: which of the evaluation's values chooses the best weights; of equal ones, the lower loss does.
+        evaluate: returns loss and metrics on validation rows, None for a metric that is undefined; None: never
+            called, the last weights stay.
         log: takes each entry of the history.
         request: filled by a signal. Training then ends after the step and what falls due with it.
 
@@ -81,7 +82,7 @@ def _interrupted(loop: Loop, checkpoints: Path) -> Interrupted:
 def _judge(
     loop: Loop,
     model: nn.Module,
-    values: Mapping[str, float],
+    values: Mapping[str, float | None],
     best_metric: str,
     log: Callable[[Entry], None],
     progress: TrainingProgress,
@@ -94,12 +95,14 @@ def _judge(
     state = loop.state
     named = {f"eval_{name}": value for name, value in values.items()}
     entry = {"step": state.step, "epoch": round(state.step / loop.plan.steps_per_epoch, 4), **named}
-    if not math.isfinite(named["eval_loss"]):
+    loss = values["loss"]
+    if loss is None or not math.isfinite(loss):
         raise TrainingError(
-            f"the evaluation loss is {named['eval_loss']} at step {state.step}; lower training.learning_rate, or set "
+            f"the evaluation loss is {loss} at step {state.step}; lower training.learning_rate, or set "
             "training.mixed_precision: no"
         )
-    better = state.note_evaluation(named[f"eval_{best_metric}"], lower_is_better=best_metric in LOWER_IS_BETTER)
+    value = values[best_metric]
+    better = state.note_evaluation(value, loss=loss, lower_is_better=best_metric in LOWER_IS_BETTER)
     if better:
         loop.best = trained_weights(model)
     progress.evaluated(entry, best=better)

@@ -121,3 +121,13 @@ def test_a_model_that_says_the_same_of_all_rows_has_a_score() -> None:
     with torch.no_grad():
         sample.classifier.base.classifier.weight.zero_()
     assert scorer(sample, "matthews_correlation")(sample.gates()) == 0.0
+
+
+def test_an_undefined_correlation_counts_as_zero_in_a_curve(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    classifier = bert(tiny_bert)
+    monkeypatch.setattr(classifier.base.config, "problem_type", "regression")
+    classifier.base.classifier = torch.nn.Linear(24, 1)
+    torch.nn.init.zeros_(classifier.base.classifier.weight)
+    sample = sample_of(classifier, split=replace(encoded(classifier), labels=np.arange(6.0)))
+    assert scorer(sample, "pearson")(sample.gates()) == 0.0
+    assert scorer(sample, "mean_squared_error")(sample.gates()) < 0

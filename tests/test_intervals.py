@@ -8,6 +8,7 @@ from sklearn.metrics import f1_score
 
 from finetune.intervals import classification_intervals, interval_note, regression_intervals
 from finetune.metrics import REGRESSION
+from finetune.results import MetricValue
 
 NAMES = ["a", "b", "c"]
 
@@ -35,6 +36,7 @@ def test_equals_a_bootstrap_that_draws_rows(rows: tuple[np.ndarray, np.ndarray])
         assert cell.high is not None
         # Both ends are estimates: their own spread over 1000 resamples is 0.004 here.
         assert (cell.low, cell.high) == pytest.approx((low, high), abs=0.012)
+        assert cell.value is not None
         assert cell.low < cell.value < cell.high
     assert [row.support for row in per_class] == np.bincount(actual).tolist()
 
@@ -48,6 +50,7 @@ def test_multi_label_bootstrap_covers_its_value() -> None:
     for cell in found.values():
         assert cell.low is not None
         assert cell.high is not None
+        assert cell.value is not None
         assert cell.low < cell.value < cell.high
 
 
@@ -93,15 +96,37 @@ def test_regression_intervals_equal_those_of_rows_that_are_drawn(ties: bool) -> 
         assert (found[name].low, found[name].high) == pytest.approx(tuple(bounds), rel=1e-9)  # measured 1e-15
 
 
-def test_resamples_without_spread_have_no_correlation() -> None:
+def test_resamples_without_spread_have_no_correlation_and_are_left_out() -> None:
     actual = np.array([1.0] + [0.1] * 11)
     predicted = np.arange(12) / 10
-    low = regression_intervals(predicted, actual, samples=200, seed=0)["spearman"]
+    found = regression_intervals(predicted, actual, samples=200, seed=0)["spearman"]
     rng = np.random.default_rng(0)
     drawn = [rng.integers(0, 12, size=12) for _ in range(200)]
-    assert sum(0 not in rows for rows in drawn) > 20  # they would be divisions by zero
-    high = np.percentile([REGRESSION["spearman"](predicted[rows], actual[rows]) for rows in drawn], 97.5)
-    assert low.high == pytest.approx(high, abs=1e-12) == 0.0
+    values = [REGRESSION["spearman"](predicted[rows], actual[rows]) for rows in drawn]
+    assert sum(np.isnan(values)) == sum(0 not in rows for rows in drawn) > 20  # they would be divisions by zero
+    bounds = np.percentile([value for value in values if not np.isnan(value)], [2.5, 97.5])
+    assert (found.low, found.high) == pytest.approx(tuple(bounds), abs=1e-12)
+    assert bounds[1] < 0  # counted as 0, the undefined would be the upper bound
+
+
+@pytest.mark.parametrize("rows", [4, 20])
+def test_an_undefined_metric_has_neither_value_nor_interval(rows: int) -> None:
+    found = regression_intervals(np.arange(rows) / 10, np.ones(rows), samples=100, seed=0)
+    assert found["pearson"] == found["spearman"] == MetricValue(None)
+    assert found["mean_squared_error"].value is not None
+
+
+def test_intervals_are_of_the_metric_that_is_shown() -> None:
+    # The third label never occurs: multi-label macro F1 counts it as 0, in the value and in every resample.
+    actual = np.tile([[1, 0, 0], [0, 1, 0]], (20, 1))
+    predicted = np.where(np.random.default_rng(0).random(actual.shape) < 0.1, 1 - actual, actual) * [1, 1, 0]
+    found, _ = classification_intervals(predicted, actual, NAMES, samples=200, seed=0)
+    cell = found["f1_macro"]
+    assert cell.value == pytest.approx(f1_score(actual, predicted, average="macro", zero_division=0.0))
+    assert cell.value is not None
+    assert cell.low is not None
+    assert cell.high is not None
+    assert cell.low < cell.value < cell.high <= 2 / 3
 
 
 def test_regression_intervals_take_little_memory() -> None:
@@ -122,6 +147,7 @@ def test_regression_intervals() -> None:
     for cell in found.values():
         assert cell.low is not None
         assert cell.high is not None
+        assert cell.value is not None
         assert cell.low < cell.value < cell.high
     assert regression_intervals(predicted[:4], actual[:4], samples=200, seed=0)["pearson"].low is None
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,6 +37,7 @@ from finetune.results import (
     SplitSummary,
     Training,
     append_line,
+    read_json,
     write_json,
 )
 
@@ -115,6 +117,18 @@ def test_the_report_tells_what_the_run_found(run: RunFolder) -> None:
     card = run.card.read_text()
     assert "| accuracy | 0.8750 [0.825, 0.925] |" in card
     assert "| f1_macro | 0.8000 – |" in card
+
+
+def test_what_is_undefined_is_shown_as_undefined(run: RunFolder) -> None:
+    scores = read_json(run.scores, dict[str, SplitScores])["test"]
+    write_json(run.scores, {"test": replace(scores, metrics={"pearson": MetricValue(None)})})
+    training = replace(read_json(run.training, Training), best_metric="pearson", best_value=None)
+    write_json(run.training, training)
+    write_report(run)
+    html = run.report.read_text()
+    assert "<b>undefined</b>" in html
+    assert "pearson undefined in every evaluation, lowest loss at step 2, whose weights are kept" in html
+    assert "| pearson | undefined – |" in run.card.read_text()
 
 
 def whole_analysis(methods: int, measure: str = "accuracy") -> HeadAnalysis:

@@ -42,12 +42,16 @@ def test_scores_are_shown_with_intervals() -> None:
     console, text = terminal()
     scores = {
         "test": SplitScores(
-            20, 0.25, {"accuracy": MetricValue(0.5, 0.4, 0.6), "f1_macro": MetricValue(0.3)}, interval_note="few"
+            20,
+            0.25,
+            {"accuracy": MetricValue(0.5, 0.4, 0.6), "f1_macro": MetricValue(0.3), "pearson": MetricValue(None)},
+            interval_note="few",
         )
     }
     show_scores(console, scores, {"test": SplitSummary(20, {}, 1, 1, 0)})
     assert "0.500 [0.400, 0.600]" in text.getvalue()
     assert "0.300 │" in text.getvalue()
+    assert "undefined │" in text.getvalue()
     assert "test: few." in text.getvalue()
     console, text = terminal()
     show_scores(console, {}, {})

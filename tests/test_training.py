@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -17,6 +18,7 @@ from torch import Tensor
 from finetune import optimization
 from finetune.checkpoints import complete_checkpoints, find_checkpoint, trained_weights
 from finetune.errors import TrainingError
+from finetune.finiteness import MAX_SKIPPED, SkippedSteps, StepFacts
 from finetune.interruption import Interrupted, finishing_the_step
 from finetune.loop import Loop
 from finetune.lora import Lora
@@ -38,12 +40,13 @@ def train(
     folder: Path,
     schedule: Plan,
     *,
-    evaluations: list[float] | None = None,
+    evaluations: list[float] | list[dict[str, float | None]] | None = None,
+    best_metric: str = "loss",
     resume: Path | None = None,
     stop_after: int | None = None,
     **changes: Any,
 ) -> tuple[Loop, str, list[dict[str, Any]]]:
-    """Train on the six sentences; `evaluations` are the losses that the evaluations are made to find."""
+    """Train on the six sentences; `evaluations` are what the evaluations are made to find, losses or all values."""
     training = TrainingSection(learning_rate=1e-2, weight_decay=0.0, lr_scheduler_type="constant").model_copy(
         update=changes
     )
@@ -53,6 +56,10 @@ def train(
     entries: list[dict[str, Any]] = []
     found = iter(evaluations or [])
 
+    def evaluate() -> dict[str, float | None]:
+        values = next(found)
+        return values if isinstance(values, dict) else {"loss": values}
+
     def log(entry: dict[str, Any]) -> None:
         entries.append(entry)
         if stop_after is not None and entry["step"] > stop_after:
@@ -61,8 +68,8 @@ def train(
     with TrainingProgress(Console(quiet=True)) as progress:
         reason = fit(
             loop,
-            best_metric="loss",
-            evaluate=(lambda: {"loss": next(found)}) if evaluations else None,
+            best_metric=best_metric,
+            evaluate=evaluate if evaluations else None,
             log=log,
             progress=progress,
             checkpoints=folder,
@@ -226,6 +233,28 @@ def test_the_best_weights_are_left_and_patience_ends_it(
     assert (result.steps, result.best_step, result.speed.train_samples_per_second > 0) == (12, 6, True)
 
 
+@pytest.mark.parametrize(
+    ("metric", "best"), [([0.5, 0.5, 0.5], 6), ([None, None, None], 6), ([None, 0.1, None], 6), ([0.2, None, None], 3)]
+)
+def test_a_tie_and_an_undefined_metric_leave_the_choice_to_the_loss(
+    build: Callable[..., Classifier],
+    accelerator: Accelerator,
+    tmp_path: Path,
+    metric: list[float | None],
+    best: int,
+) -> None:
+    classifier = build()
+    found = [{"loss": loss, "pearson": value} for loss, value in zip([0.9, 0.5, 0.7], metric, strict=True)]
+    schedule = plan(epochs=3, total_steps=9, save_every=0)
+    loop, reason, entries = train(classifier, accelerator, tmp_path, schedule, evaluations=found, best_metric="pearson")
+    assert loop.state.best_step == best
+    weights = load_file(tmp_path / f"step-{best:06d}" / "weights.safetensors")
+    assert largest_difference(weights, trained_weights(classifier.model)) == 0.0
+    assert [entry["eval_pearson"] for entry in entries if "eval_loss" in entry] == metric
+    text = training_result(loop, reason, "pearson").best_text()
+    assert text.startswith("best pearson 0." if any(metric) else "pearson undefined in every evaluation, lowest loss")
+
+
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 @pytest.mark.parametrize("stop", [3, 4], ids=["epoch's end", "mid-epoch"])
 def test_a_resumed_run_ends_with_the_same_bits(
@@ -263,6 +292,39 @@ def test_a_loss_that_is_not_finite_stops_the_run(
         classifier.base.classifier.bias.fill_(float("nan"))
     with pytest.raises(TrainingError, match=r"the loss is nan at step 1 \(learning rate 0.01\), rows \d, \d of rows"):
         train(classifier, accelerator, tmp_path, plan())
+
+
+@pytest.mark.parametrize(("steps", "stops_at"), [(27, MAX_SKIPPED), (3, 3)], ids=["a long run", "every step"])
+def test_fp16_gradients_that_are_never_finite_stop_the_run(
+    build: Callable[..., Classifier],
+    accelerator: Accelerator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: int,
+    stops_at: int,
+) -> None:
+    monkeypatch.setattr(accelerator, "scaler", torch.amp.GradScaler("cpu"))
+    monkeypatch.setattr(accelerator, "native_amp", True)
+    classifier = build()
+    before = {name: weight.clone() for name, weight in trained_weights(classifier.model).items()}
+
+    def overflow(_: Any, __: Any, output: Any) -> None:
+        output.logits.register_hook(lambda gradient: gradient * float("inf"))
+
+    classifier.model.register_forward_hook(overflow)
+    said = rf"fp16: the gradient was not finite in {stops_at} steps in a row, .* the last at step {stops_at} \(.*bf16"
+    with pytest.raises(TrainingError, match=said):
+        train(classifier, accelerator, tmp_path, plan(epochs=9, total_steps=steps))
+    assert largest_difference(before, trained_weights(classifier.model)) == 0.0
+
+
+def test_fp16_may_skip_steps_now_and_then() -> None:
+    skipped, facts = SkippedSteps(), StepFacts(1, 0.1, np.array([1]), "rows")
+    for _ in range(3):
+        for number in range(MAX_SKIPPED):
+            skipped.note(number < MAX_SKIPPED - 1, facts)
+    skipped.note(True, facts)
+    skipped.finish()
 
 
 def test_class_weights() -> None:

@@ -5,6 +5,7 @@ N rows, L layers, H heads
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -68,7 +69,9 @@ def scorer(sample: Sample, metric: str) -> Callable[[Tensor], float]:
     def score(gates: Tensor) -> float:
         logits = gated_logits(sample, gates)
         decided = decisions(logits, sample.problem_type).numpy()
-        return sign * compute_metrics(decided, sample.labels, sample.problem_type, logits.shape[-1])[metric]
+        value = compute_metrics(decided, sample.labels, sample.problem_type, logits.shape[-1])[metric]
+        # A correlation is undefined where the heads that are left predict the same for every row: nothing is explained.
+        return sign * (0.0 if math.isnan(value) else value)
 
     return score
 

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from finetune.report.figures import confusion_heatmap, head_heatmap, loss_curve, plotly_script, pruning_curves
 from finetune.report.record import RunRecord, read_record
-from finetune.results import MetricValue, RunFolder, write_text
+from finetune.results import MetricValue, RunFolder, number, write_text
 
 
 def write_report(folder: RunFolder) -> None:
@@ -27,6 +27,7 @@ def write_report(folder: RunFolder) -> None:
         lstrip_blocks=True,
     )
     pages.filters["interval"] = interval
+    pages.filters["number"] = number
     facts = {
         "name": folder.path.name,
         "record": record,
