@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import os
@@ -12,14 +13,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from finetune import __version__
-from finetune.errors import EXIT_CODE, DataError, FinetuneError
+from finetune.errors import EXIT_CODE, DataError, FinetuneError, printable, shorten
 from finetune.interruption import Interrupted, stopping_at_once
+from finetune.paths import path_fault
 
 _GO_ON = "; to go on, start the same recipe with checkpoint.resume_from_checkpoint=auto"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, 2 for a mistake the user can repair, 130 or 143 when stopped by SIGINT or SIGTERM."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # the name of a file need not be text that the terminal can show
+            stream.reconfigure(errors="backslashreplace")
     parser = _parser()
     asked, rest = parser.parse_known_args(arguments)
     if rest and (not hasattr(asked, "overrides") or any(part.startswith("-") for part in rest)):
@@ -30,11 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     speaks = int(os.environ.get("LOCAL_RANK", "0")) == 0  # of a machine's processes, one
     try:
         _check_processes(asked)
+        _check_paths(asked)
         with stopping_at_once():
             command(asked)
     except FinetuneError as error:
         if speaks:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
         return EXIT_CODE
     except (Interrupted, KeyboardInterrupt) as error:
         stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
@@ -53,6 +59,15 @@ def _check_processes(asked: argparse.Namespace) -> None:
         name = "heads, for more than one run,"
     if count > 1 and name is not None:
         raise DataError(f"{name} works in one process, and the launcher started {count}; call it without a launcher")
+
+
+def _check_paths(asked: argparse.Namespace) -> None:
+    """Raise DataError for an argument that can be no path, before anything looks there."""
+    for name, value in vars(asked).items():
+        for path in value if isinstance(value, list) else [value]:
+            fault = path_fault(path) if isinstance(path, Path) else None
+            if fault is not None:
+                raise DataError(f"{name} '{shorten(str(path), 120)}' {fault}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -109,10 +124,13 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(asked: argparse.Namespace) -> None:
+    from finetune.folder import check_folder
     from finetune.recipe import load_recipe
+    from finetune.results import RunFolder
 
     recipe = load_recipe(asked.recipe, asked.overrides)
-    print(f"{asked.recipe} is right; the run will lie in {recipe.output_dir}")
+    check_folder(RunFolder(Path(recipe.output_dir)), recipe)
+    print(f"{asked.recipe} is valid. Output directory: {recipe.output_dir}")
 
 
 def _train(asked: argparse.Namespace) -> None:

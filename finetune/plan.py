@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 
 from finetune.data.batching import steps_in_epoch
-from finetune.recipe import Recipe
+from finetune.recipe import Recipe, TrainingSection
 from finetune.state import TrainState
 
 
@@ -53,6 +53,17 @@ class Plan:
             "processes": accelerator.num_processes,
             "device": accelerator.device.type,
         }
+
+    def warmup_note(self, training: TrainingSection) -> str:
+        """Return a warning if the run ends before its warm-up, with the learning rate that it then reaches, else ""."""
+        if self.warmup_steps <= self.total_steps or training.lr_scheduler_type == "constant":
+            return ""
+        reached = training.learning_rate * self.total_steps / self.warmup_steps
+        return (
+            f"The warm-up takes {self.warmup_steps:,} steps, but the run has only {self.total_steps:,}: the learning "
+            f"rate ends at {reached:.3g} and never reaches {training.learning_rate:g}. Set training.warmup_steps to a "
+            "share of the run, such as 0.06, or train for longer."
+        )
 
     def stop_reason(self, state: TrainState) -> str | None:
         """Return why training ends here, or None where it goes on."""

@@ -82,6 +82,8 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
         if note:
             say(console, f"[yellow]{note}[/]")
     plan = make_plan(recipe, rows=len(material.splits["train"]), processes=accelerator.num_processes)
+    if note := plan.warmup_note(recipe.training):
+        say(console, f"[yellow]{note}[/]")
     ranks = None
     if recipe.peft is not None and recipe.peft.by_importance():
         material, ranks = ranks_stage(recipe, material, plan, None if dry_run else folder, resume, accelerator, console)

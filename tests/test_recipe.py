@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 
 from finetune.errors import RecipeError
 from finetune.recipe import METRICS, Recipe, dump_recipe, load_recipe
-from finetune.recipe.problems import FOREIGN_NAMES, metric_problems
+from finetune.recipe.problems import metric_problems
+from finetune.recipe.reader import MAX_BYTES
+from finetune.recipe.schema_problems import FOREIGN_NAMES
 
 WriteRecipe = Callable[[str], Path]
 
@@ -71,7 +74,7 @@ peft: {r: -1}
         (MINIMAL.replace("validation_rows:", "label_column: sentence, validation_rows:"), r"must differ, got sentence"),
         (MINIMAL.replace("validation_rows:", "validation_size: 0.1, validation_rows:"), r"validation_size holds out"),
         ("a: &x [*x]\n", r"an alias that holds itself"),
-        ("a: !!float abc\n", r"YAML that is not read here"),
+        ("a: !!float abc\n", r"line 1 is not YAML that can be read: the tag !!float does not fit"),
         (MINIMAL + "logging: {report_to: wandb.ai}\n", r"given 'wandb.ai'; must be"),
         (MINIMAL + "trainng: {}\n", r"trainng \(line 3\): unknown key; did you mean 'training'"),
         (MINIMAL + "learning_rate: 1\n", r"learning_rate .*belongs in training"),
@@ -109,12 +112,113 @@ peft: {r: -1}
         ),
         ("- a\n", r"holds no sections"),
         ("a: [1\n", r"line 2 is not YAML"),
-        ("a: !!python/object:os.system 1\n", r"uses YAML that is not read here"),
+        ("a: !!python/object:os.system 1\n", r"line 1 is not YAML that can be read: the tag !!python/object:os.system"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_with_its_repair(write_recipe: WriteRecipe, text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(write_recipe(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("training: {save_strategy: epoch}", "training.save_strategy (line 3): unknown key; it belongs in checkpoint"),
+        ("training: {seed: 1}", "training.seed (line 3): unknown key; it belongs in the top level"),
+        ("evaluation: {eval_batch_size: 1}", "unknown key; here it is evaluation.per_device_eval_batch_size"),
+        ("training: {gradient_checkpointing: true}", "unknown key; nothing to set: activations are kept"),
+        ("training: {save_totl_limit: 1}", "unknown key; did you mean 'checkpoint.save_total_limit'?"),
+        ("training: {learning_rte: 1}", "unknown key; did you mean 'learning_rate'?"),
+        ("training: {warmup: 1}", "unknown key; did you mean 'warmup_steps'?"),
+        ("training: {deepspeed: a}", "training.deepspeed (line 3): unknown key"),
+        ("training: {data_seed: 1}", "training.data_seed (line 3): unknown key"),
+        ("training: {hub_strategy: a}", "training.hub_strategy (line 3): unknown key"),
+        ("peft: {exclude_modules: a}", "peft.exclude_modules (line 3): unknown key"),
+        ("'str': 1", "str (line 3): unknown key"),
+        ('"\\e[1m[\\n": 1', r"\x1b[1m[\n (line 3): unknown key"),
+        ("evaluation: {metrics: [f1]}", "choose the mean over classes that you mean: f1_macro, f1_micro, f1_weighted"),
+        ("evaluation: {metrics: [precision]}", "precision, recall and F1 of each class are always in scores.json"),
+        (
+            "evaluation: {metric_for_best_model: eval_f1}",
+            "given 'eval_f1'; must be one of accuracy, f1_macro, f1_micro",
+        ),
+        ("evaluation: {metric_for_best_model: eval_loss}", "did you mean 'loss'?"),
+        ("evaluation: {metrics: [mcc]}", "did you mean 'matthews_correlation'?"),
+        (
+            "task: {problem_type: multi_label_classification}\nevaluation: {metrics: [accuracy]}",
+            "did you mean 'subset_accuracy'?",
+        ),
+        ("task: {problem_type: regression}\nevaluation: {metrics: [mse]}", "did you mean 'mean_squared_error'?"),
+    ],
+)
+def test_a_hint_points_to_the_right_section(write_recipe: WriteRecipe, text: str, hint: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write_recipe(f"{MINIMAL}{text}\n"))
+    _, line = str(caught.value).splitlines()
+    assert hint in line
+    assert line.endswith(hint) or not hint.endswith("key")  # no hint is no false hint
+
+
+def test_of_very_many_mistakes_the_first_are_described(write_recipe: WriteRecipe) -> None:
+    names = [f"learning_rat{number}" for number in range(20_000)]
+    texts = [
+        "training:\n" + "".join(f"  {name}: 1\n" for name in names),
+        f"evaluation: {{metrics: [{', '.join(names)}]}}\n",
+        f"task: {{label_names: [a, b]}}\ntraining: {{class_weights: {{{': 1.0, '.join(names)}: 1.0}}}}\n",
+        "seed: 1\n" * 20_000,
+    ]
+    for text in texts:
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(write_recipe(MINIMAL + text))
+        head, *lines = str(caught.value).splitlines()
+        assert head.endswith("has more than 50 mistakes, of which 50:")
+        assert len(lines) == 50
+        assert max(map(len, lines)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("output_dir", '"a\\0b"', "holds a NUL character"),
+        ("output_dir", "x" * 300, "is too long for the file system"),
+        ("output_dir", "~nosuchuser/x", "a user that does not exist"),
+        ("output_dir", "''", "is empty; name a path"),
+        ("output_dir", "loop", "symbolic links that point at one another"),
+        ("output_dir", "file.csv", "is a file; name a folder"),
+        ("output_dir", "file.csv/out", "cannot be made, since"),
+        ("data.train_file", "~nosuchuser/x.csv", "a user that does not exist"),
+        ("data.validation_file", "x" * 300 + ".csv", "is too long for the file system"),
+        ("data.test_file", '"a\\0.csv"', "holds a NUL character"),
+        ("data.train_file", "file.csv/x.csv", "no such file 'file.csv/x.csv'"),
+        ("data.dataset_name", "~nosuchuser/x", "a user that does not exist"),
+        ("data.dataset_name", "./nowhere", "there is no folder './nowhere'"),
+        ("model.model_name_or_path", "~nosuchuser/x", "a user that does not exist"),
+        ("model.model_name_or_path", "x" * 300, "is too long for the file system"),
+        ("model.model_name_or_path", "/nowhere/model", "there is no folder '/nowhere/model'"),
+        ("checkpoint.resume_from_checkpoint", "x" * 300, "is too long for the file system"),
+        ("checkpoint.resume_from_checkpoint", "nowhere", "there is no folder 'nowhere'"),
+    ],
+)
+def test_paths_that_cannot_be_used_are_named(
+    write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str, value: str, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    Path("file.csv").write_text("sentence,label\na,b\n")
+    section, _, name = key.rpartition(".")
+    line = f"{section}: {{{name}: {value}}}\n" if section else f"{name}: {value}\n"
+    others = "" if section == "model" else "model: {model_name_or_path: some/model}\n"
+    others += "" if section == "data" else f"data: {{train_rows: {ROWS}, validation_rows: {ROWS}}}\n"
+    with pytest.raises(RecipeError, match=rf"{key} \(line 1\): .*{re.escape(reason)}"):
+        load_recipe(write_recipe(line + others))
+    with pytest.raises(RecipeError, match=rf"{key} \(override\): .*{re.escape(reason)}"):
+        load_recipe(write_recipe(MINIMAL), [f"{key}={value}", "data.validation_rows=null", "data.validation_size=0.5"])
+
+
+def test_a_recipe_that_is_far_too_large_is_refused(write_recipe: WriteRecipe) -> None:
+    path = write_recipe(MINIMAL + "seed: '" + "1" * MAX_BYTES + "'\n")
+    with pytest.raises(RecipeError, match=r"has 20,000,\d+ bytes, and a recipe has 20,000,000 at most; put rows into"):
+        load_recipe(path)
 
 
 def test_names_of_other_tools_get_a_hint(write_recipe: WriteRecipe) -> None:
@@ -180,6 +284,12 @@ def test_overrides_are_typed_as_in_the_file(
         ("training.learnin_rate=1", r"training.learnin_rate \(override\): unknown key; did you mean"),
         ("training.learning_rate=fast", r"training.learning_rate \(override\): given 'fast'"),
         ("training.learning_rate=[1", r"not YAML"),
+        ("seed=&a [*a]", r"seed .*an alias that holds itself"),
+        ("seed=" + "[" * 1000, r"seed .*nested more than 50 deep"),
+        ('seed="\\UFFFFFFFF"', r"seed .*an escape or a directive that cannot be read"),
+        ("seed=!!timestamp foo", r"seed .*the tag !!timestamp does not fit"),
+        ("seed=\ud800", r"seed \(override\): the value .*ud800. is not allowed"),
+        ("seed=\0", r"seed.*the character '.x00' is not allowed"),
         ("data.train_rows.0.label=1", r"an item of a list cannot be changed by itself"),
     ],
 )

@@ -1,154 +1,73 @@
-"""Say what is wrong with a recipe, one line a mistake, each with its repair.
+"""What is wrong with a recipe, one line per mistake, each with its repair.
 
-Checks that need two sections, or the disk, are here as well, so that all mistakes come at once.
+The checks here need two sections, or the disk; those of a single value are in schema_problems.py.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
-
-from finetune.errors import did_you_mean
-from finetune.recipe.schema import METRICS, LoggingSection, ProblemType, Recipe
-
-Location = tuple[str | int, ...]
-
-# What other tools call a thing -> where it is here.
-FOREIGN_NAMES = {
-    "warmup_ratio": "training.warmup_steps (a number below 1 is a share of all steps)",
-    "group_by_length": "training.train_sampling_strategy: group_by_length",
-    "evaluation_strategy": "evaluation.eval_strategy",
-    "lora_r": "peft.r",
-    "lora_rank": "peft.r",
-    "rank": "peft.r",
-    "alpha": "peft.lora_alpha",
-    "lora_target_modules": "peft.target_modules",
-    "epochs": "training.num_train_epochs",
-    "num_epochs": "training.num_train_epochs",
-    "batch_size": "training.per_device_train_batch_size",
-    "micro_batch_size": "training.per_device_train_batch_size",
-    "eval_batch_size": "evaluation.per_device_eval_batch_size",
-    "lr": "training.learning_rate",
-    "scheduler": "training.lr_scheduler_type",
-    "lr_scheduler": "training.lr_scheduler_type",
-    "gradient_clipping": "training.max_grad_norm",
-    "fp16": "training.mixed_precision: fp16",
-    "bf16": "training.mixed_precision: bf16",
-    "base_model": "model.model_name_or_path",
-    "model_name": "model.model_name_or_path",
-    "torch_dtype": "model.dtype",
-    "max_seq_length": "data.max_length",
-    "cutoff_len": "data.max_length",
-    "sequence_len": "data.max_length",
-    "dataset": "data.dataset_name",
-    "labels": "task.label_names",
-    "num_labels": "task.label_names (their number follows)",
-    "load_best_model_at_end": "nothing to set: the best evaluation's weights are always kept",
-    "greater_is_better": "nothing to set: it follows from evaluation.metric_for_best_model",
-    "adapter": "peft.peft_type",
-}
+from finetune.errors import did_you_mean, printable, shorten
+from finetune.paths import absolute_path, new_folder_fault, path_fault
+from finetune.recipe.schema import METRICS, LoggingSection, ProblemType
+from finetune.recipe.yaml_values import Location
 
 NO_VALIDATION = "give data.validation_file (or rows, or split), or hold some out with data.validation_size: 0.1"
 
 FILE_TYPES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
-_RULES = {
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_type": "must be a number",
-    "bool_type": "must be true or false",
-    "string_type": "must be text",
-    "list_type": "must be a list",
-    "dict_type": "must be a mapping",
-    "model_type": "must be a section of keys",
-    "model_attributes_type": "must be a section of keys",
-}
-
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: where it is, and what to say of it."""
+    """One mistake: where it is, and the text about it."""
 
     location: Location
     text: str
 
-    def _written(self, lines: Mapping[Location, str]) -> Location | None:
-        """Return the key itself, or the nearest around it, that was written down."""
-        around = (self.location[:n] for n in range(len(self.location), 0, -1))
-        return next((location for location in around if location in lines), None)
-
-    def position(self, lines: Mapping[Location, str]) -> int:
-        """Return where the key stands among all keys that were written down, in their order."""
-        written = self._written(lines)
-        return -1 if written is None else list(lines).index(written)
-
     def line(self, lines: Mapping[Location, str]) -> str:
-        """Return one line: the key's path, where it was written, and the text."""
-        written = self._written(lines)
-        where = "" if written is None else lines[written]
+        """Return one line: the key's path, where it was written, and the text, shortened where it is long."""
+        found = written(self.location, lines)
+        where = f" ({lines[found]})" if found else ""
         path = ".".join(str(part) for part in self.location) or "recipe"
-        return f"{path}{f' ({where})' if where else ''}: {self.text}"
+        return printable(f"{shorten(path)}{where}: {shorten(self.text)}".replace("\n", "\\n"))
 
 
-def schema_problems(error: ValidationError) -> list[Problem]:
-    """Turn pydantic's findings into problems, one for each place."""
-    found: dict[Location, list[str]] = {}
-    items = [(tuple(part for part in item["loc"] if not _is_union_tag(part)), item) for item in error.errors()]
-    for location, item in items:
-        # A mapping that holds a mistake is meant as a mapping: that it is not the word either would mislead.
-        inner = any(other[: len(location)] == location != other for other, _ in items)
-        if not (inner and item["type"] == "literal_error"):
-            found.setdefault(location, []).append(_describe(item, location))
-    return [Problem(location, " or ".join(dict.fromkeys(texts))) for location, texts in found.items()]
+def written(location: Location, lines: Mapping[Location, str]) -> Location | None:
+    """Return the key itself, or the nearest around it, that was written down."""
+    around = (location[:n] for n in range(len(location), 0, -1))
+    return next((known for known in around if known in lines), None)
 
 
-def _is_union_tag(part: str | int) -> bool:
-    return isinstance(part, str) and (part in {"str", "int", "float", "bool"} or "[" in part)
+# What scikit-learn and the evaluate library call a metric -> its name here.
+_METRIC_NAMES = {
+    "matthews_corrcoef": "matthews_correlation",
+    "mcc": "matthews_correlation",
+    "mse": "mean_squared_error",
+    "rmse": "mean_squared_error",
+    "mae": "mean_absolute_error",
+    "pearsonr": "pearson",
+    "spearmanr": "spearman",
+    "accuracy": "subset_accuracy",
+    "exact_match": "subset_accuracy",
+}
 
 
-def _describe(item: Any, location: Location) -> str:
-    kind, given = item["type"], item.get("input")
-    if kind == "missing":
-        return "is missing and has no default; add it"
-    if kind == "extra_forbidden":
-        return _unknown_key(location)
-    if kind == "value_error":
-        return str(item["ctx"]["error"])
-    if kind == "literal_error":
-        choices = item["ctx"]["expected"]
-        near = did_you_mean(str(given), [choice.strip(" '") for choice in choices.replace(" or ", ",").split(",")])
-        return f"given {given!r}; must be {choices}{near}"
-    rule = _RULES.get(kind, item["msg"].replace("Input should be", "must be").replace("Input should", "must"))
-    shown = repr(given) if len(repr(given)) < 80 else f"{repr(given)[:77]}..."
-    return f"given {shown}; {rule}"
+def _metric_hint(name: str, choices: Sequence[str]) -> str:
+    """Return the metric that was probably meant, or "".
 
-
-def _unknown_key(location: Location) -> str:
-    name, section = str(location[-1]), location[:-1]
-    if name in FOREIGN_NAMES:
-        return f"unknown key; here it is {FOREIGN_NAMES[name]}"
-    places = dict(_key_places())
-    here = [key for key, sections in places.items() if section in sections]
-    near = did_you_mean(name, here)
-    if not near and name in places:
-        near = f"; it belongs in {'.'.join(map(str, places[name][0])) or 'the top level'}"
-    return f"unknown key{near or did_you_mean(name, places)}"
-
-
-def _key_places() -> Iterator[tuple[str, list[Location]]]:
-    places: dict[str, list[Location]] = {}
-    for name, field in Recipe.model_fields.items():
-        places.setdefault(name, []).append(())
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                for key in kind.model_fields:
-                    places.setdefault(key, []).append((name,))
-    yield from places.items()
+    F1 without a kind is refused: scikit-learn's is the F1 of one positive class, and a recipe names none.
+    """
+    plain = name.lower().removeprefix("eval_")
+    kinds = [choice for choice in choices if choice.startswith("f1_")]
+    if plain in ("f1", "f1_score", "precision", "recall") and kinds:
+        each = "; precision, recall and F1 of each class are always in scores.json and in the report"
+        return f"; choose the mean over classes that you mean: {', '.join(kinds)}{each}"
+    known = _METRIC_NAMES.get(plain, plain)
+    return f"; did you mean '{known}'?" if known in choices else did_you_mean(name, choices)
 
 
 def metric_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
@@ -161,12 +80,12 @@ def metric_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     metrics = evaluation.get("metrics")
     for index, name in enumerate(metrics if isinstance(metrics, list) else []):
         if name not in known:
-            rule = f"given {name!r}; {problem_type} has {', '.join(known)}{did_you_mean(str(name), known)}"
+            rule = f"given {name!r}; {problem_type} has {', '.join(known)}{_metric_hint(str(name), known)}"
             yield Problem(("evaluation", "metrics", index), rule)
     best = evaluation.get("metric_for_best_model")
-    choices = [*(metrics if isinstance(metrics, list) else known), "loss"]
+    choices = [*map(str, metrics if isinstance(metrics, list) else known), "loss"]
     if isinstance(best, str) and best not in choices:
-        rule = f"given {best!r}; must be one of {', '.join(map(str, choices))}{did_you_mean(best, map(str, choices))}"
+        rule = f"given {best!r}; must be one of {', '.join(choices)}{_metric_hint(best, choices)}"
         yield Problem(("evaluation", "metric_for_best_model"), rule)
     if evaluation.get("early_stopping_patience") and evaluation.get("eval_strategy") == "no":
         yield Problem(("evaluation", "early_stopping_patience"), "needs evaluations, but eval_strategy is no")
@@ -233,21 +152,53 @@ def stage_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def disk_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield files that are missing or of a type that is not read, and libraries that are not installed."""
+    """Yield paths that cannot be used or hold no such file, and libraries that are not installed."""
     for split in ("train", "validation", "test"):
         file = _section(document, "data").get(f"{split}_file")
-        if not isinstance(file, str):
-            continue
-        path = Path(file).expanduser()
-        if not path.is_file():
-            text = f"no such file '{file}' (looked in {path.absolute().parent}); correct the path"
-            yield Problem(("data", f"{split}_file"), text)
-        elif path.suffix not in FILE_TYPES:
-            yield Problem(("data", f"{split}_file"), f"given '{file}'; a data file ends in {', '.join(FILE_TYPES)}")
+        if isinstance(file, str) and file:
+            yield from _file_problems(("data", f"{split}_file"), file)
+    output = document.get("output_dir")
+    if isinstance(output, str) and (fault := new_folder_fault(output)):
+        yield Problem(("output_dir",), f"{_quoted(output)} {fault}")
+    for section, key in (
+        ("model", "model_name_or_path"),
+        ("data", "dataset_name"),
+        ("checkpoint", "resume_from_checkpoint"),
+    ):
+        name = _section(document, section).get(key)
+        if isinstance(name, str) and name:
+            yield from _folder_problems((section, key), name)
     tracker = _section(document, "logging").get("report_to", "none")
     known = get_args(LoggingSection.model_fields["report_to"].annotation)
     if tracker in known and tracker != "none" and importlib.util.find_spec(tracker) is None:
         yield Problem(("logging", "report_to"), f"'{tracker}' is not installed; run `pip install {tracker}`")
+
+
+def _file_problems(location: Location, file: str) -> Iterator[Problem]:
+    fault = path_fault(file)
+    if fault is not None:
+        yield Problem(location, f"{_quoted(file)} {fault}")
+    elif not absolute_path(file).is_file():
+        text = f"no such file {_quoted(file)} (looked in {absolute_path(file).parent}); correct the path"
+        yield Problem(location, text)
+    elif Path(file).suffix not in FILE_TYPES:
+        yield Problem(location, f"given {_quoted(file)}; a data file ends in {', '.join(FILE_TYPES)}")
+
+
+def _folder_problems(location: Location, name: str) -> Iterator[Problem]:
+    """Yield what is wrong with a name that may be a folder: what can only be one must be there."""
+    fault = path_fault(name)
+    only_a_folder = name.startswith(("/", "./", "../", "~")) or location[0] == "checkpoint"
+    if fault is not None:
+        yield Problem(location, f"{_quoted(name)} {fault}")
+    elif only_a_folder and name != "auto" and not absolute_path(name).exists():
+        yield Problem(
+            location, f"there is no folder {_quoted(name)} (looked for {absolute_path(name)}); correct the path"
+        )
+
+
+def _quoted(path: str) -> str:
+    return f"'{shorten(path, 120)}'"
 
 
 def _section(document: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -1,0 +1,189 @@
+"""Read YAML text as plain values, with the line of every key and limits that no real recipe reaches.
+
+PyYAML composes the nodes, with the scalar rules of YAML 1.2 (`2e-5` is a float, `no` is a word). Values are built
+from the nodes here, so that duplicate keys are seen and each mistake can name its line.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+Location = tuple[str | int, ...]
+
+MAX_DEPTH = 50  # sections, lists and mappings inside one another
+MAX_REPEATED = 20_000_000  # characters that aliases may repeat, see `_Loader.compose_node`
+_NODE_SIZE = 100  # a value's own share of that, besides its characters
+_MAX_DIGITS = 100
+
+_TAG = "tag:yaml.org,2002:"
+# The core schema of YAML 1.2, https://yaml.org/spec/1.2.2/#103-core-schema: tag, pattern, first characters.
+_CORE_SCHEMA = (
+    ("null", r"(?:~|null|Null|NULL|)", ["~", "n", "N", ""]),
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)", list("tTfF")),
+    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))", list("-+.")),
+)
+
+
+class NotYamlError(ValueError):
+    """The text cannot be read. `line` counts from 1; None where the reader does not know it."""
+
+    def __init__(self, reason: str, line: int | None) -> None:
+        self.line = line
+        super().__init__(reason)
+
+
+@dataclass
+class _Extent:
+    """How much a value holds once its aliases are written out."""
+
+    size: int = _NODE_SIZE
+    height: int = 0
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML with the core schema, and with limits that are checked while the nodes are composed."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  (PyYAML's own attribute)
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._open: list[_Extent] = []
+        self._extents: dict[int, _Extent] = {}
+        self._repeated = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Return the next node; a fault of YAML if it is too deep, repeats too much, or has a tag that is not read."""
+        event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
+        self._open.append(_Extent())
+        if len(self._open) > MAX_DEPTH:
+            _fail(f"values are nested more than {MAX_DEPTH} deep", event)
+        node = super().compose_node(parent, index)
+        extent = self._open.pop()
+        if isinstance(event, yaml.AliasEvent):
+            if id(node) not in self._extents:  # still open, so it is around the alias
+                _fail("an alias that holds itself; write the value out", event)
+            extent = self._extents[id(node)]
+            self._repeated += extent.size
+            if self._repeated > MAX_REPEATED or len(self._open) + extent.height > MAX_DEPTH:
+                _fail("aliases repeat too much; write the values out, or put rows into a file", event)
+        elif node is not None:
+            _check_tag(node, event)
+            extent.size += len(node.value) if isinstance(node, yaml.ScalarNode) else 0
+            self._extents[id(node)] = extent
+        if self._open:
+            around = self._open[-1]
+            around.size, around.height = around.size + extent.size, max(around.height, extent.height + 1)
+        return node
+
+
+def _fail(reason: str, event: yaml.Event) -> None:
+    raise yaml.MarkedYAMLError(problem=reason, problem_mark=event.start_mark)  # type: ignore[arg-type]  # of either reader
+
+
+for _name, _pattern, _first in _CORE_SCHEMA:
+    _Loader.add_implicit_resolver(_TAG + _name, re.compile(f"^{_pattern}$"), _first)
+
+
+def _check_tag(node: yaml.Node, event: yaml.Event) -> None:
+    """Refuse a tag that is not of the core schema, or that the value does not fit."""
+    name = node.tag.removeprefix(_TAG)
+    patterns = [pattern for known, pattern, _ in _CORE_SCHEMA if known == name]
+    if isinstance(node, yaml.ScalarNode) and patterns:
+        fits = any(re.fullmatch(pattern, node.value) for pattern in patterns)
+    else:
+        kinds = {"str": yaml.ScalarNode, "seq": yaml.SequenceNode, "map": yaml.MappingNode}
+        fits = isinstance(node, kinds.get(name, ()))
+    if not fits:
+        given = node.tag.replace(_TAG, "!!")
+        _fail(f"the tag {given} does not fit its value, or is none of a recipe's; write a plain value", event)
+
+
+def compose(text: str) -> yaml.Node | None:
+    """Return the root node of a YAML text, None where it is empty.
+
+    Raises:
+        NotYamlError: the text is not YAML, or outside the limits.
+    """
+    try:
+        loader = _Loader(text)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise NotYamlError(f"the character {chr(error.character)!a} is not allowed", line) from error
+    try:
+        node: yaml.Node | None = loader.get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise NotYamlError(f"{error.problem or error.context}", mark.line + 1 if mark else None) from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # chr() and int() of what an escape or directive says
+        raise NotYamlError("an escape or a directive that cannot be read", loader.get_mark().line + 1) from error
+    return node
+
+
+@dataclass
+class YamlValues:
+    """What was read: the line of each key, and what is wrong with keys and scalars, as (location, text)."""
+
+    lines: dict[Location, str] = field(default_factory=dict)
+    faults: list[tuple[Location, str]] = field(default_factory=list)
+
+    def build(self, node: yaml.Node, path: Location) -> Any:
+        """Return the node's plain value, and note its lines and faults; of a key given twice the first counts."""
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
+        values: dict[str, Any] = {}
+        for key, value in node.value:
+            line = f"line {key.start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                self.faults.append((path, f"has a list or a mapping as a key on {line}; a key is a plain word"))
+                continue
+            where = (*path, key.value)
+            if key.value in values:
+                self.faults.append((where, f"is given again on {line}; a key is given once, remove one"))
+                continue
+            self.lines[where] = line
+            if self._is_unicode(key.value, where):
+                values[key.value] = self.build(value, where)
+        return values
+
+    def _scalar(self, node: yaml.ScalarNode, path: Location) -> object:
+        text, kind = node.value, node.tag.removeprefix(_TAG)
+        if kind == "str" or _is_word(path, kind, text):
+            return text if self._is_unicode(text, path) else text.encode(errors="replace").decode()
+        if kind == "null":
+            return None
+        if kind == "bool":
+            return text.lower() == "true"
+        if kind == "float":
+            return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        if len(text) > _MAX_DIGITS:
+            self.faults.append((path, f"is a number of {len(text)} digits; put quotation marks around a text"))
+            return None
+        return int(text)
+
+    def _is_unicode(self, text: str, path: Location) -> bool:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            bad = text[error.start]
+            self.faults.append((path, f"holds {bad!a}, half of a surrogate pair, which is no character; remove it"))
+            return False
+        return True
+
+
+def _is_word(path: Location, kind: str, text: str) -> bool:
+    """Return whether a value is text whatever it looks like: a label name, or a cell of a row written in the recipe.
+
+    `label_names: [true, 1]` are two words, and `007` in a row is the text that a csv file would hold.
+    """
+    if path[:2] == ("task", "label_names"):
+        return len(path) == 3
+    in_row = len(path) > 3 and path[0] == "data" and path[1] in ("train_rows", "validation_rows", "test_rows")
+    return in_row and (kind in ("bool", "int") or (kind == "float" and text[-1] not in "fFnN"))
