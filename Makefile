@@ -23,8 +23,10 @@ lint: $(SETUP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# One worker per core, four at most, as each takes about 1 GB; a file stays with one worker, as its tests share what they
+# build. Plain `pytest` runs the same tests in one process.
 test: $(SETUP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # Kills real runs at 24 random times, then runs at each write that they do, and compares every bit of what they leave;
 # about 25 minutes on two cores.

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import random
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it
+if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from finetune.data.encoding import word_tokenizer
 from finetune.modeling import quiet_libraries
 from tests.finished_runs import SCRATCH, finished, recipe
 
-settings.register_profile("steady", deadline=None, derandomize=True)  # a slow machine is no failure
+# A slow machine is no failure.
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 
 SENTENCES = [
@@ -34,6 +39,14 @@ SENTENCES = [
 ]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Seed what fixtures and tests draw, so that none depends on the tests that ran before it in its process."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     quiet_libraries()
@@ -42,6 +55,14 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
     yield
     datasets.config.HF_DATASETS_CACHE = before
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """Restore the number of threads, which a run sets, so that no test depends on those before it."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from finetune.plan import Plan
 from tests.conftest import SENTENCES
 
 ROLES = ("query", "key", "value", "output")
+HANG_SECONDS = 900  # a process that takes longer hangs; on a busy machine one that works may take minutes
 
 
 def tiny_classifier(

@@ -27,7 +27,7 @@ from finetune.modeling import Classifier, Source, load_tokenizer, pretrained_cla
 from finetune.recipe import HeadImportanceSection
 from finetune.results import read_json, write_json
 from finetune.slicing import prune_heads
-from tests.helpers import encoded, tiny_classifier
+from tests.helpers import HANG_SECONDS, encoded, tiny_classifier
 from tests.known_head import THE_HEAD, known_head
 
 ROOT = Path(__file__).parents[1]
@@ -245,7 +245,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     own = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for start in ([sys.executable], launch):
         command = [*start, str(script), str(tmp_path)]
-        done = subprocess.run(command, env=own, capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(command, env=own, capture_output=True, text=True, check=False, timeout=HANG_SECONDS)
         assert done.returncode == 0, done.stdout + done.stderr
     found = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1")]
     for analysis in found:

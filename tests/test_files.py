@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from finetune.errors import TrainingError
 from finetune.files import damage, seal, to_disk, writing
+from tests.helpers import HANG_SECONDS
 
 ROOT = Path(__file__).parents[1]
 
@@ -109,7 +110,7 @@ def test_a_disk_that_is_full_costs_nothing_that_is_there(tmp_path: Path, how: st
         allowed = [*command[:6], f"mount -t tmpfs none {tmp_path}"]
         if not shutil.which("unshare") or subprocess.run(allowed, capture_output=True, check=False).returncode:
             pytest.skip("a disk of its own for one process needs user namespaces, which are off here")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=HANG_SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     said = done.stdout.splitlines()
     reason = "No space left on device" if how == "full disk" else "File too large"

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import HANG_SECONDS
+
 COMMIT = {"main": "a" * 40, "v1": "b" * 40}
 PROGRAM = """\
 import sys
@@ -110,11 +112,12 @@ def load(hub: Hub, cache: Path, name: str, revision: str = "main", **environment
         "HF_ENDPOINT": hub.endpoint,
         "HF_HOME": str(cache),
         "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DOWNLOAD_TIMEOUT": "2",
+        "HF_HUB_DOWNLOAD_TIMEOUT": str(HANG_SECONDS),
+        "HF_HUB_ETAG_TIMEOUT": str(HANG_SECONDS),
     }
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, name, revision],
-        env=own | environment, capture_output=True, text=True, check=False, timeout=120,
+        env=own | environment, capture_output=True, text=True, check=False, timeout=HANG_SECONDS,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()[-1]

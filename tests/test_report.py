@@ -40,6 +40,7 @@ from finetune.results import (
     read_json,
     write_json,
 )
+from tests.helpers import HANG_SECONDS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -237,13 +238,14 @@ def test_a_browser_draws_every_figure_without_an_error(run: RunFolder) -> None:
     said: list[str] = []
     with sync_playwright() as browsers:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-        browser = browsers.chromium.launch(executable_path=CHROMIUM, args=flags)
+        browser = browsers.chromium.launch(executable_path=CHROMIUM, args=flags, timeout=1000 * HANG_SECONDS)
         page = browser.new_page(viewport={"width": 1100, "height": 900})
+        page.set_default_timeout(1000 * HANG_SECONDS)
         page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("request", lambda request: None if request.url.startswith("file:") else said.append(request.url))
         page.goto(run.report.as_uri())
-        page.wait_for_selector("#heads .heatmaplayer image, #heads .hm image", state="attached", timeout=20_000)
+        page.wait_for_selector("#heads .heatmaplayer image, #heads .hm image", state="attached")
         drawn = page.locator(".main-svg").count()
         wide = page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
         legend, plot = (page.locator(f"#truth {name}").bounding_box() for name in (".legend", ".nsewdrag"))

@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from finetune import attention
 from finetune.cli import main
+from tests.helpers import HANG_SECONDS
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
@@ -42,7 +43,7 @@ def start(command: Sequence[str | Path], folder: Path, **environment: str) -> Do
     }
     own.pop("COLUMNS", None)
     return subprocess.run(
-        list(map(str, command)), cwd=folder, env=own, capture_output=True, text=True, check=False, timeout=300
+        list(map(str, command)), cwd=folder, env=own, capture_output=True, text=True, check=False, timeout=HANG_SECONDS
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +27,7 @@ from finetune.recipe import Recipe
 from finetune.session import check_launch, check_shared, describe_processes, refuse_sharded, with_precision
 from tests import plain_steps
 from tests.finished_runs import SCRATCH, recipe
+from tests.helpers import HANG_SECONDS
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run"]
@@ -64,7 +67,7 @@ def test_two_processes_take_the_steps_of_one(
 ) -> None:
     command = [*LAUNCH, "--standalone", "--nproc-per-node", "2", "-m", "tests.plain_steps", still_bert, tmp_path]
     done = subprocess.run(
-        list(map(str, command)), env=own(tmp_path), capture_output=True, text=True, check=False, timeout=120
+        list(map(str, command)), env=own(tmp_path), capture_output=True, text=True, check=False, timeout=HANG_SECONDS
     )
     assert done.returncode == 0, done.stdout + done.stderr
     first, second = (torch.load(tmp_path / f"2-{rank}.pt") for rank in (0, 1))
@@ -134,12 +137,18 @@ for name, *rest in (
 """
 
 
+def free_port() -> int:
+    """Return a port that is free, and below those that the system hands out unasked, as to tests beside this one."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
+
+
 def start_machines(folder: Path, script: Path, *arguments: str) -> list[Done]:
     """Start the script as two machines of one process each, as the README says; return both when they have ended."""
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        port = asked.getsockname()[1]
-    machines = []
+    port, machines = free_port(), []
     for rank in (0, 1):
         place = folder / f"machine{rank}"
         place.mkdir()
@@ -149,7 +158,7 @@ def start_machines(folder: Path, script: Path, *arguments: str) -> list[Done]:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         machines.append(subprocess.Popen(command, cwd=place, env=own(place), text=True, **pipes))
     try:
-        return [Done(machine.args, 0, *machine.communicate(timeout=150)) for machine in machines]
+        return [Done(machine.args, 0, *machine.communicate(timeout=HANG_SECONDS)) for machine in machines]
     finally:
         for machine in machines:
             machine.terminate()  # one that waits for the other still runs; torchrun ends what it started

@@ -18,6 +18,7 @@ from finetune.errors import TrainingError
 from finetune.recipe import TrainingSection, load_recipe
 from finetune.run import train
 from finetune.sharding import fsdp_plugin
+from tests.helpers import HANG_SECONDS
 from tests.killing import bits, unlike, write_recipe
 from tests.test_session import ROOT, Done, check_steps, own
 
@@ -70,7 +71,7 @@ def start_two(folder: Path, *arguments: object) -> Done:
     command = [sys.executable, *launch, "--main_process_port", 0, script, folder, *arguments]  # 0: any that is free
     return subprocess.run(
         list(map(str, command)), env=own(folder.with_name("caches")), capture_output=True, text=True, check=False,
-        timeout=150,
+        timeout=HANG_SECONDS,
     )  # fmt: skip
 
 

@@ -4,13 +4,14 @@ import re
 import subprocess
 import sys
 
+from tests.helpers import HANG_SECONDS
 from tests.killing import ROOT, unlike
 
 
 def test_killed_runs_end_with_the_same_bits() -> None:
     # A process of its own, which forks after its imports and before any thread. The seed is drawn, and printed.
     command = [sys.executable, "-m", "tests.soak", "--at", "random-writes", "--points", "8"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=HANG_SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("seed ")
     assert done.stdout.count("the same bits\n") == 8 + 1
