@@ -17,7 +17,7 @@ from finetune.allocator import keep_freed_memory
 from finetune.data.read import quiet_datasets
 from finetune.errors import TrainingError
 from finetune.modeling import quiet_libraries
-from finetune.precision import device_precision
+from finetune.precision import bfloat16_warning, device_precision
 from finetune.recipe import Recipe
 from finetune.results import RunFolder
 from finetune.sharding import fsdp_plugin, is_sharded, shard_on_cpus
@@ -74,6 +74,8 @@ def start(recipe: Recipe, *, trackers: bool) -> tuple[Accelerator, Console]:
     set_seed(recipe.seed)
     console = Console(quiet=not accelerator.is_main_process, highlight=False)
     console.print(describe_processes(accelerator))
+    if warning := bfloat16_warning(recipe.training.mixed_precision, recipe.model.dtype, accelerator.device):
+        console.print(f"[yellow]{warning}[/]")
     return accelerator, console
 
 

@@ -31,7 +31,7 @@ from finetune.data.states import FROZEN_STATES, RowStates
 from finetune.errors import ModelError, TrainingError
 from finetune.families import FAMILIES, family_of
 from finetune.first_token import first_token_only
-from finetune.freezing import freeze
+from finetune.freezing import FrozenPart, freeze
 from finetune.loop import Loop
 from finetune.modeling import Classifier
 from finetune.progress import TrainingProgress
@@ -39,7 +39,7 @@ from finetune.recipe import TrainingSection
 from finetune.scoring import predict
 from finetune.training import fit
 from tests.conftest import SENTENCES
-from tests.helpers import encoded, plan, tiny_classifier
+from tests.helpers import HANG_SECONDS, encoded, plan, tiny_classifier
 from tests.test_families import CPU, build, checkpoint
 
 # Why the other families are refused; albert's layers share weights and cannot be frozen at all.
@@ -164,6 +164,23 @@ def test_scores_are_the_same_to_the_bit(tiny_bert: Path, accelerator: Accelerato
         assert torch.equal(found.logits, plain.logits)
     # Otherwise the cache holds the last layer whole, of which scoring computes the first token alone.
     assert torch.allclose(found.logits, plain.logits, rtol=0, atol=1e-5 if precision == "float32" else 3e-2)
+
+
+def test_the_check_leaves_mixed_precision_out(
+    tiny_bert: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, check, mixed = frozen(tiny_classifier(tiny_bert)), caching.check, []
+
+    def watched(part: FrozenPart, *rest: Any) -> None:
+        noted = part.model.register_forward_pre_hook(lambda *_: mixed.append(torch.is_autocast_enabled("cpu")))
+        check(part, *rest)
+        noted.remove()
+
+    monkeypatch.setattr(caching, "check", watched)
+    with torch.autocast("cpu", torch.bfloat16), cached(classifier, accelerator=accelerator, write=False):
+        pass
+    assert len(mixed) > 6  # the whole batch, and the states of each row
+    assert not any(mixed)
 
 
 def test_nothing_is_left_and_the_size_is_told(tiny_bert: Path, temporary: Path) -> None:
@@ -312,7 +329,7 @@ class Process:
 
 
 def test_processes_of_a_machine_share_the_work(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    barrier, said, here = threading.Barrier(2, timeout=60), [[], []], threading.local()
+    barrier, said, here = threading.Barrier(2, timeout=HANG_SECONDS), [[], []], threading.local()
 
     def gather(mine: list[object]) -> list[object]:
         said[here.index] = mine

@@ -9,9 +9,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from finetune import precision
 from finetune.lora import Lora
 from finetune.modeling import Classifier
-from finetune.precision import device_precision, frozen_weights_cast
+from finetune.precision import bfloat16_warning, device_precision, frozen_weights_cast
+from finetune.recipe import Recipe
+from finetune.session import start, with_precision
+from tests.finished_runs import SCRATCH, recipe
 from tests.helpers import ROLES, tiny_classifier
 
 LORA = Lora(r=2, lora_alpha=4, lora_dropout=0.0, roles=ROLES)
@@ -46,6 +50,60 @@ def test_auto_is_bf16_where_the_device_multiplies_in_it(
         monkeypatch.setattr(module, "is_available", lambda: gpu is not None)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu)
     assert device_precision(use_cpu=use_cpu) == expected
+
+
+@pytest.mark.parametrize(
+    ("mixed_precision", "dtype", "device", "can", "expected"),
+    [
+        (
+            "bf16", "float32", "cpu", False,
+            "training.mixed_precision: bf16 on a processor without bfloat16 instructions can take many times as long "
+            "as float32; set training.mixed_precision: auto",
+        ),
+        (
+            "bf16", "bfloat16", "cuda", False,
+            "training.mixed_precision: bf16 and model.dtype: bfloat16 on a GPU without bfloat16 instructions can take "
+            "many times as long as float32; set training.mixed_precision: auto and model.dtype: float32",
+        ),
+        (
+            "no", "bfloat16", "cpu", False,
+            "model.dtype: bfloat16 on a processor without bfloat16 instructions can take many times as long as "
+            "float32; set model.dtype: float32",
+        ),
+        ("bf16", "bfloat16", "cpu", True, None),
+        ("bf16", "float32", "cuda", True, None),
+        ("bf16", "float32", "mps", False, None),  # nothing is known of its instructions
+        ("no", "float32", "cpu", False, None),
+        ("fp16", "float16", "cuda", False, None),
+    ],
+)  # fmt: skip
+def test_bfloat16_without_its_instructions_is_warned_about(
+    monkeypatch: pytest.MonkeyPatch, mixed_precision: str, dtype: str, device: str, can: bool, expected: str | None
+) -> None:
+    def known(*, use_cpu: bool) -> str:
+        assert use_cpu == (device == "cpu")
+        return "bf16" if can else "no"
+
+    monkeypatch.setattr(precision, "device_precision", known)
+    assert bfloat16_warning(mixed_precision, dtype, torch.device(device)) == expected
+
+
+def test_a_run_prints_the_warning(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    AcceleratorState._reset_state()
+    training = {"use_cpu": True, "num_threads": 1}
+    told = []
+    for mixed_precision in ("bf16", "auto"):
+        content = recipe(SCRATCH, training={**training, "mixed_precision": mixed_precision})
+        given = Recipe.model_validate({"output_dir": "x", **content})
+        start(with_precision(given), trackers=False)
+        told.append(" ".join(capsys.readouterr().out.split()))
+        AcceleratorState._reset_state()
+    Accelerator(cpu=True)
+    assert "bf16 on a processor without bfloat16 instructions" in told[0]
+    assert "set training.mixed_precision: auto" in told[0]
+    assert "bfloat16" not in told[1]
 
 
 def outcome(classifier: Classifier, accelerator: Accelerator) -> list[Tensor]:
