@@ -37,8 +37,8 @@ def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
 class FiniteCheck:
     """Raises TrainingError for a step whose loss or gradient is not finite.
 
-    On a CPU at once. On an accelerator one step later, or when asked, so that it never stands still for the answer:
-    the weights need no such haste, since the optimiser has left the step out (its `found_inf`).
+    At once, or with `late` one step later, or when asked, so that a GPU never stands still for the answer: the weights
+    need no such haste, since the optimizer has skipped the step (its `found_inf`).
     """
 
     def __init__(self, *, late: bool) -> None:
@@ -48,9 +48,10 @@ class FiniteCheck:
     def note(self, loss: Tensor, norm: Tensor, facts: StepFacts) -> None:
         """Take the loss and the norm of the gradient of a step, both of no dimension."""
         self.settle()
-        values = torch.stack([loss.float(), norm.float()]).to("cpu", non_blocking=True)
+        cuda = loss.device.type == "cuda"  # of other devices a copy that is not waited for may be read too early
+        values = torch.stack([loss.float(), norm.float()]).to("cpu", non_blocking=cuda)
         arrived = None
-        if loss.device.type == "cuda":
+        if cuda:
             arrived = torch.cuda.Event()
             arrived.record()
         self._pending = values, arrived, facts

@@ -33,7 +33,7 @@ from finetune.memory import fewer_rows, in_parts, is_out_of_memory, rows_told
 from finetune.modeling import Classifier
 from finetune.optimization import build_optimizer, class_weights, clip
 from finetune.plan import Plan
-from finetune.processes import Agreement, average_gradients, averages_by_hand
+from finetune.processes import Agreement, average_gradients, start_equal
 from finetune.randomness import random_state, restore_random_state
 from finetune.recipe import TrainingSection
 from finetune.sharding import WholeState, is_sharded, prepared, scatter, up_to_date
@@ -71,6 +71,8 @@ class Loop:
         weights = class_weights(training.class_weights, torch.as_tensor(split.labels), classifier.label_names)
         self.class_weights = None if weights is None else weights.to(accelerator.device)
         self._sharded = is_sharded(accelerator)
+        if not self._sharded:
+            start_equal(classifier.model, accelerator)
         padding = classifier.tokenizer.pad_token_id
         self.words = None if self._sharded else trained_words(classifier.base, split, padding, accelerator.device)
         self.facts["trained words"] = len(self.words.ids) if self.words else None
@@ -90,7 +92,7 @@ class Loop:
         self._agreement = Agreement(accelerator)
         self._check = FiniteCheck(late=accelerator.device.type == "cuda")
         self._skipped = SkippedSteps()
-        self._averages = averages_by_hand(self.model)
+        self._averages = accelerator.num_processes > 1 and not self._sharded
         torch.manual_seed(seed + accelerator.process_index)  # each process drops other units
 
     def _to_share_out(self) -> nn.Module:
@@ -164,14 +166,12 @@ class Loop:
         parts = [part for batch in micro_batches for part in in_parts(batch, self.state.micro_batch_rows)]
         try:
             for batch in parts:
-                # Gradients are averaged below, once; those of a model that is shared out have no room to wait for it.
-                with nullcontext() if self._sharded else self.accelerator.no_sync(self.model):
-                    with self._fast_forward():
-                        logits = self.model(**batch.inputs).logits
-                    losses = per_example_loss(logits, batch.labels, self.classifier.problem_type, self.class_weights)
-                    # Processes average their gradients: times their number, divided by all rows of the step.
-                    part = (losses * batch.weights).sum() * (self.accelerator.num_processes / rows)
-                    self.accelerator.backward(part)
+                with self._fast_forward():
+                    logits = self.model(**batch.inputs).logits
+                losses = per_example_loss(logits, batch.labels, self.classifier.problem_type, self.class_weights)
+                # Processes average their gradients: times their number, divided by all rows of the step.
+                part = (losses * batch.weights).sum() * (self.accelerator.num_processes / rows)
+                self.accelerator.backward(part)
                 loss += part.detach()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

@@ -11,9 +11,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup, all_reduce, get_backend, new_group
+from torch.distributed import ProcessGroup, all_reduce, broadcast, get_backend, new_group
 from torch.distributed import ReduceOp as Reduce
-from torch.nn.parallel import DistributedDataParallel
 
 from finetune.errors import TrainingError
 
@@ -55,33 +54,42 @@ def on_main_process(accelerator: Accelerator, work: Callable[[], None]) -> None:
         raise TrainingError(failed)
 
 
-def averages_by_hand(model: nn.Module) -> bool:
-    """Return whether `average_gradients` is to be called: whether each process holds the whole model."""
-    return isinstance(model, DistributedDataParallel)
+@torch.no_grad()
+def start_equal(model: nn.Module, accelerator: Accelerator) -> None:
+    """Move the model to the accelerator's device, and give every process the main process's parameters and buffers."""
+    model.to(accelerator.device)
+    if accelerator.num_processes > 1:
+        _in_buckets([*model.parameters(), *model.buffers()], lambda flat: broadcast(flat, src=0))
 
 
+@torch.no_grad()
 def average_gradients(parameters: Sequence[nn.Parameter], processes: int) -> None:
     """Replace each gradient by the mean over the processes.
 
     Done after the backward passes rather than within the last: a process whose memory ran out in one must be able to
     say so before the others wait for its gradients.
     """
-    for gradients in _buckets([p.grad for p in parameters if p.grad is not None]):
-        flat = torch.cat([gradient.flatten() for gradient in gradients]).div_(processes)
-        all_reduce(flat)
-        parts = flat.split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    _in_buckets(gradients, lambda flat: all_reduce(flat.div_(processes)))
 
 
-def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield gradients of one dtype, together of about _BUCKET numbers."""
-    for dtype in sorted({gradient.dtype for gradient in gradients}, key=str):
+def _in_buckets(tensors: Sequence[Tensor], send: Callable[[Tensor], object]) -> None:
+    """Change tensors as `send` changes a flat copy of many of them."""
+    for bucket in _buckets(tensors):
+        flat = torch.cat([tensor.flatten() for tensor in bucket])
+        send(flat)
+        for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield tensors of one dtype, together of about _BUCKET numbers."""
+    for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
         bucket: list[Tensor] = []
-        for gradient in gradients:
-            if gradient.dtype != dtype:
+        for tensor in tensors:
+            if tensor.dtype != dtype:
                 continue
-            bucket.append(gradient)
+            bucket.append(tensor)
             if sum(each.numel() for each in bucket) >= _BUCKET:
                 yield bucket
                 bucket = []

@@ -81,7 +81,10 @@ def is_sharded(accelerator: Accelerator) -> bool:
 def prepared(
     model: nn.Module, optimizer: torch.optim.Optimizer, base: PreTrainedModel, accelerator: Accelerator
 ) -> tuple[nn.Module, Any]:
-    """Return a model and its optimiser, prepared by Accelerate; under FSDP the model is shared out in place.
+    """Return a model and its optimizer, prepared by Accelerate; under FSDP the model is sharded in place.
+
+    Without FSDP the model is not put into DistributedDataParallel, whose buckets would hold every gradient once more:
+    the loop averages gradients itself (`average_gradients`).
 
     Args:
         base: names the layers that are put together one by one, unless the launcher does. Accelerate's own guess holds
@@ -91,8 +94,8 @@ def prepared(
         TrainingError: Accelerate cannot share out this model.
     """
     if not is_sharded(accelerator):
-        both: tuple[nn.Module, Any] = accelerator.prepare(model, optimizer)
-        return both
+        # That is what `evaluation_mode` means to Accelerate; device and autocast are as in training.
+        return accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare_optimizer(optimizer)
     dtypes = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
     layers = [] if base.config.model_type in _PAST_HOOKS else encoder_layers(base)
     plugin, found = accelerator.state.fsdp_plugin, sorted({type(layer).__name__ for layer in layers})

@@ -51,6 +51,7 @@ class Case:
     class_weights: bool = False
     problem_type: str = "single_label_classification"
     short: tuple[int, ...] = ()  # processes with memory for one row
+    astray: tuple[int, ...] = ()  # processes whose model starts with other weights and buffers
 
 
 # 13 rows: in batches of 4 the last holds one row, so that one of two processes has none.
@@ -67,6 +68,7 @@ CASES = {
     "values": Case(accumulation=3, problem_type="regression", clip=CLIP),
     "memory runs out everywhere": Case(accumulation=2, short=(0, 1)),
     "memory runs out on the second process": Case(accumulation=2, short=(1,)),
+    "the second process starts elsewhere": Case(accumulation=2, astray=(1,)),
 }
 
 
@@ -160,6 +162,12 @@ def follow(checkpoint: Path, case: Case, accelerator: Accelerator) -> Found:
         learning_rate=1e-2, adam_epsilon=0.1, max_grad_norm=case.clip, train_sampling_strategy=case.strategy,
         class_weights=WEIGHTS if case.class_weights else None,
     )  # fmt: skip
+    if accelerator.process_index in case.astray:
+        with torch.no_grad():
+            for parameter in classifier.model.parameters():
+                parameter += 1
+            for buffer in classifier.model.buffers():
+                buffer += 1
     loop = Loop(classifier, split, schedule, training, seed=SEED, accelerator=accelerator)
     if accelerator.process_index in case.short:
         run_short(loop)
@@ -192,6 +200,8 @@ def follow(checkpoint: Path, case: Case, accelerator: Accelerator) -> Found:
             apart = max(float((gradients[name] - expected[name]).abs().max()) for name in expected)
             found["distances"].append(apart / largest)
     found |= {"notes": loop.notes, "rows at a time": loop.state.micro_batch_rows, "share": share(loop.model)}
+    found["buffers"] = dict(classifier.model.named_buffers())
+    found["wrapped"] = loop.model is not classifier.model
     with loop.whole_model() as model:
         return {**found, "weights": trained_weights(model)}
 

@@ -80,6 +80,9 @@ def test_two_processes_take_the_steps_of_one(
         assert two["losses"] == other["losses"]
         assert two["losses"] == pytest.approx(one["losses"], rel=2e-5)  # measured 2.6e-6 after two epochs
         assert two["weights"].keys() == one["weights"].keys()
+        assert not two["wrapped"]  # DistributedDataParallel would hold every gradient twice
+        assert two["buffers"].keys() == one["buffers"].keys() != set()
+        assert all(torch.equal(buffer, one["buffers"][key]) for key, buffer in two["buffers"].items())
         for key, weight in two["weights"].items():
             assert torch.equal(weight, other["weights"][key])
             torch.testing.assert_close(weight, one["weights"][key], atol=3e-6, rtol=0)  # measured 2.4e-7

@@ -105,6 +105,13 @@ def test_what_the_model_pads_with_is_among_them() -> None:
     assert {2, 7} < set(words.ids.tolist())
 
 
+@pytest.mark.parametrize("device", ["cuda", "mps", "xpu", "meta"])
+def test_on_an_accelerator_the_whole_table_is_trained(device: str) -> None:
+    model = small("bert")
+    assert trained_words(model, split_of(ROWS), 0, CPU) is not None
+    assert trained_words(model, split_of(ROWS), 0, torch.device(device)) is None
+
+
 def test_code_that_comes_with_a_checkpoint_keeps_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small("bert")
     monkeypatch.setattr(type(model), "__module__", "transformers_modules.someone.modeling")

@@ -10,8 +10,9 @@ steps before it, so that a resumed run sees the same rows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from finetune.data.states import FROZEN_STATES
 _BLOCK = 100  # batches sorted by length together: padding stays near 5 %, and the order stays random
 
 Step = list[np.ndarray]
+T = TypeVar("T")
 
 
 def plan_epoch(
@@ -84,8 +86,24 @@ def load_batches(
     """Yield this process's rows of each batch, padded to the longest row among them, on `device`.
 
     A process for which a short batch has no row gets one row with weight 0, since all must take part. Where the split
-    has its frozen hidden states, they are among the inputs.
+    has its frozen hidden states, they are among the inputs. For an accelerator a thread pads the next batch while this
+    one is computed, and no copy keeps the host waiting.
     """
+    padded = _padded_batches(split, batches, tokenizer, process, processes)
+    if device.type == "cpu":
+        yield from padded  # a thread would take time from the computation
+    else:
+        yield from (_to_device(batch, device) for batch in one_ahead(padded))
+
+
+def _padded_batches(
+    split: EncodedSplit,
+    batches: Sequence[np.ndarray],
+    tokenizer: PreTrainedTokenizerBase,
+    process: int,
+    processes: int,
+) -> Iterator[LocalBatch]:
+    """Yield this process's rows of each batch, padded, on the CPU."""
 
     def mine() -> Iterator[np.ndarray]:
         """Yield the rows of each batch as they are needed: of millions there is never a list."""
@@ -97,12 +115,34 @@ def load_batches(
         batch_sampler=(rows.tolist() for rows in mine()),
         collate_fn=DataCollatorWithPadding(tokenizer),
         generator=torch.Generator().manual_seed(0),  # the loader draws a number: not from the run's own state
-        pin_memory=device.type == "cuda",
     )
     for batch, rows, inputs in zip(batches, mine(), loader, strict=True):
         if split.states is not None:
             inputs[FROZEN_STATES] = split.states.read(rows, inputs["input_ids"].shape[1])
-        placed = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
-        labels = placed.pop("labels")
-        weights = torch.full((len(rows),), float(len(batch) > process))
-        yield LocalBatch(placed, labels, weights.to(device))
+        tensors = dict(inputs)
+        labels = tensors.pop("labels")
+        yield LocalBatch(tensors, labels, torch.full((len(rows),), float(len(batch) > process)))
+
+
+def _to_device(batch: LocalBatch, device: torch.device) -> LocalBatch:
+    """Return the batch on `device`. On CUDA it is copied from pinned memory, without waiting for the copy.
+
+    Other accelerators promise no order between such a copy and what uses it, so they are waited for.
+    """
+    pinned = device.type == "cuda"
+
+    def place(tensor: Tensor) -> Tensor:
+        return (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=pinned)
+
+    inputs = {name: place(tensor) for name, tensor in batch.inputs.items()}
+    return LocalBatch(inputs, place(batch.labels), place(batch.weights))
+
+
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield the items; while the caller is at work on one, a thread makes the next."""
+    end: Any = object()
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, items, end)
+            yield item

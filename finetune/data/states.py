@@ -9,6 +9,7 @@ under a mapped page kills the process instead of raising an error.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import Lock
 from typing import BinaryIO
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from finetune.errors import TrainingError
 
 FROZEN_STATES = "frozen_states"  # the model input that the states are
+_SEEKING = Lock()  # splits share a file, and batches may be loaded by a thread: one at a time moves its position
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,10 @@ class RowStates:
     def write(self, rows: np.ndarray, states: Tensor) -> None:
         """Write the states (B, S, E) of these rows; those of padding are left out."""
         real = states.detach().cpu()[self._real(rows, states.shape[1])]  # (tokens of all rows, E)
-        for row, part in zip(rows, real.split(self._lengths(rows).tolist()), strict=True):
-            self._seek(row)
-            self.file.write(_bytes(part.contiguous()))
+        with _SEEKING:
+            for row, part in zip(rows, real.split(self._lengths(rows).tolist()), strict=True):
+                self._seek(row)
+                self.file.write(_bytes(part.contiguous()))
 
     def read(self, rows: np.ndarray, tokens: int) -> Tensor:
         """Return the states (B, S, E) of these rows, padded with zeros to `tokens`.
@@ -52,11 +55,12 @@ class RowStates:
         """
         lengths = self._lengths(rows)
         real = torch.empty(int(lengths.sum()), self.width, dtype=self.dtype)
-        for row, part in zip(rows, real.split(lengths.tolist()), strict=True):
-            self._seek(row)
-            buffer = _bytes(part)
-            if self.file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]  # every file opened here has it
-                raise TrainingError(f"the cache of frozen layers ends before row {row + 1}; start the run again")
+        with _SEEKING:
+            for row, part in zip(rows, real.split(lengths.tolist()), strict=True):
+                self._seek(row)
+                buffer = _bytes(part)
+                if self.file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]  # every file here has it
+                    raise TrainingError(f"the cache of frozen layers ends before row {row + 1}; start the run again")
         padded = torch.zeros(len(rows), tokens, self.width, dtype=self.dtype)
         padded[self._real(rows, tokens)] = real
         return padded
