@@ -163,6 +163,6 @@ def regression_intervals(predictions: Array, references: Array, *, samples: int,
     drawn = _regression_resamples(predictions.astype(float), references.astype(float), samples, seed)
     resampled = np.array([[found[name] for name in REGRESSION] for found in drawn])
     return {
-        name: MetricValue(None) if value is None else MetricValue(value, low, high)
+        name: MetricValue(value, low, high)
         for (name, value), (low, high) in zip(values.items(), _bounds(resampled), strict=True)
     }

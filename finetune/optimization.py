@@ -1,4 +1,4 @@
-"""The optimiser and the weights of the classes."""
+"""The optimizer and the weights of the classes."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ def build_optimizer(
     Args:
         trained: the parameters, by their names in the model.
     """
+    rate = training.learning_rate
+    assert rate is not None, "plan.fill_in chooses the learning rate that a recipe leaves open"
     faster = [p for name, p in trained.items() if loraplus_lr_ratio and "lora_B" in name]
     others = [p for name, p in trained.items() if not (loraplus_lr_ratio and "lora_B" in name)]
     groups = [
@@ -35,12 +37,12 @@ def build_optimizer(
         {
             "params": faster,
             "weight_decay": training.weight_decay,
-            "lr": training.learning_rate * (loraplus_lr_ratio or 1.0),
+            "lr": rate * (loraplus_lr_ratio or 1.0),
         },
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
-        lr=training.learning_rate,
+        lr=rate,
         betas=(training.adam_beta1, training.adam_beta2),
         eps=training.adam_epsilon,
         fused=True,

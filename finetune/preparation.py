@@ -16,6 +16,7 @@ from finetune.data.encoding import EncodedSplit, word_tokenizer
 from finetune.data.prepare import LabelledSplits, encode_splits, read_labelled, summarise, training_texts
 from finetune.errors import DataError, ModelError
 from finetune.families import attention_sites
+from finetune.head_bias import start_at_label_shares
 from finetune.lora import Lora
 from finetune.modeling import (
     Classifier,
@@ -64,6 +65,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator) -> Material:
         check_splits(recipe, splits.raw)
         classifier = build(recipe, splits)
         encoded = encode_splits(splits, classifier.tokenizer, recipe.data)
+    start_at_label_shares(classifier, encoded["train"].labels)
     return Material(classifier, encoded, summarise(splits, encoded, recipe.data))
 
 
@@ -142,7 +144,9 @@ def allot_ranks(
             progress=progress,
         )
     set_seed(recipe.seed)
-    return replace(material, classifier=build_pretrained(recipe, classifier.label_names, found.by_layer())), found
+    built = build_pretrained(recipe, classifier.label_names, found.by_layer())
+    start_at_label_shares(built, material.splits["train"].labels)
+    return replace(material, classifier=built), found
 
 
 def ranks_to_go_on_with(recipe: Recipe, folder: RunFolder, checkpoint: Path | None) -> Path | None:

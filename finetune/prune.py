@@ -38,7 +38,7 @@ from finetune.loop import Loop
 from finetune.lora import add_lora, merge_adapters
 from finetune.memory import memory_told
 from finetune.modeling import Classifier
-from finetune.plan import make_plan
+from finetune.plan import fill_in, make_plan
 from finetune.preparation import frozen_layers_cached, layers_compiled, lora_of
 from finetune.progress import TrainingProgress
 from finetune.recipe import HeadImportanceSection
@@ -231,6 +231,7 @@ def heal(run: FinishedRun, pruned: Classifier, epochs: int) -> Classifier:
         trained, settings = pruned, recipe.training
         freeze(pruned.base, freeze_embeddings=settings.freeze_embeddings, freeze_layers=settings.freeze_layers)
     plan = make_plan(recipe, rows=len(run.material.splits["train"]), processes=1)
+    recipe, _ = fill_in(recipe, plan, pruned.base.config.hidden_size)
     say(run.console, f"Healing: {plan.total_steps} steps.")
     material = replace(run.material, classifier=trained)
     with (

@@ -54,7 +54,12 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class SplitScores:
-    """How the classifier did on one split. `confusion[i][j]`: rows of label i predicted as j, (C, C)."""
+    """How the classifier did on one split.
+
+    Attributes:
+        confusion: rows of label i predicted as j, (C, C).
+        warnings: what speaks against the classifier having learned anything, see baseline.py.
+    """
 
     rows: int
     loss: float
@@ -62,6 +67,7 @@ class SplitScores:
     per_class: list[ClassScores] = field(default_factory=list)
     confusion: list[list[int]] | None = None
     interval_note: str = ""
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

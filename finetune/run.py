@@ -33,7 +33,7 @@ from finetune.folder import check_folder, check_free, claim_folder, written_whol
 from finetune.lora import shared_roles
 from finetune.memory import memory_told
 from finetune.modeling import quiet_libraries
-from finetune.plan import Plan, make_plan
+from finetune.plan import Plan, fill_in, make_plan
 from finetune.preparation import (
     Material,
     allot_ranks,
@@ -82,6 +82,9 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
         if note:
             say(console, f"[yellow]{note}[/]")
     plan = make_plan(recipe, rows=len(material.splits["train"]), processes=accelerator.num_processes)
+    recipe, chosen = fill_in(recipe, plan, base.config.hidden_size)
+    if chosen:
+        say(console, chosen)
     if note := plan.warmup_note(recipe.training):
         say(console, f"[yellow]{note}[/]")
     ranks = None

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from finetune.baseline import baseline_warnings
 from finetune.data.batching import LocalBatch, load_batches, plan_scoring
 from finetune.data.encoding import EncodedSplit, as_arrow
 from finetune.files import writing
@@ -134,6 +135,7 @@ def score(
         per_class=per_class,
         confusion=confusion,
         interval_note=interval_note(len(predictions.labels)),
+        warnings=baseline_warnings(decided, predictions.labels, names if per_class else [], cells),
     )
 
 

@@ -79,6 +79,8 @@ def show_scores(console: Console, scores: Mapping[str, SplitScores], summary: Ma
         for note in (summary[split].memory_note(split), found.interval_note and f"{split}: {found.interval_note}."):
             if note:
                 say(console, f"[yellow]{note}[/]")
+        for warning in found.warnings:
+            say(console, f"[yellow]{split}: {escape(warning)}.[/]")
 
 
 def show_heads(console: Console, analysis: HeadAnalysis, most: int = 5) -> None:

@@ -120,6 +120,14 @@ def test_the_report_tells_what_the_run_found(run: RunFolder) -> None:
     assert "| f1_macro | 0.8000 – |" in card
 
 
+def test_a_model_that_learned_nothing_is_warned_about(run: RunFolder) -> None:
+    scores = read_json(run.scores, dict[str, SplitScores])["test"]
+    write_json(run.scores, {"test": replace(scores, warnings=["accuracy is not above <0.5>"])})
+    write_report(run)
+    assert '<p class="note">test: accuracy is not above &lt;0.5&gt;.</p>' in run.report.read_text()
+    assert "\n> test: accuracy is not above <0.5>.\n" in run.card.read_text()
+
+
 def test_what_is_undefined_is_shown_as_undefined(run: RunFolder) -> None:
     scores = read_json(run.scores, dict[str, SplitScores])["test"]
     write_json(run.scores, {"test": replace(scores, metrics={"pearson": MetricValue(None)})})

@@ -28,8 +28,8 @@ def facts(rows: str = "abc", **changes: Any) -> dict[str, Any]:
     ("changes", "line"),
     [
         ({"seed": 7}, "seed: was 42, now 7"),
-        ({"training__learning_rate": 0.1}, "training.learning_rate: was 2e-05, now 0.1"),
-        ({"training__num_train_epochs": 4}, "training.num_train_epochs: was 3, now 4"),
+        ({"training__learning_rate": 0.1}, "training.learning_rate: was none, now 0.1"),
+        ({"training__num_train_epochs": 4}, "training.num_train_epochs: was none, now 4"),
         ({"model__revision": "v2"}, 'model.revision: was "main", now "v2"'),
         ({"peft": {"r": 4}}, "peft: was none, now {"),
         ({"evaluation__metric_for_best_model": "loss"}, 'metric_for_best_model: was "accuracy", now "loss"'),

@@ -44,7 +44,7 @@ def test_training_and_its_evaluations_use_them(
     kept = kernels._kept
     monkeypatch.setattr(kernels, "_kept", lambda values, cut: drawn.append(values.shape) or kept(values, cut))
     before = hooks(classifier)
-    loop = Loop(classifier, split, plan(), TrainingSection(), seed=0, accelerator=accelerator)
+    loop = Loop(classifier, split, plan(), TrainingSection(learning_rate=2e-5), seed=0, accelerator=accelerator)
 
     def evaluate() -> dict[str, float]:
         masks = len(drawn)

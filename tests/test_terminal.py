@@ -46,6 +46,7 @@ def test_scores_are_shown_with_intervals() -> None:
             0.25,
             {"accuracy": MetricValue(0.5, 0.4, 0.6), "f1_macro": MetricValue(0.3), "pearson": MetricValue(None)},
             interval_note="few",
+            warnings=["never predicted: [a]"],
         )
     }
     show_scores(console, scores, {"test": SplitSummary(20, {}, 1, 1, 0)})
@@ -53,6 +54,7 @@ def test_scores_are_shown_with_intervals() -> None:
     assert "0.300 │" in text.getvalue()
     assert "undefined │" in text.getvalue()
     assert "test: few." in text.getvalue()
+    assert "test: never predicted: [a]." in text.getvalue()
     console, text = terminal()
     show_scores(console, {}, {})
     assert text.getvalue() == ""

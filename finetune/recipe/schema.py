@@ -172,11 +172,15 @@ class PeftSection(Section):
 class TrainingSection(Section):
     """How the weights are fitted."""
 
-    num_train_epochs: Count = 3
-    max_steps: Count | None = Field(None, description="optimiser steps; ends training before the epochs do")
-    per_device_train_batch_size: Count = 32
+    num_train_epochs: Count | None = Field(
+        None, description="null: as many as max_steps takes; without max_steps 3, or more until there are 300 steps"
+    )
+    max_steps: Count | None = Field(None, description="optimizer steps; ends training before the epochs do")
+    per_device_train_batch_size: Count = 16
     gradient_accumulation_steps: Count = 1
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="null: 0.04 / the model's hidden size, ten times as much for LoRA, rounded to one digit"
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="not of biases and norms")
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
@@ -208,7 +212,9 @@ class TrainingSection(Section):
 class EvaluationSection(Section):
     """When and by what the classifier is judged."""
 
-    eval_strategy: Literal["epoch", "steps", "no"] = "epoch"
+    eval_strategy: Literal["epoch", "steps", "no"] | None = Field(
+        None, description="null: epoch, but at most 10 times where num_train_epochs is null"
+    )
     eval_steps: Count = 500
     per_device_eval_batch_size: Count = 64
     metrics: Annotated[list[str], Field(min_length=1)] | None = Field(None, description="null: all of the problem type")
@@ -220,7 +226,9 @@ class EvaluationSection(Section):
 class CheckpointSection(Section):
     """What is written during training, and where to go on from."""
 
-    save_strategy: Literal["epoch", "steps", "no"] = "epoch"
+    save_strategy: Literal["epoch", "steps", "no"] | None = Field(
+        None, description="null: epoch, but at most 10 times where num_train_epochs is null"
+    )
     save_steps: Count = 500
     save_total_limit: Count | None = 2
     resume_from_checkpoint: str | None = Field(None, description="a checkpoint folder, or auto for the newest")

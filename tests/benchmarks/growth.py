@@ -63,7 +63,7 @@ def step_time(tokens: int, batch: int, layers: int, precision: str) -> float:
     split, names = encode(raw)
     classifier = with_layers(build(names, Contender("ours", False, precision)), layers)
     plan = Plan(batch, 1, steps, 1, steps, 0, 500, None, None, None)
-    loop = Loop(classifier, split, plan, TrainingSection(), seed=0, accelerator=accelerator)
+    loop = Loop(classifier, split, plan, TrainingSection(learning_rate=2e-5), seed=0, accelerator=accelerator)
     seconds = []
     with sped_up(classifier, accelerator):
         for micro_batches, rows in loop.epoch_steps():
@@ -86,7 +86,7 @@ def whole_run(rows: int) -> dict[str, float]:
         split, _ = encode(read(f"{folder}/rows.parquet", rows))
         steps = -(-rows // 32)
         plan = Plan(32, 1, steps, 1, steps, 0, 500, None, None, None)
-        loop = Loop(classifier, split, plan, TrainingSection(), seed=0, accelerator=accelerator)
+        loop = Loop(classifier, split, plan, TrainingSection(learning_rate=2e-5), seed=0, accelerator=accelerator)
         fit(loop, progress=progress, checkpoints=Path(folder))
         predict(classifier, split, batch_size=64, accelerator=accelerator)
         return {"seconds": time.perf_counter() - started, "memory": peak_memory()}

@@ -76,6 +76,7 @@ def train(data: Path, runs: Path, task: str, way: str, seed: int) -> Path:
         "model.model_name_or_path": MODEL,
         "task.label_names": json.dumps(labels),
         "training.num_train_epochs": EPOCHS[task],
+        "training.per_device_train_batch_size": 32,
         "training.learning_rate": RATES[task][way == "lora"],
         "training.mixed_precision": "bf16",
         "checkpoint.save_strategy": "no",
