@@ -68,10 +68,12 @@ class Plan:
         """Return a warning if the run ends before its warm-up, with the learning rate that it then reaches, else ""."""
         if self.warmup_steps <= self.total_steps or training.lr_scheduler_type == "constant":
             return ""
-        reached = training.learning_rate * self.total_steps / self.warmup_steps
+        rate = training.learning_rate
+        assert rate is not None, "fill_in chooses the learning rate that a recipe leaves open"
+        reached = rate * self.total_steps / self.warmup_steps
         return (
             f"The warm-up takes {self.warmup_steps:,} steps, but the run has only {self.total_steps:,}: the learning "
-            f"rate ends at {reached:.3g} and never reaches {training.learning_rate:g}. Set training.warmup_steps to a "
+            f"rate ends at {reached:.3g} and never reaches {rate:g}. Set training.warmup_steps to a "
             "share of the run, such as 0.06, or train for longer."
         )
 
