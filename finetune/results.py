@@ -72,7 +72,7 @@ class SplitScores:
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """What one split holds: rows, rows by label, token lengths, the share truncated, rows also in train."""
+    """What one split holds: rows, rows by label, token lengths, the share truncated, rows also in train or left out."""
 
     rows: int
     label_counts: dict[str, int]
@@ -80,6 +80,7 @@ class SplitSummary:
     tokens_longest: int
     truncated_share: float
     rows_also_in_train: int = 0
+    unlabeled_rows_dropped: int = 0
 
     def memory_note(self, split: str) -> str:
         """Return what rows shared with training mean for the scores of `split`, or "" when there are none."""

@@ -48,6 +48,8 @@ def show_data(console: Console, summary: Mapping[str, SplitSummary], where: str,
         )
     console.print(table)
     for split, facts in summary.items():
+        if dropped := facts.unlabeled_rows_dropped:
+            say(console, f"{split}: {dropped} rows without a label are left out.")
         if note := facts.memory_note(split):
             say(console, f"[yellow]{note}[/]")
 

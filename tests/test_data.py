@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from finetune.data import read as read_module
+from finetune.data.cells import wanted_columns
 from finetune.data.labels import encode_labels, label_counts, label_names
+from finetune.data.named import from_dataset
 from finetune.data.prepare import LabelledSplits, read_labelled
 from finetune.data.read import RawSplit, read_splits, row_list, rows_also_in
 from finetune.errors import DataError
@@ -82,9 +84,9 @@ def test_every_file_type_reads_the_same(tmp_path: Path, ending: str) -> None:
         ({"train_csv": "sentence,label\na,x\nb,x\n"}, r"has the one label 'x' in column 'label'; a class"),
         ({"train_csv": "sentence,label\nWell a,the tail,x\nb,c,y\n"}, r"row 1 \(line 2\) has 3 cells"),
         ({"train_csv": "sentence;label\na;x\n"}, r"seems to be separated by ';'"),
-        ({"train_jsonl": [{"sentence": ["a"], "label": "x"}]}, r"column 'sentence' \(data\.text_column\) holds list"),
-        ({"train_jsonl": [{"sentence": "a", "label": {"b": 1}}]}, r"column 'label' .*holds struct"),
-        ({"train_jsonl": '{"sentence": "a", "label": 1}\n{"sentence": '}, r"train\.jsonl cannot be read as jsonl"),
+        ({"train_jsonl": [{"sentence": ["a"], "label": "x"}]}, r"row 1: column 'sentence' .*holds a list"),
+        ({"train_jsonl": [{"sentence": "a", "label": {"b": 1}}]}, r"row 1: column 'label' .*holds an object"),
+        ({"train_jsonl": '{"sentence": "a", "label": 1}\n{"sentence": '}, r"jsonl line 2 is not JSON: Exp"),
         ({"train_parquet": b"no parquet"}, r"train\.parquet cannot be read as parquet"),
         ({"train_csv": GOOD, "validation_csv": "sentence,label\na,no\nb,yess\n"},
          r"validation\.csv row 2: label 'yess' in column 'label' is none of the labels no, yes; did you mean 'yes'"),
@@ -120,18 +122,30 @@ def test_declared_names_may_be_met_by_ids(tmp_path: Path) -> None:
         read(tmp_path, ["zero", "one"], train_jsonl=[rows[0], {"sentence": "b", "label": -1}])
 
 
+def labelled(values: list[Any], names: list[str] | None = None) -> RawSplit:
+    """A loaded data set with these labels, or codes of these names, as the reader hands it on."""
+    table = {"sentence": [f"text {n}" for n in range(len(values))], "label": values}
+    rows = datasets.Dataset.from_dict(table)
+    if names is not None:
+        rows = rows.cast_column("label", datasets.ClassLabel(names=names))
+    return from_dataset(rows, "here", wanted_columns(DataSection(train_file="unread.csv"), lists=False))
+
+
 @pytest.mark.parametrize(
     ("values", "names"),
     [
         ([10, 9, 10], ["9", "10"]),
         ([1.0, 0.0, 1.0], ["0", "1"]),
+        ([1.5, 0.0, 1.0], ["0.0", "1.0", "1.5"]),
         ([True, False, True], ["false", "true"]),
         (["b", "a", "c"], ["a", "b", "c"]),
+        (["007", "1", "1.0"], ["1", "007"]),
+        (["1.0", "1.10", "2.0"], ["1.0", "1.10", "2.0"]),  # versions: not all are whole numbers
+        (["1" + "0" * 25, "9"], ["9", "1" + "0" * 25]),
     ],
 )
 def test_names_are_read_from_training_rows(values: list[Any], names: list[str]) -> None:
-    raw = RawSplit(datasets.Dataset.from_dict({"label": values}), "here")
-    assert label_names(raw, "label", SINGLE, None) == names
+    assert label_names(labelled(values), "label", SINGLE, None) == names
 
 
 def test_a_checkpoint_s_own_order_is_kept_where_the_names_agree() -> None:
@@ -142,19 +156,17 @@ def test_a_checkpoint_s_own_order_is_kept_where_the_names_agree() -> None:
 
 
 def test_class_label_features_keep_their_names() -> None:
-    features = datasets.Features({"label": datasets.ClassLabel(names=["neg", "pos"])})
-    raw = RawSplit(datasets.Dataset.from_dict({"label": [1, 0]}, features=features), "here")
+    raw = labelled([1, 0], ["neg", "pos"])
     names = label_names(raw, "label", SINGLE, None)
     assert names == ["neg", "pos"]
     assert encode_labels(raw, "label", SINGLE, names).tolist() == [1, 0]
 
 
 def test_class_label_names_may_be_numbers_or_be_declared_in_another_order() -> None:
-    features = datasets.Features({"label": datasets.ClassLabel(names=["1", "2", "3"])})
-    raw = RawSplit(datasets.Dataset.from_dict({"label": [0, 2, 1]}, features=features), "here")
+    raw = labelled([0, 2, 1], ["1", "2", "3"])
     assert encode_labels(raw, "label", SINGLE, label_names(raw, "label", SINGLE, None)).tolist() == [0, 2, 1]
     assert encode_labels(raw, "label", SINGLE, ["3", "2", "1"], ids_allowed=True).tolist() == [2, 0, 1]
-    unlabelled = RawSplit(datasets.Dataset.from_dict({"label": [-1, 2]}, features=features), "here")
+    unlabelled = labelled([-1, 2], ["1", "2", "3"])
     with pytest.raises(DataError, match="row 1: label -1 marks rows without a label"):
         encode_labels(unlabelled, "label", SINGLE, ["1", "2", "3"])
 
@@ -187,7 +199,7 @@ def test_held_out_rows_keep_their_numbers_and_classes_their_rows(tmp_path: Path)
     for raw in splits.raw.values():
         assert raw.numbers is not None
         assert [f"text {number}" for number in raw.numbers] == raw.rows["sentence"][:]
-    assert np.bincount(splits.labels["validation"]).tolist() == [9, 2]  # of 30, 9 and 1; each class keeps a row
+    assert np.bincount(splits.labels["validation"]).tolist() == [9, 3]  # of 30, 9 and 1; each class keeps a row
     assert "c" in [splits.label_names[label] for label in splits.labels["train"]]
     with pytest.raises(DataError, match=r"data\.validation_size: 0\.1 of 2 training rows is no row"):
         read_labelled(section(tmp_path, train_csv=GOOD).model_copy(update={"validation_size": 0.1}), SINGLE, None, 0)
@@ -205,13 +217,18 @@ def test_multi_label_rows_become_sets(tmp_path: Path) -> None:
     assert splits.labels["train"].tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
     assert label_counts(splits.labels["train"], splits.label_names) == {"x": 1, "y": 1, "z": 1}
     vectors = [{"sentence": "a", "label": [0, 0, 1]}, {"sentence": "b", "label": [1, 1, 0]}]
-    with pytest.raises(DataError, match=r"rows 1, 2: a label is listed twice .*zeros and ones is not read"):
+    with pytest.raises(
+        DataError, match=r"every row of column 'label' has 3 entries.* 0 or 1: vectors of zeros and ones"
+    ):
         read(tmp_path, ["x", "y", "z"], "multi_label_classification", train_jsonl=vectors)
+    twice = [{"sentence": "a", "label": ["x", "y", "x"]}, {"sentence": "b", "label": ["y"]}]
+    with pytest.raises(DataError, match=r"row 1: a label is listed twice"):
+        read(tmp_path, ["x", "y"], "multi_label_classification", train_jsonl=twice)
     with pytest.raises(DataError, match="has no label in column 'label'"):
         read(tmp_path, None, "multi_label_classification", train_jsonl=[{"sentence": "a", "label": []}])
-    with pytest.raises(DataError, match="takes a list of labels a row"):
+    with pytest.raises(DataError, match=r"row 1: .*takes a list of labels per row; json, jsonl and parquet"):
         read(tmp_path, None, "multi_label_classification", train_csv=GOOD)
-    with pytest.raises(DataError, match="takes one label a row"):
+    with pytest.raises(DataError, match=r"row 1: .*one label per row is needed unless"):
         read(tmp_path, None, SINGLE, train_jsonl=rows)
 
 
@@ -222,7 +239,7 @@ def test_regression_takes_numbers_alone(tmp_path: Path) -> None:
     assert spaced.labels["train"].tolist() == [1.5, 2.0]
     with pytest.raises(DataError, match=r"row 1: 'nan' in column 'label' is no number"):
         read(tmp_path, None, "regression", train_csv="sentence,label\na,nan\nb,2\n")
-    with pytest.raises(DataError, match="holds lists, but regression"):
+    with pytest.raises(DataError, match=r"row 1: .*holds a list; one label per row"):
         read(tmp_path, None, "regression", train_jsonl=[{"sentence": "a", "label": [1.0]}])
     with pytest.raises(DataError, match=r"train\.csv row 2: 'high' in column 'label' is no number"):
         read(tmp_path, None, "regression", train_csv="sentence,label\na,1.5\nb,high\n")

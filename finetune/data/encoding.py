@@ -15,8 +15,9 @@ import pyarrow as pa
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from finetune.data.read import RawSplit
+from finetune.data.rows import RawSplit
 from finetune.data.states import RowStates
+from finetune.data.store import cache_written
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,12 @@ def encode_split(
         lengths = [len(ids) for ids in encoded["input_ids"]]
         return {**encoded, "length": lengths, "cut": cut}
 
-    texts = raw.rows.select_columns(list(columns)).cast(
-        datasets.Features({name: datasets.Value("string") for name in columns})
-    )
-    encoded = texts.map(tokenize, batched=True, remove_columns=list(columns))
+    texts = raw.rows.select_columns(list(columns))
+    with cache_written():
+        encoded = texts.map(tokenize, batched=True, remove_columns=list(columns))
     lengths, cut = (encoded.data[name].to_numpy() for name in ("length", "cut"))
-    numbers = np.arange(1, len(labels) + 1) if raw.numbers is None else raw.numbers
     rows = encoded.remove_columns(["length", "cut"]).add_column("labels", as_arrow(labels))
-    return EncodedSplit(rows, labels, lengths, float(cut.mean()), texts, raw.where, numbers)
+    return EncodedSplit(rows, labels, lengths, float(cut.mean()), texts, raw.where, raw.row_numbers())
 
 
 def as_arrow(values: np.ndarray) -> pa.Array:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from finetune.data.drawing import held_out, kept_for_training
 from finetune.data.encoding import EncodedSplit, encode_split
-from finetune.data.labels import encode_labels, held_out, label_counts, label_names, refuse_unseen
-from finetune.data.read import RawSplit, read_splits, rows_also_in
+from finetune.data.labels import check_training_labels, encode_labels, label_counts, label_names, refuse_unseen
+from finetune.data.read import read_splits, rows_also_in
+from finetune.data.rows import RawSplit
 from finetune.recipe import DataSection
 from finetune.results import SplitSummary
 
@@ -37,9 +39,11 @@ def read_labelled(
     Raises:
         DataError: anything is wrong with a file, a row or a label.
     """
-    raw = read_splits(data)
-    column, ids_allowed = data.label_column, declared is not None
-    names = label_names(raw["train"], column, problem_type, declared, suggested)
+    raw = read_splits(data, problem_type)
+    column, train = data.label_column, raw["train"]
+    names = label_names(train, column, problem_type, declared, suggested)
+    ids_allowed = declared is not None or train.class_names is not None
+    check_training_labels(train, column, problem_type, names, ids_allowed=ids_allowed)
     labels = {
         split: encode_labels(rows, column, problem_type, names, ids_allowed=ids_allowed) for split, rows in raw.items()
     }
@@ -49,14 +53,17 @@ def read_labelled(
     if "validation" not in raw and data.validation_size:
         kept = held_out(labels["train"], data.validation_size, seed)
         rest = np.setdiff1d(np.arange(len(labels["train"])), kept)
-        whole, ids = raw["train"], labels["train"]
-        raw |= {"train": whole.select(rest), "validation": whole.select(kept)}
+        ids = labels["train"]
+        raw |= {"train": train.select(rest), "validation": replace(train.select(kept), dropped=0)}
         labels |= {"train": ids[rest], "validation": ids[kept]}
     for split in raw:
         most = data.max_train_samples if split == "train" else data.max_eval_samples
         if most is not None and most < len(labels[split]):
             # Drawn, not cut from the front: published files are often sorted by label.
-            keep = np.sort(np.random.default_rng(seed).choice(len(labels[split]), most, replace=False))
+            if split == "train":
+                keep = kept_for_training(labels[split], most, seed)
+            else:
+                keep = np.sort(np.random.default_rng(seed).choice(len(labels[split]), most, replace=False))
             raw[split], labels[split] = raw[split].select(keep), labels[split][keep]
     return LabelledSplits(raw, labels, names)
 
@@ -95,6 +102,7 @@ def summarise(
             tokens_longest=int(part.lengths.max()),
             truncated_share=part.truncated,
             rows_also_in_train=0 if split == "train" else rows_also_in(splits.raw[split], train, text_columns(data)),
+            unlabeled_rows_dropped=splits.raw[split].dropped,
         )
         for split, part in encoded.items()
     }

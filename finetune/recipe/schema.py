@@ -112,7 +112,7 @@ class TaskSection(Section):
 class DataSection(Section):
     """Where rows come from and which columns matter."""
 
-    dataset_name: str | None = Field(None, description="a data set on the hub")
+    dataset_name: str | None = Field(None, description="a data set on the hub, or a folder of data files")
     dataset_config_name: str | None = None
     train_split: str = "train"
     validation_split: str | None = "validation"
@@ -127,6 +127,7 @@ class DataSection(Section):
     text_column: str = "sentence"
     text_pair_column: str | None = None
     label_column: str = "label"
+    drop_unlabeled: bool = Field(False, description="leave out rows whose label is empty or -1")
     max_length: Annotated[int, Field(ge=4)] = Field(128, description="tokens; longer rows are truncated")
     max_train_samples: Count | None = None
     max_eval_samples: Count | None = None

@@ -1,0 +1,260 @@
+"""The one rule that turns cells into texts and labels, whatever file, data set or recipe they come from.
+
+A cell is the text that is written: `007`, `NA`, `1984`, `true` and `2020-01-01` stay what they are. Only null, a
+missing key and the number NaN are empty cells. Numbers and booleans of a typed column are written as JSON writes them.
+What has no such text (a struct, bytes, a date of a typed column, an infinite number) is refused with its row.
+
+    N rows
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from finetune.errors import DataError, did_you_mean
+from finetune.recipe import DataSection
+
+BATCH = 10_000  # rows read at a time
+PLAIN = "texts, numbers or booleans"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that the recipe names: its name, the recipe's key for it, and whether a cell is a list of labels."""
+
+    name: str
+    key: str
+    lists: bool = False
+
+    def arrow_type(self) -> pa.DataType:
+        """Return the type that every source gives this column: text, or lists of texts."""
+        return pa.list_(pa.string()) if self.lists else pa.string()
+
+    def error(self, where: str, row: int, problem: str) -> DataError:
+        """Return the error for one row of this column."""
+        return DataError(f"{where} row {row}: column '{self.name}' (data.{self.key}) {problem}")
+
+    def scalar_in_lists(self) -> str:
+        """Return what is wrong where a cell is not a list."""
+        return (
+            "holds one value, but multi_label_classification takes a list of labels per row; "
+            "json, jsonl and parquet files can hold lists, csv and tsv files cannot"
+        )
+
+    def list_in_scalars(self, kind: str = "a list") -> str:
+        """Return what is wrong where a cell is a list."""
+        if self.key == "label_column":
+            return f"holds {kind}; one label per row is needed unless task.problem_type is multi_label_classification"
+        return f"holds {kind}; it must hold {PLAIN}"
+
+
+def wanted_columns(data: DataSection, *, lists: bool) -> list[Column]:
+    """Return the columns that are read: texts, then labels, which are lists in multi-label classification."""
+    columns = [Column(data.text_column, "text_column")]
+    if data.text_pair_column:
+        columns.append(Column(data.text_pair_column, "text_pair_column"))
+    return [*columns, Column(data.label_column, "label_column", lists)]
+
+
+def require_columns(columns: Sequence[Column], names: Sequence[str], where: str) -> None:
+    """Raise DataError unless each column is among `names`, and only once."""
+    for column in columns:
+        if column.name not in names:
+            shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+            repair = did_you_mean(column.name, names) or "; name one of them"
+            raise DataError(f"{where} has no column '{column.name}' (data.{column.key}); it has {shown}{repair}")
+        if list(names).count(column.name) > 1:
+            raise DataError(f"{where} has two columns '{column.name}' (data.{column.key}); rename one of them")
+
+
+def batch_of(arrays: Sequence[pa.Array], columns: Sequence[Column]) -> pa.RecordBatch:
+    """Return one batch of rows with the types that all sources give."""
+    return pa.RecordBatch.from_arrays(list(arrays), schema=schema_of(columns))
+
+
+def schema_of(columns: Sequence[Column]) -> pa.Schema:
+    """Return names and types of the columns."""
+    return pa.schema([(column.name, column.arrow_type()) for column in columns])
+
+
+def batches_of_objects(
+    rows: Iterator[Mapping[str, object]], columns: Sequence[Column], where: str
+) -> Iterator[pa.RecordBatch]:
+    """Yield rows of Python values (JSON, or rows in the recipe) in batches.
+
+    Raises:
+        DataError: no row has one of the columns, or a cell has no text.
+    """
+    seen: dict[str, None] = {}
+    first, block = 1, []
+    for row in rows:
+        seen.update(dict.fromkeys(row))
+        block.append(row)
+        if len(block) == BATCH:
+            yield _objects(block, columns, where, first)
+            first, block = first + BATCH, []
+    if first > 1 or block:
+        require_columns(columns, list(seen), where)
+    yield _objects(block, columns, where, first)
+
+
+def _objects(
+    block: Sequence[Mapping[str, object]], columns: Sequence[Column], where: str, first: int
+) -> pa.RecordBatch:
+    arrays = [from_values([row.get(column.name) for row in block], column, where, first) for column in columns]
+    return batch_of(arrays, columns)
+
+
+def from_values(values: Sequence[object], column: Column, where: str, first: int) -> pa.Array:
+    """Return Python values as cells.
+
+    Args:
+        first: the number of the first row.
+
+    Raises:
+        DataError: a value has no text; the message names its row.
+    """
+    convert = _label_list if column.lists else _text
+    cells = []
+    for row, value in enumerate(values, start=first):
+        try:
+            cells.append(convert(value, column))
+        except ValueError as error:
+            raise column.error(where, row, str(error)) from error
+    try:
+        return pa.array(cells, column.arrow_type())
+    except UnicodeEncodeError as error:
+        row = first + next(index for index, cell in enumerate(cells) if not _is_unicode(cell))
+        raise column.error(where, row, "holds half of a surrogate pair, which is no character; correct it") from error
+
+
+def _is_unicode(cell: object) -> bool:
+    try:
+        "".join(item or "" for item in cell) if isinstance(cell, list) else str(cell).encode()
+        return not isinstance(cell, list) or all(_is_unicode(item) for item in cell)
+    except UnicodeEncodeError:
+        return False
+
+
+def _text(value: object, column: Column) -> str | None:
+    """Return a value as it is written, None for an empty one; ValueError says what is wrong with it."""
+    if value is None or type(value) is str:
+        return value
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and not math.isfinite(value):
+        if math.isnan(value):
+            return None
+        raise ValueError("holds an infinite number; correct it, or remove the row")
+    if isinstance(value, str | int | float):
+        return str(value)
+    if isinstance(value, list | tuple):
+        raise ValueError(column.list_in_scalars())
+    kind = "an object" if isinstance(value, Mapping) else f"a {type(value).__name__}"
+    raise ValueError(f"holds {kind}; it must hold {PLAIN}")
+
+
+def _label_list(value: object, column: Column) -> list[str | None] | None:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if not isinstance(value, list | tuple):
+        raise ValueError(column.scalar_in_lists())
+    inner = Column(column.name, "text_column")  # an item that is itself a list is refused as anywhere else
+    return [_text(item, inner) for item in value]
+
+
+def from_arrow(cells: pa.Array, column: Column, where: str, first: int, names: Sequence[str] | None = None) -> pa.Array:
+    """Return a typed column as cells.
+
+    Args:
+        first: the number of the first row.
+        names: the names of a ClassLabel column, whose cells are codes.
+
+    Raises:
+        DataError: the type or a value has no text; the message names the row.
+    """
+    rows = np.arange(first, first + len(cells))
+    kind = cells.type
+    if pa.types.is_dictionary(kind):
+        return from_arrow(cells.dictionary_decode(), column, where, first, names)
+    if not _is_list(kind):
+        if column.lists and not pa.types.is_null(kind):
+            raise column.error(where, _first_row(cells, rows), column.scalar_in_lists())
+        if column.lists:
+            return pa.nulls(len(cells), column.arrow_type())
+        return _plain(cells, column, where, rows, names)
+    if not column.lists:
+        raise column.error(where, _first_row(cells, rows), column.list_in_scalars(f"lists ({kind})"))
+    lengths = pc.fill_null(pc.list_value_length(cells), 0).to_numpy()
+    inner = _plain(pc.list_flatten(cells), column, where, np.repeat(rows, lengths), names)
+    ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), inner, mask=pc.is_null(cells))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _first_row(cells: pa.Array, rows: np.ndarray) -> int:
+    valid = np.flatnonzero(cells.is_valid().to_numpy(zero_copy_only=False))
+    return int(rows[valid[0]]) if len(valid) else int(rows[0]) if len(rows) else 1
+
+
+def _plain(
+    cells: pa.Array, column: Column, where: str, rows: np.ndarray, names: Sequence[str] | None
+) -> pa.StringArray:
+    """Return scalars as texts; `rows` (N,) are the numbers of their rows."""
+    kind = cells.type
+    if pa.types.is_dictionary(kind):
+        return _plain(cells.dictionary_decode(), column, where, rows, names)
+    if names is not None and pa.types.is_integer(kind):
+        return _class_names(cells, column, where, rows, names)
+    if pa.types.is_floating(kind):
+        return _floats(cells, column, where, rows)
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    number = pa.types.is_integer(kind) or pa.types.is_decimal(kind) or pa.types.is_boolean(kind)
+    if not (text or number or pa.types.is_null(kind)):
+        raise column.error(where, _first_row(cells, rows), f"holds {kind}; it must hold {PLAIN}")
+    texts = cells.cast(pa.string())
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid as error:
+        row = next(row for row, cell in zip(rows, texts, strict=True) if not _is_utf8(cell))
+        raise column.error(where, int(row), "holds bytes that are not UTF-8; correct the file") from error
+    return texts
+
+
+def _is_utf8(cell: pa.StringScalar) -> bool:
+    try:
+        cell.as_py()
+        return True
+    except UnicodeDecodeError:
+        return False
+
+
+def _floats(cells: pa.Array, column: Column, where: str, rows: np.ndarray) -> pa.StringArray:
+    """Return floating-point numbers as JSON writes them (1 as "1.0"), NaN as an empty cell."""
+    numbers = cells.cast(pa.float32()) if pa.types.is_float16(cells.type) else cells
+    infinite = np.flatnonzero(pc.fill_null(pc.is_inf(numbers), False).to_numpy(zero_copy_only=False))
+    if len(infinite):
+        problem = "holds an infinite number; correct it, or remove the row"
+        raise column.error(where, int(rows[infinite[0]]), problem)
+    numbers = pc.if_else(pc.is_nan(numbers), pa.scalar(None, numbers.type), numbers)
+    return pc.replace_substring_regex(numbers.cast(pa.string()), r"^(-?\d+)$", r"\1.0")
+
+
+def _class_names(codes: pa.Array, column: Column, where: str, rows: np.ndarray, names: Sequence[str]) -> pa.StringArray:
+    """Return the names of a ClassLabel's codes; -1, which marks a row without a label, stays "-1"."""
+    known = np.asarray(pc.fill_null(codes.cast(pa.int64()), -1))
+    beyond = np.flatnonzero((known < -1) | (known >= len(names)))
+    if len(beyond):
+        problem = f"holds the code {known[beyond[0]]}, but the data set names {len(names)} classes, from code 0"
+        raise column.error(where, int(rows[beyond[0]]), problem)
+    table = pa.array([*names, "-1"], pa.string())
+    return table.take(pc.if_else(pc.equal(codes, -1), len(names), codes.cast(pa.int64())))

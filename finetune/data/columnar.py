@@ -1,0 +1,95 @@
+"""Rows of typed columns: parquet files, and data sets that the `datasets` library has loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from finetune.data.cells import BATCH, Column, batch_of, from_arrow, require_columns
+from finetune.errors import DataError
+
+
+def read_parquet(file: Path, columns: Sequence[Column]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a parquet file in batches.
+
+    Raises:
+        DataError: the file is damaged, or a cell has no text; the message names the row.
+    """
+    with _opened(file) as opened:
+        schema = opened.schema_arrow
+        require_columns(columns, schema.names, str(file))
+        names = class_names(schema, columns[-1].name)
+        first = 1
+        for batch in _batches(opened, file, [column.name for column in columns]):
+            yield _converted(pa.Table.from_batches([batch]), columns, str(file), first, names)
+            first += len(batch)
+
+
+def parquet_class_names(file: Path, label: str) -> list[str] | None:
+    """Return the names of a ClassLabel column in a parquet file that `datasets` wrote, else None."""
+    with _opened(file) as opened:
+        return class_names(opened.schema_arrow, label)
+
+
+def _opened(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(file, error) from error
+
+
+def _batches(opened: pq.ParquetFile, file: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from opened.iter_batches(BATCH, columns=list(names))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> DataError:
+    return DataError(f"{file} cannot be read as parquet: {' '.join(str(error).split())}; write the file again")
+
+
+def read_dataset(rows: datasets.Dataset, columns: Sequence[Column], where: str) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a loaded data set in batches.
+
+    Raises:
+        DataError: a column is missing, or a cell has no text; the message names the row.
+    """
+    require_columns(columns, rows.column_names, where)
+    names = feature_names(rows.features, columns[-1].name)
+    wanted = rows.select_columns([column.name for column in columns]).with_format("arrow")
+    first = 1
+    for table in wanted.iter(batch_size=BATCH):
+        yield _converted(table, columns, where, first, names)
+        first += len(table)
+
+
+def _converted(
+    table: pa.Table, columns: Sequence[Column], where: str, first: int, names: Sequence[str] | None
+) -> pa.RecordBatch:
+    arrays = []
+    for column in columns:
+        cells = table[column.name].combine_chunks()
+        label = column.key == "label_column"
+        arrays.append(from_arrow(cells, column, where, first, names if label else None))
+    return batch_of(arrays, columns)
+
+
+def class_names(schema: pa.Schema, label: str) -> list[str] | None:
+    """Return the names of a ClassLabel column from what `datasets` notes in an Arrow schema, else None."""
+    alone = pa.schema([schema.field(label)], metadata=schema.metadata)
+    try:
+        return feature_names(datasets.Features.from_arrow_schema(alone), label)
+    except (ValueError, TypeError, KeyError, AttributeError):  # a note that another tool wrote, or that is damaged
+        return None
+
+
+def feature_names(features: datasets.Features, label: str) -> list[str] | None:
+    """Return the names of a ClassLabel feature, or of a list of them, else None."""
+    feature = features[label]
+    feature = getattr(feature, "feature", feature)
+    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None

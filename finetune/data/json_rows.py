@@ -1,0 +1,121 @@
+"""Rows of json and jsonl files: strings as they are, numbers and true and false as they are written.
+
+Both kinds may hold an object per line or one list of objects; json also one object of columns, as pandas writes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import pyarrow as pa
+
+from finetune.data.cells import Column, batches_of_objects
+from finetune.errors import DataError
+
+_SHAPE = "a file of rows holds one object per line, or one list of objects"
+
+
+def read_json(file: Path, kind: str, columns: Sequence[Column]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a json or jsonl file in batches.
+
+    Raises:
+        DataError: something is not JSON, or no object; the message names the line or row.
+    """
+    yield from batches_of_objects(_objects(file, kind), columns, str(file))
+
+
+def _objects(file: Path, kind: str) -> Iterator[Mapping[str, object]]:
+    with file.open(encoding="utf-8-sig") as text:
+        if _is_one_document(text, kind):
+            yield from _of_document(_decoded(text.read(), f"{file}"), file)
+            return
+        for number, line in enumerate(text, start=1):
+            if line.strip():
+                row = _decoded(line, f"{file} line {number}")
+                if not isinstance(row, dict):
+                    raise DataError(f"{file} line {number} holds {_name(row)}; {_SHAPE}")
+                yield row
+
+
+def _is_one_document(text: TextIO, kind: str) -> bool:
+    """Return whether the file is one JSON value rather than one per line; leaves the file at its start."""
+    start = next((line.strip() for line in text if line.strip()), "")
+    more = next((line for line in text if line.strip()), None) is not None
+    text.seek(0)
+    if start.startswith("["):
+        return True
+    if kind == "jsonl":
+        return False
+    if not more:
+        return True  # one line: an object of columns, a row, or no object at all
+    try:
+        _DECODER.decode(start)
+    except (ValueError, RecursionError):
+        return True  # an object written over several lines
+    return False
+
+
+def _of_document(value: object, file: Path) -> Iterator[Mapping[str, object]]:
+    """Yield the rows of a whole document: a list of objects, an object of columns, or one row."""
+    if isinstance(value, list):
+        for number, row in enumerate(value, start=1):
+            if not isinstance(row, dict):
+                raise DataError(f"{file} row {number} holds {_name(row)}; {_SHAPE}")
+            yield row
+    elif not isinstance(value, dict):
+        raise DataError(f"{file} holds {_name(value)} and no rows; {_SHAPE}")
+    elif value and all(isinstance(column, list | dict) for column in value.values()):
+        yield from _of_columns(value, file)
+    elif value:
+        yield value
+
+
+def _of_columns(columns: Mapping[str, Any], file: Path) -> Iterator[Mapping[str, object]]:
+    """Yield rows from an object of columns: lists of cells, or objects from a row's index to its cell."""
+    named = {name: dict(enumerate(cells)) if isinstance(cells, list) else cells for name, cells in columns.items()}
+    lengths = {name: len(cells) for name, cells in named.items()}
+    keys = next(iter(named.values())).keys()
+    if any(cells.keys() != keys for cells in named.values()):
+        raise DataError(f"{file} holds one object whose columns differ in their rows ({lengths}); {_SHAPE}")
+    for key in keys:
+        yield {name: cells[key] for name, cells in named.items()}
+
+
+def _pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key '{twice[:40]}' is given twice in one object")
+    return found
+
+
+def _constant(name: str) -> float | None:
+    return None if name == "NaN" else float(name.replace("Infinity", "inf"))
+
+
+# Numbers as they are written: 1.50 is not 1.5, and a number of any length has its digits.
+_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_int=str, parse_float=str, parse_constant=_constant)
+
+
+def _decoded(text: str, where: str) -> object:
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        line = f" line {error.lineno}" if error.lineno > 1 else ""
+        problem = f"{error.msg} at character {error.colno}"
+        raise DataError(f"{where}{line} is not JSON: {problem}; correct it there ({_SHAPE})") from error
+    except ValueError as error:
+        raise DataError(f"{where} cannot be read: {error}; correct it") from error
+    except RecursionError as error:
+        raise DataError(f"{where} nests lists or objects too deeply to be read; write plain rows") from error
+
+
+def _name(value: object) -> str:
+    if value is None:
+        return "null"
+    names = {bool: "true or false", str: "a text or a number", float: "a number", list: "a list", dict: "an object"}
+    return names[type(value)]
