@@ -312,6 +312,20 @@ def test_an_override_of_the_source_replaces_the_other_source(tmp_path: Path) -> 
     assert (recipe.model.model_name_or_path, recipe.model.model_type) == (None, "bert")
 
 
+def test_a_folder_of_rows_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "train.CSV").write_text("sentence,label\na,b\n")
+    monkeypatch.chdir(tmp_path)
+    sst2 = SHIPPED[0].parent / "sst2.yaml"
+    for name in ("./rows", "rows"):
+        assert load_recipe(sst2, [f"data.dataset_name={name}"]).data.dataset_name == str(tmp_path / "rows")
+    assert load_recipe(sst2, ["data.dataset_name=some/rows"]).data.dataset_name == "some/rows"
+    with pytest.raises(RecipeError, match=r"data\.dataset_name .*'train\.CSV' is a file; name it as data\.train_file"):
+        load_recipe(sst2, ["data.dataset_name=train.CSV"])
+    changes = ["data.train_file=train.CSV", "data.validation_size=0.5"]
+    assert load_recipe(sst2, changes).data.train_file == str(tmp_path / "train.CSV")
+
+
 def test_the_resolved_recipe_reads_back_the_same(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(MINIMAL), ["task.label_names=[no, on]", "output_dir=there"])
     again = tmp_path / "resolved.yaml"

@@ -181,7 +181,7 @@ def _file_problems(location: Location, file: str) -> Iterator[Problem]:
     elif not absolute_path(file).is_file():
         text = f"no such file {_quoted(file)} (looked in {absolute_path(file).parent}); correct the path"
         yield Problem(location, text)
-    elif Path(file).suffix not in FILE_TYPES:
+    elif Path(file).suffix.lower() not in FILE_TYPES:
         yield Problem(location, f"given {_quoted(file)}; a data file ends in {', '.join(FILE_TYPES)}")
 
 
@@ -195,6 +195,8 @@ def _folder_problems(location: Location, name: str) -> Iterator[Problem]:
         yield Problem(
             location, f"there is no folder {_quoted(name)} (looked for {absolute_path(name)}); correct the path"
         )
+    elif location[0] == "data" and absolute_path(name).is_file():
+        yield Problem(location, f"{_quoted(name)} is a file; name it as data.train_file")
 
 
 def _quoted(path: str) -> str:

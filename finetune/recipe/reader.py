@@ -171,6 +171,8 @@ def _other_sources(parts: Location) -> Iterable[str]:
 
 def _absolute(recipe: Recipe) -> Recipe:
     files = {f"{split}_file": _whole(file) for split, file in recipe.data.local_files().items()}
+    rows = recipe.data.dataset_name
+    files |= {"dataset_name": _whole(rows)} if rows and absolute_path(rows).is_dir() else {}
     name, resume = recipe.model.model_name_or_path, recipe.checkpoint.resume_from_checkpoint
     folder = {"model_name_or_path": _whole(name)} if name and absolute_path(name).is_dir() else {}
     resumed = {"resume_from_checkpoint": _whole(resume)} if resume not in (None, "auto") else {}
