@@ -27,7 +27,7 @@ from finetune.modeling import Classifier, Source, load_tokenizer, pretrained_cla
 from finetune.recipe import HeadImportanceSection
 from finetune.results import read_json, write_json
 from finetune.slicing import prune_heads
-from tests.helpers import HANG_SECONDS, encoded, tiny_classifier
+from tests.helpers import HANG_SECONDS, encoded, in_float64, tiny_classifier
 from tests.known_head import THE_HEAD, known_head
 
 ROOT = Path(__file__).parents[1]
@@ -103,7 +103,7 @@ def test_all_parts_for_each_problem_type(tiny_bert: Path, tmp_path: Path, proble
 @pytest.mark.parametrize("problem_type", METRIC)
 def test_removal_of_single_heads_is_counted_row_by_row(tiny_bert: Path, problem_type: str) -> None:
     classifier, split = case(tiny_bert, problem_type)
-    sample = Sample(classifier, split, "validation", np.arange(20), 4, Accelerator(cpu=True))
+    sample = Sample(in_float64(classifier), split, "validation", np.arange(20), 4, Accelerator(cpu=True))
     found, logits = leave_one_out(sample, 0), ablation(sample, fast=False)
     assert len(found.tests) == 6
     measures = {"single_label_classification": "accuracy", "multi_label_classification": "subset_accuracy"}

@@ -15,7 +15,7 @@ from finetune.heads.attention_maps import confidence, eager_attention, entropy
 from finetune.heads.sample import Sample
 from finetune.modeling import Classifier
 from finetune.slicing import prune_heads
-from tests.helpers import sample_of
+from tests.helpers import assert_equal_up_to_rounding, sample_of
 from tests.test_families import build, checkpoint, split_of
 from tests.test_gates import BUILDERS, bert
 
@@ -68,9 +68,9 @@ def test_weights_are_those_computed_by_hand_whatever_the_padding(
             certain[row, layer] = (weights * np.log(weights)).sum(-1).mean(-1)
     for measure, expected in ((confidence, largest), (entropy, certain)):
         found = measure(sample)
-        np.testing.assert_allclose(found.contributions, expected, atol=2e-6)  # float32: measured 3e-7
-        np.testing.assert_allclose(found.values, expected.mean(0), atol=2e-6)
-        np.testing.assert_allclose(found.errors, expected.std(0, ddof=1) / np.sqrt(6), atol=2e-6)
+        assert_equal_up_to_rounding(found.contributions, expected)
+        assert_equal_up_to_rounding(found.values, expected.mean(0))
+        assert_equal_up_to_rounding(found.errors, expected.std(0, ddof=1) / np.sqrt(6))
         assert np.ptp(expected.mean(0)) > 0.01
 
 

@@ -34,7 +34,7 @@ from finetune.modeling import Classifier, Source, load_tokenizer, pretrained_cla
 from finetune.recipe import TrainingSection
 from finetune.saving import check_reload, load_classifier, logits_of, save_classifier
 from tests.conftest import SENTENCES
-from tests.helpers import plan, sample_of
+from tests.helpers import FLOAT32, assert_equal_up_to_rounding, plan, sample_of
 
 CPU = torch.device("cpu")
 LABELS = ("zeta", "alpha", "no", "mid", "beta")
@@ -183,7 +183,7 @@ def test_a_gate_of_zero_equals_zeroed_columns(family: str, classifier: Classifie
             weight[:, head * width : (head + 1) * width] = 0
             zeroed = base(**inputs).logits
             weight.copy_(kept)
-        torch.testing.assert_close(gated, zeroed, atol=1e-6, rtol=1e-5)  # measured: the table that is printed below
+        assert_equal_up_to_rounding(gated, zeroed)  # measured: the table that is printed below
         worst = max(worst, float((gated - zeroed).detach().abs().max()))
         assert not torch.allclose(gated, plain, atol=1e-5)
     GATES[family] = f"{layers} x {heads}", worst
@@ -196,7 +196,7 @@ def test_gradients_have_a_row_for_each_layer_and_head(
     assert gradients.shape == (4, *SHAPES.get(family, (2, 3)))
     assert (np.abs(gradients).max(0) > 0).all()
     alone = gate_gradients(sample_of(classifier, 4, batch_size=1, split=split_of(classifier)))
-    np.testing.assert_allclose(gradients, alone, atol=2e-5, rtol=1e-3)
+    assert_equal_up_to_rounding(gradients, alone)
 
 
 def train_three_steps(classifier: Classifier, accelerator: Accelerator) -> None:
@@ -268,13 +268,13 @@ def test_a_fresh_process_gives_the_same_logits(capsys: pytest.CaptureFixture[str
     found = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("LOGITS ")]
     assert len(found) == len(SAVED) == expected
     differences = {
-        key: float((torch.tensor(there) - here).abs().max())
+        key: float((torch.tensor(there) - here).abs().max() / here.abs().max())
         for (key, (_, here)), there in zip(SAVED.items(), found, strict=True)
     }
     with capsys.disabled():
         _print_table(differences)
     # Measured 0.0 for all; the same weights at another address may be added up in another order on other machines.
-    assert max(differences.values()) < 2e-5
+    assert max(differences.values()) < FLOAT32
 
 
 def _print_table(differences: dict[tuple[str, str, str], float]) -> None:

@@ -20,7 +20,7 @@ from finetune.heads.sample import Sample, gated_logits
 from finetune.recipe.schema import HeadMethod
 from finetune.slicing import prune_heads
 from tests.conftest import SENTENCES
-from tests.helpers import encoded, sample_of
+from tests.helpers import assert_equal_up_to_rounding, encoded, sample_of
 from tests.known_head import THE_HEAD, known_head
 from tests.test_families import build, checkpoint
 from tests.test_gates import bert
@@ -132,8 +132,8 @@ def test_blocks_of_rows_give_what_all_rows_at_once_give(known: Sample, method: s
     whole = measure_importance(sample, method, steps=1, seed=0)
     parts = measure_importance(sample, method, steps=1, seed=0, max_seconds=1e9)
     assert parts.rows == whole.rows == 48
-    np.testing.assert_allclose(parts.values, whole.values, rtol=1e-3, atol=1e-7)
-    np.testing.assert_allclose(parts.standard_errors, whole.standard_errors, rtol=1e-3, atol=1e-7)
+    assert_equal_up_to_rounding(parts.values, whole.values)
+    assert_equal_up_to_rounding(parts.standard_errors, whole.standard_errors)
 
 
 @pytest.mark.parametrize("method", ["gradient", "fisher", "iterative_gradient", "shapley"])
@@ -182,7 +182,7 @@ def test_layers_that_share_their_weights_are_told_apart(
     monkeypatch.setattr(importance, "ablation", lambda sample: plain(sample, fast=False))
     slow = measure_importance(sample, method, steps=1, seed=0)
     assert found.order == slow.order
-    np.testing.assert_allclose(found.values, slow.values, rtol=1e-3, atol=1e-6)
+    assert_equal_up_to_rounding(found.values, slow.values)
 
 
 @pytest.mark.parametrize("method", ["learned_order", "gates"])
@@ -192,4 +192,4 @@ def test_what_is_learned_keeps_to_the_time_with_all_rows(known: Sample, method: 
     assert found.rows == len(sample)  # none left out: only steps are
     assert found.errors_over == "4 folds"
     one = learned_order(sample, 1) if method == "learned_order" else learned_gates(sample, 1)
-    np.testing.assert_allclose(np.array(found.values, dtype=float), one.values)  # one step a fold, no more
+    assert_equal_up_to_rounding(np.array(found.values, dtype=float), one.values)  # one step a fold, no more

@@ -17,7 +17,7 @@ from finetune.heads.iterative import iterative
 from finetune.heads.sample import Sample
 from finetune.heads.shapley import shapley_values
 from tests.conftest import SENTENCES
-from tests.helpers import encoded, sample_of
+from tests.helpers import assert_equal_up_to_rounding, encoded, sample_of
 from tests.test_families import build, checkpoint
 from tests.test_gates import BUILDERS, bert, zero_columns
 
@@ -60,8 +60,8 @@ def test_gates_within_gates_multiply(sample: Sample) -> None:
 def test_leave_one_out_among_the_rest_is_the_same_fast_and_slow(sample: Sample) -> None:
     with removed_heads(sample.classifier.base, sample.sites, some_removed(sample)):
         fast, slow = ablation(sample), ablation(sample, fast=False)
-    np.testing.assert_allclose(fast.without, slow.without, atol=1e-5, rtol=1e-5)  # measured 2e-6
-    np.testing.assert_allclose(fast.whole, slow.whole, atol=1e-5, rtol=1e-5)
+    assert_equal_up_to_rounding(fast.without, slow.without)
+    assert_equal_up_to_rounding(fast.whole, slow.whole)
     assert np.abs(slow.whole - ablation(sample).whole).max() > 1e-4  # the removed heads mattered
     gone = (some_removed(sample) == 0).numpy()
     assert np.abs(slow.without - slow.whole[:, None, None])[:, gone].max() == 0
@@ -91,7 +91,7 @@ def test_heads_are_measured_as_in_a_model_without_the_removed_ones(tiny_bert: Pa
         gated = measures[measure](sample)
     for layer, head in np.argwhere(gates.numpy() == 0):
         zero_columns(base.get_submodule(sample.sites[layer].output), slice(8 * head, 8 * head + 8))
-    np.testing.assert_allclose(gated, measures[measure](sample), rtol=1e-4, atol=1e-6)
+    assert_equal_up_to_rounding(gated, measures[measure](sample))
     assert np.abs(gated[gates.numpy() == 0]).max() == 0
 
 
@@ -109,7 +109,7 @@ def test_round_two_measures_what_round_one_left(tiny_bert: Path) -> None:
     assert list(found.order[:2]) == first[:2]
     for layer, head in first[:2]:
         zero_columns(sample.classifier.base.get_submodule(sample.sites[layer].output), slice(8 * head, 8 * head + 8))
-    np.testing.assert_allclose(seen[1][1].values, gradient(sample).values, rtol=1e-4, atol=1e-6)
+    assert_equal_up_to_rounding(seen[1][1].values, gradient(sample).values)
     assert list(found.order[2:]) == [at for at in second if seen[1][0][at] > 0]
     highest = -np.inf
     for turn, at in enumerate(found.order):

@@ -18,7 +18,7 @@ from finetune.modeling import Classifier, Source, load_tokenizer
 from finetune.optimization import build_optimizer
 from finetune.recipe import TrainingSection
 from finetune.saving import check_reload, load_classifier, logits_of, merge_classifier, save_classifier
-from tests.helpers import ROLES, encoded, plan, tiny_classifier
+from tests.helpers import ROLES, assert_equal_up_to_rounding, encoded, plan, tiny_classifier
 
 PLAIN = Lora(r=2, lora_alpha=4, lora_dropout=0.0, roles=ROLES)
 TEXTS = [("the cat sat",), ("a dog chased the mat on the floor",)]
@@ -55,7 +55,7 @@ def test_every_option_trains_and_comes_back(
     found = trained(tiny_masked_lm, replace(PLAIN, **OPTIONS[name]), accelerator)
     save_classifier(found, tmp_path)
     torch.manual_seed(50)
-    assert check_reload(found, load_classifier(tmp_path), TEXTS, CPU) <= 1e-6
+    check_reload(found, load_classifier(tmp_path), TEXTS, CPU)
     adapted = sum(isinstance(m, peft.tuners.lora.LoraLayer) for m in found.base.modules())
     assert adapted == (4 if name == "one layer" else 8)
     # PiSSA and OLoRA take what they put into the adapter out of the weights under it; those are saved as well.
@@ -73,7 +73,7 @@ def test_merged_weights_are_plain_and_equal(
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert not [key for key in plain.state_dict() if "lora" in key]
     again = replace(found, model=plain)
-    torch.testing.assert_close(logits_of(again, TEXTS, CPU), expected, atol=1e-4, rtol=1e-4)  # measured 4e-6
+    assert_equal_up_to_rounding(logits_of(again, TEXTS, CPU), expected)
     assert plain.config.id2label == {0: "no", 1: "yes"}
 
 

@@ -25,7 +25,7 @@ from finetune.modeling import Classifier, Source, load_tokenizer, pretrained_cla
 from finetune.saving import check_reload, load_classifier, logits_of, save_classifier
 from finetune.slicing import prune_heads
 from tests.conftest import SENTENCES
-from tests.helpers import ROLES, tiny_classifier
+from tests.helpers import FLOAT32, ROLES, tiny_classifier
 from tests.test_families import build, checkpoint
 from tests.test_gates import bert_lora, small
 
@@ -163,7 +163,7 @@ def test_what_was_frozen_stays_frozen(tiny_bert: Path) -> None:
 def test_without_heads_it_is_a_merged_copy(tiny_bert: Path) -> None:
     whole = bert_lora(tiny_bert)
     merged = pruned_classifier(whole, {})
-    assert check_pruned(whole, merged, {}, TEXTS) < 1e-5
+    assert check_pruned(whole, merged, {}, TEXTS) < FLOAT32
     assert not any("lora" in name for name, _ in merged.base.named_parameters())
     assert pruned_heads(merged.base.config) == {}
 
@@ -173,7 +173,7 @@ def test_a_pruned_classifier_is_pruned_on(tiny_bert: Path) -> None:
     again = heads_to_prune([(0, 1), (1, 0), (0, 0), (1, 1)], attention_sites(once.base), 0.5)
     assert again == {0: [1], 1: [0]}
     twice = pruned_classifier(once, again)
-    assert check_pruned(once, twice, again, TEXTS) < 1e-5
+    assert check_pruned(once, twice, again, TEXTS) < FLOAT32
     assert pruned_heads(twice.base.config) == {0: [1, 2], 1: [0, 2]}
     assert pruned_heads(once.base.config) == {0: [1], 1: [2]}
 
@@ -183,7 +183,7 @@ def test_families_are_pruned_by_groups_of_their_own(tmp_path: Path) -> None:
     found = attention_sites(whole.base)
     heads = heads_to_prune([(site.layer, head) for head in range(3) for site in found], found, 0.5)
     assert heads == {0: [0, 1], 1: [0, 1], 2: [0], 3: [0]}  # layers 0 and 1 share their weights, and 2 and 3
-    assert check_pruned(whole, pruned_classifier(whole, heads), heads, TEXTS) < 1e-5
+    assert check_pruned(whole, pruned_classifier(whole, heads), heads, TEXTS) < FLOAT32
 
 
 def test_the_check_sees_other_heads_and_other_weights(tiny_bert: Path) -> None:

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from finetune import attention
 from finetune.cli import main
-from tests.helpers import HANG_SECONDS
+from tests.helpers import FLOAT32, HANG_SECONDS, TRAINED
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
@@ -224,7 +224,7 @@ def test_two_processes_end_as_one(tmp_path: Path) -> None:
     assert second["confusion"] == first["confusion"]
     # Gradients are added up in another order, in float32; there is no dropout. Measured: losses equal
     # to the digit, weights within 2e-9.
-    assert second["loss"] == pytest.approx(first["loss"], rel=1e-6)
+    assert second["loss"] == pytest.approx(first["loss"], rel=FLOAT32)
     histories = [
         [json.loads(line) for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
         for name in ("one", "two")
@@ -232,7 +232,7 @@ def test_two_processes_end_as_one(tmp_path: Path) -> None:
     assert len(histories[0]) == len(histories[1]) == 4 + 2
     for left, right in zip(*histories, strict=True):
         left.pop("samples_per_second", 0), right.pop("samples_per_second", 0)
-        assert right == pytest.approx(left, rel=1e-6)
+        assert right == pytest.approx(left, rel=FLOAT32)
     ended = [json.loads((tmp_path / name / "training.json").read_text()) for name in ("one", "two")]
     for found in ended:
         assert (found["steps"], found["best_step"], found["stopped"]) == (4, 2, "no better evaluation in 1")
@@ -240,16 +240,16 @@ def test_two_processes_end_as_one(tmp_path: Path) -> None:
         left, right = (load_file(tmp_path / name / f"{weights}.safetensors") for name in ("one", "two"))
         assert left.keys() == right.keys()
         for name, tensor in left.items():
-            torch.testing.assert_close(right[name], tensor, atol=1e-7, rtol=0)
+            torch.testing.assert_close(right[name], tensor, atol=TRAINED, rtol=0)
     tables = [pq.read_table(tmp_path / name / "predictions.parquet").to_pylist() for name in ("one", "two")]
     assert [row["row"] for row in tables[1]] == list(range(1, 14))
     assert [row["text"] for row in tables[1]] == [row["sentence"] for row in rows]
     for left, right in zip(*tables, strict=True):
-        assert right.pop("probabilities") == pytest.approx(left.pop("probabilities"), abs=1e-6)
-        assert right.pop("loss") == pytest.approx(left.pop("loss"), rel=1e-5)
+        assert right.pop("probabilities") == pytest.approx(left.pop("probabilities"), abs=FLOAT32)
+        assert right.pop("loss") == pytest.approx(left.pop("loss"), rel=FLOAT32)
         assert right == left
     heads = [leading(tmp_path / name) for name in ("one", "two")]
-    assert heads[1]["values"][0] == pytest.approx(heads[0]["values"][0], rel=1e-4)
+    assert heads[1]["values"][0] == pytest.approx(heads[0]["values"][0], rel=1e-3)
     assert second["interval_note"] == ""
 
 

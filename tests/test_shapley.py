@@ -19,7 +19,7 @@ from finetune.heads.gates import head_gates
 from finetune.heads.sample import Sample
 from finetune.heads.shapley import shapley_values
 from finetune.modeling import Classifier
-from tests.helpers import sample_of, tiny_classifier
+from tests.helpers import assert_equal_up_to_rounding, sample_of, tiny_classifier
 
 PLAYERS = list(itertools.product(range(2), range(2)))
 
@@ -77,8 +77,7 @@ def test_all_orders_give_the_exact_values(sample: Sample, monkeypatch: pytest.Mo
     exact = enumerated(sample)
     found = shapley_values(sample, most=all_orders(monkeypatch), precision=0.0)
     assert (found.permutations, found.converged) == (24, False)
-    # Float32 losses of a few nats against float64: measured 1e-6, values up to 2.6.
-    np.testing.assert_allclose(found.contributions, exact, atol=5e-6)
+    assert_equal_up_to_rounding(found.contributions, exact)  # float32 against float64
     assert np.abs(exact).min() > 1e-4
 
 
@@ -102,8 +101,8 @@ def test_the_values_of_each_round_sum_to_what_all_heads_do(sample: Sample) -> No
             for gate in (0.0, 1.0):
                 with torch.no_grad(), head_gates(base, sites, torch.full((2, 2), gate)):
                     loss[gate] = -float(base(input_ids=ids).logits.log_softmax(-1)[0, label])
-            # The row alone, without padding: measured 2e-7.
-            assert found.contributions[place].sum() == pytest.approx(loss[0.0] - loss[1.0], abs=2e-6)
+            # The row alone, without padding, in float32: losses are of a few nats.
+            assert found.contributions[place].sum() == pytest.approx(loss[0.0] - loss[1.0], abs=1e-4)
 
 
 def test_a_head_without_values_is_worth_nothing(sample: Sample) -> None:
@@ -125,7 +124,7 @@ def test_twin_heads_are_worth_the_same(sample: Sample, monkeypatch: pytest.Monke
         output = base.get_submodule(site.output).weight
         output[:, 8:] = output[:, :8].clone()
     found = shapley_values(sample, most=all_orders(monkeypatch), precision=0.0)
-    np.testing.assert_allclose(found.contributions[:, 0, 0], found.contributions[:, 0, 1], atol=1e-6)
+    assert_equal_up_to_rounding(found.contributions[:, 0, 0], found.contributions[:, 0, 1])
     assert np.abs(found.contributions[:, 1, 0] - found.contributions[:, 1, 1]).max() > 1e-4
 
 
@@ -144,9 +143,9 @@ def test_it_stops_at_the_precision(sample: Sample) -> None:
 def test_the_batch_size_changes_nothing(sample: Sample) -> None:
     whole = shapley_values(sample, most=4)
     alone = shapley_values(replace(sample, batch_size=1), most=4)
-    np.testing.assert_allclose(alone.contributions, whole.contributions, atol=2e-6)
+    assert_equal_up_to_rounding(alone.contributions, whole.contributions)
     other = shapley_values(sample, most=4, seed=1)
-    assert not np.allclose(other.contributions, whole.contributions, atol=1e-4)
+    assert np.abs(other.contributions - whole.contributions).max() > 1e-2
 
 
 def test_each_row_has_orders_of_its_own() -> None:

@@ -18,7 +18,7 @@ from finetune.errors import TrainingError
 from finetune.recipe import TrainingSection, load_recipe
 from finetune.run import train
 from finetune.sharding import fsdp_plugin
-from tests.helpers import HANG_SECONDS
+from tests.helpers import FLOAT32, HANG_SECONDS, TRAINED
 from tests.killing import bits, unlike, write_recipe
 from tests.test_session import ROOT, Done, check_steps, own
 
@@ -114,18 +114,18 @@ def test_a_run_on_shares_is_that_of_one_process(started: tuple[Path, Done], name
     train(load_recipe(folder / f"recipes-{name}" / "recipe.yaml", whole))
     assert len(entries(one)) == 5
     for entry, other in zip(entries(two), entries(one), strict=True):
-        assert entry == pytest.approx(other, rel=2e-5)  # measured 1.4e-6
+        assert entry == pytest.approx(other, rel=FLOAT32)  # measured 1.4e-6
         assert entry.get("learning_rate") == other.get("learning_rate")
     told, expected = (json.loads((run / "training.json").read_text()) for run in (two, one))
     assert told["best_step"] == expected["best_step"] == best_step
     assert told["total_parameters"] == expected["total_parameters"]
     scores, others = (json.loads((run / "scores.json").read_text())["validation"] for run in (two, one))
     assert scores["metrics"] == others["metrics"]
-    assert scores["loss"] == pytest.approx(told["best_value"], rel=2e-5)  # the best weights are those that are saved
+    assert scores["loss"] == pytest.approx(told["best_value"], rel=FLOAT32)  # the best weights are those that are saved
     (file,) = (one / "model").glob("*.safetensors")
     weights = load_file(two / "model" / file.name)
     for key, weight in load_file(file).items():
-        torch.testing.assert_close(weights[key], weight, atol=3e-6, rtol=0)  # measured 4.8e-7
+        torch.testing.assert_close(weights[key], weight, atol=TRAINED, rtol=0)  # measured 4.8e-7
 
 
 def test_a_run_on_shares_survives_being_killed(started: tuple[Path, Done]) -> None:

@@ -17,7 +17,7 @@ from finetune.progress import TrainingProgress
 from finetune.recipe import TrainingSection
 from finetune.scoring import predict
 from finetune.training import fit
-from tests.helpers import ROLES, encoded, plan, tiny_classifier
+from tests.helpers import ROLES, assert_equal_up_to_rounding, encoded, plan, tiny_classifier
 
 
 @pytest.fixture(params=[None, Lora(r=2, lora_alpha=4, lora_dropout=0.1, roles=ROLES)], ids=["full", "lora"])
@@ -73,4 +73,4 @@ def test_scores_are_those_of_the_whole_model(classifier: Classifier, accelerator
     with torch.no_grad():
         for index, ids in enumerate(split.rows["input_ids"]):
             alone = classifier.model(input_ids=torch.tensor([ids])).logits[0]
-            assert torch.allclose(found[index], alone, rtol=0, atol=1e-5)
+            assert_equal_up_to_rounding(found[index], alone)

@@ -24,7 +24,7 @@ from finetune.recipe import TrainingSection
 from finetune.training import fit
 from finetune.vocabulary import trained_words
 from tests.conftest import SENTENCES
-from tests.helpers import ROLES, encoded, plan, tiny_classifier
+from tests.helpers import ROLES, TRAINED, encoded, plan, tiny_classifier
 from tests.test_first_token import small
 
 CPU = torch.device("cpu")
@@ -161,6 +161,6 @@ def test_the_same_is_trained_as_with_the_whole_table(
     (before, middle, after), whole = trained
     assert torch.equal(before, whole[0])
     for own, theirs in zip((middle, after), whole[1:], strict=True):
-        assert torch.allclose(own, theirs, rtol=0, atol=5e-7)  # of at most 1.6; found: 1.2e-7
+        assert torch.allclose(own, theirs, rtol=0, atol=TRAINED)
         assert torch.equal(own[others], before[others]) == (weight_decay == 0)
     assert (after[words.ids[1:]] != middle[words.ids[1:]]).any(1).all()

@@ -23,7 +23,9 @@ from finetune.heads.sample import Sample, heads_wide
 from finetune.heads.shortcuts import SAVINGS, Shortcut, logits_without, rows_at_a_time, take_shortcut
 from finetune.losses import decisions, divergence, per_example_loss
 
-_TOLERANCE = 1e-5
+# Of the largest logit, in float32. Another order of sums leaves up to 3e-6 of it (as in MobileBERT); a saving that
+# a model does not allow changes logits as much as a head does.
+_TOLERANCE = 1e-4
 # What a layer of another make raises when it is handed what it does not take. Caught in the trial only, which then
 # says no; the same error later is an error.
 _MISFITS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -171,13 +173,13 @@ def fitting_savings(
 ) -> frozenset[str] | None:
     """Return the savings that leave the logits of `inputs` without a head what gates make them; None: no shortcut.
 
-    Tried in float32 with the first and the last head of each layer, to 1e-5 of the largest logit.
+    Tried in float32 with the first and the last head of each layer, to 1e-4 of the largest logit.
     """
     with float32(base), torch.autocast(inputs["input_ids"].device.type, enabled=False):
         heads = [sorted({0, site.num_heads - 1}) for site in sites]
         whole, without = naive_logits_without(base, sites, inputs, heads)
         expected = torch.cat([whole[:, None], *without], 1)  # (B, 1 + 2 * L, C)
-        allowed = _TOLERANCE * max(1.0, float(expected.abs().max()))
+        allowed = _TOLERANCE * max(0.1, float(expected.abs().max()))
 
         def fit(*savings: str) -> bool:
             try:
