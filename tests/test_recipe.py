@@ -281,6 +281,7 @@ def test_overrides_are_typed_as_in_the_file(
     ("override", "message"),
     [
         ("training.learning_rate", r"override 'training.learning_rate' is not of the form"),
+        ("a" + ".a" * 10_000 + "=1", r"override 'a\.a.* is not of the form"),
         ("training.learnin_rate=1", r"training.learnin_rate \(override\): unknown key; did you mean"),
         ("training.learning_rate=fast", r"training.learning_rate \(override\): given 'fast'"),
         ("training.learning_rate=[1", r"not YAML"),

@@ -23,7 +23,7 @@ from finetune.recipe.problems import (
 )
 from finetune.recipe.schema import SOURCES, Recipe
 from finetune.recipe.schema_problems import in_order, schema_problems
-from finetune.recipe.yaml_values import Location, NotYamlError, YamlValues, compose
+from finetune.recipe.yaml_values import MAX_DEPTH, Location, NotYamlError, YamlValues, compose
 
 MAX_BYTES = 20_000_000  # of a recipe
 MAX_SHOWN = 50  # mistakes in one message
@@ -136,14 +136,15 @@ def _apply(override: str, document: dict[str, Any], values: YamlValues) -> None:
     """Put one `section.key=value` into the document, its value typed as in the file, and note what is wrong with it."""
     name, equals, text = override.partition("=")
     parts = tuple(name.strip().split("."))
-    if not equals or not all(parts):
+    if not equals or not all(parts) or len(parts) > MAX_DEPTH:
         values.faults.append(((), f"override '{shorten(override, 120)}' is not of the form section.key=value"))
         return
     values.lines[parts] = "override"
     try:
         node = compose(text)
     except NotYamlError as error:
-        reason = f"the value '{shorten(text, 120)}' is not YAML that can be read: {error}; quote it"
+        reason = str(error) if ";" in str(error) else f"{error}; quote it"
+        reason = f"the value '{shorten(text, 120)}' is not YAML that can be read: {reason}"
         values.faults.append((parts, reason))
         return
     section = document
