@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import peft
 import torch
@@ -57,20 +59,23 @@ def add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str], *, location
     sites = _chosen_sites(attention_sites(model), lora)
     targets = list(dict.fromkeys(path for site in sites for path in site.paths(lora.roles)))
     layer_ranks = _layer_ranks_by_path(sites, lora)
-    config = peft.LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]  # any number serves
-        lora_dropout=lora.lora_dropout,
-        use_rslora=lora.use_rslora,
-        use_dora=lora.use_dora,
-        init_lora_weights=lora.init_lora_weights,  # type: ignore[arg-type]  # a name that peft knows
-        rank_pattern=_ranks_by_path(sites, lora) | layer_ranks,
-        alpha_pattern={path: _same_scale(lora, rank) for path, rank in layer_ranks.items()},
-        target_modules=targets,
-        modules_to_save=sorted({name.rpartition(".")[0] for name in new}) or None,
-        base_model_name_or_path=location,
-        revision=revision,
-    )
+    with warnings.catch_warnings():
+        # peft cannot rewrite such adapters with ranks of their own; `as_plain_lora` can.
+        warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA with rank_pattern", category=UserWarning)
+        config = peft.LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]  # any number serves
+            lora_dropout=lora.lora_dropout,
+            use_rslora=lora.use_rslora,
+            use_dora=lora.use_dora,
+            init_lora_weights=lora.init_lora_weights,  # type: ignore[arg-type]  # a name that peft knows
+            rank_pattern=_ranks_by_path(sites, lora) | layer_ranks,
+            alpha_pattern={path: _same_scale(lora, rank) for path, rank in layer_ranks.items()},
+            target_modules=targets,
+            modules_to_save=sorted({name.rpartition(".")[0] for name in new}) or None,
+            base_model_name_or_path=location,
+            revision=revision,
+        )
     try:
         adapted = peft.PeftModel(model, config)
     except ValueError as error:
@@ -119,23 +124,80 @@ def shared_roles(model: PreTrainedModel, roles: Sequence[str]) -> str:
     )
 
 
-def base_weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return the weights under the adapters, by path: some initialisations (PiSSA, OLoRA) change them."""
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)}
-    return {name: _weight(layer.base_layer) for name, layer in layers.items()}
+@dataclass(frozen=True)
+class InitialAdapter:
+    """What an initialization (PiSSA, OLoRA) put into an adapter and took out of the weight under it.
+
+    Attributes:
+        a, b: (r, in) and (out, r), as they were before training.
+        weight: (out, in), the checkpoint's own, before it was changed.
+    """
+
+    a: Tensor
+    b: Tensor
+    weight: Tensor
 
 
-def set_base_weights(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
-    """Put weights under the adapters back."""
-    own = base_weights(model)
+def initial_adapters(model: PreTrainedModel, before: Mapping[str, Tensor]) -> dict[str, InitialAdapter]:
+    """Return, by path, the untrained adapters whose initialization changed the weights under them.
+
+    Args:
+        before: the checkpoint's weights, by path; see `projection_weights`.
+    """
+    return {
+        name: InitialAdapter(_factor(layer, "A").detach().clone(), _factor(layer, "B").detach().clone(), before[name])
+        for name, layer in _lora_layers(model).items()
+        if not _weight(layer.base_layer).equal(before[name])
+    }
+
+
+def as_plain_lora(model: peft.PeftModel, initial: Mapping[str, InitialAdapter]) -> None:
+    """Rewrite trained adapters, in place, so that they belong on the checkpoint's own weights.
+
+    With W the checkpoint's weight, s the scale, and A0, B0 the adapter before training, PiSSA and OLoRA train
+    W - s B0 A0 + s B A. The same is W + s [B, -B0] [A; A0]: a plain adapter of twice the rank on W as it is, which any
+    reader of adapters can use. It is the conversion of peft's `path_initial_model_for_weight_conversion`, which refuses
+    rslora with ranks by layer.
+
+    Raises:
+        ModelError: only some of the adapters were initialized so.
+    """
+    if not initial:
+        return
+    config: Any = model.peft_config["default"]
+    layers = _lora_layers(model.get_base_model())
+    if layers.keys() != initial.keys():
+        raise ModelError(f"{len(layers)} adapters, {len(initial)} of them to be rewritten; please report this model")
+    # The scale stays: it is alpha / r, or alpha / sqrt(r).
+    more = math.sqrt(2) if config.use_rslora else 2
     with torch.no_grad():
-        for name, weight in weights.items():
-            own[name].copy_(weight)
+        for name, layer in layers.items():
+            first, a, b = initial[name], _factor(layer, "A"), _factor(layer, "B")
+            layer.lora_A["default"] = _linear(torch.cat([a, first.a.to(a)]), a.requires_grad)
+            layer.lora_B["default"] = _linear(torch.cat([b, -first.b.to(b)], dim=1), b.requires_grad)
+            layer.r["default"] *= 2
+            layer.lora_alpha["default"] *= more
+            _weight(layer.base_layer).copy_(first.weight)
+    config.r *= 2
+    config.lora_alpha *= more
+    config.rank_pattern = {path: 2 * rank for path, rank in config.rank_pattern.items()}
+    config.alpha_pattern = {path: more * alpha for path, alpha in config.alpha_pattern.items()}
 
 
-def changed_base_weights(model: PreTrainedModel, before: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights under the adapters that differ from those of the checkpoint, by path."""
-    return {name: weight for name, weight in base_weights(model).items() if not weight.equal(before[name])}
+def _lora_layers(model: nn.Module) -> dict[str, Any]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)}
+
+
+def _factor(layer: Any, side: str) -> Tensor:
+    weight: Tensor = getattr(layer, f"lora_{side}")["default"].weight
+    return weight
+
+
+def _linear(weight: Tensor, trained: bool) -> nn.Linear:
+    rows, columns = weight.shape
+    linear = nn.Linear(columns, rows, bias=False, device=weight.device, dtype=weight.dtype)
+    linear.weight = nn.Parameter(weight, requires_grad=trained)
+    return linear
 
 
 def projection_weights(model: nn.Module, sites: Sequence[AttentionSite]) -> dict[str, Tensor]:

@@ -6,77 +6,35 @@ loader itself reports; no list of module names is kept here.
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import peft
-import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune import attention
+from finetune.checking import (
+    base_checksum,
+    missing_encoder_weights,
+    new_parameters,
+    refuse_missing,
+    refuse_not_finite,
+    refuse_too_large,
+    refuse_too_long,
+    refuse_unknown_ids,
+)
 from finetune.errors import ModelError
 from finetune.families import attention_sites
 from finetune.freezing import freeze, keep_float32
-from finetune.lora import Lora, add_lora, changed_base_weights, projection_weights
+from finetune.label_order import empty_classifier, fit_head
+from finetune.lora import InitialAdapter, Lora, add_lora, initial_adapters, projection_weights
 from finetune.slicing import classifier_class
-
-_PACKAGE = "package:"
-
-
-@dataclass(frozen=True)
-class Source:
-    """Which checkpoint, and how it is loaded."""
-
-    name: str
-    revision: str = "main"
-    dtype: str = "float32"
-    attn_implementation: str | None = None
-    use_safetensors: bool = True
-    trust_remote_code: bool = False
-
-    def loading_options(self) -> dict[str, Any]:
-        """Return how `from_pretrained` is to load the weights."""
-        options = {
-            "revision": self.revision,
-            "dtype": getattr(torch, self.dtype),
-            "use_safetensors": self.use_safetensors,
-            "trust_remote_code": self.trust_remote_code,
-        }
-        return options | ({"attn_implementation": self.attn_implementation} if self.attn_implementation else {})
-
-    def location(self) -> str:
-        """Return the hub id or the folder; `package:NAME/PATH` is the folder PATH inside an installed package.
-
-        Raises:
-            ModelError: the package is not installed, or has no such folder.
-        """
-        if not self.name.startswith(_PACKAGE):
-            return self.name
-        package, _, path = self.name.removeprefix(_PACKAGE).partition("/")
-        spec = importlib.util.find_spec(package) if package.isidentifier() else None
-        if spec is None:
-            name = package.replace("_", "-")
-            raise ModelError(f"model '{self.name}': package '{package}' is not installed; run `pip install {name}`")
-        if not spec.submodule_search_locations:
-            raise ModelError(f"model '{self.name}': '{package}' is a module without folders; name a package")
-        folder = Path(spec.submodule_search_locations[0], path)
-        if not folder.is_dir():
-            raise ModelError(f"model '{self.name}': package '{package}' has no folder '{path}'; correct the path")
-        return str(folder)
+from finetune.source import Source, check_entries, load_config, loading
 
 
 @dataclass(frozen=True)
@@ -86,7 +44,9 @@ class Classifier:
     Attributes:
         source: None for a model built from a config alone.
         new_parameters: names of those that no checkpoint held.
-        changed_base: paths of projections whose weights under the adapters are no longer the checkpoint's.
+        base_checksum: of the weights under the adapters, as the checkpoint holds them; None without adapters.
+        initial: by path, what an initialization of adapters took out of the weights under them.
+        notes: what users must know of how it was built.
     """
 
     model: nn.Module
@@ -94,7 +54,9 @@ class Classifier:
     max_length: int
     source: Source | None
     new_parameters: tuple[str, ...] = ()
-    changed_base: tuple[str, ...] = ()
+    base_checksum: str | None = None
+    initial: Mapping[str, InitialAdapter] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def base(self) -> PreTrainedModel:
@@ -128,27 +90,6 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
-def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    """Return the checkpoint's tokenizer."""
-    with loading(source):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source.location(), revision=source.revision, trust_remote_code=source.trust_remote_code
-        )
-    if tokenizer.pad_token_id is None:
-        raise ModelError(f"the tokenizer of '{source.name}' has no padding token; choose an encoder's checkpoint")
-    return tokenizer
-
-
-def checkpoint_labels(source: Source) -> list[str] | None:
-    """Return the label names that a fine-tuned checkpoint carries, in the order of its ids; None if it has none."""
-    with loading(source):
-        config = AutoConfig.from_pretrained(
-            source.location(), revision=source.revision, trust_remote_code=source.trust_remote_code
-        )
-    names = [str(config.id2label[index]) for index in range(len(config.id2label or {}))]
-    return None if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
-
-
 def pretrained_classifier(
     source: Source,
     tokenizer: PreTrainedTokenizerBase,
@@ -159,22 +100,56 @@ def pretrained_classifier(
     lora: Lora | None = None,
     freeze_embeddings: bool = False,
     freeze_layers: int = 0,
+    allow_missing_weights: bool = False,
 ) -> Classifier:
     """Return a classifier on a pretrained encoder; what the checkpoint lacks is new and random.
 
-    Without `lora` all weights are trained, but for the embeddings and the lowest layers where asked.
+    Without `lora` all weights are trained, but for the embeddings and the lowest layers where asked, and all are held
+    in float32. With it, those of the checkpoint have the dtype of `source`, and what is trained is float32.
 
     Raises:
-        ModelError: the checkpoint cannot be found or read, lacks weights of the encoder itself, takes fewer
-            tokens than `max_length`, or has no place for an adapter that was asked for.
+        ModelError: the checkpoint cannot be found or read, lacks weights of the encoder itself (unless
+            `allow_missing_weights`), holds others than the tokenizer or its config say, takes fewer tokens than
+            `max_length`, or has no place for an adapter that was asked for.
     """
+    notes = []
+    if lora is None and source.dtype != "float32":
+        notes.append(
+            f"model.dtype {source.dtype} is for weights that are not trained, under adapters; here they are float32. "
+            "For faster products set training.mixed_precision: bf16."
+        )
+        source = replace(source, dtype="float32")
     labels = _label_config(label_names, problem_type)
+    model, new, more = _load(source, labels, allow_missing_weights=allow_missing_weights)
+    refuse_too_long(model.config, tokenizer, max_length, source.name)
+    refuse_unknown_ids(model, tokenizer, source.name)
+    notes += more
+    if lora is None:
+        freeze(model, freeze_embeddings=freeze_embeddings, freeze_layers=freeze_layers)
+        random = [name for name in missing_encoder_weights(model, new) if not model.get_parameter(name).requires_grad]
+        if random:
+            raise ModelError(f"model '{source.name}' holds no weights for {random[0]}, which is frozen; train it")
+        return Classifier(model, tokenizer, max_length, source, tuple(new), notes=tuple(notes))
+    whole = sorted({name.rpartition(".")[0] for name in new})
+    keep_float32(model, whole)
+    held, before = base_checksum(model, whole), projection_weights(model, attention_sites(model))
+    adapted = add_lora(model, lora, new, location=source.location(), revision=source.revision)
+    initial = initial_adapters(model, before)
+    return Classifier(adapted, tokenizer, max_length, source, tuple(new), held, initial, tuple(notes))
+
+
+def _load(
+    source: Source, labels: dict[str, Any], *, allow_missing_weights: bool
+) -> tuple[PreTrainedModel, list[str], list[str]]:
+    """Return a checkpoint's classifier for these labels, the names of parameters that are new, and notes on both."""
     if Path(source.location(), "adapter_config.json").is_file():
         raise ModelError(f"model '{source.name}' is an adapter; write plain weights first with `finetune merge`")
+    config = load_config(source)
     with loading(source):
-        config = AutoConfig.from_pretrained(
-            source.location(), revision=source.revision, trust_remote_code=source.trust_remote_code
+        wider = empty_classifier(
+            config, num_labels=labels["num_labels"] + 1, trust_remote_code=source.trust_remote_code
         )
+        refuse_too_large(sum(p.numel() for p in wider.parameters()), source.name)
         model, info = classifier_class(config).from_pretrained(
             source.location(),
             output_loading_info=True,
@@ -183,16 +158,16 @@ def pretrained_classifier(
             **labels,
         )
     new = new_parameters(info)
-    refuse_foreign(model, new, source)
-    _refuse_too_long(model.config, tokenizer, max_length, source.name)
-    if lora is None:
-        freeze(model, freeze_embeddings=freeze_embeddings, freeze_layers=freeze_layers)
-        return Classifier(model, tokenizer, max_length, source, tuple(new))
-    keep_float32(model, sorted({name.rpartition(".")[0] for name in new}))
-    before = projection_weights(model, attention_sites(model))
-    adapted = add_lora(model, lora, new, location=source.location(), revision=source.revision)
-    changed = changed_base_weights(model, before)
-    return Classifier(adapted, tokenizer, max_length, source, tuple(new), tuple(changed))
+    attention_sites(model)  # refuses a model that does not fit the family's table
+    missing = missing_encoder_weights(model, new)
+    if not allow_missing_weights:
+        refuse_missing(model, new, source.name)
+    refuse_not_finite(model, source.name)
+    head = fit_head(model, wider, config, list(labels["label2id"]), info)
+    notes = [head.note] if head.note else []
+    if missing:
+        notes.append(f"The checkpoint holds no weights for {missing[0]} and {len(missing) - 1} more: drawn at random.")
+    return model, sorted({*new, *head.changed}), notes
 
 
 def new_classifier(
@@ -219,15 +194,22 @@ def new_classifier(
     unknown = sorted(key for key in config_overrides if not hasattr(defaults, key))
     if unknown:
         raise ModelError(f"model.config_overrides: a {model_type} config has no {', '.join(unknown)}; remove or rename")
+    check_entries(config_overrides, "model.config_overrides")
     sizes = {**config_overrides, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     try:
         config = AutoConfig.for_model(model_type, **sizes, **_label_config(label_names, problem_type))
+        empty = empty_classifier(config, num_labels=len(label_names))
+        refuse_too_large(sum(p.numel() for p in empty.parameters()), model_type)
         model = AutoModelForSequenceClassification.from_config(config)
-    except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(f"model.config_overrides: a {model_type} cannot be built: {error}") from error
+    except ModelError:
+        raise
+    except Exception as error:  # whatever the library's own code makes of sizes that it did not expect
+        raise ModelError(
+            f"model.config_overrides: a {model_type} cannot be built: {' '.join(str(error).split())[:300]}"
+        ) from error
     if not attention_sites(model):
         raise ModelError(f"model.config_overrides: a {model_type} with these sizes has no layer; give it one")
-    _refuse_too_long(model.config, tokenizer, max_length, model_type)
+    refuse_too_long(model.config, tokenizer, max_length, model_type)
     names = tuple(name for name, _ in model.named_parameters())
     return Classifier(model, tokenizer, max_length, None, names)
 
@@ -240,55 +222,3 @@ def _label_config(names: Sequence[str], problem_type: str) -> dict[str, Any]:
         "label2id": {name: index for index, name in id2label.items()},
         "problem_type": problem_type,
     }
-
-
-class loading:  # noqa: N801  (used as a function)
-    """Turn what goes wrong while a checkpoint is loaded into one clear ModelError."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __enter__(self) -> None:
-        attention.register()
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError | ValueError | TypeError | KeyError | ImportError | SafetensorError):
-            said = " ".join(str(error).split())
-            raise ModelError(
-                f"cannot load model '{self.source.name}' (revision {self.source.revision}): {said[:300]}; "
-                f"{_repair(said)}"
-            ) from error
-
-
-def _repair(said: str) -> str:
-    """Return what to do about what transformers or the hub said."""
-    if "safetensors" in said:
-        return "choose a checkpoint with safetensors, or trust its pickled weights with model.use_safetensors: false"
-    if "trust_remote_code" in said:
-        return "read that code, then allow it with model.trust_remote_code: true"
-    return (
-        "give a hub id and revision (and go online or fill the cache), a folder with config.json and weights, "
-        "or package:NAME/PATH"
-    )
-
-
-def new_parameters(info: dict[str, Any]) -> list[str]:
-    """Return the names of parameters that a checkpoint did not fill, from the loader's own report."""
-    return sorted({*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])})
-
-
-def refuse_foreign(model: PreTrainedModel, new: Sequence[str], source: Source) -> None:
-    """Raise ModelError if the encoder's own attention is among the new parameters."""
-    for site in attention_sites(model):
-        lost = [path for path in site.paths(("query", "key", "value", "output")) if f"{path}.weight" in new]
-        if lost:
-            raise ModelError(
-                f"model '{source.name}' holds no weights for {lost[0]}: it is not a checkpoint of a "
-                f"'{model.config.model_type}' encoder, or its sizes differ from its config.json"
-            )
-
-
-def _refuse_too_long(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int, name: str) -> None:
-    most = min(getattr(config, "max_position_embeddings", None) or max_length, tokenizer.model_max_length)
-    if max_length > most:
-        raise ModelError(f"data.max_length is {max_length}, but '{name}' takes {most} tokens; lower data.max_length")

@@ -7,31 +7,29 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from finetune.caching import cached_frozen_layers
 from finetune.compilation import compiled_layers
+from finetune.data.batching import load_batches
 from finetune.data.encoding import EncodedSplit, word_tokenizer
 from finetune.data.prepare import LabelledSplits, encode_splits, read_labelled, summarise, training_texts
 from finetune.errors import DataError, ModelError
 from finetune.families import attention_sites
 from finetune.head_bias import start_at_label_shares
 from finetune.lora import Lora
-from finetune.modeling import (
-    Classifier,
-    Source,
-    checkpoint_labels,
-    load_tokenizer,
-    new_classifier,
-    pretrained_classifier,
-)
+from finetune.memory import is_out_of_memory
+from finetune.modeling import Classifier, new_classifier, pretrained_classifier
 from finetune.plan import Plan
 from finetune.progress import TrainingProgress
 from finetune.ranks import rehearsal_plan, rehearse_ranks, written_ranks
 from finetune.recipe import ModelSection, PeftSection, Recipe
 from finetune.recipe.problems import NO_VALIDATION
 from finetune.results import LayerRanks, RunFolder, SplitSummary
+from finetune.source import Source, checkpoint_labels, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,36 @@ def prepare(recipe: Recipe, accelerator: Accelerator) -> Material:
         classifier = build(recipe, splits)
         encoded = encode_splits(splits, classifier.tokenizer, recipe.data)
     start_at_label_shares(classifier, encoded["train"].labels)
+    try_longest_row(classifier, encoded)
     return Material(classifier, encoded, summarise(splits, encoded, recipe.data))
+
+
+@torch.no_grad()
+def try_longest_row(classifier: Classifier, splits: Mapping[str, EncodedSplit]) -> None:
+    """Put the longest of all rows to the classifier once, before anything is written.
+
+    Raises:
+        ModelError: the model fails on it.
+    """
+    if str(classifier.base.config._attn_implementation).startswith("flash"):  # for GPUs, where the model is not yet
+        return
+    name, split = max(splits.items(), key=lambda item: int(item[1].lengths.max()))
+    row = int(split.lengths.argmax())
+    (batch,) = load_batches(split, [np.array([row])], classifier.tokenizer, device=torch.device("cpu"))
+    training = classifier.model.training
+    try:
+        classifier.model.eval()(**batch.inputs)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        what = f"model '{classifier.source.name}'" if classifier.source else "the model of model.config_overrides"
+        raise ModelError(
+            f"{what} fails on {name} row {split.numbers[row]}, of {split.lengths[row]} tokens: "
+            f"{type(error).__name__}: {' '.join(str(error).split())[:300]}; correct the sizes in its config.json or in "
+            "model.config_overrides, or lower data.max_length"
+        ) from error
+    finally:
+        classifier.model.train(training)
 
 
 @contextmanager
@@ -214,6 +241,7 @@ def build_pretrained(
         lora=None if recipe.peft is None else lora_of(recipe.peft, layer_ranks or {}),
         freeze_embeddings=recipe.training.freeze_embeddings,
         freeze_layers=recipe.training.freeze_layers,
+        allow_missing_weights=recipe.model.allow_missing_weights,
     )
 
 

@@ -19,6 +19,8 @@ from finetune.files import writing
 
 T = TypeVar("T")
 
+HIGH_UNKNOWN_SHARE = 0.1
+
 
 def number(value: float | None, digits: int = 3) -> str:
     """Return "0.884" with so many decimals, or "undefined" for None."""
@@ -72,7 +74,7 @@ class SplitScores:
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """What one split holds: rows, rows by label, token lengths, the share truncated, rows also in train or left out."""
+    """What one split holds: rows, rows by label, lengths, shares cut and unknown, rows also in train or left out."""
 
     rows: int
     label_counts: dict[str, int]
@@ -81,6 +83,20 @@ class SplitSummary:
     truncated_share: float
     rows_also_in_train: int = 0
     unlabeled_rows_dropped: int = 0
+    unknown_share: float = 0.0  # of the tokens
+
+    def notes(self, split: str) -> list[str]:
+        """Return what to know before the scores of `split` are believed."""
+        return [note for note in (self.memory_note(split), self.unknown_note(split)) if note]
+
+    def unknown_note(self, split: str) -> str:
+        """Return a warning if the tokenizer does not know much of the text, or ""."""
+        if self.unknown_share <= HIGH_UNKNOWN_SHARE:
+            return ""
+        return (
+            f"{self.unknown_share:.0%} of the {split} tokens are unknown to the tokenizer and all look alike to the "
+            "model: is this the right checkpoint for these texts?"
+        )
 
     def memory_note(self, split: str) -> str:
         """Return what rows shared with training mean for the scores of `split`, or "" when there are none."""

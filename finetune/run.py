@@ -78,9 +78,10 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
     for note in (
         FAMILIES[base.config.model_type].note,
         shared_roles(base, recipe.peft.target_modules) if recipe.peft else "",
+        *material.classifier.notes,
     ):
         if note:
-            say(console, f"[yellow]{note}[/]")
+            say(console, f"[yellow]{escape(note)}[/]")
     plan = make_plan(recipe, rows=len(material.splits["train"]), processes=accelerator.num_processes)
     recipe, chosen = fill_in(recipe, plan, base.config.hidden_size)
     if chosen:

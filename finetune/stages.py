@@ -28,7 +28,7 @@ from finetune.progress import TrainingProgress
 from finetune.recipe import Recipe
 from finetune.results import RunFolder, Training, append_line, write_json
 from finetune.resuming import facts_of_material, facts_of_recipe
-from finetune.saving import check_reload, load_classifier, save_classifier
+from finetune.saving import check_reload, load_classifier, save_classifier, with_plain_adapters
 from finetune.scoring import predict
 from finetune.session import check_shared
 from finetune.terminal import say
@@ -129,15 +129,22 @@ def save_stage(material: Material, result: Training, folder: RunFolder, loop: Lo
     """Write the model, read it back, and prove that it is the one that was trained."""
     accelerator = loop.accelerator
     accelerator.unwrap_model(loop.model, keep_fp32_wrapper=False)  # takes mixed precision off the model itself
+    texts = material.sample_texts()
+    trained = with_plain_adapters(material.classifier, texts, accelerator.device)
 
     def write() -> None:
         with replaced_whole(folder.model) as aside:
-            save_classifier(material.classifier, aside)
+            save_classifier(trained, aside)
         write_json(folder.training, result)
 
     on_main_process(accelerator, write)
-    reloaded = load_classifier(folder.model)
-    check_reload(material.classifier, reloaded, material.sample_texts(), accelerator.device)
+    source = trained.source
+    reloaded = load_classifier(
+        folder.model,
+        trust_remote_code=source is not None and source.trust_remote_code,
+        use_safetensors=source is None or source.use_safetensors,
+    )
+    check_reload(trained, reloaded, texts, accelerator.device)
     say(
         console,
         f"Trained {result.steps} steps at {result.speed.train_samples_per_second:.1f} rows/s ({result.stopped}); "
@@ -152,6 +159,7 @@ def rehearse(recipe: Recipe, material: Material, plan: Plan, accelerator: Accele
     Raises:
         Interrupted: a signal came.
     """
+    trained, total = material.classifier.parameter_counts()
     one = replace(plan, total_steps=1, warmup_steps=0, log_every=1, eval_every=None, save_every=None)
     with tempfile.TemporaryDirectory() as aside:
         (shared,) = broadcast_object_list([aside])  # all read back what the main process saves
@@ -162,6 +170,5 @@ def rehearse(recipe: Recipe, material: Material, plan: Plan, accelerator: Accele
         except Interrupted as stopped:  # it names a checkpoint in this folder
             raise Interrupted(stopped.number, " in the dry run; nothing was kept") from None
         accelerator.wait_for_everyone()
-    trained, total = material.classifier.parameter_counts()
     say(console, f"{trained:,} of {total:,} parameters are trained, in {plan.total_steps} steps of the whole run.")
     say(console, "[green]Dry run passed[/]: one step trained, saved, reloaded with the same logits. Nothing was kept.")

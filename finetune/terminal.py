@@ -31,7 +31,7 @@ def show_data(console: Console, summary: Mapping[str, SplitSummary], where: str,
     """Print rows, labels and token lengths of every split."""
     say(console, f"Data: {escape(where)}")
     table = Table()
-    for column in ("split", "rows", "labels", "tokens, median", "longest", f"cut to {max_length}"):
+    for column in ("split", "rows", "labels", "tokens, median", "longest", f"cut to {max_length}", "unknown"):
         table.add_column(column, justify="left" if column in ("split", "labels") else "right", overflow="fold")
     for split, facts in summary.items():
         counts = [f"{escape(name)} {count}" for name, count in facts.label_counts.items()]
@@ -45,12 +45,13 @@ def show_data(console: Console, summary: Mapping[str, SplitSummary], where: str,
             f"{facts.tokens_median:g}",
             f"{facts.tokens_longest}",
             f"{facts.truncated_share:.1%}",
+            f"{facts.unknown_share:.1%}",
         )
     console.print(table)
     for split, facts in summary.items():
         if dropped := facts.unlabeled_rows_dropped:
             say(console, f"{split}: {dropped} rows without a label are left out.")
-        if note := facts.memory_note(split):
+        for note in facts.notes(split):
             say(console, f"[yellow]{note}[/]")
 
 

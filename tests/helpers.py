@@ -14,8 +14,9 @@ from finetune.data.encoding import EncodedSplit, encode_split
 from finetune.data.read import RawSplit
 from finetune.heads.sample import Sample
 from finetune.lora import Lora
-from finetune.modeling import Classifier, Source, load_tokenizer, pretrained_classifier
+from finetune.modeling import Classifier, pretrained_classifier
 from finetune.plan import Plan
+from finetune.source import Source, load_tokenizer
 from tests.conftest import SENTENCES
 
 ROLES = ("query", "key", "value", "output")

@@ -26,9 +26,10 @@ from finetune.data.encoding import EncodedSplit, encode_split
 from finetune.data.read import RawSplit
 from finetune.loop import Loop
 from finetune.lora import Lora
-from finetune.modeling import Classifier, Source, load_tokenizer, pretrained_classifier, quiet_libraries
+from finetune.modeling import Classifier, pretrained_classifier, quiet_libraries
 from finetune.recipe import TrainingSection
 from finetune.sharding import fsdp_plugin, shard_on_cpus, whole_tensor
+from finetune.source import Source, load_tokenizer
 from tests.conftest import SENTENCES
 from tests.helpers import ROLES, plan
 

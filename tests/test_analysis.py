@@ -23,10 +23,11 @@ from finetune.heads.ablation import ablation
 from finetune.heads.analysis import analyse_heads, leave_one_out, separate_rows, untested, warnings
 from finetune.heads.sample import Sample
 from finetune.losses import decisions
-from finetune.modeling import Classifier, Source, load_tokenizer, pretrained_classifier
+from finetune.modeling import Classifier, pretrained_classifier
 from finetune.recipe import HeadImportanceSection
 from finetune.results import read_json, write_json
 from finetune.slicing import prune_heads
+from finetune.source import Source, load_tokenizer
 from tests.helpers import HANG_SECONDS, encoded, in_float64, tiny_classifier
 from tests.known_head import THE_HEAD, known_head
 

@@ -30,9 +30,10 @@ from finetune.heads.gates import head_gates
 from finetune.heads.sample import gate_gradients
 from finetune.loop import Loop
 from finetune.lora import Lora
-from finetune.modeling import Classifier, Source, load_tokenizer, pretrained_classifier
+from finetune.modeling import Classifier, pretrained_classifier
 from finetune.recipe import TrainingSection
 from finetune.saving import check_reload, load_classifier, logits_of, save_classifier
+from finetune.source import Source, load_tokenizer
 from tests.conftest import SENTENCES
 from tests.helpers import FLOAT32, assert_equal_up_to_rounding, plan, sample_of
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.errors import DataError, RecipeError
-from finetune.finished import open_run
+from finetune.errors import DataError, ModelError, RecipeError
+from finetune.finished import open_run, received_recipe
+from finetune.results import RunFolder
+from finetune.run import merge
 from finetune.scoring import predict
 from tests.finished_runs import contents
 from tests.helpers import FLOAT32
@@ -48,3 +50,66 @@ def test_a_change_that_asks_for_rows_which_are_not_there_is_refused(small_run: P
         open_run(small_run, ["head_importance.split=test", "data.test_rows=null"])
     with pytest.raises(RecipeError, match=r"'fishr'.*did you mean 'fisher'"):
         open_run(small_run, ["head_importance.method=fishr"])
+
+
+@pytest.fixture
+def received(lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A run whose model would write a file if its code were run, and which says itself that it may be; that file."""
+    run, ran = Path(shutil.copytree(lora_run, tmp_path / "received")), tmp_path / "ran"
+    config = json.loads((run / "model" / "config.json").read_text())
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.OwnModel"}
+    (run / "model" / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": classes}))
+    (run / "model" / "own.py").write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\nraise ImportError\n")
+    about = json.loads((run / "model" / "classifier.json").read_text())
+    about["source"] |= {"trust_remote_code": True, "use_safetensors": False}
+    (run / "model" / "classifier.json").write_text(json.dumps(about))
+    recipe = (run / "recipe.yaml").read_text()
+    assert "trust_remote_code: false" in recipe
+    (run / "recipe.yaml").write_text(recipe.replace("trust_remote_code: false", "trust_remote_code: true"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    return run, ran
+
+
+def test_a_folder_does_not_say_whether_its_code_is_run(received: tuple[Path, Path]) -> None:
+    run, ran = received
+    for use in (open_run, merge):
+        with pytest.raises(ModelError, match=r"allow it with model\.trust_remote_code: true"):
+            use(run)
+        assert not ran.exists()
+    with pytest.raises(ModelError, match="cannot load model"):
+        open_run(run, ["model.trust_remote_code=true"])
+    assert ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([], (False, True)),
+        (["seed=3", "data.max_length=16"], (False, True)),
+        (["model.trust_remote_code=true"], (True, True)),
+        ([" model.use_safetensors =false"], (False, False)),
+        (["model.use_safetensors=false", "model.trust_remote_code=true"], (True, False)),
+    ],
+)
+def test_trust_is_the_users_alone(changes: list[str], expected: tuple[bool, bool], received: tuple[Path, Path]) -> None:
+    text = (received[0] / "recipe.yaml").read_text()
+    (received[0] / "recipe.yaml").write_text(text.replace("use_safetensors: true", "use_safetensors: false"))
+    model = received_recipe(RunFolder(received[0]), changes).model
+    assert (model.trust_remote_code, model.use_safetensors) == expected
+
+
+def test_a_base_that_moved_is_named_on_the_command_line(lora_run: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(lora_run, tmp_path / "run"))
+    file = run / "model" / "classifier.json"
+    file.write_text(file.read_text().replace(str(tiny_bert), str(tmp_path / "gone")))
+    with pytest.raises(ModelError, match=r"cannot load model '.*gone'"):
+        open_run(run)
+    found = open_run(run, [f"model.model_name_or_path={tiny_bert}"])
+    assert found.material.classifier.source is not None
+    assert found.material.classifier.source.name == str(tiny_bert)
+
+
+def test_rows_longer_than_the_model_takes_are_refused(lora_run: Path) -> None:
+    with pytest.raises(ModelError, match=r"data\.max_length is 33, but .* takes 32 tokens"):
+        open_run(lora_run, ["data.max_length=33"])

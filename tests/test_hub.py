@@ -20,7 +20,8 @@ COMMIT = {"main": "a" * 40, "v1": "b" * 40}
 PROGRAM = """\
 import sys
 from finetune.errors import ModelError
-from finetune.modeling import Source, load_tokenizer, pretrained_classifier, quiet_libraries
+from finetune.modeling import pretrained_classifier, quiet_libraries
+from finetune.source import Source, load_tokenizer
 quiet_libraries()
 try:
     source = Source(sys.argv[1], sys.argv[2])

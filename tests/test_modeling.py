@@ -15,15 +15,9 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 from finetune.errors import ModelError
 from finetune.families import FAMILIES, attention_sites
 from finetune.lora import Lora
-from finetune.modeling import (
-    Classifier,
-    Source,
-    checkpoint_labels,
-    load_tokenizer,
-    new_classifier,
-    pretrained_classifier,
-)
+from finetune.modeling import Classifier, new_classifier, pretrained_classifier
 from finetune.saving import check_reload, load_classifier, logits_of, save_classifier
+from finetune.source import Source, checkpoint_labels, load_tokenizer
 from tests.helpers import ROLES, assert_equal_up_to_rounding, tiny_classifier
 
 LORA = Lora(r=2, lora_alpha=4, lora_dropout=0.0, roles=ROLES)

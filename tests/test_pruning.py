@@ -21,9 +21,10 @@ from finetune.heads.pruning import (
     write_zeroed,
 )
 from finetune.lora import Lora
-from finetune.modeling import Classifier, Source, load_tokenizer, pretrained_classifier
+from finetune.modeling import Classifier, pretrained_classifier
 from finetune.saving import check_reload, load_classifier, logits_of, save_classifier
 from finetune.slicing import prune_heads
+from finetune.source import Source, load_tokenizer
 from tests.conftest import SENTENCES
 from tests.helpers import FLOAT32, ROLES, tiny_classifier
 from tests.test_families import build, checkpoint

@@ -33,6 +33,7 @@ class EncodedSplit:
         where: the file, data set or recipe key that the rows come from.
         numbers: the rows' numbers there, from 1, (N,).
         states: what the model's frozen lower part makes of the rows, if that was computed beforehand.
+        unknown: share of the tokens that are the tokenizer's unknown token.
     """
 
     rows: datasets.Dataset
@@ -43,6 +44,7 @@ class EncodedSplit:
     where: str
     numbers: np.ndarray
     states: RowStates | None = None
+    unknown: float = 0.0
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -54,7 +56,7 @@ def encode_split(
     """Return the split's rows as token ids, cut to `max_length` tokens, with their labels."""
 
     def tokenize(batch: dict[str, list[str]]) -> dict[str, Any]:
-        """Return token ids of a batch of rows, their number, and whether some were cut off."""
+        """Return token ids of a batch of rows, their number, whether some were cut off, and how many are unknown."""
         texts = [batch[name] for name in columns]
         encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
         if encoded.encodings is not None:
@@ -63,14 +65,18 @@ def encode_split(
             whole = tokenizer(*texts, truncation=False, return_attention_mask=False, verbose=False)
             cut = [len(ids) > max_length for ids in whole["input_ids"]]
         lengths = [len(ids) for ids in encoded["input_ids"]]
-        return {**encoded, "length": lengths, "cut": cut}
+        unknown = [ids.count(tokenizer.unk_token_id) for ids in encoded["input_ids"]]
+        return {**encoded, "length": lengths, "cut": cut, "unknown": unknown}
 
     texts = raw.rows.select_columns(list(columns))
     with cache_written():
         encoded = texts.map(tokenize, batched=True, remove_columns=list(columns))
-    lengths, cut = (encoded.data[name].to_numpy() for name in ("length", "cut"))
-    rows = encoded.remove_columns(["length", "cut"]).add_column("labels", as_arrow(labels))
-    return EncodedSplit(rows, labels, lengths, float(cut.mean()), texts, raw.where, raw.row_numbers())
+    lengths, cut, unknown = (encoded.data[name].to_numpy() for name in ("length", "cut", "unknown"))
+    rows = encoded.remove_columns(["length", "cut", "unknown"]).add_column("labels", as_arrow(labels))
+    share = float(unknown.sum() / max(1, lengths.sum()))
+    return EncodedSplit(
+        rows, labels, lengths, float(cut.mean()), texts, raw.where, raw.row_numbers(), unknown=share
+    )
 
 
 def as_arrow(values: np.ndarray) -> pa.Array:

@@ -101,6 +101,7 @@ def summarise(
             tokens_median=float(np.median(part.lengths)),
             tokens_longest=int(part.lengths.max()),
             truncated_share=part.truncated,
+            unknown_share=part.unknown,
             rows_also_in_train=0 if split == "train" else rows_also_in(splits.raw[split], train, text_columns(data)),
             unlabeled_rows_dropped=splits.raw[split].dropped,
         )

@@ -37,7 +37,8 @@ from finetune.head_results import HeadChanges
 from finetune.heads.products import Array, product_change
 from finetune.heads.sample import Sample, gated_logits, heads_wide
 from finetune.losses import divergence, per_example_loss
-from finetune.modeling import Classifier, loading
+from finetune.modeling import Classifier
+from finetune.source import loading
 
 EFFECT_MEASURES = {
     "single_label_classification": "KL divergence (nats)",

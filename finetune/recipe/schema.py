@@ -85,6 +85,9 @@ class ModelSection(Section):
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = None
     use_safetensors: bool = Field(True, description="false: also load pickled weights, which can run code")
     trust_remote_code: bool = Field(False, description="true: run code that comes with the checkpoint")
+    allow_missing_weights: bool = Field(
+        False, description="true: draw at random what the checkpoint lacks of the encoder itself"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSection:

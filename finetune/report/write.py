@@ -33,7 +33,7 @@ def write_report(folder: RunFolder) -> None:
         "record": record,
         "shown": shown_split(record),
         "recipe_text": folder.recipe.read_text(encoding="utf-8"),
-        "memory_notes": [note for split, summary in record.data.items() if (note := summary.memory_note(split))],
+        "data_notes": [note for split, summary in record.data.items() for note in summary.notes(split)],
         "model": model_name(record.recipe),
     }
     write_text(folder.report, pages.get_template("report.html").render(**facts, **figures(record)))

