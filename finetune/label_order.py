@@ -34,13 +34,13 @@ class Head:
     """What became of a checkpoint's classification head.
 
     Attributes:
-        changed: names of parameters that are no longer the checkpoint's: reordered, or drawn again.
-        redrawn: whether they were drawn again.
+        reordered: names of parameters whose rows are in another order now.
+        drawn: names of parameters that were drawn again.
         note: what users must know, or "".
     """
 
-    changed: tuple[str, ...] = ()
-    redrawn: bool = False
+    reordered: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()
     note: str = ""
 
 
@@ -81,13 +81,12 @@ def fit_head(
                 parameter = model.get_parameter(name)
                 parameter.copy_(parameter[order].clone())
         return Head(
-            tuple(kept),
+            reordered=tuple(kept),
             note=f"The rows of the checkpoint's classification head, for {_described(before)}, were put in order.",
         )
     _draw_again(model, kept)
     return Head(
-        tuple(kept),
-        redrawn=True,
+        drawn=tuple(kept),
         note=f"The classification head is new: the checkpoint's is for {_described(before)}, and not for "
         f"{_listed(label_names)}.",
     )

@@ -31,7 +31,7 @@ from finetune.checking import (
 from finetune.errors import ModelError
 from finetune.families import attention_sites
 from finetune.freezing import freeze, keep_float32
-from finetune.label_order import empty_classifier, fit_head
+from finetune.label_order import Head, empty_classifier, fit_head
 from finetune.lora import InitialAdapter, Lora, add_lora, initial_adapters, projection_weights
 from finetune.slicing import classifier_class
 from finetune.source import Source, check_entries, load_config, loading
@@ -120,7 +120,7 @@ def pretrained_classifier(
         )
         source = replace(source, dtype="float32")
     labels = _label_config(label_names, problem_type)
-    model, new, more = _load(source, labels, allow_missing_weights=allow_missing_weights)
+    model, new, head, more = _load(source, labels, allow_missing_weights=allow_missing_weights)
     refuse_too_long(model.config, tokenizer, max_length, source.name)
     refuse_unknown_ids(model, tokenizer, source.name)
     notes += more
@@ -130,18 +130,19 @@ def pretrained_classifier(
         if random:
             raise ModelError(f"model '{source.name}' holds no weights for {random[0]}, which is frozen; train it")
         return Classifier(model, tokenizer, max_length, source, tuple(new), notes=tuple(notes))
-    whole = sorted({name.rpartition(".")[0] for name in new})
+    saved = [*new, *head.reordered]  # with the adapter: the base holds it in its own order
+    whole = sorted({name.rpartition(".")[0] for name in saved})
     keep_float32(model, whole)
     held, before = base_checksum(model, whole), projection_weights(model, attention_sites(model))
-    adapted = add_lora(model, lora, new, location=source.location(), revision=source.revision)
+    adapted = add_lora(model, lora, saved, location=source.location(), revision=source.revision)
     initial = initial_adapters(model, before)
     return Classifier(adapted, tokenizer, max_length, source, tuple(new), held, initial, tuple(notes))
 
 
 def _load(
     source: Source, labels: dict[str, Any], *, allow_missing_weights: bool
-) -> tuple[PreTrainedModel, list[str], list[str]]:
-    """Return a checkpoint's classifier for these labels, the names of parameters that are new, and notes on both."""
+) -> tuple[PreTrainedModel, list[str], Head, list[str]]:
+    """Return a checkpoint's classifier for these labels, names of new parameters, what became of its head, notes."""
     if Path(source.location(), "adapter_config.json").is_file():
         raise ModelError(f"model '{source.name}' is an adapter; write plain weights first with `finetune merge`")
     config = load_config(source)
@@ -167,7 +168,7 @@ def _load(
     notes = [head.note] if head.note else []
     if missing:
         notes.append(f"The checkpoint holds no weights for {missing[0]} and {len(missing) - 1} more: drawn at random.")
-    return model, sorted({*new, *head.changed}), notes
+    return model, sorted({*new, *head.drawn}), head, notes
 
 
 def new_classifier(

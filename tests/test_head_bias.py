@@ -8,8 +8,9 @@ import torch
 
 from finetune.head_bias import start_at_label_shares
 from finetune.lora import Lora
-from finetune.modeling import Classifier, Source, load_tokenizer, pretrained_classifier
+from finetune.modeling import Classifier, pretrained_classifier
 from finetune.saving import merge_classifier
+from finetune.source import Source, load_tokenizer
 from tests.helpers import ROLES, encoded
 
 LORA = Lora(r=2, lora_alpha=4, lora_dropout=0.0, roles=ROLES)

@@ -56,6 +56,7 @@ def test_logits_follow_their_names(
     save_classifier(found, tmp_path)  # with an adapter, the base keeps its order and the adapter has the head
     again = load_classifier(tmp_path)
     assert check_reload(found, again, TEXTS, CPU) <= 1e-6
+    assert found.new_parameters == ()
     assert again.label_names == list(order)
 
 

@@ -14,9 +14,9 @@ import yaml
 from transformers import AutoModel, AutoTokenizer
 
 from finetune.cli import main
-from finetune.modeling import Source
 from finetune.plan import MIN_STEPS, make_plan
 from finetune.recipe import load_recipe
+from finetune.source import Source
 
 ROOT = Path(__file__).parents[1]
 THINGS = ("parcel", "shirt", "phone", "booking")
