@@ -74,9 +74,7 @@ def encode_split(
     lengths, cut, unknown = (encoded.data[name].to_numpy() for name in ("length", "cut", "unknown"))
     rows = encoded.remove_columns(["length", "cut", "unknown"]).add_column("labels", as_arrow(labels))
     share = float(unknown.sum() / max(1, lengths.sum()))
-    return EncodedSplit(
-        rows, labels, lengths, float(cut.mean()), texts, raw.where, raw.row_numbers(), unknown=share
-    )
+    return EncodedSplit(rows, labels, lengths, float(cut.mean()), texts, raw.where, raw.row_numbers(), unknown=share)
 
 
 def as_arrow(values: np.ndarray) -> pa.Array:
