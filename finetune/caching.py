@@ -34,6 +34,7 @@ from finetune.data.states import RowStates
 from finetune.errors import ModelError, TrainingError
 from finetune.freezing import FrozenPart, cache_refusal
 from finetune.modeling import Classifier
+from finetune.precision import attention_in_any_precision
 
 _CHECKED = 6  # rows of different length on which logits with and without the cache are compared
 
@@ -124,7 +125,7 @@ def cached_frozen_layers(
         stack.callback(model.train, model.training)
         model.to(device).eval()
         stack.enter_context(part.open())
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False), attention_in_any_precision(model):
             check(part, classifier, first, device)
         with torch.no_grad(), accelerator.autocast():
             (batch,) = load_batches(first, [np.array([0])], classifier.tokenizer, device=device)

@@ -19,6 +19,7 @@ from finetune.families import attention_sites
 from finetune.freezing import keep_float32
 from finetune.lora import as_plain_lora, merge_adapters
 from finetune.modeling import Classifier
+from finetune.precision import attention_in_any_precision, rounding_tolerance
 from finetune.results import write_text
 from finetune.slicing import classifier_class
 from finetune.source import ATTN_IMPLEMENTATIONS, DTYPES, Source, load_config, load_tokenizer, loading
@@ -228,14 +229,15 @@ def _refuse_difference(found: Tensor, expected: Tensor, source: Source | None, w
 
 @torch.no_grad()
 def logits_of(classifier: Classifier, texts: Sequence[Sequence[str]], device: torch.device) -> Tensor:
-    """Return logits (B, C) of a few rows in evaluation mode; each row is a text or a pair."""
+    """Return logits (B, C) of a few rows in evaluation mode and without autocast; each row is a text or a pair."""
     columns = [list(column) for column in zip(*texts, strict=True)]
     inputs = classifier.tokenizer(
         *columns, truncation=True, max_length=classifier.max_length, padding=True, return_tensors="pt"
     )
     model, training = classifier.model, classifier.model.training
     model.to(device).eval()
-    logits: Tensor = model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits.float().cpu()
+    with attention_in_any_precision(classifier.base):
+        logits: Tensor = model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits.float().cpu()
     model.train(training)
     return logits
 
@@ -250,11 +252,12 @@ def check_reload(
 ) -> float:
     """Return the largest difference of their logits on a few rows, once all weights are known to be equal.
 
-    Equal weights at another place in memory may be added up in another order (measured here: 1e-9), and
-    accelerators' kernels need not repeat to the bit; 1e-5 leaves room for both.
+    Weights are compared to the bit. Logits show what else may differ, such as the config; equal weights at another
+    place in memory may be added up in another order, and kernels of accelerators need not repeat to the bit.
 
     Raises:
-        ModelError: a weight is missing or not equal to the bit, or the logits differ by more than 1e-5.
+        ModelError: a weight is missing or not equal to the bit, or the logits differ by more than rounding in the
+            precision of the weights.
     """
     first, second = (_weights_in_use(classifier.model) for classifier in (trained, reloaded))
     odd = sorted(first.keys() ^ second.keys())
@@ -263,7 +266,7 @@ def check_reload(
         raise ModelError(f"the saved model differs from the trained one in {', '.join(odd[:3])}; please report it")
     logits = [logits_of(classifier, texts, device) for classifier in (trained, reloaded)]
     difference = float((logits[0] - logits[1]).abs().max())
-    if not difference <= 1e-5:
+    if not difference <= rounding_tolerance(trained.model, logits[0]):
         raise ModelError(
             f"the saved model gives other logits than the trained one, by {difference:g}; please report it"
         )

@@ -17,7 +17,7 @@ from finetune.allocator import keep_freed_memory
 from finetune.data.read import quiet_datasets
 from finetune.errors import TrainingError
 from finetune.modeling import quiet_libraries
-from finetune.precision import bfloat16_warning, device_precision
+from finetune.precision import bfloat16_warning, device_precision, refuse_flash_attention
 from finetune.recipe import Recipe
 from finetune.results import RunFolder
 from finetune.sharding import fsdp_plugin, is_sharded, shard_on_cpus
@@ -36,12 +36,18 @@ _START_ALL = "start with accelerate launch --multi_gpu (not --cpu), which starts
 def with_precision(recipe: Recipe) -> Recipe:
     """Return the recipe with `training.mixed_precision: auto` replaced by what it means on this machine.
 
-    That is what the run folder says, so that the run can be repeated, and gone on with, on another.
+    That is what the run folder says, so that the run can be repeated, and resumed, on another.
+
+    Raises:
+        TrainingError: the recipe's attention cannot be computed in this precision, or on this machine.
     """
-    if recipe.training.mixed_precision != "auto":
-        return recipe
-    found = device_precision(use_cpu=recipe.training.use_cpu)
-    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"mixed_precision": found})})
+    training, model = recipe.training, recipe.model
+    if training.mixed_precision == "auto":
+        found = device_precision(use_cpu=training.use_cpu)
+        training = training.model_copy(update={"mixed_precision": found})
+    if model.attn_implementation == "flash_attention_2":
+        refuse_flash_attention(training.mixed_precision, model.dtype, use_cpu=training.use_cpu)
+    return recipe.model_copy(update={"training": training})
 
 
 def start(recipe: Recipe, *, trackers: bool) -> tuple[Accelerator, Console]:

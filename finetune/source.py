@@ -44,14 +44,21 @@ class Source:
     trust_remote_code: bool = False
 
     def loading_options(self) -> dict[str, Any]:
-        """Return how `from_pretrained` is to load the weights."""
+        """Return how `from_pretrained` is to load the weights.
+
+        Flash attention, which needs a GPU, is sdpa where there is none: a run that was trained with it can be scored,
+        merged and pruned on a CPU, with logits that differ by rounding.
+        """
+        attention = self.attn_implementation
+        if attention == "flash_attention_2" and not torch.cuda.is_available():
+            attention = "sdpa"
         options = {
             "revision": self.revision,
             "dtype": getattr(torch, self.dtype),
             "use_safetensors": self.use_safetensors,
             "trust_remote_code": self.trust_remote_code,
         }
-        return options | ({"attn_implementation": self.attn_implementation} if self.attn_implementation else {})
+        return options | ({"attn_implementation": attention} if attention else {})
 
     def location(self) -> str:
         """Return the hub id or the folder; `package:NAME/PATH` is the folder PATH inside an installed package.

@@ -53,6 +53,31 @@ def test_what_was_trained_comes_back(
     assert isinstance(again.model, peft.PeftModel) == (lora is not None)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shift", "fits"),
+    [
+        (torch.float32, 1e-6, True),
+        (torch.float32, 1e-3, False),
+        (torch.bfloat16, 1e-3, True),
+        (torch.bfloat16, 1.0, False),
+    ],
+)
+def test_logits_may_differ_by_the_rounding_of_the_precision(
+    tiny_bert: Path, dtype: torch.dtype, shift: float, fits: bool
+) -> None:
+    trained, reloaded = (tiny_classifier(tiny_bert) for _ in range(2))
+    reloaded.model.load_state_dict(trained.model.state_dict())
+    for classifier in (trained, reloaded):
+        classifier.model.to(dtype)
+    # What no weight shows.
+    reloaded.base.classifier.register_forward_hook(lambda module, args, logits: logits + shift)
+    if fits:
+        assert check_reload(trained, reloaded, TEXTS, CPU) < 2 * shift + (dtype == torch.bfloat16) * 0.02
+    else:
+        with pytest.raises(ModelError, match="gives other logits than the trained one, by"):
+            check_reload(trained, reloaded, TEXTS, CPU)
+
+
 def test_a_fresh_process_gives_the_same_logits(tiny_masked_lm: Path, tmp_path: Path) -> None:
     trained = tiny_classifier(tiny_masked_lm, lora=LORA, labels=LABELS)
     disturb(trained)

@@ -12,7 +12,7 @@ from torch import Tensor
 from finetune import precision
 from finetune.lora import Lora
 from finetune.modeling import Classifier
-from finetune.precision import bfloat16_warning, device_precision, frozen_weights_cast
+from finetune.precision import bfloat16_warning, device_precision, frozen_weights_cast, rounding_tolerance
 from finetune.recipe import Recipe
 from finetune.session import start, with_precision
 from tests.finished_runs import SCRATCH, recipe
@@ -151,3 +151,23 @@ def test_nothing_is_cast_where_it_would_change_something(
     classifier = tiny_classifier(tiny_bert, lora=adapters if use_dora else None)
     with frozen_weights_cast(classifier.model, bf16):  # DoRA, and a model without anything frozen
         assert {p.dtype for p in classifier.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "autocast", "largest", "expected"),
+    [
+        (["float32"], None, 0.5, 1e-5),
+        (["float32"], None, 20.0, 2e-4),
+        (["float32", "bfloat16"], None, 20.0, 1.0),  # a head in float32 on a model in bfloat16
+        (["float16"], None, 1.0, 1e-2),
+        (["float32"], torch.bfloat16, 1.0, 5e-2),
+        (["float32"], torch.float16, 1.0, 1e-2),
+        (["bfloat16"], torch.float16, 1.0, 5e-2),
+    ],
+)
+def test_rounding_goes_by_the_lowest_precision_and_the_largest_logit(
+    dtypes: list[str], autocast: torch.dtype | None, largest: float, expected: float
+) -> None:
+    model = torch.nn.Sequential(*[torch.nn.Linear(1, 1, dtype=getattr(torch, dtype)) for dtype in dtypes])
+    with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+        assert rounding_tolerance(model, torch.tensor([[0.1, -largest]])) == pytest.approx(expected)

@@ -22,6 +22,7 @@ from finetune.heads.gates import counts_layers, head_gates
 from finetune.heads.sample import Sample, heads_wide
 from finetune.heads.shortcuts import SAVINGS, Shortcut, logits_without, rows_at_a_time, take_shortcut
 from finetune.losses import decisions, divergence, per_example_loss
+from finetune.precision import uses_flash_attention
 
 # Of the largest logit, in float32. Another order of sums leaves up to 3e-6 of it (as in MobileBERT); a saving that
 # a model does not allow changes logits as much as a head does.
@@ -173,8 +174,11 @@ def fitting_savings(
 ) -> frozenset[str] | None:
     """Return the savings that leave the logits of `inputs` without a head what gates make them; None: no shortcut.
 
-    Tried in float32 with the first and the last head of each layer, to 1e-4 of the largest logit.
+    Tried in float32 with the first and the last head of each layer, to 1e-4 of the largest logit. Flash attention does
+    not compute in float32, and its masks are not those that the shortcuts read: it has none.
     """
+    if uses_flash_attention(base):
+        return None
     with float32(base), torch.autocast(inputs["input_ids"].device.type, enabled=False):
         heads = [sorted({0, site.num_heads - 1}) for site in sites]
         whole, without = naive_logits_without(base, sites, inputs, heads)

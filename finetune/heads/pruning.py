@@ -24,6 +24,7 @@ from finetune.heads.gates import head_gates
 from finetune.heads.sample import frozen, heads_wide
 from finetune.lora import merge_adapters
 from finetune.modeling import Classifier
+from finetune.precision import attention_in_any_precision
 from finetune.results import Footprint
 from finetune.saving import logits_of
 from finetune.slicing import prune_heads, zeroed
@@ -176,7 +177,12 @@ def measure_speed(
     synchronize = torch.get_device_module(device).synchronize
     pair = (before, after)
     taken: tuple[list[float], list[float]] = ([], [])
-    with frozen(before.model.to(device)), frozen(after.model.to(device)):
+    with (
+        attention_in_any_precision(before.model),
+        attention_in_any_precision(after.model),
+        frozen(before.model.to(device)),
+        frozen(after.model.to(device)),
+    ):
         for turn in range(-1, turns):
             for which in (0, 1) if turn % 2 else (1, 0):  # who goes first alternates
                 spent = seconds(pair[which])

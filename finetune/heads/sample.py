@@ -139,10 +139,11 @@ def gate_gradients(sample: Sample, gates: Tensor | None = None) -> np.ndarray:
 
 
 def check_sample(sample: Sample) -> None:
-    """Raise ModelError unless gates of 1 leave the logits of the sample's first rows as they are, to the bit."""
+    """Raise ModelError unless gates of 1 leave the logits of the sample's first rows as they are, but for rounding."""
 
     def measure(batch: LocalBatch, places: np.ndarray) -> np.ndarray:
-        check_gates(sample.classifier.base, sample.sites, batch.inputs)
+        with sample.accelerator.autocast():  # as for what is measured: flash attention does not compute in float32
+            check_gates(sample.classifier.base, sample.sites, batch.inputs)
         return np.zeros(len(places))
 
     sample.only(sample.rows[:8]).each(measure)

@@ -107,13 +107,13 @@ def _round(
 ) -> np.ndarray:
     """Return what each player adds to each row, the mean over the row's order and its reverse: (N, P)."""
     base, sites, accelerator = sample.classifier.base, sample.sites, sample.accelerator
-    layers, heads = torch.from_numpy(players).T
+    layers, heads = torch.from_numpy(players).T.to(accelerator.device)
 
     @torch.no_grad()
     def measure(batch: LocalBatch, places: np.ndarray) -> Tensor:
         own = orders[places]
         rank = torch.from_numpy(np.argsort(own, axis=1)).to(accelerator.device)  # (B, P): when each player enters
-        losses = torch.empty(len(own), 2, rank.shape[1] - 1)
+        losses = torch.empty(len(own), 2, rank.shape[1] - 1, device=accelerator.device)  # read once a batch
         for entered in range(1, rank.shape[1]):
             early = rank < entered
             for way, present in enumerate((early, ~early)):

@@ -197,7 +197,8 @@ class _Layers:
         """Zero head k of the k-th copy in what the projection gets, (K * B, S, H * D)."""
         num_heads = self.shortcut.sites[self.layer].num_heads
         context = args[0].unflatten(0, (len(self.heads), -1)).unflatten(-1, (num_heads, -1)).clone()
-        own = torch.arange(len(self.heads)), slice(None), slice(None), self.heads
+        copies, heads = (torch.tensor(part, device=context.device) for part in (range(len(self.heads)), self.heads))
+        own = copies, slice(None), slice(None), heads
         self.idle = ~context[own].flatten(2).any(-1)
         context[own] = 0
         return (context.flatten(-2).flatten(0, 1), *args[1:])
