@@ -19,7 +19,7 @@ from finetune.data.encoding import EncodedSplit, word_tokenizer
 from finetune.data.prepare import LabelledSplits, encode_splits, read_labelled, summarise, training_texts
 from finetune.errors import DataError, ModelError
 from finetune.families import attention_sites
-from finetune.head_bias import start_at_label_shares
+from finetune.head_bias import start_at_label_means
 from finetune.lora import Lora
 from finetune.memory import is_out_of_memory
 from finetune.modeling import Classifier, new_classifier, pretrained_classifier
@@ -63,7 +63,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator) -> Material:
         check_splits(recipe, splits.raw)
         classifier = build(recipe, splits)
         encoded = encode_splits(splits, classifier.tokenizer, recipe.data)
-    start_at_label_shares(classifier, encoded["train"].labels)
+    start_at_label_means(classifier, encoded["train"].labels)
     try_longest_row(classifier, encoded)
     return Material(classifier, encoded, summarise(splits, encoded, recipe.data))
 
@@ -172,7 +172,7 @@ def allot_ranks(
         )
     set_seed(recipe.seed)
     built = build_pretrained(recipe, classifier.label_names, found.by_layer())
-    start_at_label_shares(built, material.splits["train"].labels)
+    start_at_label_means(built, material.splits["train"].labels)
     return replace(material, classifier=built), found
 
 

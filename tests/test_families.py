@@ -25,7 +25,7 @@ from finetune.data.encoding import EncodedSplit, encode_split, word_tokenizer
 from finetune.data.read import RawSplit
 from finetune.errors import ModelError
 from finetune.families import FAMILIES, ROLES, attention_sites
-from finetune.head_bias import start_at_label_shares
+from finetune.head_bias import start_at_label_means
 from finetune.heads.gates import head_gates
 from finetune.heads.sample import gate_gradients
 from finetune.loop import Loop
@@ -164,8 +164,10 @@ def test_gates_of_one_change_nothing(family: str, classifier: Classifier, inputs
             assert torch.equal(base(**inputs).logits, plain)
 
 
-def test_a_new_head_can_start_at_label_shares(classifier: Classifier) -> None:
-    assert start_at_label_shares(copy.deepcopy(classifier), np.eye(len(LABELS), dtype=int))
+def test_a_new_head_can_start_at_the_mean_of_the_labels(classifier: Classifier) -> None:
+    changed = copy.deepcopy(classifier)
+    changed.base.config.problem_type = "multi_label_classification"
+    assert start_at_label_means(changed, np.eye(len(LABELS), dtype=int))
 
 
 def test_a_gate_of_zero_equals_zeroed_columns(family: str, classifier: Classifier, inputs: dict[str, Tensor]) -> None:
