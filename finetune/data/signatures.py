@@ -59,7 +59,7 @@ def _looks_like(start: bytes, kind: str) -> tuple[str, str] | None:
         return "a web page or XML", "download the file itself, or export the rows as csv or jsonl"
     if kind == "parquet":
         return _text_kind(text)
-    if b"\x00" in start[:64]:
+    if start[:64].count(0) > len(start[:64]) // 4:
         return "UTF-16 text or of a binary file", "save it as UTF-8 text"
     json_like = text.startswith((b'{"', b'[{"', b"[\n", b"[\r\n", b"{\n", b"{\r\n"))
     if kind in ("csv", "tsv") and json_like:
