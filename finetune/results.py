@@ -87,7 +87,8 @@ class SplitSummary:
 
     def notes(self, split: str) -> list[str]:
         """Return what to know before the scores of `split` are believed."""
-        return [note for note in (self.memory_note(split), self.unknown_note(split)) if note]
+        notes = (self.dropped_note(split), self.memory_note(split), self.unknown_note(split))
+        return [note for note in notes if note]
 
     def unknown_note(self, split: str) -> str:
         """Return a warning if the tokenizer does not know much of the text, or ""."""
@@ -97,6 +98,12 @@ class SplitSummary:
             f"{self.unknown_share:.0%} of the {split} tokens are unknown to the tokenizer and all look alike to the "
             "model: is this the right checkpoint for these texts?"
         )
+
+    def dropped_note(self, split: str) -> str:
+        """Return how many rows without a label were left out of `split`, or "" when there were none."""
+        dropped = self.unlabeled_rows_dropped
+        rows = "1 row without a label is" if dropped == 1 else f"{dropped} rows without a label are"
+        return f"{rows} left out of the {split} rows." if dropped else ""
 
     def memory_note(self, split: str) -> str:
         """Return what rows shared with training mean for the scores of `split`, or "" when there are none."""

@@ -49,8 +49,6 @@ def show_data(console: Console, summary: Mapping[str, SplitSummary], where: str,
         )
     console.print(table)
     for split, facts in summary.items():
-        if dropped := facts.unlabeled_rows_dropped:
-            say(console, f"{split}: {dropped} rows without a label are left out.")
         for note in facts.notes(split):
             say(console, f"[yellow]{note}[/]")
 

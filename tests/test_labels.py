@@ -30,7 +30,13 @@ def rows(labels: list[Any]) -> list[dict[str, object]]:
         ([0.0, 1.0, 2.0], None, ["0", "1", "2"], [0, 1, 2]),
         (["0.0", "1.0"], ["bad", "good"], ["bad", "good"], [0, 1]),
         (["0", "1"], ["0.0", "1.0"], ["0.0", "1.0"], [0, 1]),
-        (["-1.0", "0", "1"], None, ["-1", "0", "1"], [0, 1, 2]),  # a class like any other where no names are declared
+        (
+            ["-1.0", "0", "1"],
+            ["-1", "0", "1"],
+            ["-1", "0", "1"],
+            [0, 1, 2],
+        ),  # a class like any other, since it is named
+        ([1, -1, -1], None, ["-1", "1"], [1, 0, 0]),
         (["1.0", "1.5", "1"], ["1.0", "1.5"], ["1.0", "1.5"], [0, 1, 0]),
         (["007", "7"], None, ["007", "7"], [0, 1]),
         (["nan", "deu"], None, ["deu", "nan"], [1, 0]),  # a language, not a number that is missing
@@ -58,6 +64,7 @@ IDS = r"ids .*run from 0"
         ([0, -1, 1, "-1.0"], ["neg", "pos"], r"rows 2, 4: label -1 marks rows without a label; .*drop_unlabeled.*run"),
         ([0, None, 1], None, r"row 2: column 'label' is empty; fill it or remove the row, or set data\.drop_unlabeled"),
         ([0.0, float("nan"), 1.0], None, r"row 2: column 'label' is empty"),
+        (["0.0", "-1", "1", "-1.0"], None, r'label -1 \(2 rows\) .*drop_unlabeled: true .*: \["-1", "0", "1"\] to'),
         (["0.0", "nan", "1.0", "NaN"], None, r"rows 2, 4: label 'nan' among numbers .*marks a missing label"),
         # one label, two spellings
         (["pos", "Pos", "neg", "pos"], None, r"labels 'pos' \(2 rows\) and 'Pos' \(1 row\) .*differ only in case"),
@@ -109,6 +116,8 @@ def test_rows_without_a_label_are_counted_and_keep_the_numbers_of_the_others() -
     assert found.labels["train"].tolist() == [0, 1, 1]
     assert found.raw["train"].row_numbers().tolist() == [1, 3, 5]
     assert {split: raw.dropped for split, raw in found.raw.items()} == {"train": 2, "test": 1}
+    kept = read([0, -1, 1, None], names=["-1", "0", "1"], drop_unlabeled=True)
+    assert (kept.labels["train"].tolist(), kept.raw["train"].dropped) == ([1, 0, 2], 1)
     with pytest.raises(DataError, match=r"data\.test_rows row 3: label 'what' .*none of the labels"):
         read(["neg", "pos", None], names=["neg", "pos"], drop_unlabeled=True, test=["neg", None, "what"])
     with pytest.raises(DataError, match=r"data\.test_rows row 4: label 'no' occurs in no training row"):

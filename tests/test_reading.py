@@ -328,6 +328,8 @@ def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypa
     file = written(tmp_path, "csv", "sentence,label\na,x\nb,y\n")
     with pytest.raises(DataError, match=r"cannot write to the cache folder .*occupied.*HF_DATASETS_CACHE"):
         cells(file)
+    with pytest.raises(DataError, match=r"cannot write to the cache folder .*occupied.*HF_DATASETS_CACHE"):
+        read_splits(DataSection(dataset_name=str(file.parent), validation_split=None))
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

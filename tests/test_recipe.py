@@ -323,6 +323,10 @@ def test_a_folder_of_rows_is_found_from_anywhere(tmp_path: Path, monkeypatch: py
     assert load_recipe(sst2, ["data.dataset_name=some/rows"]).data.dataset_name == "some/rows"
     with pytest.raises(RecipeError, match=r"data\.dataset_name .*'train\.CSV' is a file; name it as data\.train_file"):
         load_recipe(sst2, ["data.dataset_name=train.CSV"])
+    with pytest.raises(
+        RecipeError, match=r"data\.train_file .*'rows' is a folder; name one file, or the folder as data"
+    ):
+        load_recipe(sst2, ["data.train_file=rows", "data.validation_size=0.5"])
     changes = ["data.train_file=train.CSV", "data.validation_size=0.5"]
     assert load_recipe(sst2, changes).data.train_file == str(tmp_path / "train.CSV")
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from finetune.errors import DataError, did_you_mean
+from finetune.errors import DataError, did_you_mean, shorten
 from finetune.recipe import DataSection
 
 BATCH = 10_000  # rows read at a time
@@ -66,7 +66,7 @@ def require_columns(columns: Sequence[Column], names: Sequence[str], where: str)
     """Raise DataError unless each column is among `names`, and only once."""
     for column in columns:
         if column.name not in names:
-            shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+            shown = ", ".join(shorten(name, 40) for name in names[:20]) + (", ..." if len(names) > 20 else "")
             repair = did_you_mean(column.name, names) or "; name one of them"
             raise DataError(f"{where} has no column '{column.name}' (data.{column.key}); it has {shown}{repair}")
         if list(names).count(column.name) > 1:

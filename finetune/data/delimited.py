@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, TextIO
 import pyarrow as pa
 
 from finetune.data.cells import BATCH, Column, batch_of, require_columns
-from finetune.errors import DataError
+from finetune.errors import DataError, shorten
 
 # A first line with which spreadsheets say what separates the cells.
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\1*[\r\n]*')
@@ -113,7 +113,8 @@ def _check_header(file: Path, header: _Row) -> None:
     named = [name for name in header.cells if name.strip()]
     if len(set(named)) < len(named) or not named:
         raise DataError(
-            f"{file} line {header.line} should name the columns once each, got {header.cells}; correct the header"
+            f"{file} line {header.line} should name the columns once each, got {shorten(str(header.cells), 300)}; "
+            "correct the header"
         )
     other = next((sign for sign in ";\t|," if len(named) == 1 and sign in named[0]), None)
     if other:

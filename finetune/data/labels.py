@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from finetune.data.rows import RawSplit
-from finetune.errors import DataError, did_you_mean
+from finetune.errors import DataError, did_you_mean, shorten
 
 _MOST_CLASSES = 1000
 _WHOLE = re.compile(r"[+-]?[0-9]{1,300}")
@@ -52,7 +52,7 @@ def label_names(
     counts = _counts(train.column(column))
     _refuse_nan(train, column, counts)
     if all(_is_whole(_id_text(name)) for name in counts):
-        counts = {_id_text(name): rows for name, rows in counts.items()}
+        counts = _summed([(_id_text(name), rows) for name, rows in counts.items()])
     found = list(counts)
     if len(found) < 2:
         held = f"the one label '{found[0]}'" if found else "no label"
@@ -62,6 +62,7 @@ def label_names(
             f"{train.where} has {len(found)} different labels in '{column}'; "
             "for numbers set task.problem_type: regression, else name the labels in task.label_names"
         )
+    _refuse_minus_one(train, column, counts)
     _refuse_same_spelling(train, column, counts)
     if suggested is not None and sorted(suggested) == sorted(found):
         return list(suggested)
@@ -72,6 +73,13 @@ def _counts(cells: pa.ChunkedArray) -> dict[str, int]:
     """Return label -> how often it occurs."""
     counted = pc.value_counts(_flat(cells).combine_chunks()).to_pylist()
     return {str(item["values"]): int(item["counts"]) for item in counted}
+
+
+def _summed(counts: Sequence[tuple[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for name, rows in counts:
+        total[name] = total.get(name, 0) + rows
+    return total
 
 
 def _is_whole(text: str) -> bool:
@@ -96,10 +104,10 @@ def _refuse_same_spelling(train: RawSplit, column: str, counts: Mapping[str, int
     for name in counts:
         other = first.setdefault(_folded(name), name)
         if other != name:
+            both = " and ".join(f"{shorten(each, 60)!a} ({_times(counts[each])})" for each in (other, name))
             raise DataError(
-                f"{train.where}: labels {other!a} ({_times(counts[other])}) and {name!a} ({_times(counts[name])}) in "
-                f"column '{column}' differ only in case, spaces or Unicode form; write them in one way, or name both "
-                "in task.label_names if they are two"
+                f"{train.where}: labels {both} in column '{column}' differ only in case, spaces or Unicode form; write "
+                "them in one way, or name both in task.label_names if they are two"
             )
 
 
@@ -115,6 +123,16 @@ def _refuse_nan(train: RawSplit, column: str, counts: Mapping[str, int]) -> None
         raise DataError(
             f"{train.named(rows)}: label {marks[0]!r} among numbers in column '{column}' marks a missing label; give "
             "the label, or leave the cell empty and set data.drop_unlabeled: true"
+        )
+
+
+def _refuse_minus_one(train: RawSplit, column: str, counts: Mapping[str, int]) -> None:
+    """Raise DataError if -1 stands beside 0 and other whole numbers, which says either a class or no label."""
+    if {"-1", "0"} <= set(counts) and all(_is_whole(name) and int(name) >= -1 for name in counts):
+        names = ", ".join(f'"{name}"' for name in sorted(counts, key=int)[:20])
+        raise DataError(
+            f"{train.where}: label -1 ({_times(counts['-1'])}) in column '{column}' may mark rows without a label, or "
+            f"be a class; set data.drop_unlabeled: true to leave them out, or task.label_names: [{names}] to keep them"
         )
 
 
@@ -189,8 +207,8 @@ def _ids(raw: RawSplit, column: str, names: Sequence[str], *, by_id: bool) -> np
 
 def _unknown(given: str, column: str, names: Sequence[str], *, by_id: bool) -> str:
     """Say what is wrong with a label that is none of the names."""
-    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-    last = len(names) - 1
+    shown = ", ".join(shorten(name, 60) for name in names[:10]) + (", ..." if len(names) > 10 else "")
+    last, given = len(names) - 1, shorten(given, 80)
     ids = f"ids run from 0 ({names[0]}) to {last} ({names[last]})"
     if _id_text(given) == "-1":
         marks = "label -1 marks rows without a label; remove these rows, or set data.drop_unlabeled: true"

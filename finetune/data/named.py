@@ -15,7 +15,7 @@ from finetune.data.cells import Column, schema_of
 from finetune.data.columnar import feature_names, parquet_class_names, read_dataset
 from finetune.data.files import file_kind, read_file
 from finetune.data.rows import RawSplit
-from finetune.data.store import stored
+from finetune.data.store import cache_fault, stored
 from finetune.errors import DataError
 from finetune.recipe import DataSection
 from finetune.recipe.problems import FILE_TYPES
@@ -67,17 +67,21 @@ def _loading(what: str) -> Iterator[None]:
     try:
         yield
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
+        root = _root(error)
+        if fault := cache_fault(root):
+            raise fault from error
+        said = " ".join(str(root).split())
         raise DataError(
-            f"data.dataset_name: cannot load {what}: {_root(error)}; correct the name, go online, "
+            f"data.dataset_name: cannot load {what}: {said}; correct the name, go online, "
             "give local files as data.train_file and data.validation_file, or name its splits "
             "(data.train_split, data.validation_split, data.test_split; null for none)"
         ) from error
 
 
-def _root(error: BaseException) -> str:
+def _root(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(error).split())
+    return error
 
 
 def _folder(name: str, config: str | None, columns: Sequence[Column]) -> _Folder | None:

@@ -39,7 +39,7 @@ def read_labelled(
     Raises:
         DataError: anything is wrong with a file, a row or a label.
     """
-    raw = read_splits(data, problem_type)
+    raw = read_splits(data, problem_type, declared)
     column, train = data.label_column, raw["train"]
     names = label_names(train, column, problem_type, declared, suggested)
     ids_allowed = declared is not None or train.class_names is not None

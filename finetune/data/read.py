@@ -26,6 +26,7 @@ from finetune.recipe import DataSection
 
 __all__ = ["RawSplit", "check_rows", "quiet_datasets", "read_splits", "row_list", "rows_also_in"]
 
+_UNLABELED = ("-1", "-1.0")  # what data sets write for a row without a label
 _BLOCK = 100_000  # rows whose texts are compared at once
 
 
@@ -35,8 +36,13 @@ def quiet_datasets() -> None:
     datasets.logging.set_verbosity(logging.CRITICAL)
 
 
-def read_splits(data: DataSection, problem_type: str = "single_label_classification") -> dict[str, RawSplit]:
+def read_splits(
+    data: DataSection, problem_type: str = "single_label_classification", declared: Sequence[str] | None = None
+) -> dict[str, RawSplit]:
     """Return split name -> rows for every split that the recipe names.
+
+    Args:
+        declared: the label names of the recipe; where -1 is one of them, it is a label like any other.
 
     Raises:
         DataError: a file or the hub's data set cannot be read, or a row is unusable; the message names the
@@ -54,9 +60,10 @@ def read_splits(data: DataSection, problem_type: str = "single_label_classificat
         splits = {split: _from_file(file, columns) for split, file in data.local_files().items()}
     else:
         splits = read_named(data, columns)
+    marks = () if problem_type == "regression" or set(declared or ()) & set(_UNLABELED) else _UNLABELED
     for split, raw in splits.items():
         if data.drop_unlabeled:
-            splits[split] = _labeled(raw, data.label_column, regression=problem_type == "regression")
+            splits[split] = _labeled(raw, data.label_column, marks)
         check_rows(splits[split], data)
     return splits
 
@@ -73,13 +80,13 @@ def _from_file(name: str, columns: Sequence[Column]) -> RawSplit:
     return RawSplit(rows, name, class_names=names)
 
 
-def _labeled(raw: RawSplit, column: str, *, regression: bool) -> RawSplit:
-    """Return the split without the rows that have no label: an empty cell, or -1 where labels are classes."""
+def _labeled(raw: RawSplit, column: str, marks: Sequence[str]) -> RawSplit:
+    """Return the split without the rows that have no label: an empty cell, or one of `marks`."""
     cells = raw.column(column)
     missing = _empty_cells(cells)
-    if pa.types.is_string(cells.type) and not regression:
-        marks = pc.is_in(cells, value_set=pa.array(["-1", "-1.0"]))
-        missing |= np.asarray(marks.to_numpy(zero_copy_only=False), dtype=bool)
+    if pa.types.is_string(cells.type) and marks:
+        marked = pc.is_in(cells, value_set=pa.array(marks))
+        missing |= np.asarray(marked.to_numpy(zero_copy_only=False), dtype=bool)
     if not missing.any():
         return raw
     if missing.all():

@@ -34,10 +34,22 @@ def cache_written() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(
-            f"cannot write to the cache folder {cache_folder()}: {error.strerror or error}; make room, or name another "
-            "folder in the environment variable HF_DATASETS_CACHE"
-        ) from error
+        raise _not_written(cache_folder(), error) from error
+
+
+def cache_fault(error: BaseException) -> DataError | None:
+    """Return the message for an error of the library about its own cache folder, None for any other error."""
+    folder = Path(datasets.config.HF_DATASETS_CACHE)
+    file = getattr(error, "filename", None)
+    about = isinstance(error, OSError) and file is not None and Path(str(file)).is_relative_to(folder)
+    return _not_written(folder, error) if about and isinstance(error, OSError) else None
+
+
+def _not_written(folder: Path, error: OSError) -> DataError:
+    return DataError(
+        f"cannot write to the cache folder {folder}: {error.strerror or error}; make room, or name another folder in "
+        "the environment variable HF_DATASETS_CACHE"
+    )
 
 
 def stored(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> datasets.Dataset:

@@ -178,6 +178,8 @@ def _file_problems(location: Location, file: str) -> Iterator[Problem]:
     fault = path_fault(file)
     if fault is not None:
         yield Problem(location, f"{_quoted(file)} {fault}")
+    elif absolute_path(file).is_dir():
+        yield Problem(location, f"{_quoted(file)} is a folder; name one file, or the folder as data.dataset_name")
     elif not absolute_path(file).is_file():
         text = f"no such file {_quoted(file)} (looked in {absolute_path(file).parent}); correct the path"
         yield Problem(location, text)

@@ -130,7 +130,7 @@ class DataSection(Section):
     text_column: str = "sentence"
     text_pair_column: str | None = None
     label_column: str = "label"
-    drop_unlabeled: bool = Field(False, description="leave out rows whose label is empty or -1")
+    drop_unlabeled: bool = Field(False, description="skip rows without a label: empty, or -1 that is no label name")
     max_length: Annotated[int, Field(ge=4)] = Field(128, description="tokens; longer rows are truncated")
     max_train_samples: Count | None = None
     max_eval_samples: Count | None = None
