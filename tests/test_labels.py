@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from finetune.data.prepare import LabelledSplits, read_labelled
 from finetune.errors import DataError
 from finetune.recipe import DataSection
+from finetune.results import SplitSummary
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
@@ -122,3 +124,10 @@ def test_rows_without_a_label_are_counted_and_keep_the_numbers_of_the_others() -
         read(["neg", "pos", None], names=["neg", "pos"], drop_unlabeled=True, test=["neg", None, "what"])
     with pytest.raises(DataError, match=r"data\.test_rows row 4: label 'no' occurs in no training row"):
         read(["yes", "maybe"], names=["yes", "maybe", "no"], drop_unlabeled=True, test=["yes", "", "yes", "no"])
+
+
+def test_rows_left_out_are_reported() -> None:
+    summary = SplitSummary(3, {"neg": 1, "pos": 2}, 4.0, 5, 0.0, unlabeled_rows_dropped=2)
+    assert summary.notes("test") == ["2 rows without a label are left out of the test rows."]
+    assert replace(summary, unlabeled_rows_dropped=1).notes("test")[0].startswith("1 row without a label is left")
+    assert replace(summary, unlabeled_rows_dropped=0).notes("test") == []
