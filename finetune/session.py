@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import socket
 import time
 import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -83,6 +86,31 @@ def start(recipe: Recipe, *, trackers: bool) -> tuple[Accelerator, Console]:
     if warning := bfloat16_warning(recipe.training.mixed_precision, recipe.model.dtype, accelerator.device):
         console.print(f"[yellow]{warning}[/]")
     return accelerator, console
+
+
+def start_trackers(recipe: Recipe, folder: Path, accelerator: Accelerator) -> None:
+    """Start the recipe's tracker, if it names one: the project is the run folder's name, the config the recipe."""
+    # mlflow puts the name between quotation marks, and wandb allows no slash, among others, and 128 characters.
+    name = re.sub(r"[^\w.-]+", "-", folder.absolute().name).strip("-.")[:128]
+    accelerator.init_trackers(name or "finetune", config=hyperparameters(recipe))
+
+
+def hyperparameters(recipe: Recipe) -> dict[str, bool | int | float | str]:
+    """Return the recipe as one flat table, `section.key` to a value that every tracker takes; without its rows.
+
+    None, lists and mappings with free keys are JSON text: TensorBoard takes no None.
+    """
+    content = recipe.model_dump(mode="json")
+    content["data"] = {key: value for key, value in content["data"].items() if not key.endswith("_rows")}
+    return dict(_flat(content))
+
+
+def _flat(content: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping) and not prefix:  # a section
+            yield from _flat(value, f"{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, bool | int | float | str) else json.dumps(value)
 
 
 def refuse_sharded(name: str | None) -> None:

@@ -30,7 +30,7 @@ from finetune.results import RunFolder, Training, append_line, write_json
 from finetune.resuming import facts_of_material, facts_of_recipe
 from finetune.saving import check_reload, load_classifier, save_classifier, with_plain_adapters
 from finetune.scoring import predict
-from finetune.session import check_shared
+from finetune.session import check_shared, start_trackers
 from finetune.terminal import say
 from finetune.training import fit
 
@@ -83,7 +83,7 @@ def make_loop(recipe: Recipe, material: Material, plan: Plan, accelerator: Accel
 def train_stage(recipe: Recipe, material: Material, loop: Loop, folder: RunFolder, console: Console) -> Classifier:
     """Train, save the model, and return it as it was read back from disk."""
     classifier, accelerator = material.classifier, loop.accelerator
-    accelerator.init_trackers("", config={})
+    start_trackers(recipe, folder.path, accelerator)
     state = loop.state
 
     def clear() -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
@@ -24,7 +25,15 @@ from finetune.cli import main
 from finetune.errors import TrainingError
 from finetune.memory import rows_told
 from finetune.recipe import Recipe
-from finetune.session import check_launch, check_shared, describe_processes, refuse_sharded, with_precision
+from finetune.session import (
+    check_launch,
+    check_shared,
+    describe_processes,
+    hyperparameters,
+    refuse_sharded,
+    start_trackers,
+    with_precision,
+)
 from tests import plain_steps
 from tests.finished_runs import SCRATCH, recipe
 from tests.helpers import FLOAT32, HANG_SECONDS, TRAINED
@@ -326,3 +335,71 @@ def test_machines_that_would_train_in_different_precisions_are_refused(monkeypat
     monkeypatch.setattr("finetune.session.gather_object", lambda found: [*found, "bf16"])
     with pytest.raises(TrainingError, match=r"would train in bf16 and no: .* name one in training.mixed_precision"):
         check_launch(stub())
+
+
+class Recorded(GeneralTracker):
+    """A tracker that keeps what it is given."""
+
+    name, requires_logging_directory = "recorded", False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[str, Any] = {}
+        self.logged: list[tuple[dict[str, Any], int | None]] = []
+
+    @property
+    def tracker(self) -> dict[str, Any]:
+        return self.values
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.values.update(values)
+
+    def log(self, values: dict[str, Any], step: int | None = None, **options: Any) -> None:
+        self.logged.append((values, step))
+
+
+def given_recipe(**sections: Any) -> Recipe:
+    return Recipe.model_validate({"output_dir": "x", **recipe(SCRATCH, **sections)})
+
+
+def test_a_tracker_is_given_every_value_of_the_recipe_but_its_rows() -> None:
+    tracker, given = Recorded(), given_recipe(training={"learning_rate": 0.003, "class_weights": {"yes": 2.0}})
+    accelerator = Accelerator(cpu=True, log_with=tracker)
+    start_trackers(given, Path("runs/a"), accelerator)
+    assert tracker.values == hyperparameters(given)
+    assert {type(value) for value in tracker.values.values()} <= {bool, int, float, str}
+    assert not any(key.endswith("_rows") for key in tracker.values)
+    assert "train_rows" in given.data.model_dump()
+    expected = {
+        "seed": given.seed, "training.learning_rate": 0.003, "training.class_weights": '{"yes": 2.0}',
+        "model.model_name_or_path": "null", "peft": "null", "evaluation.metrics": json.dumps(given.evaluation.metrics),
+    }  # fmt: skip
+    assert {key: tracker.values[key] for key in expected} == expected
+    accelerator.log({"loss": 1.0}, step=3)
+    assert tracker.logged == [({"loss": 1.0}, 3)]
+
+
+@pytest.mark.parametrize(
+    ("folder", "project"),
+    [
+        ("runs/sst2-lora", "sst2-lora"),
+        ("runs/it's a run: 3/", "it-s-a-run-3"),
+        ("/", "finetune"),
+        ("x" * 200, "x" * 128),
+    ],
+)
+def test_the_project_is_the_run_folder_in_letters_that_trackers_take(folder: str, project: str) -> None:
+    names: list[str] = []
+    start_trackers(given_recipe(), Path(folder), SimpleNamespace(init_trackers=lambda name, config: names.append(name)))
+    assert names == [project]
+
+
+def test_tensorboard_takes_them(tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=str(tmp_path))
+    start_trackers(given_recipe(), tmp_path / "a run", accelerator)
+    accelerator.log({"loss": 1.0}, step=1)
+    accelerator.end_training()
+    (written,) = tmp_path.rglob("hparams.yml")
+    assert written.is_relative_to(tmp_path / "a-run")
+    assert yaml.safe_load(written.read_text()) == hyperparameters(given_recipe())
+    assert len(list(tmp_path.rglob("events*"))) == 2  # the run's, and its hyperparameters'
