@@ -84,8 +84,8 @@ class Source:
 class loading:  # noqa: N801  (used as a function)
     """Turn what goes wrong while a checkpoint is loaded into one clear ModelError.
 
-    All errors count, for what a damaged file makes of a library's code is not foreseeable; only running out of a
-    device's memory keeps its own message.
+    All errors count, for what a damaged file makes of a library's code is not foreseeable, and so does a panic of the
+    Rust code of tokenizers, which is no Exception; only running out of a device's memory keeps its own message.
     """
 
     def __init__(self, source: Source) -> None:
@@ -95,14 +95,16 @@ class loading:  # noqa: N801  (used as a function)
         attention.register()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, FinetuneError | torch.OutOfMemoryError):
+        if isinstance(error, FinetuneError | torch.OutOfMemoryError):
+            return
+        if isinstance(error, Exception) or (error is not None and type(error).__name__ == "PanicException"):
             what, repair = _reason_and_repair(error)
             raise ModelError(
                 f"cannot load model '{self.source.name}' (revision {self.source.revision}): {what}; {repair}"
             ) from error
 
 
-def _reason_and_repair(error: Exception) -> tuple[str, str]:
+def _reason_and_repair(error: BaseException) -> tuple[str, str]:
     """Return what transformers or the hub reported, and what to do about it."""
     reason = " ".join(str(error).split())
     sought_before_start = isinstance(error, OSError) and error.errno == errno.EINVAL  # in a pickle that was cut
