@@ -121,9 +121,10 @@ def refuse_not_finite(model: nn.Module, name: str) -> None:
         count = int((~weight.isfinite()).sum())
         dtype = str(weight.dtype).removeprefix("torch.")
         more = f", and so have {len(bad) - 1} more weights" if len(bad) > 1 else ""
+        wider = "" if weight.dtype == torch.float32 else ", or set model.dtype: float32 if they are only too large"
         raise ModelError(
-            f"model '{name}' has {count} values in {key} that are not finite in {dtype}{more}: the checkpoint is "
-            "damaged, or too large for this dtype; use another checkpoint, or model.dtype: float32"
+            f"model '{name}' has {count} values in {key} that are not finite in {dtype}{more}: its weights are "
+            f"damaged; use another checkpoint{wider}"
         )
 
 

@@ -139,7 +139,7 @@ def test_a_weight_that_is_not_finite_is_the_checkpoints(value: float, tiny_bert:
     message = (
         r"has 1 values in bert\.encoder\.layer\.0\.attention\.self\.query\.weight that are not finite in float32, "
     )
-    with pytest.raises(ModelError, match=message + "and so have 1 more weights: the checkpoint is damaged"):
+    with pytest.raises(ModelError, match=message + "and so have 1 more weights: its weights are damaged"):
         build(folder)
 
 
