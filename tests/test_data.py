@@ -76,7 +76,7 @@ def test_every_file_type_reads_the_same(tmp_path: Path, ending: str) -> None:
         ({"train_csv": "text,label\na,b\n"}, r"no column 'sentence' \(data\.text_column\); it has text, label"),
         ({"train_csv": "sentence,labels\na,b\n"}, r"no column 'label' .*did you mean 'labels'"),
         ({"train_csv": "sentence,label\na,x\nb,\nc,y\n"}, r"train\.csv row 2: column 'label' is empty"),
-        ({"train_csv": "sentence,label\na,x\nb\nc,y\n"}, r"row 2 \(line 3\) has 1 cells, but the header names 2"),
+        ({"train_csv": "sentence,label\na,x\nb\nc,y\n"}, r"row 2 \(line 3\) has 1 cell, but the header names 2"),
         ({"train_csv": "sentence,label\n  ,x\nb,y\n"}, r"train\.csv row 1: column 'sentence' is empty"),
         ({"train_csv": "sentence,label\na,x\nb,y,z\n"}, r"row 2 \(line 3\) has 3 cells.*quotation marks"),
         ({"train_csv": "sentence,sentence\na,x\n"}, r"line 1 should name the columns once each"),

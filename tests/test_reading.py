@@ -264,6 +264,11 @@ def test_malformed_csv_is_named_by_its_line(tmp_path: Path, content: str, messag
         cells(written(tmp_path, "csv", f"sentence,label\n{content}"))
 
 
+def test_a_tab_in_a_tsv_text_has_its_own_repair(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"row 2 \(line 3\) has 3 cells, but .* 2 columns; a tsv file cannot hold"):
+        cells(written(tmp_path, "tsv", 'sentence\tlabel\na\tx\n"b\tc"\ty\n'))
+
+
 def test_text_in_a_column_without_a_name_at_the_end_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"row 1 \(line 2\) has 'x' in a column without a name; name the column"):
         cells(written(tmp_path, "csv", "sentence,label,\nWell a, the tail,x\nb,y,\n"))
@@ -367,7 +372,7 @@ def test_a_folder_of_files_is_read_like_the_files(folder: Callable[..., str], tm
     with pytest.raises(DataError, match=r"cannot load .*split dev.*name its splits"):
         named(str(tmp_path), validation_split="dev")
     (tmp_path / "validation.csv").write_text("sentence,label\na\n")
-    with pytest.raises(DataError, match=r"validation\.csv row 1 \(line 2\) has 1 cells"):
+    with pytest.raises(DataError, match=r"validation\.csv row 1 \(line 2\) has 1 cell"):
         named(str(tmp_path))
 
 

@@ -63,7 +63,7 @@ def read_delimited(file: Path, kind: str, columns: Sequence[Column]) -> Iterator
         labels: set[str] = set()
         within: list[_RowWithin] = []
         first, block = 1, []
-        for row in _of_one_width(rows, file, header.cells, delimiter):
+        for row in _of_one_width(rows, file, header.cells, _repair(kind, delimiter)):
             if row.last_line > row.line:
                 within += _rows_within(row, delimiter, places[-1])
             else:
@@ -123,7 +123,14 @@ def _check_header(file: Path, header: _Row) -> None:
         )
 
 
-def _of_one_width(rows: Iterator[_Row], file: Path, header: Sequence[str], delimiter: str) -> Iterator[_Row]:
+def _repair(kind: str, delimiter: str) -> str:
+    """Return what to do about a text that holds the separator."""
+    if kind == "tsv":
+        return "a tsv file cannot hold a text with a tab or a line break: give such rows as csv, jsonl or parquet"
+    return f"put quotation marks around a text with a {delimiter!r} in it"
+
+
+def _of_one_width(rows: Iterator[_Row], file: Path, header: Sequence[str], repair: str) -> Iterator[_Row]:
     """Yield the rows, each of which has as many cells as the first and no text beyond the last named column.
 
     Empty cells there come from a comma at the end of the lines; columns without a name before it are not read.
@@ -138,13 +145,12 @@ def _of_one_width(rows: Iterator[_Row], file: Path, header: Sequence[str], delim
             yield row
             continue
         where = f"{file} row {row.number} (line {row.line})"
-        repair = f"put quotation marks around a text with a {delimiter!r} in it"
         if core <= count <= len(header) and surplus is not None:
             raise DataError(
                 f"{where} has {surplus[:40]!r} in a column without a name; name the column in the header, or {repair}"
             )
         rule = f"row 1 has {width}" if surplus is None and count >= core else f"the header names {core} columns"
-        raise DataError(f"{where} has {count} cells, but {rule}; {repair}")
+        raise DataError(f"{where} has {count} cell{'s' if count > 1 else ''}, but {rule}; {repair}")
 
 
 def _rows_within(row: _Row, delimiter: str, label: int) -> Iterator[_RowWithin]:
