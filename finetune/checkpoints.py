@@ -23,13 +23,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from finetune.errors import TrainingError
 from finetune.files import MARK, damage, seal, to_disk, writing
+from finetune.processes import on_main_process
 from finetune.randomness import random_state, restore_random_state
 from finetune.resuming import refuse_differences
 from finetune.state import Progress, TrainState
@@ -99,10 +100,10 @@ def save_checkpoint(
     """
     random = gather_object([random_state()])
     states = {key: item.state_dict() for key, item in machinery.items()}  # may be gathered from all processes
-    failed: TrainingError | None = None
-    if accelerator.is_main_process:
-        place = _place(root, progress.state.step)
-        aside = root / f".{place.name}.tmp"
+    place = _place(root, progress.state.step)
+    aside = root / f".{place.name}.tmp"
+
+    def write() -> None:
         try:
             with writing(place, "make room, and go on from the earlier checkpoints, which are intact"):
                 shutil.rmtree(aside, ignore_errors=True)
@@ -116,12 +117,11 @@ def save_checkpoint(
                 seal(aside, _KIND, _VERSION)
                 _take_place(aside, place)
                 forget_old(root, keep, progress.state.step)
-        except TrainingError as error:
+        except TrainingError:
             shutil.rmtree(aside, ignore_errors=True)
-            failed = error
-    # No process may wait for one that has given up.
-    if broadcast_object_list([failed and str(failed)])[0]:
-        raise failed or TrainingError("a checkpoint cannot be written: the main process says why")
+            raise
+
+    on_main_process(accelerator, write)
 
 
 def _take_place(aside: Path, folder: Path) -> None:

@@ -31,6 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:  # argparse takes no more positional arguments after an option
         asked.overrides = [*asked.overrides, *rest]
+    if asked.command is _heads:  # runs and overrides are positional alike, and any number of both
+        asked.overrides = [part for part in asked.run if _is_override(part)]
+        asked.run = [Path(part) for part in asked.run if part not in asked.overrides]
+        if not asked.run:
+            parser.error("the following arguments are required: run")
     command: Callable[[argparse.Namespace], None] = asked.command
     speaks = int(os.environ.get("LOCAL_RANK", "0")) == 0  # of a machine's processes, one
     try:
@@ -49,6 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{stopped}{_GO_ON if again else ''}", file=sys.stderr)
         return stopped.exit_code
     return 0
+
+
+def _is_override(part: str) -> bool:
+    """Return whether an argument changes the recipe; a run folder whose name holds "=" is one that is there."""
+    return "=" in part and not os.path.lexists(part)
 
 
 def _check_processes(asked: argparse.Namespace) -> None:
@@ -89,21 +99,25 @@ def _parser() -> argparse.ArgumentParser:
         ("report", _report, "write a finished run's report again"),
     ):
         again = commands.add_parser(name, help=help_text)
-        again.add_argument("run", type=Path, help="a run folder, such as runs/toy")
+        _add_run(again)
         again.set_defaults(command=command)
 
     merge = commands.add_parser("merge", help="write a run's model as plain weights that stock transformers reads")
-    merge.add_argument("run", type=Path, help="a run folder, such as runs/toy")
+    _add_run(merge)
     merge.add_argument("--output", type=Path, help="the folder to write (default: RUN/merged)")
     merge.set_defaults(command=_merge)
 
-    heads = commands.add_parser("heads", help="analyse a finished run's heads anew; several runs: do they agree?")
-    heads.add_argument("run", type=Path, nargs="+", help="run folders, such as runs/toy")
-    heads.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of head_importance; may repeat")
+    heads = commands.add_parser("heads", help="analyze a finished run's heads again; several runs: do they agree?")
+    heads.add_argument(
+        "run",
+        nargs="+",
+        metavar="run | section.key=value",
+        help="run folders, such as runs/toy, and changes to the recipe",
+    )
     heads.set_defaults(command=_heads)
 
     prune = commands.add_parser("prune", help="cut heads out of a finished run's model, heal it, compare")
-    prune.add_argument("run", type=Path, help="a run folder, such as runs/toy")
+    _add_run(prune)
     how = prune.add_mutually_exclusive_group(required=True)
     how.add_argument("--share", type=float, metavar="S", help="of the heads, 0 to 1")
     how.add_argument("--keep-within", type=float, metavar="D", help="as many as keep the validation score this near")
@@ -116,6 +130,11 @@ def _parser() -> argparse.ArgumentParser:
     schema = commands.add_parser("schema", help="print the recipe's JSON schema")
     schema.set_defaults(command=_schema)
     return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="a run folder, such as runs/toy")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run's recipe")
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -145,22 +164,24 @@ def _train(asked: argparse.Namespace) -> None:
 def _evaluate(asked: argparse.Namespace) -> None:
     from finetune.run import evaluate
 
-    evaluate(asked.run)
+    evaluate(asked.run, asked.overrides)
 
 
 def _report(asked: argparse.Namespace) -> None:
+    from finetune.locks import locked_folder
     from finetune.report import write_report
-    from finetune.results import RunFolder
+    from finetune.run_files import existing_run
 
-    folder = RunFolder(asked.run)
-    write_report(folder)
+    folder = existing_run(asked.run)
+    with locked_folder(folder.path):
+        write_report(folder, asked.overrides)
     print(f"Report: {folder.report}")
 
 
 def _merge(asked: argparse.Namespace) -> None:
     from finetune.run import merge
 
-    output, difference = merge(asked.run, asked.output)
+    output, difference = merge(asked.run, asked.output, asked.overrides)
     print(f"Plain weights in {output}; the largest difference of a logit is {difference:.1g}")
 
 
@@ -175,9 +196,10 @@ def _named_heads(text: str) -> list[tuple[int, int]]:
 def _heads(asked: argparse.Namespace) -> None:
     from finetune.study import check_runs, compare_runs, study_run
 
-    check_runs(asked.run)
-    for run in asked.run if len(asked.run) == 1 or asked.set else []:
-        study_run(run, asked.set)
+    analyze = len(asked.run) == 1 or bool(asked.overrides)
+    check_runs(asked.run, asked.overrides, analyze=analyze)
+    for run in asked.run if analyze else []:
+        study_run(run, asked.overrides)
     if len(asked.run) > 1:
         compare_runs(asked.run)
 
@@ -192,7 +214,14 @@ def _prune(asked: argparse.Namespace) -> None:
     from finetune.prune import Choice, prune
 
     choice = Choice(asked.share, asked.keep_within, asked.heads)
-    prune(asked.run, choice, method=asked.method, heal_epochs=asked.heal, output=asked.output)
+    prune(
+        asked.run,
+        choice,
+        method=asked.method,
+        heal_epochs=asked.heal,
+        output=asked.output,
+        overrides=asked.overrides,
+    )
 
 
 def _schema(asked: argparse.Namespace) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -11,18 +13,25 @@ from rich.console import Console
 
 from finetune.checking import refuse_too_long
 from finetune.data.prepare import encode_splits, read_labelled, summarise
-from finetune.errors import DataError
+from finetune.errors import DataError, RecipeError
 from finetune.modeling import Classifier
 from finetune.preparation import Material, check_splits
-from finetune.recipe import ModelSection, Recipe, load_recipe
+from finetune.processes import local_main_process_first
+from finetune.recipe import ModelSection, Recipe
 from finetune.results import RunFolder
+from finetune.run_files import existing_run, read_recipe, read_summary
 from finetune.saving import load_classifier
-from finetune.session import start
+from finetune.session import finish, run_locked, start, with_precision
+from finetune.terminal import say
+
+# What was settled when the run was trained; of `model`, only where the base lies and how files may be read can change.
+_SETTLED = ("seed", "task", "peft")
+_TRUST = ("use_safetensors", "trust_remote_code")
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What is needed to go on with a run: its folder, recipe, classifier and rows, and this process's devices."""
+    """What is needed to work on with a run: its folder, recipe, classifier and rows, and this process's devices."""
 
     folder: RunFolder
     recipe: Recipe
@@ -31,52 +40,52 @@ class FinishedRun:
     console: Console
 
 
-def open_run(path: Path, changes: Sequence[str] = ()) -> FinishedRun:
-    """Return the finished run in a folder, with its classifier, and its rows read anew by the recipe.
-
-    Args:
-        changes: to the recipe, as `section.key=value`.
+def finished_folder(path: Path) -> RunFolder:
+    """Return the folder of a finished run, at a path that a user gave.
 
     Raises:
-        FinetuneError: the folder holds no finished run, or its data can no longer be read.
+        DataError: there is no folder, or the run in it never got as far as a model.
     """
-    folder = RunFolder(path.absolute())
+    folder = existing_run(path)
     wanted = (folder.recipe, folder.environment, folder.data, folder.training, folder.model)
     missing = [file.name for file in wanted if not file.exists()]
     if missing:
         raise DataError(f"{path} holds no finished run (no {', '.join(missing)}); name the folder that `train` wrote")
-    recipe = received_recipe(folder, changes)
-    accelerator, console = start(recipe, trackers=False)
-    classifier = load_received(folder, recipe, changes)
-    refuse_too_long(classifier.base.config, classifier.tokenizer, recipe.data.max_length, str(path))
-    with accelerator.local_main_process_first():  # a machine's caches are written once
-        splits = read_labelled(recipe.data, classifier.problem_type, classifier.label_names, recipe.seed)
-        check_splits(recipe, splits.raw)
-        encoded = encode_splits(splits, classifier.tokenizer, recipe.data)
-    material = Material(classifier, encoded, summarise(splits, encoded, recipe.data))
-    return FinishedRun(folder, recipe, material, accelerator, console)
+    return folder
 
 
-def received_recipe(folder: RunFolder, changes: Sequence[str] = ()) -> Recipe:
-    """Return the recipe of a run folder with the user's changes.
+def finished_recipe(folder: RunFolder, overrides: Sequence[str] = (), *, read_data: bool = True) -> Recipe:
+    """Return a finished run's recipe with `section.key=value` overrides.
+
+    Args:
+        read_data: whether the data files must be there, as they are read again.
 
     The folder may be somebody else's, so what its recipe says of trust does not count: `model.trust_remote_code` and
-    `model.use_safetensors` have their defaults unless a change gives them.
+    `model.use_safetensors` have their defaults unless an override gives them.
 
     Raises:
-        RecipeError: as `load_recipe`.
+        RecipeError: the recipe or an override is wrong, or an override would change what the run was trained with.
     """
-    recipe, given = load_recipe(folder.recipe, changes), _keys(changes)
-    trust = {
-        key: ModelSection.model_fields[key].default
-        for key in ("trust_remote_code", "use_safetensors")
-        if not given & {"model", f"model.{key}"}
-    }
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update=trust)})
+    recipe = read_recipe(folder, overrides, read_data=read_data)
+    trained = read_recipe(folder, read_data=False)
+    changed = [name for name in _SETTLED if getattr(recipe, name) != getattr(trained, name)]
+    changed += [
+        f"model.{name}"
+        for name, value in recipe.model
+        if name not in (*_TRUST, "model_name_or_path") and value != getattr(trained.model, name)
+    ]
+    if changed:
+        raise RecipeError(
+            f"{changed[0]} cannot be changed: the run in {folder.path} was trained with it; train another run for that"
+        )
+    given = _keys(overrides)
+    trust = {key: ModelSection.model_fields[key].default for key in _TRUST if not given & {"model", f"model.{key}"}}
+    recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=trust)})
+    return with_precision(recipe)
 
 
 def load_received(folder: RunFolder, recipe: Recipe, changes: Sequence[str] = ()) -> Classifier:
-    """Return the classifier of a run folder, by the recipe that `received_recipe` gave.
+    """Return the classifier of a run folder, by the recipe that `finished_recipe` gave.
 
     Raises:
         ModelError: see `load_classifier`.
@@ -92,3 +101,40 @@ def load_received(folder: RunFolder, recipe: Recipe, changes: Sequence[str] = ()
 
 def _keys(changes: Sequence[str]) -> set[str]:
     return {change.partition("=")[0].strip() for change in changes}
+
+
+@contextmanager
+def open_run(path: Path, overrides: Sequence[str] = (), *, read_only_ok: bool = False) -> Iterator[FinishedRun]:
+    """Yield the finished run in a folder, with its classifier, and its rows read again by the recipe.
+
+    No other process writes in the folder meanwhile.
+
+    Args:
+        overrides: to the recipe, as `section.key=value`.
+        read_only_ok: the folder may be one that cannot be written.
+
+    Raises:
+        FinetuneError: the folder holds no finished run, one of its files is damaged, its data can no longer be read,
+            or another process writes there.
+    """
+    folder = finished_folder(path)
+    recipe = finished_recipe(folder, overrides)
+    before = read_summary(folder)
+    accelerator, console = start(recipe, trackers=False)
+    with run_locked(folder, accelerator, read_only_ok=read_only_ok):
+        material = local_main_process_first(accelerator, partial(_material, folder, recipe, overrides))
+        if material.summary != before:
+            splits = [name for name, facts in material.summary.items() if facts != before.get(name)]
+            say(console, f"[yellow]Other rows than when the run was trained: {', '.join(splits)}.[/]")
+        yield FinishedRun(folder, recipe, material, accelerator, console)
+        finish(accelerator)
+
+
+def _material(folder: RunFolder, recipe: Recipe, overrides: Sequence[str]) -> Material:
+    """Return the run's classifier and its rows."""
+    classifier = load_received(folder, recipe, overrides)
+    refuse_too_long(classifier.base.config, classifier.tokenizer, recipe.data.max_length, str(folder.path))
+    splits = read_labelled(recipe.data, classifier.problem_type, classifier.label_names, recipe.seed)
+    check_splits(recipe, splits.raw)
+    encoded = encode_splits(splits, classifier.tokenizer, recipe.data)
+    return Material(classifier, encoded, summarise(splits, encoded, recipe.data))

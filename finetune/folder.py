@@ -2,74 +2,177 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
+from finetune import __version__
 from finetune.errors import DataError, TrainingError
-from finetune.files import to_disk, writing
+from finetune.files import MARK, to_disk, writing
+from finetune.locks import LOCK, locked_file
 from finetune.recipe import Recipe, dump_recipe
-from finetune.results import RunFolder, SplitSummary, read_lines, write_json, write_text
+from finetune.results import RunFolder, SplitSummary, write_json, write_text
+from finetune.run_files import CLAIM, Claim, not_a_run, read_history
 
-_CLAIMED = ".claimed"  # lies in a folder while it is made a run's: whoever is killed then can start again
+_PREVIOUS = ".previous"  # the run that is being replaced, until the new one has a model
+# What a process may leave in an empty folder that is killed before it has claimed it.
+_LEFT_BY_KILLED = {LOCK, CLAIM, f".{CLAIM}.tmp"}
 
 
 def check_folder(folder: RunFolder, recipe: Recipe) -> None:
-    """Raise TrainingError if the run folder holds something that must not be lost."""
-    path = folder.path
-    for name, used in used_files(recipe).items():
-        if used.resolve().is_relative_to(path.resolve()) and not recipe.checkpoint.resume_from_checkpoint:
-            raise TrainingError(f"{name} lies in output_dir {path}, which is to be written; name another output_dir")
-    if path.exists() and not path.is_dir():
-        raise TrainingError(f"output_dir {path} is a file; name a folder")
-    if not path.is_dir() or not any(path.iterdir()):
+    """Raise a FinetuneError if the run folder cannot be taken, or holds something that must not be lost."""
+    path, resumed = folder.path, recipe.checkpoint.resume_from_checkpoint is not None
+    try:
+        _refuse_inputs(folder, recipe, resumed=resumed)
+        if path.exists() and not path.is_dir():
+            raise TrainingError(f"output_dir {path} is a file; name a folder")
+        names = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
+        reason = getattr(error, "strerror", None) or str(error)
+        raise TrainingError(f"output_dir {path} cannot be used: {reason}; name another folder") from error
+    if names <= _LEFT_BY_KILLED:
         return
-    ours = all(file.is_file() for file in (folder.recipe, folder.environment, folder.data))
-    if not ours and not (path / _CLAIMED).is_file():
-        raise TrainingError(f"output_dir {path} holds files that are no run; name another folder")
-    if not recipe.overwrite_output_dir and not recipe.checkpoint.resume_from_checkpoint:
+    if reason := not_a_run(folder):
+        raise TrainingError(
+            f"output_dir {path} is not empty and is not a finetune run ({reason}); name another folder, or empty this "
+            "one yourself"
+        )
+    if not recipe.overwrite_output_dir and not resumed:
         raise TrainingError(
             f"output_dir {path} holds an earlier run; name another, go on with it "
             "(checkpoint.resume_from_checkpoint=auto), or replace it (overwrite_output_dir=true)"
         )
+    if resumed and folder.history.is_file():
+        read_history(folder)
+
+
+def _refuse_inputs(folder: RunFolder, recipe: Recipe, *, resumed: bool) -> None:
+    """Raise TrainingError if the run would write over what it reads."""
+    outputs = [name.resolve() for name in folder.written()]
+    for name, used in used_files(recipe).items():
+        inside = used.resolve().is_relative_to(folder.path.resolve())
+        if inside and (not resumed or any(used.resolve().is_relative_to(output) for output in outputs)):
+            raise TrainingError(
+                f"{name} lies in output_dir {folder.path}, which is to be written; name another output_dir"
+            )
 
 
 def used_files(recipe: Recipe) -> dict[str, Path]:
     """Return key -> path for everything on disk that the run reads."""
     files = {f"data.{split}_file": Path(file) for split, file in recipe.data.local_files().items()}
-    name = recipe.model.model_name_or_path
-    return files | ({"model.model_name_or_path": Path(name)} if name and Path(name).is_dir() else {})
+    for key, name in (
+        ("model.model_name_or_path", recipe.model.model_name_or_path),
+        ("data.dataset_name", recipe.data.dataset_name),
+    ):
+        if name and Path(name).is_dir():
+            files[key] = Path(name)
+    return files
 
 
 def claim_folder(
     folder: RunFolder, recipe: Recipe, environment: Mapping[str, object], summary: Mapping[str, SplitSummary]
 ) -> None:
-    """Make the run folder, clear an earlier run out of it unless it is resumed, and write down what is run."""
+    """Make the run folder, set an earlier run aside unless it is resumed, and write down what is run.
+
+    The earlier run is kept in the folder, under another name, until the new one has a model: see `forget_previous`
+    and `restored_on_failure`.
+    """
     with writing(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
-        (folder.path / _CLAIMED).touch()  # whole at once, unlike what is written aside first
+        claim = Claim(__version__, datetime.now(UTC).isoformat(timespec="seconds"))
+        write_json(folder.path / CLAIM, claim)
         if not recipe.checkpoint.resume_from_checkpoint:
-            for old in folder.written():
-                shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+            _set_aside(folder)
         # Running it again is to repeat the run, not to go on with it.
         fresh = recipe.checkpoint.model_copy(update={"resume_from_checkpoint": None})
         write_text(folder.recipe, dump_recipe(recipe.model_copy(update={"checkpoint": fresh})))
         write_json(folder.environment, dict(environment))
         write_json(folder.data, dict(summary))
-        (folder.path / _CLAIMED).unlink()
+        (folder.path / CLAIM).unlink()
 
 
-def forget_after(history: Path, step: int) -> None:
+def _set_aside(folder: RunFolder) -> None:
+    """Move what an earlier run wrote to `_PREVIOUS`; what an unfinished run wrote that was replacing it is removed."""
+    aside = folder.path / _PREVIOUS
+    if aside.is_dir() and not folder.model.is_dir():
+        _remove(folder)
+        return
+    forget_previous(folder)
+    for old in folder.written():
+        if old.exists() or old.is_symlink():
+            aside.mkdir(exist_ok=True)
+            old.rename(aside / old.name)
+
+
+def _remove(folder: RunFolder) -> None:
+    """Delete what a run wrote, and nothing else of the folder."""
+    for old in folder.written():
+        shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
+
+
+def forget_previous(folder: RunFolder) -> None:
+    """Delete the run that was replaced, now that the new one has a model."""
+    with writing(folder.path):
+        if (folder.path / _PREVIOUS).is_dir():
+            shutil.rmtree(folder.path / _PREVIOUS)
+
+
+@contextmanager
+def restored_on_failure(folder: RunFolder, *, is_main_process: bool) -> Iterator[None]:
+    """On any error, put the run that was to be replaced back, unless the new one has a checkpoint or a model.
+
+    Where several processes work, the main one does it.
+    """
+    try:
+        yield
+    except BaseException:
+        aside = folder.path / _PREVIOUS
+        started = folder.model.is_dir() or any(folder.checkpoints.glob(f"*/{MARK}"))
+        if is_main_process and aside.is_dir() and not started:
+            _remove(folder)
+            for old in list(aside.iterdir()):
+                old.rename(folder.path / old.name)
+            aside.rmdir()
+            (folder.path / CLAIM).unlink(missing_ok=True)
+        raise
+
+
+def forget_after(folder: RunFolder, step: int) -> None:
     """Drop the history's entries after `step`: a resumed run writes them again."""
-    kept = [json.dumps(entry, allow_nan=False) + "\n" for entry in read_lines(history) if entry["step"] <= step]
-    write_text(history, "".join(kept))
+    entries = read_history(folder) if folder.history.is_file() else []
+    kept = [json.dumps(entry, allow_nan=False) + "\n" for entry in entries if (entry["step"] or 0) <= step]
+    write_text(folder.history, "".join(kept))
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[None]:
+    """Hold the lock of a folder that is to be written beside a run, from before the work until it is there.
+
+    Raises:
+        DataError: it is there already.
+        TrainingError: another process writes it.
+    """
+    check_free(target)
+    with locked_file(target.with_name(f".{target.name}.lock"), target):
+        check_free(target)
+        yield
 
 
 def check_free(target: Path) -> None:
     """Raise DataError if a folder that is to be written is taken."""
-    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+    try:
+        taken = target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir())))
+        above = next(path for path in target.parents if path.exists())
+        if not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    except OSError as error:
+        raise DataError(f"{target} cannot be written: {error.strerror}; name another folder with --output") from error
+    if taken:
         raise DataError(f"{target} is there already and not empty; name another folder with --output")
 
 

@@ -24,6 +24,7 @@ from finetune.lora import Lora
 from finetune.memory import is_out_of_memory
 from finetune.modeling import Classifier, new_classifier, pretrained_classifier
 from finetune.plan import Plan
+from finetune.processes import local_main_process_first
 from finetune.progress import TrainingProgress
 from finetune.ranks import rehearsal_plan, rehearse_ranks, written_ranks
 from finetune.recipe import ModelSection, PeftSection, Recipe
@@ -52,7 +53,8 @@ class Material:
 
 def prepare(recipe: Recipe, accelerator: Accelerator) -> Material:
     """Read the data and build the classifier; one process of a machine first, so that its caches are written once."""
-    with accelerator.local_main_process_first():
+
+    def work() -> Material:
         splits = read_labelled(
             recipe.data,
             recipe.task.problem_type,
@@ -63,9 +65,11 @@ def prepare(recipe: Recipe, accelerator: Accelerator) -> Material:
         check_splits(recipe, splits.raw)
         classifier = build(recipe, splits)
         encoded = encode_splits(splits, classifier.tokenizer, recipe.data)
-    start_at_label_means(classifier, encoded["train"].labels)
-    try_longest_row(classifier, encoded)
-    return Material(classifier, encoded, summarise(splits, encoded, recipe.data))
+        start_at_label_means(classifier, encoded["train"].labels)
+        try_longest_row(classifier, encoded)
+        return Material(classifier, encoded, summarise(splits, encoded, recipe.data))
+
+    return local_main_process_first(accelerator, work)
 
 
 @torch.no_grad()

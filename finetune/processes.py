@@ -6,15 +6,18 @@ P processes
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup, all_reduce, broadcast, get_backend, new_group
 from torch.distributed import ReduceOp as Reduce
 
-from finetune.errors import TrainingError
+from finetune.errors import DataError, FinetuneError, ModelError, RecipeError, TrainingError
+
+T = TypeVar("T")
 
 _BUCKET = 2**23  # numbers sent together: few messages, and little memory besides
 
@@ -37,21 +40,56 @@ class Agreement:
         return [int(value) for value in known.tolist()]
 
 
-def on_main_process(accelerator: Accelerator, work: Callable[[], None]) -> None:
-    """Do `work` on the main process while the others wait.
+def gather_results(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
+    """Do `work` on every process and return all results, (P,), in the order of the processes.
 
     Raises:
-        TrainingError: it failed, on every process: none waits for one that has given up.
+        Exception: `work` failed somewhere. A process that failed raises its own error, each other one a FinetuneError
+            that repeats it, so that none waits for one that has given up.
     """
-    failed = ""
-    if accelerator.is_main_process:
-        try:
-            work()
-        except TrainingError as error:
-            failed = str(error)
-    (failed,) = broadcast_object_list([failed])
-    if failed:
-        raise TrainingError(failed)
+    result: list[T] = []
+    error: Exception | None = None
+    try:
+        result.append(work())
+    except Exception as caught:
+        error = caught
+    reports = gather_object([(result, None if error is None else _report(error, accelerator.process_index))])
+    if error is not None:
+        raise error
+    for _, failed in reports:
+        if failed is not None:
+            raise _repeated(*failed)
+    return [value for values, _ in reports for value in values]
+
+
+def on_main_process(accelerator: Accelerator, work: Callable[[], None]) -> None:
+    """Do `work` on the main process while the others wait; an error is raised on all, as by `gather_results`."""
+    gather_results(accelerator, lambda: work() if accelerator.is_main_process else None)
+
+
+def local_main_process_first(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """Do `work` on one process of each machine, then on its others, and return the own result.
+
+    An error on one process is raised on all, as by `gather_results`. (With Accelerate's context manager of this name
+    the others wait for a process that has failed.)
+    """
+    results: list[T] = []
+    for local_main in (True, False):
+        mine = accelerator.is_local_main_process == local_main
+        gather_results(accelerator, lambda mine=mine: results.append(work()) if mine else None)  # type: ignore[misc]
+    return results[0]
+
+
+def _report(error: Exception, process: int) -> tuple[str, str]:
+    """Return an error's class and text, as all other processes repeat it."""
+    if isinstance(error, FinetuneError):
+        return type(error).__name__, f"{error} (on process {process})" if process else str(error)
+    return "", f"process {process} failed with {type(error).__name__}: {error}; it prints the traceback"
+
+
+def _repeated(name: str, text: str) -> FinetuneError:
+    kinds = {kind.__name__: kind for kind in (DataError, ModelError, RecipeError, TrainingError)}
+    return kinds.get(name, TrainingError)(text)
 
 
 @torch.no_grad()

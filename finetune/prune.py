@@ -7,21 +7,17 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
-import peft
-import torch
 
 from finetune.errors import DataError, ModelError, did_you_mean
 from finetune.families import attention_sites, family_of
-from finetune.finished import FinishedRun, open_run
-from finetune.folder import check_free, written_whole
-from finetune.freezing import freeze, hold_in_one_dtype, keep_float32
-from finetune.head_results import HeadAnalysis, HeadScores, Pruning
+from finetune.finished import FinishedRun, finished_folder, open_run
+from finetune.folder import check_free, new_folder, written_whole
+from finetune.head_results import HeadScores, Pruning
 from finetune.heads.curves import gates_without, scorer
 from finetune.heads.estimate import Head
 from finetune.heads.importance import measure_importance
@@ -34,21 +30,16 @@ from finetune.heads.pruning import (
     write_zeroed,
 )
 from finetune.heads.sample import Sample, sample_rows
-from finetune.loop import Loop
-from finetune.lora import add_lora, merge_adapters
+from finetune.healing import heal
 from finetune.memory import memory_told
 from finetune.modeling import Classifier
-from finetune.plan import fill_in, make_plan
-from finetune.preparation import frozen_layers_cached, layers_compiled, lora_of
-from finetune.progress import TrainingProgress
 from finetune.recipe import HeadImportanceSection
 from finetune.recipe.schema import HeadMethod
-from finetune.results import LayerRanks, RunFolder, read_json, write_json
+from finetune.results import write_json
+from finetune.run_files import read_heads, read_ranks
 from finetune.saving import check_reload, load_classifier, save_classifier
 from finetune.scoring import predict
-from finetune.session import finish
-from finetune.terminal import say, show_pruning
-from finetune.training import fit
+from finetune.terminal import show_pruning
 
 STEP = 0.05  # shares that are tried for `keep_within`
 PATIENCE = 3  # shares in a row that may score too low: a curve may dip and recover, but not for long
@@ -66,7 +57,15 @@ class Choice:
 
 
 @memory_told()
-def prune(path: Path, choice: Choice, *, method: str | None, heal_epochs: int, output: Path | None) -> Pruning:
+def prune(
+    path: Path,
+    choice: Choice,
+    *,
+    method: str | None,
+    heal_epochs: int,
+    output: Path | None,
+    overrides: Sequence[str] = (),
+) -> Pruning:
     """Cut heads out of a finished run's model, and write what is left, with what it costs, beside the run.
 
     Heads are chosen by a ranking from training or validation rows and, for `keep_within`, by the score of the
@@ -76,15 +75,28 @@ def prune(path: Path, choice: Choice, *, method: str | None, heal_epochs: int, o
         method: the ranking; None: the one that leads the run's analysis.
         heal_epochs: epochs of training after the cut, by the run's own recipe.
         output: the folder to write, whole or not at all; None: `pruned` in the run folder.
+        overrides: to the run's recipe, as `section.key=value`.
 
     Raises:
         FinetuneError: the folder holds no finished run, the output is taken, or the heads cannot be cut out.
     """
-    target = (output or RunFolder(path).pruned).absolute()
+    folder = finished_folder(path)
+    target = (output or folder.pruned).absolute()
     check_free(target)
     _check_choice(choice, method)
-    run = open_run(path)
-    _check_run(run, choice)
+    if folder.heads.exists():
+        read_heads(folder)
+    if folder.ranks.exists():
+        read_ranks(folder)
+    with open_run(path, overrides, read_only_ok=output is not None) as run, new_folder(target):
+        _check_run(run, choice)
+        result = _prune(run, choice, method, heal_epochs, target)
+        show_pruning(run.console, result, str(target))
+    return result
+
+
+def _prune(run: FinishedRun, choice: Choice, method: str | None, heal_epochs: int, target: Path) -> Pruning:
+    """Cut heads out of the run's model and write what is left to `target`."""
     classifier = run.material.classifier
     removed, chosen_by = choose(run, choice, method)
     if not any(removed.values()):
@@ -115,8 +127,6 @@ def prune(path: Path, choice: Choice, *, method: str | None, heal_epochs: int, o
             after=footprint(pruned, aside / "model", speeds[1]),
         )
         write_json(aside / "pruning.json", result)
-    show_pruning(run.console, result, str(target))
-    finish(run.accelerator)
     return result
 
 
@@ -198,7 +208,7 @@ def most_within(
 def _ranking(run: FinishedRun, method: str | None) -> HeadScores:
     """Return the ranking that the run's analysis holds, or measure it; never one from test rows."""
     if run.folder.heads.is_file():
-        held = read_json(run.folder.heads, HeadAnalysis).methods
+        held = read_heads(run.folder).methods
         fitting = [scores for scores in held if scores.method == (method or held[0].method) and scores.split != "test"]
         if fitting:
             return fitting[0]
@@ -213,59 +223,6 @@ def _ranking(run: FinishedRun, method: str | None) -> HeadScores:
         seed=run.recipe.seed,
         max_seconds=asked.max_seconds,
     )
-
-
-def heal(run: FinishedRun, pruned: Classifier, epochs: int) -> Classifier:
-    """Return the pruned classifier after so many epochs by the recipe; adapters are new ones, merged at the end."""
-    training = {"num_train_epochs": epochs, "max_steps": None}
-    recipe = run.recipe.model_copy(
-        update={
-            "training": run.recipe.training.model_copy(update=training),
-            "evaluation": run.recipe.evaluation.model_copy(update={"eval_strategy": "no"}),
-        }
-    )
-    own = run.material.classifier.model
-    if isinstance(own, peft.PeftModel):
-        trained = _adapted(run, pruned, tuple(own.peft_config["default"].modules_to_save or ()))  # type: ignore[attr-defined]
-    else:
-        trained, settings = pruned, recipe.training
-        freeze(pruned.base, freeze_embeddings=settings.freeze_embeddings, freeze_layers=settings.freeze_layers)
-    plan = make_plan(recipe, rows=len(run.material.splits["train"]), processes=1)
-    recipe, _ = fill_in(recipe, plan, pruned.base.config.hidden_size)
-    say(run.console, f"Healing: {plan.total_steps} steps.")
-    material = replace(run.material, classifier=trained)
-    with (
-        frozen_layers_cached(recipe, material, run.accelerator, tell=partial(say, run.console)) as cached,
-        layers_compiled(recipe, trained, run.accelerator),
-        TrainingProgress(run.console) as progress,
-    ):
-        loop = Loop(
-            trained,
-            cached.splits["train"],
-            replace(plan, save_every=None, patience=None),
-            recipe.training,
-            seed=recipe.seed,
-            accelerator=run.accelerator,
-            loraplus_lr_ratio=recipe.peft.loraplus_lr_ratio if recipe.peft else None,
-        )
-        fit(loop, progress=progress, checkpoints=run.folder.checkpoints)  # the plan writes none
-    run.accelerator.unwrap_model(loop.model, keep_fp32_wrapper=False)  # takes mixed precision off the model itself
-    healed = replace(pruned, model=merge_adapters(trained.model).eval())
-    hold_in_one_dtype(healed.base, getattr(torch, pruned.source.dtype if pruned.source else "float32"))
-    return healed
-
-
-def _adapted(run: FinishedRun, pruned: Classifier, whole: Sequence[str]) -> Classifier:
-    """Return the pruned classifier with new adapters, and the modules `whole` to be trained besides, as in the run."""
-    adapters, source = run.recipe.peft, pruned.source
-    assert adapters is not None
-    assert source is not None
-    by_layer = read_json(run.folder.ranks, LayerRanks).by_layer() if adapters.by_importance() else {}
-    lora = replace(lora_of(adapters, by_layer), init_lora_weights=True)
-    new = [name for name, _ in pruned.base.named_parameters() if name.rpartition(".")[0] in whole]
-    keep_float32(pruned.base, whole)
-    adapted = add_lora(pruned.base, lora, new, location=source.location(), revision=source.revision)
-    return replace(pruned, model=adapted)
 
 
 def sample_of(run: FinishedRun, split: str, most: int | None = None) -> Sample:

@@ -6,7 +6,6 @@ L layers, H heads, C classes
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -206,6 +205,7 @@ class RunFolder:
     scores = property(lambda self: self.path / "scores.json")
     predictions = property(lambda self: self.path / "predictions.parquet")
     heads = property(lambda self: self.path / "heads.json")
+    heads_failure = property(lambda self: self.path / "heads_failure.json")
     report = property(lambda self: self.path / "report.html")
     card = property(lambda self: self.path / "README.md")
 
@@ -237,20 +237,47 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, default=asdict, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def damaged(path: Path, reason: str) -> DataError:
+    """Return the error for a file of a run that cannot be used, with the command that writes it again."""
+    repair = _REPAIRS.get(path.name, "finish the run (checkpoint.resume_from_checkpoint=auto) or repeat it")
+    return DataError(f"{path} is damaged or of another version ({reason}); {repair}")
+
+
 def read_json(path: Path, kind: type[T]) -> T:
     """Return the result of type `kind` that lies in `path`.
 
     Raises:
         DataError: the file is missing, or does not hold such a result.
     """
-    if not path.is_file():
-        raise DataError(f"no {path.name} in {path.parent}; a finished run has one, so finish or repeat the run")
+    content = read_bytes(path)
     try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
+        json.loads(content, parse_constant=_refuse_constant)  # pydantic takes NaN for a number, and no depth for deep
+        return TypeAdapter(kind).validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise DataError(f"{path} does not fit this version ({where}: {first['msg']}); repeat the run") from error
+        raise damaged(path, f"{where}: {first['msg']}" if where else first["msg"]) from error
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, str(error)) from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file of a run.
+
+    Raises:
+        DataError: it is missing or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        repair = _REPAIRS.get(path.name, "finish or repeat the run")
+        raise DataError(f"no {path.name} in {path.parent}; a finished run has one: {repair}") from error
+    except OSError as error:
+        raise damaged(path, error.strerror or str(error)) from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def append_line(path: Path, entry: dict[str, Any]) -> None:
@@ -263,8 +290,11 @@ def append_line(path: Path, entry: dict[str, Any]) -> None:
         file.write(json.dumps(entry, allow_nan=False) + "\n")
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the JSON lines of a file, none if there is no such file. A last line that was cut off does not count."""
-    if path.is_file():
-        with path.open(encoding="utf-8") as file:
-            yield from (json.loads(line) for line in file if line.endswith("\n"))
+_AGAIN = "remove the file, and `finetune {} RUN` writes it again"
+_REPAIRS = {
+    "recipe.yaml": "copy the recipe that was run there",
+    "scores.json": _AGAIN.format("evaluate"),
+    "predictions.parquet": _AGAIN.format("evaluate"),
+    "heads.json": _AGAIN.format("heads"),
+    "heads_failure.json": _AGAIN.format("heads"),
+}

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from finetune.baseline import baseline_warnings
 from finetune.data.batching import LocalBatch, load_batches, plan_scoring
@@ -26,6 +25,7 @@ from finetune.losses import decisions, per_example_loss, probabilities
 from finetune.memory import fewer_rows, in_parts, is_out_of_memory
 from finetune.metrics import compute_metrics, confusion_matrix, defined
 from finetune.modeling import Classifier
+from finetune.processes import gather_results
 from finetune.results import ClassScores, SplitScores
 from finetune.speedups import sped_up
 
@@ -72,16 +72,20 @@ def predict(classifier: Classifier, split: EncodedSplit, *, batch_size: int, acc
     model, training = classifier.model, classifier.model.training
     model.to(accelerator.device).eval()
     batches = plan_scoring(split.lengths, batch_size)[accelerator.process_index :: accelerator.num_processes]
-    found: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]] = []
-    most: int | None = None
-    loaded = load_batches(split, batches, classifier.tokenizer, device=accelerator.device)
-    # One autocast for all batches: it keeps the weights that it has cast until it ends.
-    with sped_up(classifier, accelerator), accelerator.autocast():
-        for rows, batch in zip(batches, loaded, strict=True):
-            logits, losses, most = _scored(classifier, batch, most)
-            found.append((rows, logits.cpu(), losses.cpu()))
+
+    def predict_mine() -> list[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+        found: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]] = []
+        most: int | None = None
+        loaded = load_batches(split, batches, classifier.tokenizer, device=accelerator.device)
+        # One autocast for all batches: it keeps the weights that it has cast until it ends.
+        with sped_up(classifier, accelerator), accelerator.autocast():
+            for rows, batch in zip(batches, loaded, strict=True):
+                logits, losses, most = _scored(classifier, batch, most)
+                found.append((rows, logits.cpu(), losses.cpu()))
+        return found
+
+    parts = [part for found in gather_results(accelerator, predict_mine) for part in found]
     model.train(training)
-    parts = gather_object(found)
     order = torch.from_numpy(np.argsort(np.concatenate([rows for rows, _, _ in parts])))
     logits = torch.cat([part for _, part, _ in parts])[order]
     losses = torch.cat([part for _, _, part in parts])[order]

@@ -9,6 +9,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -19,8 +20,10 @@ from rich.console import Console
 from finetune.allocator import keep_freed_memory
 from finetune.data.read import quiet_datasets
 from finetune.errors import TrainingError
+from finetune.locks import locked_folder
 from finetune.modeling import quiet_libraries
 from finetune.precision import bfloat16_warning, device_precision, refuse_flash_attention
+from finetune.processes import on_main_process
 from finetune.recipe import Recipe
 from finetune.results import RunFolder
 from finetune.sharding import fsdp_plugin, is_sharded, shard_on_cpus
@@ -173,6 +176,22 @@ def _address_without_processes() -> str | None:
     """Return the address that Accelerate named for several processes to meet at, if it then started but one."""
     launched = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys()  # by Accelerate, and for several
     return os.environ.get("MASTER_ADDR") if launched and "WORLD_SIZE" not in os.environ else None
+
+
+@contextmanager
+def run_locked(folder: RunFolder, accelerator: Accelerator, *, read_only_ok: bool = False) -> Iterator[None]:
+    """Let no other launch write in a run folder; the main process holds the lock for all processes of this one.
+
+    Raises:
+        TrainingError: another process writes there. Every process raises it.
+    """
+    with ExitStack() as held:
+
+        def lock() -> None:
+            held.enter_context(locked_folder(folder.path, read_only_ok=read_only_ok))
+
+        on_main_process(accelerator, lock)
+        yield
 
 
 def check_shared(path: Path, accelerator: Accelerator) -> None:

@@ -14,16 +14,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from finetune.checkpoints import Found, find_checkpoint, forget_old, tidy
-from finetune.errors import TrainingError
 from finetune.files import writing
-from finetune.folder import forget_after, replaced_whole
+from finetune.folder import forget_after, forget_previous, replaced_whole
 from finetune.interruption import Interrupted, finishing_the_step
 from finetune.loop import Entry, Loop
 from finetune.modeling import Classifier
 from finetune.outcome import training_result
 from finetune.plan import Plan
 from finetune.preparation import Material, layers_compiled
-from finetune.processes import on_main_process
+from finetune.processes import gather_results, on_main_process
 from finetune.progress import TrainingProgress
 from finetune.recipe import Recipe
 from finetune.results import RunFolder, Training, append_line, write_json
@@ -46,17 +45,16 @@ def checkpoint_to_go_on_from(
     asked = recipe.checkpoint.resume_from_checkpoint
     if asked is None:
         return None
-    found: Found | str = ""
-    if accelerator.is_main_process:  # checksums are read once
-        try:
-            with writing(folder.checkpoints):
-                tidy(folder.checkpoints)
-            found = find_checkpoint(asked, folder.checkpoints)
-        except TrainingError as error:
-            found = str(error)
-    known: Found | str = broadcast_object_list([found])[0]
-    if isinstance(known, str):
-        raise TrainingError(known)
+
+    def find() -> Found | None:
+        if not accelerator.is_main_process:  # checksums are read once
+            return None
+        with writing(folder.checkpoints):
+            tidy(folder.checkpoints)
+        return find_checkpoint(asked, folder.checkpoints)
+
+    known = gather_results(accelerator, find)[0]
+    assert known is not None
     for line in known.skipped:
         say(console, f"[yellow]{escape(line)}[/]")
     if known.folder is None:
@@ -87,7 +85,7 @@ def train_stage(recipe: Recipe, material: Material, loop: Loop, folder: RunFolde
     state = loop.state
 
     def clear() -> None:
-        forget_after(folder.history, state.step)
+        forget_after(folder, state.step)
         with writing(folder.checkpoints):
             forget_old(folder.checkpoints, recipe.checkpoint.save_total_limit, state.step)
         folder.training.unlink(missing_ok=True)  # of a run that was killed later: what it stands for is written again
@@ -136,6 +134,7 @@ def save_stage(material: Material, result: Training, folder: RunFolder, loop: Lo
         with replaced_whole(folder.model) as aside:
             save_classifier(trained, aside)
         write_json(folder.training, result)
+        forget_previous(folder)
 
     on_main_process(accelerator, write)
     source = trained.source
@@ -153,22 +152,22 @@ def save_stage(material: Material, result: Training, folder: RunFolder, loop: Lo
     return reloaded
 
 
-def rehearse(recipe: Recipe, material: Material, plan: Plan, accelerator: Accelerator, console: Console) -> None:
-    """Do one training step, save, reload and compare, all in a folder that is removed again.
+def rehearse(recipe: Recipe, material: Material, plan: Plan, accelerator: Accelerator, console: Console) -> Classifier:
+    """Do one training step, save, reload and compare, all in a folder that is removed again; return what was reloaded.
 
     Raises:
         Interrupted: a signal came.
     """
-    trained, total = material.classifier.parameter_counts()
+    count, total = material.classifier.parameter_counts()
     one = replace(plan, total_steps=1, warmup_steps=0, log_every=1, eval_every=None, save_every=None)
     with tempfile.TemporaryDirectory() as aside:
         (shared,) = broadcast_object_list([aside])  # all read back what the main process saves
         folder = RunFolder(Path(shared))
         check_shared(folder.path, accelerator)
         try:
-            train_stage(recipe, material, make_loop(recipe, material, one, accelerator), folder, console)
+            trained = train_stage(recipe, material, make_loop(recipe, material, one, accelerator), folder, console)
         except Interrupted as stopped:  # it names a checkpoint in this folder
             raise Interrupted(stopped.number, " in the dry run; nothing was kept") from None
         accelerator.wait_for_everyone()
-    say(console, f"{trained:,} of {total:,} parameters are trained, in {plan.total_steps} steps of the whole run.")
-    say(console, "[green]Dry run passed[/]: one step trained, saved, reloaded with the same logits. Nothing was kept.")
+    say(console, f"{count:,} of {total:,} parameters are trained, in {plan.total_steps} steps of the whole run.")
+    return trained

@@ -1,4 +1,4 @@
-"""Study the heads: of a run as it ends, of a finished run anew, and of several runs side by side."""
+"""Study the heads: of a run as it ends, of a finished run again, and of several runs side by side."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.markup import escape
 
-from finetune.errors import DataError
-from finetune.finished import open_run
+from finetune.errors import DataError, FinetuneError, TrainingError
+from finetune.finished import finished_folder, finished_recipe, open_run
 from finetune.head_results import Agreement, HeadAnalysis
 from finetune.heads.agreement import kendall_tau
 from finetune.heads.analysis import analyse_heads
 from finetune.memory import memory_told
 from finetune.preparation import Material
+from finetune.processes import on_main_process
 from finetune.recipe import Recipe
-from finetune.report import write_report
-from finetune.results import RunFolder, read_json, write_json
-from finetune.session import finish
+from finetune.report import read_record, write_report
+from finetune.results import RunFolder, write_json
+from finetune.run_files import existing_run, read_heads
 from finetune.terminal import say, show_agreement, show_heads
+
+_FEW_ROWS = 8
+_FEW_SECONDS = 2.0
 
 
 def study_heads(recipe: Recipe, material: Material, accelerator: Accelerator) -> HeadAnalysis | None:
@@ -54,35 +58,77 @@ def study_heads(recipe: Recipe, material: Material, accelerator: Accelerator) ->
 
 
 @memory_told()
-def study_run(path: Path, changes: Sequence[str]) -> HeadAnalysis:
-    """Analyse the heads of a finished run anew, and write `heads.json` and the report again.
+def study_run(path: Path, overrides: Sequence[str]) -> HeadAnalysis:
+    """Analyze the heads of a finished run again, and write `heads.json` and the report again.
 
     Args:
-        changes: to the recipe's `head_importance`, as `key=value`.
+        overrides: to the run's recipe, as `section.key=value`.
 
     Raises:
-        FinetuneError: the folder holds no finished run, or a change is wrong.
+        FinetuneError: the folder holds no finished run, one of its files is damaged, or an override is wrong.
     """
-    run = open_run(path, [f"head_importance.{change}" for change in changes])
-    found = study_heads(run.recipe, run.material, run.accelerator)
-    if found is None:
-        raise DataError(f"the recipe of {path} asks for no head analysis; give a method, as in --set method=gradient")
-    if run.accelerator.is_main_process:
-        write_json(run.folder.heads, found)
-        write_report(run.folder)
-    show_heads(run.console, found)
-    say(run.console, f"Report: {escape(str(run.folder.report))}")
-    finish(run.accelerator)
+    with open_run(path, overrides) as run:
+        found = study_heads(run.recipe, run.material, run.accelerator)
+        if found is None:
+            raise DataError(
+                f"the recipe of {path} asks for no head analysis; give a method, as in head_importance.method=gradient"
+            )
+
+        def write() -> None:
+            write_heads(run.folder, found)
+            write_report(run.folder)
+
+        on_main_process(run.accelerator, write)
+        show_heads(run.console, found)
+        say(run.console, f"Report: {escape(str(run.folder.report))}")
     return found
 
 
-def check_runs(paths: Sequence[Path]) -> None:
-    """Raise DataError unless each path is another run, before the first of them is analysed."""
+def write_heads(folder: RunFolder, analysis: HeadAnalysis) -> None:
+    """Write the analysis, and forget that an earlier one failed."""
+    write_json(folder.heads, analysis)
+    folder.heads_failure.unlink(missing_ok=True)
+
+
+def try_heads(recipe: Recipe, material: Material, accelerator: Accelerator) -> None:
+    """Make the recipe's head analysis on a few rows, for a dry run.
+
+    Raises:
+        TrainingError: it fails.
+    """
+    asked = recipe.head_importance
+    if asked is None:
+        return
+    few = {"max_samples": _FEW_ROWS, "curve_samples": _FEW_ROWS, "random_orders": 1, "max_seconds": _FEW_SECONDS}
+    try:
+        study_heads(recipe.model_copy(update={"head_importance": asked.model_copy(update=few)}), material, accelerator)
+    except Exception as error:
+        raise TrainingError(
+            f"the head analysis fails: {describe(error)}; change head_importance, or set it to null"
+        ) from error
+
+
+def describe(error: Exception) -> str:
+    """Return what an error says, with its class where it is not one that says what to do."""
+    text = str(error).strip() or "no reason given"
+    return text if isinstance(error, FinetuneError) else f"{type(error).__name__}: {text}"
+
+
+def check_runs(paths: Sequence[Path], overrides: Sequence[str], *, analyze: bool) -> None:
+    """Raise a FinetuneError unless each path is another run with intact files, before the first of them is analyzed.
+
+    Args:
+        analyze: whether the runs are to be analyzed, and not only compared.
+    """
     if len({path.resolve() for path in paths}) < len(paths):
         raise DataError("a run is named twice; name each once")
     for path in paths:
-        if not RunFolder(path).recipe.is_file():
-            raise DataError(f"{path} holds no finished run (no recipe.yaml); name the folder that `train` wrote")
+        folder = existing_run(path)
+        if analyze:
+            finished_recipe(finished_folder(path), overrides)
+            read_record(folder, overrides)  # the report tells all of it
+        elif folder.heads.is_file():
+            read_heads(folder)
 
 
 @memory_told()
@@ -95,13 +141,14 @@ def compare_runs(paths: Sequence[Path]) -> list[Agreement]:
     without = [str(path) for path in paths if not RunFolder(path).heads.is_file()]
     if without:
         raise DataError(
-            f"{without[0]} has no analysis of heads; make one with `finetune heads RUN --set method=gradient`"
+            f"{without[0]} has no analysis of heads; make one with `finetune heads RUN head_importance.method=gradient`"
         )
-    found = {str(path): read_json(RunFolder(path).heads, HeadAnalysis).methods[0] for path in paths}
+    found = {str(path): read_heads(RunFolder(path)).methods[0] for path in paths}
     methods = {scores.method for scores in found.values()}
     if len(methods) > 1:
         raise DataError(
-            f"the runs rank by {', '.join(sorted(methods))}; analyse them by one method first (--set method=)"
+            f"the runs rank by {', '.join(sorted(methods))}; analyze them by one method first "
+            "(head_importance.method=gradient)"
         )
     if len({tuple(map(len, scores.values)) for scores in found.values()}) > 1:
         raise DataError("the runs have different numbers of layers or heads; compare runs of one model")

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from finetune.finished import FinishedRun, open_run
 from finetune.recipe import load_recipe
 from finetune.run import train
 
@@ -61,6 +62,12 @@ def finished(folder: Path, content: dict[str, Any], *overrides: str) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
     return train(load_recipe(path, [f"output_dir={folder / 'run'}", *overrides])).path
+
+
+def read_back(run: Path, *overrides: str) -> FinishedRun:
+    """Return a finished run as the commands see it; its folder is not locked any more."""
+    with open_run(run, overrides) as found:
+        return found
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 
 from finetune.errors import DataError, ModelError, RecipeError
-from finetune.finished import open_run, received_recipe
+from finetune.finished import finished_recipe
 from finetune.results import RunFolder
 from finetune.run import merge
 from finetune.scoring import predict
-from tests.finished_runs import contents
+from tests.finished_runs import contents, read_back
 from tests.helpers import FLOAT32
 
 
 def test_a_finished_run_comes_back_as_it_was(lora_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(lora_run, tmp_path / "moved"))
     before = contents(run)
-    found = open_run(run, ["head_importance.method=fisher"])
+    found = read_back(run, "head_importance.method=fisher")
     assert found.folder.path == run
     assert found.recipe.seed == 4
     assert found.recipe.head_importance is not None
@@ -40,16 +40,16 @@ def test_a_folder_that_holds_no_finished_run_is_named(small_run: Path, tmp_path:
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
     shutil.rmtree(run / "model")
     with pytest.raises(DataError, match=r"run holds no finished run \(no model\); name the folder that `train` wrote"):
-        open_run(run)
-    with pytest.raises(DataError, match="nowhere holds no finished run"):
-        open_run(tmp_path / "nowhere")
+        read_back(run)
+    with pytest.raises(DataError, match="nowhere holds no finished run \\(there is no such folder"):
+        read_back(tmp_path / "nowhere")
 
 
 def test_a_change_that_asks_for_rows_which_are_not_there_is_refused(small_run: Path) -> None:
     with pytest.raises(DataError, match=r"head_importance\.split is test, but there are no such rows"):
-        open_run(small_run, ["head_importance.split=test", "data.test_rows=null"])
+        read_back(small_run, "head_importance.split=test", "data.test_rows=null")
     with pytest.raises(RecipeError, match=r"'fishr'.*did you mean 'fisher'"):
-        open_run(small_run, ["head_importance.method=fishr"])
+        read_back(small_run, "head_importance.method=fishr")
 
 
 @pytest.fixture
@@ -73,12 +73,12 @@ def received(lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_folder_does_not_say_whether_its_code_is_run(received: tuple[Path, Path]) -> None:
     run, ran = received
-    for use in (open_run, merge):
+    for use in (read_back, merge):
         with pytest.raises(ModelError, match=r"allow it with model\.trust_remote_code: true"):
             use(run)
         assert not ran.exists()
     with pytest.raises(ModelError, match="cannot load model"):
-        open_run(run, ["model.trust_remote_code=true"])
+        read_back(run, "model.trust_remote_code=true")
     assert ran.exists()
 
 
@@ -86,7 +86,7 @@ def test_a_folder_does_not_say_whether_its_code_is_run(received: tuple[Path, Pat
     ("changes", "expected"),
     [
         ([], (False, True)),
-        (["seed=3", "data.max_length=16"], (False, True)),
+        (["data.max_length=16"], (False, True)),
         (["model.trust_remote_code=true"], (True, True)),
         ([" model.use_safetensors =false"], (False, False)),
         (["model.use_safetensors=false", "model.trust_remote_code=true"], (True, False)),
@@ -95,7 +95,7 @@ def test_a_folder_does_not_say_whether_its_code_is_run(received: tuple[Path, Pat
 def test_trust_is_the_users_alone(changes: list[str], expected: tuple[bool, bool], received: tuple[Path, Path]) -> None:
     text = (received[0] / "recipe.yaml").read_text()
     (received[0] / "recipe.yaml").write_text(text.replace("use_safetensors: true", "use_safetensors: false"))
-    model = received_recipe(RunFolder(received[0]), changes).model
+    model = finished_recipe(RunFolder(received[0]), changes).model
     assert (model.trust_remote_code, model.use_safetensors) == expected
 
 
@@ -104,12 +104,12 @@ def test_a_base_that_moved_is_named_on_the_command_line(lora_run: Path, tiny_ber
     file = run / "model" / "classifier.json"
     file.write_text(file.read_text().replace(str(tiny_bert), str(tmp_path / "gone")))
     with pytest.raises(ModelError, match=r"cannot load model '.*gone'"):
-        open_run(run)
-    found = open_run(run, [f"model.model_name_or_path={tiny_bert}"])
+        read_back(run)
+    found = read_back(run, f"model.model_name_or_path={tiny_bert}")
     assert found.material.classifier.source is not None
     assert found.material.classifier.source.name == str(tiny_bert)
 
 
 def test_rows_longer_than_the_model_takes_are_refused(lora_run: Path) -> None:
     with pytest.raises(ModelError, match=r"data\.max_length is 33, but .* takes 32 tokens"):
-        open_run(lora_run, ["data.max_length=33"])
+        read_back(lora_run, "data.max_length=33")

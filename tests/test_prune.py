@@ -19,16 +19,17 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from finetune.cli import main
 from finetune.data.encoding import EncodedSplit
 from finetune.families import attention_sites
-from finetune.finished import FinishedRun, open_run
+from finetune.finished import FinishedRun
 from finetune.head_results import HeadAnalysis, Pruning
 from finetune.heads.pruning import heads_to_prune, pruned_classifier
+from finetune.healing import heal
 from finetune.loop import Loop
 from finetune.modeling import Classifier
-from finetune.prune import PATIENCE, STEP, Choice, heal, most_within, prune, sample_of
+from finetune.prune import PATIENCE, STEP, Choice, most_within, prune, sample_of
 from finetune.results import read_json
 from finetune.saving import load_classifier, logits_of
 from finetune.scoring import predict
-from tests.finished_runs import HEADS, LAYERS, SCRATCH, contents, finished, recipe, rows
+from tests.finished_runs import HEADS, LAYERS, SCRATCH, contents, finished, read_back, recipe, rows
 from tests.helpers import FLOAT32, TRAINED, assert_equal_up_to_rounding
 
 TEXTS = [("the cat sat on the mat",), ("a dog chased it now",), ("clean floor",)]
@@ -128,7 +129,7 @@ def test_a_pruned_model_with_adapters_is_read_by_another_process_and_by_transfor
 
 def test_as_many_go_as_validation_rows_allow(run: Path) -> None:
     found = cut(run, "--keep-within", "0.05")
-    opened = open_run(run)
+    opened = read_back(run)
     classifier = opened.material.classifier
     order = read_json(run / "heads.json", HeadAnalysis).methods[0].order
     tried: list[dict[int, list[int]]] = []
@@ -148,7 +149,7 @@ def test_as_many_go_as_validation_rows_allow(run: Path) -> None:
 
 
 def test_a_curve_may_dip_but_not_for_long(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = open_run(run)
+    opened = read_back(run)
     sample = sample_of(opened, "validation")
     order = read_json(run / "heads.json", HeadAnalysis).methods[0].order
     for scores, kept in (([0.8, 0.5, 0.7, 0.5, 0.5, 0.5], 3), ([0.8, 0.5, 0.5, 0.5, 0.9], 1), ([0.69], 0)):
@@ -161,7 +162,7 @@ def test_a_curve_may_dip_but_not_for_long(run: Path, monkeypatch: pytest.MonkeyP
 def test_test_rows_choose_nothing(run: Path) -> None:
     plain = cut(run, "--keep-within", "0.05")
     order = read_json(run / "heads.json", HeadAnalysis).methods[0].order
-    by_test, _ = most_within(sample_of(open_run(run), "test"), order, "accuracy", 0.05)
+    by_test, _ = most_within(sample_of(read_back(run), "test"), order, "accuracy", 0.05)
     assert sum(map(len, by_test.values())) > sum(map(len, plain.heads.values())) > 0  # they would allow more
     shutil.rmtree(run / "pruned")
     said = yaml.safe_load((run / "recipe.yaml").read_text())
@@ -208,7 +209,7 @@ def test_healing_trains_all_that_the_run_trained(run: Path) -> None:
     assert found.heal_epochs == 3
     assert found.scores_healed is not None
     assert found.scores_healed.keys() == found.scores_after.keys() == {"validation", "test"}
-    opened = open_run(run)
+    opened = read_back(run)
     heads = {int(layer): gone for layer, gone in found.heads.items()}
     before = pruned_classifier(opened.material.classifier, heads).base.state_dict()
     healed = load_classifier(run / "pruned" / "model")
@@ -244,10 +245,10 @@ def test_healing_computes_frozen_layers_once_and_compiles_the_others(
         compiled.append(first)
         return nullcontext()
 
-    monkeypatch.setattr("finetune.prune.Loop", loop)
+    monkeypatch.setattr("finetune.healing.Loop", loop)
     monkeypatch.setattr("finetune.preparation.compiled_layers", compile_from)
     for changes in ([], ["training.cache_frozen_layers=true", "training.torch_compile=true"]):
-        opened = open_run(run, changes)
+        opened = read_back(run, *changes)
         pruned = pruned_classifier(opened.material.classifier, {0: [1], 1: [2]})
         before = {name: weight.clone() for name, weight in pruned.base.state_dict().items()}
         healed.append(heal(opened, pruned, 2).base.state_dict())
@@ -260,7 +261,7 @@ def test_healing_computes_frozen_layers_once_and_compiles_the_others(
 
 def test_healing_with_lora_trains_new_adapters_and_the_head_and_merges_them(adapted: Path) -> None:
     found = cut(adapted, "--heads", "0.0,1.1", "--heal", "2")
-    opened = open_run(adapted)
+    opened = read_back(adapted)
     heads = {int(layer): gone for layer, gone in found.heads.items()}
     before = pruned_classifier(opened.material.classifier, heads).base.state_dict()
     healed = load_classifier(adapted / "pruned" / "model")
@@ -359,9 +360,9 @@ def test_a_folder_without_a_finished_run_is_named(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run / "training.json").unlink()
-    for folder, lacks in ((run, "training.json"), (tmp_path / "nowhere", "recipe.yaml, environment.json")):
+    for folder, reason in ((run, "no training.json"), (tmp_path / "nowhere", "there is no such folder")):
         assert main(["prune", str(folder), "--share", "0.5"]) == 2
-        assert f"{folder} holds no finished run (no {lacks}" in capsys.readouterr().err
+        assert f"{folder} holds no finished run ({reason})" in capsys.readouterr().err
     assert not (tmp_path / "nowhere").exists()
 
 

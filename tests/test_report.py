@@ -46,10 +46,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 RECIPE = """\
 seed: 1
-model: {model_name_or_path: some/model, model_type: null}
-task: {problem_type: single_label_classification}
+output_dir: known
+model: {model_name_or_path: some/model}
+data: {train_file: moved/away.csv, validation_size: 0.1}
 peft: {r: 8, target_modules: [query, value]}
-evaluation: {bootstrap_samples: 2000}
 """
 
 
@@ -74,6 +74,7 @@ def run(tmp_path: Path) -> RunFolder:
         {
             "started": "2026-01-02T03:04:05+00:00", "device": "cpu", "processes": 1, "mixed_precision": "no",
             "python": "3.11", "packages": {"torch": "2.13"}, "commit": None,
+            "finetune": "1.0", "seed": 1,
         },
     )  # fmt: skip
     summary = SplitSummary(40, {"no": 10, "yes": 30}, 7.0, 12, 0.125)
@@ -210,20 +211,23 @@ def test_the_ten_worst_errors_come_worst_first(run: RunFolder) -> None:
 
 def test_a_run_that_is_not_finished_is_named(run: RunFolder, tmp_path: Path) -> None:
     run.scores.write_text(json.dumps({"test": {"rows": "many"}}))
-    with pytest.raises(DataError, match=r"scores\.json does not fit this version \(test\.rows"):
+    with pytest.raises(DataError, match=r"scores\.json is damaged or of another version \(test\.rows"):
         write_report(run)
     run.scores.unlink()
     with pytest.raises(DataError, match=r"no scores\.json in .*known; a finished run has one"):
         write_report(run)
-    with pytest.raises(DataError, match="holds no run"):
+    with pytest.raises(DataError, match=r"no recipe\.yaml in"):
         write_report(RunFolder(tmp_path))
 
 
 def test_other_problem_types_are_told_too(run: RunFolder) -> None:
-    run.recipe.write_text(RECIPE.replace("single_label_classification", "regression").replace("{r: 8,", "{r: 4,"))
+    run.recipe.write_text(RECIPE + "task: {problem_type: regression}\nhead_importance: null\n")
     write_json(run.scores, {"test": SplitScores(40, 0.5, {"pearson": cell(0.5)})})
     run.heads.unlink()
-    run.predictions.unlink()
+    values = pa.array([0.5, 0.25])
+    columns = {"split": ["test"] * 2, "row": [1, 2], "text": ["a", "b"], "label": values, "predicted": values}
+    columns |= {"probabilities": [[0.5], [0.25]], "loss": [0.0, 0.0]}
+    pq.write_table(pa.table(columns), run.predictions)
     write_report(run)
     html = run.report.read_text()
     assert "pearson" in html

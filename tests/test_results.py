@@ -14,7 +14,6 @@ from finetune.results import (
     SplitSummary,
     append_line,
     read_json,
-    read_lines,
     write_json,
     write_text,
 )
@@ -40,21 +39,20 @@ def test_missing_and_foreign_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no heads\.json in"):
         read_json(tmp_path / "heads.json", HeadAnalysis)
     write_text(tmp_path / "heads.json", "{}")
-    with pytest.raises(DataError, match=r"heads\.json does not fit this version \(methods"):
+    with pytest.raises(DataError, match=r"heads\.json is damaged or of another version \(methods"):
         read_json(tmp_path / "heads.json", HeadAnalysis)
 
 
-def test_lines_are_appended_and_read(tmp_path: Path) -> None:
+def test_lines_are_appended(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
-    assert list(read_lines(path)) == []
     for step in (1, 2):
         append_line(path, {"step": step})
-    assert list(read_lines(path)) == [{"step": 1}, {"step": 2}]
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
 def test_every_name_in_the_run_folder_is_different(tmp_path: Path) -> None:
     written = RunFolder(tmp_path).written()
-    assert len(written) == len(set(written)) == 16
+    assert len(written) == len(set(written)) == 17
     assert all(path.parent == tmp_path for path in written)
 
 

@@ -43,17 +43,19 @@ def test_each_row_is_scored_once_by_any_number_of_processes(
     # 13 rows in 4 batches: of 5 processes, one has nothing to do.
     split = encoded(classifier, [f"{SENTENCES[n % 6]} {'cat ' * (n % 4)}" for n in range(13)])
     whole = predict(classifier, split, batch_size=4, accelerator=accelerator)
-    parts: list[Any] = []
+    reports: list[Any] = []
 
-    def gather(found: list[Any]) -> list[Any]:
+    def rows_so_far() -> list[int]:
+        return sorted(row for results, _ in reports for rows, *_ in results[0] for row in rows.tolist())
+
+    def gather(report: list[Any]) -> list[Any]:
         """Return what the processes so far found, and nothing for the others, as if this one were the last."""
-        parts.extend(found)
-        rows = sorted(row for part in parts for row in part[0].tolist())
-        if len(rows) < 13:
+        reports.extend(report)
+        if len(rows_so_far()) < 13:
             raise StopIteration
-        return parts
+        return reports
 
-    monkeypatch.setattr("finetune.scoring.gather_object", gather)
+    monkeypatch.setattr("finetune.processes.gather_object", gather)
     for index in range(processes):
         stub = SimpleNamespace(
             device=accelerator.device,
@@ -64,7 +66,7 @@ def test_each_row_is_scored_once_by_any_number_of_processes(
         )
         with suppress(StopIteration):
             found = predict(classifier, split, batch_size=4, accelerator=stub)
-    assert sorted(row for part in parts for row in part[0].tolist()) == list(range(13))
+    assert rows_so_far() == list(range(13))
     assert found.logits.equal(whole.logits)
     assert found.losses.equal(whole.losses)
 

@@ -139,7 +139,7 @@ for name, *rest in (
     ["train", recipe, stopped, "head_importance=null", "checkpoint.resume_from_checkpoint=auto"],
     ["train", recipe, "output_dir=" + run],
     ["evaluate", run],
-    ["heads", run, "--set", "method=fisher"],
+    ["heads", run, "head_importance.method=fisher"],
     ["prune", run, "--share", "0.5"],
     ["merge", run],
     ["report", run],

@@ -34,7 +34,9 @@ def analysis(run: Path) -> HeadAnalysis:
 def test_a_run_is_analysed_anew(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(run)
     old = analysis(run)
-    assert main(["heads", str(run), "--set", "method=[fisher, entropy]", "--set", "leave_one_out=true"]) == 0
+    assert (
+        main(["heads", str(run), "head_importance.method=[fisher, entropy]", "head_importance.leave_one_out=true"]) == 0
+    )
     found = analysis(run)
     assert [scores.method for scores in found.methods] == ["fisher", "entropy"]
     assert found.methods[0].values == old.methods[1].values  # the second method of before
@@ -55,27 +57,30 @@ def test_a_run_without_an_analysis_is_given_one(run: Path, capsys: pytest.Captur
     (run / "recipe.yaml").write_text(text[: text.index("head_importance:")] + "head_importance: null\n")
     (run / "heads.json").unlink()
     assert main(["heads", str(run)]) == 2
-    assert "asks for no head analysis; give a method, as in --set method=gradient" in capsys.readouterr().err
+    assert "asks for no head analysis; give a method, as in head_importance.method=gradient" in capsys.readouterr().err
     assert not (run / "heads.json").exists()
-    assert main(["heads", str(run), "--set", "method=gradient"]) == 0
+    assert main(["heads", str(run), "head_importance.method=gradient"]) == 0
     assert analysis(run).methods[0].method == "gradient"
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (["method=[gradient, fishr]"], "given 'fishr'; must be .*did you mean 'fisher'"),
-        (["methode=gradient"], "head_importance.methode .*unknown key; did you mean 'method'"),
-        (["method"], "override 'head_importance.method' is not of the form section.key=value"),
-        (["method=[gradient, gradient]"], "method names gradient, gradient; name each once"),
-        (["split=nowhere"], "given 'nowhere'; must be"),
+        (["head_importance.method=[gradient, fishr]"], "given 'fishr'; must be .*did you mean 'fisher'"),
+        (["head_importance.methode=gradient"], "head_importance.methode .*unknown key; did you mean 'method'"),
+        (["=method"], "override '=method' is not of the form section.key=value"),
+        (["task.label_names=[1, 0]"], "task cannot be changed: the run in .* was trained with it"),
+        (["model.config_overrides.vocab_size=50"], "model.config_overrides cannot be changed"),
+        (["seed=5"], "seed cannot be changed"),
+        (["head_importance.method=[gradient, gradient]"], "method names gradient, gradient; name each once"),
+        (["head_importance.split=nowhere"], "given 'nowhere'; must be"),
     ],
 )
 def test_a_wrong_change_leaves_the_run_alone(
     small_run: Path, capsys: pytest.CaptureFixture[str], changes: list[str], said: str
 ) -> None:
     before = contents(small_run)
-    assert main(["heads", str(small_run), *[part for change in changes for part in ("--set", change)]]) == 2
+    assert main(["heads", str(small_run), *changes]) == 2
     shown = capsys.readouterr()
     assert re.search(said, shown.err), shown.err
     assert shown.err.startswith("error: ")
@@ -109,11 +114,11 @@ def test_runs_that_cannot_be_compared_are_told(
 
     assert "the runs have different numbers of layers or heads" in refused(small_run, lora_run)
     assert "a run is named twice" in refused(small_run, small_run)
-    assert "nowhere holds no finished run (no recipe.yaml)" in refused(small_run, run.parent / "nowhere")
+    assert "nowhere holds no finished run (there is no such folder)" in refused(small_run, run.parent / "nowhere")
     found = json.loads((run / "heads.json").read_text())
     found["methods"].reverse()
     (run / "heads.json").write_text(json.dumps(found))
-    assert "the runs rank by fisher, gradient; analyse them by one method first" in refused(small_run, run)
+    assert "the runs rank by fisher, gradient; analyze them by one method first" in refused(small_run, run)
 
 
 def test_several_runs_are_analysed_anew_and_compared(
@@ -121,10 +126,12 @@ def test_several_runs_are_analysed_anew_and_compared(
 ) -> None:
     other = Path(shutil.copytree(other_run, tmp_path / "other"))
     before = contents(run)
-    assert main(["heads", str(run), str(tmp_path / "nowhere"), "--set", "method=entropy"]) == 2
+    assert main(["heads", str(run), str(tmp_path / "nowhere"), "head_importance.method=entropy"]) == 2
     assert contents(run) == before
     capsys.readouterr()
-    assert main(["heads", str(run), str(other), "--set", "method=entropy", "--set", "curve_split=null"]) == 0
+    assert (
+        main(["heads", str(run), str(other), "head_importance.method=entropy", "head_importance.curve_split=null"]) == 0
+    )
     assert [scores.method for each in (run, other) for scores in analysis(each).methods] == ["entropy"] * 2
     assert "rankings by entropy" in capsys.readouterr().out
 
@@ -133,5 +140,5 @@ def test_a_ranking_that_no_rows_try_is_told(run: Path, capsys: pytest.CaptureFix
     text = (run / "recipe.yaml").read_text()
     rows = text[text.index("  test_rows:") : text.index("  validation_size:")]
     (run / "recipe.yaml").write_text(text.replace(rows, "  test_rows: null\n"))
-    assert main(["heads", str(run), "--set", "curve_split=test"]) == 0
+    assert main(["heads", str(run), "head_importance.curve_split=test"]) == 0
     assert "The ranking was not tested: there are no test rows" in capsys.readouterr().out

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -22,6 +22,7 @@ from finetune.families import AttentionSite, attention_sites
 from finetune.heads.gates import check_gates, head_gates
 from finetune.losses import per_example_loss
 from finetune.modeling import Classifier
+from finetune.processes import gather_results
 
 
 @dataclass(frozen=True)
@@ -78,16 +79,20 @@ class Sample:
         batches = plan_scoring(self.split.lengths[self.rows], self.batch_size)
         mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
         base.to(device)
-        found: list[tuple[np.ndarray, np.ndarray]] = []
-        with frozen(base):
-            rows = [self.rows[places] for places in mine]
-            loaded = load_batches(self.split, rows, self.classifier.tokenizer, device=device)
-            for places, batch in zip(mine, loaded, strict=True):
-                measured = measure(batch, places)
-                if isinstance(measured, Tensor):
-                    measured = measured.detach().float().cpu().numpy()
-                found.append((places, measured))
-        parts = gather_object(found)
+
+        def measure_mine() -> list[tuple[np.ndarray, np.ndarray]]:
+            found: list[tuple[np.ndarray, np.ndarray]] = []
+            with frozen(base):
+                rows = [self.rows[places] for places in mine]
+                loaded = load_batches(self.split, rows, self.classifier.tokenizer, device=device)
+                for places, batch in zip(mine, loaded, strict=True):
+                    measured = measure(batch, places)
+                    if isinstance(measured, Tensor):
+                        measured = measured.detach().float().cpu().numpy()
+                    found.append((places, measured))
+            return found
+
+        parts = [part for found in gather_results(self.accelerator, measure_mine) for part in found]
         places = np.concatenate([places for places, _ in parts])
         assert len(places) == len(self), f"measured {len(places)} of {len(self)} rows"
         ordered: np.ndarray = np.concatenate([part for _, part in parts])[np.argsort(places)]

@@ -41,11 +41,15 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _Dumper.add_representer(str, _represent_text)
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, read_data: bool = True) -> Recipe:
     """Return the checked recipe in `path`, with `section.key=value` overrides applied.
 
     Relative paths are taken from the working directory and made absolute, so that the resolved recipe
     runs from anywhere.
+
+    Args:
+        read_data: whether the data files must be there and the tracker installed; not for a finished run whose data
+            are not read again.
 
     Raises:
         RecipeError: the file cannot be read, or anything in it or in the overrides is wrong; the message
@@ -58,7 +62,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         _apply(override, document, values)
     document.setdefault("output_dir", f"runs/{path.stem}")
     problems = [Problem(location, text) for location, text in values.faults]
-    for check in (metric_problems, weight_problems, freezing_problems, disk_problems):
+    disk = (disk_problems,) if read_data else ()
+    for check in (metric_problems, weight_problems, freezing_problems, *disk):
         problems += _others(problems, islice(check(document), MAX_SHOWN + 1))
     recipe = None
     try:

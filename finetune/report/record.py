@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 
-from finetune.errors import DataError
 from finetune.head_results import HeadAnalysis
-from finetune.results import RunFolder, SplitScores, SplitSummary, Training, read_json, read_lines
+from finetune.recipe import Recipe
+from finetune.results import RunFolder, SplitScores, SplitSummary, Training, damaged, read_bytes, read_json
+from finetune.run_files import (
+    Environment,
+    HeadFailure,
+    read_heads,
+    read_history,
+    read_recipe,
+    read_scores,
+    read_summary,
+)
+
+_TYPES = pa.types
+_IS_TEXT = (_TYPES.is_string, _TYPES.is_large_string)
+_IS_LIST = (_TYPES.is_list, _TYPES.is_large_list, _TYPES.is_fixed_size_list)
+_IS_LABEL = (*_IS_TEXT, *_IS_LIST, _TYPES.is_floating)
+# Columns of the predictions -> the types that they may have.
+_COLUMNS: dict[str, tuple[Callable[[pa.DataType], bool], ...]] = {
+    "split": _IS_TEXT,
+    "row": (_TYPES.is_integer,),
+    "text": _IS_TEXT,
+    "label": _IS_LABEL,
+    "predicted": _IS_LABEL,
+    "probabilities": _IS_LIST,
+    "loss": (_TYPES.is_floating,),
+}
 
 
 @dataclass(frozen=True)
@@ -32,41 +56,69 @@ class WrongRow:
 class RunRecord:
     """All that the report tells."""
 
-    recipe: dict[str, Any]
-    environment: dict[str, Any]
+    recipe: Recipe
+    environment: Environment
     data: dict[str, SplitSummary]
-    history: list[dict[str, Any]]
+    history: list[dict[str, int | float | None]]
     training: Training
     scores: dict[str, SplitScores]
     heads: HeadAnalysis | None
+    head_note: str
     worst: list[WrongRow]
 
 
-def read_record(folder: RunFolder, worst: int = 10) -> RunRecord:
-    """Return what the run folder holds.
+def read_record(
+    folder: RunFolder, overrides: Sequence[str] = (), *, worst: int = 10, before_scoring: bool = False
+) -> RunRecord:
+    """Return what the run folder holds, all of it checked.
+
+    Args:
+        overrides: to the recipe, as `section.key=value`.
+        before_scoring: scores and predictions may be missing, as they are about to be written.
 
     Raises:
-        DataError: the run is not finished.
+        DataError: the run is not finished, or one of its files is damaged.
+        RecipeError: its recipe cannot be read.
     """
-    if not folder.recipe.is_file():
-        raise DataError(f"{folder.path} holds no run (no {folder.recipe.name}); name the folder that `train` wrote")
+    recipe = read_recipe(folder, overrides, read_data=False)
+    scores = {} if before_scoring and not folder.scores.exists() else read_scores(folder)
+    heads = read_heads(folder) if folder.heads.exists() else None
     return RunRecord(
-        recipe=yaml.safe_load(folder.recipe.read_text(encoding="utf-8")),
-        environment=read_json(folder.environment, dict[str, Any]),
-        data=read_json(folder.data, dict[str, SplitSummary]),
-        history=list(read_lines(folder.history)),
+        recipe=recipe,
+        environment=read_json(folder.environment, Environment),
+        data=read_summary(folder),
+        history=read_history(folder),
         training=read_json(folder.training, Training),
-        scores=read_json(folder.scores, dict[str, SplitScores]),
-        heads=read_json(folder.heads, HeadAnalysis) if folder.heads.is_file() else None,
-        worst=worst_rows(folder, worst),
+        scores=scores,
+        heads=heads,
+        head_note=_head_note(folder, recipe, analyzed=heads is not None),
+        worst=[] if not scores or (before_scoring and not folder.predictions.exists()) else worst_rows(folder, worst),
     )
 
 
+def _head_note(folder: RunFolder, recipe: Recipe, *, analyzed: bool) -> str:
+    """Return what must be known where the head analysis failed or is missing, or ""."""
+    if folder.heads_failure.exists():
+        shown = "; what is shown below is an earlier analysis" if analyzed else ""
+        return f"The head analysis failed: {read_json(folder.heads_failure, HeadFailure).reason}{shown}."
+    if recipe.head_importance is not None and not analyzed:
+        return "The heads have not been analyzed; `finetune heads RUN` does it."
+    return ""
+
+
 def worst_rows(folder: RunFolder, most: int) -> list[WrongRow]:
-    """Return the rows with a wrong prediction and the highest loss, worst first."""
-    if not folder.predictions.is_file():
-        return []
-    table = pq.read_table(folder.predictions)
+    """Return the rows with a wrong prediction and the highest loss, worst first.
+
+    Raises:
+        DataError: the file with the predictions is missing or damaged.
+    """
+    content = read_bytes(folder.predictions)
+    try:
+        table = pq.read_table(pa.BufferReader(content))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise damaged(folder.predictions, str(error).strip().splitlines()[0]) from error
+    if fault := _fault(table):
+        raise damaged(folder.predictions, fault)
     labels = table["label"].to_pylist()
     wrong: list[int] = [
         index
@@ -76,6 +128,29 @@ def worst_rows(folder: RunFolder, most: int) -> list[WrongRow]:
     chosen = table.take(pa.array(wrong, pa.int64()))
     chosen = chosen.take(pc.sort_indices(chosen["loss"], sort_keys=[("", "descending")])[:most])
     return [_wrong_row(row) for row in chosen.to_pylist()]
+
+
+def _fault(table: pa.Table) -> str:
+    """Return what keeps a table from being one of predictions, or ""."""
+    for name, kinds in _COLUMNS.items():
+        if name not in table.column_names:
+            return f"it has no column {name}"
+        if not any(kind(table[name].type) for kind in kinds):
+            return f"column {name} is of type {table[name].type}"
+        if table[name].null_count:
+            return f"column {name} has empty cells"
+    if _kind(table["label"].type) != _kind(table["predicted"].type):
+        return "labels and predictions are of different types"
+    if table.num_rows and not pc.min(pc.list_value_length(table["probabilities"])).as_py():
+        return "a row has no probabilities"
+    return ""
+
+
+def _kind(column: pa.DataType) -> str:
+    """Return "text", "list" or "number"."""
+    if any(kind(column) for kind in _IS_TEXT):
+        return "text"
+    return "list" if any(kind(column) for kind in _IS_LIST) else "number"
 
 
 def _wrong_row(row: dict[str, Any]) -> WrongRow:

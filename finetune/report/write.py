@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from finetune.recipe import Recipe
 from finetune.report.figures import confusion_heatmap, head_heatmap, loss_curve, plotly_script, pruning_curves
 from finetune.report.record import RunRecord, read_record
 from finetune.results import MetricValue, RunFolder, number, write_text
 
 
-def write_report(folder: RunFolder) -> None:
+def write_report(folder: RunFolder, overrides: Sequence[str] = ()) -> None:
     """Write `report.html`, one file that opens offline, and `README.md`, the model card.
 
+    Args:
+        overrides: to the run's recipe, as `section.key=value`.
+
     Raises:
-        DataError: the run is not finished.
+        FinetuneError: the run is not finished, or one of its files is damaged.
     """
-    record = read_record(folder)
+    record = read_record(folder, overrides)
     pages = Environment(
         loader=PackageLoader("finetune.report", ""),
         autoescape=select_autoescape(["html"]),
@@ -63,7 +67,6 @@ def interval(cell: MetricValue) -> str:
     return cell.interval() or "–"
 
 
-def model_name(recipe: dict[str, Any]) -> str:
+def model_name(recipe: Recipe) -> str:
     """Return the model's name for people."""
-    model = recipe["model"]
-    return str(model["model_name_or_path"] or f"{model['model_type']} (from scratch)")
+    return recipe.model.model_name_or_path or f"{recipe.model.model_type} (from scratch)"
