@@ -210,7 +210,7 @@ def merge_classifier(classifier: Classifier, folder: Path, texts: Sequence[Seque
     source = (
         Source(str(folder))
         if classifier.source is None
-        else replace(classifier.source, name=str(folder), revision="main")
+        else replace(classifier.source, name=str(folder), revision="main", use_safetensors=True)
     )
     with loading(source):
         plain = classifier_class(model.config).from_pretrained(folder, **source.loading_options())

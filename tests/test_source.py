@@ -15,9 +15,11 @@ from finetune import attention
 from finetune.data.encoding import encode_split
 from finetune.data.read import RawSplit
 from finetune.errors import ModelError
+from finetune.heads.pruning import pruned_classifier, write_zeroed
 from finetune.lora import Lora
+from finetune.modeling import pretrained_classifier
 from finetune.results import SplitSummary
-from finetune.saving import check_reload, load_classifier, save_classifier
+from finetune.saving import check_reload, load_classifier, merge_classifier, save_classifier
 from finetune.source import Source, load_config, load_tokenizer
 from tests.helpers import ROLES, tiny_classifier
 
@@ -146,8 +148,6 @@ def test_pickled_weights_are_saved_and_read_back_as_safetensors(tiny_bert: Path,
     base = Path(shutil.copytree(tiny_bert, tmp_path / "base"))
     torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
     (base / "model.safetensors").unlink()
-    from finetune.modeling import pretrained_classifier
-
     source = Source(str(base), use_safetensors=False)
     for lora in (None, LORA):
         found = pretrained_classifier(
@@ -164,6 +164,9 @@ def test_pickled_weights_are_saved_and_read_back_as_safetensors(tiny_bert: Path,
         else:
             with pytest.raises(ModelError, match=r"model\.use_safetensors: false"):
                 load_classifier(folder)
+        small = pruned_classifier(again, {0: [1]})
+        assert write_zeroed(small, tmp_path / f"zeroed {lora is None}", TEXTS) < 1e-4
+        assert merge_classifier(again, tmp_path / f"merged {lora is None}", TEXTS) < 1e-4
 
 
 def test_a_config_is_read_with_its_own_labels(tiny_bert: Path) -> None:

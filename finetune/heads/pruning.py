@@ -28,6 +28,7 @@ from finetune.precision import attention_in_any_precision
 from finetune.results import Footprint
 from finetune.saving import logits_of
 from finetune.slicing import prune_heads, zeroed
+from finetune.source import Source
 
 _CPU = torch.device("cpu")
 
@@ -121,8 +122,8 @@ def write_zeroed(classifier: Classifier, folder: Path, texts: Sequence[Sequence[
     folder.mkdir(parents=True, exist_ok=True)
     zeroed(classifier.base).save_pretrained(folder)
     classifier.tokenizer.save_pretrained(folder)
-    options = classifier.source.loading_options() if classifier.source else {}
-    options["revision"] = "main"  # a folder has no revisions
+    source = classifier.source or Source(str(folder))
+    options = replace(source, revision="main", use_safetensors=True).loading_options()  # as they were just written
     plain = AutoModelForSequenceClassification.from_pretrained(folder, **options)
     found = logits_of(replace(classifier, model=plain), texts, _CPU)
     return _same(found, expected, classifier, "the zero-filled model")
