@@ -166,6 +166,13 @@ def test_sets_of_labels_are_checked_item_by_item(tmp_path: Path, values: pa.Arra
         cells(parquet(tmp_path, label=values), MULTI)
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a", "b"])] * 3, names=["sentence", "label", "label"])
+    pq.write_table(table, tmp_path / "d.parquet")
+    with pytest.raises(DataError, match=r"d\.parquet has two columns 'label' \(data\.label_column\); rename one"):
+        cells(tmp_path / "d.parquet")
+
+
 def test_text_that_is_no_unicode_is_refused_with_its_row(tmp_path: Path) -> None:
     texts = pa.Array.from_buffers(pa.string(), 2, pa.array([b"ok", b"\xffx"]).buffers())
     column = wanted_columns(DataSection(train_file="unread"), lists=False)[0]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal, NamedTuple, TextIO
 
@@ -19,6 +20,7 @@ from finetune.errors import DataError, shorten
 
 # A first line with which spreadsheets say what separates the cells.
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\1*[\r\n]*')
+_MOST_LABELS = 10_000  # more are numbers to predict
 _QUOTING = (
     "a text with a separator or a quotation mark stands in quotation marks, and each mark within is doubled, "
     "not escaped by a backslash"
@@ -60,15 +62,17 @@ def read_delimited(file: Path, kind: str, columns: Sequence[Column]) -> Iterator
         _check_header(file, header)
         require_columns(columns, [name for name in header.cells if name.strip()], str(file))
         places = [header.cells.index(column.name) for column in columns]
+        wanted = itemgetter(*places)  # two or three
         labels: set[str] = set()
-        within: list[_RowWithin] = []
+        within: dict[str, _RowWithin] = {}
         first, block = 1, []
         for row in _of_one_width(rows, file, header.cells, _repair(kind, delimiter)):
-            if row.last_line > row.line:
-                within += _rows_within(row, delimiter, places[-1])
-            else:
+            if row.last_line > row.line and len(within) < _MOST_LABELS:
+                for line in _rows_within(row, delimiter, places[-1]):
+                    within.setdefault(line.label, line)
+            elif len(labels) < _MOST_LABELS:
                 labels.add(row.cells[places[-1]])
-            block.append([row.cells[place] for place in places])
+            block.append(wanted(row.cells))
             if len(block) == BATCH:
                 yield _batch(block, columns, file, first)
                 first, block = first + BATCH, []
@@ -76,7 +80,7 @@ def read_delimited(file: Path, kind: str, columns: Sequence[Column]) -> Iterator
         yield _batch(block, columns, file, first)
 
 
-def _batch(block: Sequence[Sequence[str]], columns: Sequence[Column], file: Path, first: int) -> pa.RecordBatch:
+def _batch(block: Sequence[tuple[str, ...]], columns: Sequence[Column], file: Path, first: int) -> pa.RecordBatch:
     cells = list(zip(*block, strict=True)) or [()] * len(columns)
     if columns[-1].lists and block:
         raise columns[-1].error(str(file), first, columns[-1].scalar_in_lists())
@@ -162,13 +166,13 @@ def _rows_within(row: _Row, delimiter: str, label: int) -> Iterator[_RowWithin]:
                 yield _RowWithin(line, cells[label], row)
 
 
-def _refuse_rows_within(file: Path, within: Sequence[_RowWithin], labels: set[str]) -> None:
+def _refuse_rows_within(file: Path, within: Mapping[str, _RowWithin], labels: set[str]) -> None:
     """Raise DataError for a text that has swallowed rows: a line within it looks like a row, with a label of others.
 
     A stray quotation mark that happens to be closed further below is well-formed, and only this gives it away.
     """
-    for line in within:
-        if line.label in labels:
+    for label, line in within.items():
+        if label in labels:
             raise DataError(
                 f"{file} row {line.row.number} (lines {line.row.line} to {line.row.last_line}): a text in quotation "
                 f"marks runs over line breaks, and its line {line.text[:60]!r} looks like a row; {_QUOTING}; "
