@@ -334,6 +334,19 @@ def test_rows_come_from_the_file_as_it_is_now(tmp_path: Path) -> None:
     assert not list(cache_folder().glob("*.part"))
 
 
+def test_rows_that_are_open_elsewhere_are_used_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(part: Path, whole: Path) -> None:
+        raise PermissionError(13, "Access is denied")
+
+    file = written(tmp_path, "csv", "sentence,label\nopen,x\n")
+    rows = cells(file)
+    monkeypatch.setattr(Path, "replace", refuse)
+    assert cells(file) == rows
+    with pytest.raises(DataError, match=r"cannot write to the cache folder .*: Access is denied; make room"):
+        cells(written(tmp_path, "csv", "sentence,label\nnever seen before,x\n"))
+    assert not list(cache_folder().glob("*.part"))
+
+
 def test_a_cache_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "occupied").write_text("a file where a folder is needed")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "occupied")

@@ -70,7 +70,11 @@ def stored(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> datasets.Dat
                 checksum = hashlib.file_digest(file, "sha256").hexdigest()[:32]
             whole = folder / checksum / "rows.arrow"
             whole.parent.mkdir(exist_ok=True)
-            part.replace(whole)
+            try:
+                part.replace(whole)
+            except PermissionError:
+                if not whole.is_file():  # on Windows a file that is open is not replaced; its content is the same
+                    raise
         finally:
             part.unlink(missing_ok=True)
         return datasets.Dataset(datasets.table.MemoryMappedTable.from_file(str(whole)), fingerprint=checksum)
