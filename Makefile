@@ -4,7 +4,7 @@ RUN ?= runs/toy
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 
-.PHONY: install format lint test soak eval bench bench-accuracy bench-heads toy clean
+.PHONY: install format lint test test-gpu soak eval bench bench-accuracy bench-heads toy clean
 
 install: $(SETUP)
 
@@ -27,6 +27,11 @@ lint: $(SETUP)
 # build. Plain `pytest` runs the same tests in one process.
 test: $(SETUP)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# The tests of tests/gpu alone; fails where torch finds no CUDA GPU, as all of them would be skipped.
+test-gpu: $(SETUP)
+	$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('test-gpu: torch finds no CUDA GPU')"
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 # Kills real runs at 24 random times, then runs at each write that they do, and compares every bit of what they leave;
 # about 25 minutes on two cores. Then gives 5,500 hostile inputs to the commands: recipes, overrides, data, damaged runs.

@@ -118,6 +118,7 @@ def test_the_report_tells_what_the_run_found(run: RunFolder) -> None:
         assert said in html, said
     card = run.card.read_text()
     assert "| accuracy | 0.8750 [0.825, 0.925] |" in card
+    assert "\n- GPU: not tested. " in card
     assert "| f1_macro | 0.8000 – |" in card
 
 

@@ -1,0 +1,196 @@
+"""The pipeline on a CUDA GPU: `make test-gpu`, which fails where there is none. Small models, no network."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from torch import Tensor
+
+from finetune.cli import main
+from finetune.data.batching import load_batches
+from finetune.heads.sample import Sample, check_sample, gate_gradients
+from finetune.loop import Loop
+from finetune.memory import fewer_rows, is_out_of_memory
+from finetune.recipe import TrainingSection
+from finetune.saving import load_classifier, logits_of
+from tests.finished_runs import SCRATCH, finished, recipe
+from tests.helpers import encoded, plan, tiny_classifier
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA GPU on this machine"),
+]
+ROOT = Path(__file__).parents[2]
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+ON_GPU = {"use_cpu": False}
+METHODS = [
+    "gradient",
+    "fisher",
+    "integrated_gradients",
+    "ablation_loss",
+    "shapley",
+    "gates",
+    "learned_order",
+    "entropy",
+]
+TEXTS = [("the cat sat on the mat",), ("a dog chased it",)]
+
+
+@pytest.fixture(autouse=True)
+def own_accelerator() -> Iterator[None]:
+    """Accelerate keeps one device for the process: other tests' is the CPU."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    Accelerator(cpu=True)
+
+
+def weights_of(run: Path) -> dict[str, Tensor]:
+    (file,) = (path for path in (run / "model").glob("*.safetensors"))
+    return load_file(file)
+
+
+def read(run: Path, name: str) -> Any:
+    return json.loads((run / name).read_text())
+
+
+def check_run(run: Path) -> None:
+    """A finished run that was trained on the GPU, and has learned its training rows."""
+    assert read(run, "environment.json")["device"] == torch.cuda.get_device_name()
+    assert read(run, "training.json")["speed"]["peak_memory_mb"] > 0
+    assert read(run, "training.json")["trained_dtype"] == "float32"
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert len(losses) > 1
+    assert np.isfinite(losses).all()
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_toy_classifier(tmp_path: Path) -> None:
+    run = finished(tmp_path, recipe(SCRATCH, training=ON_GPU, logging={"logging_steps": 6}))
+    check_run(run)
+    classifier = load_classifier(run / "model")
+    # Other kernels, the same float32: a hundred times the rounding of so small a model.
+    torch.testing.assert_close(
+        logits_of(classifier, TEXTS, GPU), logits_of(classifier, TEXTS, CPU), atol=1e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16", "bf16"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_each_precision(tiny_bert: Path, tmp_path: Path, precision: str, lora: bool) -> None:
+    content = recipe(
+        {"model_name_or_path": str(tiny_bert)},
+        training={**ON_GPU, "mixed_precision": precision, "learning_rate": 3e-3, "num_train_epochs": 20},
+        logging={"logging_steps": 24},
+    )
+    if lora:
+        content["peft"] = {"r": 4, "target_modules": ["query", "key", "value", "output"]}
+    check_run(finished(tmp_path, content))
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+    # The small classifier's attention is plain matrix products: torch's fused ones add up in no fixed order.
+    content = recipe(
+        SCRATCH,
+        training=ON_GPU,
+        checkpoint={"save_strategy": "steps", "save_steps": 5, "save_total_limit": None},
+        head_importance={"method": "gradient", "random_orders": 0},
+    )
+    whole = finished(tmp_path / "whole", content)
+    checkpoint = whole / "checkpoints" / "step-000020"
+    resumed = finished(tmp_path / "resumed", content, f"checkpoint.resume_from_checkpoint={checkpoint}")
+    expected, found = weights_of(whole), weights_of(resumed)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in found.items())
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_every_method_ranks_heads(tiny_bert: Path, tmp_path: Path, precision: str) -> None:
+    content = recipe(
+        {"model_name_or_path": str(tiny_bert)},
+        training={**ON_GPU, "mixed_precision": precision},
+        head_importance={"method": METHODS, "random_orders": 1},
+    )
+    found = read(finished(tmp_path, content), "heads.json")["methods"]
+    assert [scores["method"] for scores in found] == METHODS
+    for scores in found:
+        assert np.isfinite(np.array(scores["values"], dtype=float)).all(), scores["method"]
+
+
+def test_gradients_of_gates_are_those_of_a_cpu(tiny_bert: Path) -> None:
+    torch.manual_seed(0)
+    classifier, tables = tiny_classifier(tiny_bert), []
+    split = encoded(classifier)
+    for device in (GPU, CPU):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = Accelerator(cpu=device == CPU)
+        assert accelerator.device.type == device.type
+        sample = Sample(classifier, split, "validation", np.arange(len(split)), 6, accelerator)
+        check_sample(sample)
+        tables.append(gate_gradients(sample))
+    assert np.abs(tables[1]).max() > 1e-3
+    np.testing.assert_allclose(*tables, atol=1e-4 * np.abs(tables[1]).max())
+
+
+def test_heads_are_cut_out(tiny_bert: Path, tmp_path: Path) -> None:
+    run = finished(tmp_path, recipe({"model_name_or_path": str(tiny_bert)}, training=ON_GPU))
+    assert main(["prune", str(run), "--share", "0.5"]) == 0
+    pruned = load_classifier(next(run.glob("pruned*/model")))
+    assert sum(map(len, pruned.base.config.pruned_heads.values())) == 3
+    assert logits_of(pruned, TEXTS, GPU).isfinite().all()
+
+
+def test_batches_and_steps_are_on_the_gpu(tiny_bert: Path) -> None:
+    classifier, accelerator = tiny_classifier(tiny_bert), Accelerator()
+    split = encoded(classifier)
+    loop = Loop(classifier, split, plan(), TrainingSection(learning_rate=1e-3), seed=0, accelerator=accelerator)
+    assert loop.words is None  # a word that is in no training row would be a device-side assert
+    cpu = list(load_batches(split, [np.array([0, 5])], classifier.tokenizer, device=CPU))
+    for own, other in zip(load_batches(split, [np.array([0, 5])], classifier.tokenizer, device=GPU), cpu, strict=True):
+        assert all(torch.equal(tensor.cpu(), other.inputs[name]) for name, tensor in own.inputs.items())
+        assert {tensor.device.type for tensor in (*own.inputs.values(), own.labels, own.weights)} == {"cuda"}
+    for micro_batches, rows in loop.epoch_steps():
+        loop.optimise(micro_batches, rows)
+    assert np.isfinite(loop.log_entry()["loss"])
+
+
+def test_memory_that_runs_out_is_recognized_and_freed() -> None:
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(10**15, device=GPU)
+    assert is_out_of_memory(refused.value)
+    assert fewer_rows(8, "here") == 4
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch finds fewer than two CUDA GPUs on this machine")
+def test_two_gpus_take_the_steps_of_one(still_bert: Path, tmp_path: Path) -> None:
+    # With so large an epsilon rounding of a gradient that is nearly 0 stays rounding; see plain_steps.py.
+    training = {**ON_GPU, "per_device_train_batch_size": 2, "max_steps": 12, "adam_epsilon": 0.1}
+    content = recipe({"model_name_or_path": str(still_bert)}, training=training)
+    content["head_importance"] = None
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(ROOT / "finetune" / "run.py"), str(path), f"output_dir={tmp_path / 'two'}"]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 processes, cuda" in done.stdout
+    one = finished(tmp_path / "one", content, "training.per_device_train_batch_size=4")
+    expected, found = weights_of(one), weights_of(tmp_path / "two")
+    assert found.keys() == expected.keys()
+    for name, weight in found.items():  # two CPU processes: 2.4e-7 after as many steps
+        torch.testing.assert_close(weight, expected[name], atol=1e-5, rtol=0)
