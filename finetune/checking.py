@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.errors import ModelError
+from finetune.families import attention_sites
 
 ALLOW = "model.allow_missing_weights: true"
 
@@ -99,6 +101,24 @@ def missing_encoder_weights(model: PreTrainedModel, new: Iterable[str]) -> list[
         for name in model.state_dict()
         if name in new and name.startswith(parts) and not name.startswith((pooler, *head))
     ]
+
+
+def refuse_no_heads(model: PreTrainedModel, name: str) -> None:
+    """Raise ModelError if a model has no layer or no head, or is not as the family's table says."""
+    sites = attention_sites(model)
+    if not sites or sites[0].num_heads < 1:
+        raise ModelError(
+            f"'{name}' has {len(sites)} layers by its config{f' of {sites[0].num_heads} heads' if sites else ''}; it "
+            "needs one layer and one head: correct its config.json, or model.config_overrides"
+        )
+
+
+def unused_layers(info: Mapping[str, Any]) -> str:
+    """Return a note if a checkpoint holds weights of numbered layers that its config leaves out, or ""."""
+    unused = sorted(name for name in info["unexpected_keys"] if re.search(r"(^|\.)\d+\.", name))
+    if not unused:
+        return ""
+    return f"The checkpoint holds {len(unused)} weights of layers that its config.json leaves out, such as {unused[0]}."
 
 
 def refuse_missing(model: PreTrainedModel, new: Sequence[str], name: str) -> None:

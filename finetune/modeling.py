@@ -23,10 +23,12 @@ from finetune.checking import (
     missing_encoder_weights,
     new_parameters,
     refuse_missing,
+    refuse_no_heads,
     refuse_not_finite,
     refuse_too_large,
     refuse_too_long,
     refuse_unknown_ids,
+    unused_layers,
 )
 from finetune.errors import ModelError
 from finetune.families import attention_sites
@@ -159,13 +161,13 @@ def _load(
             **labels,
         )
     new = new_parameters(info)
-    attention_sites(model)  # refuses a model that does not fit the family's table
+    refuse_no_heads(model, source.name)
     missing = missing_encoder_weights(model, new)
     if not allow_missing_weights:
         refuse_missing(model, new, source.name)
     refuse_not_finite(model, source.name)
     head = fit_head(model, wider, config, list(labels["label2id"]), info)
-    notes = [head.note] if head.note else []
+    notes = [note for note in (head.note, unused_layers(info)) if note]
     if missing:
         notes.append(f"The checkpoint holds no weights for {missing[0]} and {len(missing) - 1} more: drawn at random.")
     return model, sorted({*new, *head.drawn}), head, notes
@@ -208,8 +210,7 @@ def new_classifier(
         raise ModelError(
             f"model.config_overrides: a {model_type} cannot be built: {' '.join(str(error).split())[:300]}"
         ) from error
-    if not attention_sites(model):
-        raise ModelError(f"model.config_overrides: a {model_type} with these sizes has no layer; give it one")
+    refuse_no_heads(model, model_type)
     refuse_too_long(model.config, tokenizer, max_length, model_type)
     names = tuple(name for name, _ in model.named_parameters())
     return Classifier(model, tokenizer, max_length, None, names)

@@ -84,13 +84,13 @@ def try_longest_row(classifier: Classifier, splits: Mapping[str, EncodedSplit]) 
     name, split = max(splits.items(), key=lambda item: int(item[1].lengths.max()))
     row = int(split.lengths.argmax())
     (batch,) = load_batches(split, [np.array([row])], classifier.tokenizer, device=torch.device("cpu"))
+    what = f"model '{classifier.source.name}'" if classifier.source else "the model of model.config_overrides"
     training = classifier.model.training
     try:
-        classifier.model.eval()(**batch.inputs)
+        logits = classifier.model.eval()(**batch.inputs).logits
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        what = f"model '{classifier.source.name}'" if classifier.source else "the model of model.config_overrides"
         raise ModelError(
             f"{what} fails on {name} row {split.numbers[row]}, of {split.lengths[row]} tokens: "
             f"{type(error).__name__}: {' '.join(str(error).split())[:300]}; correct the sizes in its config.json or in "
@@ -98,6 +98,11 @@ def try_longest_row(classifier: Classifier, splits: Mapping[str, EncodedSplit]) 
         ) from error
     finally:
         classifier.model.train(training)
+    if not logits.isfinite().all():
+        raise ModelError(
+            f"{what} gives logits that are not finite for {name} row {split.numbers[row]}, before any training; "
+            "correct its config.json, or set model.dtype: float32"
+        )
 
 
 @contextmanager

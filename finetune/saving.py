@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from finetune.checking import base_checksum, new_parameters, refuse_missing, refuse_not_finite
+from finetune.checking import base_checksum, new_parameters, refuse_missing, refuse_no_heads, refuse_not_finite
 from finetune.errors import ModelError
-from finetune.families import attention_sites
 from finetune.freezing import keep_float32
 from finetune.lora import as_plain_lora, merge_adapters
 from finetune.modeling import Classifier
@@ -167,7 +166,7 @@ def _load_plain(source: Source, config: PreTrainedConfig) -> tuple[Any, list[str
             ignore_mismatched_sizes=True,  # a base may carry another task's head, which the adapter replaces
             **source.loading_options(),
         )
-    attention_sites(model)  # refuses a model that does not fit the family's table
+    refuse_no_heads(model, source.name)
     return model, new_parameters(info)
 
 

@@ -58,6 +58,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "layers huge": ({"num_hidden_layers": 10**6}, r"num_hidden_layers 1000000, above 1000; correct the entry"),
     "heads 0": ({"num_attention_heads": 0}, r"cannot load model '.*ZeroDivisionError"),
     "heads": ({"num_attention_heads": 5}, r"cannot load model '.*"),
+    "heads -1": ({"num_attention_heads": -1}, r"'.*' has 2 layers by its config of -1 heads; it needs one"),
+    "layers 0": ({"num_hidden_layers": 0}, r"'.*' has 0 layers by its config; it needs one layer and one head"),
+    "layers -1": ({"num_hidden_layers": -1}, r"'.*' has 0 layers by its config; it needs one layer and one head"),
     "pad": ({"pad_token_id": 9999}, r"cannot load model '.*[Pp]adding_idx"),
     "labels": ({"id2label": {"0": "a", "7": "b"}}, r"id2label \{'0': 'a', '7': 'b'\}; it must map each id, "),
     "label list": ({"id2label": ["a", "b"]}, r"has id2label \['a', 'b'\]; it must map each id"),
@@ -125,6 +128,13 @@ def test_missing_weights_are_trained_and_saved_with_an_adapter_and_never_frozen(
     assert any("layer.1.output.dense.modules_to_save" in name for name in trained)
     with pytest.raises(ModelError, match=r"holds no weights for bert\.encoder\.layer\.1\.output.*, which is frozen"):
         build(folder, freeze_layers=2, allow_missing_weights=True)
+
+
+def test_layers_that_the_config_leaves_out_are_told(tiny_masked_lm: Path, tmp_path: Path) -> None:
+    found = build(changed(tiny_masked_lm, tmp_path / "model", {"num_hidden_layers": 1}))
+    (note,) = found.notes
+    assert note.startswith("The checkpoint holds 16 weights of layers that its config.json leaves out, such as ")
+    assert "layer.1.attention" in note
 
 
 def test_the_pooler_and_another_head_may_be_missing(tiny_masked_lm: Path) -> None:

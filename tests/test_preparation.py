@@ -35,6 +35,13 @@ def test_the_longest_row_is_tried_and_nothing_else_changes(tiny_bert: Path) -> N
     try_longest_row(found, {"train": splits["train"]})
 
 
+def test_logits_that_are_not_finite_before_training_are_the_models(tiny_bert: Path) -> None:
+    found = tiny_classifier(tiny_bert)
+    found.base.bert.encoder.layer[0].output.LayerNorm.eps = float("nan")
+    with pytest.raises(ModelError, match=r"gives logits that are not finite for train row 6, before any training; "):
+        try_longest_row(found, {"train": encoded(found)})
+
+
 def test_memory_that_runs_out_keeps_its_own_message(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = tiny_classifier(tiny_bert)
 
