@@ -19,6 +19,7 @@ from finetune.data.batching import load_batches, one_ahead, plan_epoch, plan_sco
 from finetune.data.encoding import EncodedSplit, encode_split
 from finetune.data.read import RawSplit
 from tests.conftest import SENTENCES
+from tests.helpers import HANG_SECONDS
 
 strategies = st.sampled_from(["sequential", "random", "group_by_length"])
 
@@ -171,7 +172,7 @@ def test_one_item_is_made_ahead_and_no_more() -> None:
     assert made == []
     for number in range(3):
         assert next(found) == number
-        assert ready[number + 1].wait(10)
+        assert ready[number + 1].wait(HANG_SECONDS)
         assert made == list(range(number + 2))
     found.close()
     assert made == [0, 1, 2, 3]
