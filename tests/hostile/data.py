@@ -26,7 +26,7 @@ def data_files(draw: st.DrawFn) -> tuple[str, bytes, list[str]]:
     """Draw a data file: its name, its content, and overrides about it."""
     kind = draw(st.sampled_from(["csv", "tsv", "jsonl", "json", "parquet"]))
     content = {"csv": _table, "tsv": _table, "jsonl": _json, "json": _json, "parquet": _parquet}[kind](draw, kind)
-    match draw(st.integers(0, 11)):
+    match draw(st.integers(0, 19)):
         case 0:
             content = content[: draw(st.integers(0, len(content)))]
         case 1:
@@ -37,7 +37,7 @@ def data_files(draw: st.DrawFn) -> tuple[str, bytes, list[str]]:
         case 3:
             content = draw(st.binary(max_size=60))
     problem = ["single_label_classification", "multi_label_classification", "regression"]
-    changes = [f"task.problem_type={draw(st.sampled_from(problem))}"] if draw(st.booleans()) else []
+    changes = [f"task.problem_type={draw(st.sampled_from(problem))}"] if draw(st.integers(0, 3)) == 0 else []
     if draw(st.integers(0, 4)) == 0:
         changes.append("task.label_names=[x, y]")
     if draw(st.integers(0, 6)) == 0:
