@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from tests.hostile.commands import BASE, Inputs, call, changed, snapshot
+from tests.hostile.data import data_files
 from tests.hostile.recipes import overrides, recipe_texts, settings_of_a_run
-from tests.hostile.runs import damage, files_of, tiny_run
+from tests.hostile.runs import damage, damages, files_of, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,21 @@ def test_any_override_is_checked_with_one_message(inputs: Inputs, changes: list[
 @given(changes=settings_of_a_run())
 def test_a_run_starts_by_any_settings_or_ends_with_one_message(inputs: Inputs, changes: list[str]) -> None:
     assert inputs.settings(changes) == ""
+
+
+@some(25)
+@given(drawn=data_files())
+def test_any_data_file_is_read_or_ends_with_one_message(inputs: Inputs, drawn: tuple[str, bytes, list[str]]) -> None:
+    assert inputs.data(drawn) == ""
+
+
+def test_any_damaged_file_of_a_run_ends_with_one_message(inputs: Inputs) -> None:
+    @some(25)
+    @given(drawn=damages(files_of(inputs.run)))
+    def each(drawn: Any) -> None:
+        assert inputs.damaged(drawn) == ""
+
+    each()
 
 
 def test_the_right_inputs_pass(inputs: Inputs) -> None:
