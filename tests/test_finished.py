@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
-from finetune.errors import DataError, ModelError, RecipeError
+from finetune.cli import main
+from finetune.errors import DataError, ModelError, RecipeError, TrainingError
 from finetune.finished import finished_recipe
 from finetune.results import RunFolder
 from finetune.run import merge
@@ -113,3 +115,35 @@ def test_a_base_that_moved_is_named_on_the_command_line(lora_run: Path, tiny_ber
 def test_rows_longer_than_the_model_takes_are_refused(lora_run: Path) -> None:
     with pytest.raises(ModelError, match=r"data\.max_length is 33, but .* takes 32 tokens"):
         read_back(lora_run, "data.max_length=33")
+
+
+def test_what_a_machine_lacks_is_changed_on_the_command_line(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that was trained in fp16 on a GPU, in batches of its size, with files that are elsewhere now."""
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    content = yaml.safe_load((run / "recipe.yaml").read_text())
+    rows = {}
+    for split in ("train", "validation", "test"):
+        rows[split] = tmp_path / f"{split}.jsonl"
+        rows[split].write_text("".join(json.dumps(row) + "\n" for row in content["data"].pop(f"{split}_rows")))
+        content["data"][f"{split}_file"] = f"/gone/{split}.jsonl"
+    content["training"] |= {"mixed_precision": "fp16", "use_cpu": False}
+    content["evaluation"]["per_device_eval_batch_size"] = 4096
+    (run / "recipe.yaml").write_text(yaml.safe_dump(content))
+    before = contents(run)
+    there = [f"data.{split}_file={file}" for split, file in rows.items()]
+    with pytest.raises(RecipeError, match=r"no such file '/gone/train\.jsonl'"):
+        read_back(run, "training.mixed_precision=no")
+    with pytest.raises(TrainingError, match="fp16 needs a GPU"):
+        read_back(run, *there)
+    found = read_back(run, *there, "training.mixed_precision=no", "evaluation.per_device_eval_batch_size=2")
+    assert found.recipe.training.mixed_precision == "no"
+    assert found.recipe.evaluation.per_device_eval_batch_size == 2
+    assert "Other rows" not in capsys.readouterr().out
+    short = rows["test"].read_text().splitlines(keepends=True)[:3]
+    rows["test"].write_text("".join(short))
+    read_back(run, *there, "training.mixed_precision=no")
+    assert "Other rows than when the run was trained: test." in capsys.readouterr().out
+    assert contents(run) == before
+    assert main(["report", str(run)]) == 0  # which reads no rows

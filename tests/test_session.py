@@ -108,6 +108,7 @@ def test_two_processes_take_the_steps_of_one(
 # each file opened for writing, and a file that other code makes is for its owner alone to read.
 MACHINES = """
 import os, signal, sys
+from pathlib import Path
 from accelerate import Accelerator
 from finetune import session
 from finetune.cli import main
@@ -129,11 +130,15 @@ def signalled(loop, *step):  # once, and one process alone
         os.kill(os.getpid(), signal.SIGTERM)
     optimise(loop, *step)
 Loop.optimise = signalled
+Path("cache").mkdir(exist_ok=True)  # a data file that is another on each machine, and wrong on the second
+Path("cache/rows.csv").write_text(("sentence", "text")[rank] + ",label\\n" + "the cat sat,0\\na dog sat,1\\n" * 4)
 run = shared + "/runs/a"
 stopped = "output_dir=" + shared + "/runs/stopped"
 recipe = shared + "/recipe.yaml"
+rows = ["data.train_file=cache/rows.csv", "data.validation_size=0.5"]
 for name, *rest in (
     ["train", recipe, "output_dir=mine/run"],
+    ["train", recipe, "output_dir=" + shared + "/runs/rows", *rows],
     ["train", recipe, "output_dir=" + shared + "/dry/run", "--dry-run"],
     ["train", recipe, stopped, "head_importance=null"],
     ["train", recipe, stopped, "head_importance=null", "checkpoint.resume_from_checkpoint=auto"],
@@ -194,9 +199,13 @@ def test_two_machines_run_every_command_or_refuse_it(tmp_path: Path) -> None:
     script.write_text(MACHINES)
     first, second = start_machines(tmp_path, script, str(shared))
     said = first.stdout + first.stderr + second.stdout + second.stderr
-    expected = {"train": [2, 0, 143, 0, 0], "evaluate": [0], "heads": [0], "prune": [2], "merge": [2], "report": [2]}
+    expected = {"train": [2, 2, 0, 143, 0, 0], "evaluate": [0], "heads": [0], "prune": [2], "merge": [2], "report": [2]}
     assert codes(first) == codes(second) == expected, said
-    assert first.stdout.count("2 processes on 2 machines, cpu") == 7
+    assert first.stdout.count("2 processes on 2 machines, cpu") == 8
+    # An error of one process ends all, by the same message.
+    missing = "has no column 'sentence'"
+    assert missing in second.stderr
+    assert [line for line in first.stderr.splitlines() if missing in line and line.endswith("(on process 1)")]
     for machine in (first, second):  # each tells its own user
         assert "is not the same folder for all processes (not seen on: " in machine.stderr
         assert "need an output_dir on a disk that all share" in machine.stderr
