@@ -103,6 +103,13 @@ def missing_encoder_weights(model: PreTrainedModel, new: Iterable[str]) -> list[
     ]
 
 
+def keep_activations(model: PreTrainedModel) -> None:
+    """Turn off gradient checkpointing, which an entry of config.json turns on: how to train is the recipe's to say."""
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            setattr(module, "gradient_checkpointing", False)  # noqa: B010  (no field of Module)
+
+
 def refuse_no_heads(model: PreTrainedModel, name: str) -> None:
     """Raise ModelError if a model has no layer or no head, or is not as the family's table says."""
     sites = attention_sites(model)

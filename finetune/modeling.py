@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import peft
@@ -20,6 +21,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from finetune import attention
 from finetune.checking import (
     base_checksum,
+    keep_activations,
     missing_encoder_weights,
     new_parameters,
     refuse_missing,
@@ -36,7 +38,7 @@ from finetune.freezing import freeze, keep_float32
 from finetune.label_order import Head, empty_classifier, fit_head
 from finetune.lora import InitialAdapter, Lora, add_lora, initial_adapters, projection_weights
 from finetune.slicing import classifier_class
-from finetune.source import Source, check_entries, load_config, loading
+from finetune.source import OUTPUTS, Source, check_entries, load_config, loading
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,12 @@ def _load(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             **source.loading_options(),
+            **OUTPUTS,
             **labels,
         )
+        with TemporaryDirectory() as spare:  # a config that cannot be saved is refused now, and not after training
+            model.config.save_pretrained(spare)
+    keep_activations(model)
     new = new_parameters(info)
     refuse_no_heads(model, source.name)
     missing = missing_encoder_weights(model, new)

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from finetune.checking import base_checksum, new_parameters, refuse_missing, refuse_no_heads, refuse_not_finite
+from finetune.checking import (
+    base_checksum,
+    keep_activations,
+    new_parameters,
+    refuse_missing,
+    refuse_no_heads,
+    refuse_not_finite,
+)
 from finetune.errors import ModelError
 from finetune.freezing import keep_float32
 from finetune.lora import as_plain_lora, merge_adapters
@@ -166,6 +173,7 @@ def _load_plain(source: Source, config: PreTrainedConfig) -> tuple[Any, list[str
             ignore_mismatched_sizes=True,  # a base may carry another task's head, which the adapter replaces
             **source.loading_options(),
         )
+    keep_activations(model)
     refuse_no_heads(model, source.name)
     return model, new_parameters(info)
 

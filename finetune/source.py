@@ -29,6 +29,8 @@ ATTN_IMPLEMENTATIONS = (None, "sdpa", "eager", "flash_attention_2")
 _LARGEST_ENTRY = 10_000_000  # above any vocabulary or length; transformers would fill memory before it fails
 _MOST_LAYERS = 1000
 _LAYER_COUNTS = ("num_hidden_layers", "n_layers", "num_hidden_groups", "inner_group_num", "num_feedforward_networks")
+# What a model returns is for the code that calls it to say, and not for a config.json.
+OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 _MOST_SHOWN = 300  # characters of a library's own message
 
 
@@ -137,7 +139,7 @@ def load_config(source: Source) -> PreTrainedConfig:
     with loading(source):
         _check_config_file(source)
         config: PreTrainedConfig = AutoConfig.from_pretrained(
-            source.location(), revision=source.revision, trust_remote_code=source.trust_remote_code
+            source.location(), revision=source.revision, trust_remote_code=source.trust_remote_code, **OUTPUTS
         )
     return config
 

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig
 
 from finetune.checking import longest_input, refuse_too_large
 from finetune.errors import ModelError
 from finetune.families import FAMILIES
 from finetune.lora import Lora
 from finetune.modeling import Classifier, new_classifier, pretrained_classifier
+from finetune.saving import load_classifier, save_classifier
 from finetune.source import Source, load_tokenizer
 from tests.helpers import ROLES, tiny_classifier
 
@@ -135,6 +136,35 @@ def test_layers_that_the_config_leaves_out_are_told(tiny_masked_lm: Path, tmp_pa
     (note,) = found.notes
     assert note.startswith("The checkpoint holds 16 weights of layers that its config.json leaves out, such as ")
     assert "layer.1.attention" in note
+
+
+@pytest.mark.parametrize("entry", [{"output_attentions": True}, {"output_hidden_states": True}, {"return_dict": False}])
+def test_what_a_model_returns_is_not_the_checkpoints_to_say(
+    entry: dict[str, bool], tiny_bert: Path, tmp_path: Path
+) -> None:
+    found = build(changed(tiny_bert, tmp_path / "model", entry))
+    assert sorted(found.model(torch.tensor([[1, 2]])).keys()) == ["logits"]
+    save_classifier(found, tmp_path / "saved")
+    again = load_classifier(changed(tmp_path / "saved", tmp_path / "damaged", entry))
+    assert sorted(again.model(torch.tensor([[1, 2]])).keys()) == ["logits"]
+
+
+def test_gradient_checkpointing_is_not_the_checkpoints_to_say(tiny_bert: Path, tmp_path: Path) -> None:
+    found = build(changed(tiny_bert, tmp_path / "model", {"gradient_checkpointing": True}))
+    flags = [
+        module.gradient_checkpointing for module in found.base.modules() if hasattr(module, "gradient_checkpointing")
+    ]
+    assert flags == [False] * len(flags)
+    assert len(flags) > 2
+
+
+def test_a_config_that_cannot_be_saved_is_refused(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("not valid")
+
+    monkeypatch.setattr(BertConfig, "save_pretrained", fail)
+    with pytest.raises(ModelError, match=r"cannot load model .*: RuntimeError: not valid; give a hub id"):
+        build(tiny_bert)
 
 
 def test_the_pooler_and_another_head_may_be_missing(tiny_masked_lm: Path) -> None:
