@@ -23,6 +23,7 @@ def labels_of(*sizes: int) -> np.ndarray:
         ([15] * 20, 0.1, 30),  # 300 rows: 30, though each class alone has one and a half
         ([280, 20], 0.1, 30),
         ([10, 10], 0.25, 5),
+        ([8, 8], 0.1, 2),  # 1.6, rounded
         ([100, 1, 1], 0.5, 51),
         ([2, 2, 2], 0.9, 3),  # no class gives its last row
     ],
