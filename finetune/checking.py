@@ -64,9 +64,10 @@ def refuse_too_long(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
     limit = longest_input(config)
     most = min(max_length if limit is None else limit, tokenizer.model_max_length)
     if most < 4:
+        positions = getattr(config, "max_position_embeddings", None)
         raise ModelError(
-            f"'{name}' takes {most} tokens (max_position_embeddings {config.max_position_embeddings} in its config); "
-            "correct its config.json, or model.config_overrides"
+            f"'{name}' takes {most} tokens (max_position_embeddings {positions} in its config, model_max_length of its "
+            f"tokenizer {tokenizer.model_max_length}); correct its config.json, or model.config_overrides"
         )
     if max_length > most:
         raise ModelError(f"data.max_length is {max_length}, but '{name}' takes {most} tokens; lower data.max_length")

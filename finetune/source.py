@@ -204,4 +204,10 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
         )
     if tokenizer.pad_token_id is None:
         raise ModelError(f"the tokenizer of '{source.name}' has no padding token; choose an encoder's checkpoint")
+    longest: object = tokenizer.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, int | float) or longest < 1:
+        raise ModelError(
+            f"the tokenizer of '{source.name}' has model_max_length {longest!r:.80}, which counts tokens; correct it "
+            "in tokenizer_config.json, or remove it"
+        )
     return tokenizer

@@ -188,3 +188,12 @@ def test_a_high_share_of_unknown_tokens_is_a_warning() -> None:
     assert low.notes("test") == []
     (note,) = high.notes("test")
     assert note.startswith("26% of the test tokens are unknown to the tokenizer")
+
+
+@pytest.mark.parametrize("limit", [{"a": 1}, "x", [], True, 0, -1])
+def test_a_longest_input_that_counts_no_tokens_is_one_message(tiny_bert: Path, tmp_path: Path, limit: object) -> None:
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": limit}))
+    with pytest.raises(ModelError, match=r"model_max_length .*, which counts tokens; correct it in tokenizer_config"):
+        load_tokenizer(Source(str(folder)))
