@@ -14,6 +14,9 @@ from finetune.state import TrainState
 # Fine-tuning takes a few hundred steps however few rows there are: after the 30 steps of three epochs of 360 rows a
 # classifier still answers with the most frequent class.
 MIN_STEPS = 300
+# Each label takes steps of its own: 400 rows of Banking77 with 76 labels give a test accuracy of 0.295 after 322 steps,
+# and of 0.594 after 900.
+MIN_STEPS_PER_LABEL = 10
 MIN_EPOCHS = 3
 MAX_EVALUATIONS = 10
 # 1e-4 at the width 384 of MiniLM, 5e-5 at the 768 of BERT-base (Devlin et al. 2019 search 2e-5 to 5e-5): the best rate
@@ -87,12 +90,13 @@ class Plan:
         return "all epochs done" if whole else f"max_steps ({self.total_steps}) reached"
 
 
-def make_plan(recipe: Recipe, *, rows: int, processes: int) -> Plan:
-    """Return the plan for `rows` training rows on `processes` processes.
+def make_plan(recipe: Recipe, *, rows: int, processes: int, labels: int = 1) -> Plan:
+    """Return the plan for `rows` training rows with `labels` different labels on `processes` processes.
 
     `training.warmup_steps` below 1 is a share of all steps, rounded up. Where neither epochs nor steps are set, there
-    are MIN_EPOCHS epochs, or more until they are MIN_STEPS steps. Where the number of epochs is not set, there are at
-    most MAX_EVALUATIONS evaluations and as many checkpoints, unless their strategy is set.
+    are MIN_EPOCHS epochs, or more until they are MIN_STEPS steps, and MIN_STEPS_PER_LABEL for each label. Where the
+    number of epochs is not set, there are at most MAX_EVALUATIONS evaluations and as many checkpoints, unless their
+    strategy is set.
     """
     training, evaluation, checkpoint = recipe.training, recipe.evaluation, recipe.checkpoint
     batch_size = training.per_device_train_batch_size * processes
@@ -100,7 +104,8 @@ def make_plan(recipe: Recipe, *, rows: int, processes: int) -> Plan:
     steps = steps_in_epoch(rows, batch_size=batch_size, accumulation=accumulation)
     epochs, every = training.num_train_epochs, 0
     if epochs is None:
-        epochs = math.ceil((training.max_steps or max(MIN_STEPS, MIN_EPOCHS * steps)) / steps)
+        fewest = max(MIN_STEPS, MIN_STEPS_PER_LABEL * labels, MIN_EPOCHS * steps)
+        epochs = math.ceil((training.max_steps or fewest) / steps)
         between = math.ceil(epochs / MAX_EVALUATIONS)
         every = between * steps if between > 1 else 0
     total = min(steps * epochs, training.max_steps or steps * epochs)

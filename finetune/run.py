@@ -144,7 +144,8 @@ def _prepared(recipe: Recipe, accelerator: Accelerator, console: Console) -> tup
     ):
         if note:
             say(console, f"[yellow]{escape(note)}[/]")
-    plan = make_plan(recipe, rows=len(material.splits["train"]), processes=accelerator.num_processes)
+    rows, labels = len(material.splits["train"]), len(material.classifier.label_names)
+    plan = make_plan(recipe, rows=rows, processes=accelerator.num_processes, labels=labels)
     recipe, chosen = fill_in(recipe, plan, base.config.hidden_size)
     if chosen:
         say(console, chosen)

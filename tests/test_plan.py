@@ -66,6 +66,13 @@ def test_the_plan_counts_steps(
     assert not found.due(3, 2)
 
 
+@pytest.mark.parametrize(("labels", "steps"), [(1, 301), (30, 301), (77, 770)])
+def test_many_labels_take_more_steps(labels: int, steps: int) -> None:
+    assert make_plan(open_recipe(), rows=100, processes=1, labels=labels).total_steps == steps
+    given = open_recipe(training={"num_train_epochs": 3})
+    assert make_plan(given, rows=100, processes=1, labels=labels).total_steps == 21
+
+
 @pytest.mark.parametrize(
     ("width", "lora", "rate"),
     [(384, False, 1e-4), (768, False, 5e-5), (1024, False, 4e-5), (384, True, 1e-3), (768, True, 5e-4)],

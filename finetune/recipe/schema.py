@@ -177,7 +177,8 @@ class TrainingSection(Section):
     """How the weights are fitted."""
 
     num_train_epochs: Count | None = Field(
-        None, description="null: as many as max_steps takes; without max_steps 3, or more until there are 300 steps"
+        None,
+        description="null: as many as max_steps takes; else 3, or more until there are 300 steps and 10 per label",
     )
     max_steps: Count | None = Field(None, description="optimizer steps; ends training before the epochs do")
     per_device_train_batch_size: Count = 16
