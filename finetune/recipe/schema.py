@@ -56,6 +56,10 @@ SOURCES: dict[str, tuple[tuple[str, ...], ...]] = {
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Strategy = Annotated[
+    Literal["epoch", "steps", "no"] | None,
+    Field(description="null: epoch, but at most 10 times where num_train_epochs is null"),
+]
 
 
 class Section(BaseModel):
@@ -217,9 +221,7 @@ class TrainingSection(Section):
 class EvaluationSection(Section):
     """When and by what the classifier is judged."""
 
-    eval_strategy: Literal["epoch", "steps", "no"] | None = Field(
-        None, description="null: epoch, but at most 10 times where num_train_epochs is null"
-    )
+    eval_strategy: Strategy = None
     eval_steps: Count = 500
     per_device_eval_batch_size: Count = 64
     metrics: Annotated[list[str], Field(min_length=1)] | None = Field(None, description="null: all of the problem type")
@@ -231,9 +233,7 @@ class EvaluationSection(Section):
 class CheckpointSection(Section):
     """What is written during training, and where to go on from."""
 
-    save_strategy: Literal["epoch", "steps", "no"] | None = Field(
-        None, description="null: epoch, but at most 10 times where num_train_epochs is null"
-    )
+    save_strategy: Strategy = None
     save_steps: Count = 500
     save_total_limit: Count | None = 2
     resume_from_checkpoint: str | None = Field(None, description="a checkpoint folder, or auto for the newest")
