@@ -34,7 +34,7 @@ from finetune.healing import heal
 from finetune.memory import memory_told
 from finetune.modeling import Classifier
 from finetune.recipe import HeadImportanceSection
-from finetune.recipe.schema import HeadMethod
+from finetune.recipe.names import HeadMethod
 from finetune.results import write_json
 from finetune.run_files import read_heads, read_ranks
 from finetune.saving import check_reload, load_classifier, save_classifier

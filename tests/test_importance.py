@@ -17,7 +17,7 @@ from finetune.heads.importance import ITERATIVE, METHODS, Effort, measure_import
 from finetune.heads.learned import learned_gates
 from finetune.heads.learned_order import learned_order
 from finetune.heads.sample import Sample, gated_logits
-from finetune.recipe.schema import HeadMethod
+from finetune.recipe.names import HeadMethod
 from finetune.slicing import prune_heads
 from tests.conftest import SENTENCES
 from tests.helpers import assert_equal_up_to_rounding, encoded, sample_of

@@ -13,7 +13,8 @@ from typing import Any, get_args
 
 from finetune.errors import did_you_mean, printable, shorten
 from finetune.paths import absolute_path, new_folder_fault, path_fault
-from finetune.recipe.schema import METRICS, LoggingSection, ProblemType
+from finetune.recipe.names import METRICS, ProblemType
+from finetune.recipe.schema import LoggingSection
 from finetune.recipe.yaml_values import Location
 
 NO_VALIDATION = "give data.validation_file (or rows, or split), or hold some out with data.validation_size: 0.1"
