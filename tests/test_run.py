@@ -198,11 +198,14 @@ def test_a_dry_run_leaves_nothing(tmp_path: Path) -> None:
 def test_two_processes_end_as_one(tmp_path: Path) -> None:
     texts = ["the cat sat", "a dog chased the cat on the mat", "clean floor", "the mat is on the floor", "dog"]
     rows = [{"sentence": texts[n % 5] + f" {n}", "label": "yes" if n % 3 else "no"} for n in range(13)]
+    turned = [{**row, "label": "no" if row["label"] == "yes" else "yes"} for row in rows]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "turned.jsonl").write_text("\n".join(map(json.dumps, turned)))
     # Steps of 8 and 5 rows; the last batch has one row, so that one of two processes has none. The share of right
-    # answers stays the same for the first epochs, so that patience 1 ends the run early.
+    # answers stays the same for the first epochs, so that patience 1 ends the run early; the loss of the reversed labels
+    # grows, so that the first evaluation is the best.
     common = [
-        f"data.train_file={tmp_path / 'rows.jsonl'}", f"data.validation_file={tmp_path / 'rows.jsonl'}", "seed=3",
+        f"data.train_file={tmp_path / 'rows.jsonl'}", f"data.validation_file={tmp_path / 'turned.jsonl'}", "seed=3",
         "task.label_names=[no, yes]", "evaluation.per_device_eval_batch_size=4", "training.num_train_epochs=9",
         "training.gradient_accumulation_steps=2", "training.learning_rate=0.0001", "training.max_grad_norm=0.01",
         "training.lr_scheduler_type=linear", "evaluation.metric_for_best_model=accuracy",
@@ -297,7 +300,8 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (["output_dir=taken"], "is not empty and is not a finetune run"),
         (["output_dir=taken", "checkpoint.resume_from_checkpoint=auto"], "is not a finetune run"),
         (["output_dir=file"], "is a file; name a folder"),
-        (["checkpoint.resume_from_checkpoint=nowhere"], "nowhere is no complete checkpoint"),
+        (["checkpoint.resume_from_checkpoint=nowhere"], "no folder 'nowhere'"),
+        (["checkpoint.resume_from_checkpoint=taken"], "taken is no complete checkpoint"),
         (["training.class_weights={maybe: 2.0}", "task.label_names=null"], "class_weights: maybe is no label"),
     ],
 )
