@@ -202,8 +202,8 @@ def test_two_processes_end_as_one(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "turned.jsonl").write_text("\n".join(map(json.dumps, turned)))
     # Steps of 8 and 5 rows; the last batch has one row, so that one of two processes has none. The share of right
-    # answers stays the same for the first epochs, so that patience 1 ends the run early; the loss of the reversed labels
-    # grows, so that the first evaluation is the best.
+    # answers stays the same for the first epochs, so that patience 1 ends the run early; the loss of the reversed
+    # labels grows, so that the first evaluation is the best.
     common = [
         f"data.train_file={tmp_path / 'rows.jsonl'}", f"data.validation_file={tmp_path / 'turned.jsonl'}", "seed=3",
         "task.label_names=[no, yes]", "evaluation.per_device_eval_batch_size=4", "training.num_train_epochs=9",
