@@ -11,7 +11,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from rich.console import Console
 
-from finetune.checking import refuse_too_long
+from finetune.checking import refuse_too_long, refuse_unknown_ids
 from finetune.data.prepare import encode_splits, read_labelled, summarise
 from finetune.errors import DataError, RecipeError
 from finetune.modeling import Classifier
@@ -88,15 +88,17 @@ def load_received(folder: RunFolder, recipe: Recipe, changes: Sequence[str] = ()
     """Return the classifier of a run folder, by the recipe that `finished_recipe` gave.
 
     Raises:
-        ModelError: see `load_classifier`.
+        ModelError: see `load_classifier`; or the tokenizer has ids for which the model has no embedding.
     """
     moved = _keys(changes) & {"model", "model.model_name_or_path"}
-    return load_classifier(
+    classifier = load_classifier(
         folder.model,
         trust_remote_code=recipe.model.trust_remote_code,
         use_safetensors=recipe.model.use_safetensors,
         base=recipe.model.model_name_or_path if moved else None,
     )
+    refuse_unknown_ids(classifier.base, classifier.tokenizer, str(folder.model))
+    return classifier
 
 
 def _keys(changes: Sequence[str]) -> set[str]:

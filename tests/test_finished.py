@@ -112,6 +112,17 @@ def test_a_base_that_moved_is_named_on_the_command_line(lora_run: Path, tiny_ber
     assert found.material.classifier.source.name == str(tiny_bert)
 
 
+def test_a_tokenizer_of_other_tokens_is_refused(small_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    file = run / "model" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token": "another"}))  # so it gets an id of its own
+    for command in (read_back, merge):
+        with pytest.raises(
+            ModelError, match=r"has ids up to \d+ \('another'\), but the model has embeddings for ids 0 to"
+        ):
+            command(run)
+
+
 def test_rows_longer_than_the_model_takes_are_refused(lora_run: Path) -> None:
     with pytest.raises(ModelError, match=r"data\.max_length is 33, but .* takes 32 tokens"):
         read_back(lora_run, "data.max_length=33")
