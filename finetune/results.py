@@ -94,8 +94,9 @@ class SplitSummary:
         if self.unknown_share <= HIGH_UNKNOWN_SHARE:
             return ""
         return (
-            f"{self.unknown_share:.0%} of the {split} tokens are unknown to the tokenizer and all look alike to the "
-            "model: is this the right checkpoint for these texts?"
+            f"{self.unknown_share:.0%} of the {split} tokens are unknown to the tokenizer, so the model cannot tell "
+            "them apart. Check that the checkpoint fits these texts; a new model knows only the words of its training "
+            "rows."
         )
 
     def dropped_note(self, split: str) -> str:
