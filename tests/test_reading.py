@@ -262,6 +262,7 @@ def test_columns_without_a_name_and_lines_of_spreadsheets_are_passed_over(tmp_pa
         # One that happens to be closed further below is well-formed; what it swallowed looks like rows.
         ('a,x\n"b,y\nheight 5",x\nc,y\n', r"row 2 \(lines 3 to 4\): .*its line 'b,y' looks like a row"),
         ('a,x\n"b \\"",y\nc 5",x\nd,y\n', r"row 2 \(lines 3 to 4\): .*looks like a row"),
+        ('a,x\n"b, \\"",y\nc,x\nd 5",x\ne,y\n', r"row 2 \(lines 3 to 5\): .*looks like a row"),
         ("a,x,\nb,y\n", r"row 2 \(line 3\) has 2 cells, but row 1 has 3; put"),
         ("a,x\nb,y,\n", r"row 2 \(line 3\) has 3 cells, but row 1 has 2; put"),
         ("a,x,z\nb,y,\n", r"row 1 \(line 2\) has 3 cells, but the header names 2 columns; put quotation marks"),
@@ -270,6 +271,38 @@ def test_columns_without_a_name_and_lines_of_spreadsheets_are_passed_over(tmp_pa
 def test_malformed_csv_is_named_by_its_line(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(DataError, match=rf"d\.csv {message}"):
         cells(written(tmp_path, "csv", f"sentence,label\n{content}"))
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "line"),
+    [
+        ("id,sentence,label", '1,a,x\n2,"b,y\n3,height 5",x\n4,c,y\n', "b,y"),
+        ("label,sentence", 'x,a\ny,"b\nx,c\ny,height 5"\nx,d\n', "x,c"),
+        ("label,sentence", 'x,a\ny,"b\nx,height 5"\n', "x,height 5"),
+    ],
+)
+def test_rows_between_stray_marks_are_seen_in_any_column(tmp_path: Path, header: str, rows: str, line: str) -> None:
+    with pytest.raises(DataError, match=rf"its line '{line}' looks like a row"):
+        cells(written(tmp_path, "csv", f"{header}\n{rows}"))
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "text"),
+    [
+        ("sentence,label", '"Roses, red\nviolets,x",x', "Roses, red\nviolets,x"),
+        ("sentence,label", '"a,b\nc,x\nd,y",x', "a,b\nc,x\nd,y"),
+        ("sentence,label", '"one,\ntwo,x\n\nthree, four",x', "one,\ntwo,x\n\nthree, four"),
+        ("label,sentence", 'x,"Well,\nx,thanks"', "Well,\nx,thanks"),
+        ("sentence,label", '"this,x\n",x', "this,x\n"),
+    ],
+)
+def test_commas_and_line_breaks_alone_do_not_make_rows(tmp_path: Path, header: str, row: str, text: str) -> None:
+    other = "a,y\nb,x" if header.startswith("sentence") else "y,a\nx,b"
+    assert cells(written(tmp_path, "csv", f"{header}\n{row}\n{other}\n")) == [(text, "x"), ("a", "y"), ("b", "x")]
+
+
+def test_columns_that_are_not_read_may_share_a_name(tmp_path: Path) -> None:
+    assert cells(written(tmp_path, "csv", "n,n,sentence,label\n1,2,a,x\n1,2,b,y\n")) == [("a", "x"), ("b", "y")]
 
 
 def test_a_tab_in_a_tsv_text_has_its_own_repair(tmp_path: Path) -> None:
@@ -386,12 +419,14 @@ def named(name: str, **keys: Any) -> dict[str, list[tuple[str, str]]]:
 
 
 def test_a_folder_of_files_is_read_like_the_files(folder: Callable[..., str], tmp_path: Path) -> None:
-    found = named(folder(train_csv=CSV, validation_csv=CSV))
+    found = named(folder(train_csv=CSV, validation_csv=CSV, test_csv="text\nunread\n"))
     assert found["train"] == found["validation"] == [("NA", "007"), ("null", "1"), ("2020-01-01", "007")]
     part = read_splits(DataSection(dataset_name=str(tmp_path), train_split="train[1:]"))["train"]
     assert (part.rows["sentence"][:], part.row_numbers().tolist()) == (["null", "2020-01-01"], [2, 3])
     with pytest.raises(DataError, match=r"cannot load .*split dev.*name its splits"):
         named(str(tmp_path), validation_split="dev")
+    with pytest.raises(DataError, match=r"test\.csv has no column 'sentence'"):
+        named(str(tmp_path), validation_split="test[:1]")
     (tmp_path / "validation.csv").write_text("sentence,label\na\n")
     with pytest.raises(DataError, match=r"validation\.csv row 1 \(line 2\) has 1 cell"):
         named(str(tmp_path))

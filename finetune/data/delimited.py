@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, TextIO
 import pyarrow as pa
 
 from finetune.data.cells import BATCH, Column, batch_of, require_columns
-from finetune.errors import DataError, shorten
+from finetune.errors import DataError
 
 # A first line with which spreadsheets say what separates the cells.
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\1*[\r\n]*')
@@ -59,8 +59,7 @@ def read_delimited(file: Path, kind: str, columns: Sequence[Column]) -> Iterator
             text.seek(0)
         rows = _parsed(text, file, delimiter, quoted=kind == "csv", skipped=skipped)
         header = next(rows, _Row(0, [], 1, 1))
-        _check_header(file, header)
-        require_columns(columns, [name for name in header.cells if name.strip()], str(file))
+        _check_header(file, header, columns)
         places = [header.cells.index(column.name) for column in columns]
         wanted = itemgetter(*places)  # two or three
         labels: set[str] = set()
@@ -113,25 +112,24 @@ def _parsed(text: TextIO, file: Path, delimiter: str, *, quoted: bool, skipped: 
         raise DataError(f"{file} {where} ({lines}): {problem}; {_QUOTING}") from error
 
 
-def _check_header(file: Path, header: _Row) -> None:
+def _check_header(file: Path, header: _Row, columns: Sequence[Column]) -> None:
+    """Raise DataError unless the header names each of the columns, and only once."""
     named = [name for name in header.cells if name.strip()]
-    if len(set(named)) < len(named) or not named:
-        raise DataError(
-            f"{file} line {header.line} should name the columns once each, got {shorten(str(header.cells), 300)}; "
-            "correct the header"
-        )
+    if not named:
+        raise DataError(f"{file} has no header; the first line names the columns")
     other = next((sign for sign in ";\t|," if len(named) == 1 and sign in named[0]), None)
     if other:
         raise DataError(
             f"{file} seems to be separated by {other!r}; separate csv by commas, or name a tab-separated file .tsv"
         )
+    require_columns(columns, named, str(file))
 
 
 def _repair(kind: str, delimiter: str) -> str:
-    """Return what to do about a text that holds the separator."""
+    """Return what to do about a row of another width: most often a text in it holds the separator or a line break."""
     if kind == "tsv":
         return "a tsv file cannot hold a text with a tab or a line break: give such rows as csv, jsonl or parquet"
-    return f"put quotation marks around a text with a {delimiter!r} in it"
+    return f"put quotation marks around a text with a {delimiter!r} or a line break in it, or correct the row"
 
 
 def _of_one_width(rows: Iterator[_Row], file: Path, header: Sequence[str], repair: str) -> Iterator[_Row]:
@@ -158,12 +156,29 @@ def _of_one_width(rows: Iterator[_Row], file: Path, header: Sequence[str], repai
 
 
 def _rows_within(row: _Row, delimiter: str, label: int) -> Iterator[_RowWithin]:
-    """Yield the lines within a row's texts that split into as many cells as the row has."""
-    for text in row.cells:
-        for line in text.splitlines() if "\n" in text or "\r" in text else ():
-            cells = next(csv.reader([line], delimiter=delimiter), [])
-            if len(cells) == len(row.cells):
-                yield _RowWithin(line, cells[label], row)
+    """Yield the lines with a label within each text that could be rows between two stray quotation marks.
+
+    Such a text is the end of a row, from the text's own column on, then whole rows, then the beginning of a row, up to
+    that column. There are no quotation marks between the two, so each separator counts; only before a mark that is
+    escaped by a backslash there can be more of them.
+    """
+    width = len(row.cells)
+    for column, text in enumerate(row.cells):
+        lines = [line for line in re.split(r"[\r\n]", text) if line]
+        if len(lines) < 2:
+            continue
+        first, *whole, last = [line.split(delimiter) for line in lines]
+        more = len(first) - (width - column)
+        if more < 0 or (more and '\\"' not in lines[0]):
+            continue
+        if len(last) != column + 1 or any(len(cells) != width for cells in whole):
+            continue
+        if label >= column:
+            yield _RowWithin(lines[0], first[label - width], row)
+        for line, cells in zip(lines[1:-1], whole, strict=True):
+            yield _RowWithin(line, cells[label], row)
+        if label < column:
+            yield _RowWithin(lines[-1], last[label], row)
 
 
 def _refuse_rows_within(file: Path, within: Mapping[str, _RowWithin], labels: set[str]) -> None:

@@ -108,10 +108,10 @@ def _from_folder(folder: _Folder, part: str, columns: Sequence[Column]) -> RawSp
 
     if part in folder.files:
         return RawSplit(whole(part), where, class_names=_class_names(folder, [part], columns))
-    rows = {split: whole(split) for split in folder.files}
+    rows = {split: whole(split) for split in folder.files if split in part}  # other splits may lack these columns
     with _loading(where):
         instruction = datasets.ReadInstruction.from_spec(part)
-        pieces = instruction.to_absolute({split: len(each) for split, each in rows.items()})
+        pieces = instruction.to_absolute({split: len(rows.get(split, ())) for split in folder.files})
     taken = datasets.concatenate_datasets(
         [rows[piece.splitname].select(range(piece.from_, piece.to)) for piece in pieces]
     )
