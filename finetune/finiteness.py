@@ -80,7 +80,7 @@ class SkippedSteps:
     """Counts the steps in a row that the loss scaler of fp16 skipped because their gradient was not finite."""
 
     def __init__(self) -> None:
-        self._in_a_row, self._steps = 0, 0
+        self._in_a_row = 0
         self._last: StepFacts | None = None
 
     def note(self, skipped: bool, facts: StepFacts) -> None:
@@ -89,23 +89,22 @@ class SkippedSteps:
         Raises:
             TrainingError: it is the last of MAX_SKIPPED skipped steps in a row.
         """
-        self._steps += 1
         self._in_a_row = self._in_a_row + 1 if skipped else 0
         self._last = facts
         if self._in_a_row == MAX_SKIPPED:
             raise self._refusal()
 
     def finish(self) -> None:
-        """Raise TrainingError if every step was skipped, so that nothing was trained."""
-        if self._steps and self._in_a_row == self._steps:
+        """Raise TrainingError if every step from the first of the run on was skipped, so that nothing was trained."""
+        if self._last is not None and self._in_a_row == self._last.step:
             raise self._refusal()
 
     def _refusal(self) -> TrainingError:
         assert self._last is not None
+        steps = "one step" if self._in_a_row == 1 else f"{self._in_a_row} steps in a row"
         return TrainingError(
-            f"fp16: the gradient was not finite in {self._in_a_row} steps in a row, which were skipped, the last "
-            f"{_place(self._last)}; they changed no weight. Set training.mixed_precision: bf16 or no, lower "
-            "training.learning_rate, or look at these rows"
+            f"fp16: the gradient was not finite in {steps}, the last {_place(self._last)}; a skipped step changes no "
+            "weight. Set training.mixed_precision: bf16 or no, lower training.learning_rate, or look at these rows"
         )
 
 

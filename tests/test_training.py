@@ -314,19 +314,31 @@ def test_fp16_gradients_that_are_never_finite_stop_the_run(
         output.logits.register_hook(lambda gradient: gradient * float("inf"))
 
     classifier.model.register_forward_hook(overflow)
-    said = rf"fp16: the gradient was not finite in {stops_at} steps in a row, .* the last at step {stops_at} \(.*bf16"
+    said = rf"fp16: the gradient was not finite in {stops_at} steps in a row, the last at step {stops_at} \(.*bf16"
     with pytest.raises(TrainingError, match=said):
         train(classifier, accelerator, tmp_path, plan(epochs=9, total_steps=steps))
     assert largest_difference(before, trained_weights(classifier.model)) == 0.0
 
 
+def step_facts(step: int) -> StepFacts:
+    return StepFacts(step, 0.1, np.array([1]), "rows")
+
+
 def test_fp16_may_skip_steps_now_and_then() -> None:
-    skipped, facts = SkippedSteps(), StepFacts(1, 0.1, np.array([1]), "rows")
-    for _ in range(3):
-        for number in range(MAX_SKIPPED):
-            skipped.note(number < MAX_SKIPPED - 1, facts)
-    skipped.note(True, facts)
+    skipped = SkippedSteps()
+    for step in range(1, 3 * MAX_SKIPPED + 2):
+        skipped.note(step % MAX_SKIPPED != 0, step_facts(step))
     skipped.finish()
+
+
+def test_fp16_may_skip_the_last_step_of_a_run_that_was_resumed() -> None:
+    skipped = SkippedSteps()
+    skipped.note(True, step_facts(40))
+    skipped.finish()
+    skipped = SkippedSteps()
+    skipped.note(True, step_facts(1))
+    with pytest.raises(TrainingError, match="fp16: the gradient was not finite in one step, the last at step 1 "):
+        skipped.finish()
 
 
 def test_class_weights() -> None:
