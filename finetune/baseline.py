@@ -35,9 +35,8 @@ def baseline_warnings(
     if not label_names:
         return _regression(references.astype(float), metrics["mean_squared_error"])
     if references.ndim == 1:
-        one_hot = np.eye(len(label_names), dtype=int)
-        warnings = _single_label(one_hot[references].sum(0), label_names, metrics["accuracy"])
-        predicted, actual = one_hot[predictions].sum(0), one_hot[references].sum(0)
+        predicted, actual = (np.bincount(ids, minlength=len(label_names)) for ids in (predictions, references))
+        warnings = _single_label(actual, label_names, metrics["accuracy"])
     else:
         predicted, actual = predictions.sum(0), references.sum(0)
         warnings = _multi_label(predicted, actual, len(references), label_names, metrics["f1_micro"])
