@@ -106,3 +106,20 @@ def test_what_a_recipe_sets_is_left_alone() -> None:
     assert filled.evaluation.eval_strategy == "epoch"
     steps = open_recipe(evaluation={"eval_strategy": "steps", "eval_steps": 7})
     assert make_plan(steps, rows=100, processes=1).eval_every == 7
+
+
+@pytest.mark.parametrize("max_steps", [2, 50, 500])
+def test_max_steps_alone_is_filled_in_and_gives_the_same_plan(max_steps: int) -> None:
+    recipe = open_recipe(training={"max_steps": max_steps})
+    schedule = make_plan(recipe, rows=100, processes=1)
+    filled, _ = fill_in(recipe, schedule, 384)
+    assert make_plan(filled, rows=100, processes=1) == schedule
+    assert schedule.total_steps == max_steps
+
+
+def test_a_number_of_steps_alone_is_not_passed_over() -> None:
+    recipe = open_recipe(evaluation={"eval_steps": 7}, checkpoint={"save_steps": 9})
+    schedule = make_plan(recipe, rows=100, processes=1)
+    assert (schedule.eval_every, schedule.save_every) == (7, 9)
+    by_epoch = open_recipe(evaluation={"eval_steps": 7, "eval_strategy": "epoch"}, training={"num_train_epochs": 2})
+    assert make_plan(by_epoch, rows=100, processes=1).eval_every == 0

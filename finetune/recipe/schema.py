@@ -27,7 +27,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Strategy = Annotated[
     Literal["epoch", "steps", "no"] | None,
-    Field(description="null: epoch, but at most 10 times where num_train_epochs is null"),
+    Field(description="null: steps where their number is given; else epoch, 10 times at most if epochs are not given"),
 ]
 
 
@@ -45,6 +45,13 @@ def one_source(section: str, given: Section) -> None:
         raise ValueError(f"{' and '.join(named)} are both given; name one source and remove the other")
     if not named or not getattr(given, named[0]):
         raise ValueError(f"no source is given; set one of {', '.join(leads)}")
+
+
+def with_strategy(given: object, name: Literal["eval", "save"]) -> object:
+    """Return a section in which a number of steps without a strategy has the strategy `steps`."""
+    if isinstance(given, dict) and f"{name}_steps" in given and f"{name}_strategy" not in given:
+        return {**given, f"{name}_strategy": "steps"}
+    return given
 
 
 class ModelSection(Section):
@@ -198,6 +205,11 @@ class EvaluationSection(Section):
     early_stopping_patience: Count | None = Field(None, description="evaluations without a better score")
     bootstrap_samples: Annotated[int, Field(ge=100)] = 2000
 
+    @model_validator(mode="before")
+    @classmethod
+    def _strategy(cls, given: object) -> object:
+        return with_strategy(given, "eval")
+
 
 class CheckpointSection(Section):
     """What is written during training, and where to go on from."""
@@ -206,6 +218,11 @@ class CheckpointSection(Section):
     save_steps: Count = 500
     save_total_limit: Count | None = 2
     resume_from_checkpoint: str | None = Field(None, description="a checkpoint folder, or auto for the newest")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _strategy(cls, given: object) -> object:
+        return with_strategy(given, "save")
 
 
 class LoggingSection(Section):

@@ -68,6 +68,7 @@ _RULES = {
     "bool_type": "must be true or false",
     "string_type": "must be text",
     "list_type": "must be a list",
+    "too_short": "must have at least one item",
     "dict_type": "must be a mapping",
     "model_type": "must be a section of keys",
     "model_attributes_type": "must be a section of keys",
@@ -135,9 +136,17 @@ def _describe(item: Any, location: Location) -> str:
     if kind == "literal_error":
         choices = item["ctx"]["expected"]
         near = did_you_mean(str(given), [choice.strip(" '") for choice in choices.replace(" or ", ",").split(",")])
-        return f"given {_GIVEN.repr(given)}; must be {choices}{near}"
+        return f"given {_shown(given)}; must be {choices}{near}"
     rule = _RULES.get(kind, item["msg"].replace("Input should be", "must be").replace("Input should", "must"))
-    return f"given {_GIVEN.repr(given)}; {rule}"
+    if given is None:
+        return f"is empty (null), but it {rule}; fill it in, or leave it out"
+    return f"given {_shown(given)}; {rule}"
+
+
+def _shown(given: object) -> str:
+    """Return a value as YAML writes it, shortened."""
+    text = _GIVEN.repr(given)
+    return text.lower() if isinstance(given, bool) else text
 
 
 def _unknown_key(location: Location) -> str:
