@@ -84,10 +84,14 @@ def claim_folder(
     """
     with writing(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
+        resumed = recipe.checkpoint.resume_from_checkpoint is not None
+        half_done = (folder.path / CLAIM).is_file()
+        if not resumed and not half_done and folder.model.is_dir():
+            forget_previous(folder)
         claim = Claim(__version__, datetime.now(UTC).isoformat(timespec="seconds"))
         write_json(folder.path / CLAIM, claim)
-        if not recipe.checkpoint.resume_from_checkpoint:
-            _set_aside(folder)
+        if not resumed:
+            _set_aside(folder, half_done=half_done)
         # Running it again is to repeat the run, not to go on with it.
         fresh = recipe.checkpoint.model_copy(update={"resume_from_checkpoint": None})
         write_text(folder.recipe, dump_recipe(recipe.model_copy(update={"checkpoint": fresh})))
@@ -96,23 +100,30 @@ def claim_folder(
         (folder.path / CLAIM).unlink()
 
 
-def _set_aside(folder: RunFolder) -> None:
-    """Move what an earlier run wrote to `_PREVIOUS`; what an unfinished run wrote that was replacing it is removed."""
+def _set_aside(folder: RunFolder, *, half_done: bool) -> None:
+    """Move what an earlier run wrote to `_PREVIOUS`; what an unfinished run wrote that was replacing it is removed.
+
+    Args:
+        half_done: a process was killed while it did this.
+    """
     aside = folder.path / _PREVIOUS
-    if aside.is_dir() and not folder.model.is_dir():
-        _remove(folder)
-        return
-    forget_previous(folder)
+    if aside.is_dir():
+        _remove(folder, half_done=half_done)
     for old in folder.written():
         if old.exists() or old.is_symlink():
             aside.mkdir(exist_ok=True)
             old.rename(aside / old.name)
 
 
-def _remove(folder: RunFolder) -> None:
-    """Delete what a run wrote, and nothing else of the folder."""
-    for old in folder.written():
-        shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink(missing_ok=True)
+def _remove(folder: RunFolder, *, half_done: bool) -> None:
+    """Delete what the run wrote that replaces the one in `_PREVIOUS`, and nothing else of the folder.
+
+    Args:
+        half_done: not all of the earlier run was set aside: what has no counterpart there is still that run's.
+    """
+    for new in folder.written():
+        if not half_done or os.path.lexists(folder.path / _PREVIOUS / new.name):
+            shutil.rmtree(new) if new.is_dir() and not new.is_symlink() else new.unlink(missing_ok=True)
 
 
 def forget_previous(folder: RunFolder) -> None:
@@ -132,9 +143,10 @@ def restored_on_failure(folder: RunFolder, *, is_main_process: bool) -> Iterator
         yield
     except BaseException:
         aside = folder.path / _PREVIOUS
-        started = folder.model.is_dir() or any(folder.checkpoints.glob(f"*/{MARK}"))
+        half_done = (folder.path / CLAIM).is_file()  # a model that is there is still the earlier run's
+        started = (folder.model.is_dir() and not half_done) or any(folder.checkpoints.glob(f"*/{MARK}"))
         if is_main_process and aside.is_dir() and not started:
-            _remove(folder)
+            _remove(folder, half_done=half_done)
             for old in list(aside.iterdir()):
                 old.rename(folder.path / old.name)
             aside.rmdir()

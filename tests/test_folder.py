@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune.folder import replaced_whole
+from finetune.files import MARK
+from finetune.folder import claim_folder, replaced_whole, restored_on_failure
+from finetune.recipe import Recipe
+from finetune.results import RunFolder
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -38,3 +41,89 @@ def test_what_was_there_is_lost_at_no_moment(tmp_path: Path, monkeypatch: pytest
         else:
             monkeypatch.setattr(Path, "rename", lambda p, to: interrupt() if p.name == "model" else rename(p, to))
     assert contents(tmp_path) == {"model/weights": "old"}
+
+
+RECIPE = Recipe.model_validate(
+    {
+        "task": {"problem_type": "single_label_classification"},
+        "data": {"train_rows": [{"sentence": "a", "label": "b"}]},
+        "model": {"model_type": "bert"},
+        "output_dir": "run",
+    }
+)
+
+
+def earlier_run(path: Path) -> tuple[RunFolder, dict[str, str]]:
+    """A folder that holds a file, or a folder with one, at each place that a run writes to, and one more."""
+    folder = RunFolder(path)
+    for place in folder.written():
+        if place.suffix:
+            place.parent.mkdir(exist_ok=True)
+            place.write_text("old")
+        else:
+            place.mkdir(parents=True)
+            (place / "part").write_text("old")
+    (path / "notes.txt").write_text("mine")
+    return folder, contents(path)
+
+
+def die_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Let the process end at the `number`-th rename of a file."""
+    rename, left = Path.rename, [number]
+
+    def dying(path: Path, target: Path) -> Path:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", dying)
+
+
+PLACES = len(RunFolder(Path()).written())
+
+
+@pytest.mark.parametrize("number", range(PLACES + 1))
+def test_wherever_setting_aside_ends_nothing_of_the_earlier_run_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    folder, old = earlier_run(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        die_at(patch, number)
+        with suppress(KeyboardInterrupt):
+            claim_folder(folder, RECIPE, {}, {})
+    for _ in range(2):  # started again; killed before it has anything, and started again
+        claim_folder(folder, RECIPE, {}, {})
+        found = contents(folder.path)
+        assert {name.removeprefix(".previous/"): text for name, text in found.items() if text in ("old", "mine")} == old
+        assert set(found) - {f".previous/{name}" for name in old} == {
+            "notes.txt", "recipe.yaml", "environment.json", "data.json",
+        }  # fmt: skip
+    with suppress(KeyboardInterrupt), restored_on_failure(folder, is_main_process=True):
+        raise KeyboardInterrupt
+    assert contents(folder.path) == old
+
+
+@pytest.mark.parametrize("number", range(PLACES + 1))
+def test_an_error_while_it_is_set_aside_puts_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    folder, old = earlier_run(tmp_path / "run")
+    with suppress(KeyboardInterrupt), restored_on_failure(folder, is_main_process=True):
+        with monkeypatch.context() as patch:
+            die_at(patch, number)
+            claim_folder(folder, RECIPE, {}, {})
+        raise KeyboardInterrupt
+    assert contents(folder.path) == old
+
+
+def test_a_run_that_has_a_checkpoint_stays_when_going_on_fails(tmp_path: Path) -> None:
+    folder, _ = earlier_run(tmp_path / "run")
+    claim_folder(folder, RECIPE, {}, {})
+    (folder.checkpoints / "step-000001").mkdir(parents=True)
+    (folder.checkpoints / "step-000001" / MARK).write_text("")
+    (folder.path / ".claimed").write_text("{}")  # it died as it claimed the folder once more
+    before = contents(folder.path)
+    with suppress(KeyboardInterrupt), restored_on_failure(folder, is_main_process=True):
+        raise KeyboardInterrupt
+    assert contents(folder.path) == before
