@@ -42,6 +42,17 @@ def _write_failed(error: Exception) -> bool:
     return isinstance(error, OSError) or "(os error " in said or (isinstance(error, RuntimeError) and torch_writer)
 
 
+def free_aside(path: Path) -> Path:
+    """Return the place beside `path` where a file is written before it takes the place of `path`.
+
+    What lies there is removed: a killed process left it, or it is a symbolic link in a folder that somebody else made,
+    through which another file would be overwritten.
+    """
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.unlink(missing_ok=True)
+    return aside
+
+
 def to_disk(path: Path) -> None:
     """Return only when a file, or the list of a folder's files, lies on the disk itself.
 

@@ -27,6 +27,7 @@ LOCK = ".finetune.lock"
 _HELD = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK, errno.EDEADLK}
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 _READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # in a folder that somebody else made it may lead to any file, to be emptied
 _TRIES = 10  # of reading the holder, who may have locked the file and not written to it yet
 _LONGEST_COMMAND = 300
 
@@ -83,7 +84,7 @@ def _acquire(file: Path, target: Path) -> int:
     while True:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+            handle = os.open(file, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
         except FileNotFoundError:  # the process that made the folder has just removed it
             continue
         try:

@@ -28,4 +28,5 @@ def training_result(loop: Loop, stopped: str, best_metric: str) -> Training:
             eval_samples_per_second=state.rows_evaluated / max(state.eval_seconds, 1e-9),
             peak_memory_mb=peak_memory_mb(loop.accelerator.device),
         ),
+        notes=list(loop.classifier.notes),
     )

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from finetune.errors import DataError
-from finetune.files import writing
+from finetune.files import free_aside, writing
 
 T = TypeVar("T")
 
@@ -156,7 +156,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Training:
-    """How training ended: optimiser steps, the best evaluation, why it stopped, its speed."""
+    """How training ended: steps, the best evaluation, why it stopped, its speed; notes on how the model was built."""
 
     steps: int
     best_step: int | None
@@ -167,6 +167,7 @@ class Training:
     total_parameters: int
     trained_dtype: str
     speed: Speed
+    notes: list[str] = field(default_factory=list)
 
     def best_text(self) -> str:
         """Return "best accuracy 0.9000 at step 30", or "" where nothing was evaluated."""
@@ -212,8 +213,7 @@ class RunFolder:
 
     def written(self) -> list[Path]:
         """Return every place a run writes to."""
-        names = [name for name, value in vars(type(self)).items() if isinstance(value, property)]
-        return [getattr(self, name) for name in names]
+        return [getattr(self, name) for name, value in vars(type(self)).items() if isinstance(value, property)]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -222,8 +222,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         TrainingError: the disk is full or read-only.
     """
-    aside = path.with_name(f".{path.name}.tmp")
     with writing(path):
+        aside = free_aside(path)
         try:
             aside.write_text(text, encoding="utf-8")
             aside.replace(path)

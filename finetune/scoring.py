@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from finetune.baseline import baseline_warnings
 from finetune.data.batching import LocalBatch, load_batches, plan_scoring
 from finetune.data.encoding import EncodedSplit, as_arrow
-from finetune.files import writing
+from finetune.files import free_aside, writing
 from finetune.intervals import classification_intervals, interval_note, regression_intervals
 from finetune.losses import decisions, per_example_loss, probabilities
 from finetune.memory import fewer_rows, in_parts, is_out_of_memory
@@ -181,7 +181,7 @@ def write_predictions(path: Path, tables: Sequence[pa.Table]) -> None:
     Raises:
         TrainingError: the disk is full or read-only.
     """
-    aside = path.with_name(f".{path.name}.tmp")
     with writing(path):
+        aside = free_aside(path)
         pq.write_table(pa.concat_tables(tables), aside)
         aside.replace(path)

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from finetune.errors import TrainingError
 from finetune.files import damage, seal, to_disk, writing
+from finetune.results import write_text
 from tests.helpers import HANG_SECONDS
 
 ROOT = Path(__file__).parents[1]
@@ -131,3 +132,12 @@ def test_a_file_that_cannot_be_read_is_damage(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr("finetune.files._checksum", bad_sector)
     assert damage(tmp_path, "checkpoint", 1) == "weights cannot be read: Input/output error"
+
+
+def test_a_link_beside_a_file_is_not_followed(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    (tmp_path / ".report.html.tmp").symlink_to(mine)
+    write_text(tmp_path / "report.html", "new")
+    assert (mine.read_text(), (tmp_path / "report.html").read_text()) == ("mine", "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt", "report.html"]

@@ -125,3 +125,18 @@ def test_a_lock_beside_a_folder_that_is_to_be_made(tmp_path: Path) -> None:
     ):
         pytest.fail("two hold the lock")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_lock_file_that_leads_elsewhere_is_not_followed(tmp_path: Path, there: bool) -> None:
+    target = tmp_path / "elsewhere" / "mine.txt"
+    if there:
+        target.parent.mkdir()
+        target.write_text("mine")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / LOCK).symlink_to(target)
+    with pytest.raises(TrainingError, match=r"cannot write .*run: "), locked_folder(run):
+        pytest.fail("there is no lock")
+    assert not there or target.read_text() == "mine"
+    assert target.exists() == there

@@ -130,6 +130,14 @@ def test_a_model_that_learned_nothing_is_warned_about(run: RunFolder) -> None:
     assert "\n> test: accuracy is not above <0.5>.\n" in run.card.read_text()
 
 
+def test_what_became_of_the_head_is_told(run: RunFolder) -> None:
+    training = read_json(run.training, Training)
+    write_json(run.training, replace(training, notes=["The classification head is new: it was for <a>."]))
+    write_report(run)
+    assert '<p class="note">The classification head is new: it was for &lt;a&gt;.</p>' in run.report.read_text()
+    assert "\n> The classification head is new: it was for <a>.\n" in run.card.read_text()
+
+
 def test_what_is_undefined_is_shown_as_undefined(run: RunFolder) -> None:
     scores = read_json(run.scores, dict[str, SplitScores])["test"]
     write_json(run.scores, {"test": replace(scores, metrics={"pearson": MetricValue(None)})})

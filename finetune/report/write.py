@@ -37,7 +37,10 @@ def write_report(folder: RunFolder, overrides: Sequence[str] = ()) -> None:
         "record": record,
         "shown": shown_split(record),
         "recipe_text": folder.recipe.read_text(encoding="utf-8"),
-        "data_notes": [note for split, summary in record.data.items() for note in summary.notes(split)],
+        "notes": [
+            *record.training.notes,
+            *(note for split, summary in record.data.items() for note in summary.notes(split)),
+        ],
         "model": model_name(record.recipe),
     }
     write_text(folder.report, pages.get_template("report.html").render(**facts, **figures(record)))
