@@ -72,7 +72,7 @@ def fit_head(
         return Head()
     if model.config.problem_type == "regression" and before.problem_type in (None, "regression"):
         return Head()
-    order = _order(_names(before), label_names)
+    order = _order(before, label_names)
     if order == list(range(len(label_names))):
         return Head()
     if order is not None and all(model.get_parameter(name).shape[0] == len(order) for name in kept):
@@ -92,14 +92,17 @@ def fit_head(
     )
 
 
-def _names(config: PreTrainedConfig) -> list[str]:
-    """Return the checkpoint's label names; where it has none, its ids."""
-    return label_names_of(config) or [str(index) for index in range(config.num_labels or 0)]
+def _order(before: PreTrainedConfig, now: Sequence[str]) -> list[int] | None:
+    """Return where each of the labels stood before, or None if these are not the same labels.
 
-
-def _order(before: Sequence[str], now: Sequence[str]) -> list[int] | None:
-    """Return where each of the labels stood before, or None if these are not the same labels."""
-    return [before.index(name) for name in now] if sorted(before) == sorted(now) else None
+    Labels without names are named by their ids: `1`, or `LABEL_1` as transformers writes what it predicted.
+    """
+    names = label_names_of(before)
+    ids = range(before.num_labels or 0)
+    for known in [names] if names else [[str(index) for index in ids], [f"LABEL_{index}" for index in ids]]:
+        if sorted(known) == sorted(now):
+            return [known.index(name) for name in now]
+    return None
 
 
 def _draw_again(model: PreTrainedModel, names: Sequence[str]) -> None:

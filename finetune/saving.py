@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import peft
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
@@ -186,7 +188,10 @@ def _load_adapted(folder: Path, source: Source, config: PreTrainedConfig, held_c
     if not isinstance(adapter, peft.LoraConfig) or adapter.megatron_config:
         raise ModelError(f"{folder} holds an adapter that is not LoRA as it is trained here; name another run")
     whole = list(adapter.modules_to_save or ())
-    refuse_missing(model, [name for name in new if name.rpartition(".")[0] not in whole], source.name)
+    missing = [name for name in new if name.rpartition(".")[0] not in whole]
+    refuse_missing(model, missing, source.name)
+    if missing:
+        raise ModelError(f"neither the adapter in {folder} nor '{source.name}' holds {missing[0]}; name another run")
     found = base_checksum(model, whole)
     if held_checksum is not None and found != held_checksum:
         raise ModelError(
@@ -195,7 +200,16 @@ def _load_adapted(folder: Path, source: Source, config: PreTrainedConfig, held_c
         )
     with loading(Source(str(folder))):
         keep_float32(model, whole)
-        adapted: nn.Module = peft.PeftModel.from_pretrained(model, str(folder))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys", category=UserWarning)  # told below
+            adapted = peft.PeftModel.from_pretrained(model, str(folder))
+        with safe_open(folder / _ADAPTER[1], framework="pt") as file:
+            odd = sorted(set(file.keys()) ^ peft.get_peft_model_state_dict(adapted, save_embedding_layers=False).keys())
+    if odd:  # peft leaves out what it does not know, and draws what is missing at random
+        raise ModelError(
+            f"{folder / _ADAPTER[1]} and {_ADAPTER[0]} are not of the same adapter: they differ in {odd[0]}"
+            f"{f' and {len(odd) - 1} more' if odd[1:] else ''}; copy both from one run again"
+        )
     return adapted
 
 

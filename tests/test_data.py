@@ -304,6 +304,14 @@ def test_the_hub_is_named_when_it_cannot_be_reached() -> None:
         read_splits(DataSection(dataset_name="nobody/nothing"))
 
 
+@pytest.mark.parametrize("name", ["csv", "json", "parquet", "pandas", "text"])
+def test_a_file_format_is_no_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / "train.csv").write_text("sentence,label\na,b\n")  # which the library would read
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=rf"data\.dataset_name '{name}' is a file format, .* data\.train_file"):
+        read_splits(DataSection(dataset_name=name))
+
+
 def test_row_lists_stay_short() -> None:
     assert row_list([3]) == "row 3"
     assert row_list(list(range(1, 9))) == "rows 1, 2, 3, 4, 5 and 3 more"

@@ -98,6 +98,8 @@ def test_labels_without_names_are_their_ids(tiny_bert: Path, tmp_path: Path) -> 
     save_classifier(first, tmp_path)
     same = build(tmp_path, ("0", "1"))
     assert (same.notes, same.new_parameters) == ((), ())
+    written = build(tmp_path, ("LABEL_0", "LABEL_1"))
+    assert (written.notes, written.new_parameters) == ((), ())
     turned = build(tmp_path, ("1", "0"))
     assert turned.base.get_parameter("classifier.weight").equal(first.base.get_parameter("classifier.weight").flip(0))
     other = build(tmp_path, ("no", "yes"))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -197,3 +198,33 @@ def test_a_longest_input_that_counts_no_tokens_is_one_message(tiny_bert: Path, t
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": limit}))
     with pytest.raises(ModelError, match=r"model_max_length .*, which counts tokens; correct it in tokenizer_config"):
         load_tokenizer(Source(str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("change", "odd"),
+    [
+        (lambda held: held.pop(next(key for key in held if "0.attention.self.query.lora_B" in key)), "query.lora_B"),
+        (lambda held: held.update({"base_model.model.bert.encoder.layer.9.lora_A.weight": torch.ones(2)}), "layer.9"),
+    ],
+    ids=["missing", "unknown"],
+)
+def test_an_adapter_with_other_weights_than_its_config_says_is_refused(
+    change: Callable[[dict[str, torch.Tensor]], object], odd: str, tiny_bert: Path, tmp_path: Path
+) -> None:
+    save_classifier(tiny_classifier(tiny_bert, lora=LORA), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    held = load_file(file)
+    change(held)
+    save_file(held, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=rf"are not of the same adapter: they differ in .*{odd}.*; copy both from one"):
+        load_classifier(tmp_path)
+
+
+def test_a_head_that_neither_adapter_nor_base_holds_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    save_classifier(tiny_classifier(tiny_bert, lora=LORA), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": None}))
+    about = json.loads((tmp_path / "classifier.json").read_text())
+    (tmp_path / "classifier.json").write_text(json.dumps(about | {"base_checksum": None}))
+    with pytest.raises(ModelError, match=r"neither the adapter in .* nor '.*' holds classifier\.\w+; name another run"):
+        load_classifier(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,11 @@ def read_named(data: DataSection, columns: Sequence[Column]) -> dict[str, RawSpl
     name, config = str(data.dataset_name), data.dataset_config_name
     wanted = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
     folder = _folder(name, config, columns) if Path(name).expanduser().is_dir() else None
+    if folder is None and name.isidentifier() and importlib.util.find_spec(f"datasets.packaged_modules.{name}"):
+        # The library would read whatever files of this format lie in the working directory, pickles among them.
+        raise DataError(
+            f"data.dataset_name '{name}' is a file format, and not a data set; give the file as data.train_file"
+        )
     if data.validation_size and data.validation_split:
         with _loading(name):
             splits = list(folder.files) if folder else datasets.get_dataset_split_names(name, config)
