@@ -84,7 +84,7 @@ def test_every_file_type_reads_the_same(tmp_path: Path, ending: str) -> None:
         ({"train_csv": b"sentence,label\na,x\nb\xe9,y\n"}, r"line 3 is not UTF-8 \(byte 0xe9 at position 2\)"),
         ({"train_csv": "sentence,label\na,x\nb,x\n"}, r"has the one label 'x' in column 'label'; a class"),
         ({"train_csv": "sentence,label\nWell a,the tail,x\nb,c,y\n"}, r"row 1 \(line 2\) has 3 cells"),
-        ({"train_csv": "sentence;label\na;x\n"}, r"seems to be separated by ';'"),
+        ({"train_csv": "sentence;label\na;x\n"}, r"seems to be separated by ';'; .*the line sep=; above"),
         ({"train_jsonl": [{"sentence": ["a"], "label": "x"}]}, r"row 1: column 'sentence' .*holds a list"),
         ({"train_jsonl": [{"sentence": "a", "label": {"b": 1}}]}, r"row 1: column 'label' .*holds an object"),
         ({"train_jsonl": '{"sentence": "a", "label": 1}\n{"sentence": '}, r"jsonl line 2 is not JSON: Exp"),
@@ -238,11 +238,11 @@ def test_regression_takes_numbers_alone(tmp_path: Path) -> None:
     assert splits.labels["train"].tolist() == [1.5, -2.0]
     spaced = read(tmp_path, None, "regression", train_csv="sentence,label\na, 1.5\nb,2\n")
     assert spaced.labels["train"].tolist() == [1.5, 2.0]
-    with pytest.raises(DataError, match=r"row 1: 'nan' in column 'label' is no number"):
+    with pytest.raises(DataError, match=r"row 1: 'nan' in column 'label' is not a number"):
         read(tmp_path, None, "regression", train_csv="sentence,label\na,nan\nb,2\n")
     with pytest.raises(DataError, match=r"row 1: .*holds a list; one label per row"):
         read(tmp_path, None, "regression", train_jsonl=[{"sentence": "a", "label": [1.0]}])
-    with pytest.raises(DataError, match=r"train\.csv row 2: 'high' in column 'label' is no number"):
+    with pytest.raises(DataError, match=r"train\.csv row 2: 'high' in column 'label' is not a number"):
         read(tmp_path, None, "regression", train_csv="sentence,label\na,1.5\nb,high\n")
 
 

@@ -65,7 +65,7 @@ def test_fewer_training_rows_hold_every_class(sizes: list[int], count: int, coun
 
 
 def test_rows_that_cannot_hold_every_class_are_refused() -> None:
-    with pytest.raises(DataError, match=r"max_train_samples: 2 rows cannot hold the 3 classes .*give 3 or more"):
+    with pytest.raises(DataError, match=r"max_train_samples: 2 is fewer than the 3 classes .*give 3 or more"):
         kept_for_training(labels_of(5, 5, 5), 2, seed=0)
 
 

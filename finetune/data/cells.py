@@ -135,11 +135,13 @@ def from_values(values: Sequence[object], column: Column, where: str, first: int
 
 
 def _is_unicode(cell: object) -> bool:
+    if isinstance(cell, list):
+        return all(map(_is_unicode, cell))
     try:
-        "".join(item or "" for item in cell) if isinstance(cell, list) else str(cell).encode()
-        return not isinstance(cell, list) or all(_is_unicode(item) for item in cell)
+        str(cell).encode()
     except UnicodeEncodeError:
         return False
+    return True
 
 
 def _text(value: object, column: Column) -> str | None:

@@ -120,7 +120,8 @@ def _check_header(file: Path, header: _Row, columns: Sequence[Column]) -> None:
     other = next((sign for sign in ";\t|," if len(named) == 1 and sign in named[0]), None)
     if other:
         raise DataError(
-            f"{file} seems to be separated by {other!r}; separate csv by commas, or name a tab-separated file .tsv"
+            f"{file} seems to be separated by {other!r}; separate csv by commas, name a tab-separated file .tsv, or "
+            f"write the line sep={other} above the header"
         )
     require_columns(columns, named, str(file))
 

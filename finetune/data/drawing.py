@@ -39,7 +39,7 @@ def kept_for_training(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     sizes = np.bincount(classes)
     if count < len(sizes):
         raise DataError(
-            f"data.max_train_samples: {count} rows cannot hold the {len(sizes)} classes of the training rows; "
+            f"data.max_train_samples: {count} is fewer than the {len(sizes)} classes of the training rows; "
             f"give {len(sizes)} or more"
         )
     return _draw(classes, _apportioned(count, sizes, np.ones_like(sizes), sizes), seed)

@@ -217,7 +217,7 @@ def _unknown(given: str, column: str, names: Sequence[str], *, by_id: bool) -> s
         return f"label '{given}' in column '{column}' is none of the labels {shown} and no id of one: {ids}"
     near = next((name for name in names if _folded(name) == _folded(given)), None)
     if near is not None:
-        repair = f"; it differs from {near!a} only in case, spaces or Unicode form: write {given!a} as that"
+        repair = f"; {given!a} differs from {near!a} only in case, spaces or Unicode form: write {near!a}"
     else:
         repair = did_you_mean(given, names) or "; correct it, or add it to the training rows and task.label_names"
     return f"label '{given}' in column '{column}' is none of the labels {shown}{repair}"
@@ -259,8 +259,9 @@ def _numbers(raw: RawSplit, column: str) -> np.ndarray:
     bad = np.flatnonzero(~(np.abs(numbers) <= _LARGEST))
     if len(bad):
         raise DataError(
-            f"{raw.named(bad)}: '{cells[int(bad[0])].as_py()}' in column '{column}' is no number of at most "
-            f"{_LARGEST:.3g}; regression predicts numbers, so correct the row or set another task.problem_type"
+            f"{raw.named(bad)}: '{cells[int(bad[0])].as_py()}' in column '{column}' is not a number, or exceeds "
+            f"{_LARGEST:.3g}; regression predicts numbers such as 1.5, so correct the row or set another "
+            "task.problem_type"
         )
     return numbers
 

@@ -76,7 +76,7 @@ def _loading(what: str) -> Iterator[None]:
         root = _root(error)
         if fault := cache_fault(root):
             raise fault from error
-        said = " ".join(str(root).split())
+        said = " ".join(str(root).split()).rstrip(".")
         raise DataError(
             f"data.dataset_name: cannot load {what}: {said}; correct the name, go online, "
             "give local files as data.train_file and data.validation_file, or name its splits "
