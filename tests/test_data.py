@@ -73,7 +73,8 @@ def test_every_file_type_reads_the_same(tmp_path: Path, ending: str) -> None:
     [
         ({"train_csv": ""}, r"train\.csv is empty \(0 bytes\)"),
         ({"train_csv": "sentence,label\n"}, r"train\.csv has no rows"),
-        ({"train_csv": "text,label\na,b\n"}, r"no column 'sentence' \(data\.text_column\); it has text, label"),
+        ({"train_csv": "text,label\na,b\n"}, r"no column 'sentence' .*it has text, label; set data\.text_column"),
+        ({"train_jsonl": "{}\n{}\n"}, r"no column 'sentence' \(data\.text_column\); it has no columns"),
         ({"train_csv": "sentence,labels\na,b\n"}, r"no column 'label' .*did you mean 'labels'"),
         ({"train_csv": "sentence,label\na,x\nb,\nc,y\n"}, r"train\.csv row 2: column 'label' is empty"),
         ({"train_csv": "sentence,label\na,x\nb\nc,y\n"}, r"row 2 \(line 3\) has 1 cell, but the header names 2"),

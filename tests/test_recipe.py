@@ -82,6 +82,7 @@ peft: {r: -1}
         (MINIMAL + "training: {warmup_steps: 1.5}\n", r"training .*warmup_steps is 1.5; a share lies below 1"),
         (MINIMAL + "training: {learning_rate: true}\n", r"training.learning_rate .*given true; must be a number"),
         (MINIMAL + "training:\n", r"training .*is empty \(null\), but it must be a section of keys; fill it in, or"),
+        (MINIMAL + "task: {problem_type:}\n", r"is empty \(null\), but it must be 'single_label_classification', "),
         (MINIMAL + "evaluation: {metrics: []}\n", r"metrics .*given \[\]; must have at least one item"),
         (MINIMAL + "training: 3\n", r"training .*must be a section of keys"),
         (MINIMAL + "peft: {target_modules: [query, dense]}\n", r"peft.target_modules.1 .*given 'dense'"),

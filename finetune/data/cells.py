@@ -67,7 +67,8 @@ def require_columns(columns: Sequence[Column], names: Sequence[str], where: str)
     for column in columns:
         if column.name not in names:
             shown = ", ".join(shorten(name, 40) for name in names[:20]) + (", ..." if len(names) > 20 else "")
-            repair = did_you_mean(column.name, names) or "; name one of them"
+            shown = shown or "no columns"
+            repair = did_you_mean(column.name, names) or f"; set data.{column.key} to the one that is meant"
             raise DataError(f"{where} has no column '{column.name}' (data.{column.key}); it has {shown}{repair}")
         if list(names).count(column.name) > 1:
             raise DataError(f"{where} has two columns '{column.name}' (data.{column.key}); rename one of them")

@@ -135,12 +135,14 @@ def _describe(item: Any, location: Location) -> str:
         return str(item["ctx"]["error"])
     if kind == "literal_error":
         choices = item["ctx"]["expected"]
+        rule = f"must be {choices}"
         near = did_you_mean(str(given), [choice.strip(" '") for choice in choices.replace(" or ", ",").split(",")])
-        return f"given {_shown(given)}; must be {choices}{near}"
-    rule = _RULES.get(kind, item["msg"].replace("Input should be", "must be").replace("Input should", "must"))
+    else:
+        rule = _RULES.get(kind, item["msg"].replace("Input should be", "must be").replace("Input should", "must"))
+        near = ""
     if given is None:
         return f"is empty (null), but it {rule}; fill it in, or leave it out"
-    return f"given {_shown(given)}; {rule}"
+    return f"given {_shown(given)}; {rule}{near}"
 
 
 def _shown(given: object) -> str:
