@@ -27,6 +27,7 @@ _FREE_SECTIONS = ("output_dir", "overwrite_output_dir", "checkpoint", "logging",
 _FREE_KEYS = {
     "training": ("num_threads", "use_cpu"),  # whether there is an accelerator is a fact of its own, `device`
     "evaluation": ("metrics", "bootstrap_samples", "per_device_eval_batch_size"),
+    "model": ("allow_missing_weights",),  # those that are trained are in the checkpoint, the others are compared
     # Rows that are the same may lie elsewhere: they are compared themselves.
     "data": ("test_split", "test_file", "test_rows", "train_rows", "validation_rows"),
 }

@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
     sys.exit(main(["train", *sys.argv[1:]]))
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -169,9 +169,15 @@ def evaluate(path: Path, overrides: Sequence[str] = ()) -> RunFolder:
     with open_run(path, overrides) as run:
         scores = evaluate_stage(run.recipe, run.material, run.folder, run.accelerator, run.console)
         if before:
-            same = "the same, to the last digit, as" if before == scores else "[yellow]different from[/]"
+            equal = _figures(before) == _figures(scores)
+            same = "the same, to the last digit, as" if equal else "[yellow]different from[/]"
             say(run.console, f"These scores are {same} those that the folder held before.")
     return run.folder
+
+
+def _figures(scores: Mapping[str, SplitScores]) -> dict[str, SplitScores]:
+    """Return scores without what is said of them, which another version may word in another way."""
+    return {name: replace(found, interval_note="", warnings=[]) for name, found in scores.items()}
 
 
 def merge(path: Path, output: Path | None = None, overrides: Sequence[str] = ()) -> tuple[Path, float]:

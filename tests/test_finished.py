@@ -158,3 +158,19 @@ def test_what_a_machine_lacks_is_changed_on_the_command_line(
     assert "Other rows than when the run was trained: test." in capsys.readouterr().out
     assert contents(run) == before
     assert main(["report", str(run)]) == 0  # which reads no rows
+
+
+def test_scores_of_an_earlier_version_are_compared_by_their_figures(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    scores = json.loads((run / "scores.json").read_text())
+    for found in scores.values():
+        assert "warnings" in found
+        del found["warnings"]
+        found["interval_note"] = "said in another way"
+    for loss, said in ((scores["test"]["loss"], "the same, to the last digit, as"), (0.5, "different from")):
+        scores["test"]["loss"] = loss
+        (run / "scores.json").write_text(json.dumps(scores))
+        assert main(["evaluate", str(run), "head_importance=null"]) == 0
+        assert f"These scores are {said} those" in " ".join(capsys.readouterr().out.split())

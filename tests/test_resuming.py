@@ -50,6 +50,7 @@ def test_what_does_not_matter_may_differ() -> None:
         "output_dir": "y", "overwrite_output_dir": True, "checkpoint__save_strategy": "no", "logging__logging_steps": 3,
         "head_importance": None, "training__num_threads": 3, "evaluation__bootstrap_samples": 100,
         "evaluation__metric_for_best_model": "accuracy", "data__train_file": "moved/a.csv", "data__test_file": "t.csv",
+        "model__allow_missing_weights": True,
     }  # fmt: skip
     refuse_differences(Path("c"), facts(), facts(**free))
 
