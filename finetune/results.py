@@ -294,8 +294,6 @@ def append_line(path: Path, entry: dict[str, Any]) -> None:
 _AGAIN = "remove the file, and `finetune {} RUN` writes it again"
 _REPAIRS = {
     "recipe.yaml": "copy the recipe that was run there",
-    "scores.json": _AGAIN.format("evaluate"),
-    "predictions.parquet": _AGAIN.format("evaluate"),
-    "heads.json": _AGAIN.format("heads"),
-    "heads_failure.json": _AGAIN.format("heads"),
+    **dict.fromkeys(("scores.json", "predictions.parquet"), _AGAIN.format("evaluate")),
+    **dict.fromkeys(("heads.json", "heads_failure.json"), _AGAIN.format("heads")),
 }
