@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from finetune.errors import ModelError
 from finetune.families import ROLES, attention_sites
@@ -322,6 +324,27 @@ def test_heads_that_are_no_slices_are_refused(family: str, why: str, tmp_path: P
 def test_without_a_base_there_is_nothing_to_compare_with(tiny_bert: Path) -> None:
     with pytest.raises(ModelError, match="there is no base checkpoint to compare with; fine-tune a pretrained one"):
         head_changes(sample_of(small(tiny_bert)))
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"attn_implementation": "somebody/kernel"}, "attn_implementation 'somebody/kernel'; remove the entry"),
+        ({"vocab_size": 10**9}, "vocab_size 1000000000, above 10000000; correct the entry"),
+    ],
+)
+def test_the_config_of_a_base_is_checked_before_it_is_built(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: dict[str, object], said: str
+) -> None:
+    base = Path(shutil.copytree(tiny_bert, tmp_path / "base"))
+    classifier = tiny_classifier(base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | entry))
+    monkeypatch.setattr(
+        AutoModelForSequenceClassification, "from_pretrained", lambda *args, **kwargs: pytest.fail("built")
+    )
+    with pytest.raises(ModelError, match=said):
+        load_base(classifier)
 
 
 def test_a_head_that_the_base_lost_is_told(tiny_bert: Path) -> None:

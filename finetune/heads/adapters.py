@@ -38,7 +38,7 @@ from finetune.heads.products import Array, product_change
 from finetune.heads.sample import Sample, gated_logits, heads_wide
 from finetune.losses import divergence, per_example_loss
 from finetune.modeling import Classifier
-from finetune.source import loading
+from finetune.source import load_config, loading
 
 EFFECT_MEASURES = {
     "single_label_classification": "KL divergence (nats)",
@@ -125,6 +125,7 @@ def load_base(classifier: Classifier) -> PreTrainedModel:
             "this classifier was built from scratch (model.model_type): there is no base checkpoint to compare with; "
             "fine-tune a pretrained one (model.model_name_or_path)"
         )
+    load_config(source)  # refuses a config.json that would run code or fill memory
     base: PreTrainedModel
     with loading(source), torch.random.fork_rng(devices=[]):  # a head that is not used is drawn at random
         base = AutoModelForSequenceClassification.from_pretrained(
