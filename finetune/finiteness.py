@@ -95,16 +95,19 @@ class SkippedSteps:
             raise self._refusal()
 
     def finish(self) -> None:
-        """Raise TrainingError if every step from the first of the run on was skipped, so that nothing was trained."""
-        if self._last is not None and self._in_a_row == self._last.step:
+        """Raise TrainingError if every step from the first of the run on was skipped, so that nothing was trained.
+
+        One step alone, as a dry run does it, proves nothing: the scale may only have started too high for it.
+        """
+        if self._last is not None and self._in_a_row == self._last.step > 1:
             raise self._refusal()
 
     def _refusal(self) -> TrainingError:
         assert self._last is not None
-        steps = "one step" if self._in_a_row == 1 else f"{self._in_a_row} steps in a row"
         return TrainingError(
-            f"fp16: the gradient was not finite in {steps}, the last {_place(self._last)}; a skipped step changes no "
-            "weight. Set training.mixed_precision: bf16 or no, lower training.learning_rate, or look at these rows"
+            f"fp16: the gradient was not finite in {self._in_a_row} steps in a row, the last {_place(self._last)}; a "
+            "skipped step changes no weight. Set training.mixed_precision: bf16 or no, lower training.learning_rate, "
+            "or look at these rows"
         )
 
 

@@ -331,14 +331,16 @@ def test_fp16_may_skip_steps_now_and_then() -> None:
     skipped.finish()
 
 
-def test_fp16_may_skip_the_last_step_of_a_run_that_was_resumed() -> None:
-    skipped = SkippedSteps()
-    skipped.note(True, step_facts(40))
-    skipped.finish()
-    skipped = SkippedSteps()
-    skipped.note(True, step_facts(1))
-    with pytest.raises(TrainingError, match="fp16: the gradient was not finite in one step, the last at step 1 "):
+def test_fp16_may_skip_the_last_step_of_a_run_that_was_resumed_and_the_one_of_a_dry_run() -> None:
+    resumed, dry = SkippedSteps(), SkippedSteps()
+    for skipped, step in ((resumed, 40), (dry, 1)):
+        skipped.note(True, step_facts(step))
         skipped.finish()
+    dry.note(True, step_facts(2))
+    with pytest.raises(
+        TrainingError, match="fp16: the gradient was not finite in 2 steps in a row, the last at step 2"
+    ):
+        dry.finish()
 
 
 def test_class_weights() -> None:
