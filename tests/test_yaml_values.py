@@ -52,7 +52,7 @@ def _chain(links: int) -> str:
         ('a: 1\nb: "\\U00110000"\n', 2, "an escape or a directive that cannot be read"),
         ("%YAML 1." + "9" * 5000 + "\n---\na: 1\n", 1, "an escape or a directive that cannot be read"),
         ("a: 1\nb: '\0'\n", 2, r"the character '\x00' is not allowed"),
-        ("a: 1\n---\nb: 1\n", 2, "another document"),
+        ("a: 1\n---\nb: 1\n", 2, "expected a single document in the stream, but found another document"),
         ("a: *x\n", 1, "undefined alias 'x'"),
         ("!!set\na: 1\n", 1, "the tag !!set does not fit"),
         ("!!omap\n- a: 1\n", 1, "the tag !!omap does not fit"),

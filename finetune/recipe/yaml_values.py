@@ -101,7 +101,7 @@ def _check_tag(node: yaml.Node, event: yaml.Event) -> None:
         fits = isinstance(node, kinds.get(name, ()))
     if not fits:
         given = node.tag.replace(_TAG, "!!")
-        _fail(f"the tag {given} does not fit its value, or is none of a recipe's; write a plain value", event)
+        _fail(f"the tag {given} does not fit its value, or is not supported in a recipe; write a plain value", event)
 
 
 def compose(text: str) -> yaml.Node | None:
@@ -119,7 +119,9 @@ def compose(text: str) -> yaml.Node | None:
         node: yaml.Node | None = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise NotYamlError(f"{error.problem or error.context}", mark.line + 1 if mark else None) from error
+        reason = error.problem or error.context or ""
+        reason = f"{error.context}, {reason}" if reason.startswith("but ") else reason
+        raise NotYamlError(reason, mark.line + 1 if mark else None) from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:  # chr() and int() of what an escape or directive says
         raise NotYamlError("an escape or a directive that cannot be read", loader.get_mark().line + 1) from error
     return node
