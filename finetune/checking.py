@@ -121,12 +121,25 @@ def refuse_no_heads(model: PreTrainedModel, name: str) -> None:
         )
 
 
-def unused_layers(info: Mapping[str, Any]) -> str:
-    """Return a note if a checkpoint holds weights of numbered layers that its config leaves out, or ""."""
-    unused = sorted(name for name in info["unexpected_keys"] if re.search(r"(^|\.)\d+\.", name))
+def unused_layers(model: PreTrainedModel, info: Mapping[str, Any]) -> str:
+    """Return a note if a checkpoint holds weights of numbered layers that its config leaves out, or "".
+
+    Those of layers are named as in the layers that the model has, but for the number: a head's may be numbered too.
+    """
+
+    def anywhere(name: str) -> str:
+        return re.sub(r"\.\d+\.", ".0.", name.removeprefix(f"{model.base_model_prefix}."))
+
+    known = {anywhere(name) for name in model.state_dict() if re.search(r"\.\d+\.", name)}
+    unused = sorted(name for name in info["unexpected_keys"] if anywhere(name) in known)
     if not unused:
         return ""
-    return f"The checkpoint holds {len(unused)} weights of layers that its config.json leaves out, such as {unused[0]}."
+    return f"The checkpoint holds weights of layers that its config.json leaves out: {and_more(unused)}."
+
+
+def and_more(names: Sequence[str]) -> str:
+    """Return the first of some names, and how many more there are."""
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def refuse_missing(model: PreTrainedModel, new: Sequence[str], name: str) -> None:
@@ -134,10 +147,10 @@ def refuse_missing(model: PreTrainedModel, new: Sequence[str], name: str) -> Non
     missing = missing_encoder_weights(model, new)
     if not missing:
         return
-    family, more = model.config.model_type, f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     raise ModelError(
-        f"model '{name}' holds no weights for {missing[0]}{more}: it is not a checkpoint of a '{family}' encoder, or "
-        f"its sizes differ from its config.json; correct it, or draw these at random with {ALLOW}"
+        f"model '{name}' holds no weights for {and_more(missing)}: it is not a checkpoint of a "
+        f"'{model.config.model_type}' encoder, or its sizes differ from its config.json; correct it, or draw these at "
+        f"random with {ALLOW}"
     )
 
 

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from finetune import attention
 from finetune.checking import (
+    and_more,
     base_checksum,
     keep_activations,
     missing_encoder_weights,
@@ -173,9 +174,9 @@ def _load(
         refuse_missing(model, new, source.name)
     refuse_not_finite(model, source.name)
     head = fit_head(model, wider, config, list(labels["label2id"]), info)
-    notes = [note for note in (head.note, unused_layers(info)) if note]
+    notes = [note for note in (head.note, unused_layers(model, info)) if note]
     if missing:
-        notes.append(f"The checkpoint holds no weights for {missing[0]} and {len(missing) - 1} more: drawn at random.")
+        notes.append(f"The checkpoint holds no weights for {and_more(missing)}: drawn at random.")
     return model, sorted({*new, *head.drawn}), head, notes
 
 

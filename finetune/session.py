@@ -9,7 +9,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -215,7 +215,7 @@ def check_shared(path: Path, accelerator: Accelerator) -> None:
         time.sleep(0.1)
     blind = [host for host, sees in gather_object([(socket.gethostname(), seen)]) if not sees]
     for folder in made:
-        if folder.is_dir():
+        with suppress(OSError):  # another run may have put something there by now
             folder.rmdir()
     if problem or blind:
         raise TrainingError(

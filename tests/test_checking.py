@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def test_weights_that_the_encoder_lacks_are_named(part: str, first: str, tiny_be
         build(folder)
     found = build(folder, allow_missing_weights=True)
     assert any(part in name for name in found.new_parameters)
-    assert only_note(found).startswith("The checkpoint holds no weights for bert.")
+    assert re.match(rf"The checkpoint holds no weights for {first} drawn at random\.$", only_note(found))
 
 
 def only_note(found: Classifier) -> str:
@@ -134,8 +135,16 @@ def test_missing_weights_are_trained_and_saved_with_an_adapter_and_never_frozen(
 def test_layers_that_the_config_leaves_out_are_told(tiny_masked_lm: Path, tmp_path: Path) -> None:
     found = build(changed(tiny_masked_lm, tmp_path / "model", {"num_hidden_layers": 1}))
     (note,) = found.notes
-    assert note.startswith("The checkpoint holds 16 weights of layers that its config.json leaves out, such as ")
+    assert note.startswith("The checkpoint holds weights of layers that its config.json leaves out: ")
     assert "layer.1.attention" in note
+    assert note.endswith(" and 15 more.")
+
+
+def test_a_head_whose_parts_are_numbered_is_no_layer(tiny_bert: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors") | {"classifier.2.weight": torch.ones(2)}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    assert build(folder).notes == ()
 
 
 @pytest.mark.parametrize("entry", [{"output_attentions": True}, {"output_hidden_states": True}, {"return_dict": False}])

@@ -329,6 +329,17 @@ def test_one_process_tries_no_disk(accelerator: Accelerator, tmp_path: Path) -> 
     refuse_sharded(None)
 
 
+def test_what_another_run_puts_beside_it_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(objects: list[Any]) -> list[Any]:
+        (tmp_path / "runs" / "other").mkdir()
+        return objects
+
+    monkeypatch.setattr("finetune.session.broadcast_object_list", lambda objects: objects)
+    monkeypatch.setattr("finetune.session.gather_object", gather)
+    check_shared(tmp_path / "runs" / "a", SimpleNamespace(num_processes=2, is_main_process=True))
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]
+
+
 def test_the_run_folder_says_what_auto_meant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune.session.device_precision", lambda use_cpu: "bf16" if use_cpu else "no")
     for training, expected in (
