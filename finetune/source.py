@@ -151,12 +151,18 @@ def _check_config_file(source: Source) -> None:
 
 
 def check_entries(entries: Mapping[str, Any], where: str) -> None:
-    """Raise ModelError for entries of a config that would run code, fill memory or never end."""
+    """Raise ModelError for entries of a config that run code, fill memory, never end, or are not supported."""
     if entries.get("model_type") and "auto_map" not in entries:
         family_of(SimpleNamespace(model_type=str(entries["model_type"])))
     for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
         if entries.get(key) not in ATTN_IMPLEMENTATIONS:
             raise ModelError(f"{where} has {key} {entries[key]!r}; remove the entry")
+    for key in ("quantization_config", "compression_config"):
+        if entries.get(key) is not None:
+            raise ModelError(
+                f"{where} has {key}: its weights are held in a few bits each, which are not trained here; choose the "
+                "checkpoint in full precision, or remove the entry if it is that"
+            )
     for key, value in entries.items():
         most = _MOST_LAYERS if key in _LAYER_COUNTS else _LARGEST_ENTRY
         if isinstance(value, int) and value > most:

@@ -71,7 +71,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "float8": ({"dtype": "float8"}, r"cannot load model '.*AttributeError: .*'float8'"),
     "kernels": ({"_attn_implementation": "somebody/kernel"}, r"has _attn_implementation 'somebody/kernel'; remove"),
     "pruned": ({"pruned_heads": "x"}, r"cannot load model '.*AttributeError"),
-    "quantized": ({"quantization_config": 3}, r"cannot load model '.*AttributeError"),
+    "quantized": ({"quantization_config": 3}, r"config\.json has quantization_config: .*choose the checkpoint in full"),
+    "fp8": ({"quantization_config": {"quant_method": "fp8"}}, r"config\.json has quantization_config: .*or remove the"),
+    "compressed": ({"compression_config": {"a": 1}}, r"config\.json has compression_config: its weights are held in a"),
 }  # fmt: skip
 
 
