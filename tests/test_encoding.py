@@ -5,10 +5,12 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from finetune.data.encoding import encode_split, word_tokenizer
 from finetune.data.read import RawSplit
+from finetune.errors import ModelError
 from tests.conftest import SENTENCES
 
 
@@ -22,6 +24,14 @@ def test_words_are_ids_and_others_unknown() -> None:
     assert tokenizer.convert_ids_to_tokens([0, 1, 2]) == ["[PAD]", "[UNK]", "the"]
     ids = tokenizer("The zebra, the cat").input_ids
     assert tokenizer.convert_ids_to_tokens(ids) == ["the", "[UNK]", "[UNK]", "the", "cat"]
+
+
+def test_a_tokenizer_without_its_unknown_token_is_one_message() -> None:
+    words = Tokenizer(models.WordLevel({"the": 0, "[PAD]": 1}, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]")
+    message = r"tokenizer cannot read the texts of here: .*Missing \[UNK\] token.*; its tokenizer.json is damaged"
+    with pytest.raises(ModelError, match=message):
+        encode_split(raw(sentence=["the cat"]), np.arange(1), tokenizer, ["sentence"], 6)
 
 
 def test_truncation_is_counted_and_nothing_else_changed(tiny_bert: Path) -> None:

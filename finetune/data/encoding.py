@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from finetune.data.rows import RawSplit
 from finetune.data.states import RowStates
 from finetune.data.store import cache_written
+from finetune.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,25 @@ class EncodedSplit:
 def encode_split(
     raw: RawSplit, labels: np.ndarray, tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], max_length: int
 ) -> EncodedSplit:
-    """Return the split's rows as token ids, cut to `max_length` tokens, with their labels."""
+    """Return the split's rows as token ids, cut to `max_length` tokens, with their labels.
+
+    Raises:
+        ModelError: the tokenizer fails on a text, as one does that lacks its own token for unknown words.
+    """
 
     def tokenize(batch: dict[str, list[str]]) -> dict[str, Any]:
         """Return token ids of a batch of rows, their number, whether some were cut off, and how many are unknown."""
         texts = [batch[name] for name in columns]
-        encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
+        try:
+            encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
+        except Exception as error:
+            # The tokenizers library has no class of its own for what a tokenizer.json cannot do with a text.
+            if type(error) is not Exception:
+                raise
+            raise ModelError(
+                f"the model's tokenizer cannot read the texts of {raw.where}: {error}; its tokenizer.json is damaged, "
+                "so put the one there that belongs to the model"
+            ) from error
         if encoded.encodings is not None:
             cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
         else:
