@@ -216,4 +216,10 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
             f"the tokenizer of '{source.name}' has model_max_length {longest!r:.80}, which counts tokens; correct it "
             "in tokenizer_config.json, or remove it"
         )
+    inputs: object = tokenizer.model_input_names
+    if not isinstance(inputs, list) or not all(isinstance(name, str) for name in inputs) or inputs[:1] != ["input_ids"]:
+        raise ModelError(
+            f"the tokenizer of '{source.name}' has model_input_names {inputs!r:.80}, which must be names that begin "
+            "with input_ids; correct it in tokenizer_config.json, or remove it"
+        )
     return tokenizer

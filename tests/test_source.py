@@ -200,6 +200,15 @@ def test_a_longest_input_that_counts_no_tokens_is_one_message(tiny_bert: Path, t
         load_tokenizer(Source(str(folder)))
 
 
+@pytest.mark.parametrize("names", [["x"], [["input_ids"]], [], ["input_ids", 1]])
+def test_inputs_that_are_no_token_ids_are_one_message(tiny_bert: Path, tmp_path: Path, names: object) -> None:
+    folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_input_names": names}))
+    with pytest.raises(ModelError, match=r"model_input_names .* must be names that begin with input_ids"):
+        load_tokenizer(Source(str(folder)))
+
+
 @pytest.mark.parametrize(
     ("change", "odd"),
     [
