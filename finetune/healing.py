@@ -17,7 +17,6 @@ from finetune.modeling import Classifier
 from finetune.plan import fill_in, make_plan
 from finetune.preparation import frozen_layers_cached, layers_compiled, lora_of
 from finetune.progress import TrainingProgress
-from finetune.run_files import read_ranks
 from finetune.terminal import say
 from finetune.training import fit
 
@@ -67,8 +66,7 @@ def _adapted(run: FinishedRun, pruned: Classifier, whole: Sequence[str]) -> Clas
     adapters, source = run.recipe.peft, pruned.source
     assert adapters is not None
     assert source is not None
-    by_layer = read_ranks(run.folder).by_layer() if adapters.by_importance() else {}
-    lora = replace(lora_of(adapters, by_layer), init_lora_weights=True)
+    lora = replace(lora_of(adapters), init_lora_weights=True)
     new = [name for name, _ in pruned.base.named_parameters() if name.rpartition(".")[0] in whole]
     keep_float32(pruned.base, whole)
     adapted = add_lora(pruned.base, lora, new, location=source.location(), revision=source.revision)

@@ -28,8 +28,6 @@ class Lora:
         init_lora_weights: True for zeros in B, or gaussian, orthogonal, olora, pissa (Meng et al. 2024).
         layers: numbers of the layers to adapt; None: all.
         rank_pattern: another rank for a role ("query") or for one layer's role ("3.query"). The scale changes with it.
-        layer_ranks: another rank for all roles of a layer. Each adapter keeps the scale that rank r gives: the scale
-            multiplies its update as a learning rate would, and a layer's size is to differ, not its speed.
     """
 
     r: int
@@ -41,7 +39,6 @@ class Lora:
     init_lora_weights: bool | str = True
     layers: Sequence[int] | None = None
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    layer_ranks: Mapping[int, int] = field(default_factory=dict)
 
 
 def add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str], *, location: str, revision: str) -> peft.PeftModel:
@@ -58,7 +55,6 @@ def add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str], *, location
     """
     sites = _chosen_sites(attention_sites(model), lora)
     targets = list(dict.fromkeys(path for site in sites for path in site.paths(lora.roles)))
-    layer_ranks = _layer_ranks_by_path(sites, lora)
     with warnings.catch_warnings():
         # peft cannot rewrite such adapters with ranks of their own; `as_plain_lora` can.
         warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA with rank_pattern", category=UserWarning)
@@ -69,8 +65,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str], *, location
             use_rslora=lora.use_rslora,
             use_dora=lora.use_dora,
             init_lora_weights=lora.init_lora_weights,  # type: ignore[arg-type]  # a name that peft knows
-            rank_pattern=_ranks_by_path(sites, lora) | layer_ranks,
-            alpha_pattern={path: _same_scale(lora, rank) for path, rank in layer_ranks.items()},
+            rank_pattern=_ranks_by_path(sites, lora),
             target_modules=targets,
             modules_to_save=sorted({name.rpartition(".")[0] for name in new}) or None,
             base_model_name_or_path=location,
@@ -104,11 +99,6 @@ def merge_adapters(model: nn.Module) -> PreTrainedModel:
             raise ModelError(f"peft cannot merge these adapters: {error}; use the adapter as it is") from error
     assert isinstance(model, PreTrainedModel)
     return model
-
-
-def adapted_modules(model: PreTrainedModel, roles: Sequence[str], layers: Sequence[int] | None) -> dict[int, list[str]]:
-    """Return, for each layer that is adapted, the paths of its adapted projections; shared layers have the same."""
-    return {site.layer: site.paths(roles) for site in attention_sites(model) if layers is None or site.layer in layers}
 
 
 def shared_roles(model: PreTrainedModel, roles: Sequence[str]) -> str:
@@ -181,7 +171,6 @@ def as_plain_lora(model: peft.PeftModel, initial: Mapping[str, InitialAdapter]) 
     config.r *= 2
     config.lora_alpha *= more
     config.rank_pattern = {path: 2 * rank for path, rank in config.rank_pattern.items()}
-    config.alpha_pattern = {path: more * alpha for path, alpha in config.alpha_pattern.items()}
 
 
 def _lora_layers(model: nn.Module) -> dict[str, Any]:
@@ -232,25 +221,6 @@ def _ranks_by_path(sites: Sequence[AttentionSite], lora: Lora) -> dict[str, int]
             )
         ranks |= {re.escape(getattr(site, role)): rank for site in matched}
     return ranks
-
-
-def _layer_ranks_by_path(sites: Sequence[AttentionSite], lora: Lora) -> dict[str, int]:
-    """Return the layers' own ranks by pattern of the module's path."""
-    unknown = sorted(lora.layer_ranks.keys() - {site.layer for site in sites})
-    if unknown:
-        raise ModelError(f"a rank is given for layer {unknown[0]}, which is not adapted; repeat the run")
-    return {
-        re.escape(path): lora.layer_ranks[site.layer]
-        for site in sites
-        if site.layer in lora.layer_ranks
-        for path in site.paths(lora.roles)
-    }
-
-
-def _same_scale(lora: Lora, rank: int) -> float:
-    """Return the lora_alpha at which an adapter of this rank has the scale that lora_alpha gives at rank r."""
-    share = rank / lora.r
-    return lora.lora_alpha * (math.sqrt(share) if lora.use_rslora else share)
 
 
 def _plain_name(name: str) -> str:

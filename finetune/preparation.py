@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 
 from finetune.caching import cached_frozen_layers
 from finetune.compilation import compiled_layers
@@ -18,18 +16,14 @@ from finetune.data.batching import load_batches
 from finetune.data.encoding import EncodedSplit, word_tokenizer
 from finetune.data.prepare import LabelledSplits, encode_splits, read_labelled, summarise, training_texts
 from finetune.errors import DataError, ModelError
-from finetune.families import attention_sites
 from finetune.head_bias import start_at_label_means
 from finetune.lora import Lora
 from finetune.memory import is_out_of_memory
 from finetune.modeling import Classifier, new_classifier, pretrained_classifier
-from finetune.plan import Plan
 from finetune.processes import local_main_process_first
-from finetune.progress import TrainingProgress
-from finetune.ranks import rehearsal_plan, rehearse_ranks, written_ranks
 from finetune.recipe import ModelSection, PeftSection, Recipe
 from finetune.recipe.problems import NO_VALIDATION
-from finetune.results import LayerRanks, RunFolder, SplitSummary
+from finetune.results import SplitSummary
 from finetune.source import Source, checkpoint_labels, load_tokenizer
 
 
@@ -140,60 +134,6 @@ def layers_compiled(
     return compiled_layers(classifier.base, accelerator.device, first=first)
 
 
-def allot_ranks(
-    recipe: Recipe,
-    material: Material,
-    plan: Plan,
-    written: Path | None,
-    *,
-    rows: int,
-    accelerator: Accelerator,
-    progress: TrainingProgress,
-) -> tuple[Material, LayerRanks]:
-    """Return the material with a classifier whose adapters have ranks by importance, and those ranks.
-
-    They are read from `written`, or found in a rehearsal that uses up the material's classifier. The new one starts
-    from the same seed as any run, so that it has the classification head that it would have with uniform ranks.
-
-    Args:
-        plan: of the whole run.
-        rows: training rows on which importance is measured.
-    """
-    adapters, classifier = recipe.peft, material.classifier
-    assert adapters is not None
-    if written is not None:
-        found = written_ranks(written, adapters.r, len(attention_sites(classifier.base)))
-    else:
-        found = rehearse_ranks(
-            classifier,
-            material.splits["train"],
-            rehearsal_plan(plan),
-            recipe.training,
-            r=adapters.r,
-            roles=adapters.target_modules,
-            layers=adapters.layers_to_transform,
-            loraplus_lr_ratio=adapters.loraplus_lr_ratio,
-            seed=recipe.seed,
-            rows=rows,
-            batch_size=recipe.evaluation.per_device_eval_batch_size,
-            accelerator=accelerator,
-            progress=progress,
-        )
-    set_seed(recipe.seed)
-    built = build_pretrained(recipe, classifier.label_names, found.by_layer())
-    start_at_label_means(built, material.splits["train"].labels)
-    return replace(material, classifier=built), found
-
-
-def ranks_to_go_on_with(recipe: Recipe, folder: RunFolder, checkpoint: Path | None) -> Path | None:
-    """Return the file with the ranks of the run that is resumed, or None where a run starts anew."""
-    if recipe.checkpoint.resume_from_checkpoint is None:
-        return None
-    file: Path = (folder if checkpoint is None else RunFolder(checkpoint.parent.parent)).ranks
-    # A run that was killed before it wrote anything starts anew.
-    return None if checkpoint is None and not file.is_file() else file
-
-
 def check_splits(recipe: Recipe, splits: Mapping[str, object]) -> None:
     """Raise DataError if a stage will ask for a split that there is not."""
     heads = recipe.head_importance
@@ -220,8 +160,8 @@ def source_of(model: ModelSection) -> Source:
     )
 
 
-def lora_of(adapters: PeftSection, layer_ranks: Mapping[int, int]) -> Lora:
-    """Return the recipe's adapters; ranks that are to go by importance are r but for `layer_ranks`."""
+def lora_of(adapters: PeftSection) -> Lora:
+    """Return the recipe's adapters."""
     return Lora(
         r=adapters.r,
         lora_alpha=adapters.lora_alpha,
@@ -231,26 +171,7 @@ def lora_of(adapters: PeftSection, layer_ranks: Mapping[int, int]) -> Lora:
         use_dora=adapters.use_dora,
         init_lora_weights=adapters.init_lora_weights,
         layers=adapters.layers_to_transform,
-        rank_pattern={} if isinstance(adapters.rank_pattern, str) else adapters.rank_pattern,
-        layer_ranks=layer_ranks,
-    )
-
-
-def build_pretrained(
-    recipe: Recipe, label_names: Sequence[str], layer_ranks: Mapping[int, int] | None = None
-) -> Classifier:
-    """Return the classifier on the recipe's checkpoint, ready to be trained, with other ranks for some layers."""
-    source = source_of(recipe.model)
-    return pretrained_classifier(
-        source,
-        load_tokenizer(source),
-        label_names=label_names,
-        problem_type=recipe.task.problem_type,
-        max_length=recipe.data.max_length,
-        lora=None if recipe.peft is None else lora_of(recipe.peft, layer_ranks or {}),
-        freeze_embeddings=recipe.training.freeze_embeddings,
-        freeze_layers=recipe.training.freeze_layers,
-        allow_missing_weights=recipe.model.allow_missing_weights,
+        rank_pattern=adapters.rank_pattern,
     )
 
 
@@ -258,7 +179,18 @@ def build(recipe: Recipe, splits: LabelledSplits) -> Classifier:
     """Return the recipe's classifier, ready to be trained."""
     model = recipe.model
     if model.model_name_or_path is not None:
-        return build_pretrained(recipe, splits.label_names)
+        source = source_of(model)
+        return pretrained_classifier(
+            source,
+            load_tokenizer(source),
+            label_names=splits.label_names,
+            problem_type=recipe.task.problem_type,
+            max_length=recipe.data.max_length,
+            lora=None if recipe.peft is None else lora_of(recipe.peft),
+            freeze_embeddings=recipe.training.freeze_embeddings,
+            freeze_layers=recipe.training.freeze_layers,
+            allow_missing_weights=model.allow_missing_weights,
+        )
     if recipe.peft is not None:
         raise ModelError(
             "peft adapts pretrained weights, but model.model_type builds new ones; remove the peft section"

@@ -36,7 +36,7 @@ from finetune.modeling import Classifier
 from finetune.recipe import HeadImportanceSection
 from finetune.recipe.names import HeadMethod
 from finetune.results import write_json
-from finetune.run_files import read_heads, read_ranks
+from finetune.run_files import read_heads
 from finetune.saving import check_reload, load_classifier, save_classifier
 from finetune.scoring import predict
 from finetune.terminal import show_pruning
@@ -86,8 +86,6 @@ def prune(
     _check_choice(choice, method)
     if folder.heads.exists():
         read_heads(folder)
-    if folder.ranks.exists():
-        read_ranks(folder)
     with open_run(path, overrides, read_only_ok=output is not None) as run, new_folder(target):
         _check_run(run, choice)
         result = _prune(run, choice, method, heal_epochs, target)

@@ -120,29 +120,6 @@ class SplitSummary:
 
 
 @dataclass(frozen=True)
-class LayerRanks:
-    """Ranks of the adapters by layer, as a rehearsal found them; a layer that is not adapted has None.
-
-    Attributes:
-        r: the uniform rank that takes as many parameters.
-        ranks: (L,).
-        importance: mean E|dL/dgate| of each layer's heads after the rehearsal, (L,).
-        steps: optimiser steps of the rehearsal.
-        rows: training rows on which the importance was measured.
-    """
-
-    r: int
-    ranks: list[int | None]
-    importance: list[float]
-    steps: int
-    rows: int
-
-    def by_layer(self) -> dict[int, int]:
-        """Return the rank of each layer that is adapted."""
-        return {layer: rank for layer, rank in enumerate(self.ranks) if rank is not None}
-
-
-@dataclass(frozen=True)
 class Speed:
     """How fast training went. Seconds count training steps alone, without evaluation and saving."""
 
@@ -202,7 +179,7 @@ class RunFolder:
     model = property(lambda self: self.path / "model")
     merged = property(lambda self: self.path / "merged")
     pruned = property(lambda self: self.path / "pruned")
-    ranks = property(lambda self: self.path / "ranks.json")
+    ranks = property(lambda self: self.path / "ranks.json")  # of earlier versions, with rank_pattern: by_importance
     training = property(lambda self: self.path / "training.json")
     scores = property(lambda self: self.path / "scores.json")
     predictions = property(lambda self: self.path / "predictions.parquet")

@@ -44,24 +44,20 @@ from finetune.modeling import quiet_libraries
 from finetune.plan import Plan, fill_in, make_plan
 from finetune.preparation import (
     Material,
-    allot_ranks,
     frozen_layers_cached,
     prepare,
-    ranks_to_go_on_with,
 )
 from finetune.processes import on_main_process
-from finetune.progress import TrainingProgress
-from finetune.ranks import FEWEST_STEPS, ROWS, rehearsal_plan
 from finetune.recipe import Recipe
 from finetune.report import read_record, write_report
-from finetune.results import LayerRanks, RunFolder, SplitScores, write_json
+from finetune.results import RunFolder, SplitScores, write_json
 from finetune.run_files import HeadFailure
 from finetune.saving import merge_classifier
 from finetune.scoring import predict, predictions_table, score, write_predictions
 from finetune.session import check_shared, finish, run_locked, start, with_precision
 from finetune.stages import checkpoint_to_go_on_from, make_loop, rehearse, train_stage
 from finetune.study import describe, study_heads, try_heads, write_heads
-from finetune.terminal import say, show_data, show_heads, show_ranks, show_scores
+from finetune.terminal import say, show_data, show_heads, show_scores
 
 
 @memory_told()
@@ -94,9 +90,6 @@ def _train(recipe: Recipe, folder: RunFolder, accelerator: Accelerator, console:
     # Before the data is read: a checkpoint that cannot be gone on from is told at once.
     resume = checkpoint_to_go_on_from(recipe, folder, accelerator, console)
     recipe, material, plan = _prepared(recipe, accelerator, console)
-    ranks = None
-    if recipe.peft is not None and recipe.peft.by_importance():
-        material, ranks = ranks_stage(recipe, material, plan, folder, resume, accelerator, console)
     with (
         frozen_layers_cached(recipe, material, accelerator, tell=partial(say, console)) as cached,
         restored_on_failure(folder, is_main_process=accelerator.is_main_process),
@@ -107,8 +100,6 @@ def _train(recipe: Recipe, folder: RunFolder, accelerator: Accelerator, console:
             say(console, f"Going on from {escape(str(resume))}, step {loop.state.step} of {plan.total_steps}.")
         environment = describe_environment(accelerator, recipe.seed)
         on_main_process(accelerator, partial(claim_folder, folder, recipe, environment, material.summary))
-        if ranks is not None:
-            on_main_process(accelerator, partial(write_json, folder.ranks, ranks))
         trained = train_stage(recipe, cached, loop, folder, console)
         del loop
     evaluate_stage(recipe, replace(material, classifier=trained), folder, accelerator, console)
@@ -118,8 +109,6 @@ def _train(recipe: Recipe, folder: RunFolder, accelerator: Accelerator, console:
 def _dry_run(recipe: Recipe, accelerator: Accelerator, console: Console) -> None:
     """Try all that a run does, on a few rows, and keep nothing."""
     recipe, material, plan = _prepared(recipe, accelerator, console)
-    if recipe.peft is not None and recipe.peft.by_importance():
-        material, _ = ranks_stage(recipe, material, plan, None, None, accelerator, console)
     with frozen_layers_cached(recipe, material, accelerator, tell=partial(say, console), write=False):
         trained = rehearse(recipe, material, plan, accelerator, console)
     try_heads(recipe, replace(material, classifier=trained), accelerator)
@@ -200,42 +189,6 @@ def merge(path: Path, output: Path | None = None, overrides: Sequence[str] = ())
         written_whole(target) as aside,
     ):
         return target, merge_classifier(load_received(folder, recipe, overrides), aside, texts)
-
-
-def ranks_stage(
-    recipe: Recipe,
-    material: Material,
-    plan: Plan,
-    folder: RunFolder | None,
-    resume: Path | None,
-    accelerator: Accelerator,
-    console: Console,
-) -> tuple[Material, LayerRanks]:
-    """Return the material with adapters whose ranks go by importance; a resumed run has those it had.
-
-    Without a folder (a dry run) the rehearsal is one step, and a few rows.
-    """
-    whole = folder is not None
-    plan = plan if whole else replace(plan, total_steps=1, warmup_steps=0)
-    written = ranks_to_go_on_with(recipe, folder, resume) if folder is not None else None
-    if written is None:
-        say(
-            console,
-            f"Ranks by importance: first uniform ranks for {rehearsal_plan(plan).total_steps} steps (a tenth of the "
-            f"run, {FEWEST_STEPS} at least), so that heads are measured under a classification head that has learnt.",
-        )
-    with TrainingProgress(console) as progress:
-        material, ranks = allot_ranks(
-            recipe,
-            material,
-            plan,
-            written,
-            rows=ROWS if whole else recipe.evaluation.per_device_eval_batch_size,
-            accelerator=accelerator,
-            progress=progress,
-        )
-    show_ranks(console, ranks, "" if written is None else f", as written in {written}")
-    return material, ranks
 
 
 def evaluate_stage(

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from finetune.errors import DataError, FinetuneError
 from finetune.head_results import HeadAnalysis, HeadScores, PruningTruth, Table
 from finetune.recipe import Recipe, load_recipe
-from finetune.results import LayerRanks, RunFolder, SplitScores, SplitSummary, damaged, read_bytes, read_json
+from finetune.results import RunFolder, SplitScores, SplitSummary, damaged, read_bytes, read_json
 
 CLAIM = ".claimed"  # lies in a folder while it is made a run's: whoever is killed then can start again
 _ENTRY = TypeAdapter(dict[str, int | float | None])
@@ -79,7 +79,9 @@ def not_a_run(folder: RunFolder) -> str:
         if (folder.path / CLAIM).is_file():
             read_json(folder.path / CLAIM, Claim)
             return ""
-        read_recipe(folder, read_data=False)
+        # The recipe of a run that wrote ranks.json has a rank_pattern that is no longer valid.
+        valid = ["peft.rank_pattern={}"] if folder.ranks.is_file() else []
+        read_recipe(folder, valid, read_data=False)
         read_json(folder.environment, Environment)
         read_summary(folder)
     except FinetuneError as error:
@@ -148,14 +150,6 @@ def read_heads(folder: RunFolder) -> HeadAnalysis:
     if fault := next(_head_faults(analysis), None):
         raise damaged(folder.heads, fault)
     return analysis
-
-
-def read_ranks(folder: RunFolder) -> LayerRanks:
-    """Return the ranks of a run's adapters; DataError if the file is missing or damaged."""
-    ranks = read_json(folder.ranks, LayerRanks)
-    if not ranks.ranks or len(ranks.ranks) != len(ranks.importance):
-        raise damaged(folder.ranks, f"{len(ranks.ranks)} ranks and {len(ranks.importance)} values of importance")
-    return ranks
 
 
 def _head_faults(analysis: HeadAnalysis) -> Iterator[str]:

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from finetune.head_results import Agreement, HeadAnalysis, Pruning
-from finetune.results import LayerRanks, MetricValue, SplitScores, SplitSummary, number
+from finetune.results import MetricValue, SplitScores, SplitSummary, number
 
 _MOST_LABELS = 8
 _HEAD_WIDTH = 4  # characters of a cell of the table of heads
@@ -186,19 +186,6 @@ def show_pruning(console: Console, found: Pruning, where: str) -> None:
         f"({gain:.2f} times), measured in turns.",
     )
     say(console, f"Pruned model: {escape(where)}/model; for stock transformers, with zeroed heads: zeroed/ beside it.")
-
-
-def show_ranks(console: Console, ranks: LayerRanks, origin: str = "") -> None:
-    """Print the rank of each layer's adapters, and the importance that it goes by."""
-    chosen = ", ".join("-" if rank is None else str(rank) for rank in ranks.ranks)
-    say(console, f"Ranks by layer, first to last{escape(origin)}: {chosen} (uniform: {ranks.r}, as many parameters)")
-    highest = max(ranks.importance) or 1.0
-    shares = ", ".join(f"{100 * value / highest:.0f}" for value in ranks.importance)
-    say(
-        console,
-        f"Importance of the layers' heads after {ranks.steps} steps, on {ranks.rows} training rows, in % of the "
-        f"highest: {shares}",
-    )
 
 
 def _score(value: float) -> str:

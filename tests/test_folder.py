@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from finetune.errors import TrainingError
 from finetune.files import MARK
-from finetune.folder import claim_folder, replaced_whole, restored_on_failure
+from finetune.folder import check_folder, claim_folder, replaced_whole, restored_on_failure
 from finetune.recipe import Recipe
-from finetune.results import RunFolder
+from finetune.results import RunFolder, SplitSummary, write_json
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -127,3 +128,33 @@ def test_a_run_that_has_a_checkpoint_stays_when_going_on_fails(tmp_path: Path) -
     with suppress(KeyboardInterrupt), restored_on_failure(folder, is_main_process=True):
         raise KeyboardInterrupt
     assert contents(folder.path) == before
+
+
+def test_an_old_run_with_ranks_by_importance_can_be_overwritten(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    recipe = Recipe.model_validate(
+        {
+            "data": {"train_rows": [{"sentence": "a", "label": "b"}]},
+            "evaluation": {"eval_strategy": "no"},
+            "model": {"model_name_or_path": "some/model"},
+            "peft": {},
+            "output_dir": str(tmp_path),
+        }
+    )
+    versions = dict.fromkeys(("started", "finetune", "python", "device", "mixed_precision"), "")
+    claim_folder(
+        folder, recipe, versions | {"packages": {}, "processes": 1, "seed": 1}, {"train": SplitSummary(1, {}, 1, 1, 0)}
+    )
+    valid = folder.recipe.read_text()
+    folder.recipe.write_text(valid.replace("rank_pattern: {}", "rank_pattern: by_importance"))
+    assert folder.recipe.read_text() != valid
+    overwrite = recipe.model_copy(update={"overwrite_output_dir": True})
+    with pytest.raises(TrainingError, match=r"is not a finetune run \(.*recipe\.yaml has a mistake"):
+        check_folder(folder, overwrite)  # such a run always has its ranks
+    write_json(folder.ranks, {"r": 4, "ranks": [3, 5], "importance": [1.0, 2.0], "steps": 20, "rows": 4})
+    with pytest.raises(TrainingError, match="holds an earlier run"):
+        check_folder(folder, recipe)
+    check_folder(folder, overwrite)
+    claim_folder(folder, overwrite, {}, {})
+    assert not folder.ranks.exists()
+    assert (tmp_path / ".previous" / "ranks.json").is_file()

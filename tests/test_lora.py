@@ -81,7 +81,7 @@ CHANGED = {
     },
     "olora dora": {"init_lora_weights": "olora", "use_dora": True},
     "pissa one layer": {"init_lora_weights": "pissa", "layers": [1]},
-    "olora layer ranks": {"init_lora_weights": "olora", "layer_ranks": {0: 3}},
+    "olora ranks": {"init_lora_weights": "olora", "rank_pattern": {f"0.{role}": 3 for role in ROLES}},
 }
 
 
@@ -148,6 +148,7 @@ def test_ranks_by_layer_win_over_ranks_by_role(tiny_bert: Path) -> None:
         ({"layers": [2]}, r"peft\.layers_to_transform: there is no layer 2; layers are 0 to 1"),
         ({"rank_pattern": {"dense": 3}}, r"peft\.rank_pattern: 'dense' is no adapted role"),
         ({"rank_pattern": {"7.query": 3}}, r"peft\.rank_pattern: '7\.query' is no adapted role"),
+        ({"layers": [0], "rank_pattern": {"1.query": 3}}, r"peft\.rank_pattern: '1\.query' is no adapted role"),
     ],
 )
 def test_what_is_not_there_cannot_be_adapted(tiny_bert: Path, options: dict[str, Any], message: str) -> None:

@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune.cli import main
 from finetune.errors import RecipeError
 from finetune.recipe import METRICS, Recipe, dump_recipe, load_recipe
 from finetune.recipe.problems import metric_problems
@@ -107,6 +108,9 @@ peft: {r: -1}
             + "training: {freeze_embeddings: true, freeze_layers: 1, cache_frozen_layers: true}\n",
             r"cache_frozen_layers .*a new model has nothing worth freezing",
         ),
+        (MINIMAL + "peft: {rank_pattern: 3}\n", r"peft.rank_pattern .*given 3; must be a mapping"),
+        (MINIMAL + "peft: {rank_pattern: by_importanc}\n", r"rank_pattern .*given 'by_importanc'; must be a mapping"),
+        (MINIMAL + "peft: {rank_pattern: {query: 0}}\n", r"rank_pattern.query .*given 0; must be greater than or equ"),
         (MINIMAL + "peft: {init_lora_weights: zeros}\n", r"peft.init_lora_weights .*given 'zeros'"),
         ("model: {}\ndata: {}\n", r"model .*no source is given"),
         (
@@ -121,6 +125,18 @@ peft: {r: -1}
 def test_a_mistake_is_named_with_its_repair(write_recipe: WriteRecipe, text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(write_recipe(text))
+
+
+def test_ranks_by_importance_were_removed(write_recipe: WriteRecipe, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_recipe(MINIMAL + "peft: {rank_pattern: by_importance}\n")
+    assert main(["check", str(path)]) == 2
+    head, line = capsys.readouterr().err.splitlines()
+    assert head == f"error: {path} has a mistake:"
+    assert line == (
+        "  peft.rank_pattern (line 3): by_importance was removed because it was no better than a uniform rank; remove "
+        "rank_pattern, or give a mapping such as {3.query: 16}. For a trained run, edit its recipe.yaml: the ranks are "
+        "in model/adapter_config.json, under rank_pattern"
+    )
 
 
 @pytest.mark.parametrize(

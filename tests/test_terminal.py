@@ -16,8 +16,8 @@ from finetune.head_results import (
     TauValue,
 )
 from finetune.progress import TrainingProgress
-from finetune.results import Footprint, LayerRanks, MetricValue, SplitScores, SplitSummary
-from finetune.terminal import _score, show_agreement, show_data, show_heads, show_pruning, show_ranks, show_scores
+from finetune.results import Footprint, MetricValue, SplitScores, SplitSummary
+from finetune.terminal import _score, show_agreement, show_data, show_heads, show_pruning, show_scores
 
 
 def terminal(width: int = 100) -> tuple[Console, io.StringIO]:
@@ -119,7 +119,6 @@ def test_no_table_is_cut_at_80_columns(width: int, scale: float) -> None:
     show_heads(console, analysis)
     show_pruning(console, pruning, "runs/toy/pruned")
     show_agreement(console, "gradient", [Agreement("runs/one", "runs/two", TauValue(0.5, 0.4, 0.6))])
-    show_ranks(console, LayerRanks(8, [8] * 11 + [None], [0.5] * 12, 100, 128))
     shown = text.getvalue()
     assert "…" not in shown
     assert f"{_score(scale / 3)}" in shown  # the last column

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from finetune.recipe.names import METRICS, HeadMethod, ProblemType, Role, Split
 
@@ -143,14 +143,19 @@ class PeftSection(Section):
     use_dora: bool = Field(False, description="train the norms of the adapted columns besides")
     init_lora_weights: Literal[True, "gaussian", "orthogonal", "olora", "pissa"] = True
     layers_to_transform: list[Annotated[int, Field(ge=0)]] | None = Field(None, description="null: all layers")
-    rank_pattern: dict[str, Count] | Literal["by_importance"] = Field(
-        {}, description="other ranks, by role or LAYER.ROLE; by_importance: as many parameters, where heads matter"
-    )
+    rank_pattern: dict[str, Count] = Field({}, description="other ranks, by role or LAYER.ROLE")
     loraplus_lr_ratio: Annotated[float, Field(gt=0)] | None = Field(None, description="LoRA+: rate of B over rate of A")
 
-    def by_importance(self) -> bool:
-        """Return whether the ranks are to be found in a rehearsal."""
-        return self.rank_pattern == "by_importance"
+    @field_validator("rank_pattern", mode="before")
+    @classmethod
+    def _no_ranks_by_importance(cls, given: object) -> object:
+        if given == "by_importance":
+            raise ValueError(
+                "by_importance was removed because it was no better than a uniform rank; remove rank_pattern, or give "
+                "a mapping such as {3.query: 16}. For a trained run, edit its recipe.yaml: the ranks are in "
+                "model/adapter_config.json, under rank_pattern"
+            )
+        return given
 
 
 class TrainingSection(Section):
