@@ -36,9 +36,9 @@ test-gpu: $(SETUP)
 # Kills real runs at 24 random times, then runs at each write that they do, and compares every bit of what they leave;
 # about 25 minutes on two cores. Then gives 5,500 hostile inputs to the commands: recipes, overrides, data, damaged runs.
 soak: $(SETUP)
-	$(BIN)/python -m tests.soak --at random-times
-	$(BIN)/python -m tests.soak --at every-write
-	$(BIN)/python -m tests.soak_inputs
+	$(BIN)/python -m tests.hostile.soak --at random-times
+	$(BIN)/python -m tests.hostile.soak --at every-write
+	$(BIN)/python -m tests.hostile.soak_inputs
 
 toy: $(SETUP)
 	$(BIN)/accelerate launch finetune/run.py recipes/toy.yaml

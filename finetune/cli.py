@@ -14,8 +14,8 @@ from pathlib import Path
 
 from finetune import __version__
 from finetune.errors import EXIT_CODE, DataError, FinetuneError, printable, shorten
-from finetune.interruption import Interrupted, stopping_at_once
 from finetune.paths import path_fault
+from finetune.signals import Interrupted, stopping_at_once
 
 _GO_ON = "; to go on, start the same recipe with checkpoint.resume_from_checkpoint=auto"
 
@@ -143,9 +143,9 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(asked: argparse.Namespace) -> None:
-    from finetune.folder import check_folder
     from finetune.recipe import load_recipe
-    from finetune.results import RunFolder
+    from finetune.runs.ownership import check_folder
+    from finetune.runs.run_folder import RunFolder
 
     recipe = load_recipe(asked.recipe, asked.overrides)
     check_folder(RunFolder(Path(recipe.output_dir)), recipe)
@@ -156,21 +156,21 @@ def _train(asked: argparse.Namespace) -> None:
     from finetune.recipe import load_recipe
 
     recipe = load_recipe(asked.recipe, asked.overrides)  # before torch is imported: a mistake is told at once
-    from finetune.run import train
+    from finetune.pipeline.train import train
 
     train(recipe, dry_run=asked.dry_run)
 
 
 def _evaluate(asked: argparse.Namespace) -> None:
-    from finetune.run import evaluate
+    from finetune.pipeline.evaluate import evaluate
 
     evaluate(asked.run, asked.overrides)
 
 
 def _report(asked: argparse.Namespace) -> None:
-    from finetune.locks import locked_folder
     from finetune.report import write_report
-    from finetune.run_files import existing_run
+    from finetune.runs.locks import locked_folder
+    from finetune.runs.readers import existing_run
 
     folder = existing_run(asked.run)
     with locked_folder(folder.path):
@@ -179,7 +179,7 @@ def _report(asked: argparse.Namespace) -> None:
 
 
 def _merge(asked: argparse.Namespace) -> None:
-    from finetune.run import merge
+    from finetune.pipeline.merge import merge
 
     output, difference = merge(asked.run, asked.output, asked.overrides)
     print(f"Plain weights in {output}; the largest difference of a logit is {difference:.1g}")
@@ -194,7 +194,7 @@ def _named_heads(text: str) -> list[tuple[int, int]]:
 
 
 def _heads(asked: argparse.Namespace) -> None:
-    from finetune.study import check_runs, compare_runs, study_run
+    from finetune.pipeline.analyze_heads import check_runs, compare_runs, study_run
 
     analyze = len(asked.run) == 1 or bool(asked.overrides)
     check_runs(asked.run, asked.overrides, analyze=analyze)
@@ -211,7 +211,7 @@ def _prune(asked: argparse.Namespace) -> None:
         raise DataError(f"--keep-within is {asked.keep_within:g}; it is a distance of scores, 0 or more")
     if asked.heal < 0:
         raise DataError(f"--heal is {asked.heal}; it counts epochs, 0 or more")
-    from finetune.prune import Choice, prune
+    from finetune.pipeline.prune import Choice, prune
 
     choice = Choice(asked.share, asked.keep_within, asked.heads)
     prune(

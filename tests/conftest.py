@@ -22,9 +22,9 @@ from accelerate import Accelerator
 from hypothesis import HealthCheck, settings
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
-from finetune.data.encoding import word_tokenizer
-from finetune.modeling import quiet_libraries
-from tests.finished_runs import SCRATCH, finished, recipe
+from finetune.data.tokenization import word_tokenizer
+from finetune.models.classifier import quiet_libraries
+from tests.support.finished_runs import SCRATCH, finished, recipe
 
 # A slow machine is no failure.
 settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

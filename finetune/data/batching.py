@@ -9,6 +9,7 @@ steps before it, so that a resumed run sees the same rows.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,8 +21,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from finetune.data.encoding import EncodedSplit
-from finetune.data.states import FROZEN_STATES
+from finetune.data.activation_store import FROZEN_STATES
+from finetune.data.tokenization import EncodedSplit
+
+if sys.platform == "win32":
+    pass
+else:
+    pass
 
 _BLOCK = 100  # batches sorted by length together: padding stays near 5 %, and the order stays random
 
@@ -146,3 +152,14 @@ def one_ahead(items: Iterator[T]) -> Iterator[T]:
         while (item := coming.result()) is not end:
             coming = thread.submit(next, items, end)
             yield item
+
+
+def in_parts(batch: LocalBatch, most: int | None) -> Iterator[LocalBatch]:
+    """Yield a batch in parts of at most `most` rows; None: as it is."""
+    if most is None or len(batch.weights) <= most:
+        yield batch
+        return
+    for start in range(0, len(batch.weights), most):
+        part = slice(start, start + most)
+        inputs = {name: tensor[part] for name, tensor in batch.inputs.items()}
+        yield LocalBatch(inputs, batch.labels[part], batch.weights[part])

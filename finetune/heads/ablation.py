@@ -17,12 +17,12 @@ from transformers import PreTrainedModel
 
 from finetune.data.batching import LocalBatch
 from finetune.errors import ModelError
-from finetune.families import AttentionSite
+from finetune.heads.fast_ablation import SAVINGS, Shortcut, logits_without, rows_at_a_time, take_shortcut
+from finetune.heads.gated_forward import Sample, heads_wide
 from finetune.heads.gates import counts_layers, head_gates
-from finetune.heads.sample import Sample, heads_wide
-from finetune.heads.shortcuts import SAVINGS, Shortcut, logits_without, rows_at_a_time, take_shortcut
-from finetune.losses import decisions, divergence, per_example_loss
-from finetune.precision import uses_flash_attention
+from finetune.models.architectures import AttentionSite
+from finetune.models.losses import decisions, divergence, per_example_loss
+from finetune.models.precision import uses_flash_attention
 
 # Of the largest logit, in float32. Another order of sums leaves up to 3e-6 of it (as in MobileBERT); a saving that
 # a model does not allow changes logits as much as a head does.
@@ -41,7 +41,7 @@ class Ablation:
         without: (N, L, H, C), float32; NaN where a layer has no such head.
         labels: ids (N,), 0/1 sets (N, C) or values (N,).
         problem_type: as transformers names it.
-        savings: of `finetune.heads.shortcuts`, those that were used; None: a gated forward pass for each head.
+        savings: of `finetune.heads.fast_ablation`, those that were used; None: a gated forward pass for each head.
     """
 
     whole: np.ndarray

@@ -12,19 +12,24 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from finetune.data.encoding import EncodedSplit
+from finetune.data.tokenization import EncodedSplit
 from finetune.errors import ModelError
-from finetune.head_results import Agreement, HeadAnalysis, HeadChanges, HeadScores, LeaveOneOut, PruningTruth
 from finetune.heads.ablation import ablation
-from finetune.heads.adapters import head_changes
-from finetune.heads.agreement import against_importance, kendall_tau
-from finetune.heads.curves import pruning_truth
-from finetune.heads.importance import measure_importance
-from finetune.heads.sample import Sample, sample_rows
-from finetune.heads.significance import helped_by_removal, paired_error_tests, paired_tests
-from finetune.losses import decisions
-from finetune.modeling import Classifier
+from finetune.heads.gated_forward import Sample, sample_rows
+from finetune.heads.methods import measure_importance
+from finetune.heads.pruning_curve import pruning_truth
+from finetune.heads.ranking_statistics import (
+    against_importance,
+    helped_by_removal,
+    kendall_tau,
+    paired_error_tests,
+    paired_tests,
+)
+from finetune.heads.weight_changes import head_changes
+from finetune.models.classifier import Classifier
+from finetune.models.losses import decisions
 from finetune.recipe import HeadImportanceSection
+from finetune.runs.head_results import Agreement, HeadAnalysis, HeadChanges, HeadScores, LeaveOneOut, PruningTruth
 
 
 def analyse_heads(

@@ -15,8 +15,8 @@ from torch import Tensor
 from finetune.data.batching import LocalBatch
 from finetune.errors import ModelError
 from finetune.heads.estimate import Estimate, mean_over_rows
-from finetune.heads.sample import Sample, heads_wide
-from finetune.modeling import Classifier
+from finetune.heads.gated_forward import Sample, heads_wide
+from finetune.models.classifier import Classifier
 
 
 def confidence(sample: Sample) -> Estimate:

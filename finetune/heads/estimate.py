@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune.families import AttentionSite
-from finetune.heads.sample import heads_wide
+from finetune.heads.gated_forward import heads_wide
+from finetune.models.architectures import AttentionSite
 
 Head = tuple[int, int]
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from finetune.errors import ModelError
-from finetune.families import AttentionSite
-from finetune.precision import rounding_tolerance
+from finetune.models.architectures import AttentionSite
+from finetune.models.precision import rounding_tolerance
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from finetune.heads.estimate import Estimate, layer_normalised, mean_over_rows
-from finetune.heads.sample import Sample, gate_gradients, row_losses
+from finetune.heads.gated_forward import Sample, gate_gradients, row_losses
 
 
 def gradient(sample: Sample) -> Estimate:

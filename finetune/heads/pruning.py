@@ -18,17 +18,17 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from finetune.errors import ModelError
-from finetune.families import AttentionSite, attention_sites
-from finetune.freezing import hold_in_one_dtype
+from finetune.heads.gated_forward import frozen, heads_wide
 from finetune.heads.gates import head_gates
-from finetune.heads.sample import frozen, heads_wide
-from finetune.lora import merge_adapters
-from finetune.modeling import Classifier
-from finetune.precision import attention_in_any_precision
-from finetune.results import Footprint
-from finetune.saving import logits_of
-from finetune.slicing import prune_heads, zeroed
-from finetune.source import Source
+from finetune.models.architectures import AttentionSite, attention_sites
+from finetune.models.classifier import Classifier
+from finetune.models.freezing import hold_in_one_dtype
+from finetune.models.head_pruning import prune_heads, zeroed
+from finetune.models.lora import merge_adapters
+from finetune.models.precision import attention_in_any_precision
+from finetune.models.pretrained import Source
+from finetune.models.saving import logits_of
+from finetune.runs.results import Footprint
 
 _CPU = torch.device("cpu")
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from finetune.data.batching import LocalBatch
 from finetune.errors import ModelError
+from finetune.heads.gated_forward import Sample, heads_wide, row_losses
 from finetune.heads.gates import head_gates
-from finetune.heads.sample import Sample, heads_wide, row_losses
-from finetune.losses import per_example_loss
+from finetune.models.losses import per_example_loss
 
 
 @dataclass(frozen=True)

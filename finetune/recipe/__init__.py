@@ -1,7 +1,7 @@
 """The recipe: its schema, its reader, and what is said about a wrong one. Imports no torch."""
 
+from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.recipe.names import METRICS
-from finetune.recipe.reader import dump_recipe, load_recipe
 from finetune.recipe.schema import (
     CheckpointSection,
     DataSection,

@@ -11,8 +11,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from finetune.head_results import HeadScores, PruningTruth
-from finetune.results import SplitScores
+from finetune.runs.head_results import HeadScores, PruningTruth
+from finetune.runs.results import SplitScores
 
 _FONT = {
     "family": "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif",

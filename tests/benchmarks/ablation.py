@@ -21,12 +21,12 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 
-from finetune.data.encoding import encode_split
-from finetune.data.read import RawSplit
+from finetune.data.loading import RawSplit
+from finetune.data.tokenization import encode_split
 from finetune.heads.ablation import ablation, sample_savings
-from finetune.heads.sample import Sample
-from finetune.modeling import quiet_libraries
-from finetune.source import load_tokenizer
+from finetune.heads.gated_forward import Sample
+from finetune.models.classifier import quiet_libraries
+from finetune.models.pretrained import load_tokenizer
 from tests.benchmarks.speed import MODEL, build
 
 ROUNDS = 3

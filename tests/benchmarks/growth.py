@@ -25,16 +25,16 @@ from accelerate.state import AcceleratorState
 from rich.console import Console
 from rich.table import Table
 
-from finetune.allocator import keep_freed_memory
-from finetune.data.read import RawSplit
-from finetune.loop import Loop
-from finetune.modeling import Classifier, quiet_libraries
-from finetune.plan import Plan
-from finetune.progress import TrainingProgress
+from finetune.data.loading import RawSplit
+from finetune.evaluation.prediction import predict
+from finetune.models.classifier import Classifier, quiet_libraries
+from finetune.models.cpu_kernels import keep_freed_memory
+from finetune.models.speedups import sped_up
 from finetune.recipe import TrainingSection
-from finetune.scoring import predict
-from finetune.speedups import sped_up
-from finetune.training import fit
+from finetune.report.progress import TrainingProgress
+from finetune.training.fit import fit
+from finetune.training.schedule import Plan
+from finetune.training.trainer import Loop
 from tests.benchmarks.contender import Contender, build, encode, peak_memory, read, sentences
 
 BASE = {"tokens": 32, "batch": 32, "layers": 6}

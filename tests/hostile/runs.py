@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
-from tests.finished_runs import SCRATCH, finished, recipe, rows
+from tests.support.finished_runs import SCRATCH, finished, recipe, rows
 
 
 def tiny_run(folder: Path) -> Path:

@@ -1,0 +1,154 @@
+"""Read the rows of each split, and check them before anything costs time.
+
+Rows stay in Arrow: a data set larger than memory is read from disk as it is used.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from finetune.data.cells import Column, batches_of_objects, schema_of, wanted_columns
+from finetune.data.file_formats import file_kind, read_file
+from finetune.data.named_dataset import read_named
+from finetune.data.parquet_rows import parquet_class_names
+from finetune.data.row_cache import stored
+from finetune.data.rows import RawSplit, row_list
+from finetune.errors import DataError
+from finetune.recipe import DataSection
+
+__all__ = ["RawSplit", "check_rows", "quiet_datasets", "read_splits", "row_list", "rows_also_in"]
+
+_UNLABELED = ("-1", "-1.0")  # what data sets write for a row without a label
+_BLOCK = 100_000  # rows whose texts are compared at once
+
+
+def quiet_datasets() -> None:
+    """Keep the library's bars and log lines off the terminal: what goes wrong is told by DataError."""
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+
+
+def read_splits(
+    data: DataSection, problem_type: str = "single_label_classification", declared: Sequence[str] | None = None
+) -> dict[str, RawSplit]:
+    """Return split name -> rows for every split that the recipe names.
+
+    Args:
+        declared: the label names of the recipe; where -1 is one of them, it is a label like any other.
+
+    Raises:
+        DataError: a file or the hub's data set cannot be read, or a row is unusable; the message names the
+            file and the row (counted from 1, the header left out).
+    """
+    columns = wanted_columns(data, lists=problem_type == "multi_label_classification")
+    if data.train_rows is not None:
+        named = {"train": data.train_rows, "validation": data.validation_rows, "test": data.test_rows}
+        splits = {
+            split: _from_recipe(rows, f"data.{split}_rows", columns)
+            for split, rows in named.items()
+            if rows is not None
+        }
+    elif data.train_file is not None:
+        splits = {split: _from_file(file, columns) for split, file in data.local_files().items()}
+    else:
+        splits = read_named(data, columns)
+    marks = () if problem_type == "regression" or set(declared or ()) & set(_UNLABELED) else _UNLABELED
+    for split, raw in splits.items():
+        if data.drop_unlabeled:
+            splits[split] = _labeled(raw, data.label_column, marks)
+        check_rows(splits[split], data)
+    return splits
+
+
+def _from_recipe(rows: list[dict[str, object]], where: str, columns: Sequence[Column]) -> RawSplit:
+    table = pa.Table.from_batches(batches_of_objects(iter(rows), columns, where), schema_of(columns))
+    return RawSplit(datasets.Dataset(datasets.table.InMemoryTable(table)), where)
+
+
+def _from_file(name: str, columns: Sequence[Column]) -> RawSplit:
+    file = Path(name)
+    rows = stored(read_file(file, columns), schema_of(columns))
+    names = parquet_class_names(file, columns[-1].name) if file_kind(file) == "parquet" else None
+    return RawSplit(rows, name, class_names=names)
+
+
+def _labeled(raw: RawSplit, column: str, marks: Sequence[str]) -> RawSplit:
+    """Return the split without the rows that have no label: an empty cell, or one of `marks`."""
+    cells = raw.column(column)
+    missing = _empty_cells(cells)
+    if pa.types.is_string(cells.type) and marks:
+        marked = pc.is_in(cells, value_set=pa.array(marks))
+        missing |= np.asarray(marked.to_numpy(zero_copy_only=False), dtype=bool)
+    if not missing.any():
+        return raw
+    if missing.all():
+        raise DataError(f"{raw.where} has no row with a label in column '{column}'; leave this split out")
+    return replace(raw.select(np.flatnonzero(~missing)), dropped=int(missing.sum()))
+
+
+def check_rows(raw: RawSplit, data: DataSection) -> None:
+    """Raise DataError if a split is empty, or has a row without text or label."""
+    if not raw.rows.num_rows:
+        raise DataError(f"{raw.where} has no rows; give it at least one")
+    for name in filter(None, (data.text_column, data.text_pair_column, data.label_column)):
+        cells = raw.column(name)
+        label = name == data.label_column
+        repair = "fill it or remove the row"
+        if label:
+            repair += ", or set data.drop_unlabeled: true to leave out rows without a label"
+        empty = np.flatnonzero(_empty_cells(cells))
+        if len(empty):
+            raise DataError(f"{raw.named(empty)}: column '{name}' is empty; {repair}")
+        if pa.types.is_list(cells.type):
+            lengths = pc.list_value_length(cells).to_numpy()
+            blank = _empty_cells(pc.list_flatten(cells))
+            rows = np.unique(np.repeat(np.arange(len(cells)), lengths)[blank])
+            if len(rows):
+                raise DataError(f"{raw.named(rows)}: column '{name}' lists an empty label; name it or remove it")
+
+
+def _empty_cells(cells: pa.ChunkedArray) -> np.ndarray:
+    """Return which cells hold nothing, or nothing but blanks, (N,)."""
+    parts = [_empty(chunk) for chunk in cells.chunks]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=bool)
+
+
+def _empty(cells: pa.Array) -> np.ndarray:
+    empty = pc.is_null(cells)
+    if pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type):
+        empty = pc.or_kleene(empty, pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(cells)), 0))
+    return np.asarray(empty.to_numpy(zero_copy_only=False), dtype=bool)
+
+
+def rows_also_in(raw: RawSplit, train: RawSplit, columns: Sequence[str]) -> int:
+    """Return how many rows have a text that training has too, case and outer blanks aside.
+
+    Texts are taken in blocks, so that neither split is in memory as a whole.
+    """
+    found = 0
+    for texts in _texts_in_blocks(raw, columns):
+        wanted = pc.unique(texts)
+        seen = np.zeros(len(wanted), dtype=bool)
+        for others in _texts_in_blocks(train, columns):
+            places = pc.index_in(others, value_set=wanted).drop_null().to_numpy(zero_copy_only=False)
+            seen[places] = True
+            if seen.all():
+                break
+        found += int(seen[pc.index_in(texts, value_set=wanted).to_numpy()].sum())
+    return found
+
+
+def _texts_in_blocks(raw: RawSplit, columns: Sequence[str]) -> Iterator[pa.Array]:
+    table = raw.rows.data.table.select(list(columns))
+    for start in range(0, len(table), _BLOCK):
+        block = table.slice(start, _BLOCK)
+        texts = [pc.utf8_lower(pc.utf8_trim_whitespace(block[name].cast(pa.string()))) for name in columns]
+        yield (texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, "\x1f")).combine_chunks()

@@ -1,0 +1,1 @@
+"""Build, save, load and change classifiers."""

@@ -1,0 +1,211 @@
+"""What is wrong with a recipe, one line per mistake, each with its repair.
+
+The checks here need two sections, or the disk; those of a single value are in schema_problems.py.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from finetune.errors import did_you_mean, printable, shorten
+from finetune.paths import absolute_path, new_folder_fault, path_fault
+from finetune.recipe.names import METRICS, ProblemType
+from finetune.recipe.schema import LoggingSection
+from finetune.recipe.yaml_parser import Location
+
+NO_VALIDATION = "give data.validation_file (or rows, or split), or hold some out with data.validation_size: 0.1"
+
+FILE_TYPES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: where it is, and the text about it."""
+
+    location: Location
+    text: str
+
+    def line(self, lines: Mapping[Location, str]) -> str:
+        """Return one line: the key's path, where it was written, and the text, shortened where it is long."""
+        found = written(self.location, lines)
+        where = f" ({lines[found]})" if found else ""
+        path = ".".join(str(part) for part in self.location) or "recipe"
+        return printable(f"{shorten(path)}{where}: {shorten(self.text)}".replace("\n", "\\n"))
+
+
+def written(location: Location, lines: Mapping[Location, str]) -> Location | None:
+    """Return the key itself, or the nearest around it, that was written down."""
+    around = (location[:n] for n in range(len(location), 0, -1))
+    return next((known for known in around if known in lines), None)
+
+
+# What scikit-learn and the evaluate library call a metric -> its name here.
+_METRIC_NAMES = {
+    "matthews_corrcoef": "matthews_correlation",
+    "mcc": "matthews_correlation",
+    "mse": "mean_squared_error",
+    "rmse": "mean_squared_error",
+    "mae": "mean_absolute_error",
+    "pearsonr": "pearson",
+    "spearmanr": "spearman",
+    "accuracy": "subset_accuracy",
+    "exact_match": "subset_accuracy",
+}
+
+
+def _metric_hint(name: str, choices: Sequence[str]) -> str:
+    """Return the metric that was probably meant, or "".
+
+    F1 without a kind is refused: scikit-learn's is the F1 of one positive class, and a recipe names none.
+    """
+    plain = name.lower().removeprefix("eval_")
+    kinds = [choice for choice in choices if choice.startswith("f1_")]
+    if plain in ("f1", "f1_score", "precision", "recall") and kinds:
+        each = "; precision, recall and F1 of each class are always in scores.json and in the report"
+        return f"; choose the mean over classes that you mean: {', '.join(kinds)}{each}"
+    known = _METRIC_NAMES.get(plain, plain)
+    return f"; did you mean '{known}'?" if known in choices else did_you_mean(name, choices)
+
+
+def metric_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield the metrics that the problem type does not have."""
+    task, evaluation = _section(document, "task"), _section(document, "evaluation")
+    problem_type = task.get("problem_type", "single_label_classification")
+    if problem_type not in get_args(ProblemType):
+        return
+    known = METRICS[problem_type]
+    metrics = evaluation.get("metrics")
+    for index, name in enumerate(metrics if isinstance(metrics, list) else []):
+        if name not in known:
+            rule = f"given {name!r}; {problem_type} has {', '.join(known)}{_metric_hint(str(name), known)}"
+            yield Problem(("evaluation", "metrics", index), rule)
+    best = evaluation.get("metric_for_best_model")
+    choices = [*map(str, metrics if isinstance(metrics, list) else known), "loss"]
+    if isinstance(best, str) and best not in choices:
+        rule = f"given {best!r}; must be one of {', '.join(choices)}{_metric_hint(best, choices)}"
+        yield Problem(("evaluation", "metric_for_best_model"), rule)
+    if evaluation.get("early_stopping_patience") and evaluation.get("eval_strategy") == "no":
+        yield Problem(("evaluation", "early_stopping_patience"), "needs evaluations, but eval_strategy is no")
+
+
+def freezing_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield freezing beside LoRA, which freezes all but the adapters anyway."""
+    training = _section(document, "training")
+    for key in ("freeze_embeddings", "freeze_layers"):
+        if document.get("peft") is not None and training.get(key):
+            yield Problem(("training", key), "LoRA trains its adapters alone; remove this, or the peft section")
+    if training.get("cache_frozen_layers") is True:
+        text = ""
+        if document.get("peft") is not None:
+            text = "LoRA adapts every layer, and none is frozen whole; remove this, or the peft section"
+        elif _section(document, "model").get("model_type"):
+            text = "a new model has nothing worth freezing; remove this"
+        elif not (training.get("freeze_embeddings") and training.get("freeze_layers")):
+            text = "needs freeze_embeddings: true and freeze_layers of 1 or more: only what is frozen stays the same"
+        if text:
+            yield Problem(("training", "cache_frozen_layers"), text)
+
+
+def weight_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield class weights that name no label or do not apply."""
+    task, weights = _section(document, "task"), _section(document, "training").get("class_weights")
+    if weights and task.get("problem_type") in ("regression", "multi_label_classification"):
+        yield Problem(("training", "class_weights"), "apply to single_label_classification only; remove them")
+    names = task.get("label_names")
+    if isinstance(weights, dict) and isinstance(names, list):
+        for name in weights:
+            if name not in names:
+                text = f"is no label; labels are {', '.join(map(str, names))}{did_you_mean(str(name), map(str, names))}"
+                yield Problem(("training", "class_weights", name), text)
+
+
+def stage_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what one section asks of another that the other does not give."""
+    model, data, training = (_section(document, name) for name in ("model", "data", "training"))
+    if document.get("peft") is not None and model.get("model_type"):
+        text = "peft adapts pretrained weights, but model.model_type builds new ones; remove the peft section"
+        yield Problem(("peft",), text)
+    if training.get("mixed_precision") == "fp16" and training.get("use_cpu"):
+        yield Problem(("training", "mixed_precision"), "fp16 needs a GPU, but use_cpu is true; use bf16 or no")
+    asked = _section(document, "head_importance").get("method")
+    if "ablation_accuracy" in str(asked) and _section(document, "task").get("problem_type") == "regression":
+        text = "accuracy needs classes, and this is a regression; ask for ablation_loss or ablation_kl"
+        yield Problem(("head_importance", "method"), text)
+    known = data.get("validation_file") or data.get("validation_rows") or data.get("validation_size")
+    if data.get("dataset_name") and data.get("validation_split", "validation"):
+        known = True
+    strategy = _section(document, "evaluation").get("eval_strategy", "epoch")
+    if not known and strategy != "no":
+        yield Problem(
+            ("data",),
+            f"there are no validation rows to evaluate on; {NO_VALIDATION}, or set evaluation.eval_strategy: no",
+        )
+    heads = document.get("head_importance", {})
+    split = heads.get("split") if isinstance(heads, dict) else None
+    if not known and strategy == "no" and split == "validation":
+        yield Problem(
+            ("head_importance",), f"split is validation, but there are no such rows; {NO_VALIDATION}, or name another"
+        )
+
+
+def disk_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield paths that cannot be used or hold no such file, and libraries that are not installed."""
+    for split in ("train", "validation", "test"):
+        file = _section(document, "data").get(f"{split}_file")
+        if isinstance(file, str) and file:
+            yield from _file_problems(("data", f"{split}_file"), file)
+    output = document.get("output_dir")
+    if isinstance(output, str) and (fault := new_folder_fault(output)):
+        yield Problem(("output_dir",), f"{_quoted(output)} {fault}")
+    for section, key in (
+        ("model", "model_name_or_path"),
+        ("data", "dataset_name"),
+        ("checkpoint", "resume_from_checkpoint"),
+    ):
+        name = _section(document, section).get(key)
+        if isinstance(name, str) and name:
+            yield from _folder_problems((section, key), name)
+    tracker = _section(document, "logging").get("report_to", "none")
+    known = get_args(LoggingSection.model_fields["report_to"].annotation)
+    if tracker in known and tracker != "none" and importlib.util.find_spec(tracker) is None:
+        yield Problem(("logging", "report_to"), f"'{tracker}' is not installed; run `pip install {tracker}`")
+
+
+def _file_problems(location: Location, file: str) -> Iterator[Problem]:
+    fault = path_fault(file)
+    if fault is not None:
+        yield Problem(location, f"{_quoted(file)} {fault}")
+    elif absolute_path(file).is_dir():
+        yield Problem(location, f"{_quoted(file)} is a folder; name one file, or the folder as data.dataset_name")
+    elif not absolute_path(file).is_file():
+        text = f"no such file {_quoted(file)} (looked in {absolute_path(file).parent}); correct the path"
+        yield Problem(location, text)
+    elif Path(file).suffix.lower() not in FILE_TYPES:
+        yield Problem(location, f"given {_quoted(file)}; a data file ends in {', '.join(FILE_TYPES)}")
+
+
+def _folder_problems(location: Location, name: str) -> Iterator[Problem]:
+    """Yield what is wrong with a name that may be a folder: what can only be one must be there."""
+    fault = path_fault(name)
+    only_a_folder = name.startswith(("/", "./", "../", "~")) or location[0] == "checkpoint"
+    if fault is not None:
+        yield Problem(location, f"{_quoted(name)} {fault}")
+    elif only_a_folder and name != "auto" and not absolute_path(name).exists():
+        yield Problem(
+            location, f"there is no folder {_quoted(name)} (looked for {absolute_path(name)}); correct the path"
+        )
+    elif location[0] == "data" and absolute_path(name).is_file():
+        yield Problem(location, f"{_quoted(name)} is a file; name it as data.train_file")
+
+
+def _quoted(path: str) -> str:
+    return f"'{shorten(path, 120)}'"
+
+
+def _section(document: Mapping[str, Any], name: str) -> dict[str, Any]:
+    section = document.get(name)
+    return section if isinstance(section, dict) else {}

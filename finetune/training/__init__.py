@@ -1,0 +1,1 @@
+"""The trainer, its schedule, its optimizer, and its checkpoints."""

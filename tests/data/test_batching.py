@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from finetune.data.batching import load_batches, one_ahead, plan_epoch, plan_scoring, steps_in_epoch
+from finetune.data.loading import RawSplit
+from finetune.data.tokenization import EncodedSplit, encode_split
+from tests.conftest import SENTENCES
+from tests.support.helpers import HANG_SECONDS
+
+strategies = st.sampled_from(["sequential", "random", "group_by_length"])
+
+
+@given(strategies, st.integers(1, 300), st.integers(1, 9), st.integers(1, 4), st.integers(0, 5))
+def test_each_row_is_seen_once_an_epoch(strategy: str, rows: int, size: int, accumulation: int, epoch: int) -> None:
+    lengths = np.random.default_rng(0).integers(1, 50, rows)
+    steps = plan_epoch(lengths, batch_size=size, accumulation=accumulation, strategy=strategy, seed=3, epoch=epoch)
+    assert sorted(np.concatenate([batch for step in steps for batch in step])) == list(range(rows))
+    assert len(steps) == steps_in_epoch(rows, batch_size=size, accumulation=accumulation)
+    assert sum(len(batch) < size for step in steps for batch in step) <= 1
+
+
+def test_epochs_differ_and_repeat() -> None:
+    lengths = np.random.default_rng(0).integers(1, 50, 200)
+
+    def plan(epoch: int, seed: int = 0) -> list[int]:
+        steps = plan_epoch(lengths, batch_size=8, accumulation=2, strategy="group_by_length", seed=seed, epoch=epoch)
+        return [int(row) for step in steps for batch in step for row in batch]
+
+    assert plan(0) == plan(0)
+    assert plan(0) != plan(1)
+    assert plan(0) != plan(0, seed=1)
+
+
+def test_grouping_by_length_spares_padding() -> None:
+    lengths = np.random.default_rng(0).geometric(0.05, 5000)
+
+    def padded(strategy: str) -> float:
+        steps = plan_epoch(lengths, batch_size=32, accumulation=1, strategy=strategy, seed=0, epoch=0)
+        return sum(len(b) * lengths[b].max() for step in steps for b in step) / lengths.sum()
+
+    assert padded("random") > 2.5
+    assert padded("group_by_length") < 1.15
+
+
+def test_scoring_goes_from_long_to_short() -> None:
+    batches = plan_scoring(np.array([3, 9, 1, 9, 5]), 2)
+    assert [batch.tolist() for batch in batches] == [[1, 3], [4, 0], [2]]
+
+
+def six_rows(checkpoint: Path) -> tuple[EncodedSplit, PreTrainedTokenizerBase]:
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    raw = RawSplit(datasets.Dataset.from_dict({"sentence": SENTENCES}), "here")
+    return encode_split(raw, np.arange(6), tokenizer, ["sentence"], 16), tokenizer
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_share_each_batch(tiny_bert: Path, processes: int) -> None:
+    split, tokenizer = six_rows(tiny_bert)
+    plan = [np.array([5, 0, 2, 1]), np.array([3])]
+    seen: list[list[int]] = [[], []]
+    state = torch.get_rng_state()
+    for process in range(processes):
+        loaded = list(
+            load_batches(split, plan, tokenizer, device=torch.device("cpu"), process=process, processes=processes)
+        )
+        assert len(loaded) == len(plan)  # every process takes part in every batch
+        for number, batch in enumerate(loaded):
+            real = batch.inputs["attention_mask"].sum(1)
+            assert real.tolist() == split.lengths[batch.labels.numpy()].tolist()
+            assert batch.inputs["input_ids"].shape[1] == int(real.max())
+            seen[number] += batch.labels[batch.weights > 0].tolist()
+    assert [sorted(rows) for rows in seen] == [[0, 1, 2, 5], [3]]
+    assert torch.equal(torch.get_rng_state(), state)  # loading draws nothing from the run's random state
+
+
+def test_batches_are_listed_as_they_are_needed(tiny_bert: Path) -> None:
+    split, tokenizer = six_rows(tiny_bert)
+    row = np.array([0])
+
+    def memory(batches: int) -> int:
+        loaded = load_batches(split, [row] * batches, tokenizer, device=torch.device("cpu"))
+        next(loaded)
+        tracemalloc.start()
+        next(loaded)
+        loaded = load_batches(split, [row] * batches, tokenizer, device=torch.device("cpu"))
+        next(loaded)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    memory(10)
+    # 20,000 batches more: 8 bytes each for the list that the test makes itself, none for rows, weights or numbers.
+    assert memory(20_010) - memory(10) < 20_000 * 16
+
+
+class Copies(TorchFunctionMode):
+    """Stands in for an accelerator: notes how tensors are pinned and copied, and by which thread; they stay here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pinned: list[int] = []
+        self.copied: list[tuple[str, bool, bool]] = []  # to where, without waiting, from pinned memory
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.Tensor.pin_memory:
+            found = args[0].clone()
+            self.pinned.append(id(found))
+            return found
+        if func is torch.Tensor.to:
+            self.copied.append((args[1].type, kwargs["non_blocking"], id(args[0]) in self.pinned))
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cuda", True), ("mps", False), ("xpu", False)])
+def test_an_accelerator_gets_the_same_batches_padded_by_a_thread(
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch, device: str, pinned: bool
+) -> None:
+    split, tokenizer = six_rows(tiny_bert)
+    plan = [np.array([5, 0]), np.array([3]), np.array([1, 2, 4])]
+    expected = list(load_batches(split, plan, tokenizer, device=torch.device("cpu")))
+    threads: list[threading.Thread] = []
+    pad = type(tokenizer).pad
+
+    def noted(self: PreTrainedTokenizerBase, *arguments: Any, **named: Any) -> Any:
+        threads.append(threading.current_thread())
+        return pad(self, *arguments, **named)
+
+    monkeypatch.setattr(type(tokenizer), "pad", noted)
+    with Copies() as copies:
+        found = list(load_batches(split, plan, tokenizer, device=torch.device(device)))
+    assert len(threads) == len(plan)
+    assert threading.main_thread() not in threads
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.inputs.keys() == other.inputs.keys()
+        assert all(torch.equal(tensor, other.inputs[name]) for name, tensor in one.inputs.items())
+        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.weights, other.weights)
+    tensors = len(plan) * (len(expected[0].inputs) + 2)  # labels and weights too
+    # On CUDA nothing is waited for, which takes pinned memory; elsewhere such a copy could be read too early.
+    assert copies.copied == [(device, pinned, pinned)] * tensors
+
+
+def test_one_item_is_made_ahead_and_no_more() -> None:
+    made: list[int] = []
+    ready = [threading.Event() for _ in range(5)]
+
+    def items() -> Iterator[int]:
+        for number in range(5):
+            made.append(number)
+            ready[number].set()
+            yield number
+
+    found = one_ahead(items())
+    assert made == []
+    for number in range(3):
+        assert next(found) == number
+        assert ready[number + 1].wait(HANG_SECONDS)
+        assert made == list(range(number + 2))
+    found.close()
+    assert made == [0, 1, 2, 3]
+    assert list(one_ahead(iter([]))) == []
+
+
+def test_an_error_in_the_thread_is_the_callers() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise ZeroDivisionError
+
+    found = one_ahead(items())
+    assert next(found) == 1
+    with pytest.raises(ZeroDivisionError):
+        next(found)

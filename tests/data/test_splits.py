@@ -1,0 +1,322 @@
+"""Reading, labelling and checking rows: finetune/data/loading.py, labels.py and prepare.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+
+from finetune.data import loading as read_module
+from finetune.data.cells import wanted_columns
+from finetune.data.labels import encode_labels, label_counts, label_names
+from finetune.data.loading import RawSplit, read_splits, row_list, rows_also_in
+from finetune.data.named_dataset import from_dataset
+from finetune.data.splits import LabelledSplits, read_labelled
+from finetune.errors import DataError
+from finetune.recipe import DataSection
+
+SINGLE = "single_label_classification"
+
+
+def section(folder: Path, **files: str | bytes | list[Any]) -> DataSection:
+    """Write files named SPLIT_ENDING and return the section that names them."""
+    named = {}
+    for key, content in files.items():
+        split, ending = key.split("_")
+        path = folder / f"{split}.{ending}"
+        if isinstance(content, list):
+            content = "\n".join(map(json.dumps, content))
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        named[f"{split}_file"] = str(path)
+    return DataSection(**named)
+
+
+def read(folder: Path, names: list[str] | None = None, problem_type: str = SINGLE, **files: Any) -> LabelledSplits:
+    return read_labelled(section(folder, **files), problem_type, names, seed=0)
+
+
+GOOD = "sentence,label\nalpha,no\nbeta,yes\n"
+
+
+def test_csv_is_text_as_it_stands(tmp_path: Path) -> None:
+    splits = read(
+        tmp_path, train_csv='sentence,label\nNA,007\nnull,1\n"1,5",007\n', test_csv="\ufeffsentence,label\n12,1\n"
+    )
+    assert splits.raw["train"].rows["sentence"][:] == ["NA", "null", "1,5"]
+    assert splits.raw["test"].rows["sentence"][:] == ["12"]  # the byte order mark is no part of the name
+    assert splits.label_names == ["1", "007"]
+    assert splits.labels["train"].tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "json", "jsonl", "parquet"])
+def test_every_file_type_reads_the_same(tmp_path: Path, ending: str) -> None:
+    rows = [{"sentence": "alpha", "label": "no"}, {"sentence": "beta", "label": "yes"}]
+    path = tmp_path / f"train.{ending}"
+    table = datasets.Dataset.from_list(rows)
+    if ending in ("csv", "tsv"):
+        table.to_csv(path, sep="\t" if ending == "tsv" else ",", index=False)
+    elif ending == "parquet":
+        table.to_parquet(path)
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)) if ending == "jsonl" else json.dumps(rows))
+    splits = read_labelled(DataSection(train_file=str(path)), SINGLE, None, seed=0)
+    assert splits.raw["train"].rows["sentence"][:] == ["alpha", "beta"]
+    assert (splits.label_names, splits.labels["train"].tolist()) == (["no", "yes"], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"train_csv": ""}, r"train\.csv is empty \(0 bytes\)"),
+        ({"train_csv": "sentence,label\n"}, r"train\.csv has no rows"),
+        ({"train_csv": "text,label\na,b\n"}, r"no column 'sentence' .*it has text, label; set data\.text_column"),
+        ({"train_jsonl": "{}\n{}\n"}, r"no column 'sentence' \(data\.text_column\); it has no columns"),
+        ({"train_csv": "sentence,labels\na,b\n"}, r"no column 'label' .*did you mean 'labels'"),
+        ({"train_csv": "sentence,label\na,x\nb,\nc,y\n"}, r"train\.csv row 2: column 'label' is empty"),
+        ({"train_csv": "sentence,label\na,x\nb\nc,y\n"}, r"row 2 \(line 3\) has 1 cell, but the header names 2"),
+        ({"train_csv": "sentence,label\n  ,x\nb,y\n"}, r"train\.csv row 1: column 'sentence' is empty"),
+        ({"train_csv": "sentence,label\na,x\nb,y,z\n"}, r"row 2 \(line 3\) has 3 cells.*quotation marks"),
+        ({"train_csv": "sentence,sentence\na,x\n"}, r"two columns 'sentence' \(data\.text_column\); rename"),
+        ({"train_csv": "\n\n"}, r"has no header; the first line names the columns"),
+        ({"train_csv": b"sentence,label\na,x\nb\xe9,y\n"}, r"line 3 is not UTF-8 \(byte 0xe9 at position 2\)"),
+        ({"train_csv": "sentence,label\na,x\nb,x\n"}, r"has the one label 'x' in column 'label'; a class"),
+        ({"train_csv": "sentence,label\nWell a,the tail,x\nb,c,y\n"}, r"row 1 \(line 2\) has 3 cells"),
+        ({"train_csv": "sentence;label\na;x\n"}, r"seems to be separated by ';'; .*the line sep=; above"),
+        ({"train_jsonl": [{"sentence": ["a"], "label": "x"}]}, r"row 1: column 'sentence' .*holds a list"),
+        ({"train_jsonl": [{"sentence": "a", "label": {"b": 1}}]}, r"row 1: column 'label' .*holds an object"),
+        ({"train_jsonl": '{"sentence": "a", "label": 1}\n{"sentence": '}, r"jsonl line 2 is not JSON: Exp"),
+        ({"train_parquet": b"no parquet"}, r"train\.parquet cannot be read as parquet"),
+        ({"train_csv": GOOD, "validation_csv": "sentence,label\na,no\nb,yess\n"},
+         r"validation\.csv row 2: label 'yess' in column 'label' is none of the labels no, yes; did you mean 'yes'"),
+    ],
+)  # fmt: skip
+def test_bad_data_is_named_by_file_and_row(tmp_path: Path, files: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, **files)
+
+
+def test_a_label_unseen_in_training_is_an_error_even_when_declared(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"test\.csv rows 1, 3: label 'maybe' occurs in no training row"):
+        read(tmp_path, ["no", "yes", "maybe"], train_csv=GOOD, test_csv="sentence,label\na,maybe\nb,no\nc,maybe\n")
+
+
+def test_one_label_of_numbers_is_not_taken_for_regression(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has the one label '1' in column 'label'; a classifier needs two or more"):
+        read(tmp_path, train_jsonl=[{"sentence": "a", "label": 1}, {"sentence": "b", "label": 1}])
+
+
+def test_a_validation_split_may_have_fewer_classes(tmp_path: Path) -> None:
+    splits = read(tmp_path, train_csv=GOOD, validation_csv="sentence,label\na,yes\n")
+    assert splits.labels["validation"].tolist() == [1]
+
+
+def test_declared_names_may_be_met_by_ids(tmp_path: Path) -> None:
+    rows = [{"sentence": "a", "label": 1}, {"sentence": "b", "label": 0}]
+    splits = read(tmp_path, ["zero", "one"], train_jsonl=rows)
+    assert splits.labels["train"].tolist() == [1, 0]
+    with pytest.raises(DataError, match=r"row 1: label '2' .*none of the labels zero, one"):
+        read(tmp_path, ["zero", "one"], train_jsonl=[{"sentence": "a", "label": 2}, rows[1]])
+    with pytest.raises(DataError, match=r"row 2: label -1 marks rows without a label"):
+        read(tmp_path, ["zero", "one"], train_jsonl=[rows[0], {"sentence": "b", "label": -1}])
+
+
+def labelled(values: list[Any], names: list[str] | None = None) -> RawSplit:
+    """A loaded data set with these labels, or codes of these names, as the reader hands it on."""
+    table = {"sentence": [f"text {n}" for n in range(len(values))], "label": values}
+    rows = datasets.Dataset.from_dict(table)
+    if names is not None:
+        rows = rows.cast_column("label", datasets.ClassLabel(names=names))
+    return from_dataset(rows, "here", wanted_columns(DataSection(train_file="unread.csv"), lists=False))
+
+
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ([10, 9, 10], ["9", "10"]),
+        ([1.0, 0.0, 1.0], ["0", "1"]),
+        ([1.5, 0.0, 1.0], ["0.0", "1.0", "1.5"]),
+        ([True, False, True], ["false", "true"]),
+        (["b", "a", "c"], ["a", "b", "c"]),
+        (["007", "1", "1.0"], ["1", "007"]),
+        (["1.0", "1.10", "2.0"], ["1.0", "1.10", "2.0"]),  # versions: not all are whole numbers
+        (["1" + "0" * 25, "9"], ["9", "1" + "0" * 25]),
+    ],
+)
+def test_names_are_read_from_training_rows(values: list[Any], names: list[str]) -> None:
+    assert label_names(labelled(values), "label", SINGLE, None) == names
+
+
+def test_a_checkpoint_s_own_order_is_kept_where_the_names_agree() -> None:
+    raw = RawSplit(datasets.Dataset.from_dict({"label": ["b", "a", "c"]}), "here")
+    assert label_names(raw, "label", SINGLE, None, ["c", "a", "b"]) == ["c", "a", "b"]
+    assert label_names(raw, "label", SINGLE, None, ["c", "a", "d"]) == ["a", "b", "c"]
+    assert label_names(raw, "label", SINGLE, ["b", "c", "a"], ["c", "a", "b"]) == ["b", "c", "a"]
+
+
+def test_class_label_features_keep_their_names() -> None:
+    raw = labelled([1, 0], ["neg", "pos"])
+    names = label_names(raw, "label", SINGLE, None)
+    assert names == ["neg", "pos"]
+    assert encode_labels(raw, "label", SINGLE, names).tolist() == [1, 0]
+
+
+def test_class_label_names_may_be_numbers_or_be_declared_in_another_order() -> None:
+    raw = labelled([0, 2, 1], ["1", "2", "3"])
+    assert encode_labels(raw, "label", SINGLE, label_names(raw, "label", SINGLE, None)).tolist() == [0, 2, 1]
+    assert encode_labels(raw, "label", SINGLE, ["3", "2", "1"], ids_allowed=True).tolist() == [2, 0, 1]
+    unlabelled = labelled([-1, 2], ["1", "2", "3"])
+    with pytest.raises(DataError, match="row 1: label -1 marks rows without a label"):
+        encode_labels(unlabelled, "label", SINGLE, ["1", "2", "3"])
+
+
+def test_ids_are_read_only_for_declared_names_that_are_words(tmp_path: Path) -> None:
+    files = {"train_csv": "sentence,label\na,1\nb,2\nc,3\n", "test_csv": "sentence,label\na,0\n"}
+    with pytest.raises(DataError, match=r"test\.csv row 1: label '0' .*none of the labels 1, 2, 3"):
+        read(tmp_path, **files)
+    with pytest.raises(DataError, match=r"test\.csv row 1: label '0' .*none of the labels 1, 2, 3"):
+        read(tmp_path, ["1", "2", "3"], **files)
+    with pytest.raises(DataError, match="none of the labels no, yes"):
+        read(tmp_path, None, train_csv=GOOD, test_csv="sentence,label\na,1\n")
+
+
+def test_quotation_marks_are_text_in_a_tab_separated_file(tmp_path: Path) -> None:
+    splits = read(tmp_path, train_tsv='sentence\tlabel\n" a quote\tx\nb\ty\nc "d"\tx\n')
+    assert splits.raw["train"].rows["sentence"][:] == ['" a quote', "b", 'c "d"']
+
+
+def test_a_folder_s_name_is_no_pattern(tmp_path: Path) -> None:
+    (tmp_path / "dir [v2]").mkdir()
+    assert read(tmp_path / "dir [v2]", train_csv=GOOD).raw["train"].rows.num_rows == 2
+
+
+def test_held_out_rows_keep_their_numbers_and_classes_their_rows(tmp_path: Path) -> None:
+    labels = ["a"] * 30 + ["b"] * 9 + ["c"]
+    lines = "".join(f"text {n},{label}\n" for n, label in enumerate(labels, start=1))
+    data = section(tmp_path, train_csv=f"sentence,label\n{lines}").model_copy(update={"validation_size": 0.3})
+    splits = read_labelled(data, SINGLE, None, seed=1)
+    for raw in splits.raw.values():
+        assert raw.numbers is not None
+        assert [f"text {number}" for number in raw.numbers] == raw.rows["sentence"][:]
+    assert np.bincount(splits.labels["validation"]).tolist() == [9, 3]  # of 30, 9 and 1; each class keeps a row
+    assert "c" in [splits.label_names[label] for label in splits.labels["train"]]
+    with pytest.raises(DataError, match=r"data\.validation_size: 0\.1 of 2 training rows is no row"):
+        read_labelled(section(tmp_path, train_csv=GOOD).model_copy(update={"validation_size": 0.1}), SINGLE, None, 0)
+
+
+def test_too_many_labels_look_like_regression() -> None:
+    raw = RawSplit(datasets.Dataset.from_dict({"label": [f"{n}.5" for n in range(1001)]}), "here")
+    with pytest.raises(DataError, match=r"1001 different labels .*regression"):
+        label_names(raw, "label", SINGLE, None)
+
+
+def test_multi_label_rows_become_sets(tmp_path: Path) -> None:
+    rows = [{"sentence": "a", "label": ["x", "z"]}, {"sentence": "b", "label": []}, {"sentence": "c", "label": ["y"]}]
+    splits = read(tmp_path, None, "multi_label_classification", train_jsonl=rows)
+    assert splits.labels["train"].tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
+    assert label_counts(splits.labels["train"], splits.label_names) == {"x": 1, "y": 1, "z": 1}
+    vectors = [{"sentence": "a", "label": [0, 0, 1]}, {"sentence": "b", "label": [1, 1, 0]}]
+    with pytest.raises(
+        DataError, match=r"every row of column 'label' has 3 entries.* 0 or 1: vectors of zeros and ones"
+    ):
+        read(tmp_path, ["x", "y", "z"], "multi_label_classification", train_jsonl=vectors)
+    twice = [{"sentence": "a", "label": ["x", "y", "x"]}, {"sentence": "b", "label": ["y"]}]
+    with pytest.raises(DataError, match=r"row 1: a label is listed twice"):
+        read(tmp_path, ["x", "y"], "multi_label_classification", train_jsonl=twice)
+    with pytest.raises(DataError, match="has no label in column 'label'"):
+        read(tmp_path, None, "multi_label_classification", train_jsonl=[{"sentence": "a", "label": []}])
+    with pytest.raises(DataError, match=r"row 1: .*takes a list of labels per row; json, jsonl and parquet"):
+        read(tmp_path, None, "multi_label_classification", train_csv=GOOD)
+    with pytest.raises(DataError, match=r"row 1: .*one label per row is needed unless"):
+        read(tmp_path, None, SINGLE, train_jsonl=rows)
+
+
+def test_regression_takes_numbers_alone(tmp_path: Path) -> None:
+    splits = read(tmp_path, None, "regression", train_csv="sentence,label\na,1.5\nb,-2\n")
+    assert splits.labels["train"].tolist() == [1.5, -2.0]
+    spaced = read(tmp_path, None, "regression", train_csv="sentence,label\na, 1.5\nb,2\n")
+    assert spaced.labels["train"].tolist() == [1.5, 2.0]
+    with pytest.raises(DataError, match=r"row 1: 'nan' in column 'label' is not a number"):
+        read(tmp_path, None, "regression", train_csv="sentence,label\na,nan\nb,2\n")
+    with pytest.raises(DataError, match=r"row 1: .*holds a list; one label per row"):
+        read(tmp_path, None, "regression", train_jsonl=[{"sentence": "a", "label": [1.0]}])
+    with pytest.raises(DataError, match=r"train\.csv row 2: 'high' in column 'label' is not a number"):
+        read(tmp_path, None, "regression", train_csv="sentence,label\na,1.5\nb,high\n")
+
+
+def test_inline_rows_never_mix_types() -> None:
+    rows: list[dict[str, object]] = [{"sentence": 1, "label": True}, {"sentence": "b", "label": "no"}]
+    splits = read_splits(DataSection(train_rows=rows))
+    assert splits["train"].rows[:] == {"sentence": ["1", "b"], "label": ["true", "no"]}
+    with pytest.raises(DataError, match=r"data\.train_rows row 2: column 'label' is empty"):
+        read_splits(DataSection(train_rows=[{"sentence": "a", "label": "x"}, {"sentence": "b"}]))
+
+
+def test_held_out_rows_and_limits(tmp_path: Path) -> None:
+    lines = "".join(f"text {n},{'ab'[n % 2]}\n" for n in range(100))
+    data = section(tmp_path, train_csv=f"sentence,label\n{lines}", test_csv=f"sentence,label\n{lines}")
+    data = data.model_copy(update={"validation_size": 0.2, "max_train_samples": 30, "max_eval_samples": 10})
+    one, two = (read_labelled(data, SINGLE, None, seed=1) for _ in range(2))
+    assert {name: raw.rows.num_rows for name, raw in one.raw.items()} == {"train": 30, "test": 10, "validation": 10}
+    for name in one.raw:
+        texts = one.raw[name].rows["sentence"][:]
+        assert texts == two.raw[name].rows["sentence"][:]
+        expected = [int(text.split()[1]) % 2 for text in texts]
+        assert one.labels[name].tolist() == expected
+    assert not set(one.raw["train"].rows["sentence"]) & set(one.raw["validation"].rows["sentence"])
+
+
+def test_rows_shared_with_training_are_counted() -> None:
+    train = RawSplit(datasets.Dataset.from_dict({"a": ["One", "two"], "b": ["x", "y"]}), "train")
+    other = RawSplit(datasets.Dataset.from_dict({"a": [" one ", "two", "three"], "b": ["x", "z", "y"]}), "other")
+    assert rows_also_in(other, train, ["a"]) == 2
+    assert rows_also_in(other, train, ["a", "b"]) == 1
+
+
+def test_rows_shared_with_training_are_found_in_any_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, taken = np.random.default_rng(0), []
+    train = RawSplit(datasets.Dataset.from_dict({"a": [f"t{n}" for n in rng.integers(0, 40, 50)]}), "train")
+    other = RawSplit(datasets.Dataset.from_dict({"a": [f"T{n}" for n in rng.integers(20, 60, 30)]}), "other")
+    expected = sum(text.lower() in train.rows["a"][:] for text in other.rows["a"])
+    assert 5 < expected < 25
+    lower = read_module.pc.utf8_lower
+    monkeypatch.setattr(read_module.pc, "utf8_lower", lambda texts: taken.append(len(texts)) or lower(texts))
+    for block in (7, 50):
+        monkeypatch.setattr(read_module, "_BLOCK", block)
+        taken.clear()
+        assert rows_also_in(other, train, ["a"]) == expected
+        assert max(taken) <= block  # no more texts than that are in memory at once
+
+
+def test_empty_rows_are_numbered_over_all_blocks(tmp_path: Path) -> None:
+    whole = datasets.Dataset.from_dict({"sentence": ["a", "b"], "label": ["x", "y"]})
+    part = datasets.Dataset.from_dict({"sentence": ["c", " ", "d"], "label": ["x", "y", "x"]})
+    rows = datasets.concatenate_datasets([whole, part])
+    assert len(rows.data["sentence"].chunks) == 2
+    with pytest.raises(DataError, match=r"here row 4: column 'sentence' is empty"):
+        read_module.check_rows(RawSplit(rows, "here"), DataSection(train_rows=[{"sentence": "a", "label": "x"}]))
+
+
+def test_the_hub_is_named_when_it_cannot_be_reached() -> None:
+    with pytest.raises(DataError, match=r"cannot load nobody/nothing \(split train\).*data\.train_file"):
+        read_splits(DataSection(dataset_name="nobody/nothing"))
+
+
+@pytest.mark.parametrize("name", ["csv", "json", "parquet", "pandas", "text"])
+def test_a_file_format_is_no_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / "train.csv").write_text("sentence,label\na,b\n")  # which the library would read
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=rf"data\.dataset_name '{name}' is a file format, .* data\.train_file"):
+        read_splits(DataSection(dataset_name=name))
+
+
+def test_row_lists_stay_short() -> None:
+    assert row_list([3]) == "row 3"
+    assert row_list(list(range(1, 9))) == "rows 1, 2, 3, 4, 5 and 3 more"
+
+
+def test_label_counts_of_regression_are_none() -> None:
+    assert label_counts(np.array([0.5]), ["value"]) == {}

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune.heads.ranking_statistics import against_importance, kendall_tau
+from finetune.runs.head_results import HeadChanges, TauValue
+
+VALUES = st.lists(st.integers(0, 6) | st.none(), min_size=12, max_size=12)
+
+
+def table(values: list[float | None] | np.ndarray, width: int = 4) -> list[list[float | None]]:
+    return [list(values[start : start + width]) for start in range(0, len(values), width)]
+
+
+def tau_by_hand(first: list[float], second: list[float]) -> float | None:
+    """Tau-b from its definition: pairs that agree less those that do not, over pairs not tied in either table."""
+    agreement, untied = 0, [0, 0]
+    for i in range(len(first)):
+        for j in range(i):
+            signs = np.sign(first[i] - first[j]), np.sign(second[i] - second[j])
+            agreement += int(signs[0] * signs[1])
+            untied = [count + int(sign != 0) for count, sign in zip(untied, signs, strict=True)]
+    return agreement / float(np.sqrt(untied[0] * untied[1])) if all(untied) else None
+
+
+@given(first=VALUES, second=VALUES)
+def test_tau_and_jackknife_from_their_definitions(first: list[float | None], second: list[float | None]) -> None:
+    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    expected = tau_by_hand([a for a, _ in both], [b for _, b in both])
+    found = kendall_tau(table(first), table(second))
+    if expected is None:
+        assert found == TauValue(None)
+        return
+    assert found.value == pytest.approx(expected, abs=1e-12)
+    rest = [both[:i] + both[i + 1 :] for i in range(len(both))]
+    without = [tau_by_hand([a for a, _ in kept], [b for _, b in kept]) for kept in rest]
+    if len(both) < 3 or None in without:
+        assert (found.low, found.high) == (None, None)
+        return
+    n, mean = len(without), sum(without) / len(without)
+    error = ((n - 1) / n * sum((tau - mean) ** 2 for tau in without)) ** 0.5
+    assert found.low == pytest.approx(max(-1, expected - 1.96 * error), abs=1e-4)
+    assert found.high == pytest.approx(min(1, expected + 1.96 * error), abs=1e-4)
+
+
+def test_the_interval_holds_the_true_tau_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    true, held, trials = 2 / np.pi * np.arcsin(0.6), 0, 60  # of a bivariate normal of correlation 0.6
+    for _ in range(trials):
+        x, noise = rng.normal(size=(2, 36))
+        found = kendall_tau(table(x), table(0.6 * x + 0.8 * noise))
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low < true < found.high
+    assert held >= 54  # measured 57 of 60
+
+
+def test_tables_of_other_heads_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"rows of \[2\] and \[3\] cells; they must be of the same heads"):
+        kendall_tau([[1.0, 2.0]], [[1.0, 2.0, 3.0]])
+
+
+def test_what_has_no_order_has_no_tau() -> None:
+    assert kendall_tau([[1.0, 1.0, 1.0]], [[1.0, 2.0, 3.0]]).text() == "not defined"
+    assert kendall_tau([[None, 2.0]], [[1.0, 2.0]]) == TauValue(None)
+    assert kendall_tau([[1.0, 2.0]], [[1.0, 2.0]]) == TauValue(1.0)
+    assert kendall_tau([[1.0, 2.0, 3.0, 4.0]], [[1.0, 2.0, 3.0, 4.0]]).text() == "1.00 [1.00, 1.00]"
+
+
+@pytest.mark.parametrize(
+    ("signs", "said"),
+    [
+        ((1, 1, 1), "Yes, adaptation goes to the heads that matter"),
+        (
+            (1, 0, 1),
+            "In part: heads that matter more changed more by output-value product and effect, not by query-key product",
+        ),
+        ((-1, 0, 0), "No, rather the reverse: heads that matter more changed less by output-value product"),
+        ((1, -1, 0), "There is no one answer: more by output-value product, less by query-key product"),
+        ((0, 0, 0), "No such tie is seen"),
+        ((None, None, None), "There is no order to compare"),
+    ],
+)
+def test_the_answer_says_what_the_intervals_say(signs: tuple[int | None, ...], said: str) -> None:
+    rng = np.random.default_rng(1)
+    importance = rng.permutation(24.0 + np.arange(24))
+    unrelated = np.tile([1.0, 4.0, 2.0, 3.0], 6)[np.argsort(np.argsort(importance))]
+    changed = [
+        table(np.ones(24) if sign is None else unrelated if sign == 0 else sign * importance + rng.normal(size=24))
+        for sign in signs
+    ]
+    nothing = table([None] * 24)
+    changes = HeadChanges(
+        "validation", 4, "KL", changed[0], changed[1], nothing, nothing, changed[2], nothing, nothing, nothing
+    )
+    found = against_importance(changes, table(importance), "gradient")
+    assert found.answer.startswith(said)
+    assert found.importance == "gradient"
+    assert [tau.value is None for tau in (found.output_value, found.query_key, found.effect)] == [
+        sign is None for sign in signs
+    ]
+
+
+def test_an_effect_that_was_not_measured_does_not_weigh() -> None:
+    table = [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]]
+    nothing: list[list[float | None]] = [[None] * 4] * 2
+    changes = HeadChanges("train", 0, "KL", table, table, table, table, nothing, nothing, nothing, nothing)
+    found = against_importance(changes, table, "gradient")
+    assert found.answer.startswith("Yes, adaptation goes to the heads that matter")
+    assert "effect" not in found.answer

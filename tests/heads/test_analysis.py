@@ -1,0 +1,277 @@
+"""The whole analysis, on classifiers of each problem type."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from finetune.data.loading import RawSplit
+from finetune.data.tokenization import EncodedSplit, encode_split
+from finetune.heads.ablation import ablation
+from finetune.heads.analysis import analyse_heads, leave_one_out, separate_rows, untested, warnings
+from finetune.heads.gated_forward import Sample
+from finetune.models.classifier import Classifier, pretrained_classifier
+from finetune.models.head_pruning import prune_heads
+from finetune.models.losses import decisions
+from finetune.models.pretrained import Source, load_tokenizer
+from finetune.recipe import HeadImportanceSection
+from finetune.runs.head_results import Curve, HeadAnalysis, HeadScores, LeaveOneOut, PruningTruth, RandomBand, TauValue
+from finetune.runs.json_files import read_json, write_json
+from tests.support.helpers import HANG_SECONDS, encoded, in_float64, tiny_classifier
+from tests.support.known_head import THE_HEAD, known_head
+
+ROOT = Path(__file__).parents[2]
+WORDS = ["the", "cat", "sat", "on", "mat", "dog", "chased", "floor", "is", "clean", "a", "now"]
+METRIC = {
+    "single_label_classification": "accuracy",
+    "multi_label_classification": "subset_accuracy",
+    "regression": "mean_squared_error",
+}
+
+
+def labels_of(problem_type: str, rows: int) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    if problem_type == "regression":
+        return rng.normal(size=rows)
+    if problem_type == "multi_label_classification":
+        return rng.integers(0, 2, size=(rows, 3))
+    return np.arange(rows) % 3
+
+
+def case(tiny_bert: Path, problem_type: str, rows: int = 20) -> tuple[Classifier, EncodedSplit]:
+    torch.manual_seed(0)
+    source = Source(str(tiny_bert))
+    classifier = pretrained_classifier(
+        source,
+        load_tokenizer(source),
+        label_names=("value",) if problem_type == "regression" else ("a", "b", "c"),
+        problem_type=problem_type,
+        max_length=16,
+        lora=None,
+    )
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, int(rng.integers(2, 9)))) for _ in range(rows)]
+    raw = RawSplit(datasets.Dataset.from_dict({"sentence": texts}), "rows")
+    labels = labels_of(problem_type, rows)
+    return classifier, encode_split(raw, labels, classifier.tokenizer, ["sentence"], 16)
+
+
+def asked(**changes: object) -> HeadImportanceSection:
+    methods = ["gradient", "integrated_gradients", "random"]
+    return HeadImportanceSection(**{"method": methods, "leave_one_out": True, "random_orders": 2} | changes)  # type: ignore[arg-type]
+
+
+def analyse(
+    classifier: Classifier, splits: dict[str, EncodedSplit], section: HeadImportanceSection, metric: str = "accuracy"
+) -> HeadAnalysis:
+    accelerator = Accelerator(cpu=True)
+    return analyse_heads(classifier, splits, section, metric=metric, batch_size=4, seed=3, accelerator=accelerator)
+
+
+@pytest.mark.parametrize("problem_type", METRIC)
+def test_all_parts_for_each_problem_type(tiny_bert: Path, tmp_path: Path, problem_type: str) -> None:
+    classifier, split = case(tiny_bert, problem_type)
+    splits = {"train": split, "validation": split}
+    found = analyse(classifier, splits, asked(), METRIC[problem_type])
+    assert [scores.method for scores in found.methods] == ["gradient", "integrated_gradients", "random"]
+    assert [scores.rows for scores in found.methods] == [20, 20, 0]
+    assert [len(scores.order) for scores in found.methods] == [6, 6, 6]
+    assert found.truth is not None
+    assert [curve.method for curve in found.truth.curves] == ["gradient", "integrated_gradients", "random"]
+    assert (found.truth.metric, found.truth.split, found.truth.rows) == (METRIC[problem_type], "validation", 20)
+    pairs = [("gradient", "integrated_gradients"), ("gradient", "random"), ("integrated_gradients", "random")]
+    assert [(pair.first, pair.second) for pair in found.agreement] == pairs
+    assert found.leave_one_out is not None
+    assert len(found.leave_one_out.tests) == 6
+    assert found.leave_one_out.rows == 20
+    assert found.changes is not None
+    assert found.changes_agreement is not None
+    write_json(tmp_path / "heads.json", found)
+    assert read_json(tmp_path / "heads.json", HeadAnalysis) == found
+
+
+@pytest.mark.parametrize("problem_type", METRIC)
+def test_removal_of_single_heads_is_counted_row_by_row(tiny_bert: Path, problem_type: str) -> None:
+    classifier, split = case(tiny_bert, problem_type)
+    sample = Sample(in_float64(classifier), split, "validation", np.arange(20), 4, Accelerator(cpu=True))
+    found, logits = leave_one_out(sample, 0), ablation(sample, fast=False)
+    assert len(found.tests) == 6
+    measures = {"single_label_classification": "accuracy", "multi_label_classification": "subset_accuracy"}
+    assert found.measure == measures.get(problem_type, "mean squared error")
+    whole = decisions(torch.from_numpy(logits.whole), problem_type).numpy()
+    for test in found.tests:
+        without = decisions(torch.from_numpy(logits.without[:, test.layer, test.head]), problem_type).numpy()
+        if problem_type == "regression":
+            before, after = ((values - split.labels) ** 2 for values in (whole, without))
+            assert test.change == pytest.approx((after - before).mean(), rel=1e-4, abs=1e-7)
+            continue
+        before, after = ((ids == split.labels).reshape(20, -1).all(1) for ids in (whole, without))
+        assert (test.lost, test.gained) == ((before & ~after).sum(), (~before & after).sum())
+    assert sum(test.lost + test.gained for test in found.tests) > 0
+
+
+def test_layers_with_different_numbers_of_heads(tiny_bert: Path, tmp_path: Path) -> None:
+    classifier, split = case(tiny_bert, "single_label_classification")
+    prune_heads(classifier.base, {0: [1, 2]})
+    found = analyse(replace(classifier, source=None), {"train": split, "validation": split}, asked())
+    for scores in found.methods:
+        assert sorted(scores.order) == [(0, 0), (1, 0), (1, 1), (1, 2)]
+        assert scores.values[0][1:] == [None, None]
+    assert found.leave_one_out is not None
+    assert [(test.layer, test.head) for test in found.leave_one_out.tests] == [(0, 0), (1, 0), (1, 1), (1, 2)]
+    write_json(tmp_path / "heads.json", found)
+    assert read_json(tmp_path / "heads.json", HeadAnalysis) == found
+
+
+@pytest.mark.parametrize("most", [None, 3, 100])
+@pytest.mark.parametrize("rows", [2, 7, 40])
+def test_rows_of_one_split_either_rank_or_test(most: int | None, rows: int) -> None:
+    split = known_head(rows).split
+    section = asked(split="validation", curve_split="validation", max_samples=most, curve_samples=None)
+    ranked, unseen = separate_rows({"validation": split}, section, seed=0)
+    assert not set(ranked) & set(unseen)
+    assert set(ranked) | set(unseen) == set(range(rows))
+    assert len(ranked) == min(most or rows, rows // 2)
+    few = section.model_copy(update={"curve_samples": 1})
+    again, one = separate_rows({"validation": split}, few, seed=0)
+    assert (list(again), len(one)) == (list(ranked), 1)
+    assert set(one) <= set(unseen)
+
+
+def test_rows_of_two_splits_are_drawn_from_each() -> None:
+    train, other = known_head(30).split, known_head(12).split
+    section = asked(max_samples=10, curve_samples=5)
+    ranked, unseen = separate_rows({"train": train, "validation": other}, section, seed=0)
+    assert (len(set(ranked)), len(set(unseen))) == (10, 5)
+    assert max(ranked) > 11 >= max(unseen)
+    ranked, unseen = separate_rows({"train": train}, section, seed=0)
+    assert (len(ranked), len(unseen)) == (10, 0)
+
+
+def test_the_known_head_comes_through(tmp_path: Path) -> None:
+    sample = known_head(64)
+    section = asked(split="validation", curve_split="validation")
+    found = analyse(sample.classifier, {"validation": sample.split}, section)
+    assert found.methods[0].order[-1] == THE_HEAD
+    assert found.truth is not None
+    assert found.truth.random is not None
+    assert (found.methods[0].rows, found.truth.rows) == (32, 32)
+    assert found.truth.curves[0].mean > found.truth.random.mean
+    assert found.leave_one_out is not None
+    (lost,) = [test for test in found.leave_one_out.tests if test.lost]
+    assert (lost.layer, lost.head, lost.lost, lost.gained) == (*THE_HEAD, 7, 0)
+    assert lost.p_holm == pytest.approx(4 * 2 * 0.5**7)  # four heads, two sides, seven throws of a coin
+    assert found.changes is None  # it started from nothing
+
+
+def test_a_ranking_that_was_not_tested_is_told() -> None:
+    sample = known_head(6)
+    found = analyse(sample.classifier, {"train": sample.split}, asked())
+    assert (found.truth, found.leave_one_out) == (None, None)
+    assert found.warnings[0] == (
+        "The ranking was not tested: there are no validation rows, and no head was removed alone; "
+        "give some (such as data.validation_file)."
+    )
+    splits = {"train": sample.split, "test": sample.split}
+    found = analyse(sample.classifier, splits, asked(leave_one_out=False))
+    assert found.warnings[0].endswith(
+        "no validation rows; give some (such as data.validation_file), or name another split as "
+        "head_importance.curve_split (test)."
+    )
+    section = asked(split="train", curve_split="train")
+    found = analyse(known_head(1).classifier, {"train": known_head(1).split}, section)
+    assert found.warnings[0].startswith("The ranking was not tested: the only row of train ranks the heads")
+    assert untested({"train"}, asked(curve_split=None, leave_one_out=False), 0) == []
+    assert untested({"train", "validation"}, asked(), 5) == []
+
+
+def test_what_a_reader_must_know_is_told() -> None:
+    scores = HeadScores("gradient", "", "train", 9, [], [], [], stability=TauValue(0.2, 0.1, 0.3))
+    band = RandomBand(2, [0.7, 0.6], [0.6, 0.5], [0.8, 0.7], 0.65, 0.05, 0.7)
+
+    def truth(*values: float) -> PruningTruth:
+        curve = Curve("gradient", list(values), float(np.mean(values)))
+        return PruningTruth("accuracy", "validation", 9, 0.8, [0.1, 0.5], [curve], band)
+
+    poor = warnings([scores], truth(0.7, 0.69), None)
+    assert len(poor) == 2
+    assert "keeps accuracy at 0.695 on average, no better than the best of 2 random orders (0.700)" in poor[0]
+    assert "tau 0.20 [0.10, 0.30]): raise head_importance.max_samples" in poor[1]
+    steady = replace(scores, stability=TauValue(0.9, 0.8, 1.0))
+    assert warnings([steady], truth(0.79, 0.78), None) == []
+    (better,) = warnings([steady], truth(0.79, 0.82), LeaveOneOut("validation", 9, "accuracy", []))
+    assert better.startswith("With 50% of the heads removed, accuracy is 0.820, above 0.800 with all")
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import datasets
+from accelerate import Accelerator
+from finetune.heads.analysis import analyse_heads
+from finetune.recipe import HeadImportanceSection
+from finetune.results import write_json
+from tests.helpers import encoded, tiny_classifier
+from tests.known_head import known_head
+datasets.disable_progress_bars()
+accelerator = Accelerator(cpu=True)
+section = HeadImportanceSection(
+    method=["gradient", "learned_order", "iterative_ablation_kl"], split="validation", curve_split="validation",
+    leave_one_out=True, random_orders=1,
+)
+sample = known_head(48)
+found = analyse_heads(
+    sample.classifier, {"validation": sample.split}, section,
+    metric="accuracy", batch_size=4, seed=3, accelerator=accelerator,
+)
+write_json(Path(sys.argv[1]) / f"{accelerator.num_processes}-{accelerator.process_index}.json", found)
+"""
+
+
+def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+    script = tmp_path / "analyse.py"
+    script.write_text(SCRIPT)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    own = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for start in ([sys.executable], launch):
+        command = [*start, str(script), str(tmp_path)]
+        done = subprocess.run(command, env=own, capture_output=True, text=True, check=False, timeout=HANG_SECONDS)
+        assert done.returncode == 0, done.stdout + done.stderr
+    found = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1")]
+    for analysis in found:
+        for scores in analysis["methods"]:
+            assert scores.pop("seconds") > 0
+    one, first, second = found
+    assert len(one["methods"]) == 3
+    assert one == first == second  # batches are the same, so it is so to the bit
+
+
+def test_a_base_that_is_gone_costs_the_changes_alone(tiny_bert: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(tiny_bert, tmp_path / "base")
+    classifier = tiny_classifier(moved)
+    shutil.rmtree(moved)
+    split = encoded(classifier)
+    found = analyse_heads(
+        classifier,
+        {"train": split, "validation": split},
+        HeadImportanceSection(method="gradient"),
+        metric="accuracy",
+        batch_size=6,
+        seed=0,
+        accelerator=Accelerator(cpu=True),
+    )
+    assert found.changes is None
+    assert found.changes_agreement is None
+    assert found.truth is not None
+    assert "What training changed of each head cannot be told: cannot load model" in found.warnings[-1]

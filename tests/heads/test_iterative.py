@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel
+
+from finetune.heads.ablation import ablation
+from finetune.heads.estimate import Estimate, removal_order
+from finetune.heads.gated_forward import Sample
+from finetune.heads.gates import head_gates, removed_heads
+from finetune.heads.gradients import gradient, integrated_gradients
+from finetune.heads.methods import iterative, measure_importance
+from finetune.heads.shapley import shapley_values
+from finetune.models.architectures import attention_sites
+from tests.conftest import SENTENCES
+from tests.heads.test_gates import BUILDERS, bert, zero_columns
+from tests.models.test_architectures import build, checkpoint
+from tests.support.helpers import assert_equal_up_to_rounding, encoded, sample_of
+
+
+def scorer_of(sample: Sample, gates: torch.Tensor) -> Estimate:
+    with removed_heads(sample.classifier.base, sample.sites, gates):
+        return gradient(sample)
+
+
+@pytest.fixture(params=[*BUILDERS, "albert"], ids=lambda build: getattr(build, "__name__", build))
+def sample(request: pytest.FixtureRequest, tiny_bert: Path, tmp_path: Path) -> Sample:
+    if request.param == "albert":  # four layers in two groups that share their weights
+        found = build(checkpoint("albert", AutoModel, tmp_path), None)
+    else:
+        found = request.param(tiny_bert)
+    # Of one length: with two lengths the shortcuts are tried twice, after which calls may be in step again by luck.
+    return sample_of(found, split=encoded(found, [SENTENCES[2], SENTENCES[0], SENTENCES[2]], [0, 1, 1]))
+
+
+def some_removed(sample: Sample) -> torch.Tensor:
+    gates = sample.gates()
+    gates[0, 1] = gates[1, 0] = gates[-1, 2] = 0
+    return gates
+
+
+def test_gates_within_gates_multiply(sample: Sample) -> None:
+    base, sites, outer = sample.classifier.base.eval(), sample.sites, some_removed(sample)
+    inputs = sample.classifier.tokenizer(["the cat sat", "a dog"], padding=True, return_tensors="pt").data
+    inner = torch.rand(2, *outer.shape)
+    with torch.no_grad():
+        with removed_heads(base, sites, outer), head_gates(base, sites, inner):
+            nested = base(**inputs).logits
+        with head_gates(base, sites, inner * outer):
+            together = base(**inputs).logits
+        plain = base(**inputs).logits
+    torch.testing.assert_close(nested, together, rtol=0, atol=0)
+    assert not torch.allclose(nested, plain, atol=1e-5)
+
+
+def test_leave_one_out_among_the_rest_is_the_same_fast_and_slow(sample: Sample) -> None:
+    with removed_heads(sample.classifier.base, sample.sites, some_removed(sample)):
+        fast, slow = ablation(sample), ablation(sample, fast=False)
+    assert_equal_up_to_rounding(fast.without, slow.without)
+    assert_equal_up_to_rounding(fast.whole, slow.whole)
+    assert np.abs(slow.whole - ablation(sample).whole).max() > 1e-4  # the removed heads mattered
+    gone = (some_removed(sample) == 0).numpy()
+    assert np.abs(slow.without - slow.whole[:, None, None])[:, gone].max() == 0
+    assert np.abs(slow.without - slow.whole[:, None, None])[:, ~gone].max(0).max(-1).min() > 1e-6
+
+
+def test_the_fast_way_is_taken_where_heads_are_removed(tiny_bert: Path) -> None:
+    for number, make in enumerate(BUILDERS):
+        sample = sample_of(make(tiny_bert))
+        plain = ablation(sample).savings
+        with removed_heads(sample.classifier.base, sample.sites, some_removed(sample)):
+            assert ablation(sample).savings == plain, number
+        assert plain
+
+
+@pytest.mark.parametrize("measure", ["gradient", "integrated_gradients", "ablation_kl", "shapley"])
+def test_heads_are_measured_as_in_a_model_without_the_removed_ones(tiny_bert: Path, measure: str) -> None:
+    measures = {
+        "gradient": lambda sample: gradient(sample).values,
+        "integrated_gradients": lambda sample: integrated_gradients(sample, 3).values,
+        "ablation_kl": lambda sample: ablation(sample).kl().mean(0),
+        "shapley": lambda sample: shapley_values(sample, most=8).values,
+    }
+    sample = sample_of(bert(tiny_bert))
+    gates, base = some_removed(sample), sample.classifier.base
+    with removed_heads(base, sample.sites, gates):
+        gated = measures[measure](sample)
+    for layer, head in np.argwhere(gates.numpy() == 0):
+        zero_columns(base.get_submodule(sample.sites[layer].output), slice(8 * head, 8 * head + 8))
+    assert_equal_up_to_rounding(gated, measures[measure](sample))
+    assert np.abs(gated[gates.numpy() == 0]).max() == 0
+
+
+def test_round_two_measures_what_round_one_left(tiny_bert: Path) -> None:
+    sample, seen = sample_of(bert(tiny_bert)), []
+
+    def scorer(gates: torch.Tensor) -> Estimate:
+        seen.append((gates.clone(), scorer_of(sample, gates)))
+        return seen[-1][1]
+
+    found = iterative(sample, scorer, rounds=3)
+    assert found.order is not None
+    assert [int((gates == 0).sum()) for gates, _ in seen] == [0, 2]  # the last part goes after the same
+    first, second = (removal_order(estimate.values, sample.sites) for _, estimate in seen)
+    assert list(found.order[:2]) == first[:2]
+    for layer, head in first[:2]:
+        zero_columns(sample.classifier.base.get_submodule(sample.sites[layer].output), slice(8 * head, 8 * head + 8))
+    assert_equal_up_to_rounding(seen[1][1].values, gradient(sample).values)
+    assert list(found.order[2:]) == [at for at in second if seen[1][0][at] > 0]
+    highest = -np.inf
+    for turn, at in enumerate(found.order):
+        own = seen[min(turn // 2, 1)][1]
+        highest = max(highest, own.values[at])
+        assert found.values[at] == highest
+        assert found.errors is not None
+        assert own.errors is not None
+        expected = own.errors[at] if own.values[at] == highest else np.nan  # another head's value has no error here
+        np.testing.assert_equal(found.errors[at], expected)
+    assert second != first  # else measuring again would show nothing
+
+
+def test_one_round_is_the_plain_order(tiny_bert: Path) -> None:
+    sample = sample_of(bert(tiny_bert))
+    plain = gradient(sample)
+    found = iterative(sample, lambda gates: scorer_of(sample, gates), rounds=1)
+    assert list(found.order or ()) == removal_order(plain.values, sample.sites)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 4, 6, 10])
+def test_all_heads_go_once_and_each_layer_keeps_one_to_the_end(rounds: int, tiny_bert: Path) -> None:
+    sample, rng, calls = sample_of(bert(tiny_bert)), np.random.default_rng(rounds), []
+
+    def scorer(gates: torch.Tensor) -> Estimate:
+        calls.append(int(gates.sum()))
+        return Estimate(np.array([[0.0, 0.1, 0.2], [5.0, 6.0, 7.0]]) + rng.random((2, 3)))  # layer 0 would go first
+
+    found = iterative(sample, scorer, rounds)
+    assert found.order is not None
+    assert sorted(found.order) == [(layer, head) for layer in range(2) for head in range(3)]
+    assert {layer for layer, _ in found.order[-2:]} == {0, 1}
+    assert found.errors is None
+    # None in vain where there are fewer heads than rounds, and none for the last part, unless it is the only one.
+    assert len(calls) == {1: 1, 2: 1, 4: 3, 6: 5, 10: 5}[rounds]
+    assert (np.diff([found.values[at] for at in found.order]) >= 0).all()
+
+
+@pytest.mark.parametrize("method", ["iterative_ablation_kl", "iterative_shapley"])
+def test_the_model_is_left_as_it_was(tiny_bert: Path, method: str) -> None:
+    sample = sample_of(bert(tiny_bert))
+    base = sample.classifier.base.train()
+    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
+    measure_importance(sample, method, steps=1, seed=0)
+    assert base.training
+    assert sum(len(module._forward_pre_hooks) + len(module._forward_hooks) for module in base.modules()) == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.state_dict().items())
+    base.eval()
+    with pytest.raises(ZeroDivisionError), removed_heads(base, attention_sites(base), sample.gates()):
+        raise ZeroDivisionError
+    assert sum(len(module._forward_pre_hooks) for module in base.modules()) == 0

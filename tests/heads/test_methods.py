@@ -1,0 +1,194 @@
+"""Every method by its name, on classifiers whose answer is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel
+
+from finetune.errors import ModelError
+from finetune.heads import methods
+from finetune.heads.gated_forward import Sample, gated_logits
+from finetune.heads.learned import learned_gates, learned_order
+from finetune.heads.methods import ITERATIVE, METHODS, Effort, measure_importance
+from finetune.models.head_pruning import prune_heads
+from finetune.recipe.names import HeadMethod
+from tests.conftest import SENTENCES
+from tests.heads.test_gates import bert
+from tests.models.test_architectures import build, checkpoint
+from tests.support.helpers import assert_equal_up_to_rounding, encoded, sample_of
+from tests.support.known_head import THE_HEAD, known_head
+
+NAMES: tuple[str, ...] = get_args(HeadMethod)
+BLIND = {"confidence", "entropy", "random"}  # they do not look at what a head does to the prediction
+MEANS = {"gradient", "fisher", "integrated_gradients", "ablation_loss", "ablation_kl", "ablation_accuracy", "shapley"}
+HEADS = [(layer, head) for layer in range(2) for head in range(3)]
+
+
+@pytest.fixture(scope="module")
+def known() -> Sample:
+    return known_head(48)
+
+
+def without_values(tiny_bert: Path) -> Sample:
+    """Six rows put to a BERT whose head 1.1 hands on zeros."""
+    found = bert(tiny_bert)
+    value = found.base.bert.encoder.layer[1].attention.self.value
+    with torch.no_grad():
+        value.weight[8:16], value.bias[8:16] = 0, 0
+    return sample_of(found)
+
+
+def unequal(tiny_bert: Path) -> Sample:
+    """Six rows put to a BERT whose first layer has lost a head."""
+    found = bert(tiny_bert)
+    prune_heads(found.base, {0: [1]})
+    return sample_of(found)
+
+
+def hooks(sample: Sample) -> int:
+    return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in sample.classifier.base.modules())
+
+
+def test_the_recipe_and_the_table_name_the_same_methods() -> None:
+    again = {name for name in NAMES if name.startswith(ITERATIVE)}
+    assert {name for name in NAMES if name not in again} == set(METHODS)
+    assert {name.removeprefix(ITERATIVE) for name in again} <= set(METHODS) - BLIND
+    assert (len(NAMES), len(METHODS), len(again)) == (21, 13, 8)
+
+
+def test_the_known_classifier_needs_its_head_and_no_other(known: Sample) -> None:
+    def accuracy(*without: int) -> float:
+        gates = known.gates()
+        gates[0, list(without)] = 0
+        return float((gated_logits(known, gates).argmax(-1).numpy() == known.labels).mean())
+
+    assert accuracy() == accuracy(0, 1, 3) == 1.0
+    assert 0.3 < accuracy(THE_HEAD[1]) < 0.7  # chance: 0.5 with a standard deviation of 0.07
+
+
+@pytest.mark.parametrize("method", [name for name in NAMES if name not in BLIND])
+def test_each_method_finds_the_head_that_carries_the_label(known: Sample, method: str) -> None:
+    before = {name: tensor.clone() for name, tensor in known.classifier.base.state_dict().items()}
+    found = measure_importance(known, method, steps=2, seed=0)
+    assert (found.method, found.split, found.rows) == (method, "validation", 48)
+    assert found.order[-1] == THE_HEAD
+    assert sorted(found.order) == [(0, head) for head in range(4)]
+    best = found.ranked()[0]
+    assert (best.layer, best.head) == THE_HEAD
+    others = [cell.value for cell in found.ranked()[1:]]
+    assert best.value > 2 * max(0.0, *others)
+    assert best.error is not None
+    assert hooks(known) == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in known.classifier.base.state_dict().items())
+
+
+@pytest.mark.parametrize("method", sorted(MEANS | {"gradient_layer_norm"}))
+def test_a_head_without_values_scores_zero(tiny_bert: Path, method: str) -> None:
+    found = measure_importance(without_values(tiny_bert), method, steps=2, seed=0)
+    assert found.values[1][1] == found.standard_errors[1][1] == 0
+    if method != "ablation_accuracy":  # of six rows few heads turn one
+        assert sum(value == 0 for row in found.values for value in row) == 1
+
+
+@pytest.mark.parametrize("method", ["gates", "learned_order"])
+def test_learned_scores_have_no_zero_but_put_such_a_head_low(tiny_bert: Path, method: str) -> None:
+    found = measure_importance(without_values(tiny_bert), method, steps=1, seed=0)
+    assert found.values[1][1] <= np.median(found.values)
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_layers_with_different_numbers_of_heads(tiny_bert: Path, method: str) -> None:
+    sample = unequal(tiny_bert)
+    found = measure_importance(sample, method, steps=1, seed=0)
+    assert sorted(found.order) == [at for at in HEADS if at != (0, 2)]
+    for table in (found.values, found.standard_errors):
+        assert [len(row) for row in table] == [3, 3]
+        assert table[0][2] is None
+    assert sum(value is None for row in found.values for value in row) == 1
+    assert np.isfinite([value for row in found.values for value in row if value is not None]).all()
+    assert {layer for layer, _ in found.order[-2:]} == {0, 1}  # one head stays in each layer
+
+
+def test_missing_heads_do_not_make_a_ranking_steadier(tiny_bert: Path) -> None:
+    sample, seen = unequal(tiny_bert), []
+    for method in ("gradient", "fisher", "integrated_gradients"):
+        estimate = METHODS[method].measure(sample, Effort(1, 0))
+        assert estimate.contributions is not None
+        assert np.isnan(estimate.contributions[:, 0, 2]).all()
+        seen.append(int(np.isnan(estimate.contributions).sum()))
+    assert seen == [6, 6, 6]
+
+
+@pytest.mark.parametrize("method", ["gradient", "gradient_layer_norm", "fisher", "ablation_kl", "ablation_loss"])
+def test_blocks_of_rows_give_what_all_rows_at_once_give(known: Sample, method: str) -> None:
+    sample = replace(known, batch_size=4)  # blocks of 16 rows
+    whole = measure_importance(sample, method, steps=1, seed=0)
+    parts = measure_importance(sample, method, steps=1, seed=0, max_seconds=1e9)
+    assert parts.rows == whole.rows == 48
+    assert_equal_up_to_rounding(parts.values, whole.values)
+    assert_equal_up_to_rounding(parts.standard_errors, whole.standard_errors)
+
+
+@pytest.mark.parametrize("method", ["gradient", "fisher", "iterative_gradient", "shapley"])
+def test_one_block_of_rows_is_measured_however_short_the_time(known: Sample, method: str) -> None:
+    sample = replace(known, batch_size=4)
+    found = measure_importance(sample, method, steps=1, seed=0, max_seconds=1e-9)
+    assert found.rows == 16
+    assert found.order[-1] == THE_HEAD
+
+
+def test_a_note_tells_that_it_is_that_of_one_block(known: Sample) -> None:
+    sample = replace(known, batch_size=4)
+    found = measure_importance(sample, "integrated_gradients", steps=1, seed=0, max_seconds=1e9)
+    assert found.note.startswith("measured in 3 blocks of rows; of the last: the shares sum to")
+
+
+def test_one_row_has_values_and_no_errors(known: Sample) -> None:
+    for method in NAMES:
+        found = measure_importance(known.only(known.rows[:1]), method, steps=1, seed=0)
+        assert all(error is None for row in found.standard_errors for error in row)
+        assert np.isfinite(found.values).all()
+        assert found.stability is None
+
+
+def test_a_random_ranking_looks_at_no_row_and_follows_the_seed(known: Sample) -> None:
+    first, same, other = (measure_importance(known, "random", steps=1, seed=seed) for seed in (0, 0, 1))
+    assert first.rows == 0
+    assert first.values == same.values != other.values
+
+
+def test_accuracy_of_values_is_refused(known: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known.classifier.base.config, "problem_type", "regression")
+    with pytest.raises(ModelError, match="ablation by accuracy needs classes"):
+        methods.ablated(known, "accuracy")
+
+
+@pytest.mark.parametrize("method", ["iterative_ablation_kl", "iterative_gradient"])
+def test_layers_that_share_their_weights_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    classifier = build(checkpoint("albert", AutoModel, tmp_path), None)
+    # Of one length: with two lengths the shortcuts are tried twice, after which calls may be in step again by luck.
+    sample = sample_of(classifier, split=encoded(classifier, [SENTENCES[2]] * 3 + [SENTENCES[0]], [0, 1, 2, 3]))
+    found = measure_importance(sample, method, steps=1, seed=0)
+    plain = methods.ablation
+    monkeypatch.setattr(methods, "ablation", lambda sample: plain(sample, fast=False))
+    slow = measure_importance(sample, method, steps=1, seed=0)
+    assert found.order == slow.order
+    assert_equal_up_to_rounding(found.values, slow.values)
+
+
+@pytest.mark.parametrize("method", ["learned_order", "gates"])
+def test_what_is_learned_keeps_to_the_time_with_all_rows(known: Sample, method: str) -> None:
+    sample = replace(known, batch_size=4)
+    found = measure_importance(sample, method, steps=1, seed=0, max_seconds=1e-9)
+    assert found.rows == len(sample)  # none left out: only steps are
+    assert found.errors_over == "4 folds"
+    one = learned_order(sample, 1) if method == "learned_order" else learned_gates(sample, 1)
+    assert_equal_up_to_rounding(np.array(found.values, dtype=float), one.values)  # one step a fold, no more

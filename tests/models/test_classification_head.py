@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune.models.classifier import Classifier, pretrained_classifier
+from finetune.models.lora import Lora
+from finetune.models.pretrained import Source, load_tokenizer
+from finetune.models.saving import check_reload, load_classifier, logits_of, save_classifier
+from tests.models.test_architectures import AutoModel, checkpoint
+from tests.support.helpers import ROLES, tiny_classifier
+
+LORA = Lora(r=2, lora_alpha=4, lora_dropout=0.0, roles=ROLES)
+TEXTS = [("the cat sat",), ("a dog chased the mat on the floor",)]
+CPU = torch.device("cpu")
+NAMES = ("zeta", "alpha", "mid")
+
+
+def build(
+    folder: Path, labels: tuple[str, ...], lora: Lora | None = None, problem: str = "single_label_classification"
+) -> Classifier:
+    source = Source(str(folder))
+    return pretrained_classifier(
+        source, load_tokenizer(source), label_names=labels, problem_type=problem, max_length=16, lora=lora
+    )
+
+
+# BERT has one matrix above its pooler, RoBERTa two, XLM no module called a classifier.
+@pytest.fixture(scope="module", params=["bert", "roberta", "xlm"])
+def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Classifier]:
+    """A saved classifier with labels NAMES, and the same in memory."""
+    folder = tmp_path_factory.mktemp(request.param)
+    found = build(checkpoint(request.param, AutoModel, folder / "base"), NAMES)
+    with torch.no_grad():
+        for p in found.model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    save_classifier(found, folder / "tuned")
+    return folder / "tuned", found
+
+
+@pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification"])
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_logits_follow_their_names(
+    tuned: tuple[Path, Classifier], lora: Lora | None, problem: str, tmp_path: Path
+) -> None:
+    folder, before = tuned
+    order = ("mid", "zeta", "alpha")
+    found = build(folder, order, lora, problem)
+    expected = logits_of(before, TEXTS, CPU)[:, [NAMES.index(name) for name in order]]
+    torch.testing.assert_close(logits_of(found, TEXTS, CPU), expected, atol=1e-6, rtol=1e-6)  # the same products
+    assert found.notes == (
+        "The rows of the checkpoint's classification head, for the labels zeta, alpha, mid, were put in order.",
+    )
+    save_classifier(found, tmp_path)  # with an adapter, the base keeps its order and the adapter has the head
+    again = load_classifier(tmp_path)
+    assert check_reload(found, again, TEXTS, CPU) <= 1e-6
+    assert found.new_parameters == ()
+    assert again.label_names == list(order)
+
+
+def test_the_same_order_keeps_the_head_as_it_is(tuned: tuple[Path, Classifier]) -> None:
+    found = build(tuned[0], NAMES)
+    assert logits_of(found, TEXTS, CPU).equal(logits_of(tuned[1], TEXTS, CPU))
+    assert (found.notes, found.new_parameters) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("labels", "note"),
+    [
+        (("alpha", "mid", "omega"), "labels zeta, alpha, mid, and not for alpha, mid, omega"),
+        (("alpha", "mid"), "labels zeta, alpha, mid"),
+        (("0", "1", "2"), "labels zeta, alpha, mid, and not for 0, 1, 2"),
+    ],
+)
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_other_labels_get_a_new_head_and_that_is_said(
+    tuned: tuple[Path, Classifier], labels: tuple[str, ...], note: str, lora: Lora | None
+) -> None:
+    folder, before = tuned
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        drawn.append(build(folder, labels, lora))
+    assert drawn[0].notes == (f"The classification head is new: the checkpoint's is for the {note}.",)
+    last = [name for name in drawn[0].new_parameters if name.endswith("weight")][-1]
+    weights = [dict(found.base.named_parameters()) for found in drawn]
+    key = last if lora is None else f"{last.rpartition('.')[0]}.modules_to_save.default.weight"
+    assert weights[0][key].equal(weights[1][key])
+    assert not weights[0][key].equal(weights[2][key])
+    held = before.base.get_parameter(last)
+    assert weights[0][key].shape != held.shape or not weights[0][key].equal(held)
+
+
+def test_labels_without_names_are_their_ids(tiny_bert: Path, tmp_path: Path) -> None:
+    first = tiny_classifier(tiny_bert, labels=("LABEL_0", "LABEL_1"))
+    save_classifier(first, tmp_path)
+    same = build(tmp_path, ("0", "1"))
+    assert (same.notes, same.new_parameters) == ((), ())
+    written = build(tmp_path, ("LABEL_0", "LABEL_1"))
+    assert (written.notes, written.new_parameters) == ((), ())
+    turned = build(tmp_path, ("1", "0"))
+    assert turned.base.get_parameter("classifier.weight").equal(first.base.get_parameter("classifier.weight").flip(0))
+    other = build(tmp_path, ("no", "yes"))
+    assert other.notes == (
+        "The classification head is new: the checkpoint's is for 2 labels without names, and not for no, yes.",
+    )
+    assert other.new_parameters == ("classifier.bias", "classifier.weight")
+
+
+def test_a_head_of_a_regression_stays_one(tiny_bert: Path, tmp_path: Path) -> None:
+    first = build(tiny_bert, ("value",), problem="regression")
+    save_classifier(first, tmp_path)
+    assert build(tmp_path, ("value",), problem="regression").new_parameters == ()
+    other = build(tmp_path, ("no", "yes"))
+    assert other.notes == ("The classification head is new: the checkpoint's is for the labels value.",)
+
+
+def test_heads_that_were_cut_out_do_not_hide_the_head(tiny_bert: Path, tmp_path: Path) -> None:
+    from finetune.models.head_pruning import prune_heads
+
+    first = tiny_classifier(tiny_bert, labels=NAMES)
+    prune_heads(first.base, {0: [1]})
+    save_classifier(first, tmp_path)
+    found = build(tmp_path, ("mid", "zeta", "alpha"))
+    expected = logits_of(first, TEXTS, CPU)[:, [2, 0, 1]]
+    torch.testing.assert_close(logits_of(found, TEXTS, CPU), expected, atol=1e-6, rtol=1e-6)

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch._inductor import config as inductor
+from torch._inductor import cpp_builder
+
+from finetune.cli import main
+from finetune.errors import TrainingError
+from finetune.evaluation.prediction import predict
+from finetune.models import compilation
+from finetune.models.classifier import Classifier
+from finetune.models.compilation import compiled_layers
+from finetune.models.lora import Lora
+from finetune.recipe import TrainingSection
+from finetune.training.trainer import Loop
+from tests.conftest import SENTENCES
+from tests.support.helpers import ROLES, assert_equal_up_to_rounding, encoded, plan, tiny_classifier
+
+CPU = torch.device("cpu")
+COMPILER = shutil.which("g++")
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Compile without a compiler's minutes: graphs are traced, differentiated and then run as they are."""
+    graphs: list[Any] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    monkeypatch.setattr(compilation, "BACKEND", backend)
+    yield graphs
+    torch._dynamo.reset()
+
+
+def train(classifier: Classifier, accelerator: Accelerator, compiled: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Train an epoch of three batches, dropout off; return the logits before and after it."""
+    classifier.model.eval()
+    classifier.model.train = lambda mode=True: classifier.model  # type: ignore[method-assign]
+    split = encoded(classifier)
+    settings = TrainingSection(learning_rate=1e-2, adam_epsilon=0.1, torch_compile=compiled)
+    loop = Loop(classifier, split, plan(), settings, seed=5, accelerator=accelerator)
+    before = predict(classifier, split, batch_size=4, accelerator=accelerator).logits
+    for micro_batches, rows in loop.epoch_steps():
+        loop.optimise(micro_batches, rows)
+    return before, predict(classifier, split, batch_size=4, accelerator=accelerator).logits
+
+
+@pytest.mark.parametrize(
+    ("lora", "bf16"), [(None, False), (Lora(2, 4, 0.0, ROLES), True)], ids=["full float32", "lora bf16"]
+)
+def test_the_same_is_trained(
+    tiny_bert: Path, accelerator: Accelerator, traced: list[Any], lora: Lora | None, bf16: bool
+) -> None:
+    found, names = [], []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        classifier = tiny_classifier(tiny_bert, lora=lora)
+        context = compiled_layers(classifier.base, CPU) if compiled else nullcontext()
+        # Accelerate casts anew in each pass: without a cache, which would keep weights as they were before a step.
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False), context:
+            found.append(train(classifier, accelerator, compiled))
+            names.append(list(classifier.model.state_dict()))
+    # The probe; then training and scoring, with and without a mask: both layers share each of them.
+    assert 3 <= len(traced) <= 5
+    assert names[0] == names[1]
+    # Kernels differ, and so does rounding: measured 4e-6, and two steps of a logit near 4 in bfloat16, 0.031.
+    for plain, other in zip(*found, strict=True):
+        assert float((plain - other).abs().max()) < (5e-2 if bf16 else 2e-5)
+    assert float((found[0][0] - found[0][1]).abs().max()) > 2e-1
+
+
+def test_a_model_is_as_it_was(tiny_bert: Path, traced: list[Any]) -> None:
+    classifier = tiny_classifier(tiny_bert)
+    layers = classifier.base.bert.encoder.layer
+    with compiled_layers(classifier.base, CPU, first=1) as number:
+        assert number == 1
+        assert [layer._compiled_call_impl is None for layer in layers] == [True, False]
+    with pytest.raises(InterruptedError), compiled_layers(classifier.base, CPU):
+        raise InterruptedError
+    assert all(layer._compiled_call_impl is None for layer in layers)
+
+
+def test_no_compiler_is_one_message(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing compiled before may be found
+    cpp_builder.cpp_compiler_search.cache_clear()
+    message = r"training\.torch_compile needs a C\+\+ compiler .*; install it, or set training\.torch_compile: false"
+    try:
+        with inductor.patch({"cpp.cxx": ("no-such-compiler",), "fx_graph_cache": False}):
+            context = compiled_layers(tiny_classifier(tiny_bert).base, CPU)
+            with pytest.raises(TrainingError, match=message):
+                context.__enter__()
+    finally:
+        cpp_builder.cpp_compiler_search.cache_clear()
+        torch._dynamo.reset()
+
+
+def test_a_whole_run_with_cached_layers(tiny_bert: Path, tmp_path: Path, traced: list[Any]) -> None:
+    rows = [{"sentence": text, "label": "yes" if n % 2 else "no"} for n, text in enumerate(SENTENCES)]
+    content = {
+        "output_dir": str(tmp_path / "run"),
+        "model": {"model_name_or_path": str(tiny_bert)},
+        "data": {"train_rows": rows, "validation_rows": rows, "max_length": 16},
+        "training": {
+            "freeze_embeddings": True, "freeze_layers": 1, "cache_frozen_layers": True, "torch_compile": True,
+            "use_cpu": True, "num_threads": 1, "num_train_epochs": 1,
+        },
+        "head_importance": {"method": "gradient"},
+    }  # fmt: skip
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(content))
+    assert main(["train", str(recipe)]) == 0
+    assert len(traced) > 2
+    heads = json.loads((tmp_path / "run" / "heads.json").read_text())["methods"][0]["values"]
+    assert [len(row) for row in heads] == [3, 3]
+    names = load_file(tmp_path / "run" / "model" / "model.safetensors").keys()
+    assert names == tiny_classifier(tiny_bert).model.state_dict().keys()
+    assert load_file(sorted(tmp_path.glob("run/checkpoints/*"))[-1] / "weights.safetensors").keys() < names
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler, and there is no g++")
+def test_compiled_code_gives_the_same_logits(
+    tiny_bert: Path, accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Code that was compiled for other instructions of this processor must not be found.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    classifier = tiny_classifier(tiny_bert)
+    plain = predict(classifier, encoded(classifier), batch_size=3, accelerator=accelerator)
+    with compiled_layers(classifier.base, CPU):
+        found = predict(classifier, encoded(classifier), batch_size=3, accelerator=accelerator)
+    assert_equal_up_to_rounding(found.logits, plain.logits)

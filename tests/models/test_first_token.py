@@ -1,0 +1,106 @@
+"""The last layer without the tokens that nobody reads: every family, with padding, logits and gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+from finetune.models import toy_classifier
+from finetune.models.architectures import FAMILIES
+from finetune.models.first_token import first_token_only
+from tests.models.test_architectures import CONFIGS
+from tests.support.helpers import tiny_classifier
+
+# Families whose last layer can do without the other tokens. Of the rest, albert shares its layers,
+# multi_head_classifier averages all tokens, nomic_bert and eurobert keep the sum behind attention to themselves, xlm
+# and flaubert norm it in lists of their own, squeezebert has channels first.
+CUT = {
+    "bert", "big_bird", "camembert", "convbert", "data2vec-text", "deberta", "deberta-v2", "distilbert", "electra",
+    "ernie", "esm", "ibert", "layoutlm", "megatron-bert", "mobilebert", "modernbert", "mpnet", "nystromformer",
+    "rembert", "roberta", "roberta-prelayernorm", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
+}  # fmt: skip
+
+
+def small(family: str, **changes: object) -> PreTrainedModel:
+    toy_classifier.register()
+    torch.manual_seed(1)
+    config = AutoConfig.for_model(family, vocab_size=30, num_labels=3, **{**CONFIGS[family], **changes})
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
+    return model
+
+
+def outcome(model: PreTrainedModel) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits of three rows, one of them padded, and the gradient of every parameter."""
+    ids = torch.randint(3, 30, (3, 6), generator=torch.Generator().manual_seed(2))
+    seen = torch.ones_like(ids)
+    seen[1, 4:] = 0
+    model.zero_grad()
+    logits = model(input_ids=ids, attention_mask=seen).logits
+    logits.square().sum().backward()
+    return logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_logits_and_gradients_are_the_same(family: str) -> None:
+    model = small(family).eval().double()
+    hooks = [len(module._forward_pre_hooks) for module in model.modules()]
+    with first_token_only(model) as cut:
+        assert cut == (family in CUT)
+        if cut:
+            with first_token_only(model) as again:  # scoring in the middle of training
+                assert again
+            logits, gradients = outcome(model)
+    assert [len(module._forward_pre_hooks) for module in model.modules()] == hooks
+    if cut:
+        whole, expected = outcome(model)
+        assert torch.allclose(logits, whole, rtol=0, atol=1e-9)
+        # In float64: in float32 MobileBERT alone rounds by 1e-5.
+        largest = max(gradient.abs().max() for gradient in expected.values())
+        assert gradients.keys() == expected.keys()
+        assert max((gradients[name] - expected[name]).abs().max() for name in expected) < 1e-9 * largest
+
+
+def test_a_head_that_averages_gets_all_tokens() -> None:
+    with first_token_only(small("modernbert", classifier_pooling="mean")) as cut:
+        assert not cut
+    with first_token_only(small("modernbert", classifier_pooling="cls")) as cut:
+        assert cut
+
+
+def test_the_mode_of_training_is_left_as_it_was(tiny_bert: Path) -> None:
+    model = tiny_classifier(tiny_bert).base
+    for mode in (True, False):
+        model.train(mode)
+        with first_token_only(model):
+            assert model.training is mode
+        assert not any(p.grad is not None for p in model.parameters())
+
+
+def test_the_last_layer_works_on_one_token(tiny_bert: Path) -> None:
+    model, sizes = tiny_classifier(tiny_bert).base, []
+    for layer in model.base_model.encoder.layer:
+        layer.intermediate.register_forward_pre_hook(lambda module, args: sizes.append(args[0].shape[1]))
+    with first_token_only(model):
+        sizes.clear()
+        model(input_ids=torch.ones(2, 5, dtype=torch.long))
+    assert sizes == [5, 1]
+
+
+def test_a_head_of_zeros_or_one_that_cancels_proves_nothing() -> None:
+    for weight in (torch.zeros(3, 24), torch.tensor([1e-3, -1e-3, 0.0])[:, None].expand(3, 24)):
+        model = small("modernbert", classifier_pooling="mean")
+        with torch.no_grad():
+            model.classifier.weight.copy_(weight)
+        with first_token_only(model) as cut:
+            assert not cut
+
+
+def test_sparse_attention_stays_sparse() -> None:
+    model = small("big_bird", attention_type="block_sparse")
+    with first_token_only(model) as cut:
+        assert not cut
+    assert model.base_model.attention_type == "block_sparse"

@@ -1,0 +1,165 @@
+"""Flash attention, which takes only float16 and bfloat16: what computes without autocast must do without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from finetune.errors import TrainingError
+from finetune.heads.ablation import ablation
+from finetune.heads.attention_maps import confidence
+from finetune.heads.gated_forward import check_sample, gate_gradients
+from finetune.heads.pruning import measure_speed
+from finetune.models.activation_cache import cached_frozen_layers
+from finetune.models.classifier import Classifier
+from finetune.models.freezing import freeze
+from finetune.models.precision import attention_in_any_precision, refuse_flash_attention, uses_flash_attention
+from finetune.models.pretrained import Source
+from finetune.models.saving import check_reload, load_classifier, logits_of, merge_classifier, save_classifier
+from finetune.pipeline.session import with_precision
+from finetune.recipe import Recipe, TrainingSection
+from finetune.report.progress import TrainingProgress
+from finetune.training.fit import fit
+from finetune.training.trainer import Loop
+from tests.support.finished_runs import SCRATCH, recipe
+from tests.support.helpers import encoded, plan, sample_of, tiny_classifier
+
+CPU = torch.device("cpu")
+TEXTS = [("the cat sat",), ("a dog chased the mat on the floor",)]
+FLASH = "flash_attention_2"
+
+
+def half_only(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """Stand in for flash attention on this machine: its precisions, its masks (B, S), another's arithmetic."""
+    dtype = query.dtype
+    if dtype == torch.float32:
+        autocast = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if autocast else next(module.parameters()).dtype
+    if dtype not in (torch.float16, torch.bfloat16):
+        raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
+    mask = None if attention_mask is None else attention_mask[:, None, None, :].bool()
+    query, key, value = (part.to(dtype) for part in (query, key, value))
+    found = F.scaled_dot_product_attention(query, key, value, mask, scale=options.get("scaling"))
+    return found.transpose(1, 2), None
+
+
+@pytest.fixture
+def bf16(monkeypatch: pytest.MonkeyPatch) -> Iterator[Accelerator]:
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, FLASH, half_only)
+    AcceleratorState._reset_state()
+    yield Accelerator(cpu=True, mixed_precision="bf16")
+    AcceleratorState._reset_state()
+    Accelerator(cpu=True)
+
+
+def flashing(classifier: Classifier) -> Classifier:
+    classifier.base.config._attn_implementation = FLASH
+    classifier.model.eval()
+    return classifier
+
+
+def test_the_stand_in_takes_no_float32(tiny_bert: Path, bf16: Accelerator) -> None:
+    base = flashing(tiny_classifier(tiny_bert)).base
+    inputs = {"input_ids": torch.tensor([[3, 4, 5]]), "attention_mask": torch.tensor([[1, 1, 0]])}
+    with pytest.raises(RuntimeError, match="only support fp16 and bf16"):
+        base(**inputs)
+    with bf16.autocast():
+        logits = base(**inputs).logits
+    with attention_in_any_precision(base):
+        openly = base(**inputs).logits
+    assert uses_flash_attention(base)
+    torch.testing.assert_close(logits.float(), openly, atol=0.05, rtol=0)  # bfloat16 rounds; see precision.py
+
+
+def test_a_model_is_saved_read_back_and_merged(tiny_bert: Path, bf16: Accelerator, tmp_path: Path) -> None:
+    classifier = flashing(tiny_classifier(tiny_bert))
+    save_classifier(classifier, tmp_path / "model")
+    reloaded = flashing(load_classifier(tmp_path / "model"))
+    assert check_reload(classifier, reloaded, TEXTS, CPU) <= 1e-6
+    assert uses_flash_attention(classifier.base)
+    assert uses_flash_attention(reloaded.base)
+    first, second = measure_speed(classifier, reloaded, TEXTS, turns=1)
+    assert min(first, second) > 0
+    # The merged model is read back with sdpa, which adds up in another order: measured 1.2e-6.
+    assert merge_classifier(reloaded, tmp_path / "merged", TEXTS) <= 1e-5
+
+
+def test_heads_are_measured_without_shortcuts_through_its_masks(tiny_bert: Path, bf16: Accelerator) -> None:
+    torch.manual_seed(0)
+    sample = sample_of(flashing(tiny_classifier(tiny_bert)))
+    object.__setattr__(sample, "accelerator", bf16)
+    check_sample(sample)
+    found = ablation(sample)
+    assert found.savings is None
+    assert np.isfinite(found.loss()).all()
+    assert np.isfinite(gate_gradients(sample)).all()
+    assert np.isfinite(confidence(sample).values).all()
+    assert uses_flash_attention(sample.classifier.base)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_training_works_with_frozen_layers_cached_and_without(
+    tiny_bert: Path, bf16: Accelerator, tmp_path: Path, cached: bool
+) -> None:
+    classifier = flashing(tiny_classifier(tiny_bert))
+    if cached:
+        freeze(classifier.base, freeze_embeddings=True, freeze_layers=1)
+    split, caches = encoded(classifier), ExitStack()
+    with caches:
+        if cached:
+            options = {"batch_size": 4, "accelerator": bf16, "tell": lambda text: None}
+            filled = cached_frozen_layers(classifier, {"train": split}, 1, **options)
+            split = caches.enter_context(filled)["train"]
+        loop = Loop(classifier, split, plan(), TrainingSection(learning_rate=1e-3), seed=0, accelerator=bf16)
+        with TrainingProgress(Console(quiet=True)) as progress:
+            fit(loop, progress=progress, checkpoints=tmp_path)
+    bf16.unwrap_model(loop.model, keep_fp32_wrapper=False)
+    assert loop.state.step == 6
+    assert logits_of(classifier, TEXTS, CPU).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "use_cpu", "precision", "dtype", "message"),
+    [
+        (True, False, "bf16", "float32", None),
+        (True, False, "no", "bfloat16", None),
+        (True, False, "no", "float32", r"computes in float16 or bfloat16, .* training.mixed_precision: bf16"),
+        (True, True, "bf16", "float32", r"flash_attention_2 needs a GPU, .* model.attn_implementation: sdpa"),
+        (False, False, "bf16", "float32", r"flash_attention_2 needs a GPU, .* model.attn_implementation: sdpa"),
+    ],
+)
+def test_what_it_cannot_compute_is_refused_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, gpu: bool, use_cpu: bool, precision: str, dtype: str, message: str | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    if message is None:
+        refuse_flash_attention(precision, dtype, use_cpu=use_cpu)
+        return
+    with pytest.raises(TrainingError, match=message):
+        refuse_flash_attention(precision, dtype, use_cpu=use_cpu)
+    model = {"model_name_or_path": "x", "dtype": dtype, "attn_implementation": FLASH}
+    given = {**recipe(SCRATCH), "model": model, "training": {"mixed_precision": precision, "use_cpu": use_cpu}}
+    with pytest.raises(TrainingError, match=message):
+        with_precision(Recipe.model_validate({"output_dir": "x", **given}))
+
+
+def test_a_machine_without_a_gpu_loads_such_a_run_with_another_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source("x", attn_implementation=FLASH)
+    for gpu, expected in ((True, FLASH), (False, "sdpa")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        assert source.loading_options()["attn_implementation"] == expected
+    assert "attn_implementation" not in Source("x").loading_options()

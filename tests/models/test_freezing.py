@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoModel
+
+from finetune.errors import ModelError
+from finetune.models.architectures import attention_sites
+from finetune.models.freezing import freeze
+from tests.models.test_architectures import build, checkpoint
+from tests.support.helpers import tiny_classifier
+
+
+def trained(model: object) -> set[str]:
+    return {name for name, p in model.named_parameters() if p.requires_grad}  # type: ignore[attr-defined]
+
+
+def test_embeddings_and_lower_layers_stop(tiny_bert: Path) -> None:
+    found = tiny_classifier(tiny_bert)
+    everything = trained(found.model)
+    freeze(found.base, freeze_embeddings=True, freeze_layers=1)
+    stopped = everything - trained(found.model)
+    assert stopped == {n for n in everything if n.startswith(("bert.embeddings.", "bert.encoder.layer.0."))}
+    assert len(stopped) == 5 + 16
+
+
+@pytest.mark.parametrize("family", ["xlm", "distilbert", "modernbert", "deberta-v2", "mpnet"])
+def test_other_families_too(family: str, tmp_path: Path) -> None:
+    found = build(checkpoint(family, AutoModel, tmp_path))
+    everything = trained(found.model)
+    freeze(found.base, freeze_embeddings=False, freeze_layers=1)
+    stopped = everything - trained(found.model)
+    assert stopped
+    assert all(".0." in name for name in stopped)
+    assert not {name for name in trained(found.base) if ".0." in name}
+    freeze(found.base, freeze_embeddings=True, freeze_layers=1)
+    assert not any("embeddings" in name for name in trained(found.base))
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("albert", "albert.encoder.embedding_hidden_mapping_in"),
+        ("convbert", "convbert.embeddings_project"),
+        ("deberta-v2", "deberta.encoder.LayerNorm"),
+        ("electra", "electra.embeddings_project"),
+        ("flaubert", "transformer.layer_norm_emb"),
+        ("rembert", "rembert.encoder.embedding_hidden_mapping_in"),
+        ("roformer", "roformer.embeddings_project"),
+        ("xlm", "transformer.layer_norm_emb"),
+    ],
+)
+def test_norm_and_projection_of_the_embeddings_stop_too(family: str, name: str, tmp_path: Path) -> None:
+    found = build(checkpoint(family, AutoModel, tmp_path)).base
+    stopped = {f"{name}.{which}" for which in ("weight", "bias")}
+    assert stopped <= trained(found)
+    freeze(found, freeze_embeddings=True, freeze_layers=0)
+    assert not stopped & trained(found)
+    assert {f"{site.output}.weight" for site in attention_sites(found)} <= trained(found)
+
+
+def test_what_cannot_be_frozen_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"freeze_layers is 3, but a 'bert' model has 2 layers"):
+        freeze(tiny_classifier(tiny_bert).base, freeze_embeddings=False, freeze_layers=3)
+    with pytest.raises(ModelError, match="shares weights between them"):
+        freeze(build(checkpoint("albert", AutoModel, tmp_path)).base, freeze_embeddings=False, freeze_layers=1)

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from finetune.models.losses import balanced_weights, decisions, per_example_loss, probabilities
+
+
+def test_single_label_by_hand() -> None:
+    logits = torch.tensor([[0.0, math.log(3.0)], [0.0, 0.0]])
+    labels = torch.tensor([1, 0])
+    expected = torch.tensor([math.log(4 / 3), math.log(2)])
+    torch.testing.assert_close(per_example_loss(logits, labels, "single_label_classification"), expected)
+    weighted = per_example_loss(logits, labels, "single_label_classification", torch.tensor([2.0, 10.0]))
+    torch.testing.assert_close(weighted, expected * torch.tensor([10.0, 2.0]))
+    torch.testing.assert_close(probabilities(logits, "single_label_classification")[0], torch.tensor([0.25, 0.75]))
+    assert decisions(logits, "single_label_classification").tolist() == [1, 0]
+
+
+def test_multi_label_by_hand() -> None:
+    logits, labels = torch.tensor([[0.0, math.log(3.0)]]), torch.tensor([[1, 0]])
+    expected = torch.tensor([(math.log(2) + math.log(4)) / 2])
+    torch.testing.assert_close(per_example_loss(logits, labels, "multi_label_classification"), expected)
+    torch.testing.assert_close(probabilities(logits, "multi_label_classification"), torch.tensor([[0.5, 0.75]]))
+    assert decisions(logits, "multi_label_classification").tolist() == [[0, 1]]
+
+
+def test_regression_by_hand() -> None:
+    logits, labels = torch.tensor([[2.5]]), torch.tensor([1.0], dtype=torch.float64)
+    assert per_example_loss(logits, labels, "regression").tolist() == [2.25]
+    assert decisions(logits, "regression").tolist() == [2.5]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_are_float32_whatever_the_logits(dtype: torch.dtype) -> None:
+    loss = per_example_loss(torch.zeros(1, 2, dtype=dtype), torch.tensor([0]), "single_label_classification")
+    assert loss.dtype == torch.float32
+
+
+def test_balanced_weights_average_one_over_the_examples() -> None:
+    counts = torch.tensor([30, 10, 0])
+    weights = balanced_weights(counts)
+    assert weights[1] == 3 * weights[0]
+    assert float((weights * counts).sum() / counts.sum()) == pytest.approx(1.0)

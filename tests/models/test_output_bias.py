@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from finetune.models.classifier import Classifier, pretrained_classifier
+from finetune.models.lora import Lora
+from finetune.models.output_bias import start_at_label_means
+from finetune.models.pretrained import Source, load_tokenizer
+from finetune.models.saving import merge_classifier
+from finetune.pipeline.prepare import prepare
+from finetune.recipe import Recipe
+from tests.support.helpers import ROLES, encoded
+
+LORA = Lora(r=2, lora_alpha=4, lora_dropout=0.0, roles=ROLES)
+LABELS = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 0], [1, 0, 0]])
+
+
+def classifier(
+    checkpoint: Path, lora: Lora | None = None, problem_type: str = "multi_label_classification"
+) -> Classifier:
+    source = Source(str(checkpoint))
+    return pretrained_classifier(
+        source,
+        load_tokenizer(source),
+        label_names=["value"] if problem_type == "regression" else ["a", "b", "c"],
+        problem_type=problem_type,
+        max_length=16,
+        lora=lora,
+    )
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_several_labels_start_at_their_shares(tiny_bert: Path, lora: Lora | None) -> None:
+    built = classifier(tiny_bert, lora)
+    before = {name: p.detach().clone() for name, p in built.model.named_parameters()}
+    assert start_at_label_means(built, LABELS)
+    changed = {name for name, p in built.model.named_parameters() if not torch.equal(p, before[name])}
+    assert len(changed) == 1
+    with torch.no_grad():
+        for module in built.base.modules():
+            if isinstance(module, torch.nn.Linear) and module.out_features == 3:
+                module.weight.zero_()
+        texts = built.tokenizer(["the cat sat", "a dog"], padding=True, return_tensors="pt")
+        shares = built.model.eval()(**texts).logits.sigmoid()
+    # One half of a row with and one without is added, so that no share is 0 or 1.
+    torch.testing.assert_close(shares, torch.tensor([[0.9, 0.3, 0.1]] * 2))
+
+
+def test_a_head_of_the_checkpoint_stays_as_it_is(tiny_bert: Path, tmp_path: Path) -> None:
+    merge_classifier(classifier(tiny_bert), tmp_path, [("the cat",)])
+    again = classifier(tmp_path)
+    assert again.new_parameters == ()
+    before = again.base.classifier.bias.detach().clone()
+    assert not start_at_label_means(again, LABELS)
+    assert torch.equal(again.base.classifier.bias, before)
+
+
+def test_a_regression_starts_at_the_mean(tiny_bert: Path) -> None:
+    built = classifier(tiny_bert, LORA, "regression")
+    assert start_at_label_means(built, np.array([10.0, 20.0, 60.0]))
+    with torch.no_grad():
+        for module in built.base.modules():
+            if isinstance(module, torch.nn.Linear) and module.out_features == 1:
+                module.weight.zero_()
+        texts = built.tokenizer(["the cat sat", "a dog"], padding=True, return_tensors="pt")
+        assert built.model.eval()(**texts).logits.tolist() == [[30.0], [30.0]]
+
+
+def test_one_label_a_row_has_no_mean_to_start_at(tiny_bert: Path) -> None:
+    built = classifier(tiny_bert, problem_type="single_label_classification")
+    assert not start_at_label_means(built, encoded(built).labels)
+    assert built.base.classifier.bias.abs().max() == 0
+
+
+@pytest.mark.parametrize("peft", [None, {"r": 2}], ids=["full", "lora"])
+def test_runs_start_there(tiny_bert: Path, accelerator: Accelerator, peft: dict[str, int] | None) -> None:
+    rows = [{"sentence": "the cat sat", "label": ["cat"]}, {"sentence": "a dog and a cat", "label": ["cat", "dog"]}]
+    recipe = Recipe.model_validate(
+        {
+            "output_dir": "x", "model": {"model_name_or_path": str(tiny_bert)}, "peft": peft,
+            "task": {"problem_type": "multi_label_classification", "label_names": ["cat", "dog"]},
+            "data": {"train_rows": rows, "validation_rows": rows, "max_length": 16}, "head_importance": None,
+        }
+    )  # fmt: skip
+    parameters = dict(prepare(recipe, accelerator).classifier.base.named_parameters())
+    (bias,) = (
+        p for name, p in parameters.items() if re.fullmatch(r"classifier\.(modules_to_save\.default\.)?bias", name)
+    )
+    assert bias.sigmoid().tolist() == pytest.approx([2.5 / 3, 1.5 / 3])

@@ -1,0 +1,76 @@
+"""That training and scoring use what is faster, and leave nothing behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+
+from finetune.evaluation.prediction import predict
+from finetune.models import cpu_kernels
+from finetune.models.classifier import Classifier
+from finetune.models.lora import Lora
+from finetune.recipe import TrainingSection
+from finetune.report.progress import TrainingProgress
+from finetune.training.fit import fit
+from finetune.training.trainer import Loop
+from tests.support.helpers import ROLES, assert_equal_up_to_rounding, encoded, plan, tiny_classifier
+
+
+@pytest.fixture(params=[None, Lora(r=2, lora_alpha=4, lora_dropout=0.1, roles=ROLES)], ids=["full", "lora"])
+def classifier(request: pytest.FixtureRequest, tiny_bert: Path) -> Classifier:
+    return tiny_classifier(tiny_bert, lora=request.param)
+
+
+def watch(classifier: Classifier) -> list[int]:
+    """Tokens that each pass has behind the last layer's attention."""
+    sizes: list[int] = []
+    last = classifier.base.base_model.encoder.layer[-1].intermediate
+    last.register_forward_pre_hook(lambda module, args: sizes.append(args[0].shape[1]))
+    return sizes
+
+
+def hooks(classifier: Classifier) -> int:
+    return sum(len(module._forward_pre_hooks) for module in classifier.model.modules())
+
+
+def test_training_and_its_evaluations_use_them(
+    classifier: Classifier, accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split, sizes, drawn = encoded(classifier), watch(classifier), []
+    kept = cpu_kernels._kept
+    monkeypatch.setattr(cpu_kernels, "_kept", lambda values, cut: drawn.append(values.shape) or kept(values, cut))
+    before = hooks(classifier)
+    loop = Loop(classifier, split, plan(), TrainingSection(learning_rate=2e-5), seed=0, accelerator=accelerator)
+
+    def evaluate() -> dict[str, float]:
+        masks = len(drawn)
+        loss = predict(classifier, split, batch_size=4, accelerator=accelerator).metrics()["loss"]
+        assert len(drawn) == masks  # no dropout in evaluations
+        return {"loss": loss}
+
+    with TrainingProgress(Console(quiet=True)) as progress:
+        fit(
+            loop,
+            evaluate=evaluate,
+            progress=progress,
+            checkpoints=tmp_path,
+        )
+    assert sizes[2:] == [1] * (6 + 2 * 2)  # 6 steps and 2 evaluations of 2 batches; the first two passes try it
+    # A step drops out behind embeddings and pooler, in each layer of weights, attention and the rest; LoRA: of inputs.
+    assert len(drawn) == 6 * (2 + 2 * 3 + (2 * 4 if hasattr(classifier.model, "peft_config") else 0))
+    assert hooks(classifier) == before
+
+
+def test_scores_are_those_of_the_whole_model(classifier: Classifier, accelerator: Accelerator) -> None:
+    split, sizes = encoded(classifier), watch(classifier)
+    found = predict(classifier, split, batch_size=4, accelerator=accelerator).logits
+    assert sizes[2:] == [1, 1]
+    classifier.model.eval()
+    with torch.no_grad():
+        for index, ids in enumerate(split.rows["input_ids"]):
+            alone = classifier.model(input_ids=torch.tensor([ids])).logits[0]
+            assert_equal_up_to_rounding(found[index], alone)

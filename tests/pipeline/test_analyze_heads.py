@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+
+from finetune.cli import main
+from finetune.pipeline.analyze_heads import compare_runs
+from finetune.runs.head_results import HeadAnalysis
+from finetune.runs.json_files import read_json
+from tests.support.finished_runs import SCRATCH, contents, finished, recipe
+
+
+@pytest.fixture(scope="module")
+def other_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small classifier of another seed."""
+    return finished(tmp_path_factory.mktemp("other"), recipe(SCRATCH), "seed=5")
+
+
+@pytest.fixture
+def run(small_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_run, tmp_path / "a [1]" / "run"))
+
+
+def analysis(run: Path) -> HeadAnalysis:
+    return read_json(run / "heads.json", HeadAnalysis)
+
+
+def test_a_run_is_analysed_anew(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(run)
+    old = analysis(run)
+    assert (
+        main(["heads", str(run), "head_importance.method=[fisher, entropy]", "head_importance.leave_one_out=true"]) == 0
+    )
+    found = analysis(run)
+    assert [scores.method for scores in found.methods] == ["fisher", "entropy"]
+    assert found.methods[0].values == old.methods[1].values  # the second method of before
+    assert found.leave_one_out is not None
+    assert len(found.leave_one_out.tests) == 8
+    html = (run / "report.html").read_text()
+    assert "Each head removed alone" in html
+    assert "entropy" in html
+    after = contents(run)
+    assert {name for name in after if after[name] != before.get(name)} == {"heads.json", "report.html"}
+    said = capsys.readouterr().out
+    assert "Head importance by fisher" in said
+    assert f"Report: {run / 'report.html'}" in said
+
+
+def test_a_run_without_an_analysis_is_given_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(text[: text.index("head_importance:")] + "head_importance: null\n")
+    (run / "heads.json").unlink()
+    assert main(["heads", str(run)]) == 2
+    assert "asks for no head analysis; give a method, as in head_importance.method=gradient" in capsys.readouterr().err
+    assert not (run / "heads.json").exists()
+    assert main(["heads", str(run), "head_importance.method=gradient"]) == 0
+    assert analysis(run).methods[0].method == "gradient"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["head_importance.method=[gradient, fishr]"], "given 'fishr'; must be .*did you mean 'fisher'"),
+        (["head_importance.methode=gradient"], "head_importance.methode .*unknown key; did you mean 'method'"),
+        (["=method"], "override '=method' is not of the form section.key=value"),
+        (["task.label_names=[1, 0]"], "task cannot be changed: the run in .* was trained with it"),
+        (["model.config_overrides.vocab_size=50"], "model.config_overrides cannot be changed"),
+        (["seed=5"], "seed cannot be changed"),
+        (["head_importance.method=[gradient, gradient]"], "method names gradient, gradient; name each once"),
+        (["head_importance.split=nowhere"], "given 'nowhere'; must be"),
+    ],
+)
+def test_a_wrong_change_leaves_the_run_alone(
+    small_run: Path, capsys: pytest.CaptureFixture[str], changes: list[str], said: str
+) -> None:
+    before = contents(small_run)
+    assert main(["heads", str(small_run), *changes]) == 2
+    shown = capsys.readouterr()
+    assert re.search(said, shown.err), shown.err
+    assert shown.err.startswith("error: ")
+    assert "Traceback" not in shown.err
+    assert shown.out == ""
+    assert contents(small_run) == before
+
+
+def test_runs_of_different_seeds_are_compared(
+    small_run: Path, other_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pair,) = compare_runs([small_run, other_run])
+    first, second = (np.array(analysis(run).methods[0].values).ravel() for run in (small_run, other_run))
+    assert pair.tau.value == pytest.approx(kendalltau(first, second).statistic)
+    assert pair.tau.low is not None
+    assert pair.tau.high is not None
+    assert -1 <= pair.tau.low <= pair.tau.value <= pair.tau.high <= 1
+    capsys.readouterr()
+    assert main(["heads", str(small_run), str(other_run)]) == 0
+    said = capsys.readouterr().out
+    assert "Kendall's tau between the runs' rankings by gradient, with 95 % intervals over heads" in said
+    assert f"{pair.tau.value:.2f} [{pair.tau.low:.2f}, {pair.tau.high:.2f}]" in said
+
+
+def test_runs_that_cannot_be_compared_are_told(
+    small_run: Path, lora_run: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*runs: Path) -> str:
+        assert main(["heads", *map(str, runs)]) == 2
+        return capsys.readouterr().err
+
+    assert "the runs have different numbers of layers or heads" in refused(small_run, lora_run)
+    assert "a run is named twice" in refused(small_run, small_run)
+    assert "nowhere holds no finished run (there is no such folder)" in refused(small_run, run.parent / "nowhere")
+    found = json.loads((run / "heads.json").read_text())
+    found["methods"].reverse()
+    (run / "heads.json").write_text(json.dumps(found))
+    assert "the runs rank by fisher, gradient; analyze them by one method first" in refused(small_run, run)
+
+
+def test_several_runs_are_analysed_anew_and_compared(
+    run: Path, other_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Path(shutil.copytree(other_run, tmp_path / "other"))
+    before = contents(run)
+    assert main(["heads", str(run), str(tmp_path / "nowhere"), "head_importance.method=entropy"]) == 2
+    assert contents(run) == before
+    capsys.readouterr()
+    assert (
+        main(["heads", str(run), str(other), "head_importance.method=entropy", "head_importance.curve_split=null"]) == 0
+    )
+    assert [scores.method for each in (run, other) for scores in analysis(each).methods] == ["entropy"] * 2
+    assert "rankings by entropy" in capsys.readouterr().out
+
+
+def test_a_ranking_that_no_rows_try_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (run / "recipe.yaml").read_text()
+    rows = text[text.index("  test_rows:") : text.index("  validation_size:")]
+    (run / "recipe.yaml").write_text(text.replace(rows, "  test_rows: null\n"))
+    assert main(["heads", str(run), "head_importance.curve_split=test"]) == 0
+    assert "The ranking was not tested: there are no test rows" in capsys.readouterr().out

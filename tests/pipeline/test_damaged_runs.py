@@ -1,0 +1,197 @@
+"""Every file of a run, damaged in every way, for every command: one message, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from finetune.cli import main
+from tests.support.finished_runs import contents
+
+COMMANDS = {
+    "report": ["report", "RUN"],
+    "evaluate": ["evaluate", "RUN"],
+    "heads": ["heads", "RUN"],
+    "prune": ["prune", "RUN", "--share", "0.5"],
+    "merge": ["merge", "RUN"],
+    "compare": ["heads", "RUN", "OTHER"],
+}
+REPORTED = {"report", "evaluate", "heads"}
+# Each file of a run folder -> the commands that read it. Nothing else may fail, or be refused, because of it.
+READ_BY = {
+    "recipe.yaml": {*REPORTED, "prune", "merge"},
+    "environment.json": REPORTED,
+    "data.json": {*REPORTED, "prune"},
+    "history.jsonl": REPORTED,
+    "training.json": REPORTED,
+    "scores.json": REPORTED,
+    "predictions.parquet": REPORTED,
+    "heads.json": {*REPORTED, "prune", "compare"},
+}
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) * 2 // 3]
+
+
+def garbage(content: bytes) -> bytes:
+    return bytes(range(128, 256)) + content[128:]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut": cut,
+    "garbage": garbage,
+    "empty": lambda content: b"",
+    "a list": lambda content: b"[1]\n",
+    "a number": lambda content: b"1\n",
+    "null": lambda content: b"null\n",
+    "an empty object": lambda content: b"{}\n",
+    "deep": lambda content: b"[" * 100_000 + b"\n",
+    "not UTF-8": lambda content: b"\xff\xfe" + content,
+}
+# Contents that are what is expected, as a file of that kind.
+VALID = {
+    ("scores.json", "an empty object"),  # of a run without held-out rows
+    ("history.jsonl", "cut"),  # a line that was not finished does not count
+    ("history.jsonl", "empty"),
+}
+
+
+def edited(change: Callable[[Any], Any]) -> Callable[[bytes], bytes]:
+    """A damage of a JSON file that leaves it JSON."""
+
+    def damage(content: bytes) -> bytes:
+        found = json.loads(content)
+        change(found)
+        return json.dumps(found).encode()
+
+    return damage
+
+
+# What has the right types and does not fit together.
+UNFIT: list[tuple[str, str, Callable[[bytes], bytes]]] = [
+    ("heads.json", "no methods", edited(lambda d: d.update(methods=[]))),
+    ("heads.json", "ragged values", edited(lambda d: d["methods"][0]["values"][0].pop())),
+    ("heads.json", "fewer errors", edited(lambda d: d["methods"][0]["standard_errors"].pop())),
+    ("heads.json", "no values", edited(lambda d: d["methods"][0].update(values=[], standard_errors=[]))),
+    ("heads.json", "a head twice", edited(lambda d: d["methods"][0]["order"].append([0, 0]))),
+    ("heads.json", "a head of no layer", edited(lambda d: d["methods"][0]["order"].append([9, 9]))),
+    ("heads.json", "not a number", edited(lambda d: d["methods"][0]["values"][0].__setitem__(0, float("nan")))),
+    ("heads.json", "fewer curves", edited(lambda d: d["truth"]["curves"].pop())),
+    ("heads.json", "a short curve", edited(lambda d: d["truth"]["curves"][0]["scores"].pop())),
+    ("scores.json", "other metrics", edited(lambda d: d["test"].update(metrics={"f1_macro": {"value": 1.0}}))),
+    ("scores.json", "a small matrix", edited(lambda d: d["test"]["confusion"].pop())),
+    ("scores.json", "text for a number", edited(lambda d: d["test"].update(loss="low"))),
+    ("data.json", "no training rows", edited(lambda d: d.pop("train"))),
+    ("environment.json", "no versions", edited(lambda d: d.pop("packages"))),
+    ("environment.json", "a list of versions", edited(lambda d: d.update(packages=["torch"]))),
+    ("training.json", "no speed", edited(lambda d: d.pop("speed"))),
+    ("history.jsonl", "a line without a step", lambda content: b'{"loss": 1.0}\n' + content),
+    ("history.jsonl", "text for a loss", lambda content: content + b'{"step": 99, "loss": "low"}\n'),
+    ("history.jsonl", "a line that is no object", lambda content: content + b"1\n" + content),
+    ("recipe.yaml", "another document", lambda content: b"a: 1\n"),
+    ("recipe.yaml", "an unknown key", lambda content: content + b"learning_rate: 1\n"),
+]
+
+
+def table(change: Callable[[pa.Table], pa.Table]) -> Callable[[bytes], bytes]:
+    """A damage of a parquet file that leaves it parquet."""
+
+    def damage(content: bytes) -> bytes:
+        sink = pa.BufferOutputStream()
+        pq.write_table(change(pq.read_table(pa.BufferReader(content))), sink)
+        return sink.getvalue().to_pybytes()
+
+    return damage
+
+
+UNFIT += [
+    ("predictions.parquet", f"no column {name}", table(lambda found, name=name: found.drop_columns([name])))
+    for name in ("split", "row", "text", "label", "predicted", "probabilities", "loss")
+]
+UNFIT += [
+    ("predictions.parquet", "numbers for labels", table(lambda t: t.set_column(3, "label", t["loss"]))),
+    (
+        "predictions.parquet",
+        "empty cells",
+        table(lambda t: t.set_column(6, "loss", pa.nulls(t.num_rows, pa.float32()))),
+    ),
+]
+CASES = [
+    (file, name, damage) for file in READ_BY for name, damage in DAMAGES.items() if (file, name) not in VALID
+] + UNFIT
+
+
+@pytest.mark.parametrize(("file", "name", "damage"), CASES, ids=[f"{file}: {name}" for file, name, _ in CASES])
+def test_a_damaged_file_is_found_before_any_work(
+    small_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    name: str,
+    damage: Callable[[bytes], bytes],
+) -> None:
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    other = Path(shutil.copytree(small_run, tmp_path / "other"))
+    whole = (run / file).read_bytes()
+    (run / file).write_bytes(damage(whole))
+    assert (run / file).read_bytes() != whole
+    before = contents(run)
+    monkeypatch.setattr("finetune.pipeline.finished_run.start", lambda *args, **kwargs: pytest.fail("the work began"))
+    monkeypatch.setattr("finetune.run.load_received", lambda *args, **kwargs: pytest.fail("the work began"))
+    for command in sorted(READ_BY[file]):
+        arguments = [{"RUN": str(run), "OTHER": str(other)}.get(part, part) for part in COMMANDS[command]]
+        assert main(arguments) == 2, command
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.startswith("error: ")
+        assert str(run / file) in said.err, said.err
+        assert "; " in said.err or "has a mistake" in said.err or "mistakes:" in said.err, said.err  # and the repair
+        assert "Traceback" not in said.err
+        assert contents(run) == before, command
+
+
+@pytest.mark.parametrize("file", READ_BY)
+def test_a_missing_file_is_named_where_it_is_needed(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    other = Path(shutil.copytree(small_run, tmp_path / "other"))
+    (run / file).unlink()
+    before = contents(run)
+
+    def begin(*args: object, **kwargs: object) -> None:
+        raise KeyError("the work began")
+
+    monkeypatch.setattr("finetune.pipeline.finished_run.start", begin)
+    # What is written again, and what a run need not have.
+    made = {"scores.json": {"evaluate"}, "predictions.parquet": {"evaluate"}, "heads.json": {*REPORTED, "prune"}}
+    for command in sorted(READ_BY[file]):
+        arguments = [{"RUN": str(run), "OTHER": str(other)}.get(part, part) for part in COMMANDS[command]]
+        if command in made.get(file, ()):
+            if command == "report":
+                assert main(arguments) == 0
+                assert "The heads have not been analyzed" in (run / "report.html").read_text()
+                shutil.copy(small_run / "report.html", run), shutil.copy(small_run / "README.md", run)
+            else:
+                with pytest.raises(KeyError, match="the work began"):
+                    main(arguments)
+            continue
+        assert main(arguments) == 2, command
+        said = capsys.readouterr().err
+        wanted = "has no analysis of heads" if command == "compare" else file
+        assert wanted in said
+        assert contents(run) == before, command
+
+
+def test_every_file_of_a_run_is_in_the_table(small_run: Path) -> None:
+    written = {path.name for path in small_run.iterdir() if path.is_file()}
+    assert written - READ_BY.keys() == {"report.html", "README.md"}  # these are only written

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from finetune.cli import main
+from finetune.errors import DataError, ModelError, RecipeError, TrainingError
+from finetune.evaluation.prediction import predict
+from finetune.pipeline.finished_run import finished_recipe
+from finetune.pipeline.merge import merge
+from finetune.runs.run_folder import RunFolder
+from tests.support.finished_runs import contents, read_back
+from tests.support.helpers import FLOAT32
+
+
+def test_a_finished_run_comes_back_as_it_was(lora_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(lora_run, tmp_path / "moved"))
+    before = contents(run)
+    found = read_back(run, "head_importance.method=fisher")
+    assert found.folder.path == run
+    assert found.recipe.seed == 4
+    assert found.recipe.head_importance is not None
+    assert found.recipe.head_importance.methods() == ["fisher"]
+    assert {name: len(split) for name, split in found.material.splits.items()} == {
+        "train": 48, "validation": 40, "test": 40,
+    }  # fmt: skip
+    scores = json.loads(before["scores.json"])
+    for name, split in found.material.scored().items():
+        values = predict(found.material.classifier, split, batch_size=64, accelerator=found.accelerator).metrics()
+        assert values["accuracy"] == scores[name]["metrics"]["accuracy"]["value"]
+        assert values["loss"] == pytest.approx(scores[name]["loss"], rel=FLOAT32)
+    assert np.bincount(found.material.splits["train"].labels).tolist() == [24, 24]
+    assert contents(run) == before
+
+
+def test_a_folder_that_holds_no_finished_run_is_named(small_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    shutil.rmtree(run / "model")
+    with pytest.raises(DataError, match=r"run holds no finished run \(no model\); name the folder that `train` wrote"):
+        read_back(run)
+    with pytest.raises(DataError, match="nowhere holds no finished run \\(there is no such folder"):
+        read_back(tmp_path / "nowhere")
+
+
+def test_a_change_that_asks_for_rows_which_are_not_there_is_refused(small_run: Path) -> None:
+    with pytest.raises(DataError, match=r"head_importance\.split is test, but there are no such rows"):
+        read_back(small_run, "head_importance.split=test", "data.test_rows=null")
+    with pytest.raises(RecipeError, match=r"'fishr'.*did you mean 'fisher'"):
+        read_back(small_run, "head_importance.method=fishr")
+
+
+@pytest.fixture
+def received(lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A run whose model would write a file if its code were run, and which says itself that it may be; that file."""
+    run, ran = Path(shutil.copytree(lora_run, tmp_path / "received")), tmp_path / "ran"
+    config = json.loads((run / "model" / "config.json").read_text())
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.OwnModel"}
+    (run / "model" / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": classes}))
+    (run / "model" / "own.py").write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\nraise ImportError\n")
+    about = json.loads((run / "model" / "classifier.json").read_text())
+    about["source"] |= {"trust_remote_code": True, "use_safetensors": False}
+    (run / "model" / "classifier.json").write_text(json.dumps(about))
+    recipe = (run / "recipe.yaml").read_text()
+    assert "trust_remote_code: false" in recipe
+    (run / "recipe.yaml").write_text(recipe.replace("trust_remote_code: false", "trust_remote_code: true"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    return run, ran
+
+
+def test_a_folder_does_not_say_whether_its_code_is_run(received: tuple[Path, Path]) -> None:
+    run, ran = received
+    for use in (read_back, merge):
+        with pytest.raises(ModelError, match=r"allow it with model\.trust_remote_code: true"):
+            use(run)
+        assert not ran.exists()
+    with pytest.raises(ModelError, match="cannot load model"):
+        read_back(run, "model.trust_remote_code=true")
+    assert ran.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ([], (False, True)),
+        (["data.max_length=16"], (False, True)),
+        (["model.trust_remote_code=true"], (True, True)),
+        ([" model.use_safetensors =false"], (False, False)),
+        (["model.use_safetensors=false", "model.trust_remote_code=true"], (True, False)),
+    ],
+)
+def test_trust_is_the_users_alone(changes: list[str], expected: tuple[bool, bool], received: tuple[Path, Path]) -> None:
+    text = (received[0] / "recipe.yaml").read_text()
+    (received[0] / "recipe.yaml").write_text(text.replace("use_safetensors: true", "use_safetensors: false"))
+    model = finished_recipe(RunFolder(received[0]), changes).model
+    assert (model.trust_remote_code, model.use_safetensors) == expected
+
+
+def test_a_base_that_moved_is_named_on_the_command_line(lora_run: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(lora_run, tmp_path / "run"))
+    file = run / "model" / "classifier.json"
+    file.write_text(file.read_text().replace(str(tiny_bert), str(tmp_path / "gone")))
+    with pytest.raises(ModelError, match=r"cannot load model '.*gone'"):
+        read_back(run)
+    found = read_back(run, f"model.model_name_or_path={tiny_bert}")
+    assert found.material.classifier.source is not None
+    assert found.material.classifier.source.name == str(tiny_bert)
+
+
+def test_a_tokenizer_of_other_tokens_is_refused(small_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    file = run / "model" / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token": "another"}))  # so it gets an id of its own
+    for command in (read_back, merge):
+        with pytest.raises(
+            ModelError, match=r"has ids up to \d+ \('another'\), but the model has embeddings for ids 0 to"
+        ):
+            command(run)
+
+
+def test_rows_longer_than_the_model_takes_are_refused(lora_run: Path) -> None:
+    with pytest.raises(ModelError, match=r"data\.max_length is 33, but .* takes 32 tokens"):
+        read_back(lora_run, "data.max_length=33")
+
+
+def test_what_a_machine_lacks_is_changed_on_the_command_line(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that was trained in fp16 on a GPU, in batches of its size, with files that are elsewhere now."""
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    content = yaml.safe_load((run / "recipe.yaml").read_text())
+    rows = {}
+    for split in ("train", "validation", "test"):
+        rows[split] = tmp_path / f"{split}.jsonl"
+        rows[split].write_text("".join(json.dumps(row) + "\n" for row in content["data"].pop(f"{split}_rows")))
+        content["data"][f"{split}_file"] = f"/gone/{split}.jsonl"
+    content["training"] |= {"mixed_precision": "fp16", "use_cpu": False}
+    content["evaluation"]["per_device_eval_batch_size"] = 4096
+    (run / "recipe.yaml").write_text(yaml.safe_dump(content))
+    before = contents(run)
+    there = [f"data.{split}_file={file}" for split, file in rows.items()]
+    with pytest.raises(RecipeError, match=r"no such file '/gone/train\.jsonl'"):
+        read_back(run, "training.mixed_precision=no")
+    with pytest.raises(TrainingError, match="fp16 needs a GPU"):
+        read_back(run, *there)
+    found = read_back(run, *there, "training.mixed_precision=no", "evaluation.per_device_eval_batch_size=2")
+    assert found.recipe.training.mixed_precision == "no"
+    assert found.recipe.evaluation.per_device_eval_batch_size == 2
+    assert "Other rows" not in capsys.readouterr().out
+    short = rows["test"].read_text().splitlines(keepends=True)[:3]
+    rows["test"].write_text("".join(short))
+    read_back(run, *there, "training.mixed_precision=no")
+    assert "Other rows than when the run was trained: test." in capsys.readouterr().out
+    assert contents(run) == before
+    assert main(["report", str(run)]) == 0  # which reads no rows
+
+
+def test_scores_of_an_earlier_version_are_compared_by_their_figures(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    scores = json.loads((run / "scores.json").read_text())
+    for found in scores.values():
+        assert "warnings" in found
+        del found["warnings"]
+        found["interval_note"] = "said in another way"
+    for loss, said in ((scores["test"]["loss"], "the same, to the last digit, as"), (0.5, "different from")):
+        scores["test"]["loss"] = loss
+        (run / "scores.json").write_text(json.dumps(scores))
+        assert main(["evaluate", str(run), "head_importance=null"]) == 0
+        assert f"These scores are {said} those" in " ".join(capsys.readouterr().out.split())

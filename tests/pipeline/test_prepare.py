@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from finetune.errors import ModelError
+from finetune.pipeline.prepare import try_longest_row
+from finetune.pipeline.train import train
+from finetune.recipe import load_recipe
+from tests.support.finished_runs import recipe
+from tests.support.helpers import encoded, tiny_classifier
+
+SMALL = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
+
+
+def test_the_longest_row_is_tried_and_nothing_else_changes(tiny_bert: Path) -> None:
+    found = tiny_classifier(tiny_bert)
+    splits = {"train": encoded(found, ["the cat"], [0]), "validation": encoded(found)}
+    found.model.train()
+    before = torch.get_rng_state()
+    try_longest_row(found, splits)
+    assert found.model.training
+    assert torch.get_rng_state().equal(before)
+    assert all(p.grad is None for p in found.model.parameters())
+    found.base.bert.embeddings.position_embeddings = nn.Embedding(12, 24)
+    with pytest.raises(
+        ModelError, match=r"model '.*' fails on validation row 6, of 13 tokens: IndexError: .*; correct"
+    ):
+        try_longest_row(found, splits)
+    try_longest_row(found, {"train": splits["train"]})
+
+
+def test_logits_that_are_not_finite_before_training_are_the_models(tiny_bert: Path) -> None:
+    found = tiny_classifier(tiny_bert)
+    found.base.bert.encoder.layer[0].output.LayerNorm.eps = float("nan")
+    with pytest.raises(ModelError, match=r"gives logits that are not finite for train row 6, before any training; "):
+        try_longest_row(found, {"train": encoded(found)})
+
+
+def test_memory_that_runs_out_keeps_its_own_message(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tiny_classifier(tiny_bert)
+
+    def forward(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("too much")
+
+    monkeypatch.setattr(found.model, "forward", forward)
+    with pytest.raises(torch.OutOfMemoryError, match="too much"):
+        try_longest_row(found, {"train": encoded(found)})
+    found.base.config._attn_implementation = "flash_attention_2"  # which no CPU has
+    try_longest_row(found, {"train": encoded(found)})
+
+
+@pytest.mark.parametrize(
+    ("model_type", "overrides", "message"),
+    [
+        ("bert", {"type_vocab_size": 0}, r"the model of model\.config_overrides fails on .* row \d+, of \d+ tokens"),
+        ("roberta", {"max_position_embeddings": 16}, r"data\.max_length is 16, but 'roberta' takes 15 tokens"),
+    ],
+)
+def test_a_model_that_cannot_run_leaves_no_folder(
+    model_type: str, overrides: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    content = recipe({"model_type": model_type, "config_overrides": SMALL | overrides})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**content, "output_dir": str(tmp_path / "run")}))
+    with pytest.raises(ModelError, match=message):
+        train(load_recipe(tmp_path / "recipe.yaml"))
+    assert not (tmp_path / "run").exists()

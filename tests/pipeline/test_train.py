@@ -1,0 +1,366 @@
+"""Whole runs, started as people start them, each in its own process."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from finetune.cli import main
+from finetune.models import toy_classifier
+from tests.support.helpers import FLOAT32, HANG_SECONDS, TRAINED
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "recipes"
+SCRATCH = RECIPES / "toy_from_scratch.yaml"
+COMPLETE = {
+    "recipe.yaml", "environment.json", "data.json", "history.jsonl", "checkpoints", "model", "training.json",
+    "scores.json", "predictions.parquet", "heads.json", "report.html", "README.md",
+}  # fmt: skip
+
+Done = subprocess.CompletedProcess[str]
+
+
+def start(command: Sequence[str | Path], folder: Path, **environment: str) -> Done:
+    """Run a command of this Python's environment in `folder`, offline, with an empty cache."""
+    own = {
+        **os.environ,
+        "HF_HOME": str(folder / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        **environment,
+    }
+    own.pop("COLUMNS", None)
+    return subprocess.run(
+        list(map(str, command)), cwd=folder, env=own, capture_output=True, text=True, check=False, timeout=HANG_SECONDS
+    )
+
+
+def finetune(*arguments: str | Path, folder: Path, **environment: str) -> Done:
+    return start([sys.executable, "-m", "finetune.cli", *arguments], folder, **environment)
+
+
+def scores(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "scores.json").read_text())
+    return found
+
+
+def analysis(run: Path) -> dict[str, Any]:
+    """What `heads.json` holds but the seconds that measuring took, which no run repeats."""
+    found: dict[str, Any] = json.loads((run / "heads.json").read_text())
+    for method in found["methods"]:
+        assert method.pop("seconds") > 0
+    return found
+
+
+def leading(run: Path) -> dict[str, Any]:
+    """The method by which heads are ranked."""
+    found: dict[str, Any] = analysis(run)["methods"][0]
+    return found
+
+
+@pytest.fixture(scope="session")
+def scratch_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The article's small classifier, launched by Accelerate from a folder that is not the project's."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    done = start(["accelerate", "launch", ROOT / "finetune" / "run.py", SCRATCH], folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "All 4 validation rows are training rows too" in done.stdout
+    return folder / "runs" / "toy_from_scratch"
+
+
+def test_the_small_classifier_learns_its_four_rows(scratch_run: Path) -> None:
+    assert {path.name for path in scratch_run.iterdir()} == COMPLETE
+    found = scores(scratch_run)["validation"]
+    assert found["metrics"]["accuracy"]["value"] == 1.0
+    assert found["confusion"] == [[2, 0], [0, 2]]
+    assert found["metrics"]["accuracy"]["low"] is None
+    heads = leading(scratch_run)
+    assert [len(row) for row in heads["values"]] == [2]
+    assert min(heads["values"][0]) > 0
+    assert min(heads["standard_errors"][0]) > 0
+    rows = pq.read_table(scratch_run / "predictions.parquet").to_pylist()
+    assert [row["predicted"] for row in rows] == [row["label"] for row in rows] == ["1", "0", "1", "0"]
+    history = [json.loads(line) for line in (scratch_run / "history.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in history if "loss" in entry] == list(range(1, 41))
+    assert len([entry for entry in history if "eval_loss" in entry]) == 10
+
+
+def test_the_small_classifier_is_the_one_described(scratch_run: Path) -> None:
+    toy_classifier.register()
+    model = AutoModelForSequenceClassification.from_pretrained(scratch_run / "model")
+    assert isinstance(model, toy_classifier.MultiHeadClassifier)
+    config = model.config
+    assert (config.hidden_size, config.num_attention_heads, config.head_dim, config.intermediate_size) == (
+        16,
+        2,
+        16,
+        24,
+    )
+    assert config.vocab_size <= 100
+    assert config.id2label == {0: "0", 1: "1"}
+
+
+def test_evaluating_a_moved_run_gives_the_same_scores(scratch_run: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(scratch_run, moved)
+    for name in ("predictions.parquet", "heads.json", "report.html"):
+        (moved / name).unlink()
+    done = finetune("evaluate", moved, folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "These scores are the same, to the last digit, as those that the folder held before." in done.stdout
+    assert scores(moved) == scores(scratch_run)
+    assert analysis(moved) == analysis(scratch_run)
+    assert {path.name for path in moved.iterdir()} == COMPLETE
+    assert str(moved / "report.html") in done.stdout
+
+
+def test_the_resolved_recipe_repeats_the_run(scratch_run: Path, tmp_path: Path) -> None:
+    done = finetune("train", scratch_run / "recipe.yaml", f"output_dir={tmp_path / 'again'}", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert scores(tmp_path / "again") == scores(scratch_run)
+    assert analysis(tmp_path / "again") == analysis(scratch_run)
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pretrained MiniLM with LoRA on the four rows, in bf16."""
+    folder = tmp_path_factory.mktemp("toy")
+    done = finetune(
+        "train", RECIPES / "toy.yaml", "training.mixed_precision=bf16", "logging.report_to=tensorboard", folder=folder
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "runs" / "toy"
+
+
+def test_toy_reaches_four_of_four_and_says_what_that_means(toy_run: Path) -> None:
+    assert {path.name for path in toy_run.iterdir()} == {*COMPLETE, "trackers"}
+    assert scores(toy_run)["validation"]["confusion"] == [[2, 0], [0, 2]]
+    assert list(toy_run.glob("trackers/**/events*"))
+    for name in ("report.html", "README.md"):
+        assert "All 4 validation rows are training rows too" in (toy_run / name).read_text()
+    heads = leading(toy_run)
+    assert [len(row) for row in heads["values"]] == [12] * 6
+    training = json.loads((toy_run / "training.json").read_text())
+    # LoRA of rank 8 on four projections of width 384 in six layers, and the new head of two labels.
+    assert training["trainable_parameters"] == 6 * 4 * 8 * (384 + 384) + 384 * 2 + 2
+
+
+def test_merged_weights_are_read_by_stock_transformers(toy_run: Path, tmp_path: Path) -> None:
+    done = finetune("merge", toy_run, "--output", tmp_path / "plain", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"Plain weights in {tmp_path / 'plain'}" in done.stdout
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "plain")
+    rows = pq.read_table(toy_run / "predictions.parquet").to_pylist()
+    probabilities = model(**tokenizer([row["text"] for row in rows], padding=True, return_tensors="pt")).logits.softmax(
+        -1
+    )
+    expected = torch.tensor([row["probabilities"] for row in rows])
+    torch.testing.assert_close(probabilities, expected, atol=2e-2, rtol=0)  # the run scored in bf16: measured 3e-3
+    again = finetune("merge", toy_run, "--output", tmp_path / "plain", folder=tmp_path)
+    assert again.returncode == 2
+    assert "is there already and not empty" in again.stderr
+
+
+def test_lora_on_a_model_trained_here(scratch_run: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("sentence,label\nThe cat is clean,0\nThe dog sat on the mat,1\nThe mat is clean,0\nThe cat sat,1\n")
+    done = finetune(
+        "train", RECIPES / "toy.yaml", f"model.model_name_or_path={scratch_run / 'model'}", f"data.train_file={rows}",
+        f"data.validation_file={rows}", folder=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = tmp_path / "runs" / "toy"
+    assert [len(row) for row in leading(run)["values"]] == [2]
+    assert (run / "model" / "adapter_config.json").is_file()
+
+
+def test_a_dry_run_leaves_nothing(tmp_path: Path) -> None:
+    done = finetune("train", SCRATCH, "--dry-run", "logging.report_to=tensorboard", "seed=4", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Dry run passed" in done.stdout
+    assert "0 2, 1 2" in done.stdout  # rows by label
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_processes_end_as_one(tmp_path: Path) -> None:
+    texts = ["the cat sat", "a dog chased the cat on the mat", "clean floor", "the mat is on the floor", "dog"]
+    rows = [{"sentence": texts[n % 5] + f" {n}", "label": "yes" if n % 3 else "no"} for n in range(13)]
+    turned = [{**row, "label": "no" if row["label"] == "yes" else "yes"} for row in rows]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "turned.jsonl").write_text("\n".join(map(json.dumps, turned)))
+    # Steps of 8 and 5 rows; the last batch has one row, so that one of two processes has none. The share of right
+    # answers stays the same for the first epochs, so that patience 1 ends the run early; the loss of the reversed
+    # labels grows, so that the first evaluation is the best.
+    common = [
+        f"data.train_file={tmp_path / 'rows.jsonl'}", f"data.validation_file={tmp_path / 'turned.jsonl'}", "seed=3",
+        "task.label_names=[no, yes]", "evaluation.per_device_eval_batch_size=4", "training.num_train_epochs=9",
+        "training.gradient_accumulation_steps=2", "training.learning_rate=0.0001", "training.max_grad_norm=0.01",
+        "training.lr_scheduler_type=linear", "evaluation.metric_for_best_model=accuracy",
+        "evaluation.early_stopping_patience=1",
+    ]  # fmt: skip
+    run = ROOT / "finetune" / "run.py"
+    one = start(
+        [sys.executable, run, SCRATCH, *common, "output_dir=one", "training.per_device_train_batch_size=4"], tmp_path
+    )
+    assert one.returncode == 0, one.stdout + one.stderr
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    two = start([*launch, run, SCRATCH, *common, "output_dir=two", "training.per_device_train_batch_size=2"], tmp_path)
+    assert two.returncode == 0, two.stdout + two.stderr
+    worlds = [json.loads((tmp_path / name / "environment.json").read_text())["processes"] for name in ("one", "two")]
+    assert worlds == [1, 2]  # or nothing below would mean anything
+    assert two.stdout.startswith("2 processes, cpu\n")
+    first, second = (scores(tmp_path / name)["validation"] for name in ("one", "two"))
+    assert first["rows"] == second["rows"] == 13
+    assert second["confusion"] == first["confusion"]
+    # Gradients are added up in another order, in float32; there is no dropout. Measured: losses equal
+    # to the digit, weights within 2e-9.
+    assert second["loss"] == pytest.approx(first["loss"], rel=FLOAT32)
+    histories = [
+        [json.loads(line) for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert len(histories[0]) == len(histories[1]) == 4 + 2
+    for left, right in zip(*histories, strict=True):
+        left.pop("samples_per_second", 0), right.pop("samples_per_second", 0)
+        assert right == pytest.approx(left, rel=FLOAT32)
+    ended = [json.loads((tmp_path / name / "training.json").read_text()) for name in ("one", "two")]
+    for found in ended:
+        assert (found["steps"], found["best_step"], found["stopped"]) == (4, 2, "no better evaluation in 1")
+    for weights in ("model/model", "checkpoints/step-000002/weights", "checkpoints/step-000004/best"):
+        left, right = (load_file(tmp_path / name / f"{weights}.safetensors") for name in ("one", "two"))
+        assert left.keys() == right.keys()
+        for name, tensor in left.items():
+            torch.testing.assert_close(right[name], tensor, atol=TRAINED, rtol=0)
+    tables = [pq.read_table(tmp_path / name / "predictions.parquet").to_pylist() for name in ("one", "two")]
+    assert [row["row"] for row in tables[1]] == list(range(1, 14))
+    assert [row["text"] for row in tables[1]] == [row["sentence"] for row in rows]
+    for left, right in zip(*tables, strict=True):
+        assert right.pop("probabilities") == pytest.approx(left.pop("probabilities"), abs=FLOAT32)
+        assert right.pop("loss") == pytest.approx(left.pop("loss"), rel=FLOAT32)
+        assert right == left
+    heads = [leading(tmp_path / name) for name in ("one", "two")]
+    assert heads[1]["values"][0] == pytest.approx(heads[0]["values"][0], rel=1e-3)
+    assert second["interval_note"] == ""
+
+
+def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = finetune("train", SCRATCH, "output_dir=whole", folder=tmp_path)
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    half = finetune("train", SCRATCH, "output_dir=half", folder=tmp_path)
+    assert half.returncode == 0
+    shutil.rmtree(tmp_path / "half" / "checkpoints" / "step-000040")  # as if killed before the end
+    (tmp_path / "half" / "scores.json").unlink()
+    done = finetune("train", SCRATCH, "output_dir=half", "checkpoint.resume_from_checkpoint=auto", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 36 of 40" in done.stdout
+    assert (tmp_path / "half" / "scores.json").read_text() == (tmp_path / "whole" / "scores.json").read_text()
+    lines = [path.read_text().splitlines() for path in sorted(tmp_path.glob("*/history.jsonl"))]
+    assert len(lines[0]) == len(lines[1]) == 50
+    # As if killed after its last checkpoint, before the oldest was forgotten.
+    checkpoints = tmp_path / "half" / "checkpoints"
+    shutil.copytree(checkpoints / "step-000036", checkpoints / "step-000032")
+    monkeypatch.chdir(tmp_path)
+    again = [
+        "output_dir=half",
+        "checkpoint.resume_from_checkpoint=auto",
+        "training.use_cpu=true",
+        "head_importance=null",
+    ]
+    assert main(["train", str(SCRATCH), *again]) == 0
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000036", "step-000040"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.learning_rte=1"], "did you mean 'learning_rate'"),
+        (["data.validation_rows=null"], "there are no validation rows to evaluate on"),
+        (
+            ["data.validation_rows=null", "evaluation.eval_strategy=no", "head_importance.split=validation"],
+            "split is validation, but there are no such rows",
+        ),
+        (["peft.r=2"], "peft adapts pretrained weights"),
+        (["model.model_type=berd"], "model.model_type 'berd' is unknown"),
+        (["model.config_overrides.head_dim=0"], "sizes must be whole numbers above 0"),
+        (["model.config_overrides.vocab_size=abc"], "it counts words"),
+        (["model.model_name_or_path=nobody/nothing"], "cannot load model 'nobody/nothing'"),
+        (["output_dir=taken"], "is not empty and is not a finetune run"),
+        (["output_dir=taken", "checkpoint.resume_from_checkpoint=auto"], "is not a finetune run"),
+        (["output_dir=file"], "is a file; name a folder"),
+        (["checkpoint.resume_from_checkpoint=nowhere"], "no folder 'nowhere'"),
+        (["checkpoint.resume_from_checkpoint=taken"], "taken is no complete checkpoint"),
+        (["training.class_weights={maybe: 2.0}", "task.label_names=null"], "class_weights: maybe is no label"),
+    ],
+)
+def test_a_mistake_is_one_message_and_leaves_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    overrides: list[str],
+    message: str,
+) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "recipe.yaml").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", str(SCRATCH), "training.use_cpu=true", *overrides]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.startswith("error: ")
+    assert not (tmp_path / "runs").exists()
+    assert {path.name: path.read_text() for path in (tmp_path / "taken").iterdir()} == {"recipe.yaml": "mine"}
+
+
+def test_a_mistake_is_no_traceback_in_a_process_of_its_own(tmp_path: Path) -> None:
+    done = finetune("train", SCRATCH, "--dry-run", "model.model_type=berd", folder=tmp_path)
+    assert done.returncode == 2
+    assert "is unknown to transformers" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_a_run_reads_is_not_written_over(
+    scratch_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(scratch_run, run)
+    source = f"model.model_name_or_path={run / 'model'}"
+    assert main(["train", str(RECIPES / "toy.yaml"), source, f"output_dir={run}"]) == 2
+    assert "model.model_name_or_path lies in output_dir" in capsys.readouterr().err
+    assert {path.name for path in run.iterdir()} == COMPLETE
+
+
+def test_a_run_goes_on_only_with_the_same_steps(
+    scratch_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(scratch_run, run)
+    before = (run / "recipe.yaml").read_text()
+    again = ["checkpoint.resume_from_checkpoint=auto", f"output_dir={run}", "training.per_device_train_batch_size=2"]
+    assert main(["train", str(SCRATCH), "training.use_cpu=true", *again]) == 2
+    assert "rows of a batch over all processes: was 1, now 2" in capsys.readouterr().err
+    assert (run / "recipe.yaml").read_text() == before
+    assert "resume_from_checkpoint: null" in before
+
+
+def test_an_earlier_run_is_replaced_only_when_asked(scratch_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(scratch_run, tmp_path / "runs" / "toy_from_scratch")
+    (tmp_path / "runs" / "toy_from_scratch" / "notes.txt").write_text("mine")
+    refused = finetune("train", SCRATCH, "overwrite_output_dir=false", folder=tmp_path)
+    assert refused.returncode == 2
+    assert "holds an earlier run" in refused.stderr
+    done = finetune("train", SCRATCH, "seed=9", folder=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in (tmp_path / "runs" / "toy_from_scratch").iterdir()} == {*COMPLETE, "notes.txt"}

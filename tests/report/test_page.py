@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from finetune.errors import DataError
+from finetune.report import write_report
+from finetune.report.figures import head_heatmap
+from finetune.report.page import interval
+from finetune.report.run_record import worst_rows
+from finetune.runs.head_results import (
+    Agreement,
+    ChangeAgreement,
+    Curve,
+    HeadAnalysis,
+    HeadChanges,
+    HeadScores,
+    HeadTest,
+    LeaveOneOut,
+    PruningTruth,
+    RandomBand,
+    TauValue,
+)
+from finetune.runs.json_files import append_line, read_json, write_json
+from finetune.runs.results import ClassScores, MetricValue, Speed, SplitScores, SplitSummary, Training
+from finetune.runs.run_folder import RunFolder
+from tests.support.helpers import HANG_SECONDS
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+RECIPE = """\
+seed: 1
+output_dir: known
+model: {model_name_or_path: some/model}
+data: {train_file: moved/away.csv, validation_size: 0.1}
+peft: {r: 8, target_modules: [query, value]}
+"""
+
+
+GRADIENT = HeadScores(
+    "gradient", "E|dL/dgate|", "test", 40, [[0.01, 0.09], [0.02, None]], [[0.001, 0.002], [0.003, None]],
+    [(0, 0), (1, 0), (0, 1)],
+)  # fmt: skip
+
+
+def cell(value: float) -> MetricValue:
+    return MetricValue(value, value - 0.05, value + 0.05)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """A run folder of known results, without any model."""
+    folder = RunFolder(tmp_path / "known")
+    folder.path.mkdir()
+    folder.recipe.write_text(RECIPE)
+    write_json(
+        folder.environment,
+        {
+            "started": "2026-01-02T03:04:05+00:00", "device": "cpu", "processes": 1, "mixed_precision": "no",
+            "python": "3.11", "packages": {"torch": "2.13"}, "commit": None,
+            "finetune": "1.0", "seed": 1,
+        },
+    )  # fmt: skip
+    summary = SplitSummary(40, {"no": 10, "yes": 30}, 7.0, 12, 0.125)
+    write_json(folder.data, {"train": summary, "test": SplitSummary(40, {"no": 10, "yes": 30}, 7.0, 12, 0.0, 3)})
+    for step in (1, 2):
+        append_line(folder.history, {"step": step, "epoch": step / 2, "loss": 1 / step, "learning_rate": 0.1})
+    append_line(folder.history, {"step": 2, "epoch": 1.0, "eval_loss": 0.6})
+    speed = Speed(1.0, 123.4, 1000.0, 0.05, 200.0, 900.0)
+    write_json(folder.training, Training(2, 2, "accuracy", 0.9, "all epochs done", 1234, 56789, "float32", speed))
+    classes = [ClassScores(name, cell(0.7), cell(0.8), cell(0.75), rows) for name, rows in (("no", 10), ("yes", 30))]
+    scores = SplitScores(
+        40, 0.4321, {"accuracy": cell(0.875), "f1_macro": MetricValue(0.8)}, classes, [[8, 2], [3, 27]]
+    )
+    write_json(folder.scores, {"test": scores})
+    write_json(
+        folder.heads,
+        HeadAnalysis([GRADIENT]),
+    )
+    texts = [f"text {n} <script>alert({n})</script>" for n in range(14)]
+    pq.write_table(
+        pa.table(
+            {
+                "split": ["test"] * 14, "row": list(range(1, 15)), "text": texts, "label": ["no"] * 14,
+                "predicted": ["no", "no", *["yes"] * 12], "probabilities": [[0.25, 0.75]] * 14,
+                "loss": [0.1 * n for n in range(14)],
+            }
+        ),
+        folder.predictions,
+    )  # fmt: skip
+    return folder
+
+
+def test_the_report_tells_what_the_run_found(run: RunFolder) -> None:
+    write_report(run)
+    html = run.report.read_text()
+    for said in (
+        "0.875", "[0.825, 0.925]", "3 of 40 test rows are training rows too", "E|dL/dgate|",
+        "layer 0 head 1 (0.09 ± 0.002)", "1,234 of 56,789 parameters", "12.5 %", "LoRA rank 8 on query, value",
+        "0.4321",
+    ):  # fmt: skip
+        assert said in html, said
+    card = run.card.read_text()
+    assert "| accuracy | 0.8750 [0.825, 0.925] |" in card
+    assert "\n- GPU: not tested. " in card
+    assert "| f1_macro | 0.8000 – |" in card
+
+
+def test_a_model_that_learned_nothing_is_warned_about(run: RunFolder) -> None:
+    scores = read_json(run.scores, dict[str, SplitScores])["test"]
+    write_json(run.scores, {"test": replace(scores, warnings=["accuracy is not above <0.5>"])})
+    write_report(run)
+    assert '<p class="note">test: accuracy is not above &lt;0.5&gt;.</p>' in run.report.read_text()
+    assert "\n> test: accuracy is not above <0.5>.\n" in run.card.read_text()
+
+
+def test_what_became_of_the_head_is_told(run: RunFolder) -> None:
+    training = read_json(run.training, Training)
+    write_json(run.training, replace(training, notes=["The classification head is new: it was for <a>."]))
+    write_report(run)
+    assert '<p class="note">The classification head is new: it was for &lt;a&gt;.</p>' in run.report.read_text()
+    assert "\n> The classification head is new: it was for <a>.\n" in run.card.read_text()
+
+
+def test_what_is_undefined_is_shown_as_undefined(run: RunFolder) -> None:
+    scores = read_json(run.scores, dict[str, SplitScores])["test"]
+    write_json(run.scores, {"test": replace(scores, metrics={"pearson": MetricValue(None)})})
+    training = replace(read_json(run.training, Training), best_metric="pearson", best_value=None)
+    write_json(run.training, training)
+    write_report(run)
+    html = run.report.read_text()
+    assert "<b>undefined</b>" in html
+    assert "pearson undefined in every evaluation, lowest loss at step 2, whose weights are kept" in html
+    assert "| pearson | undefined – |" in run.card.read_text()
+
+
+def whole_analysis(methods: int, measure: str = "accuracy") -> HeadAnalysis:
+    """All that an analysis can hold, of 2 layers of 12 and 11 heads."""
+    table: list[list[float | None]] = [[0.0, *[head / 100 for head in range(1, 12)]], [0.14] * 11 + [None]]
+    heads = [(layer, head) for layer in range(2) for head in range(12 - layer)]
+    names = [f"iterative_method_{number}" for number in range(methods)]
+    shares = [tenth / 10 for tenth in range(1, 10)]
+    tau = TauValue(0.5, 0.4, 0.6)
+    tables = [table] * 10
+    return HeadAnalysis(
+        [HeadScores(name, "E|g|", "train", 40, table, table, heads, 1.5, tau, "a note") for name in names],
+        PruningTruth(
+            "accuracy", "test", 40, 0.9, shares, [Curve(name, [0.9] * 9, 0.75, 0.25) for name in names],
+            RandomBand(3, [0.5] * 9, [0.4] * 9, [0.6] * 9, 0.5, 0.0125, 0.51),
+        ),
+        [Agreement(names[0], name, tau) for name in names[1:]],
+        LeaveOneOut("test", 40, measure, [HeadTest(*at, -0.1, -0.2, 0.0, 4, 0, 0.125, 1.0) for at in heads]),
+        HeadChanges("train", 40, "KL", *tables[:8]),
+        ChangeAgreement(names[0], tau, tau, tau, "No such tie is seen."),
+        ["beware of <this>"],
+    )  # fmt: skip
+
+
+def test_the_report_tells_all_that_an_analysis_holds(run: RunFolder) -> None:
+    write_json(run.heads, whole_analysis(3))
+    write_report(run)
+    html = run.report.read_text()
+    text = " ".join(re.sub(r"<[^>]+>", " ", html[html.index('<section id="heads">') :]).replace("&#39;", "'").split())
+    for said in (
+        "agree with Kendall's tau 0.50 [0.40, 0.60]; in brackets the central 95 % of halvings. a note.",
+        "Most important is what would be removed last",
+        "Most important: layer 1 head 10 (0.14 ± 0.1), layer 1 head 9", "beware of &lt;this&gt;",
+        "iterative method 2 0.7500 0.2500 40 1.5 0.50 [0.40, 0.60]", "3 random orders 0.5000 ± 0.0125 –",
+        "iterative method 0, iterative method 1 0.50 [0.40, 0.60]",
+        "McNemar's exact test corrected for 23 heads (Holm). The ten with the smallest p.",
+        "0.0 -0.1000 [-0.2000, +0.0000] 4 0 1", "No such tie is seen.", "output-value , layers down, heads across",
+    ):  # fmt: skip
+        assert said in text, said
+    # The most changed head is the darkest; one without a change has no colour.
+    cells = re.findall(
+        r"<td(?: style=\"background: rgba\(249, 115, 22, (\S+)\)\")?>(\d+\.\d)</td>", html[html.index('id="changes"') :]
+    )
+    assert cells[:3] == [("", "0.0"), ("0.06", "1.0"), ("0.11", "2.0")]
+    assert ("0.80", "14.0") in cells
+    assert len(cells) == 2 * 23
+    write_json(run.heads, whole_analysis(1, "mean squared error"))
+    write_report(run)
+    assert "Wilcoxon's signed-rank test" in run.report.read_text().replace("&#39;", "'")
+
+
+def test_the_report_needs_no_network(run: RunFolder) -> None:
+    write_report(run)
+    html = run.report.read_text()
+    assert not re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=", html)
+    assert len(html) > 1_000_000  # Plotly itself is inside
+
+
+def test_text_of_rows_is_never_markup(run: RunFolder) -> None:
+    write_report(run)
+    assert "<script>alert(" not in run.report.read_text()
+    assert "&lt;script&gt;alert(13)" in run.report.read_text()
+
+
+def test_the_ten_worst_errors_come_worst_first(run: RunFolder) -> None:
+    rows = worst_rows(run, 10)
+    assert [row.row for row in rows] == list(range(14, 4, -1))
+    assert (rows[0].label, rows[0].predicted, rows[0].confidence) == ("no", "yes", 0.75)
+
+
+def test_a_run_that_is_not_finished_is_named(run: RunFolder, tmp_path: Path) -> None:
+    run.scores.write_text(json.dumps({"test": {"rows": "many"}}))
+    with pytest.raises(DataError, match=r"scores\.json is damaged or of another version \(test\.rows"):
+        write_report(run)
+    run.scores.unlink()
+    with pytest.raises(DataError, match=r"no scores\.json in .*known; a finished run has one"):
+        write_report(run)
+    with pytest.raises(DataError, match=r"no recipe\.yaml in"):
+        write_report(RunFolder(tmp_path))
+
+
+def test_other_problem_types_are_told_too(run: RunFolder) -> None:
+    run.recipe.write_text(RECIPE + "task: {problem_type: regression}\nhead_importance: null\n")
+    write_json(run.scores, {"test": SplitScores(40, 0.5, {"pearson": cell(0.5)})})
+    run.heads.unlink()
+    values = pa.array([0.5, 0.25])
+    columns = {"split": ["test"] * 2, "row": [1, 2], "text": ["a", "b"], "label": values, "predicted": values}
+    columns |= {"probabilities": [[0.5], [0.25]], "loss": [0.0, 0.0]}
+    pq.write_table(pa.table(columns), run.predictions)
+    write_report(run)
+    html = run.report.read_text()
+    assert "pearson" in html
+    assert "No scored row was predicted wrongly" in html
+    assert 'id="confusion"' not in html
+    assert 'id="heads"' not in html
+
+
+def test_intervals_are_written_or_dashed() -> None:
+    assert interval(MetricValue(0.5, 0.4, 0.6)) == "[0.400, 0.600]"
+    assert interval(MetricValue(0.5)) == "–"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to open the report with")
+def test_a_browser_draws_every_figure_without_an_error(run: RunFolder) -> None:
+    from playwright.sync_api import sync_playwright
+
+    write_json(run.heads, whole_analysis(7))
+    write_report(run)
+    said: list[str] = []
+    with sync_playwright() as browsers:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+        browser = browsers.chromium.launch(executable_path=CHROMIUM, args=flags, timeout=1000 * HANG_SECONDS)
+        page = browser.new_page(viewport={"width": 1100, "height": 900})
+        page.set_default_timeout(1000 * HANG_SECONDS)
+        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: None if request.url.startswith("file:") else said.append(request.url))
+        page.goto(run.report.as_uri())
+        page.wait_for_selector("#heads .heatmaplayer image, #heads .hm image", state="attached")
+        drawn = page.locator(".main-svg").count()
+        wide = page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        legend, plot = (page.locator(f"#truth {name}").bounding_box() for name in (".legend", ".nsewdrag"))
+        browser.close()
+    assert said == []
+    assert drawn >= 3
+    assert legend is not None
+    assert plot is not None
+    assert legend["y"] + legend["height"] <= plot["y"]  # of seven methods, above the plot
+    assert plot["height"] > 200
+    assert wide
+
+
+def test_head_colours_start_at_zero() -> None:
+    html = head_heatmap(HeadScores("gradient", "E|g|", "test", 9, [[0.5, 0.4]], [[None, None]], [(0, 1), (0, 0)]))
+    assert '"zmin":0.0,' in html.replace(" ", "")
+    assert '"zmax":0.5' in html.replace(" ", "")

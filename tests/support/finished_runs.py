@@ -1,0 +1,77 @@
+"""Finished runs on a few made-up rows, for tests of what is done with a run afterwards."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune.pipeline.finished_run import FinishedRun, open_run
+from finetune.pipeline.train import train
+from finetune.recipe import load_recipe
+
+WORDS = ["the", "a", "mat", "floor", "sat", "on", "clean", "now", "is", "chased", "it", "not"]
+LAYERS, HEADS = 2, 4  # of the small classifier
+SCRATCH = {
+    "model_type": "multi_head_classifier",
+    "config_overrides": {
+        "vocab_size": 40, "hidden_size": 16, "num_attention_heads": HEADS, "num_hidden_layers": LAYERS, "head_dim": 4,
+        "intermediate_size": 16,
+    },
+}  # fmt: skip
+
+
+def rows(count: int, seed: int, *, flipped: bool = False) -> list[dict[str, object]]:
+    """Rows of a few random words, labelled by whether there are both a cat and a dog; `flipped`: the other label."""
+    draw, found = random.Random(seed), []
+    for number in range(count):
+        words = draw.choices(WORDS, k=draw.randint(4, 8))
+        places = draw.sample(range(len(words)), 2)
+        for animal, place, lacks in zip(("cat", "dog"), places, (3, 1), strict=True):
+            if number % 4 != lacks:
+                words[place] = animal
+        found.append({"sentence": " ".join(words), "label": int((number % 2 == 0) != flipped)})
+    return found
+
+
+def recipe(model: dict[str, Any], **sections: dict[str, Any]) -> dict[str, Any]:
+    """Return a quick recipe; `sections` change or add keys of its sections."""
+    found: dict[str, Any] = {
+        "seed": 4,
+        "model": model,
+        "task": {"label_names": ["0", "1"]},
+        "data": {"train_rows": rows(48, 1), "validation_rows": rows(40, 2), "test_rows": rows(40, 3), "max_length": 16},
+        "training": {
+            "num_train_epochs": 6, "per_device_train_batch_size": 4, "learning_rate": 0.01, "use_cpu": True,
+            "num_threads": 1,
+        },
+        "evaluation": {"bootstrap_samples": 100, "metrics": ["accuracy"]},
+        "checkpoint": {"save_strategy": "no"},
+        "head_importance": {"method": ["gradient", "fisher"], "random_orders": 1},
+    }  # fmt: skip
+    for name, keys in sections.items():
+        found[name] = {**found.get(name, {}), **keys}
+    return found
+
+
+def finished(folder: Path, content: dict[str, Any], *overrides: str) -> Path:
+    """Train by the recipe and return the run folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return train(load_recipe(path, [f"output_dir={folder / 'run'}", *overrides])).path
+
+
+def read_back(run: Path, *overrides: str) -> FinishedRun:
+    """Return a finished run as the commands see it; its folder is not locked any more."""
+    with open_run(run, overrides) as found:
+        return found
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file of a folder, to tell that nothing was written."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert found
+    return found

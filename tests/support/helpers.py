@@ -1,0 +1,83 @@
+"""What several test files build: encoded rows, classifiers, plans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import ArrayLike
+
+from finetune.data.loading import RawSplit
+from finetune.data.tokenization import EncodedSplit, encode_split
+from finetune.heads.gated_forward import Sample
+from finetune.models.classifier import Classifier, pretrained_classifier
+from finetune.models.lora import Lora
+from finetune.models.pretrained import Source, load_tokenizer
+from finetune.training.schedule import Plan
+from tests.conftest import SENTENCES
+
+ROLES = ("query", "key", "value", "output")
+# What float32 may leave of the largest number behind whole models, in another order of sums: another batch, kernel,
+# number of threads or processor. The random weights of the tests make rounding (6e-8) grow: measured up to 6e-6, with
+# AVX-512, with AVX2 and without either. What is computed wrongly is off by percents.
+FLOAT32 = 1e-4
+FLOAT64 = 1e-5  # weights in float64, but logits and losses rounded to float32 once: measured up to 3e-7
+# What it may leave of weights of up to 2 after a few steps, each at most a tenth of the gradient (learning rate 1e-2,
+# epsilon 0.1): measured up to 5e-7. A row that weighs too much moves them by 1e-3.
+TRAINED = 1e-5
+HANG_SECONDS = 900  # a process that takes longer hangs; on a busy machine one that works may take minutes
+
+
+def in_float64(classifier: Classifier) -> Classifier:
+    """Hold all weights in float64, for tests of a formula: of the rounding, only that of float32 losses is left."""
+    classifier.model.double()
+    return classifier
+
+
+def assert_equal_up_to_rounding(found: ArrayLike, expected: ArrayLike, of_largest: float = FLOAT32) -> None:
+    """AssertionError unless each number differs by at most `of_largest` of the largest that is expected."""
+    found, expected = (
+        np.asarray(x.detach().double() if isinstance(x, torch.Tensor) else x, np.float64) for x in (found, expected)
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=of_largest * float(np.nanmax(np.abs(expected))))
+
+
+def tiny_classifier(
+    checkpoint: Path, *, lora: Lora | None = None, labels: tuple[str, ...] = ("no", "yes")
+) -> Classifier:
+    source = Source(str(checkpoint))
+    return pretrained_classifier(
+        source,
+        load_tokenizer(source),
+        label_names=labels,
+        problem_type="single_label_classification",
+        max_length=16,
+        lora=lora,
+    )
+
+
+def encoded(classifier: Classifier, texts: list[str] | None = None, labels: list[int] | None = None) -> EncodedSplit:
+    texts = texts or SENTENCES
+    ids = np.array(labels or [index % 2 for index in range(len(texts))])
+    raw = RawSplit(datasets.Dataset.from_dict({"sentence": texts}), "rows")
+    return encode_split(raw, ids, classifier.tokenizer, ["sentence"], classifier.max_length)
+
+
+def sample_of(
+    classifier: Classifier, most: int | None = None, *, batch_size: int = 6, split: EncodedSplit | None = None
+) -> Sample:
+    """The first rows of the six sentences, or of `split`, put to the classifier on a CPU."""
+    split = split or encoded(classifier)
+    rows = np.arange(len(split) if most is None else most)
+    return Sample(classifier, split, "validation", rows, batch_size, Accelerator(cpu=True))
+
+
+def plan(**changes: int | None) -> Plan:
+    facts: dict[str, int | None] = {
+        "batch_size": 2, "accumulation": 1, "steps_per_epoch": 3, "epochs": 2, "total_steps": 6,
+        "warmup_steps": 0, "log_every": 1, "eval_every": 0, "save_every": None, "patience": None,
+    }  # fmt: skip
+    return Plan(**{**facts, **changes})  # type: ignore[arg-type]

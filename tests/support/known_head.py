@@ -1,0 +1,76 @@
+"""A classifier with a known answer: one head alone carries the label, the others only noise."""
+
+from __future__ import annotations
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from finetune.data.loading import RawSplit
+from finetune.data.tokenization import EncodedSplit, encode_split, word_tokenizer
+from finetune.heads.gated_forward import Sample
+from finetune.models.classifier import Classifier, new_classifier
+
+THE_HEAD = (0, 2)
+HEADS, WIDTH, HIDDEN = 4, 4, 8
+NOISE = ["red", "green", "blue", "tall", "small", "round"]
+
+
+def texts_and_labels(rows: int) -> tuple[list[str], list[int]]:
+    rng = np.random.default_rng(0)
+    labels = [row % 2 for row in range(rows)]
+    texts = [
+        " ".join(rng.permutation([*rng.choice(NOISE, int(rng.integers(2, 5))), ("bad", "good")[label]]).tolist())
+        for label in labels
+    ]
+    return texts, labels
+
+
+def known_head(rows: int = 64) -> Sample:
+    """Return a sample of rows put to a classifier whose head THE_HEAD alone sees the word that tells the label.
+
+    "good" and "bad" are 1 and -1 in dimension 0 of the embedding, where all other words are 0. Only the value
+    projection of THE_HEAD reads that dimension; those of the other heads read the others, and all heads write to
+    places that the dense layer reads.
+    """
+    texts, labels = texts_and_labels(rows)
+    table = datasets.Dataset.from_dict({"sentence": texts})
+    tokenizer = word_tokenizer(table, 40)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": HIDDEN, "num_attention_heads": HEADS, "head_dim": WIDTH, "intermediate_size": 16}
+    classifier = new_classifier(
+        "multi_head_classifier",
+        sizes,
+        tokenizer,
+        label_names=("bad", "good"),
+        problem_type="single_label_classification",
+        max_length=16,
+    )
+    base = classifier.base
+    ids = tokenizer.convert_tokens_to_ids
+    own = slice(THE_HEAD[1] * WIDTH, (THE_HEAD[1] + 1) * WIDTH)
+    with torch.no_grad():
+        base.embedding.weight.normal_()
+        base.embedding.weight[:, 0] = 0
+        base.embedding.weight[ids("good"), 0], base.embedding.weight[ids("bad"), 0] = 1, -1
+        value = base.layers[0].attention.value
+        value.weight[:, 0] = 0
+        value.weight[own] = 0
+        value.weight[own.start, 0] = 4
+        value.bias.zero_()
+        output = base.layers[0].attention.output.weight  # (E, H * D)
+        output.mul_(0.3)
+        output[:, own] = 0
+        output[0] = 0
+        output[0, own.start] = 4  # the label's own place, which the other heads do not write to
+        base.dense.weight.mul_(0.3)
+        base.dense.weight[:2] = 0
+        base.dense.weight[0, 0], base.dense.weight[1, 0] = 1, -1  # its positive and its negative part
+        base.classifier.weight.mul_(0.1)
+        base.classifier.weight[0, 0], base.classifier.weight[0, 1] = 2, -2
+    return sample(classifier, encode_split(RawSplit(table, "rows"), np.array(labels), tokenizer, ["sentence"], 16))
+
+
+def sample(classifier: Classifier, split: EncodedSplit, rows: int | None = None) -> Sample:
+    return Sample(classifier, split, "validation", np.arange(rows or len(split)), 16, Accelerator(cpu=True))

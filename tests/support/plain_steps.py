@@ -1,0 +1,233 @@
+"""Steps of the training loop beside the same steps done plainly: one batch, one process, nothing accumulated.
+
+Run as `python -m tests.support.plain_steps CHECKPOINT FOLDER [CASE ...]`, each process writes what it found to FOLDER.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn import functional as F
+
+from finetune.data.batching import plan_epoch, steps_in_epoch
+from finetune.data.loading import RawSplit
+from finetune.data.tokenization import EncodedSplit, encode_split
+from finetune.models.classifier import Classifier, pretrained_classifier, quiet_libraries
+from finetune.models.lora import Lora
+from finetune.models.pretrained import Source, load_tokenizer
+from finetune.recipe import TrainingSection
+from finetune.training.checkpoints import trained_weights
+from finetune.training.fsdp import fsdp_plugin, shard_on_cpus, whole_tensor
+from finetune.training.trainer import Loop
+from tests.conftest import SENTENCES
+from tests.support.helpers import ROLES, plan
+
+ROWS, EPOCHS, SEED = 13, 2, 5
+LORA = Lora(r=2, lora_alpha=4, lora_dropout=0.0, roles=ROLES)
+WEIGHTS = {"no": 0.5, "yes": 3.0}
+CLIP = 0.05  # far below the norms of the gradients, 1.8 at least
+Found = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way to train on 13 rows; `batch_size` is that of all processes together."""
+
+    batch_size: int = 4
+    accumulation: int = 1
+    lora: bool = False
+    strategy: str = "random"
+    clip: float | None = None
+    class_weights: bool = False
+    problem_type: str = "single_label_classification"
+    short: tuple[int, ...] = ()  # processes with memory for one row
+    astray: tuple[int, ...] = ()  # processes whose model starts with other weights and buffers
+
+
+# 13 rows: in batches of 4 the last holds one row, so that one of two processes has none.
+CASES = {
+    "1 batch a step": Case(),
+    "2 batches a step": Case(accumulation=2),
+    "3 batches a step, the last step has one row": Case(accumulation=3),
+    "the short batch comes anywhere": Case(accumulation=3, strategy="group_by_length"),
+    "LoRA": Case(batch_size=2, accumulation=3, lora=True),
+    "class weights": Case(accumulation=2, class_weights=True),
+    "clipped": Case(accumulation=3, clip=CLIP),
+    "LoRA, clipped, class weights": Case(batch_size=6, accumulation=2, lora=True, clip=CLIP, class_weights=True),
+    "several labels a row": Case(accumulation=2, problem_type="multi_label_classification"),
+    "values": Case(accumulation=3, problem_type="regression", clip=CLIP),
+    "memory runs out everywhere": Case(accumulation=2, short=(0, 1)),
+    "memory runs out on the second process": Case(accumulation=2, short=(1,)),
+    "the second process starts elsewhere": Case(accumulation=2, astray=(1,)),
+}
+
+
+def labels_of(problem_type: str) -> np.ndarray:
+    numbers = np.arange(ROWS)
+    if problem_type == "regression":
+        return (numbers % 5) / 2.0
+    if problem_type == "multi_label_classification":
+        return np.stack([numbers % 2, numbers % 3 == 0], axis=1).astype(np.int64)
+    return (numbers % 3 == 0).astype(np.int64)
+
+
+def classifier_of(checkpoint: Path, case: Case) -> Classifier:
+    source = Source(str(checkpoint))
+    torch.manual_seed(0)
+    return pretrained_classifier(
+        source,
+        load_tokenizer(source),
+        label_names=["value"] if case.problem_type == "regression" else list(WEIGHTS),
+        problem_type=case.problem_type,
+        max_length=16,
+        lora=LORA if case.lora else None,
+    )
+
+
+def split_of(classifier: Classifier) -> EncodedSplit:
+    texts = [" ".join(SENTENCES[n % 6].split()[: 2 + n % 7]) for n in range(ROWS)]
+    raw = RawSplit(datasets.Dataset.from_dict({"sentence": texts}), "rows")
+    return encode_split(raw, labels_of(classifier.problem_type), classifier.tokenizer, ["sentence"], 16)
+
+
+def plain_step(
+    model: nn.Module, split: EncodedSplit, rows: np.ndarray, case: Case
+) -> tuple[float, dict[str, Tensor], float]:
+    """Return the mean loss of the rows in one batch, its gradients, clipped where asked, and their norm before."""
+    ids = [torch.tensor(split.rows[int(row)]["input_ids"]) for row in rows]
+    padded = nn.utils.rnn.pad_sequence(ids, batch_first=True)
+    mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
+    labels = torch.as_tensor(split.labels[rows])
+    twin = copy.deepcopy(model).eval()
+    logits = twin(input_ids=padded, attention_mask=mask).logits
+    if case.problem_type == "regression":
+        loss = F.mse_loss(logits[:, 0], labels.float())
+    elif case.problem_type == "multi_label_classification":
+        loss = F.binary_cross_entropy_with_logits(logits, labels.float())
+    else:
+        scale = torch.tensor(list(WEIGHTS.values()))[labels] if case.class_weights else torch.ones(len(rows))
+        loss = (F.cross_entropy(logits, labels, reduction="none") * scale).mean()
+    trained = {name: p for name, p in twin.named_parameters() if p.requires_grad}
+    gradients = dict(zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True))
+    norm = float(torch.cat([gradient.flatten() for gradient in gradients.values()]).norm())
+    shrunk = 1.0 if case.clip is None else min(1.0, case.clip / (norm + 1e-6))
+    return loss.item(), {name: gradient * shrunk for name, gradient in gradients.items()}, norm
+
+
+def gradients_of(loop: Loop) -> dict[str, Tensor]:
+    """Return the gradient of every parameter of the model, whole; that of words' embeddings is kept beside it."""
+    held = {name.removeprefix("module."): p for name, p in loop.model.named_parameters()}
+    found = {name: whole_tensor(p.grad).clone() for name, p in held.items() if p.grad is not None}
+    if loop.words is not None:
+        (name,) = [name for name, p in held.items() if p is loop.words.weight]
+        found[name] = torch.zeros_like(loop.words.weight).index_copy_(0, loop.words.ids, loop.words.rows.grad)
+    return found
+
+
+def run_short(loop: Loop) -> None:
+    """Let memory run out in a pass over more than one row that is not the first: there are gradients to forget."""
+    passes: list[int] = []
+
+    def refuse(model: nn.Module, _: Any, inputs: dict[str, Any]) -> None:
+        if model.training:  # not the plain step's
+            passes.append(len(inputs["input_ids"]))
+            if len(passes) > 1 and passes[-1] > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    loop.classifier.model.register_forward_pre_hook(refuse, with_kwargs=True)
+
+
+def follow(checkpoint: Path, case: Case, accelerator: Accelerator) -> Found:
+    """Train two epochs; return losses, rates, final weights, and how far each step is from the plain one."""
+    classifier = classifier_of(checkpoint, case)
+    split = split_of(classifier)
+    steps = steps_in_epoch(ROWS, batch_size=case.batch_size, accumulation=case.accumulation)
+    schedule = plan(
+        batch_size=case.batch_size, accumulation=case.accumulation, steps_per_epoch=steps, epochs=EPOCHS,
+        total_steps=EPOCHS * steps, warmup_steps=1,
+    )  # fmt: skip
+    # A large epsilon makes Adam's step follow the gradient's size: with the usual one, a gradient that is zero but for
+    # rounding, such as that of a key's bias, would move its weight by a whole step in either direction.
+    training = TrainingSection(
+        learning_rate=1e-2, adam_epsilon=0.1, max_grad_norm=case.clip, train_sampling_strategy=case.strategy,
+        class_weights=WEIGHTS if case.class_weights else None,
+    )  # fmt: skip
+    if accelerator.process_index in case.astray:
+        with torch.no_grad():
+            for parameter in classifier.model.parameters():
+                parameter += 1
+            for buffer in classifier.model.buffers():
+                buffer += 1
+    loop = Loop(classifier, split, schedule, training, seed=SEED, accelerator=accelerator)
+    if accelerator.process_index in case.short:
+        run_short(loop)
+    taken: list[dict[str, Tensor]] = []
+    step = loop.optimizer.step
+
+    def spy(*arguments: Any, **named: Any) -> None:
+        step(*arguments, **named)  # which shrinks the gradients
+        taken.append(gradients_of(loop))
+
+    loop.optimizer.step = spy
+    found: Found = {"losses": [], "plain_losses": [], "rates": [], "norms": [], "distances": []}
+    for epoch in range(EPOCHS):
+        planned = plan_epoch(
+            split.lengths, batch_size=case.batch_size, accumulation=case.accumulation, strategy=case.strategy,
+            seed=SEED, epoch=epoch,
+        )  # fmt: skip
+        assert sorted(np.concatenate([rows for batches in planned for rows in batches])) == list(range(ROWS))
+        for batches, (micro_batches, rows) in zip(planned, loop.epoch_steps(), strict=True):
+            with loop.whole_model() as model:
+                loss, expected, norm = plain_step(model, split, np.concatenate(batches), case)
+            loop.optimise(micro_batches, rows)
+            entry, gradients = loop.log_entry(), taken.pop()
+            assert gradients.keys() == expected.keys()
+            found["losses"].append(entry["loss"])
+            found["plain_losses"].append(loss)
+            found["rates"].append(entry["learning_rate"])
+            found["norms"].append(norm)
+            largest = max(float(gradient.abs().max()) for gradient in expected.values())
+            apart = max(float((gradients[name] - expected[name]).abs().max()) for name in expected)
+            found["distances"].append(apart / largest)
+    found |= {"notes": loop.notes, "rows at a time": loop.state.micro_batch_rows, "share": share(loop.model)}
+    found["buffers"] = dict(classifier.model.named_buffers())
+    found["wrapped"] = loop.model is not classifier.model
+    with loop.whole_model() as model:
+        return {**found, "weights": trained_weights(model)}
+
+
+def share(model: nn.Module) -> float:
+    """Return how much of a model this process holds, in numbers: 1 where it is not shared out."""
+    held = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
+    return sum(p.numel() for p in held) / sum(p.numel() for p in model.parameters())
+
+
+def main(checkpoint: Path, folder: Path, names: Sequence[str]) -> None:
+    quiet_libraries()
+    datasets.disable_progress_bars()
+    plugin = fsdp_plugin(TrainingSection())
+    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+    shard_on_cpus(accelerator, plugin)
+    cases = {}
+    for name in names or CASES:
+        cases[name] = follow(checkpoint, CASES[name], accelerator)
+        accelerator.free_memory()  # under FSDP Accelerate looks through all models that it holds, and fails
+    found = {"processes": accelerator.num_processes, "cases": cases}
+    torch.save(found, folder / f"{accelerator.num_processes}-{accelerator.process_index}.pt")
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from accelerate import Accelerator
+
+from finetune import distributed
+from finetune.distributed import gather_results, local_main_process_first, on_main_process
+from finetune.errors import DataError, FinetuneError, ModelError, RecipeError, TrainingError
+
+
+def process(index: int) -> Any:
+    return SimpleNamespace(
+        process_index=index, is_main_process=index == 0, is_local_main_process=index == 0, num_processes=2
+    )
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What each process gave so far: a second process receives it, as if it had been sent to it."""
+    found: list[Any] = []
+
+    def gather(objects: list[Any]) -> list[Any]:
+        found.extend(objects)
+        return list(found)
+
+    monkeypatch.setattr(distributed, "gather_object", gather)
+    return found
+
+
+@pytest.mark.parametrize("kind", [DataError, ModelError, RecipeError, TrainingError])
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_of_one_process_is_raised_on_all(sent: list[Any], kind: type[FinetuneError], failing: int) -> None:
+    def fail() -> None:
+        raise kind("row 3 is empty")
+
+    with pytest.raises(kind, match=r"^row 3 is empty$"):
+        gather_results(process(failing), fail)
+    with pytest.raises(kind, match=r"^row 3 is empty$" if failing == 0 else r"^row 3 is empty \(on process 1\)$"):
+        gather_results(process(1 - failing), lambda: None)
+    assert len(sent) == 2
+
+
+def test_an_unexpected_error_keeps_its_traceback_where_it_was_raised(sent: list[Any]) -> None:
+    def fail() -> None:
+        raise KeyError("loss")
+
+    with pytest.raises(KeyError):
+        on_main_process(process(0), fail)
+    with pytest.raises(TrainingError, match="process 0 failed with KeyError: 'loss'; it prints the traceback"):
+        on_main_process(process(1), fail)
+    assert len(sent) == 2
+
+
+def test_one_process_of_a_machine_goes_first_and_its_error_reaches_the_others(sent: list[Any]) -> None:
+    def fail() -> None:
+        raise DataError("no such column")
+
+    worked: list[int] = []
+    with pytest.raises(DataError, match="no such column"):
+        local_main_process_first(process(0), fail)
+    with pytest.raises(DataError, match="no such column"):
+        local_main_process_first(process(1), lambda: worked.append(1))
+    assert worked == []  # it never came to be its turn
+
+
+def test_the_main_process_alone_works(accelerator: Accelerator) -> None:
+    done: list[int] = []
+    on_main_process(accelerator, lambda: done.append(1))
+    on_main_process(process(1), lambda: done.append(2))
+    assert done == [1]
+    assert gather_results(accelerator, lambda: 3) == [3]
+    assert local_main_process_first(accelerator, lambda: 4) == 4

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from finetune.errors import TrainingError
+from finetune.training.checkpoints import (
+    complete_checkpoints,
+    find_checkpoint,
+    forget_old,
+    load_checkpoint,
+    restore_weights,
+    save_checkpoint,
+    tidy,
+    trained_weights,
+)
+from finetune.training.state import Progress, TrainState
+
+
+def build(seed: int, width: int = 2) -> tuple[nn.Linear, torch.optim.AdamW]:
+    torch.manual_seed(seed)
+    model = nn.Linear(width, 2)
+    return model, torch.optim.AdamW(model.parameters(), lr=0.1)
+
+
+def save(root: Path, step: int, accelerator: Accelerator, keep: int | None = None, **facts: Any) -> nn.Linear:
+    model, optimizer = build(step)
+    model(torch.ones(2)).sum().backward()
+    optimizer.step()
+    best = {"weight": torch.full((2, 2), 7.0), "bias": torch.zeros(2)}
+    progress = Progress(TrainState(step=step), best, torch.tensor([0.5, 0.25]))
+    save_checkpoint(root, progress, model, {"optimizer": optimizer}, facts, keep=keep, accelerator=accelerator)
+    return model
+
+
+def load(
+    folder: Path,
+    model: nn.Module,
+    accelerator: Accelerator,
+    optimizer: Any = None,
+    facts: Mapping[str, Any] | None = None,
+) -> Progress:
+    machinery = {} if optimizer is None else {"optimizer": optimizer}
+    return load_checkpoint(folder, model, machinery, facts or {}, accelerator)
+
+
+def test_a_run_that_goes_on_forgets_what_a_killed_one_did_not(tmp_path: Path, accelerator: Accelerator) -> None:
+    for step in (2, 4, 6, 8):
+        save(tmp_path, step, accelerator)
+    forget_old(tmp_path, None, 8)
+    assert len(complete_checkpoints(tmp_path)) == 4
+    forget_old(tmp_path, 2, 4)  # goes on from an earlier one, which was named
+    assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["step-000004", "step-000006", "step-000008"]
+    forget_old(tmp_path, 1, 8)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["step-000008"]
+
+
+def test_the_newest_are_kept(tmp_path: Path, accelerator: Accelerator) -> None:
+    for step in (9, 10, 1000000):
+        save(tmp_path, step, accelerator, keep=2)
+    assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["step-000010", "step-1000000"]
+    assert find_checkpoint("auto", tmp_path).folder == tmp_path / "step-1000000"
+    assert find_checkpoint(None, tmp_path).folder is None
+    assert find_checkpoint("auto", tmp_path / "nowhere").folder is None
+    assert find_checkpoint(str(tmp_path / "step-000010"), tmp_path).folder == tmp_path / "step-000010"
+
+
+def test_one_that_was_just_written_is_kept_beside_newer_ones(tmp_path: Path, accelerator: Accelerator) -> None:
+    for step in (20, 30, 11):  # the third by a run that goes on from step 10
+        save(tmp_path, step, accelerator, keep=2)
+    assert {folder.name for folder in tmp_path.iterdir()} == {"step-000011", "step-000020", "step-000030"}
+
+
+def test_all_of_it_comes_back(tmp_path: Path, accelerator: Accelerator) -> None:
+    saved = save(tmp_path, 3, accelerator)
+    expected = torch.rand(3)  # what is drawn next after the save
+    other, optimizer = build(8)
+    found = load(tmp_path / "step-000003", other, accelerator, optimizer)
+    assert torch.equal(torch.rand(3), expected)
+    assert found.state == TrainState(step=3)
+    assert found.best is not None
+    assert found.best["weight"].tolist() == [[7.0, 7.0]] * 2
+    assert found.losses.tolist() == [0.5, 0.25]
+    assert torch.equal(other.weight, saved.weight)
+    assert float(optimizer.state[other.weight]["exp_avg"].abs().sum()) > 0
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def of_another_version(file: Path) -> None:
+    mark = json.loads(file.read_text())
+    file.write_text(json.dumps(mark | {"version": 1}))
+
+
+@pytest.mark.parametrize(
+    ("harm", "name", "said"),
+    [
+        (Path.unlink, "COMPLETE", "it has no COMPLETE mark, so it was never finished"),
+        (cut, "COMPLETE", "its COMPLETE mark cannot be read"),
+        (of_another_version, "COMPLETE", r"a finetune checkpoint of version 1, and .* version 3 is asked for"),
+        (Path.unlink, "best.safetensors", "best.safetensors is missing"),
+        (cut, "optimizer.pt", r"optimizer.pt has \d+ bytes instead of \d+"),
+        *((flip, name, f"{name} was altered") for name in ("weights.safetensors", "optimizer.pt", "state.json")),
+    ],
+)
+def test_a_damaged_one_is_skipped_or_refused(
+    tmp_path: Path, accelerator: Accelerator, harm: Callable[[Path], None], name: str, said: str
+) -> None:
+    save(tmp_path, 1, accelerator)
+    save(tmp_path, 2, accelerator)
+    harm(tmp_path / "step-000002" / name)
+    found = find_checkpoint("auto", tmp_path)
+    assert found.folder == tmp_path / "step-000001"
+    (line,) = found.skipped
+    assert line.startswith(f"Skipped {tmp_path / 'step-000002'}: ")
+    with pytest.raises(
+        TrainingError, match=rf"step-000002 is no complete checkpoint: .*{said}.*; name another, or use"
+    ):
+        find_checkpoint(str(tmp_path / "step-000002"), tmp_path)
+
+
+def test_every_bit_of_every_file_counts(tmp_path: Path, accelerator: Accelerator) -> None:
+    save(tmp_path, 1, accelerator)
+    files = [file for file in (tmp_path / "step-000001").iterdir() if file.name != "COMPLETE"]
+    assert len(files) == 5
+    for file in files:
+        whole = file.read_bytes()
+        for place in (0, len(whole) // 3, len(whole) - 1):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x80]) + whole[place + 1 :])
+            assert find_checkpoint("auto", tmp_path).folder is None
+        file.write_bytes(whole)
+    assert find_checkpoint("auto", tmp_path).folder == tmp_path / "step-000001"
+
+
+def unchanged(model: nn.Module, optimizer: Any, before: dict[str, Tensor]) -> bool:
+    return not optimizer.state and all(torch.equal(before[name], p) for name, p in model.named_parameters())
+
+
+def test_what_does_not_fit_changes_nothing(tmp_path: Path, accelerator: Accelerator) -> None:
+    save(tmp_path, 1, accelerator, seed=1)
+    folder = tmp_path / "step-000001"
+    model, optimizer = build(5)
+    before = trained_weights(model)
+    with pytest.raises(TrainingError, match=r"differs from this one:\n  seed: was 1, now 2\nset these as they were"):
+        load(folder, model, accelerator, optimizer, {"seed": 2})
+    assert unchanged(model, optimizer, before)
+    fewer = torch.optim.AdamW([model.weight])
+    with pytest.raises(TrainingError, match=r"another model or optimiser: the number of the optimizer's parameters"):
+        load(folder, model, accelerator, fewer, {"seed": 1})
+    turned = torch.optim.AdamW([model.bias, model.weight])
+    with pytest.raises(TrainingError, match=r"the optimizer's state of parameter 0 does not fit; name another"):
+        load(folder, model, accelerator, turned, {"seed": 1})
+    wide, of_wide = build(5, width=3)
+    of_wide.param_groups[0]["params"] = list(model.parameters())
+    before_wide = trained_weights(wide)
+    with pytest.raises(TrainingError, match=r"another model or LoRA setting: it differs in weight; set them"):
+        load(folder, wide, accelerator, of_wide, {"seed": 1})
+    assert unchanged(wide, of_wide, before_wide)
+    with pytest.raises(TrainingError, match=r"another model or optimiser: scaler does not fit"):
+        load_checkpoint(folder, model, {"optimizer": optimizer, "scaler": optimizer}, {"seed": 1}, accelerator)
+    assert unchanged(model, optimizer, before)
+    load(folder, model, accelerator, optimizer, {"seed": 1})
+    assert not unchanged(model, optimizer, before)
+
+
+def test_a_failed_save_leaves_earlier_checkpoints(
+    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1, accelerator)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(
+        TrainingError, match=r"step-000002: No space left on device; make room, and go on from the earl"
+    ):
+        save(tmp_path, 2, accelerator, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+def test_saving_a_step_again_loses_it_at_no_moment(
+    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1, accelerator)
+    rename, seen = Path.rename, []
+
+    def killed(self: Path, target: Path) -> Path:
+        seen.append(target.name)
+        if len(seen) == stop:
+            raise KeyboardInterrupt  # what comes after does not happen
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    for stop in (1, 2):
+        seen.clear()
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 1, accelerator)
+        stop = 0
+        tidy(tmp_path)
+        assert find_checkpoint("auto", tmp_path).folder == tmp_path / "step-000001"
+        assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+    seen.clear()
+    save(tmp_path, 1, accelerator)
+    assert seen == [".step-000001.old", "step-000001"]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+
+
+def test_weights_of_another_shape_are_refused() -> None:
+    weights = trained_weights(nn.Linear(2, 2))
+    restore_weights(nn.Linear(2, 2), weights)
+    with pytest.raises(TrainingError, match=r"differs in (bias, )?weight"):
+        restore_weights(nn.Linear(2, 3), weights)
+    with pytest.raises(TrainingError, match=r"differs in (bias, )?weight"):
+        restore_weights(nn.Linear(2, 2).to(torch.bfloat16), weights)

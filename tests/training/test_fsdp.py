@@ -1,0 +1,167 @@
+"""Two processes that share the model out, by FSDP 2: the same as one that holds it whole."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from finetune.errors import TrainingError
+from finetune.pipeline.train import train
+from finetune.recipe import TrainingSection, load_recipe
+from finetune.training.fsdp import fsdp_plugin
+from tests.pipeline.test_session import ROOT, Done, check_steps, own
+from tests.support.helpers import FLOAT32, HANG_SECONDS, TRAINED
+from tests.support.killing import bits, unlike, write_recipe
+
+STEPS = ("values", "LoRA, clipped, class weights")  # the first: all weights, and a step with one row
+
+# Everything in one start, as the libraries take most of the time. In the last run both processes are killed once a
+# checkpoint behind the best step is written; where it is there already, it is gone on with.
+SCRIPT = """
+import os, signal, sys
+from pathlib import Path
+from accelerate import Accelerator
+from finetune.cli import main
+from finetune.loop import Loop
+from tests import plain_steps
+folder, checkpoint, steps, *runs = sys.argv[1:]
+Accelerator.end_training = lambda self: None  # the next run works with the same group
+save, last = Loop.save, []
+def tell(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # at once: both processes write
+def spy(loop, *rest):
+    save(loop, *rest)
+    tell("share", plain_steps.share(loop.model))
+    if last and loop.state.step == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+Loop.save = spy
+changes = {"open": os.O_WRONLY | os.O_RDWR | os.O_CREAT, "os.mkdir": 0, "os.rename": 0, "os.remove": 0, "os.rmdir": 0}
+def watch(event, arguments):
+    if event in changes and str(arguments[0]).startswith(folder) and (event != "open" or arguments[2] & changes[event]):
+        tell("changed by", os.environ["RANK"], event, arguments[0])
+if steps != "-":
+    plain_steps.main(Path(checkpoint), Path(folder), steps.split("|"))
+sys.addaudithook(watch)
+for name in runs:
+    run, kind = f"{folder}/{name}", name.replace("killed", "lora")
+    if name == "killed" and not os.path.exists(run):
+        last.append(name)
+    resume = "checkpoint.resume_from_checkpoint=auto"
+    tell("code", main(["train", f"{folder}/recipes-{kind}/recipe.yaml", f"output_dir={run}", resume]))
+"""
+
+
+def start_two(folder: Path, *arguments: object) -> Done:
+    """Start the script as people start a run, with the config file of the README."""
+    found = re.search(r"^    distributed_type: FSDP\n(?:    .*\n)+", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert found
+    script, config = folder / "script.py", folder / "fsdp.yaml"
+    script.write_text(SCRIPT)
+    config.write_text(yaml.safe_dump(yaml.safe_load(found[0])))
+    launch = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", 2]
+    command = [sys.executable, *launch, "--main_process_port", 0, script, folder, *arguments]  # 0: any that is free
+    return subprocess.run(
+        list(map(str, command)), env=own(folder.with_name("caches")), capture_output=True, text=True, check=False,
+        timeout=HANG_SECONDS,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def started(still_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+    """The folder with what two processes left, and what they said: steps, full and LoRA runs, one that was killed."""
+    folder = tmp_path_factory.mktemp("sharded")
+    for name in ("full", "lora"):
+        recipe = write_recipe(folder / f"recipes-{name}", still_bert, lora=name == "lora", processes=2, epochs=2)
+        text = recipe.read_text().replace("lora_dropout: 0.1", "lora_dropout: 0.0")
+        # A large epsilon, as in plain_steps.py, so that weights can be compared.
+        recipe.write_text(text.replace("learning_rate: 0.01", "learning_rate: 0.1\n  adam_epsilon: 0.1"))
+    return folder, start_two(folder, still_bert, "|".join(STEPS), "full", "lora", "killed")
+
+
+def test_steps_on_shares_are_those_of_one_plain_batch(started: tuple[Path, Done]) -> None:
+    folder, done = started
+    first, second = (torch.load(folder / f"2-{rank}.pt")["cases"] for rank in (0, 1))
+    assert tuple(first) == STEPS, done.stdout + done.stderr
+    for name, case in first.items():
+        assert 0.4 < case["share"] < 0.6  # or nothing was shared out
+        assert case["share"] + second[name]["share"] == pytest.approx(1)
+        check_steps(case)  # measured 2.3e-6 of the gradient, 2.6e-6 of the loss
+        assert case["losses"] == second[name]["losses"]
+        assert all(torch.equal(weight, second[name]["weights"][key]) for key, weight in case["weights"].items())
+
+
+def entries(run: Path) -> list[dict[str, float]]:
+    found = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in entry.items() if key != "samples_per_second"} for entry in found]
+
+
+@pytest.mark.parametrize(("name", "best_step"), [("full", 4), ("lora", 8)])
+def test_a_run_on_shares_is_that_of_one_process(started: tuple[Path, Done], name: str, best_step: int) -> None:
+    folder, done = started
+    two, one = folder / name, folder / "one" / name
+    assert done.stdout.count("code 0\n") == 4, done.stdout + done.stderr  # two runs; the third was killed
+    assert "2 processes, cpu, which share the model out (FSDP 2)" in done.stdout
+    whole = [f"output_dir={one}", "training.per_device_train_batch_size=2"]
+    train(load_recipe(folder / f"recipes-{name}" / "recipe.yaml", whole))
+    assert len(entries(one)) == 5
+    for entry, other in zip(entries(two), entries(one), strict=True):
+        assert entry == pytest.approx(other, rel=FLOAT32)  # measured 1.4e-6
+        assert entry.get("learning_rate") == other.get("learning_rate")
+    told, expected = (json.loads((run / "training.json").read_text()) for run in (two, one))
+    assert told["best_step"] == expected["best_step"] == best_step
+    assert told["total_parameters"] == expected["total_parameters"]
+    scores, others = (json.loads((run / "scores.json").read_text())["validation"] for run in (two, one))
+    assert scores["metrics"] == others["metrics"]
+    assert scores["loss"] == pytest.approx(told["best_value"], rel=FLOAT32)  # the best weights are those that are saved
+    (file,) = (one / "model").glob("*.safetensors")
+    weights = load_file(two / "model" / file.name)
+    for key, weight in load_file(file).items():
+        torch.testing.assert_close(weights[key], weight, atol=TRAINED, rtol=0)  # measured 4.8e-7
+
+
+def test_a_run_on_shares_survives_being_killed(started: tuple[Path, Done]) -> None:
+    folder, done = started
+    shares = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("share ")]
+    assert len(shares) == 2 * (4 + 4 + 3)  # checkpoints of two whole runs and of the one that was killed
+    assert all(0.4 < share < 0.6 for share in shares)
+    assert not (folder / "killed" / "model").exists()
+    again = start_two(folder, "-", "-", "killed")
+    assert again.stdout.count("code 0\n") == 2, again.stdout + again.stderr
+    assert "step-000006, step 6 of 8" in " ".join(again.stdout.split())
+    assert unlike(bits(folder / "lora"), bits(folder / "killed")) == []
+    assert "changed by 0" in done.stdout
+    assert "changed by 1" not in done.stdout + again.stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "training", "said"),
+    [
+        ({"FSDP_VERSION": "1"}, {}, "asks for FSDP 1, but .* FSDP 2 alone here; set fsdp_version: 2 under fsdp_config"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, {}, "not supported under FSDP here: fsdp_offload_params: true; change this"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, "here: fsdp_activation_checkpointing: true; change this"),
+        ({"FSDP_IGNORED_MODULES": ".*"}, {}, "here: fsdp_ignored_modules; change this, or start without FSDP"),
+        ({}, {"torch_compile": True}, "here: training.torch_compile: true; change this"),
+        ({}, {"mixed_precision": "fp16"}, "here: training.mixed_precision: fp16; change this"),
+        ({"FSDP_AUTO_WRAP_POLICY": "X"}, {}, "refuses its own FSDP settings: .*policy: X.*; correct its config file"),
+    ],
+)
+def test_what_cannot_be_shared_out_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    training: dict[str, Any],
+    said: str,
+) -> None:
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")  # the plugin sets it, and it is put back
+    for key, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", **variables}.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(TrainingError, match=said):
+        fsdp_plugin(TrainingSection(**training))

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from finetune.errors import TrainingError
+from finetune.models.lora import Lora
+from finetune.recipe import Recipe
+from finetune.training.resume_check import facts_of_material, facts_of_recipe, fingerprint, refuse_differences
+from tests.conftest import SENTENCES
+from tests.support.helpers import ROLES, encoded, tiny_classifier
+
+
+def facts(rows: str = "abc", **changes: Any) -> dict[str, Any]:
+    content: dict[str, Any] = {"output_dir": "x", "model": {"model_name_or_path": "m"}, "data": {"train_file": "a.csv"}}
+    for path, value in changes.items():
+        section, _, key = path.partition("__")
+        content[section] = {**content.get(section, {}), key: value} if key else value
+    return {**facts_of_recipe(Recipe.model_validate(content), ["no", "yes"]), "rows": {"train": rows}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"seed": 7}, "seed: was 42, now 7"),
+        ({"training__learning_rate": 0.1}, "training.learning_rate: was none, now 0.1"),
+        ({"training__num_train_epochs": 4}, "training.num_train_epochs: was none, now 4"),
+        ({"model__revision": "v2"}, 'model.revision: was "main", now "v2"'),
+        ({"peft": {"r": 4}}, "peft: was none, now {"),
+        ({"evaluation__metric_for_best_model": "loss"}, 'metric_for_best_model: was "accuracy", now "loss"'),
+        ({"rows": "abd"}, 'rows.train: was "abc", now "abd"'),
+        ({"rows": "abd", "data__train_file": "b.csv"}, 'data.train_file: was "a.csv", now "b.csv"'),
+    ],
+)
+def test_what_matters_is_refused_and_named(changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(TrainingError, match="checkpoint c is of a run that differs from this one:\n  ") as refused:
+        refuse_differences(Path("c"), facts(), facts(**changes))
+    assert line in str(refused.value)
+    assert str(refused.value).endswith("set these as they were, or start anew in another output_dir")
+    assert str(refused.value).count("\n  ") == len(changes)
+
+
+def test_what_does_not_matter_may_differ() -> None:
+    free = {
+        "output_dir": "y", "overwrite_output_dir": True, "checkpoint__save_strategy": "no", "logging__logging_steps": 3,
+        "head_importance": None, "training__num_threads": 3, "evaluation__bootstrap_samples": 100,
+        "evaluation__metric_for_best_model": "accuracy", "data__train_file": "moved/a.csv", "data__test_file": "t.csv",
+        "model__allow_missing_weights": True,
+    }  # fmt: skip
+    refuse_differences(Path("c"), facts(), facts(**free))
+
+
+def test_rows_are_known_by_what_they_hold(tiny_bert: Path) -> None:
+    classifier = tiny_classifier(tiny_bert)
+    split = encoded(classifier)
+    known = fingerprint(split)
+    assert fingerprint(replace(encoded(classifier), where="elsewhere")) == known
+    assert fingerprint(encoded(classifier, [*SENTENCES[:5], "clean the mat"])) != known
+    assert fingerprint(encoded(classifier, [*SENTENCES[1:], SENTENCES[0]])) != known
+    assert fingerprint(replace(split, labels=1 - np.asarray(split.labels))) != known
+
+
+def test_weights_that_are_not_trained_count(tiny_bert: Path) -> None:
+    full, lora = tiny_classifier(tiny_bert), Lora(r=2, lora_alpha=4, lora_dropout=0.0, roles=ROLES)
+    assert facts_of_material({}, full.model)["frozen_weights"] is None
+    adapted = tiny_classifier(tiny_bert, lora=lora)
+    known = facts_of_material({}, adapted.model)["frozen_weights"]
+    assert facts_of_material({}, tiny_classifier(tiny_bert, lora=lora).model)["frozen_weights"] == known
+    with torch.no_grad():
+        next(p for p in adapted.model.parameters() if not p.requires_grad).view(-1)[0] += 1e-3
+    assert facts_of_material({}, adapted.model)["frozen_weights"] != known

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import get_scheduler
+
+from finetune.recipe import Recipe, TrainingSection
+from finetune.training.schedule import MAX_EVALUATIONS, MIN_EPOCHS, default_learning_rate, fill_in, make_plan
+from tests.support.helpers import plan
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "constant_with_warmup"])
+def test_a_warm_up_longer_than_the_run_is_reported(kind: str) -> None:
+    training = TrainingSection.model_validate({"lr_scheduler_type": kind, "learning_rate": 0.005})
+    note = plan(total_steps=6, warmup_steps=500).warmup_note(training)
+    assert "takes 500 steps, but the run has only 6: the learning rate ends at 6e-05 and never reaches 0.005" in note
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=0.005)
+    scheduler = get_scheduler(kind, optimizer, 500, 6)
+    for _ in range(6):
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(6e-5)
+
+
+@pytest.mark.parametrize(("warmup", "kind"), [(0, "linear"), (6, "linear"), (500, "constant")])
+def test_any_other_warm_up_is_not(warmup: int, kind: str) -> None:
+    training = TrainingSection.model_validate({"lr_scheduler_type": kind})
+    assert plan(total_steps=6, warmup_steps=warmup).warmup_note(training) == ""
+
+
+def open_recipe(**sections: dict[str, Any]) -> Recipe:
+    pair: list[dict[str, object]] = [{"sentence": "a", "label": "x"}]
+    return Recipe.model_validate(
+        {"output_dir": "x", "model": {"model_name_or_path": "m"}, "data": {"train_rows": pair}, **sections}
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "processes", "training", "expected"),
+    [
+        (100, 1, {"num_train_epochs": 3}, (7, 21, 2)),
+        (100, 2, {"num_train_epochs": 3}, (4, 12, 1)),
+        (100, 1, {"num_train_epochs": 3, "gradient_accumulation_steps": 3, "warmup_steps": 0.5}, (3, 9, 5)),
+        (100, 1, {"max_steps": 5, "warmup_steps": 2.0}, (7, 5, 2)),
+        (100, 1, {"max_steps": 5, "num_train_epochs": 3}, (7, 5, 1)),
+        (100, 1, {"max_steps": 500, "num_train_epochs": 3}, (7, 21, 2)),
+        (100, 1, {"max_steps": 500}, (7, 500, 30)),  # not cut short by a number of epochs that nobody set
+        (100, 1, {}, (7, 301, 19)),
+        (100, 2, {}, (4, 300, 18)),
+        (1600, 1, {}, (100, 300, 18)),
+        (6920, 1, {}, (433, 1299, 78)),
+        (3, 1, {}, (1, 300, 18)),
+    ],
+)
+def test_the_plan_counts_steps(
+    rows: int, processes: int, training: dict[str, Any], expected: tuple[int, int, int]
+) -> None:
+    found = make_plan(open_recipe(training=training), rows=rows, processes=processes)
+    assert (found.steps_per_epoch, found.total_steps, found.warmup_steps) == expected
+    assert found.due(0, found.total_steps)
+    assert not found.due(None, found.total_steps)
+    assert found.due(3, 3)
+    assert not found.due(3, 2)
+
+
+@pytest.mark.parametrize(("labels", "steps"), [(1, 301), (30, 301), (77, 770)])
+def test_many_labels_take_more_steps(labels: int, steps: int) -> None:
+    assert make_plan(open_recipe(), rows=100, processes=1, labels=labels).total_steps == steps
+    given = open_recipe(training={"num_train_epochs": 3})
+    assert make_plan(given, rows=100, processes=1, labels=labels).total_steps == 21
+
+
+@pytest.mark.parametrize(
+    ("width", "lora", "rate"),
+    [(384, False, 1e-4), (768, False, 5e-5), (1024, False, 4e-5), (384, True, 1e-3), (768, True, 5e-4)],
+)
+def test_the_default_learning_rate_goes_by_width(width: int, lora: bool, rate: float) -> None:
+    assert default_learning_rate(width, lora=lora) == rate
+
+
+@pytest.mark.parametrize("rows", [3, 100, 1600, 6920])
+@pytest.mark.parametrize("peft", [None, {"r": 8}], ids=["full", "lora"])
+def test_what_a_recipe_leaves_open_is_filled_in_and_gives_the_same_plan(rows: int, peft: dict[str, int] | None) -> None:
+    recipe = open_recipe(**({"peft": peft} if peft else {}))
+    schedule = make_plan(recipe, rows=rows, processes=1)
+    filled, said = fill_in(recipe, schedule, 384)
+    assert make_plan(filled, rows=rows, processes=1) == schedule
+    assert filled.training.learning_rate == (1e-3 if peft else 1e-4)
+    assert said == (
+        f"Not set in the recipe, so chosen: {schedule.epochs} epochs ({schedule.total_steps} steps of up to 16 rows), "
+        f"learning rate {filled.training.learning_rate:g} ({'LoRA' if peft else 'full training'} at width 384)."
+    )
+    dues = [step for step in range(1, schedule.total_steps + 1) if schedule.due(schedule.eval_every, step)]
+    assert MIN_EPOCHS <= len(dues) <= MAX_EVALUATIONS
+    assert schedule.save_every == schedule.eval_every
+    assert fill_in(filled, schedule, 768) == (filled, "")
+
+
+def test_what_a_recipe_sets_is_left_alone() -> None:
+    recipe = open_recipe(training={"num_train_epochs": 20, "learning_rate": 2e-5}, checkpoint={"save_strategy": "no"})
+    filled, said = fill_in(recipe, make_plan(recipe, rows=100, processes=1), 384)
+    assert (said, filled.training, filled.checkpoint) == ("", recipe.training, recipe.checkpoint)
+    assert filled.evaluation.eval_strategy == "epoch"
+    steps = open_recipe(evaluation={"eval_strategy": "steps", "eval_steps": 7})
+    assert make_plan(steps, rows=100, processes=1).eval_every == 7
+
+
+@pytest.mark.parametrize("max_steps", [2, 50, 500])
+def test_max_steps_alone_is_filled_in_and_gives_the_same_plan(max_steps: int) -> None:
+    recipe = open_recipe(training={"max_steps": max_steps})
+    schedule = make_plan(recipe, rows=100, processes=1)
+    filled, _ = fill_in(recipe, schedule, 384)
+    assert make_plan(filled, rows=100, processes=1) == schedule
+    assert schedule.total_steps == max_steps
+
+
+def test_a_number_of_steps_alone_is_not_passed_over() -> None:
+    recipe = open_recipe(evaluation={"eval_steps": 7}, checkpoint={"save_steps": 9})
+    schedule = make_plan(recipe, rows=100, processes=1)
+    assert (schedule.eval_every, schedule.save_every) == (7, 9)
+    by_epoch = open_recipe(evaluation={"eval_steps": 7, "eval_strategy": "epoch"}, training={"num_train_epochs": 2})
+    assert make_plan(by_epoch, rows=100, processes=1).eval_every == 0

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+
+from finetune.training.state import TrainState
+
+Evaluations = list[tuple[float | None, float]]  # metric, loss
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "best_step", "since_best"),
+    [
+        ([(0.5, 1.0), (0.7, 1.2), (0.6, 0.1)], 2, 1),
+        ([(0.7, 1.0), (0.7, 0.8), (0.7, 0.9)], 2, 2),  # a tie goes to the lower loss, and is not a better score
+        ([(0.7, 1.0), (0.7, 1.0)], 1, 1),
+        ([(None, 1.0), (None, 0.8), (None, 0.9)], 2, 1),  # undefined: the loss alone tells
+        ([(None, 0.1), (-0.2, 1.0), (None, 0.01)], 2, 1),  # any value is better than none
+        ([(None, 0.1)], 1, 0),
+    ],
+)
+def test_the_best_evaluation(evaluations: Evaluations, best_step: int, since_best: int) -> None:
+    state = TrainState()
+    for step, (value, loss) in enumerate(evaluations, start=1):
+        state.step = step
+        assert state.note_evaluation(value, loss=loss, lower_is_better=False) == (state.best_step == step)
+    assert (state.best_step, state.evaluations_since_best) == (best_step, since_best)
+    assert (state.best_value, state.best_loss) == evaluations[best_step - 1]
+
+
+def test_an_error_is_better_where_it_is_lower() -> None:
+    state = TrainState()
+    found = []
+    for state.step, value in enumerate([0.5, 0.6, 0.4, None], start=1):
+        found.append(state.note_evaluation(value, loss=1.0, lower_is_better=True))
+    assert found == [True, False, True, False]
