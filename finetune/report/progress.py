@@ -1,50 +1,187 @@
-"""What is seen while training runs: a bar with loss, speed and time left, on the main process only."""
+"""Progress of every stage that can take more than a few seconds.
+
+In a terminal each running stage has a bar with the time left. Elsewhere (a log file, a notebook) a plain line appears
+every ten seconds, for as long as a stage runs. Stages may be nested. Nothing is shown until `show_on` names a console,
+and on a quiet console.
+"""
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from finetune.runs.results import number
 
+INTERVAL_SECONDS = 10.0
+
+
+@dataclass
+class Stage:
+    """One running stage: what it does, how many steps it has (None: unknown) and how many are done."""
+
+    description: str
+    total: int | None = None
+    done: int = 0
+    detail: str = ""
+    started: float = field(default_factory=time.monotonic)
+    already_done: int = 0
+    _task: TaskID | None = None
+
+    def advance(self, steps: int = 1) -> None:
+        """Count steps as done."""
+        self.done += steps
+        self._show()
+
+    def describe(self, detail: str) -> None:
+        """Show a short text beside the steps, such as the current loss."""
+        self.detail = detail
+        self._show()
+
+    def line(self, now: float) -> str:
+        """Return the stage as plain text, such as "scoring: 320 of 1000 (32 %), 41 s left"."""
+        steps = (
+            ""
+            if self.total is None
+            else f": {self.done} of {self.total} ({100 * self.done / max(self.total, 1):.0f} %)"
+        )
+        detail = f", {self.detail}" if self.detail else ""
+        return f"{self.description}{steps}{detail}, {self._time(now)}"
+
+    def _time(self, now: float) -> str:
+        new = self.done - self.already_done
+        if self.total is None or new <= 0:
+            return f"{_duration(now - self.started)} so far"
+        return f"{_duration((now - self.started) / new * (self.total - self.done))} left"
+
+    def _show(self) -> None:
+        if self._task is not None and _display.bars is not None:
+            _display.bars.update(self._task, completed=self.done, detail=self.detail)
+
+
+class _Display:
+    """The console that shows progress, and the stages that are running."""
+
+    def __init__(self) -> None:
+        self.console = Console(quiet=True)
+        self.stages: list[Stage] = []
+        self.bars: Progress | None = None
+        self._finished = threading.Event()
+
+    def push(self, new: Stage) -> None:
+        """Show a stage below those that are running."""
+        self.stages.append(new)
+        if self.console.quiet:
+            return
+        if len(self.stages) == 1:
+            self._open()
+        if self.bars is not None:
+            new._task = self.bars.add_task(
+                escape(new.description), total=new.total, completed=new.done, detail=new.detail
+            )
+
+    def pop(self, ended: Stage) -> None:
+        """Remove a stage, and the bars or the timer after the last one."""
+        self.stages.remove(ended)
+        if self.bars is not None and ended._task is not None:
+            self.bars.remove_task(ended._task)
+        if not self.stages:
+            self._finished.set()
+            if self.bars is not None:
+                self.bars.stop()
+                self.bars = None
+
+    def _open(self) -> None:
+        if self.console.is_terminal:
+            self.bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[detail]}"),
+                TimeRemainingColumn(elapsed_when_finished=True),
+                console=self.console,
+                transient=True,
+            )
+            self.bars.start()
+        else:
+            self._finished = threading.Event()
+            threading.Thread(target=self._print_lines, args=(self._finished,), daemon=True).start()
+
+    def _print_lines(self, finished: threading.Event) -> None:
+        while not finished.wait(INTERVAL_SECONDS):
+            now = time.monotonic()
+            text = "; ".join(stage.line(now) for stage in list(self.stages))
+            if text:
+                self.console.print(text, soft_wrap=True, markup=False)
+
+
+_display = _Display()
+
+
+def show_on(console: Console) -> None:
+    """Show the progress of all further stages on this console."""
+    _display.console = console
+
+
+@contextmanager
+def stage(description: str, total: int | None = None, *, done: int = 0) -> Iterator[Stage]:
+    """Show progress while the block runs.
+
+    Args:
+        description: what is being done, such as "scoring validation".
+        total: number of steps; None: unknown.
+        done: steps that were done before, such as those of a resumed run.
+    """
+    new = Stage(description, total, done, already_done=done)
+    _display.push(new)
+    try:
+        yield new
+    finally:
+        _display.pop(new)
+
+
+def _duration(seconds: float) -> str:
+    """Return "41 s", "3 min 20 s" or "2 h 5 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
 
 class TrainingProgress:
-    """A progress bar over optimiser steps; evaluations are printed above it as lines that stay."""
+    """Progress over optimizer steps, and the lines that training prints: notes and evaluations."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[said]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=console.quiet,
-            transient=True,
-        )
-        self._task: TaskID | None = None
+        self._stack = ExitStack()
+        self._stage: Stage | None = None
 
     def __enter__(self) -> TrainingProgress:
-        self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        self._stack.close()
 
     def start(self, total: int, done: int) -> None:
         """Show `done` of `total` steps."""
-        self._task = self._bar.add_task("", total=total, completed=done, said="")
+        self._stage = self._stack.enter_context(stage("training", total, done=done))
 
     def advance(self) -> None:
         """Count one step."""
-        if self._task is not None:
-            self._bar.advance(self._task)
+        if self._stage is not None:
+            self._stage.advance()
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
@@ -52,9 +189,8 @@ class TrainingProgress:
 
     def logged(self, entry: dict[str, Any]) -> None:
         """Show the loss and speed of a logging step beside the bar."""
-        if self._task is not None:
-            said = f"loss {entry['loss']:.4f}  {entry['samples_per_second']:.0f} rows/s"
-            self._bar.update(self._task, said=said)
+        if self._stage is not None:
+            self._stage.describe(f"loss {entry['loss']:.4f}  {entry['samples_per_second']:.0f} rows/s")
 
     def evaluated(self, entry: dict[str, Any], *, best: bool) -> None:
         """Print an evaluation as a line."""
