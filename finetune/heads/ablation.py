@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from finetune.data.batching import LocalBatch
 from finetune.errors import ModelError
 from finetune.heads.fast_ablation import SAVINGS, Shortcut, logits_without, rows_at_a_time, take_shortcut
-from finetune.heads.gated_forward import Sample, heads_wide
-from finetune.heads.gates import counts_layers, head_gates
+from finetune.heads.gated_forward import Sample
+from finetune.heads.gates import head_gates, max_num_heads, shared_projection_gated
 from finetune.models.architectures import AttentionSite
 from finetune.models.losses import decisions, divergence, per_example_loss
 from finetune.models.precision import uses_flash_attention
@@ -104,7 +104,7 @@ def ablation(sample: Sample, *, fast: bool = True) -> Ablation:
             fits, and with False, there is one gated forward pass for each head.
     """
     base, sites, accelerator = sample.classifier.base, sample.sites, sample.accelerator
-    savings = sample_savings(sample) if fast and not counts_layers(base, sites) else None
+    savings = sample_savings(sample) if fast and not shared_projection_gated(base, sites) else None
     if savings is not None:
         sample = replace(sample, batch_size=rows_at_a_time(sites, float(sample.split.lengths[sample.rows].mean())))
     shortcuts: list[Shortcut] = []
@@ -117,7 +117,7 @@ def ablation(sample: Sample, *, fast: bool = True) -> Ablation:
                 whole, without = logits_without(shortcuts[0], batch.inputs)
             else:
                 whole, without = naive_logits_without(base, sites, batch.inputs)
-        wide = heads_wide(sites)
+        wide = max_num_heads(sites)
         table = [F.pad(part.float(), (0, 0, 0, wide - part.shape[1]), value=torch.nan) for part in without]
         return torch.cat([whole.float()[:, None], *table], 1)  # (B, 1 + L * H, C)
 
@@ -140,7 +140,7 @@ def naive_logits_without(
         for layer, left_out in enumerate(heads):
             found = []
             for head in left_out:
-                gates = torch.ones(len(sites), heads_wide(sites), device=whole.device)
+                gates = torch.ones(len(sites), max_num_heads(sites), device=whole.device)
                 gates[layer, head] = 0
                 with head_gates(base, sites, gates):
                     found.append(base(**inputs).logits)

@@ -15,7 +15,8 @@ from torch import Tensor
 from finetune.data.batching import LocalBatch
 from finetune.errors import ModelError
 from finetune.heads.estimate import Estimate, mean_over_rows
-from finetune.heads.gated_forward import Sample, heads_wide
+from finetune.heads.gated_forward import Sample
+from finetune.heads.gates import max_num_heads
 from finetune.models.classifier import Classifier
 
 
@@ -62,7 +63,7 @@ def _of_maps(sample: Sample, summary: Callable[[Tensor], Tensor]) -> np.ndarray:
         if maps is None or len(maps) != len(sites):
             raise _no_maps(model_type, sites[0].num_heads)
         real = batch.inputs["attention_mask"].float()  # (B, S)
-        found = real.new_full((len(places), len(sites), heads_wide(sites)), torch.nan)
+        found = real.new_full((len(places), len(sites), max_num_heads(sites)), torch.nan)
         for site, weights in zip(sites, maps, strict=True):
             _refuse_other_maps(weights, real, site.num_heads, model_type)
             tokens = summary(weights.float())  # (B, H, S)

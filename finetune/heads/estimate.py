@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune.heads.gated_forward import heads_wide
+from finetune.heads.gates import max_num_heads
 from finetune.models.architectures import AttentionSite
 
 Head = tuple[int, int]
@@ -83,7 +83,7 @@ def last_heads_last(order: Sequence[Head], sites: Sequence[AttentionSite]) -> li
 
 def as_table(values: np.ndarray | None, sites: Sequence[AttentionSite]) -> list[list[float | None]]:
     """Return (L, H) values as JSON holds them: None where there is no head or no value."""
-    wide = heads_wide(sites)
+    wide = max_num_heads(sites)
     return [
         [
             float(values[site.layer, head])

@@ -5,7 +5,7 @@ N rows, B batch, L layers, H heads, C classes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from finetune.data.batching import LocalBatch, load_batches, plan_scoring
 from finetune.data.tokenization import EncodedSplit
 from finetune.distributed import gather_results
-from finetune.heads.gates import check_gates, head_gates
+from finetune.heads.gates import check_gates, head_gates, head_mask, max_num_heads
 from finetune.models.architectures import AttentionSite, attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.losses import per_example_loss
@@ -63,7 +63,7 @@ class Sample:
 
     def gates(self) -> Tensor:
         """Return gates (L, H) of 1; a layer with fewer heads than another has gates that nothing reads."""
-        return torch.ones(len(self.sites), heads_wide(self.sites), device=self.accelerator.device)
+        return torch.ones(len(self.sites), max_num_heads(self.sites), device=self.accelerator.device)
 
     def only(self, rows: np.ndarray) -> Sample:
         """Return the same with other rows."""
@@ -139,7 +139,7 @@ def gate_gradients(sample: Sample, gates: Tensor | None = None) -> np.ndarray:
         return gradient
 
     found = sample.each(measure)
-    found[:, ~real_heads(sample.sites)] = np.nan
+    found[:, ~head_mask(sample.sites)] = np.nan
     return found
 
 
@@ -180,19 +180,6 @@ def sample_rows(rows: int, most: int | None, seed: int) -> list[int]:
     if most is None or rows <= most:
         return list(range(rows))
     return sorted(np.random.default_rng(seed).choice(rows, most, replace=False).tolist())
-
-
-def heads_wide(sites: Sequence[AttentionSite]) -> int:
-    """Return the width of a table of heads: the largest number of heads in a layer."""
-    return max(site.num_heads for site in sites)
-
-
-def real_heads(sites: Sequence[AttentionSite]) -> np.ndarray:
-    """Return which cells of the table of heads are heads, (L, H)."""
-    there = np.zeros((len(sites), heads_wide(sites)), dtype=bool)
-    for site in sites:
-        there[site.layer, : site.num_heads] = True
-    return there
 
 
 @contextmanager

@@ -1,10 +1,10 @@
-"""A gate on every attention head: a factor on what the head hands to the output projection.
+"""Gates on attention heads: one factor per head on what it passes to the output projection.
 
 transformers 5 accepts `head_mask` and ignores it. A gate multiplies the head's slice of the input of the
-output projection instead; gate 0 is the same as zeroing the head's columns of that projection, gate 1
+output projection instead. A gate of 0 equals zeroing the head's columns of that projection; a gate of 1
 changes nothing.
 
-    B batch, S tokens, L layers, H heads, D head width
+    B batch, S tokens, L layers, H heads (of the layer with the most heads), D head width
 """
 
 from __future__ import annotations
@@ -14,75 +14,119 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from finetune.errors import ModelError
-from finetune.models.architectures import AttentionSite
+from finetune.models.architectures import AttentionSite, attention_sites
+from finetune.models.classifier import Classifier
 from finetune.models.precision import rounding_tolerance
+
+_NEVER_CALLED = (
+    "no gated projection was called: the model did not run, or it was compiled before the gates were set, and "
+    "torch.compile does not see hooks that are added later; compile it again under the gates (torch._dynamo.reset())"
+)
+
+
+def max_num_heads(sites: Sequence[AttentionSite]) -> int:
+    """Return the number of heads of the layer with the most heads: the width H of every (L, H) table."""
+    return max(site.num_heads for site in sites)
+
+
+def head_mask(sites: Sequence[AttentionSite]) -> np.ndarray:
+    """Return which cells of an (L, H) table are heads: layers may differ in their number of heads."""
+    counts = np.array([site.num_heads for site in sites])
+    mask: np.ndarray = np.arange(max_num_heads(sites)) < counts[:, None]
+    return mask
 
 
 @contextmanager
-def head_gates(base: nn.Module, sites: Sequence[AttentionSite], gates: Tensor) -> Iterator[None]:
-    """Multiply each head's output by its gate while the context lasts.
+def heads_off(classifier: Classifier, heads: Sequence[tuple[int, int]]) -> Iterator[None]:
+    """Turn attention heads off for every forward pass inside the block.
 
-    A projection that several layers share (ALBERT) is called once for each of them, in their order, and gets the
-    gates of the layer it is called for.
+    Each of these heads gets a gate of 0, which equals zeroing its columns of the output projection, adapters
+    included. Any batch size and both modes (train, eval) work; gradient checkpointing does not. The weights are not
+    changed, and the hooks are removed at the end of the block.
+
+    Args:
+        heads: (layer, head) pairs, both counted from 0, each at most once.
+
+    Raises:
+        ModelError: a layer or head does not exist, or a pair is given twice. After the block: the model did not run
+            inside it, or had been compiled before.
+    """
+    base, sites = classifier.base, attention_sites(classifier.base)
+    gates = torch.ones(len(sites), max_num_heads(sites))
+    for layer, head in heads:
+        if not 0 <= layer < len(sites):
+            raise ModelError(f"heads_off: there is no layer {layer}; layers are 0 to {len(sites) - 1}")
+        if not 0 <= head < sites[layer].num_heads:
+            last = sites[layer].num_heads - 1
+            raise ModelError(f"heads_off: layer {layer} has no head {head}; its heads are 0 to {last}")
+        if gates[layer, head] == 0:
+            raise ModelError(f"heads_off: head ({layer}, {head}) is given twice; give each head once")
+        gates[layer, head] = 0
+    with _gate_hooks(base, sites, gates) as hooks:
+        yield
+    if not any(hook.calls for hook in hooks):
+        raise ModelError(_NEVER_CALLED)
+
+
+@contextmanager
+def head_gates(
+    base: nn.Module, sites: Sequence[AttentionSite], gates: Tensor, *, check_calls: bool = True
+) -> Iterator[None]:
+    """Multiply each head's output by its gate inside the block. Nested gates multiply.
+
+    A projection that several layers share (ALBERT) is called once per layer, in the order of the layers, and each
+    call gets the gates of its layer.
 
     Args:
         base: the transformers model, with its adapters in place (`Classifier.base`).
         sites: its attention sites.
-        gates: (B, L, H), a gate for each example, or (L, H) for all; may require gradients.
+        gates: (B, L, H), one gate per example and head, or (L, H) for all examples; may require gradients.
+        check_calls: raise at the end of the block unless all layers were called equally often. False where the code
+            in the block may skip layers; where layers share a projection it must not (`shared_projection_gated`).
 
     Raises:
-        ModelError: the gates' shape does not fit, or the model did not run, or a layer was not called as often as the
-            others, so that its gates did nothing.
+        ModelError: the shape of the gates does not fit; or, with `check_calls`, the model did not run or a layer was
+            not called as often as the others, so that its gates had no effect.
     """
-    with _hooked(base, sites, gates) as hooks:
+    with _gate_hooks(base, sites, gates) as hooks:
         yield
+    if not check_calls:
+        return
     passes = [hook.calls / len(hook.sites) for hook in hooks]
     if not any(passes):
-        raise ModelError(
-            "no gated projection was called: the model did not run, or it was compiled before the gates were set, "
-            "which torch.compile does not see; compile it anew under the gates (torch._dynamo.reset())"
-        )
+        raise ModelError(_NEVER_CALLED)
     if len(set(passes)) != 1 or passes[0] != int(passes[0]):
         raise ModelError(
             f"the gated projections were called {[hook.calls for hook in hooks]} times for "
-            f"{[len(hook.sites) for hook in hooks]} layers; gates cannot work on this model"
+            f"{[len(hook.sites) for hook in hooks]} layers; gates do not work on this model"
         )
 
 
-@contextmanager
-def removed_heads(base: nn.Module, sites: Sequence[AttentionSite], gates: Tensor) -> Iterator[None]:
-    """The same for gates (L, H) under which other measurements are made, gated themselves or skipping layers.
-
-    Gates within gates multiply. Whether each layer is called is not looked at; where layers share a projection,
-    no pass may leave a layer out (`counts_layers`).
-    """
-    with _hooked(base, sites, gates):
-        yield
-
-
-def counts_layers(base: nn.Module, sites: Sequence[AttentionSite]) -> bool:
-    """Return whether gates are in place on a projection that layers share: all of these must then be called."""
+def shared_projection_gated(base: nn.Module, sites: Sequence[AttentionSite]) -> bool:
+    """Return whether an output projection shared by several layers has gates; no forward pass may then skip a layer."""
     shared = {path for path, times in Counter(site.output for site in sites).items() if times > 1}
     modules = [base.get_submodule(path) for path in shared]
     return any(isinstance(hook, _GateHook) for module in modules for hook in module._forward_pre_hooks.values())
 
 
 @contextmanager
-def _hooked(base: nn.Module, sites: Sequence[AttentionSite], gates: Tensor) -> Iterator[list[_GateHook]]:
-    layers, heads = len(sites), max(site.num_heads for site in sites)
+def _gate_hooks(base: nn.Module, sites: Sequence[AttentionSite], gates: Tensor) -> Iterator[list[_GateHook]]:
+    """Put a hook on each output projection inside the block; yield the hooks."""
+    layers, heads = len(sites), max_num_heads(sites)
     if gates.shape[-2:] != (layers, heads) or gates.dim() not in (2, 3):
         raise ModelError(
             f"gates have shape {tuple(gates.shape)}; they must be (B, {layers}, {heads}) or ({layers}, {heads})"
         )
-    shared: dict[str, list[AttentionSite]] = {}
+    sites_of: dict[str, list[AttentionSite]] = {}
     for site in sites:
-        shared.setdefault(site.output, []).append(site)
+        sites_of.setdefault(site.output, []).append(site)
     # By path: where LoRA adapts the projection, this is LoRA's wrapper, so the adapter is gated too.
-    hooks = {path: _GateHook(called, gates) for path, called in shared.items()}
+    hooks = {path: _GateHook(called, gates) for path, called in sites_of.items()}
     handles = [base.get_submodule(path).register_forward_pre_hook(hook) for path, hook in hooks.items()]
     try:
         yield list(hooks.values())
@@ -92,7 +136,7 @@ def _hooked(base: nn.Module, sites: Sequence[AttentionSite], gates: Tensor) -> I
 
 
 class _GateHook:
-    """Gates one projection's input; the k-th call of a forward pass is that of its k-th site."""
+    """Forward pre-hook that gates one projection's input; call k of a forward pass belongs to the k-th site."""
 
     def __init__(self, sites: Sequence[AttentionSite], gates: Tensor) -> None:
         self.sites, self.gates, self.calls = sites, gates, 0
@@ -101,24 +145,24 @@ class _GateHook:
         states, *rest = args  # (B, S, H * D), or (B, H * D, S)
         site = self.sites[self.calls % len(self.sites)]
         self.calls += 1
-        gate = self.gates[..., site.layer, : site.num_heads].to(states.dtype)  # (H,) or (B, H)
+        gate = self.gates[..., site.layer, : site.num_heads].to(states)  # (H,) or (B, H)
         if site.channels_first:
             gate = gate.reshape(-1, site.num_heads, 1, 1)  # (1 or B, H, 1, 1)
             return ((states.unflatten(1, (site.num_heads, -1)) * gate).flatten(1, 2), *rest)
-        between = [1] * (states.dim() - 2)  # none where a projection is handed the unit vectors to read it off
-        gate = gate.reshape(-1, *between, site.num_heads, 1)  # (1 or B, 1, H, 1)
+        token_dims = [1] * (states.dim() - 2)  # none where the input is a plain batch of vectors (B, H * D)
+        gate = gate.reshape(-1, *token_dims, site.num_heads, 1)  # (1 or B, 1, H, 1)
         return ((states.unflatten(-1, (site.num_heads, -1)) * gate).flatten(-2), *rest)
 
 
 @torch.no_grad()
 def check_gates(base: nn.Module, sites: Sequence[AttentionSite], inputs: dict[str, Tensor]) -> None:
-    """Raise ModelError unless gates of 1 leave the logits of `inputs` as they are.
+    """Raise ModelError unless gates of 1 leave the logits of `inputs` unchanged up to rounding.
 
-    A gate of 1 changes no bit of what the projection gets, but lays it out anew in memory, for which a GPU may choose
-    another kernel: rounding is allowed for.
+    A gate of 1 changes no bit of the projection's input, but it changes the memory layout, for which a GPU may choose
+    another kernel.
     """
     plain = base(**inputs).logits
-    ones = plain.new_ones(len(sites), max(site.num_heads for site in sites))
+    ones = plain.new_ones(len(sites), max_num_heads(sites))
     with head_gates(base, sites, ones):
         gated = base(**inputs).logits
     difference = float((plain - gated).abs().max())

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from finetune.data.batching import plan_scoring
 from finetune.heads.estimate import Estimate
-from finetune.heads.gated_forward import Sample, gate_gradients, real_heads, together
+from finetune.heads.gated_forward import Sample, gate_gradients, together
+from finetune.heads.gates import head_mask
 from finetune.heads.gradients import gradient_layer_norm
 
 # Louizos, Welling and Kingma 2018, section 4: temperature, and the ends that sigmoids are stretched to.
@@ -51,7 +52,7 @@ def _train(sample: Sample, steps: int, price: float, seed: int, late: Late) -> n
     """Return log_alpha (L, H) after training on the sample's rows."""
     log_alpha = torch.full_like(sample.gates().cpu(), 2.0).requires_grad_()
     optimizer = torch.optim.Adam([log_alpha], lr=0.2)
-    noise, there = torch.Generator().manual_seed(seed), torch.from_numpy(real_heads(sample.sites))
+    noise, there = torch.Generator().manual_seed(seed), torch.from_numpy(head_mask(sample.sites))
     for step in range(steps):
         if step and late():
             break
@@ -101,7 +102,7 @@ def learn_in_folds(
 
         found.append(learn(sample.only(np.sort(part)), seed + number - 1, late))
     table = np.stack(found)  # (F, L, H)
-    table[:, ~real_heads(sample.sites)] = np.nan
+    table[:, ~head_mask(sample.sites)] = np.nan
     errors = table.std(0, ddof=1) / math.sqrt(folds) if folds > 1 else None
     return Estimate(table.mean(0), errors, note=f"{folds} folds of {len(sample) // folds} rows, {note}", folds=table)
 
@@ -140,7 +141,7 @@ def learned_order(sample: Sample, steps: int, seed: int = 0, max_seconds: float 
 def _learn(sample: Sample, steps: int, seed: int, late: Late) -> np.ndarray:
     """Return scores (L, H), the mean of those after each step of the second half."""
     rng, noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    there = torch.from_numpy(real_heads(sample.sites))  # (L, H)
+    there = torch.from_numpy(head_mask(sample.sites))  # (L, H)
     start = gradient_layer_norm(sample).values
     ranks = stats.rankdata(start[there.numpy()])
     scores = torch.full(there.shape, -math.inf)

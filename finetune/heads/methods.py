@@ -27,7 +27,7 @@ from finetune.heads.estimate import (
     removal_order,
 )
 from finetune.heads.gated_forward import Sample, check_sample, together
-from finetune.heads.gates import removed_heads
+from finetune.heads.gates import head_gates
 from finetune.heads.gradients import fisher, gradient, integrated_gradients, path_gradients
 from finetune.heads.learned import learned_gates, learned_order
 from finetune.heads.ranking_statistics import fold_stability, split_half_stability
@@ -182,7 +182,7 @@ def _measured_again(
         rows = sample.only(_shuffled(sample, seed)[:measured])
 
     def scorer(gates: torch.Tensor) -> Estimate:
-        with removed_heads(base, sites, gates):
+        with head_gates(base, sites, gates, check_calls=False):
             return estimate(rows)
 
     return iterative(rows, scorer, rounds), len(rows)

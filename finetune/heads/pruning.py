@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from finetune.errors import ModelError
-from finetune.heads.gated_forward import frozen, heads_wide
-from finetune.heads.gates import head_gates
+from finetune.heads.gated_forward import frozen
+from finetune.heads.gates import head_gates, max_num_heads
 from finetune.models.architectures import AttentionSite, attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import hold_in_one_dtype
@@ -101,7 +101,7 @@ def check_pruned(
         ModelError: it is above the rounding of sums in another order; see `_same`.
     """
     sites = attention_sites(classifier.base)
-    gates = torch.ones(len(sites), heads_wide(sites))
+    gates = torch.ones(len(sites), max_num_heads(sites))
     for layer, numbers in heads.items():
         gates[layer, list(numbers)] = 0
     with head_gates(classifier.base, sites, gates):

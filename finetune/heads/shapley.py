@@ -17,8 +17,8 @@ from torch import Tensor
 
 from finetune.data.batching import LocalBatch
 from finetune.errors import ModelError
-from finetune.heads.gated_forward import Sample, heads_wide, row_losses
-from finetune.heads.gates import head_gates
+from finetune.heads.gated_forward import Sample, row_losses
+from finetune.heads.gates import head_gates, max_num_heads
 from finetune.models.losses import per_example_loss
 
 
@@ -86,7 +86,7 @@ def shapley_values(sample: Sample, *, most: int = 64, precision: float = 0.05, s
             converged = bool(error.max() <= precision * np.ptp((total / rounds).mean(0)))
     contributions = total / rounds
     spread = contributions.std(0, ddof=1) / np.sqrt(len(sample)) if len(sample) > 1 else None
-    table = (len(sample.sites), heads_wide(sample.sites))
+    table = (len(sample.sites), max_num_heads(sample.sites))
     return ShapleyValues(
         _tabled(contributions, players, table),
         None if error is None else _tabled(error, players, table),

@@ -32,7 +32,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from finetune.errors import ModelError
-from finetune.heads.gated_forward import Sample, gated_logits, heads_wide
+from finetune.heads.gated_forward import Sample, gated_logits
+from finetune.heads.gates import max_num_heads
 from finetune.heads.product_change import Array, product_change
 from finetune.models.architectures import FAMILIES, ROLES, AttentionSite, attention_sites, pruned_heads
 from finetune.models.classifier import Classifier
@@ -87,7 +88,7 @@ def head_changes(sample: Sample, *, effects: bool = True) -> HeadChanges:
     plain = merged_copy(classifier)
     heads = matched_heads(plain, base)
     tables = {
-        name: np.full((len(sample.sites), heads_wide(sample.sites)), np.nan)
+        name: np.full((len(sample.sites), max_num_heads(sample.sites)), np.nan)
         for name in (
             "output_value", "query_key", "output_value_rank", "query_key_rank",
             "effect", "effect_errors", "loss_change", "loss_change_errors",
