@@ -14,8 +14,8 @@ from pathlib import Path
 
 from finetune import __version__
 from finetune.errors import EXIT_CODE, DataError, FinetuneError, printable, shorten
-from finetune.paths import path_fault
-from finetune.signals import Interrupted, stopping_at_once
+from finetune.paths import path_problem
+from finetune.signals import Interrupted, stop_immediately
 
 _GO_ON = "; to go on, start the same recipe with checkpoint.resume_from_checkpoint=auto"
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _check_processes(asked)
         _check_paths(asked)
-        with stopping_at_once():
+        with stop_immediately():
             command(asked)
     except FinetuneError as error:
         if speaks:
@@ -75,7 +75,7 @@ def _check_paths(asked: argparse.Namespace) -> None:
     """Raise DataError for an argument that can be no path, before anything looks there."""
     for name, value in vars(asked).items():
         for path in value if isinstance(value, list) else [value]:
-            fault = path_fault(path) if isinstance(path, Path) else None
+            fault = path_problem(path) if isinstance(path, Path) else None
             if fault is not None:
                 raise DataError(f"{name} '{shorten(str(path), 120)}' {fault}")
 
@@ -144,11 +144,11 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 
 def _check(asked: argparse.Namespace) -> None:
     from finetune.recipe import load_recipe
-    from finetune.runs.ownership import check_folder
+    from finetune.runs.ownership import check_output_dir
     from finetune.runs.run_folder import RunFolder
 
     recipe = load_recipe(asked.recipe, asked.overrides)
-    check_folder(RunFolder(Path(recipe.output_dir)), recipe)
+    check_output_dir(RunFolder(Path(recipe.output_dir)), recipe)
     print(f"{asked.recipe} is valid. Output directory: {recipe.output_dir}")
 
 
@@ -170,7 +170,7 @@ def _evaluate(asked: argparse.Namespace) -> None:
 def _report(asked: argparse.Namespace) -> None:
     from finetune.report import write_report
     from finetune.runs.locks import locked_folder
-    from finetune.runs.readers import existing_run
+    from finetune.runs.run_files import existing_run
 
     folder = existing_run(asked.run)
     with locked_folder(folder.path):

@@ -22,7 +22,7 @@ T = TypeVar("T")
 _BUCKET = 2**23  # numbers sent together: few messages, and little memory besides
 
 
-class Agreement:
+class CpuGroup:
     """Facts that one process may know before the others, such as a signal: told to all, without the accelerator."""
 
     def __init__(self, accelerator: Accelerator) -> None:
@@ -31,7 +31,7 @@ class Agreement:
         own_group = not self._alone and get_backend() != "gloo"
         self._group: ProcessGroup | None = new_group(backend="gloo") if own_group else None
 
-    def highest(self, *values: int) -> list[int]:
+    def all_reduce_max(self, *values: int) -> list[int]:
         """Return the highest of all processes, value by value."""
         if self._alone:
             return list(values)
@@ -93,7 +93,7 @@ def _repeated(name: str, text: str) -> FinetuneError:
 
 
 @torch.no_grad()
-def start_equal(model: nn.Module, accelerator: Accelerator) -> None:
+def broadcast_weights(model: nn.Module, accelerator: Accelerator) -> None:
     """Move the model to the accelerator's device, and give every process the main process's parameters and buffers."""
     model.to(accelerator.device)
     if accelerator.num_processes > 1:

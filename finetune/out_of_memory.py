@@ -40,7 +40,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
-def fewer_rows(rows: int, where: str) -> int:
+def halve_rows(rows: int, where: str) -> int:
     """Return half of `rows`, for another try once nothing holds on to the tensors of the first.
 
     Raises:
@@ -57,7 +57,7 @@ def fewer_rows(rows: int, where: str) -> int:
 
 
 @contextmanager
-def memory_told() -> Iterator[None]:
+def report_out_of_memory() -> Iterator[None]:
     """Turn memory that runs out where nothing can be halved into a message.
 
     Raises:
@@ -76,7 +76,7 @@ def memory_told() -> Iterator[None]:
         ) from error
 
 
-def rows_told(rows: int, whole: int, step: int) -> str:
+def oom_message(rows: int, whole: int, step: int) -> str:
     """Return what is said of a step that is done `rows` rows at a time instead of `whole`."""
     return (
         f"Out of memory at step {step}: from here on {rows} rows at a time instead of {whole}, with "

@@ -14,7 +14,7 @@ _REASONS = {
 }
 
 
-def path_fault(path: str | Path) -> str | None:
+def path_problem(path: str | Path) -> str | None:
     """Return what keeps anybody from using a path, with its repair, or None; nothing needs to exist there."""
     text = os.fspath(path)
     if not text:
@@ -51,9 +51,9 @@ def _nearest(path: Path) -> Path:
     return next(around for around in (path, *path.parents) if os.path.lexists(around))
 
 
-def new_folder_fault(path: str | Path) -> str | None:
+def new_dir_problem(path: str | Path) -> str | None:
     """Return what keeps a folder from being made at a path, or None; one that exists already is no fault."""
-    fault = path_fault(path)
+    fault = path_problem(path)
     if fault is not None:
         return fault
     whole = absolute_path(path)

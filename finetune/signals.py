@@ -38,7 +38,7 @@ class StopRequest:
         self.number = 0
         self._on_first, self._heard = on_first, 0.0
 
-    def hear(self, number: int, frame: FrameType | None) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
         """Take a signal."""
         if not self.number:
             self.number, self._heard = number, time.monotonic()
@@ -49,7 +49,7 @@ class StopRequest:
 
 
 @contextmanager
-def stopping_at_once() -> Iterator[None]:
+def stop_immediately() -> Iterator[None]:
     """Let a signal raise Interrupted wherever the work stands."""
 
     def stop(number: int) -> None:
@@ -60,11 +60,11 @@ def stopping_at_once() -> Iterator[None]:
 
 
 @contextmanager
-def finishing_the_step(*, speaks: bool) -> Iterator[StopRequest]:
-    """Give a request that training looks at after each step; with `speaks`, say at once that it was heard."""
+def stop_after_step(*, is_main_process: bool) -> Iterator[StopRequest]:
+    """Give a request that training looks at after each step; with `is_main_process`, say at once that it was heard."""
 
     def note(number: int) -> None:
-        if speaks:  # not print: the signal may have come in the middle of another
+        if is_main_process:  # not print: the signal may have come in the middle of another
             text = f"\n{signal.Signals(number).name}: finishing the step and saving; a second signal stops at once\n"
             os.write(2, text.encode())
 
@@ -78,7 +78,7 @@ def _heard_by(request: StopRequest) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
         yield
         return
-    before = {number: signal.signal(number, request.hear) for number in SIGNALS}
+    before = {number: signal.signal(number, request.handle) for number in SIGNALS}
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ import torch
 from finetune import out_of_memory
 from finetune.data.batching import LocalBatch, in_parts
 from finetune.errors import TrainingError
-from finetune.out_of_memory import fewer_rows, is_out_of_memory, memory_told, peak_memory_mb
+from finetune.out_of_memory import halve_rows, is_out_of_memory, peak_memory_mb, report_out_of_memory
 
 CUDA_ADVICE = "\nCUDA kernel errors might be asynchronously reported at some other API call"
 
@@ -79,7 +79,7 @@ def test_a_smaller_try_first_frees_what_the_accelerator_caches(monkeypatch: pyte
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     module = SimpleNamespace(empty_cache=lambda: freed.append(True))
     monkeypatch.setattr(torch, "get_device_module", lambda: module)
-    assert fewer_rows(8, "x") == 4
+    assert halve_rows(8, "x") == 4
     assert freed == [True]
 
 
@@ -94,9 +94,9 @@ def test_parts_make_up_the_batch() -> None:
 
 
 def test_one_row_is_the_end() -> None:
-    assert [fewer_rows(rows, "x") for rows in (8, 3, 2)] == [4, 1, 1]
+    assert [halve_rows(rows, "x") for rows in (8, 3, 2)] == [4, 1, 1]
     with pytest.raises(TrainingError, match=r"out of memory in scoring with one row at a time; lower data.max_length"):
-        fewer_rows(1, "scoring")
+        halve_rows(1, "scoring")
 
 
 def test_memory_without_a_repair_is_a_message() -> None:
@@ -105,8 +105,8 @@ def test_memory_without_a_repair_is_a_message() -> None:
             TrainingError,
             match=r"\(CUDA out of memory.\); in scoring .*eval_batch_size, in training .*train_batch_size",
         ),
-        memory_told(),
+        report_out_of_memory(),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
-    with pytest.raises(RuntimeError, match="shapes"), memory_told():
+    with pytest.raises(RuntimeError, match="shapes"), report_out_of_memory():
         raise RuntimeError("shapes")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune.paths import absolute_path, new_folder_fault, path_fault
+from finetune.paths import absolute_path, new_dir_problem, path_problem
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_a_path_that_none_can_be_is_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("loop").symlink_to("loop")
-    for fault in (path_fault(path), new_folder_fault(path)):
+    for fault in (path_problem(path), new_dir_problem(path)):
         assert reason in (fault or "")
 
 
@@ -37,7 +37,7 @@ def test_a_path_leaves_room_for_what_is_written_below_it(tmp_path: Path) -> None
     while len(long) < most - 100:
         long += "/" + "x" * min(100, most - 51 - len(long))
     assert most - 100 <= len(long) < most - 1  # the path alone would do
-    assert "is too long" in (path_fault(long) or "")
+    assert "is too long" in (path_problem(long) or "")
 
 
 @pytest.mark.parametrize("path", ["a", "a/b", "~/a", "file", "file/below", "folder", "", "\udce9"])
@@ -45,7 +45,7 @@ def test_other_paths_are_none_of_its_business(path: str, tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     Path("folder").mkdir()
-    assert path_fault(Path(path)) is None  # Path("") is "."; "\udce9" is what Python makes of a name in latin-1
+    assert path_problem(Path(path)) is None  # Path("") is "."; "\udce9" is what Python makes of a name in latin-1
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,13 +53,13 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pyte
     Path("file").touch()
     Path("folder").mkdir()
     Path("dangling").symlink_to("nowhere")
-    assert new_folder_fault("file") == "is a file; name a folder"
+    assert new_dir_problem("file") == "is a file; name a folder"
     for path in ("file/below/it", "dangling/below"):
-        assert "cannot be made, since" in (new_folder_fault(path) or "")
+        assert "cannot be made, since" in (new_dir_problem(path) or "")
     for path in ("folder", "folder/new/newer", "new"):
-        assert new_folder_fault(path) is None
+        assert new_dir_problem(path) is None
     monkeypatch.setattr(os, "access", lambda *_: False)
-    assert new_folder_fault("new") == f"cannot be written, since {tmp_path} is read-only for you; name another"
+    assert new_dir_problem("new") == f"cannot be written, since {tmp_path} is read-only for you; name another"
 
 
 def test_a_path_is_absolute_and_knows_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

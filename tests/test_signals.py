@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from finetune.cli import main
-from finetune.signals import SIGNALS, Interrupted, finishing_the_step, stopping_at_once
+from finetune.signals import SIGNALS, Interrupted, stop_after_step, stop_immediately
 from finetune.training.trainer import Loop
 from tests.support.helpers import HANG_SECONDS
 
@@ -33,9 +33,9 @@ def test_outside_training_a_signal_stops_with_one_line(
 
 
 def test_in_training_a_signal_is_noted_and_handlers_come_back(capfd: pytest.CaptureFixture[str]) -> None:
-    with stopping_at_once():
+    with stop_immediately():
         outer = signal.getsignal(signal.SIGTERM)
-        with finishing_the_step(speaks=True) as request:
+        with stop_after_step(is_main_process=True) as request:
             assert request.number == 0
             os.kill(os.getpid(), signal.SIGTERM)
             assert request.number == signal.SIGTERM
@@ -65,7 +65,7 @@ def test_a_dry_run_that_is_stopped_names_no_checkpoint(
 def test_a_second_signal_stops_at_once_unless_it_is_the_first_handed_on(seconds_between: float, code: int) -> None:
     script = (
         "import os, signal\nfrom finetune import signals\n"
-        "with signals.finishing_the_step(speaks=False):\n"
+        "with signals.stop_after_step(is_main_process=False):\n"
         f"    for now in (50.0, 50.0 + {seconds_between}):\n"
         "        signals.time.monotonic = lambda: now\n"  # no real time passes, so a busy machine is no other
         "        os.kill(os.getpid(), signal.SIGINT)\n"
@@ -78,7 +78,7 @@ def test_threads_have_no_handlers() -> None:
     seen = []
 
     def work() -> None:
-        with finishing_the_step(speaks=False) as request:
+        with stop_after_step(is_main_process=False) as request:
             seen.append((request.number, signal.getsignal(signal.SIGTERM)))
 
     before = signal.getsignal(signal.SIGTERM)

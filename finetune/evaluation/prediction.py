@@ -25,8 +25,8 @@ from finetune.evaluation.metrics import compute_metrics, confusion_matrix, defin
 from finetune.models.classifier import Classifier
 from finetune.models.losses import decisions, per_example_loss, probabilities
 from finetune.models.speedups import sped_up
-from finetune.out_of_memory import fewer_rows, is_out_of_memory
-from finetune.runs.atomic_files import free_aside, writing
+from finetune.out_of_memory import halve_rows, is_out_of_memory
+from finetune.runs.atomic_files import report_write_errors, temporary_path
 from finetune.runs.results import ClassScores, SplitScores
 
 
@@ -114,7 +114,7 @@ def _scored(
                 raise
         else:
             return torch.cat([part for part, _ in parts]), torch.cat([part for _, part in parts]), most
-        most = fewer_rows(min(most or len(batch.labels), len(batch.labels)), "scoring")
+        most = halve_rows(min(most or len(batch.labels), len(batch.labels)), "scoring")
         print(f"Out of memory in scoring: {most} rows at a time from here on.", file=sys.stderr)
 
 
@@ -181,7 +181,7 @@ def write_predictions(path: Path, tables: Sequence[pa.Table]) -> None:
     Raises:
         TrainingError: the disk is full or read-only.
     """
-    with writing(path):
-        aside = free_aside(path)
+    with report_write_errors(path):
+        aside = temporary_path(path)
         pq.write_table(pa.concat_tables(tables), aside)
         aside.replace(path)

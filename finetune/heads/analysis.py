@@ -29,7 +29,7 @@ from finetune.heads.weight_changes import head_changes
 from finetune.models.classifier import Classifier
 from finetune.models.losses import decisions
 from finetune.recipe import HeadImportanceSection
-from finetune.runs.head_results import Agreement, HeadAnalysis, HeadChanges, HeadScores, LeaveOneOut, PruningTruth
+from finetune.runs.head_results import HeadAnalysis, HeadChanges, HeadScores, LeaveOneOut, PruningCurves, RankAgreement
 
 
 def analyse_heads(
@@ -157,15 +157,15 @@ def _squared_errors(logits: torch.Tensor, sample: Sample) -> np.ndarray:
     return errors
 
 
-def agreement(methods: Sequence[HeadScores]) -> list[Agreement]:
+def agreement(methods: Sequence[HeadScores]) -> list[RankAgreement]:
     """Return Kendall's tau between the values of each two methods."""
     return [
-        Agreement(first.method, second.method, kendall_tau(first.values, second.values))
+        RankAgreement(first.method, second.method, kendall_tau(first.values, second.values))
         for first, second in combinations(methods, 2)
     ]
 
 
-def warnings(methods: Sequence[HeadScores], truth: PruningTruth | None, removed: LeaveOneOut | None) -> list[str]:
+def warnings(methods: Sequence[HeadScores], truth: PruningCurves | None, removed: LeaveOneOut | None) -> list[str]:
     """Return what a reader must know before believing the ranking."""
     found = []
     leading = methods[0]

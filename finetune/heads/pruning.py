@@ -28,7 +28,7 @@ from finetune.models.lora import merge_adapters
 from finetune.models.precision import attention_in_any_precision
 from finetune.models.pretrained import Source
 from finetune.models.saving import logits_of
-from finetune.runs.results import Footprint
+from finetune.runs.results import ModelCost
 
 _CPU = torch.device("cpu")
 
@@ -192,9 +192,9 @@ def measure_speed(
     return len(rows) / statistics.median(taken[0]), len(rows) / statistics.median(taken[1])
 
 
-def footprint(classifier: Classifier, folder: Path, rows_per_second: float) -> Footprint:
+def footprint(classifier: Classifier, folder: Path, rows_per_second: float) -> ModelCost:
     """Return what the classifier costs, given the folder of its whole weights (no adapter) and its measured speed."""
-    return Footprint(
+    return ModelCost(
         parameters=sum(parameter.numel() for parameter in classifier.base.parameters()),
         model_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
         rows_per_second=rows_per_second,

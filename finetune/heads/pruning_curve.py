@@ -15,7 +15,7 @@ from finetune.evaluation.metrics import LOWER_IS_BETTER, compute_metrics
 from finetune.heads.estimate import Head, last_heads_last
 from finetune.heads.gated_forward import Sample, gated_logits
 from finetune.models.losses import decisions
-from finetune.runs.head_results import Curve, PruningTruth, RandomBand
+from finetune.runs.head_results import PruningCurve, PruningCurves, RandomBand
 
 SHARES = tuple(tenth / 10 for tenth in range(1, 10))
 
@@ -29,7 +29,7 @@ def pruning_truth(
     reverse: bool = True,
     shares: Sequence[float] = SHARES,
     seed: int = 0,
-) -> PruningTruth:
+) -> PruningCurves:
     """Return the pruning curve of each order, its reverse, and the band of random orders.
 
     Heads are removed by gates of 0. In every order a layer keeps its last head until all layers are down to one.
@@ -49,9 +49,9 @@ def pruning_truth(
         scores = curve(order)
         backwards = curve(last_heads_last(order[::-1], sample.sites)) if reverse else None
         mean_backwards = None if backwards is None else float(np.mean(backwards))
-        curves.append(Curve(method, scores, float(np.mean(scores)), mean_backwards))
+        curves.append(PruningCurve(method, scores, float(np.mean(scores)), mean_backwards))
     band = [curve(random_order(sample, seed + number)) for number in range(random_orders)]
-    return PruningTruth(
+    return PruningCurves(
         metric=metric,
         split=sample.split_name,
         rows=len(sample),

@@ -15,15 +15,15 @@ from finetune.distributed import on_main_process
 from finetune.errors import DataError, FinetuneError, TrainingError
 from finetune.heads.analysis import analyse_heads
 from finetune.heads.ranking_statistics import kendall_tau
-from finetune.out_of_memory import memory_told
+from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.finished_run import finished_folder, finished_recipe, open_run
 from finetune.pipeline.prepare import Material
 from finetune.recipe import Recipe
 from finetune.report import read_record, write_report
-from finetune.report.terminal import say, show_agreement, show_heads
-from finetune.runs.head_results import Agreement, HeadAnalysis
+from finetune.report.terminal import print_agreement, print_heads, print_line
+from finetune.runs.head_results import HeadAnalysis, RankAgreement
 from finetune.runs.json_files import write_json
-from finetune.runs.readers import existing_run, read_heads
+from finetune.runs.run_files import existing_run, read_heads
 from finetune.runs.run_folder import RunFolder
 
 _FEW_ROWS = 8
@@ -58,7 +58,7 @@ def study_heads(recipe: Recipe, material: Material, accelerator: Accelerator) ->
     return replace(found, warnings=[*found.warnings, told]) if told else found
 
 
-@memory_told()
+@report_out_of_memory()
 def study_run(path: Path, overrides: Sequence[str]) -> HeadAnalysis:
     """Analyze the heads of a finished run again, and write `heads.json` and the report again.
 
@@ -80,8 +80,8 @@ def study_run(path: Path, overrides: Sequence[str]) -> HeadAnalysis:
             write_report(run.folder)
 
         on_main_process(run.accelerator, write)
-        show_heads(run.console, found)
-        say(run.console, f"Report: {escape(str(run.folder.report))}")
+        print_heads(run.console, found)
+        print_line(run.console, f"Report: {escape(str(run.folder.report))}")
     return found
 
 
@@ -132,8 +132,8 @@ def check_runs(paths: Sequence[Path], overrides: Sequence[str], *, analyze: bool
             read_heads(folder)
 
 
-@memory_told()
-def compare_runs(paths: Sequence[Path]) -> list[Agreement]:
+@report_out_of_memory()
+def compare_runs(paths: Sequence[Path]) -> list[RankAgreement]:
     """Print and return how far the leading rankings of several runs agree: over seeds, over adapters, over data.
 
     Raises:
@@ -154,8 +154,8 @@ def compare_runs(paths: Sequence[Path]) -> list[Agreement]:
     if len({tuple(map(len, scores.values)) for scores in found.values()}) > 1:
         raise DataError("the runs have different numbers of layers or heads; compare runs of one model")
     pairs = [
-        Agreement(first, second, kendall_tau(found[first].values, found[second].values))
+        RankAgreement(first, second, kendall_tau(found[first].values, found[second].values))
         for first, second in combinations(found, 2)
     ]
-    show_agreement(Console(highlight=False), methods.pop(), pairs)
+    print_agreement(Console(highlight=False), methods.pop(), pairs)
     return pairs

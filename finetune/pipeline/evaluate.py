@@ -13,20 +13,20 @@ from rich.markup import escape
 from finetune.distributed import on_main_process
 from finetune.errors import FinetuneError
 from finetune.evaluation.prediction import predict, predictions_table, score, write_predictions
-from finetune.out_of_memory import memory_told
+from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.analyze_heads import describe, study_heads, write_heads
 from finetune.pipeline.finished_run import finished_folder, open_run
 from finetune.pipeline.prepare import Material
 from finetune.recipe import Recipe
 from finetune.report import read_record, write_report
-from finetune.report.terminal import say, show_heads, show_scores
+from finetune.report.terminal import print_heads, print_line, print_scores
 from finetune.runs.json_files import write_json
-from finetune.runs.readers import HeadFailure
 from finetune.runs.results import SplitScores
+from finetune.runs.run_files import HeadFailure
 from finetune.runs.run_folder import RunFolder
 
 
-@memory_told()
+@report_out_of_memory()
 def evaluate(path: Path, overrides: Sequence[str] = ()) -> RunFolder:
     """Score a finished run again from its folder: scores, predictions, head importance and report.
 
@@ -43,7 +43,7 @@ def evaluate(path: Path, overrides: Sequence[str] = ()) -> RunFolder:
         if before:
             equal = _figures(before) == _figures(scores)
             same = "the same, to the last digit, as" if equal else "[yellow]different from[/]"
-            say(run.console, f"These scores are {same} those that the folder held before.")
+            print_line(run.console, f"These scores are {same} those that the folder held before.")
     return run.folder
 
 
@@ -76,9 +76,9 @@ def evaluate_stage(
         write_report(folder)
 
     on_main_process(accelerator, write)
-    show_scores(console, scores, material.summary)
+    print_scores(console, scores, material.summary)
     heads_stage(recipe, material, folder, accelerator, console)
-    say(console, f"Report: {escape(str(folder.report))}")
+    print_line(console, f"Report: {escape(str(folder.report))}")
     return scores
 
 
@@ -88,7 +88,7 @@ def heads_stage(
     """Add the head analysis to a report that is there without it; a failure becomes a warning in the report."""
     failure, heads = "", None
     try:
-        with memory_told():
+        with report_out_of_memory():
             heads = study_heads(recipe, material, accelerator)
     except Exception as error:  # whatever it is: training and scores are finished, and worth more
         if accelerator.num_processes > 1 and not isinstance(error, FinetuneError):
@@ -106,6 +106,6 @@ def heads_stage(
 
     on_main_process(accelerator, write)
     if heads is not None:
-        show_heads(console, heads)
+        print_heads(console, heads)
     elif failure:
-        say(console, f"[yellow]The head analysis failed: {escape(failure)}. Scores and report are written.[/]")
+        print_line(console, f"[yellow]The head analysis failed: {escape(failure)}. Scores and report are written.[/]")

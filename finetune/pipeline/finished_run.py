@@ -20,8 +20,8 @@ from finetune.models.saving import load_classifier
 from finetune.pipeline.prepare import Material, check_splits
 from finetune.pipeline.session import finish, run_locked, start, with_precision
 from finetune.recipe import ModelSection, Recipe
-from finetune.report.terminal import say
-from finetune.runs.readers import existing_run, read_recipe, read_summary
+from finetune.report.terminal import print_line
+from finetune.runs.run_files import existing_run, read_recipe, read_summary
 from finetune.runs.run_folder import RunFolder
 
 # What was settled when the run was trained; of `model`, only where the base lies and how files may be read can change.
@@ -127,7 +127,7 @@ def open_run(path: Path, overrides: Sequence[str] = (), *, read_only_ok: bool = 
         material = local_main_process_first(accelerator, partial(_material, folder, recipe, overrides))
         if material.summary != before:
             splits = [name for name, facts in material.summary.items() if facts != before.get(name)]
-            say(console, f"[yellow]Other rows than when the run was trained: {', '.join(splits)}.[/]")
+            print_line(console, f"[yellow]Other rows than when the run was trained: {', '.join(splits)}.[/]")
         yield FinishedRun(folder, recipe, material, accelerator, console)
         finish(accelerator)
 

@@ -9,7 +9,7 @@ from finetune.models.classifier import quiet_libraries
 from finetune.models.saving import merge_classifier
 from finetune.pipeline.finished_run import finished_folder, finished_recipe, load_received
 from finetune.runs.locks import locked_folder
-from finetune.runs.ownership import new_folder, written_whole
+from finetune.runs.ownership import atomic_new_dir, lock_new_dir
 
 
 def merge(path: Path, output: Path | None = None, overrides: Sequence[str] = ()) -> tuple[Path, float]:
@@ -28,7 +28,7 @@ def merge(path: Path, output: Path | None = None, overrides: Sequence[str] = ())
     texts = [("one short text",), ("another text, which is a little longer than the first",)]
     with (
         locked_folder(folder.path, read_only_ok=output is not None),
-        new_folder(target),
-        written_whole(target) as aside,
+        lock_new_dir(target),
+        atomic_new_dir(target) as aside,
     ):
         return target, merge_classifier(load_received(folder, recipe, overrides), aside, texts)

@@ -30,16 +30,16 @@ from finetune.heads.pruning_curve import gates_without, scorer
 from finetune.models.architectures import attention_sites, family_of
 from finetune.models.classifier import Classifier
 from finetune.models.saving import check_reload, load_classifier, save_classifier
-from finetune.out_of_memory import memory_told
+from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.finished_run import FinishedRun, finished_folder, open_run
 from finetune.pipeline.recovery import heal
 from finetune.recipe import HeadImportanceSection
 from finetune.recipe.names import HeadMethod
-from finetune.report.terminal import show_pruning
-from finetune.runs.head_results import HeadScores, Pruning
+from finetune.report.terminal import print_pruning
+from finetune.runs.head_results import HeadScores, PruningResult
 from finetune.runs.json_files import write_json
-from finetune.runs.ownership import check_free, new_folder, written_whole
-from finetune.runs.readers import read_heads
+from finetune.runs.ownership import atomic_new_dir, check_dir_is_free, lock_new_dir
+from finetune.runs.run_files import read_heads
 
 STEP = 0.05  # shares that are tried for `keep_within`
 PATIENCE = 3  # shares in a row that may score too low: a curve may dip and recover, but not for long
@@ -56,7 +56,7 @@ class Choice:
     heads: Sequence[Head] | None = None
 
 
-@memory_told()
+@report_out_of_memory()
 def prune(
     path: Path,
     choice: Choice,
@@ -65,7 +65,7 @@ def prune(
     heal_epochs: int,
     output: Path | None,
     overrides: Sequence[str] = (),
-) -> Pruning:
+) -> PruningResult:
     """Cut heads out of a finished run's model, and write what is left, with what it costs, beside the run.
 
     Heads are chosen by a ranking from training or validation rows and, for `keep_within`, by the score of the
@@ -82,18 +82,18 @@ def prune(
     """
     folder = finished_folder(path)
     target = (output or folder.pruned).absolute()
-    check_free(target)
+    check_dir_is_free(target)
     _check_choice(choice, method)
     if folder.heads.exists():
         read_heads(folder)
-    with open_run(path, overrides, read_only_ok=output is not None) as run, new_folder(target):
+    with open_run(path, overrides, read_only_ok=output is not None) as run, lock_new_dir(target):
         _check_run(run, choice)
         result = _prune(run, choice, method, heal_epochs, target)
-        show_pruning(run.console, result, str(target))
+        print_pruning(run.console, result, str(target))
     return result
 
 
-def _prune(run: FinishedRun, choice: Choice, method: str | None, heal_epochs: int, target: Path) -> Pruning:
+def _prune(run: FinishedRun, choice: Choice, method: str | None, heal_epochs: int, target: Path) -> PruningResult:
     """Cut heads out of the run's model and write what is left to `target`."""
     classifier = run.material.classifier
     removed, chosen_by = choose(run, choice, method)
@@ -109,10 +109,10 @@ def _prune(run: FinishedRun, choice: Choice, method: str | None, heal_epochs: in
         healed = score_splits(run, pruned)
     speeds = measure_speed(whole, pruned, _speed_texts(run), device=run.accelerator.device)
     heads = sum(site.num_heads for site in attention_sites(classifier.base))
-    with tempfile.TemporaryDirectory() as spare, written_whole(target) as aside:
+    with tempfile.TemporaryDirectory() as spare, atomic_new_dir(target) as aside:
         write_models(run, pruned, aside)
         save_classifier(whole, Path(spare))
-        result = Pruning(
+        result = PruningResult(
             chosen_by=chosen_by,
             heads={str(layer): list(gone) for layer, gone in sorted(removed.items()) if gone},
             share=sum(map(len, removed.values())) / heads,

@@ -15,7 +15,7 @@ from finetune.models.lora import add_lora, merge_adapters
 from finetune.pipeline.finished_run import FinishedRun
 from finetune.pipeline.prepare import frozen_layers_cached, layers_compiled, lora_of
 from finetune.report.progress import TrainingProgress
-from finetune.report.terminal import say
+from finetune.report.terminal import print_line
 from finetune.training.fit import fit
 from finetune.training.schedule import fill_in, make_plan
 from finetune.training.trainer import Loop
@@ -38,10 +38,10 @@ def heal(run: FinishedRun, pruned: Classifier, epochs: int) -> Classifier:
         freeze(pruned.base, freeze_embeddings=settings.freeze_embeddings, freeze_layers=settings.freeze_layers)
     plan = make_plan(recipe, rows=len(run.material.splits["train"]), processes=1)
     recipe, _ = fill_in(recipe, plan, pruned.base.config.hidden_size)
-    say(run.console, f"Healing: {plan.total_steps} steps.")
+    print_line(run.console, f"Healing: {plan.total_steps} steps.")
     material = replace(run.material, classifier=trained)
     with (
-        frozen_layers_cached(recipe, material, run.accelerator, tell=partial(say, run.console)) as cached,
+        frozen_layers_cached(recipe, material, run.accelerator, tell=partial(print_line, run.console)) as cached,
         layers_compiled(recipe, trained, run.accelerator),
         TrainingProgress(run.console) as progress,
     ):

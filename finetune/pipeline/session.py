@@ -24,7 +24,7 @@ from finetune.models.classifier import quiet_libraries
 from finetune.models.cpu_kernels import keep_freed_memory
 from finetune.models.precision import bfloat16_warning, device_precision, refuse_flash_attention
 from finetune.recipe import Recipe
-from finetune.report.progress import show_on
+from finetune.report.progress import show_progress_on
 from finetune.runs.locks import locked_folder
 from finetune.runs.run_folder import RunFolder
 from finetune.training.fsdp import fsdp_plugin, is_sharded, shard_on_cpus
@@ -86,7 +86,7 @@ def start(recipe: Recipe, *, trackers: bool) -> tuple[Accelerator, Console]:
     check_launch(accelerator)
     set_seed(recipe.seed)
     console = Console(quiet=not accelerator.is_main_process, highlight=False)
-    show_on(console)
+    show_progress_on(console)
     console.print(describe_processes(accelerator))
     if warning := bfloat16_warning(recipe.training.mixed_precision, recipe.model.dtype, accelerator.device):
         console.print(f"[yellow]{warning}[/]")

@@ -13,7 +13,7 @@ from rich.markup import escape
 from finetune.distributed import on_main_process
 from finetune.models.architectures import FAMILIES
 from finetune.models.lora import shared_roles
-from finetune.out_of_memory import memory_told
+from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.analyze_heads import try_heads
 from finetune.pipeline.environment import describe_environment
 from finetune.pipeline.evaluate import evaluate_stage
@@ -21,13 +21,13 @@ from finetune.pipeline.prepare import Material, frozen_layers_cached, prepare
 from finetune.pipeline.session import check_shared, finish, run_locked, start, with_precision
 from finetune.pipeline.train_stage import checkpoint_to_go_on_from, make_loop, rehearse, train_stage
 from finetune.recipe import Recipe
-from finetune.report.terminal import say, show_data
-from finetune.runs.ownership import check_folder, claim_folder, restored_on_failure
+from finetune.report.terminal import print_data, print_line
+from finetune.runs.ownership import check_output_dir, restore_previous_on_failure, take_ownership
 from finetune.runs.run_folder import RunFolder
 from finetune.training.schedule import Plan, fill_in, make_plan
 
 
-@memory_told()
+@report_out_of_memory()
 def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
     """Run the recipe from its data to its report, and return the run folder.
 
@@ -39,7 +39,7 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
     """
     recipe, folder = with_precision(recipe), RunFolder(Path(recipe.output_dir))
     if not dry_run:
-        check_folder(folder, recipe)
+        check_output_dir(folder, recipe)
     accelerator, console = start(recipe, trackers=not dry_run)
     if dry_run:
         _dry_run(recipe, accelerator, console)
@@ -47,7 +47,7 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
         check_shared(folder.path, accelerator)
         with run_locked(folder, accelerator):
             # Again: another process may have written there until the lock was taken.
-            on_main_process(accelerator, partial(check_folder, folder, recipe))
+            on_main_process(accelerator, partial(check_output_dir, folder, recipe))
             _train(recipe, folder, accelerator, console)
     return folder
 
@@ -58,15 +58,15 @@ def _train(recipe: Recipe, folder: RunFolder, accelerator: Accelerator, console:
     resume = checkpoint_to_go_on_from(recipe, folder, accelerator, console)
     recipe, material, plan = _prepared(recipe, accelerator, console)
     with (
-        frozen_layers_cached(recipe, material, accelerator, tell=partial(say, console)) as cached,
-        restored_on_failure(folder, is_main_process=accelerator.is_main_process),
+        frozen_layers_cached(recipe, material, accelerator, tell=partial(print_line, console)) as cached,
+        restore_previous_on_failure(folder, is_main_process=accelerator.is_main_process),
     ):
         loop = make_loop(recipe, cached, plan, accelerator)
         if resume is not None:
             loop.resume(resume)
-            say(console, f"Going on from {escape(str(resume))}, step {loop.state.step} of {plan.total_steps}.")
+            print_line(console, f"Going on from {escape(str(resume))}, step {loop.state.step} of {plan.total_steps}.")
         environment = describe_environment(accelerator, recipe.seed)
-        on_main_process(accelerator, partial(claim_folder, folder, recipe, environment, material.summary))
+        on_main_process(accelerator, partial(take_ownership, folder, recipe, environment, material.summary))
         trained = train_stage(recipe, cached, loop, folder, console)
         del loop
     evaluate_stage(recipe, replace(material, classifier=trained), folder, accelerator, console)
@@ -76,11 +76,11 @@ def _train(recipe: Recipe, folder: RunFolder, accelerator: Accelerator, console:
 def _dry_run(recipe: Recipe, accelerator: Accelerator, console: Console) -> None:
     """Try all that a run does, on a few rows, and keep nothing."""
     recipe, material, plan = _prepared(recipe, accelerator, console)
-    with frozen_layers_cached(recipe, material, accelerator, tell=partial(say, console), write=False):
+    with frozen_layers_cached(recipe, material, accelerator, tell=partial(print_line, console), write=False):
         trained = rehearse(recipe, material, plan, accelerator, console)
     try_heads(recipe, replace(material, classifier=trained), accelerator)
     analyzed = ", its heads analyzed on a few rows" if recipe.head_importance else ""
-    say(
+    print_line(
         console,
         f"[green]Dry run passed[/]: one step trained, saved, reloaded with the same logits{analyzed}. Nothing was "
         "kept.",
@@ -91,7 +91,7 @@ def _dry_run(recipe: Recipe, accelerator: Accelerator, console: Console) -> None
 def _prepared(recipe: Recipe, accelerator: Accelerator, console: Console) -> tuple[Recipe, Material, Plan]:
     """Return the recipe with its open values chosen, what the run works on and when it does what; print notes on it."""
     material = prepare(recipe, accelerator)
-    show_data(console, material.summary, material.splits["train"].where, recipe.data.max_length)
+    print_data(console, material.summary, material.splits["train"].where, recipe.data.max_length)
     base = material.classifier.base
     for note in (
         FAMILIES[base.config.model_type].note,
@@ -99,12 +99,12 @@ def _prepared(recipe: Recipe, accelerator: Accelerator, console: Console) -> tup
         *material.classifier.notes,
     ):
         if note:
-            say(console, f"[yellow]{escape(note)}[/]")
+            print_line(console, f"[yellow]{escape(note)}[/]")
     rows, labels = len(material.splits["train"]), len(material.classifier.label_names)
     plan = make_plan(recipe, rows=rows, processes=accelerator.num_processes, labels=labels)
     recipe, chosen = fill_in(recipe, plan, base.config.hidden_size)
     if chosen:
-        say(console, chosen)
+        print_line(console, chosen)
     if note := plan.warmup_note(recipe.training):
-        say(console, f"[yellow]{note}[/]")
+        print_line(console, f"[yellow]{note}[/]")
     return recipe, material, plan

@@ -22,13 +22,13 @@ from finetune.pipeline.prepare import Material, layers_compiled
 from finetune.pipeline.session import check_shared, start_trackers
 from finetune.recipe import Recipe
 from finetune.report.progress import TrainingProgress
-from finetune.report.terminal import say
-from finetune.runs.atomic_files import writing
+from finetune.report.terminal import print_line
+from finetune.runs.atomic_files import report_write_errors
 from finetune.runs.json_files import append_line, write_json
-from finetune.runs.ownership import forget_after, forget_previous, replaced_whole
-from finetune.runs.results import Speed, Training
+from finetune.runs.ownership import atomic_replace_dir, delete_previous_run, truncate_history
+from finetune.runs.results import TrainingResult, TrainingSpeed
 from finetune.runs.run_folder import RunFolder
-from finetune.signals import Interrupted, finishing_the_step
+from finetune.signals import Interrupted, stop_after_step
 from finetune.training.checkpoints import Found, find_checkpoint, forget_old, tidy
 from finetune.training.fit import fit
 from finetune.training.resume_check import facts_of_material, facts_of_recipe
@@ -51,16 +51,16 @@ def checkpoint_to_go_on_from(
     def find() -> Found | None:
         if not accelerator.is_main_process:  # checksums are read once
             return None
-        with writing(folder.checkpoints):
+        with report_write_errors(folder.checkpoints):
             tidy(folder.checkpoints)
         return find_checkpoint(asked, folder.checkpoints)
 
     known = gather_results(accelerator, find)[0]
     assert known is not None
     for line in known.skipped:
-        say(console, f"[yellow]{escape(line)}[/]")
+        print_line(console, f"[yellow]{escape(line)}[/]")
     if known.folder is None:
-        say(console, "No complete checkpoint to go on from: starting at step 0.")
+        print_line(console, "No complete checkpoint to go on from: starting at step 0.")
     return known.folder
 
 
@@ -87,8 +87,8 @@ def train_stage(recipe: Recipe, material: Material, loop: Loop, folder: RunFolde
     state = loop.state
 
     def clear() -> None:
-        forget_after(folder, state.step)
-        with writing(folder.checkpoints):
+        truncate_history(folder, state.step)
+        with report_write_errors(folder.checkpoints):
             forget_old(folder.checkpoints, recipe.checkpoint.save_total_limit, state.step)
         folder.training.unlink(missing_ok=True)  # of a run that was killed later: what it stands for is written again
 
@@ -108,7 +108,7 @@ def train_stage(recipe: Recipe, material: Material, loop: Loop, folder: RunFolde
 
     on_main_process(accelerator, clear)
     with (
-        finishing_the_step(speaks=accelerator.is_main_process) as request,
+        stop_after_step(is_main_process=accelerator.is_main_process) as request,
         TrainingProgress(console) as progress,
         layers_compiled(recipe, classifier, accelerator),
     ):
@@ -125,7 +125,9 @@ def train_stage(recipe: Recipe, material: Material, loop: Loop, folder: RunFolde
     return save_stage(material, training_result(loop, stopped, recipe.best_metric()), folder, loop, console)
 
 
-def save_stage(material: Material, result: Training, folder: RunFolder, loop: Loop, console: Console) -> Classifier:
+def save_stage(
+    material: Material, result: TrainingResult, folder: RunFolder, loop: Loop, console: Console
+) -> Classifier:
     """Write the model, read it back, and prove that it is the one that was trained."""
     accelerator = loop.accelerator
     accelerator.unwrap_model(loop.model, keep_fp32_wrapper=False)  # takes mixed precision off the model itself
@@ -133,10 +135,10 @@ def save_stage(material: Material, result: Training, folder: RunFolder, loop: Lo
     trained = with_plain_adapters(material.classifier, texts, accelerator.device)
 
     def write() -> None:
-        with replaced_whole(folder.model) as aside:
+        with atomic_replace_dir(folder.model) as aside:
             save_classifier(trained, aside)
         write_json(folder.training, result)
-        forget_previous(folder)
+        delete_previous_run(folder)
 
     on_main_process(accelerator, write)
     source = trained.source
@@ -146,7 +148,7 @@ def save_stage(material: Material, result: Training, folder: RunFolder, loop: Lo
         use_safetensors=source is None or source.use_safetensors,
     )
     check_reload(trained, reloaded, texts, accelerator.device)
-    say(
+    print_line(
         console,
         f"Trained {result.steps} steps at {result.speed.train_samples_per_second:.1f} rows/s ({result.stopped}); "
         "the saved model gives the same logits.",
@@ -171,15 +173,15 @@ def rehearse(recipe: Recipe, material: Material, plan: Plan, accelerator: Accele
         except Interrupted as stopped:  # it names a checkpoint in this folder
             raise Interrupted(stopped.number, " in the dry run; nothing was kept") from None
         accelerator.wait_for_everyone()
-    say(console, f"{count:,} of {total:,} parameters are trained, in {plan.total_steps} steps of the whole run.")
+    print_line(console, f"{count:,} of {total:,} parameters are trained, in {plan.total_steps} steps of the whole run.")
     return trained
 
 
-def training_result(loop: Loop, stopped: str, best_metric: str) -> Training:
+def training_result(loop: Loop, stopped: str, best_metric: str) -> TrainingResult:
     """Return how training ended and how fast it was."""
     state, (trained, total) = loop.state, loop.classifier.parameter_counts()
     seconds = max(state.train_seconds, 1e-9)
-    return Training(
+    return TrainingResult(
         steps=state.step,
         best_step=state.best_step,
         best_metric=best_metric,
@@ -188,7 +190,7 @@ def training_result(loop: Loop, stopped: str, best_metric: str) -> Training:
         trainable_parameters=trained,
         total_parameters=total,
         trained_dtype=", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in loop.parameters})),
-        speed=Speed(
+        speed=TrainingSpeed(
             train_seconds=state.train_seconds,
             train_samples_per_second=state.rows_seen / seconds,
             train_tokens_per_second=state.tokens_seen / seconds,

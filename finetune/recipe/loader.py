@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from finetune.errors import RecipeError, shorten
-from finetune.paths import absolute_path, path_fault
+from finetune.paths import absolute_path, path_problem
 from finetune.recipe.schema import SOURCES, Recipe
 from finetune.recipe.schema_validation import in_order, schema_problems
 from finetune.recipe.validation import (
@@ -116,7 +116,7 @@ def _read_document(path: Path, values: YamlValues) -> dict[str, Any]:
 
 
 def _read_text(path: Path) -> str:
-    fault = path_fault(path)
+    fault = path_problem(path)
     if fault is not None:
         raise RecipeError(f"the recipe's path '{shorten(str(path), 120)}' {fault}")
     if not path.is_file():

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from finetune.errors import did_you_mean, printable, shorten
-from finetune.paths import absolute_path, new_folder_fault, path_fault
+from finetune.paths import absolute_path, new_dir_problem, path_problem
 from finetune.recipe.names import METRICS, ProblemType
 from finetune.recipe.schema import LoggingSection
 from finetune.recipe.yaml_parser import Location
@@ -159,7 +159,7 @@ def disk_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
         if isinstance(file, str) and file:
             yield from _file_problems(("data", f"{split}_file"), file)
     output = document.get("output_dir")
-    if isinstance(output, str) and (fault := new_folder_fault(output)):
+    if isinstance(output, str) and (fault := new_dir_problem(output)):
         yield Problem(("output_dir",), f"{_quoted(output)} {fault}")
     for section, key in (
         ("model", "model_name_or_path"),
@@ -176,7 +176,7 @@ def disk_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _file_problems(location: Location, file: str) -> Iterator[Problem]:
-    fault = path_fault(file)
+    fault = path_problem(file)
     if fault is not None:
         yield Problem(location, f"{_quoted(file)} {fault}")
     elif absolute_path(file).is_dir():
@@ -190,7 +190,7 @@ def _file_problems(location: Location, file: str) -> Iterator[Problem]:
 
 def _folder_problems(location: Location, name: str) -> Iterator[Problem]:
     """Yield what is wrong with a name that may be a folder: what can only be one must be there."""
-    fault = path_fault(name)
+    fault = path_problem(name)
     only_a_folder = name.startswith(("/", "./", "../", "~")) or location[0] == "checkpoint"
     if fault is not None:
         yield Problem(location, f"{_quoted(name)} {fault}")

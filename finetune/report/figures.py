@@ -11,7 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from finetune.runs.head_results import HeadScores, PruningTruth
+from finetune.runs.head_results import HeadScores, PruningCurves
 from finetune.runs.results import SplitScores
 
 _FONT = {
@@ -79,7 +79,7 @@ def confusion_heatmap(scores: SplitScores) -> str | None:
 def head_heatmap(heads: HeadScores) -> str:
     """Return importance as an L x H map, numbers in % of the highest; hovering shows value and error."""
     layers, width = len(heads.values), len(heads.values[0])
-    found = [cell.value for cell in heads.ranked()]
+    found = [cell.value for cell in heads.sorted_by_value()]
     lowest = min(0.0, found[-1])
     highest = found[0] if found[0] > lowest else lowest + 1.0
     percent = [
@@ -110,7 +110,7 @@ def head_heatmap(heads: HeadScores) -> str:
     return _html(figure, max(240, 130 + 42 * layers))
 
 
-def pruning_curves(truth: PruningTruth) -> str:
+def pruning_curves(truth: PruningCurves) -> str:
     """Return the score by share of heads removed, a line a method, over the band of random orders."""
     figure, percent = go.Figure(), [100 * share for share in (0.0, *truth.shares)]
     band = truth.random

@@ -11,7 +11,7 @@ from finetune.recipe import Recipe
 from finetune.report.figures import confusion_heatmap, head_heatmap, loss_curve, plotly_script, pruning_curves
 from finetune.report.run_record import RunRecord, read_record
 from finetune.runs.json_files import write_text
-from finetune.runs.results import MetricValue, number
+from finetune.runs.results import MetricValue, format_number
 from finetune.runs.run_folder import RunFolder
 
 
@@ -33,7 +33,7 @@ def write_report(folder: RunFolder, overrides: Sequence[str] = ()) -> None:
         lstrip_blocks=True,
     )
     pages.filters["interval"] = interval
-    pages.filters["number"] = number
+    pages.filters["number"] = format_number
     facts = {
         "name": folder.path.name,
         "record": record,

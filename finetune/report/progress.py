@@ -1,8 +1,8 @@
 """Progress of every stage that can take more than a few seconds.
 
-In a terminal each running stage has a bar with the time left. Elsewhere (a log file, a notebook) a plain line appears
-every ten seconds, for as long as a stage runs. Stages may be nested. Nothing is shown until `show_on` names a console,
-and on a quiet console.
+In a terminal each running stage has a bar with the time left. Elsewhere (a log file, a notebook) a plain line is
+printed every ten seconds while a stage runs. Stages can be nested. Nothing is shown before `show_progress_on` sets a
+console, or on a quiet console.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from finetune.runs.results import number
+from finetune.runs.results import format_number
 
 INTERVAL_SECONDS = 10.0
 
@@ -126,7 +126,7 @@ class _Display:
 _display = _Display()
 
 
-def show_on(console: Console) -> None:
+def show_progress_on(console: Console) -> None:
     """Show the progress of all further stages on this console."""
     _display.console = console
 
@@ -195,7 +195,7 @@ class TrainingProgress:
     def evaluated(self, entry: dict[str, Any], *, best: bool) -> None:
         """Print an evaluation as a line."""
         values = "  ".join(
-            f"{name.removeprefix('eval_')} {number(value, 4)}"
+            f"{name.removeprefix('eval_')} {format_number(value, 4)}"
             for name, value in entry.items()
             if name.startswith("eval_")
         )

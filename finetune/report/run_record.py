@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from finetune.recipe import Recipe
 from finetune.runs.head_results import HeadAnalysis
 from finetune.runs.json_files import damaged, read_bytes, read_json
-from finetune.runs.readers import (
+from finetune.runs.results import SplitScores, SplitSummary, TrainingResult
+from finetune.runs.run_files import (
     Environment,
     HeadFailure,
     read_heads,
@@ -22,7 +23,6 @@ from finetune.runs.readers import (
     read_scores,
     read_summary,
 )
-from finetune.runs.results import SplitScores, SplitSummary, Training
 from finetune.runs.run_folder import RunFolder
 
 _TYPES = pa.types
@@ -62,7 +62,7 @@ class RunRecord:
     environment: Environment
     data: dict[str, SplitSummary]
     history: list[dict[str, int | float | None]]
-    training: Training
+    training: TrainingResult
     scores: dict[str, SplitScores]
     heads: HeadAnalysis | None
     head_note: str
@@ -90,7 +90,7 @@ def read_record(
         environment=read_json(folder.environment, Environment),
         data=read_summary(folder),
         history=read_history(folder),
-        training=read_json(folder.training, Training),
+        training=read_json(folder.training, TrainingResult),
         scores=scores,
         heads=heads,
         head_note=_head_note(folder, recipe, analyzed=heads is not None),

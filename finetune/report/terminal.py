@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from finetune.runs.head_results import Agreement, HeadAnalysis, Pruning
-from finetune.runs.results import MetricValue, SplitScores, SplitSummary, number
+from finetune.runs.head_results import HeadAnalysis, PruningResult, RankAgreement
+from finetune.runs.results import MetricValue, SplitScores, SplitSummary, format_number
 
 _MOST_LABELS = 8
 _HEAD_WIDTH = 4  # characters of a cell of the table of heads
@@ -27,9 +27,9 @@ _SHADES = (
 )
 
 
-def show_data(console: Console, summary: Mapping[str, SplitSummary], where: str, max_length: int) -> None:
+def print_data(console: Console, summary: Mapping[str, SplitSummary], where: str, max_length: int) -> None:
     """Print rows, labels and token lengths of every split."""
-    say(console, f"Data: {escape(where)}")
+    print_line(console, f"Data: {escape(where)}")
     table = Table()
     for column in ("split", "rows", "labels", "tokens, median", "longest", f"cut to {max_length}", "unknown"):
         table.add_column(column, justify="left" if column in ("split", "labels") else "right", overflow="fold")
@@ -50,24 +50,24 @@ def show_data(console: Console, summary: Mapping[str, SplitSummary], where: str,
     console.print(table)
     for split, facts in summary.items():
         for note in facts.notes(split):
-            say(console, f"[yellow]{note}[/]")
+            print_line(console, f"[yellow]{note}[/]")
 
 
-def say(console: Console, text: str) -> None:
+def print_line(console: Console, text: str) -> None:
     """Print one line, however long, without a break of its own."""
     console.print(text, soft_wrap=True)
 
 
 def interval(cell: MetricValue) -> str:
     """Return "0.884 [0.862, 0.905]", the value alone where there is no interval, or "undefined"."""
-    return f"{number(cell.value)} {escape(cell.interval())}".rstrip()
+    return f"{format_number(cell.value)} {escape(cell.interval())}".rstrip()
 
 
-def show_scores(console: Console, scores: Mapping[str, SplitScores], summary: Mapping[str, SplitSummary]) -> None:
+def print_scores(console: Console, scores: Mapping[str, SplitScores], summary: Mapping[str, SplitSummary]) -> None:
     """Print every metric of every scored split with its 95 % interval."""
     if not scores:
         return
-    say(console, "Scores, with 95 % bootstrap intervals where these make sense")
+    print_line(console, "Scores, with 95 % bootstrap intervals where these make sense")
     table = Table()
     table.add_column("metric", overflow="fold")
     for split, found in scores.items():
@@ -79,19 +79,19 @@ def show_scores(console: Console, scores: Mapping[str, SplitScores], summary: Ma
     for split, found in scores.items():
         for note in (summary[split].memory_note(split), found.interval_note and f"{split}: {found.interval_note}."):
             if note:
-                say(console, f"[yellow]{note}[/]")
+                print_line(console, f"[yellow]{note}[/]")
         for warning in found.warnings:
-            say(console, f"[yellow]{split}: {escape(warning)}.[/]")
+            print_line(console, f"[yellow]{split}: {escape(warning)}.[/]")
 
 
-def show_heads(console: Console, analysis: HeadAnalysis, most: int = 5) -> None:
+def print_heads(console: Console, analysis: HeadAnalysis, most: int = 5) -> None:
     """Print the L x H table of the leading method in colour, its first heads, and how far to trust the ranking."""
     heads = analysis.methods[0]
     ranked = heads.most_important_first()
     values = [cell.value for cell in ranked]
     lowest = min(0.0, min(values))
     span = max(values) - lowest or 1.0
-    say(
+    print_line(
         console,
         f"Head importance by {heads.method} ({heads.formula}) on {heads.rows} {heads.split} rows; "
         f"100 is the highest, {max(values):.3g}, and 0 is {lowest:.3g}",
@@ -110,24 +110,24 @@ def show_heads(console: Console, analysis: HeadAnalysis, most: int = 5) -> None:
         f"{cell.layer}.{cell.head} {cell.value:.3g}" + ("" if cell.error is None else f" ± {cell.error:.1g}")
         for cell in ranked[:most]
     )
-    say(
+    print_line(
         console,
         f"Most important first, as the last to be removed (layer.head, ± standard error over {heads.errors_over}): "
         f"{first}",
     )
     if heads.stability_note():
-        say(console, f"{escape(heads.stability_note())}.")
-    show_truth(console, analysis)
+        print_line(console, f"{escape(heads.stability_note())}.")
+    print_pruning_curves(console, analysis)
     for warning in analysis.warnings:
-        say(console, f"[yellow]{escape(warning)}[/]")
+        print_line(console, f"[yellow]{escape(warning)}[/]")
 
 
-def show_truth(console: Console, analysis: HeadAnalysis) -> None:
+def print_pruning_curves(console: Console, analysis: HeadAnalysis) -> None:
     """Print the pruning curve of every method beside random orders."""
     truth = analysis.truth
     if truth is None:
         return
-    say(
+    print_line(
         console,
         f"{truth.metric} on {truth.rows} {truth.split} rows held apart from the ranking; all heads: {truth.whole:.3f}; "
         "by share of heads removed:",
@@ -150,17 +150,17 @@ def show_truth(console: Console, analysis: HeadAnalysis) -> None:
     console.print(table)
 
 
-def show_agreement(console: Console, method: str, pairs: Sequence[Agreement]) -> None:
+def print_agreement(console: Console, method: str, pairs: Sequence[RankAgreement]) -> None:
     """Print how far runs rank their heads alike."""
-    say(console, f"Kendall's tau between the runs' rankings by {method}, with 95 % intervals over heads")
+    print_line(console, f"Kendall's tau between the runs' rankings by {method}, with 95 % intervals over heads")
     for pair in pairs:
-        say(console, f"  {escape(pair.first)}, {escape(pair.second)}: {escape(pair.tau.text())}")
+        print_line(console, f"  {escape(pair.first)}, {escape(pair.second)}: {escape(pair.tau.text())}")
 
 
-def show_pruning(console: Console, found: Pruning, where: str) -> None:
+def print_pruning(console: Console, found: PruningResult, where: str) -> None:
     """Print what pruning removed, kept and gained."""
     count = sum(map(len, found.heads.values()))
-    say(console, f"Cut out {count} head{'s' * (count > 1)} ({found.share:.0%}): {escape(found.chosen_by)}.")
+    print_line(console, f"Cut out {count} head{'s' * (count > 1)} ({found.share:.0%}): {escape(found.chosen_by)}.")
     states = [("all heads", found.scores_before), ("pruned", found.scores_after)]
     if found.scores_healed is not None:
         states.append((f"healed for {found.heal_epochs} epoch{'s' * (found.heal_epochs > 1)}", found.scores_healed))
@@ -170,22 +170,26 @@ def show_pruning(console: Console, found: Pruning, where: str) -> None:
         table.add_column(name, justify="right", overflow="fold")
     for split, metrics in found.scores_before.items():
         for metric in metrics:
-            table.add_row(f"{split} {metric}", *(number(scores[split][metric], 4) for _, scores in states))
+            table.add_row(f"{split} {metric}", *(format_number(scores[split][metric], 4) for _, scores in states))
     if table.row_count:
         console.print(table)
     else:
-        say(console, "No rows were held out, so nothing was scored.")
+        print_line(console, "No rows were held out, so nothing was scored.")
     if "within" in found.chosen_by:
-        say(console, "Validation rows chose how many heads go, so their score after the cut is a little too good.")
+        print_line(
+            console, "Validation rows chose how many heads go, so their score after the cut is a little too good."
+        )
     before, after = found.before, found.after
     gain = after.rows_per_second / before.rows_per_second
-    say(
+    print_line(
         console,
         f"Parameters {before.parameters:,} to {after.parameters:,}; {before.model_bytes / 1e6:.3g} to "
         f"{after.model_bytes / 1e6:.3g} MB on disk; {before.rows_per_second:.0f} to {after.rows_per_second:.0f} rows/s "
         f"({gain:.2f} times), measured in turns.",
     )
-    say(console, f"Pruned model: {escape(where)}/model; for stock transformers, with zeroed heads: zeroed/ beside it.")
+    print_line(
+        console, f"Pruned model: {escape(where)}/model; for stock transformers, with zeroed heads: zeroed/ beside it."
+    )
 
 
 def _score(value: float) -> str:

@@ -16,11 +16,13 @@ from pathlib import Path
 
 from finetune.errors import TrainingError
 
-MARK = "COMPLETE"
+COMPLETE_MARKER = "COMPLETE"
 
 
 @contextmanager
-def writing(path: Path, repair: str = "make room or name another folder, and start again") -> Iterator[None]:
+def report_write_errors(
+    path: Path, repair: str = "make room or name another folder, and start again"
+) -> Iterator[None]:
     """Turn what a full disk or a read-only folder raises into one message about `path`.
 
     Raises:
@@ -42,7 +44,7 @@ def _write_failed(error: Exception) -> bool:
     return isinstance(error, OSError) or "(os error " in said or (isinstance(error, RuntimeError) and torch_writer)
 
 
-def free_aside(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """Return the place beside `path` where a file is written before it takes the place of `path`.
 
     What lies there is removed: a killed process left it, or it is a symbolic link in a folder that somebody else made,
@@ -53,7 +55,7 @@ def free_aside(path: Path) -> Path:
     return aside
 
 
-def to_disk(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Return only when a file, or the list of a folder's files, lies on the disk itself.
 
     Windows opens no folder, and flushes a file only where it may be written to.
@@ -68,31 +70,31 @@ def to_disk(path: Path) -> None:
         os.close(handle)
 
 
-def seal(folder: Path, kind: str, version: int) -> None:
+def mark_complete(folder: Path, kind: str, version: int) -> None:
     """Bring all files of a folder to disk, and mark it complete."""
     files = {}
     for file in sorted(folder.iterdir()):
-        to_disk(file)
+        fsync_path(file)
         files[file.name] = {"bytes": file.stat().st_size, "sha256": _checksum(file)}
-    mark = folder / MARK
+    mark = folder / COMPLETE_MARKER
     mark.write_text(json.dumps({"kind": kind, "version": version, "files": files}, indent=1) + "\n")
-    to_disk(mark)
-    to_disk(folder)
+    fsync_path(mark)
+    fsync_path(folder)
 
 
-def damage(folder: Path, kind: str, version: int) -> str | None:
+def find_damage(folder: Path, kind: str, version: int) -> str | None:
     """Return what keeps a folder from being read as a sealed one of this kind and version, None if nothing does."""
     if not folder.is_dir():
         return "there is no such folder"
-    if not (folder / MARK).is_file():
-        return f"it has no {MARK} mark, so it was never finished"
+    if not (folder / COMPLETE_MARKER).is_file():
+        return f"it has no {COMPLETE_MARKER} mark, so it was never finished"
     try:
-        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        mark = json.loads((folder / COMPLETE_MARKER).read_text(encoding="utf-8"))
         found, files = (mark["kind"], mark["version"]), dict(mark["files"])
         sizes = {name: int(facts["bytes"]) for name, facts in files.items()}
         sums = {name: str(facts["sha256"]) for name, facts in files.items()}
     except (OSError, ValueError, KeyError, TypeError):
-        return f"its {MARK} mark cannot be read: damaged, or of another version"
+        return f"its {COMPLETE_MARKER} mark cannot be read: damaged, or of another version"
     if found != (kind, version):
         return f"it is a {found[0]} of version {found[1]}, and a {kind} of version {version} is asked for"
     for name, size in sizes.items():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from finetune.runs.results import Footprint
+from finetune.runs.results import ModelCost
 
 Table = list[list[float | None]]  # (L, H); None where a layer lacks the head
 
@@ -76,7 +76,7 @@ class HeadScores:
             rows, bounds = f"each two of the {self.errors_over}", "in brackets the lowest and the highest"
         return f"Rankings from {rows} agree with Kendall's tau {self.stability.text()}; {bounds}"
 
-    def ranked(self) -> list[HeadCell]:
+    def sorted_by_value(self) -> list[HeadCell]:
         """Return all heads that have a value, the highest first."""
         cells = [
             HeadCell(layer, head, value, error)
@@ -88,12 +88,12 @@ class HeadScores:
 
     def most_important_first(self) -> list[HeadCell]:
         """Return all heads that have a value in the reverse of the order in which they would be removed."""
-        cells = {(cell.layer, cell.head): cell for cell in self.ranked()}
+        cells = {(cell.layer, cell.head): cell for cell in self.sorted_by_value()}
         return [cells[layer, head] for layer, head in reversed(self.order) if (layer, head) in cells]
 
 
 @dataclass(frozen=True)
-class Curve:
+class PruningCurve:
     """Scores as heads go in the order of a method: at each share removed, and their mean over the shares.
 
     `reverse` is the mean when the most important go first: the further below, the more the ranking tells.
@@ -119,7 +119,7 @@ class RandomBand:
 
 
 @dataclass(frozen=True)
-class PruningTruth:
+class PruningCurves:
     """How well rankings foretell what removal does, on rows that no ranking saw.
 
     Attributes:
@@ -133,12 +133,12 @@ class PruningTruth:
     rows: int
     whole: float
     shares: list[float]
-    curves: list[Curve]
+    curves: list[PruningCurve]
     random: RandomBand | None
 
 
 @dataclass(frozen=True)
-class Agreement:
+class RankAgreement:
     """How far two methods rank the heads alike."""
 
     first: str
@@ -224,8 +224,8 @@ class HeadAnalysis:
     """All that is known of the heads. The first method is the one by which heads are ranked."""
 
     methods: list[HeadScores]
-    truth: PruningTruth | None = None
-    agreement: list[Agreement] = field(default_factory=list)
+    truth: PruningCurves | None = None
+    agreement: list[RankAgreement] = field(default_factory=list)
     leave_one_out: LeaveOneOut | None = None
     changes: HeadChanges | None = None
     changes_agreement: ChangeAgreement | None = None
@@ -233,7 +233,7 @@ class HeadAnalysis:
 
 
 @dataclass(frozen=True)
-class Pruning:
+class PruningResult:
     """What cutting heads out did.
 
     Attributes:
@@ -254,5 +254,5 @@ class Pruning:
     scores_after: dict[str, dict[str, float | None]]
     heal_epochs: int
     scores_healed: dict[str, dict[str, float | None]] | None
-    before: Footprint
-    after: Footprint
+    before: ModelCost
+    after: ModelCost

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from finetune.errors import DataError
-from finetune.runs.atomic_files import free_aside, writing
+from finetune.runs.atomic_files import report_write_errors, temporary_path
 
 T = TypeVar("T")
 
@@ -22,8 +22,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         TrainingError: the disk is full or read-only.
     """
-    with writing(path):
-        aside = free_aside(path)
+    with report_write_errors(path):
+        aside = temporary_path(path)
         try:
             aside.write_text(text, encoding="utf-8")
             aside.replace(path)
@@ -87,7 +87,7 @@ def append_line(path: Path, entry: dict[str, Any]) -> None:
     Raises:
         TrainingError: the disk is full or read-only.
     """
-    with writing(path), path.open("a", encoding="utf-8") as file:
+    with report_write_errors(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry, allow_nan=False) + "\n")
 
 

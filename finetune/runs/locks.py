@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 
 from finetune.errors import TrainingError
-from finetune.runs.atomic_files import writing
+from finetune.runs.atomic_files import report_write_errors
 
 LOCK = ".finetune.lock"
 _HELD = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK, errno.EDEADLK}
@@ -63,7 +63,7 @@ def locked_file(file: Path, target: Path, *, read_only_ok: bool = False) -> Iter
     handle: int | None = None
     try:
         try:
-            with writing(target):
+            with report_write_errors(target):
                 made = [path for path in file.parents if not path.exists()]
                 handle = _acquire(file, target)
         except TrainingError as error:

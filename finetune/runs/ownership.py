@@ -14,11 +14,11 @@ from pathlib import Path
 from finetune import __version__
 from finetune.errors import DataError, TrainingError
 from finetune.recipe import Recipe, dump_recipe
-from finetune.runs.atomic_files import MARK, to_disk, writing
+from finetune.runs.atomic_files import COMPLETE_MARKER, fsync_path, report_write_errors
 from finetune.runs.json_files import write_json, write_text
 from finetune.runs.locks import LOCK, locked_file
-from finetune.runs.readers import CLAIM, Claim, not_a_run, read_history
 from finetune.runs.results import SplitSummary
+from finetune.runs.run_files import CLAIM, Claim, not_a_run, read_history
 from finetune.runs.run_folder import RunFolder
 
 _PREVIOUS = ".previous"  # the run that is being replaced, until the new one has a model
@@ -26,7 +26,7 @@ _PREVIOUS = ".previous"  # the run that is being replaced, until the new one has
 _LEFT_BY_KILLED = {LOCK, CLAIM, f".{CLAIM}.tmp"}
 
 
-def check_folder(folder: RunFolder, recipe: Recipe) -> None:
+def check_output_dir(folder: RunFolder, recipe: Recipe) -> None:
     """Raise a FinetuneError if the run folder cannot be taken, or holds something that must not be lost."""
     path, resumed = folder.path, recipe.checkpoint.resume_from_checkpoint is not None
     try:
@@ -76,20 +76,20 @@ def used_files(recipe: Recipe) -> dict[str, Path]:
     return files
 
 
-def claim_folder(
+def take_ownership(
     folder: RunFolder, recipe: Recipe, environment: Mapping[str, object], summary: Mapping[str, SplitSummary]
 ) -> None:
     """Make the run folder, set an earlier run aside unless it is resumed, and write down what is run.
 
-    The earlier run is kept in the folder, under another name, until the new one has a model: see `forget_previous`
-    and `restored_on_failure`.
+    The earlier run is kept in the folder, under another name, until the new one has a model: see `delete_previous_run`
+    and `restore_previous_on_failure`.
     """
-    with writing(folder.path):
+    with report_write_errors(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
         resumed = recipe.checkpoint.resume_from_checkpoint is not None
         half_done = (folder.path / CLAIM).is_file()
         if not resumed and not half_done and folder.model.is_dir():
-            forget_previous(folder)
+            delete_previous_run(folder)
         claim = Claim(__version__, datetime.now(UTC).isoformat(timespec="seconds"))
         write_json(folder.path / CLAIM, claim)
         if not resumed:
@@ -128,15 +128,15 @@ def _remove(folder: RunFolder, *, half_done: bool) -> None:
             shutil.rmtree(new) if new.is_dir() and not new.is_symlink() else new.unlink(missing_ok=True)
 
 
-def forget_previous(folder: RunFolder) -> None:
+def delete_previous_run(folder: RunFolder) -> None:
     """Delete the run that was replaced, now that the new one has a model."""
-    with writing(folder.path):
+    with report_write_errors(folder.path):
         if (folder.path / _PREVIOUS).is_dir():
             shutil.rmtree(folder.path / _PREVIOUS)
 
 
 @contextmanager
-def restored_on_failure(folder: RunFolder, *, is_main_process: bool) -> Iterator[None]:
+def restore_previous_on_failure(folder: RunFolder, *, is_main_process: bool) -> Iterator[None]:
     """On any error, put the run that was to be replaced back, unless the new one has a checkpoint or a model.
 
     Where several processes work, the main one does it.
@@ -146,7 +146,7 @@ def restored_on_failure(folder: RunFolder, *, is_main_process: bool) -> Iterator
     except BaseException:
         aside = folder.path / _PREVIOUS
         half_done = (folder.path / CLAIM).is_file()  # a model that is there is still the earlier run's
-        started = (folder.model.is_dir() and not half_done) or any(folder.checkpoints.glob(f"*/{MARK}"))
+        started = (folder.model.is_dir() and not half_done) or any(folder.checkpoints.glob(f"*/{COMPLETE_MARKER}"))
         if is_main_process and aside.is_dir() and not started:
             _remove(folder, half_done=half_done)
             for old in list(aside.iterdir()):
@@ -156,7 +156,7 @@ def restored_on_failure(folder: RunFolder, *, is_main_process: bool) -> Iterator
         raise
 
 
-def forget_after(folder: RunFolder, step: int) -> None:
+def truncate_history(folder: RunFolder, step: int) -> None:
     """Drop the history's entries after `step`: a resumed run writes them again."""
     entries = read_history(folder) if folder.history.is_file() else []
     kept = [json.dumps(entry, allow_nan=False) + "\n" for entry in entries if (entry["step"] or 0) <= step]
@@ -164,20 +164,20 @@ def forget_after(folder: RunFolder, step: int) -> None:
 
 
 @contextmanager
-def new_folder(target: Path) -> Iterator[None]:
+def lock_new_dir(target: Path) -> Iterator[None]:
     """Hold the lock of a folder that is to be written beside a run, from before the work until it is there.
 
     Raises:
         DataError: it is there already.
         TrainingError: another process writes it.
     """
-    check_free(target)
+    check_dir_is_free(target)
     with locked_file(target.with_name(f".{target.name}.lock"), target):
-        check_free(target)
+        check_dir_is_free(target)
         yield
 
 
-def check_free(target: Path) -> None:
+def check_dir_is_free(target: Path) -> None:
     """Raise DataError if a folder that is to be written is taken."""
     try:
         taken = target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir())))
@@ -191,7 +191,7 @@ def check_free(target: Path) -> None:
 
 
 @contextmanager
-def replaced_whole(target: Path) -> Iterator[Path]:
+def atomic_replace_dir(target: Path) -> Iterator[Path]:
     """Give a folder beside `target` to write to; at the end it replaces what is there, and on any error it goes.
 
     What is there is lost at no moment.
@@ -201,12 +201,12 @@ def replaced_whole(target: Path) -> Iterator[Path]:
     """
     aside, old = (target.with_name(f".{target.name}.{kind}") for kind in ("tmp", "old"))
     try:
-        with writing(target):
+        with report_write_errors(target):
             shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
             aside.mkdir(parents=True)
             yield aside
             for path in (*aside.iterdir(), aside):
-                to_disk(path)
+                fsync_path(path)
             if target.exists():
                 shutil.rmtree(old, ignore_errors=True)
                 target.rename(old)
@@ -219,14 +219,14 @@ def replaced_whole(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
+def atomic_new_dir(target: Path) -> Iterator[Path]:
     """Give a folder beside `target` to write to; it takes the target's place at the end, and goes on any error.
 
     Raises:
         DataError: the target is taken, or cannot be made.
         TrainingError: the disk is full.
     """
-    check_free(target)
+    check_dir_is_free(target)
     aside = target.with_name(f".{target.name}.tmp")
     try:
         shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed
@@ -234,7 +234,7 @@ def written_whole(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise DataError(f"{target} cannot be written: {error.strerror}; name another folder with --output") from error
     try:
-        with writing(target):
+        with report_write_errors(target):
             yield aside
             aside.replace(target)  # an empty folder gives way
     finally:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 HIGH_UNKNOWN_SHARE = 0.1
 
 
-def number(value: float | None, digits: int = 3) -> str:
+def format_number(value: float | None, digits: int = 3) -> str:
     """Return "0.884" with so many decimals, or "undefined" for None."""
     return "undefined" if value is None else f"{value:.{digits}f}"
 
@@ -109,7 +109,7 @@ class SplitSummary:
 
 
 @dataclass(frozen=True)
-class Speed:
+class TrainingSpeed:
     """How fast training went. Seconds count training steps alone, without evaluation and saving."""
 
     train_seconds: float
@@ -121,7 +121,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingResult:
     """How training ended: steps, the best evaluation, why it stopped, its speed; notes on how the model was built."""
 
     steps: int
@@ -132,7 +132,7 @@ class Training:
     trainable_parameters: int
     total_parameters: int
     trained_dtype: str
-    speed: Speed
+    speed: TrainingSpeed
     notes: list[str] = field(default_factory=list)
 
     def best_text(self) -> str:
@@ -145,7 +145,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Footprint:
+class ModelCost:
     """What a classifier costs to keep and to run: parameters, bytes of its weight files, rows per second."""
 
     parameters: int

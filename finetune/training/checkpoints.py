@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from finetune.distributed import on_main_process
 from finetune.errors import TrainingError
-from finetune.runs.atomic_files import MARK, damage, seal, to_disk, writing
+from finetune.runs.atomic_files import COMPLETE_MARKER, find_damage, fsync_path, mark_complete, report_write_errors
 from finetune.training.resume_check import refuse_differences
 from finetune.training.state import Progress, TrainState, random_state, restore_random_state
 
@@ -104,7 +104,7 @@ def save_checkpoint(
 
     def write() -> None:
         try:
-            with writing(place, "make room, and go on from the earlier checkpoints, which are intact"):
+            with report_write_errors(place, "make room, and go on from the earlier checkpoints, which are intact"):
                 shutil.rmtree(aside, ignore_errors=True)
                 aside.mkdir(parents=True)
                 save_file(trained_weights(model), aside / "weights.safetensors")
@@ -113,7 +113,7 @@ def save_checkpoint(
                 torch.save({**states, "losses": progress.losses, "random": random}, aside / "optimizer.pt")
                 (aside / "state.json").write_text(json.dumps(asdict(progress.state)))
                 (aside / "run.json").write_text(json.dumps(facts, indent=1))
-                seal(aside, _KIND, _VERSION)
+                mark_complete(aside, _KIND, _VERSION)
                 _take_place(aside, place)
                 forget_old(root, keep, progress.state.step)
         except TrainingError:
@@ -130,7 +130,7 @@ def _take_place(aside: Path, folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     aside.rename(folder)
-    to_disk(folder.parent)
+    fsync_path(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -228,7 +228,7 @@ def _misfits(optimizer: Any, saved: Mapping[str, Any]) -> str | None:
 
 def complete_checkpoints(root: Path) -> list[Path]:
     """Return the finished checkpoints under `root`, oldest first; they may have been damaged since."""
-    return [folder for folder in _candidates(root) if (folder / MARK).is_file()]
+    return [folder for folder in _candidates(root) if (folder / COMPLETE_MARKER).is_file()]
 
 
 def _candidates(root: Path) -> list[Path]:
@@ -245,13 +245,13 @@ def find_checkpoint(asked: str | None, root: Path) -> Found:
     if asked is None:
         return Found(None)
     if asked != "auto":
-        wrong = damage(Path(asked), _KIND, _VERSION)
+        wrong = find_damage(Path(asked), _KIND, _VERSION)
         if wrong:
             raise TrainingError(f"{asked} is no complete checkpoint: {wrong}; {_OTHER}")
         return Found(Path(asked))
     skipped: list[str] = []
     for folder in reversed(_candidates(root)):
-        wrong = damage(folder, _KIND, _VERSION)
+        wrong = find_damage(folder, _KIND, _VERSION)
         if wrong is None:
             return Found(folder, tuple(skipped))
         skipped.append(f"Skipped {folder}: {wrong}.")

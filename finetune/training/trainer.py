@@ -25,11 +25,11 @@ from transformers import get_scheduler
 
 from finetune.data.batching import LocalBatch, in_parts, load_batches, plan_epoch
 from finetune.data.tokenization import EncodedSplit
-from finetune.distributed import Agreement, average_gradients, start_equal
+from finetune.distributed import CpuGroup, average_gradients, broadcast_weights
 from finetune.models.classifier import Classifier
 from finetune.models.losses import per_example_loss
 from finetune.models.speedups import sped_up, training_kernels
-from finetune.out_of_memory import fewer_rows, is_out_of_memory, rows_told
+from finetune.out_of_memory import halve_rows, is_out_of_memory, oom_message
 from finetune.recipe import TrainingSection
 from finetune.signals import StopRequest
 from finetune.training.checkpoints import load_checkpoint, save_checkpoint, trained_weights
@@ -71,7 +71,7 @@ class Loop:
         self.class_weights = None if weights is None else weights.to(accelerator.device)
         self._sharded = is_sharded(accelerator)
         if not self._sharded:
-            start_equal(classifier.model, accelerator)
+            broadcast_weights(classifier.model, accelerator)
         padding = classifier.tokenizer.pad_token_id
         self.words = None if self._sharded else trained_words(classifier.base, split, padding, accelerator.device)
         self.facts["trained words"] = len(self.words.ids) if self.words else None
@@ -88,7 +88,7 @@ class Loop:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._losses: list[Tensor] = []  # means over all processes, of the steps since the last entry
         self._rows = np.array([], dtype=np.int64)  # of the current step
-        self._agreement = Agreement(accelerator)
+        self._cpu_group = CpuGroup(accelerator)
         self._check = FiniteCheck(late=accelerator.device.type == "cuda")
         self._skipped = SkippedSteps()
         self._averages = accelerator.num_processes > 1 and not self._sharded
@@ -180,7 +180,7 @@ class Loop:
                 print(told, file=sys.stderr)
                 raise
             out = True  # and nothing more in here: the error holds on to what filled the memory
-        ran_out, self.stopped_by = self._agreement.highest(out, self.request.number if self.request else 0)
+        ran_out, self.stopped_by = self._cpu_group.all_reduce_max(out, self.request.number if self.request else 0)
         return None if ran_out else loss
 
     @contextmanager
@@ -197,16 +197,16 @@ class Loop:
         """
         self._check.settle()
         self._skipped.finish()
-        (self.stopped_by,) = self._agreement.highest(self.request.number if self.request else 0)
+        (self.stopped_by,) = self._cpu_group.all_reduce_max(self.request.number if self.request else 0)
         return self.stopped_by
 
     def _take_fewer_rows(self) -> None:
         """Halve the rows that are put to the model at a time; the step stays the same, in twice as many parts."""
         self.optimizer.zero_grad(set_to_none=True)
         whole, step = self.plan.batch_size // self.accelerator.num_processes, self.state.step + 1
-        rows = fewer_rows(self.state.micro_batch_rows or whole, f"step {step} of training")
+        rows = halve_rows(self.state.micro_batch_rows or whole, f"step {step} of training")
         self.state.micro_batch_rows = rows
-        self.notes.append(rows_told(rows, whole, step))
+        self.notes.append(oom_message(rows, whole, step))
 
     def _update(self, loss: Tensor) -> None:
         """Change the weights by the gradients, unless loss or gradient is not finite."""

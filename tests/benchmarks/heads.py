@@ -35,7 +35,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.saving import load_classifier
 from finetune.pipeline.session import start
 from finetune.recipe import Recipe, load_recipe
-from finetune.runs.head_results import HeadScores, PruningTruth
+from finetune.runs.head_results import HeadScores, PruningCurves
 from finetune.runs.json_files import read_json, write_json
 from finetune.training.schedule import make_plan
 from finetune.training.trainer import Loop
@@ -110,7 +110,7 @@ class Measured:
         print(f"  {self.run.name} {name}: {scores.seconds:.1f} s", flush=True)
         return scores
 
-    def truth(self, orders: dict[str, list[Head]], *, random_orders: int, reverse: bool) -> PruningTruth:
+    def truth(self, orders: dict[str, list[Head]], *, random_orders: int, reverse: bool) -> PruningCurves:
         """Return the curves of these orders on validation rows."""
         unseen = self.sample("validation", CURVE_ROWS)
         return pruning_truth(

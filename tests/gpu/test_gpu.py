@@ -23,7 +23,7 @@ from finetune.cli import main
 from finetune.data.batching import load_batches
 from finetune.heads.gated_forward import Sample, check_sample, gate_gradients
 from finetune.models.saving import load_classifier, logits_of
-from finetune.out_of_memory import fewer_rows, is_out_of_memory
+from finetune.out_of_memory import halve_rows, is_out_of_memory
 from finetune.recipe import TrainingSection
 from finetune.training.trainer import Loop
 from tests.support.finished_runs import SCRATCH, finished, recipe
@@ -172,7 +172,7 @@ def test_memory_that_runs_out_is_recognized_and_freed() -> None:
     with pytest.raises(RuntimeError) as refused:
         torch.empty(10**15, device=GPU)
     assert is_out_of_memory(refused.value)
-    assert fewer_rows(8, "here") == 4
+    assert halve_rows(8, "here") == 4
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch finds fewer than two CUDA GPUs on this machine")

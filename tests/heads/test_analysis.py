@@ -26,7 +26,15 @@ from finetune.models.head_pruning import prune_heads
 from finetune.models.losses import decisions
 from finetune.models.pretrained import Source, load_tokenizer
 from finetune.recipe import HeadImportanceSection
-from finetune.runs.head_results import Curve, HeadAnalysis, HeadScores, LeaveOneOut, PruningTruth, RandomBand, TauValue
+from finetune.runs.head_results import (
+    HeadAnalysis,
+    HeadScores,
+    LeaveOneOut,
+    PruningCurve,
+    PruningCurves,
+    RandomBand,
+    TauValue,
+)
 from finetune.runs.json_files import read_json, write_json
 from tests.support.helpers import HANG_SECONDS, encoded, in_float64, tiny_classifier
 from tests.support.known_head import THE_HEAD, known_head
@@ -200,9 +208,9 @@ def test_what_a_reader_must_know_is_told() -> None:
     scores = HeadScores("gradient", "", "train", 9, [], [], [], stability=TauValue(0.2, 0.1, 0.3))
     band = RandomBand(2, [0.7, 0.6], [0.6, 0.5], [0.8, 0.7], 0.65, 0.05, 0.7)
 
-    def truth(*values: float) -> PruningTruth:
-        curve = Curve("gradient", list(values), float(np.mean(values)))
-        return PruningTruth("accuracy", "validation", 9, 0.8, [0.1, 0.5], [curve], band)
+    def truth(*values: float) -> PruningCurves:
+        curve = PruningCurve("gradient", list(values), float(np.mean(values)))
+        return PruningCurves("accuracy", "validation", 9, 0.8, [0.1, 0.5], [curve], band)
 
     poor = warnings([scores], truth(0.7, 0.69), None)
     assert len(poor) == 2

@@ -79,9 +79,9 @@ def test_each_method_finds_the_head_that_carries_the_label(known: Sample, method
     assert (found.method, found.split, found.rows) == (method, "validation", 48)
     assert found.order[-1] == THE_HEAD
     assert sorted(found.order) == [(0, head) for head in range(4)]
-    best = found.ranked()[0]
+    best = found.sorted_by_value()[0]
     assert (best.layer, best.head) == THE_HEAD
-    others = [cell.value for cell in found.ranked()[1:]]
+    others = [cell.value for cell in found.sorted_by_value()[1:]]
     assert best.value > 2 * max(0.0, *others)
     assert best.error is not None
     assert hooks(known) == 0

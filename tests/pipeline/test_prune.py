@@ -26,7 +26,7 @@ from finetune.models.saving import load_classifier, logits_of
 from finetune.pipeline.finished_run import FinishedRun
 from finetune.pipeline.prune import PATIENCE, STEP, Choice, most_within, prune, sample_of
 from finetune.pipeline.recovery import heal
-from finetune.runs.head_results import HeadAnalysis, Pruning
+from finetune.runs.head_results import HeadAnalysis, PruningResult
 from finetune.runs.json_files import read_json
 from finetune.training.trainer import Loop
 from tests.support.finished_runs import HEADS, LAYERS, SCRATCH, contents, finished, read_back, recipe, rows
@@ -46,10 +46,10 @@ def adapted(lora_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(lora_run, tmp_path / "run"))
 
 
-def cut(run: Path, *options: str) -> Pruning:
+def cut(run: Path, *options: str) -> PruningResult:
     assert main(["prune", str(run), *options]) == 0
     assert not list(run.glob(".*"))  # nothing is left aside
-    return read_json(run / "pruned" / "pruning.json", Pruning)
+    return read_json(run / "pruned" / "pruning.json", PruningResult)
 
 
 def without_columns(classifier: Classifier, heads: dict[str, list[int]]) -> Tensor:
@@ -283,7 +283,7 @@ def test_healing_with_lora_trains_new_adapters_and_the_head_and_merges_them(adap
 
 def test_what_pruning_tells_comes_back(run: Path) -> None:
     found = prune(run, Choice(heads=[(1, 3)]), method=None, heal_epochs=0, output=run.parent / "new" / "place")
-    assert read_json(run.parent / "new" / "place" / "pruning.json", Pruning) == found
+    assert read_json(run.parent / "new" / "place" / "pruning.json", PruningResult) == found
     assert {path.name for path in (run.parent / "new" / "place").iterdir()} == {"model", "zeroed", "pruning.json"}
     assert [path.name for path in (run.parent / "new").iterdir()] == ["place"]
 

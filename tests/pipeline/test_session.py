@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from finetune.cli import main
 from finetune.errors import TrainingError
-from finetune.out_of_memory import rows_told
+from finetune.out_of_memory import oom_message
 from finetune.pipeline.session import (
     check_launch,
     check_shared,
@@ -108,7 +108,7 @@ def test_two_processes_take_the_steps_of_one(
     for found in (first["cases"], second["cases"]):
         together, apart = (found[f"memory runs out {where}"] for where in ("everywhere", "on the second process"))
         assert together["rows at a time"] == apart["rows at a time"] == 1
-        assert together["notes"] == apart["notes"] == [rows_told(1, 2, 1)]
+        assert together["notes"] == apart["notes"] == [oom_message(1, 2, 1)]
         assert all(torch.equal(weight, apart["weights"][key]) for key, weight in together["weights"].items())
 
 

@@ -16,20 +16,20 @@ from finetune.report.figures import head_heatmap
 from finetune.report.page import interval
 from finetune.report.run_record import worst_rows
 from finetune.runs.head_results import (
-    Agreement,
     ChangeAgreement,
-    Curve,
     HeadAnalysis,
     HeadChanges,
     HeadScores,
     HeadTest,
     LeaveOneOut,
-    PruningTruth,
+    PruningCurve,
+    PruningCurves,
     RandomBand,
+    RankAgreement,
     TauValue,
 )
 from finetune.runs.json_files import append_line, read_json, write_json
-from finetune.runs.results import ClassScores, MetricValue, Speed, SplitScores, SplitSummary, Training
+from finetune.runs.results import ClassScores, MetricValue, SplitScores, SplitSummary, TrainingResult, TrainingSpeed
 from finetune.runs.run_folder import RunFolder
 from tests.support.helpers import HANG_SECONDS
 
@@ -73,8 +73,8 @@ def run(tmp_path: Path) -> RunFolder:
     for step in (1, 2):
         append_line(folder.history, {"step": step, "epoch": step / 2, "loss": 1 / step, "learning_rate": 0.1})
     append_line(folder.history, {"step": 2, "epoch": 1.0, "eval_loss": 0.6})
-    speed = Speed(1.0, 123.4, 1000.0, 0.05, 200.0, 900.0)
-    write_json(folder.training, Training(2, 2, "accuracy", 0.9, "all epochs done", 1234, 56789, "float32", speed))
+    speed = TrainingSpeed(1.0, 123.4, 1000.0, 0.05, 200.0, 900.0)
+    write_json(folder.training, TrainingResult(2, 2, "accuracy", 0.9, "all epochs done", 1234, 56789, "float32", speed))
     classes = [ClassScores(name, cell(0.7), cell(0.8), cell(0.75), rows) for name, rows in (("no", 10), ("yes", 30))]
     scores = SplitScores(
         40, 0.4321, {"accuracy": cell(0.875), "f1_macro": MetricValue(0.8)}, classes, [[8, 2], [3, 27]]
@@ -122,7 +122,7 @@ def test_a_model_that_learned_nothing_is_warned_about(run: RunFolder) -> None:
 
 
 def test_what_became_of_the_head_is_told(run: RunFolder) -> None:
-    training = read_json(run.training, Training)
+    training = read_json(run.training, TrainingResult)
     write_json(run.training, replace(training, notes=["The classification head is new: it was for <a>."]))
     write_report(run)
     assert '<p class="note">The classification head is new: it was for &lt;a&gt;.</p>' in run.report.read_text()
@@ -132,7 +132,7 @@ def test_what_became_of_the_head_is_told(run: RunFolder) -> None:
 def test_what_is_undefined_is_shown_as_undefined(run: RunFolder) -> None:
     scores = read_json(run.scores, dict[str, SplitScores])["test"]
     write_json(run.scores, {"test": replace(scores, metrics={"pearson": MetricValue(None)})})
-    training = replace(read_json(run.training, Training), best_metric="pearson", best_value=None)
+    training = replace(read_json(run.training, TrainingResult), best_metric="pearson", best_value=None)
     write_json(run.training, training)
     write_report(run)
     html = run.report.read_text()
@@ -151,11 +151,11 @@ def whole_analysis(methods: int, measure: str = "accuracy") -> HeadAnalysis:
     tables = [table] * 10
     return HeadAnalysis(
         [HeadScores(name, "E|g|", "train", 40, table, table, heads, 1.5, tau, "a note") for name in names],
-        PruningTruth(
-            "accuracy", "test", 40, 0.9, shares, [Curve(name, [0.9] * 9, 0.75, 0.25) for name in names],
+        PruningCurves(
+            "accuracy", "test", 40, 0.9, shares, [PruningCurve(name, [0.9] * 9, 0.75, 0.25) for name in names],
             RandomBand(3, [0.5] * 9, [0.4] * 9, [0.6] * 9, 0.5, 0.0125, 0.51),
         ),
-        [Agreement(names[0], name, tau) for name in names[1:]],
+        [RankAgreement(names[0], name, tau) for name in names[1:]],
         LeaveOneOut("test", 40, measure, [HeadTest(*at, -0.1, -0.2, 0.0, 4, 0, 0.125, 1.0) for at in heads]),
         HeadChanges("train", 40, "KL", *tables[:8]),
         ChangeAgreement(names[0], tau, tau, tau, "No such tie is seen."),

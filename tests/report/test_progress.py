@@ -9,13 +9,13 @@ import pytest
 from rich.console import Console
 
 from finetune.report import progress
-from finetune.report.progress import Stage, show_on, stage
+from finetune.report.progress import Stage, show_progress_on, stage
 
 
 @pytest.fixture(autouse=True)
 def _quiet_again() -> Iterator[None]:
     yield
-    show_on(Console(quiet=True))
+    show_progress_on(Console(quiet=True))
 
 
 def timers() -> int:
@@ -25,7 +25,7 @@ def timers() -> int:
 def test_outside_a_terminal_running_stages_are_one_plain_line_per_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.StringIO()
     monkeypatch.setattr(progress, "INTERVAL_SECONDS", 0.01)
-    show_on(Console(file=file, force_terminal=False, width=200))
+    show_progress_on(Console(file=file, force_terminal=False, width=200))
     with stage("head analysis", 2) as outer, stage("shapley [of 3]", 8) as inner:
         inner.advance(2)
         outer.describe("method 1")
@@ -41,7 +41,7 @@ def test_outside_a_terminal_running_stages_are_one_plain_line_per_interval(monke
 
 def test_a_terminal_shows_bars_that_are_removed_again() -> None:
     file = io.StringIO()
-    show_on(Console(file=file, force_terminal=True, width=120))
+    show_progress_on(Console(file=file, force_terminal=True, width=120))
     with stage("scoring validation", 4) as outer, stage("unknown length") as inner:
         outer.advance(3)
         inner.advance()
@@ -55,7 +55,7 @@ def test_a_terminal_shows_bars_that_are_removed_again() -> None:
 def test_a_quiet_console_shows_nothing_and_starts_no_thread() -> None:
     before = timers()
     file = io.StringIO()
-    show_on(Console(file=file, quiet=True))
+    show_progress_on(Console(file=file, quiet=True))
     with stage("scoring", 3) as running:
         running.advance()
         assert timers() == before

@@ -6,18 +6,18 @@ import pytest
 from rich.console import Console
 
 from finetune.report.progress import TrainingProgress
-from finetune.report.terminal import _score, show_agreement, show_data, show_heads, show_pruning, show_scores
+from finetune.report.terminal import _score, print_agreement, print_data, print_heads, print_pruning, print_scores
 from finetune.runs.head_results import (
-    Agreement,
-    Curve,
     HeadAnalysis,
     HeadScores,
-    Pruning,
-    PruningTruth,
+    PruningCurve,
+    PruningCurves,
+    PruningResult,
     RandomBand,
+    RankAgreement,
     TauValue,
 )
-from finetune.runs.results import Footprint, MetricValue, SplitScores, SplitSummary
+from finetune.runs.results import MetricValue, ModelCost, SplitScores, SplitSummary
 
 
 def terminal(width: int = 100) -> tuple[Console, io.StringIO]:
@@ -28,7 +28,7 @@ def terminal(width: int = 100) -> tuple[Console, io.StringIO]:
 def test_data_is_shown_by_split() -> None:
     console, text = terminal(200)
     counts = {f"label{n}": n for n in range(12)}
-    show_data(
+    print_data(
         console, {"train": SplitSummary(9, counts, 5.5, 8, 0.5), "test": SplitSummary(2, {}, 5, 8, 0, 2)}, "rows.csv", 8
     )
     shown = text.getvalue()
@@ -49,14 +49,14 @@ def test_scores_are_shown_with_intervals() -> None:
             warnings=["never predicted: [a]"],
         )
     }
-    show_scores(console, scores, {"test": SplitSummary(20, {}, 1, 1, 0)})
+    print_scores(console, scores, {"test": SplitSummary(20, {}, 1, 1, 0)})
     assert "0.500 [0.400, 0.600]" in text.getvalue()
     assert "0.300 │" in text.getvalue()
     assert "undefined │" in text.getvalue()
     assert "test: few." in text.getvalue()
     assert "test: never predicted: [a]." in text.getvalue()
     console, text = terminal()
-    show_scores(console, {}, {})
+    print_scores(console, {}, {})
     assert text.getvalue() == ""
 
 
@@ -66,7 +66,7 @@ def test_heads_are_shown_in_percent_of_the_highest() -> None:
         "gradient", "E|g|", "test", 9, [[0.5, 0.25], [0.1, None]], [[0.01, 0.02], [0.03, None]],
         [(0, 1), (0, 0), (1, 0)],
     )  # fmt: skip
-    show_heads(console, HeadAnalysis([heads], warnings=["a [/b] warning"]))
+    print_heads(console, HeadAnalysis([heads], warnings=["a [/b] warning"]))
     lines = text.getvalue().splitlines()
     assert lines[0] == "Head importance by gradient (E|g|) on 9 test rows; 100 is the highest, 0.5, and 0 is 0"
     assert lines[2].split() == ["0", "100", "50"]
@@ -75,14 +75,14 @@ def test_heads_are_shown_in_percent_of_the_highest() -> None:
     assert lines[5] == "a [/b] warning"
     console, text = terminal()
     alone = HeadScores("gradient", "E|g|", "test", 1, [[0.0]], [[None]], [(0, 0)])
-    show_heads(console, HeadAnalysis([alone]))  # all zero: nothing divided by it
+    print_heads(console, HeadAnalysis([alone]))  # all zero: nothing divided by it
     assert "0.0 0" in text.getvalue()
 
 
 def test_heads_that_do_not_fit_go_in_a_second_table() -> None:
     console, text = terminal(45)
     heads = HeadScores("gradient", "", "test", 9, [[1.0] * 13], [[None] * 13], [(0, head) for head in range(13)])
-    show_heads(console, HeadAnalysis([heads]))
+    print_heads(console, HeadAnalysis([heads]))
     lines = [line.split() for line in text.getvalue().splitlines()[1:5]]
     assert lines[0] == ["layer", *map(str, range(10))]
     assert lines[2] == ["layer", "10", "11", "12"]
@@ -98,27 +98,27 @@ def test_no_table_is_cut_at_80_columns(width: int, scale: float) -> None:
     scores = [scale * (1 - share) for share in shares]
     analysis = HeadAnalysis(
         [HeadScores(name, "E|g|", "train", 99, table, table, heads, 1.5, TauValue(0.5, 0.4, 0.6)) for name in methods],
-        PruningTruth(
+        PruningCurves(
             "mean_squared_error", "validation", 99, scale, shares,
-            [Curve(name, scores, scale / 2, scale / 3) for name in methods],
+            [PruningCurve(name, scores, scale / 2, scale / 3) for name in methods],
             RandomBand(3, scores, scores, scores, scale / 2, 0.1, scale / 2),
         ),
         warnings=["one"],
     )  # fmt: skip
     metrics = {"loss": 0.5, "mean_squared_error": 123456.789, "matthews_correlation": -0.1234}
     scored = {"validation": metrics, "test": metrics}
-    cost = Footprint(109_483_778, 437_935_112, 123.4)
-    pruning = Pruning("named were 0.1", {"0": [1]}, 0.1, 0.0, scored, scored, 12, scored, cost, cost)
+    cost = ModelCost(109_483_778, 437_935_112, 123.4)
+    pruning = PruningResult("named were 0.1", {"0": [1]}, 0.1, 0.0, scored, scored, 12, scored, cost, cost)
     values = {name: MetricValue(value, value - 0.1, value + 0.1) for name, value in metrics.items()}
     splits = {name: SplitScores(12345, 0.5, values) for name in ("validation", "test")}
     label = "a_label_name_that_is_longer_than_any_column_of_the_table_is_wide"
     summary = {name: SplitSummary(12345, {f"{label}_{n}": 99 for n in range(9)}, 5.5, 128, 0.5) for name in splits}
     console, text = terminal(80)
-    show_data(console, summary, "rows.csv", 128)
-    show_scores(console, splits, summary)
-    show_heads(console, analysis)
-    show_pruning(console, pruning, "runs/toy/pruned")
-    show_agreement(console, "gradient", [Agreement("runs/one", "runs/two", TauValue(0.5, 0.4, 0.6))])
+    print_data(console, summary, "rows.csv", 128)
+    print_scores(console, splits, summary)
+    print_heads(console, analysis)
+    print_pruning(console, pruning, "runs/toy/pruned")
+    print_agreement(console, "gradient", [RankAgreement("runs/one", "runs/two", TauValue(0.5, 0.4, 0.6))])
     shown = text.getvalue()
     assert "…" not in shown
     assert f"{_score(scale / 3)}" in shown  # the last column
@@ -133,8 +133,8 @@ def test_no_table_is_cut_at_80_columns(width: int, scale: float) -> None:
 
 def test_a_pruned_run_without_scores_says_so() -> None:
     console, text = terminal(80)
-    cost = Footprint(2, 20_000, 1.0)
-    show_pruning(console, Pruning("", {"0": [1, 2]}, 0.1, 0.0, {}, {}, 0, None, cost, cost), "[/x]")
+    cost = ModelCost(2, 20_000, 1.0)
+    print_pruning(console, PruningResult("", {"0": [1, 2]}, 0.1, 0.0, {}, {}, 0, None, cost, cost), "[/x]")
     assert "No rows were held out, so nothing was scored." in text.getvalue()
     assert "0.02 to 0.02 MB" in text.getvalue()
     assert "[/x]/model" in text.getvalue()
@@ -155,6 +155,6 @@ def test_progress_prints_evaluations_and_keeps_quiet_when_told() -> None:
 
 def test_names_that_look_like_markup_are_text() -> None:
     console, text = terminal(200)
-    show_data(console, {"train": SplitSummary(1, {"[/pos]": 1}, 1, 1, 0)}, "dir [v2]/rows.csv", 8)
+    print_data(console, {"train": SplitSummary(1, {"[/pos]": 1}, 1, 1, 0)}, "dir [v2]/rows.csv", 8)
     assert "[/pos] 1" in text.getvalue()
     assert "dir [v2]/rows.csv" in text.getvalue()

@@ -10,7 +10,7 @@ import pytest
 from safetensors import SafetensorError
 
 from finetune.errors import TrainingError
-from finetune.runs.atomic_files import damage, seal, to_disk, writing
+from finetune.runs.atomic_files import find_damage, fsync_path, mark_complete, report_write_errors
 from finetune.runs.json_files import write_text
 from tests.support.helpers import HANG_SECONDS
 
@@ -28,12 +28,12 @@ ROOT = Path(__file__).parents[2]
 )
 def test_what_cannot_be_written_is_named(error: Exception) -> None:
     match = r"cannot write a/b: .*(No space left|unexpected pos).*; make room or name another folder"
-    with pytest.raises(TrainingError, match=match), writing(Path("a/b")):
+    with pytest.raises(TrainingError, match=match), report_write_errors(Path("a/b")):
         raise error
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), writing(Path("a")):
+    with pytest.raises(RuntimeError, match="shapes"), report_write_errors(Path("a")):
         raise RuntimeError("shapes do not fit")
 
 
@@ -50,20 +50,20 @@ def test_on_windows_files_are_flushed_through_a_handle_that_may_write_and_folder
     ):
         opened.clear()
         monkeypatch.setattr(sys, "platform", platform)
-        to_disk(tmp_path / "a")
-        to_disk(tmp_path)
+        fsync_path(tmp_path / "a")
+        fsync_path(tmp_path)
         assert opened == expected
 
 
 def test_a_seal_tells_kind_and_version(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("text")
-    assert damage(tmp_path, "thing", 1) == "it has no COMPLETE mark, so it was never finished"
-    seal(tmp_path, "thing", 1)
-    assert damage(tmp_path, "thing", 1) is None
-    assert damage(tmp_path, "other", 1) == "it is a thing of version 1, and a other of version 1 is asked for"
+    assert find_damage(tmp_path, "thing", 1) == "it has no COMPLETE mark, so it was never finished"
+    mark_complete(tmp_path, "thing", 1)
+    assert find_damage(tmp_path, "thing", 1) is None
+    assert find_damage(tmp_path, "other", 1) == "it is a thing of version 1, and a other of version 1 is asked for"
     (tmp_path / "a").write_text("tent")
-    assert damage(tmp_path, "thing", 1) == "a was altered: its checksum is another"
-    assert damage(tmp_path / "nowhere", "thing", 1) == "there is no such folder"
+    assert find_damage(tmp_path, "thing", 1) == "a was altered: its checksum is another"
+    assert find_damage(tmp_path / "nowhere", "thing", 1) == "there is no such folder"
 
 
 # A checkpoint of 100 kB is there; then no file may pass 200 kB (every writer then fails with "File too large"), or
@@ -72,10 +72,10 @@ SAVES = """
 import resource, signal, sys, torch
 from pathlib import Path
 from accelerate import Accelerator
-from finetune.checkpoints import find_checkpoint, save_checkpoint
+from finetune.training.checkpoints import find_checkpoint, save_checkpoint
 from finetune.errors import TrainingError
-from finetune.results import append_line, write_json
-from finetune.state import Progress, TrainState
+from finetune.runs.json_files import append_line, write_json
+from finetune.training.state import Progress, TrainState
 
 root = Path(sys.argv[1])
 
@@ -125,13 +125,13 @@ def test_a_disk_that_is_full_costs_nothing_that_is_there(tmp_path: Path, how: st
 
 def test_a_file_that_cannot_be_read_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "weights").write_text("1")
-    seal(tmp_path, "checkpoint", 1)
+    mark_complete(tmp_path, "checkpoint", 1)
 
     def bad_sector(file: Path) -> str:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("finetune.runs.atomic_files._checksum", bad_sector)
-    assert damage(tmp_path, "checkpoint", 1) == "weights cannot be read: Input/output error"
+    assert find_damage(tmp_path, "checkpoint", 1) == "weights cannot be read: Input/output error"
 
 
 def test_a_link_beside_a_file_is_not_followed(tmp_path: Path) -> None:

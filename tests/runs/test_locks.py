@@ -18,7 +18,7 @@ CONTENDER = """
 import sys
 from pathlib import Path
 from finetune.errors import TrainingError
-from finetune.locks import locked_folder
+from finetune.runs.locks import locked_folder
 print("ready", flush=True)
 sys.stdin.readline()
 try:

@@ -15,7 +15,7 @@ from finetune.cli import main
 from finetune.errors import ModelError, TrainingError
 from finetune.recipe import load_recipe
 from finetune.runs.locks import LOCK, locked_folder
-from finetune.runs.ownership import check_folder
+from finetune.runs.ownership import check_output_dir
 from finetune.runs.run_folder import RunFolder
 from finetune.training.trainer import Loop
 from tests.support.finished_runs import SCRATCH, contents, recipe
@@ -129,7 +129,7 @@ def test_a_strangers_folder_is_no_run(small_recipe: Path, tmp_path: Path, name: 
     before = contents(folder)
     given = load_recipe(small_recipe, [f"output_dir={folder}", override])
     with pytest.raises(TrainingError, match=r"theirs is not empty and is not a finetune run \(.+\); name another"):
-        check_folder(RunFolder(folder), given)
+        check_output_dir(RunFolder(folder), given)
     assert main(["train", str(small_recipe), f"output_dir={folder}", override]) == 2
     assert contents(folder) == before
 
@@ -141,7 +141,7 @@ def test_what_a_killed_process_left_in_an_empty_folder_is_no_obstacle(
     (tmp_path / "run").mkdir()
     for file, content in left.items():
         (tmp_path / "run" / file).write_text(content)
-    check_folder(RunFolder(tmp_path / "run"), load_recipe(small_recipe, [f"output_dir={tmp_path / 'run'}"]))
+    check_output_dir(RunFolder(tmp_path / "run"), load_recipe(small_recipe, [f"output_dir={tmp_path / 'run'}"]))
 
 
 def test_a_run_is_known_by_its_files_alone(run: Path, small_recipe: Path, tmp_path: Path) -> None:
@@ -152,15 +152,15 @@ def test_a_run_is_known_by_its_files_alone(run: Path, small_recipe: Path, tmp_pa
         moved["data"][f"{split}_rows"], moved["data"][f"{split}_file"] = None, f"/moved/{split}.csv"
     (run / "recipe.yaml").write_text(yaml.safe_dump(moved))
     folder = RunFolder(run)
-    check_folder(folder, load_recipe(small_recipe, [f"output_dir={run}", OVERWRITE]))
+    check_output_dir(folder, load_recipe(small_recipe, [f"output_dir={run}", OVERWRITE]))
     with pytest.raises(TrainingError, match="holds an earlier run; name another"):
-        check_folder(folder, load_recipe(small_recipe, [f"output_dir={run}"]))
+        check_output_dir(folder, load_recipe(small_recipe, [f"output_dir={run}"]))
     (run / "recipe.yaml").write_text(text)
     source = [f"output_dir={run}", AUTO, "model.model_type=null", f"model.model_name_or_path={run / 'model'}"]
     content = yaml.safe_load(small_recipe.read_text()) | {"model": {"model_name_or_path": str(run / "model")}}
     small_recipe.write_text(yaml.safe_dump(content))
     with pytest.raises(TrainingError, match=r"model\.model_name_or_path lies in output_dir"):
-        check_folder(folder, load_recipe(small_recipe, source[:2]))
+        check_output_dir(folder, load_recipe(small_recipe, source[:2]))
 
 
 def fail_at(step: int) -> Callable[..., Any]:

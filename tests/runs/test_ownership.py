@@ -7,9 +7,9 @@ import pytest
 
 from finetune.errors import TrainingError
 from finetune.recipe import Recipe
-from finetune.runs.atomic_files import MARK
+from finetune.runs.atomic_files import COMPLETE_MARKER
 from finetune.runs.json_files import write_json
-from finetune.runs.ownership import check_folder, claim_folder, replaced_whole, restored_on_failure
+from finetune.runs.ownership import atomic_replace_dir, check_output_dir, restore_previous_on_failure, take_ownership
 from finetune.runs.results import SplitSummary
 from finetune.runs.run_folder import RunFolder
 
@@ -20,7 +20,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     for text in ("old", "new"):
-        with replaced_whole(tmp_path / "model") as aside:
+        with atomic_replace_dir(tmp_path / "model") as aside:
             (aside / "weights").write_text(text)
     assert contents(tmp_path) == {"model/weights": "new"}
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -28,14 +28,14 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["writing", "rename", "replace"])
 def test_what_was_there_is_lost_at_no_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    with replaced_whole(tmp_path / "model") as aside:
+    with atomic_replace_dir(tmp_path / "model") as aside:
         (aside / "weights").write_text("old")
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     rename = Path.rename
-    with suppress(KeyboardInterrupt), replaced_whole(tmp_path / "model") as aside:
+    with suppress(KeyboardInterrupt), atomic_replace_dir(tmp_path / "model") as aside:
         (aside / "weights").write_text("new")
         if where == "writing":
             interrupt()
@@ -94,15 +94,15 @@ def test_wherever_setting_aside_ends_nothing_of_the_earlier_run_is_lost(
     with monkeypatch.context() as patch:
         die_at(patch, number)
         with suppress(KeyboardInterrupt):
-            claim_folder(folder, RECIPE, {}, {})
+            take_ownership(folder, RECIPE, {}, {})
     for _ in range(2):  # started again; killed before it has anything, and started again
-        claim_folder(folder, RECIPE, {}, {})
+        take_ownership(folder, RECIPE, {}, {})
         found = contents(folder.path)
         assert {name.removeprefix(".previous/"): text for name, text in found.items() if text in ("old", "mine")} == old
         assert set(found) - {f".previous/{name}" for name in old} == {
             "notes.txt", "recipe.yaml", "environment.json", "data.json",
         }  # fmt: skip
-    with suppress(KeyboardInterrupt), restored_on_failure(folder, is_main_process=True):
+    with suppress(KeyboardInterrupt), restore_previous_on_failure(folder, is_main_process=True):
         raise KeyboardInterrupt
     assert contents(folder.path) == old
 
@@ -112,22 +112,22 @@ def test_an_error_while_it_is_set_aside_puts_it_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     folder, old = earlier_run(tmp_path / "run")
-    with suppress(KeyboardInterrupt), restored_on_failure(folder, is_main_process=True):
+    with suppress(KeyboardInterrupt), restore_previous_on_failure(folder, is_main_process=True):
         with monkeypatch.context() as patch:
             die_at(patch, number)
-            claim_folder(folder, RECIPE, {}, {})
+            take_ownership(folder, RECIPE, {}, {})
         raise KeyboardInterrupt
     assert contents(folder.path) == old
 
 
 def test_a_run_that_has_a_checkpoint_stays_when_going_on_fails(tmp_path: Path) -> None:
     folder, _ = earlier_run(tmp_path / "run")
-    claim_folder(folder, RECIPE, {}, {})
+    take_ownership(folder, RECIPE, {}, {})
     (folder.checkpoints / "step-000001").mkdir(parents=True)
-    (folder.checkpoints / "step-000001" / MARK).write_text("")
+    (folder.checkpoints / "step-000001" / COMPLETE_MARKER).write_text("")
     (folder.path / ".claimed").write_text("{}")  # it died as it claimed the folder once more
     before = contents(folder.path)
-    with suppress(KeyboardInterrupt), restored_on_failure(folder, is_main_process=True):
+    with suppress(KeyboardInterrupt), restore_previous_on_failure(folder, is_main_process=True):
         raise KeyboardInterrupt
     assert contents(folder.path) == before
 
@@ -144,7 +144,7 @@ def test_an_old_run_with_ranks_by_importance_can_be_overwritten(tmp_path: Path) 
         }
     )
     versions = dict.fromkeys(("started", "finetune", "python", "device", "mixed_precision"), "")
-    claim_folder(
+    take_ownership(
         folder, recipe, versions | {"packages": {}, "processes": 1, "seed": 1}, {"train": SplitSummary(1, {}, 1, 1, 0)}
     )
     valid = folder.recipe.read_text()
@@ -152,11 +152,11 @@ def test_an_old_run_with_ranks_by_importance_can_be_overwritten(tmp_path: Path) 
     assert folder.recipe.read_text() != valid
     overwrite = recipe.model_copy(update={"overwrite_output_dir": True})
     with pytest.raises(TrainingError, match=r"is not a finetune run \(.*recipe\.yaml has a mistake"):
-        check_folder(folder, overwrite)  # such a run always has its ranks
+        check_output_dir(folder, overwrite)  # such a run always has its ranks
     write_json(folder.ranks, {"r": 4, "ranks": [3, 5], "importance": [1.0, 2.0], "steps": 20, "rows": 4})
     with pytest.raises(TrainingError, match="holds an earlier run"):
-        check_folder(folder, recipe)
-    check_folder(folder, overwrite)
-    claim_folder(folder, overwrite, {}, {})
+        check_output_dir(folder, recipe)
+    check_output_dir(folder, overwrite)
+    take_ownership(folder, overwrite, {}, {})
     assert not folder.ranks.exists()
     assert (tmp_path / ".previous" / "ranks.json").is_file()

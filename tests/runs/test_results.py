@@ -63,4 +63,4 @@ def test_heads_that_a_layer_lacks_are_not_ranked() -> None:
     heads = HeadScores(
         "gradient", "", "test", 1, [[1.0, 3.0], [2.0, None]], [[None, None], [None, None]], [(0, 0), (1, 0), (0, 1)]
     )
-    assert [(cell.layer, cell.head) for cell in heads.ranked()] == [(0, 1), (1, 0), (0, 0)]
+    assert [(cell.layer, cell.head) for cell in heads.sorted_by_value()] == [(0, 1), (1, 0), (0, 0)]

@@ -21,7 +21,7 @@ from finetune.models.lora import Lora
 from finetune.pipeline.train_stage import training_result
 from finetune.recipe import TrainingSection
 from finetune.report.progress import TrainingProgress
-from finetune.signals import Interrupted, finishing_the_step
+from finetune.signals import Interrupted, stop_after_step
 from finetune.training import optimizer
 from finetune.training.checkpoints import complete_checkpoints, find_checkpoint, trained_weights
 from finetune.training.fit import fit
@@ -482,7 +482,7 @@ def test_a_signal_saves_and_the_history_goes_on_as_if_unbroken(
         accelerator=accelerator,
     )
     said = rf"stopped by SIGTERM after step 6 of 9, saved in {tmp_path}"
-    with finishing_the_step(speaks=False) as request, pytest.raises(Interrupted, match=said):
+    with stop_after_step(is_main_process=False) as request, pytest.raises(Interrupted, match=said):
         fit(
             loop, best_metric="loss", evaluate=None, log=entries.append, progress=TrainingProgress(Console(quiet=True)),
             checkpoints=tmp_path, keep=None, request=request,
@@ -514,7 +514,7 @@ def test_a_signal_in_the_last_evaluation_is_heard(
         return {"loss": 1.0}
 
     said = rf"stopped by SIGTERM after step 6 of 6, saved in {tmp_path}"
-    with finishing_the_step(speaks=False) as request, pytest.raises(Interrupted, match=said):
+    with stop_after_step(is_main_process=False) as request, pytest.raises(Interrupted, match=said):
         fit(
             loop, best_metric="loss", evaluate=evaluate, log=lambda entry: None, checkpoints=tmp_path, keep=None,
             progress=TrainingProgress(Console(quiet=True)), request=request,

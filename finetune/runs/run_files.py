@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from finetune.errors import DataError, FinetuneError
 from finetune.recipe import Recipe, load_recipe
-from finetune.runs.head_results import HeadAnalysis, HeadScores, PruningTruth, Table
+from finetune.runs.head_results import HeadAnalysis, HeadScores, PruningCurves, Table
 from finetune.runs.json_files import damaged, read_bytes, read_json
 from finetune.runs.results import SplitScores, SplitSummary
 from finetune.runs.run_folder import RunFolder
@@ -184,14 +184,14 @@ def _score_faults(scores: HeadScores, shape: Sequence[int]) -> Iterator[str]:
     elif _shape(scores.values) != shape or _shape(scores.standard_errors) != shape:
         yield f"{scores.method}: values and standard errors are not tables of the same heads"
     else:
-        heads = {(cell.layer, cell.head) for cell in scores.ranked()}
+        heads = {(cell.layer, cell.head) for cell in scores.sorted_by_value()}
         if not heads or not heads <= set(scores.order) or len(set(scores.order)) != len(scores.order):
             yield f"{scores.method}: the order does not name each head once"
         elif any(not (0 <= layer < len(shape) and 0 <= head < shape[layer]) for layer, head in scores.order):
             yield f"{scores.method}: the order names a head that the table lacks"
 
 
-def _truth_faults(truth: PruningTruth, methods: int) -> Iterator[str]:
+def _truth_faults(truth: PruningCurves, methods: int) -> Iterator[str]:
     """Yield what is wrong with the test of the rankings."""
     if len(truth.curves) != methods:
         yield f"truth: {len(truth.curves)} curves for {methods} methods"
