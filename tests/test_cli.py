@@ -7,8 +7,9 @@ import pytest
 
 from finetune import __version__
 from finetune.cli import main
+from tests.support import ROOT
 
-TOY = Path(__file__).parents[1] / "recipes" / "toy.yaml"
+TOY = ROOT / "recipes" / "toy.yaml"
 
 
 def test_check_reports_a_valid_recipe(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.support import ROOT
+
 LIBRARIES = {"accelerate", "datasets", "evaluate", "jinja2", "numpy", "peft", "plotly", "rich", "tokenizers", "torch"}
 LIBRARIES |= {"transformers", "yaml", "pydantic", "pyarrow", "scipy", "safetensors"}
 

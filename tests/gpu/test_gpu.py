@@ -26,6 +26,7 @@ from finetune.models.saving import load_classifier, logits_of
 from finetune.out_of_memory import halve_rows, is_out_of_memory
 from finetune.recipe import TrainingSection
 from finetune.training.trainer import Loop
+from tests.support import ROOT
 from tests.support.finished_runs import SCRATCH, finished, recipe
 from tests.support.helpers import encoded, plan, tiny_classifier
 
@@ -33,7 +34,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA GPU on this machine"),
 ]
-ROOT = Path(__file__).parents[2]
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 ON_GPU = {"use_cpu": False}
 METHODS = [

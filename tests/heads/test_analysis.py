@@ -36,10 +36,10 @@ from finetune.runs.head_results import (
     TauValue,
 )
 from finetune.runs.json_files import read_json, write_json
+from tests.support import ROOT
 from tests.support.helpers import HANG_SECONDS, encoded, in_float64, tiny_classifier
 from tests.support.known_head import THE_HEAD, known_head
 
-ROOT = Path(__file__).parents[2]
 WORDS = ["the", "cat", "sat", "on", "mat", "dog", "chased", "floor", "is", "clean", "a", "now"]
 METRIC = {
     "single_label_classification": "accuracy",

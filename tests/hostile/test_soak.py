@@ -4,8 +4,9 @@ import re
 import subprocess
 import sys
 
+from tests.support import ROOT
 from tests.support.helpers import HANG_SECONDS
-from tests.support.killing import ROOT, unlike
+from tests.support.killing import unlike
 
 
 def test_killed_runs_end_with_the_same_bits() -> None:

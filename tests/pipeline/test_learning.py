@@ -17,8 +17,8 @@ from finetune.cli import main
 from finetune.models.pretrained import Source
 from finetune.recipe import load_recipe
 from finetune.training.schedule import MIN_STEPS, make_plan
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[2]
 THINGS = ("parcel", "shirt", "phone", "booking")
 # What people write to a shop. Every class speaks of the same things; the last two phrases of a class are test rows.
 PHRASES = {

@@ -29,6 +29,7 @@ from finetune.pipeline.recovery import heal
 from finetune.runs.head_results import HeadAnalysis, PruningResult
 from finetune.runs.json_files import read_json
 from finetune.training.trainer import Loop
+from tests.support import ROOT
 from tests.support.finished_runs import HEADS, LAYERS, SCRATCH, contents, finished, read_back, recipe, rows
 from tests.support.helpers import FLOAT32, TRAINED, assert_equal_up_to_rounding
 
@@ -110,9 +111,8 @@ def test_a_pruned_model_with_adapters_is_read_by_another_process_and_by_transfor
         f"found = load_classifier(Path(sys.argv[1])); print(type(found.model).__name__)\n"
         f"print(json.dumps(logits_of(found, {TEXTS!r}, torch.device('cpu')).tolist()))"
     )
-    root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", program, str(adapted / "pruned" / "model")], cwd=root, capture_output=True, text=True,
+        [sys.executable, "-c", program, str(adapted / "pruned" / "model")], cwd=ROOT, capture_output=True, text=True,
         check=True,
     )  # fmt: skip
     name, logits = done.stdout.splitlines()

@@ -34,11 +34,10 @@ from finetune.pipeline.session import (
     with_precision,
 )
 from finetune.recipe import Recipe
-from tests.support import plain_steps
+from tests.support import ROOT, plain_steps
 from tests.support.finished_runs import SCRATCH, recipe
 from tests.support.helpers import FLOAT32, HANG_SECONDS, TRAINED
 
-ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run"]
 Done = subprocess.CompletedProcess[str]
 

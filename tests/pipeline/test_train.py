@@ -19,9 +19,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from finetune.cli import main
 from finetune.models import toy_classifier
+from tests.support import ROOT
 from tests.support.helpers import FLOAT32, HANG_SECONDS, TRAINED
 
-ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
 SCRATCH = RECIPES / "toy_from_scratch.yaml"
 COMPLETE = {

@@ -17,10 +17,11 @@ from finetune.recipe import METRICS, Recipe, dump_recipe, load_recipe
 from finetune.recipe.loader import MAX_BYTES
 from finetune.recipe.schema_validation import FOREIGN_NAMES
 from finetune.recipe.validation import metric_problems
+from tests.support import ROOT
 
 WriteRecipe = Callable[[str], Path]
 
-SHIPPED = sorted(Path(__file__).parents[2].joinpath("recipes").glob("*.yaml"))
+SHIPPED = sorted(ROOT.joinpath("recipes").glob("*.yaml"))
 ROWS = "[{sentence: a b, label: x}, {sentence: c d, label: y}]"
 MINIMAL = f"model: {{model_name_or_path: some/model}}\ndata: {{train_rows: {ROWS}, validation_rows: {ROWS}}}\n"
 

@@ -12,9 +12,8 @@ from safetensors import SafetensorError
 from finetune.errors import TrainingError
 from finetune.runs.atomic_files import find_damage, fsync_path, mark_complete, report_write_errors
 from finetune.runs.json_files import write_text
+from tests.support import ROOT
 from tests.support.helpers import HANG_SECONDS
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,5 @@
+"""What several test files share. ROOT is the root folder of the repository."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]

@@ -17,7 +17,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
+
 AUTO = "checkpoint.resume_from_checkpoint=auto"
 KILLED = -signal.SIGKILL
 _WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree"}
