@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from finetune.data.batching import LocalBatch
 from finetune.errors import ModelError
 from finetune.heads.fast_ablation import SAVINGS, Shortcut, logits_without, rows_at_a_time, take_shortcut
-from finetune.heads.gated_forward import Sample
+from finetune.heads.gated_forward import GatedRows
 from finetune.heads.gates import head_gates, max_num_heads, shared_projection_gated
 from finetune.models.architectures import AttentionSite
 from finetune.models.losses import decisions, divergence, per_example_loss
@@ -96,7 +96,7 @@ MEASURES: Mapping[str, Callable[[Ablation], np.ndarray]] = {
 }
 
 
-def ablation(sample: Sample, *, fast: bool = True) -> Ablation:
+def ablation(sample: GatedRows, *, fast: bool = True) -> Ablation:
     """Return the logits of every row with all heads and without each, as gates of 0 make them.
 
     Args:
@@ -121,7 +121,7 @@ def ablation(sample: Sample, *, fast: bool = True) -> Ablation:
         table = [F.pad(part.float(), (0, 0, 0, wide - part.shape[1]), value=torch.nan) for part in without]
         return torch.cat([whole.float()[:, None], *table], 1)  # (B, 1 + L * H, C)
 
-    found = sample.each(measure)
+    found = sample.map_batches(measure)
     without = found[:, 1:].reshape(len(found), len(sites), -1, found.shape[-1])
     return Ablation(found[:, 0], without, sample.labels, sample.classifier.problem_type, savings)
 
@@ -148,7 +148,7 @@ def naive_logits_without(
     return whole, without
 
 
-def sample_savings(sample: Sample) -> frozenset[str] | None:
+def sample_savings(sample: GatedRows) -> frozenset[str] | None:
     """Return the savings that fit with padding and without it: tried on the longest row and the shortest.
 
     The trial costs as much as the slow way on about two rows, whatever the size of the sample.
@@ -163,7 +163,7 @@ def sample_savings(sample: Sample) -> frozenset[str] | None:
         return np.tile(flags, (len(batch.labels), 1))
 
     trials = [ends[:1]] if lengths.min() == lengths.max() else [ends, ends[1:]]
-    tried = np.concatenate([replace(sample, rows=rows, batch_size=2).each(measure) for rows in trials])
+    tried = np.concatenate([replace(sample, rows=rows, batch_size=2).map_batches(measure) for rows in trials])
     any_fits, *fits = [bool(column.all()) for column in tried.T]
     return frozenset(saving for saving, fit in zip(SAVINGS, fits, strict=True) if fit) if any_fits else None
 

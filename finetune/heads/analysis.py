@@ -15,9 +15,9 @@ from accelerate import Accelerator
 from finetune.data.tokenization import EncodedSplit
 from finetune.errors import ModelError
 from finetune.heads.ablation import ablation
-from finetune.heads.gated_forward import Sample, sample_rows
+from finetune.heads.gated_forward import GatedRows, sample_rows
 from finetune.heads.methods import measure_importance
-from finetune.heads.pruning_curve import pruning_truth
+from finetune.heads.pruning_curve import pruning_curves
 from finetune.heads.ranking_statistics import (
     against_importance,
     helped_by_removal,
@@ -32,7 +32,7 @@ from finetune.recipe import HeadImportanceSection
 from finetune.runs.head_results import HeadAnalysis, HeadChanges, HeadScores, LeaveOneOut, PruningCurves, RankAgreement
 
 
-def analyse_heads(
+def analyze_heads(
     classifier: Classifier,
     splits: dict[str, EncodedSplit],
     asked: HeadImportanceSection,
@@ -49,8 +49,8 @@ def analyse_heads(
         metric: of the pruning curves.
     """
 
-    def sample_of(split: str, rows: np.ndarray) -> Sample:
-        return Sample(classifier, splits[split], split, rows, batch_size, accelerator)
+    def sample_of(split: str, rows: np.ndarray) -> GatedRows:
+        return GatedRows(classifier, splits[split], split, rows, batch_size, accelerator)
 
     ranked, unseen = separate_rows(splits, asked, seed)
     sample = sample_of(asked.split, ranked)
@@ -62,7 +62,7 @@ def analyse_heads(
     if asked.curve_split is not None and len(unseen):
         others = sample_of(asked.curve_split, unseen)
         orders = {scores.method: scores.order for scores in methods}
-        truth = pruning_truth(others, orders, metric, random_orders=asked.random_orders, seed=seed)
+        truth = pruning_curves(others, orders, metric, random_orders=asked.random_orders, seed=seed)
         removed = leave_one_out(others, seed) if asked.leave_one_out else None
     changes, unknown = _changes(sample, effects=asked.leave_one_out)
     leading = methods[0]
@@ -77,7 +77,7 @@ def analyse_heads(
     )
 
 
-def _changes(sample: Sample, *, effects: bool) -> tuple[HeadChanges | None, list[str]]:
+def _changes(sample: GatedRows, *, effects: bool) -> tuple[HeadChanges | None, list[str]]:
     """Return what training changed, or None and why it cannot be told where there is something to tell."""
     classifier = sample.classifier
     if classifier.source is None:
@@ -126,7 +126,7 @@ def untested(splits: Collection[str], asked: HeadImportanceSection, unseen: int)
     return [f"The ranking was not tested: {reason}{lost}; {repair}{named}."]
 
 
-def leave_one_out(sample: Sample, seed: int) -> LeaveOneOut:
+def leave_one_out(sample: GatedRows, seed: int) -> LeaveOneOut:
     """Return what removal of each head alone does to the sample's rows, tested row by row."""
     found = ablation(sample)
     if sample.problem_type == "regression":
@@ -140,7 +140,7 @@ def leave_one_out(sample: Sample, seed: int) -> LeaveOneOut:
     return LeaveOneOut(sample.split_name, len(sample), measure, tests)
 
 
-def _right(logits: torch.Tensor, sample: Sample) -> np.ndarray:
+def _right(logits: torch.Tensor, sample: GatedRows) -> np.ndarray:
     """Return whether each row is right, (N, ...), from logits (N, ..., C); of several labels all must be."""
     decided, labels = decisions(logits, sample.problem_type).numpy(), sample.labels
     between = (1,) * (logits.dim() - 2)
@@ -151,7 +151,7 @@ def _right(logits: torch.Tensor, sample: Sample) -> np.ndarray:
     return sets
 
 
-def _squared_errors(logits: torch.Tensor, sample: Sample) -> np.ndarray:
+def _squared_errors(logits: torch.Tensor, sample: GatedRows) -> np.ndarray:
     values = decisions(logits, sample.problem_type).double().numpy()  # (N, ...)
     errors: np.ndarray = (values - sample.labels.reshape(-1, *(1,) * (values.ndim - 1))) ** 2
     return errors

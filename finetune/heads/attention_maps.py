@@ -15,12 +15,12 @@ from torch import Tensor
 from finetune.data.batching import LocalBatch
 from finetune.errors import ModelError
 from finetune.heads.estimate import Estimate, mean_over_rows
-from finetune.heads.gated_forward import Sample
+from finetune.heads.gated_forward import GatedRows
 from finetune.heads.gates import max_num_heads
 from finetune.models.classifier import Classifier
 
 
-def confidence(sample: Sample) -> Estimate:
+def confidence(sample: GatedRows) -> Estimate:
     """Return the mean over a row's tokens of the largest attention weight (Voita et al. 2019, section 4).
 
     Voita et al. leave out the end of the sentence; here special tokens count as all others, so a head that rests on
@@ -29,7 +29,7 @@ def confidence(sample: Sample) -> Estimate:
     return mean_over_rows(_of_maps(sample, lambda weights: weights.amax(-1)))
 
 
-def entropy(sample: Sample) -> Estimate:
+def entropy(sample: GatedRows) -> Estimate:
     """Return the mean over a row's tokens of sum a log a: minus the entropy of attention, in nats.
 
     Clark et al. 2019, section 3.3, with the sign turned, so that a focused head comes first here too.
@@ -51,7 +51,7 @@ def eager_attention(classifier: Classifier) -> Iterator[None]:
             config._attn_implementation = before  # the method would check flash attention by where the weights lie now
 
 
-def _of_maps(sample: Sample, summary: Callable[[Tensor], Tensor]) -> np.ndarray:
+def _of_maps(sample: GatedRows, summary: Callable[[Tensor], Tensor]) -> np.ndarray:
     """Return (N, L, H): `summary`, from (B, H, S, S) to (B, H, S), averaged over each row's real tokens."""
     base, sites, accelerator = sample.classifier.base, sample.sites, sample.accelerator
     model_type = str(base.config.model_type)
@@ -71,7 +71,7 @@ def _of_maps(sample: Sample, summary: Callable[[Tensor], Tensor]) -> np.ndarray:
         return found
 
     with eager_attention(sample.classifier):
-        return sample.each(measure)
+        return sample.map_batches(measure)
 
 
 def _refuse_other_maps(weights: Tensor, real: Tensor, num_heads: int, model_type: str) -> None:

@@ -45,7 +45,7 @@ def mean_over_rows(contributions: np.ndarray, note: str = "") -> Estimate:
     return Estimate(exact.mean(0), errors, contributions, note)
 
 
-def layer_normalised(estimate: Estimate) -> Estimate:
+def layer_normalized(estimate: Estimate) -> Estimate:
     """Return the estimate with each layer's values divided by their Euclidean norm (Molchanov et al. 2017).
 
     The errors are divided likewise: the norm counts as known. A layer without a value above 0 stays as it is.

@@ -26,7 +26,7 @@ from finetune.models.losses import per_example_loss
 
 
 @dataclass(frozen=True)
-class Sample:
+class GatedRows:
     """Rows of a split, and the classifier that they are put to.
 
     Attributes:
@@ -65,11 +65,11 @@ class Sample:
         """Return gates (L, H) of 1; a layer with fewer heads than another has gates that nothing reads."""
         return torch.ones(len(self.sites), max_num_heads(self.sites), device=self.accelerator.device)
 
-    def only(self, rows: np.ndarray) -> Sample:
+    def subset(self, rows: np.ndarray) -> GatedRows:
         """Return the same with other rows."""
         return replace(self, rows=rows)
 
-    def each(self, measure: Callable[[LocalBatch, np.ndarray], Tensor | np.ndarray]) -> np.ndarray:
+    def map_batches(self, measure: Callable[[LocalBatch, np.ndarray], Tensor | np.ndarray]) -> np.ndarray:
         """Return what `measure` finds for each row of each batch, (N, ...), in the order of `rows`.
 
         `measure` is given a batch and its rows' places among `rows`, (B,). The model is in evaluation mode, its
@@ -99,7 +99,7 @@ class Sample:
         return ordered
 
 
-def gated_logits(sample: Sample, gates: Tensor) -> Tensor:
+def gated_logits(sample: GatedRows, gates: Tensor) -> Tensor:
     """Return the logits (N, C) in float32 with gates on the heads: (L, H) for all rows, or (N, L, H)."""
     base, accelerator, sites = sample.classifier.base, sample.accelerator, sample.sites
 
@@ -109,16 +109,16 @@ def gated_logits(sample: Sample, gates: Tensor) -> Tensor:
             logits: Tensor = base(**batch.inputs).logits
         return logits.float()
 
-    return torch.from_numpy(sample.each(measure))
+    return torch.from_numpy(sample.map_batches(measure))
 
 
-def row_losses(sample: Sample, gates: Tensor) -> np.ndarray:
+def row_losses(sample: GatedRows, gates: Tensor) -> np.ndarray:
     """Return each row's loss, (N,), with gates on the heads: (L, H) for all rows, or (N, L, H)."""
     losses = per_example_loss(gated_logits(sample, gates), torch.as_tensor(sample.labels), sample.problem_type)
     return losses.numpy()
 
 
-def gate_gradients(sample: Sample, gates: Tensor | None = None) -> np.ndarray:
+def gate_gradients(sample: GatedRows, gates: Tensor | None = None) -> np.ndarray:
     """Return each row's gradient of its own loss by each gate: (N, L, H); NaN where a layer lacks the head.
 
     The losses of a batch are summed, and a row's loss depends on its own gates alone, so that one backward
@@ -138,12 +138,12 @@ def gate_gradients(sample: Sample, gates: Tensor | None = None) -> np.ndarray:
         (gradient,) = torch.autograd.grad(losses.sum(), own)
         return gradient
 
-    found = sample.each(measure)
+    found = sample.map_batches(measure)
     found[:, ~head_mask(sample.sites)] = np.nan
     return found
 
 
-def check_sample(sample: Sample) -> None:
+def check_all_ones(sample: GatedRows) -> None:
     """Raise ModelError unless gates of 1 leave the logits of the sample's first rows as they are, but for rounding."""
 
     def measure(batch: LocalBatch, places: np.ndarray) -> np.ndarray:
@@ -151,7 +151,7 @@ def check_sample(sample: Sample) -> None:
             check_gates(sample.classifier.base, sample.sites, batch.inputs)
         return np.zeros(len(places))
 
-    sample.only(sample.rows[:8]).each(measure)
+    sample.subset(sample.rows[:8]).map_batches(measure)
 
 
 def _attention_kernel(device: torch.device) -> AbstractContextManager[None]:
@@ -167,7 +167,7 @@ def _of_rows(gates: Tensor, places: np.ndarray) -> Tensor:
     return gates[torch.as_tensor(places, device=gates.device)] if gates.dim() == 3 else gates
 
 
-def together(accelerator: Accelerator, decided: bool) -> bool:
+def broadcast_decision(accelerator: Accelerator, decided: bool) -> bool:
     """Return what the main process decided, so that all processes do the same."""
     decision = [decided]
     if accelerator.num_processes > 1:

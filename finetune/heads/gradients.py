@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.heads.estimate import Estimate, layer_normalised, mean_over_rows
-from finetune.heads.gated_forward import Sample, gate_gradients, row_losses
+from finetune.heads.estimate import Estimate, layer_normalized, mean_over_rows
+from finetune.heads.gated_forward import GatedRows, gate_gradients, row_losses
 
 
-def gradient(sample: Sample) -> Estimate:
+def gradient(sample: GatedRows) -> Estimate:
     """Return E|g| of every head.
 
     Michel, Levy and Neubig 2019, equation 5, with the absolute value taken a row, as the equation says: public
@@ -24,12 +24,12 @@ def gradient(sample: Sample) -> Estimate:
     return mean_over_rows(np.abs(gate_gradients(sample)))
 
 
-def gradient_layer_norm(sample: Sample) -> Estimate:
+def gradient_layer_norm(sample: GatedRows) -> Estimate:
     """Return E|g|, each layer divided by its Euclidean norm (Michel, Levy and Neubig 2019, section 4.1)."""
-    return layer_normalised(gradient(sample))
+    return layer_normalized(gradient(sample))
 
 
-def fisher(sample: Sample) -> Estimate:
+def fisher(sample: GatedRows) -> Estimate:
     """Return E g^2, the diagonal of the empirical Fisher information of the gates, a row at a time.
 
     Kwon et al. 2022; their code squares the mean of a batch.
@@ -37,7 +37,7 @@ def fisher(sample: Sample) -> Estimate:
     return mean_over_rows(gate_gradients(sample).astype(np.float64) ** 2)
 
 
-def integrated_gradients(sample: Sample, steps: int, *, seed: int = 0) -> Estimate:
+def integrated_gradients(sample: GatedRows, steps: int, *, seed: int = 0) -> Estimate:
     """Return each head's share of what all heads together take off the loss, L(0) - L(1).
 
     -integral over a from 0 to 1 of E g(a): the gates of all heads go from 0 to 1 together (Sundararajan et al.
@@ -54,7 +54,7 @@ def integrated_gradients(sample: Sample, steps: int, *, seed: int = 0) -> Estima
     return mean_over_rows(parts, note)
 
 
-def path_gradients(sample: Sample, gates: Tensor, steps: int, *, seed: int = 0) -> np.ndarray:
+def path_gradients(sample: GatedRows, gates: Tensor, steps: int, *, seed: int = 0) -> np.ndarray:
     """Return the mean over a of each row's gradient at a x gates, times the gates: (N, L, H).
 
     Rows take turns: in step k of K, the n-th of N rows in random order has a = (k + (n + u) / N) / K with u

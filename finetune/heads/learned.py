@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from finetune.data.batching import plan_scoring
 from finetune.heads.estimate import Estimate
-from finetune.heads.gated_forward import Sample, gate_gradients, together
+from finetune.heads.gated_forward import GatedRows, broadcast_decision, gate_gradients
 from finetune.heads.gates import head_mask
 from finetune.heads.gradients import gradient_layer_norm
 
@@ -27,7 +27,7 @@ SHIFT = TEMPERATURE * math.log(-LOW / HIGH)  # a gate is open with log-odds log_
 
 
 def learned_gates(
-    sample: Sample, steps: int, price: float = 0.02, seed: int = 0, max_seconds: float | None = None
+    sample: GatedRows, steps: int, price: float = 0.02, seed: int = 0, max_seconds: float | None = None
 ) -> Estimate:
     """Return the log-odds that hard-concrete gates are open, trained with the model's weights fixed.
 
@@ -41,14 +41,14 @@ def learned_gates(
         max_seconds: time after which no fold takes another step.
     """
 
-    def learn(fold: Sample, seed: int, late: Late) -> np.ndarray:
+    def learn(fold: GatedRows, seed: int, late: Late) -> np.ndarray:
         return _train(fold, steps, price, seed, late) - SHIFT
 
     note = f"at most {steps} steps each, at a price of {price:g} a head"
     return learn_in_folds(sample, learn, seed=seed, max_seconds=max_seconds, note=note)
 
 
-def _train(sample: Sample, steps: int, price: float, seed: int, late: Late) -> np.ndarray:
+def _train(sample: GatedRows, steps: int, price: float, seed: int, late: Late) -> np.ndarray:
     """Return log_alpha (L, H) after training on the sample's rows."""
     log_alpha = torch.full_like(sample.gates().cpu(), 2.0).requires_grad_()
     optimizer = torch.optim.Adam([log_alpha], lr=0.2)
@@ -80,7 +80,12 @@ Late = Callable[[], bool]
 
 
 def learn_in_folds(
-    sample: Sample, learn: Callable[[Sample, int, Late], np.ndarray], *, seed: int, max_seconds: float | None, note: str
+    sample: GatedRows,
+    learn: Callable[[GatedRows, int, Late], np.ndarray],
+    *,
+    seed: int,
+    max_seconds: float | None,
+    note: str,
 ) -> Estimate:
     """Return the mean of what `learn` makes of each fold, (L, H), with the standard error of that mean over folds.
 
@@ -98,9 +103,9 @@ def learn_in_folds(
         until = math.inf if max_seconds is None else started + max_seconds * number / folds
 
         def late(until: float = until) -> bool:
-            return until < math.inf and together(sample.accelerator, time.perf_counter() > until)
+            return until < math.inf and broadcast_decision(sample.accelerator, time.perf_counter() > until)
 
-        found.append(learn(sample.only(np.sort(part)), seed + number - 1, late))
+        found.append(learn(sample.subset(np.sort(part)), seed + number - 1, late))
     table = np.stack(found)  # (F, L, H)
     table[:, ~head_mask(sample.sites)] = np.nan
     errors = table.std(0, ddof=1) / math.sqrt(folds) if folds > 1 else None
@@ -114,7 +119,7 @@ _RATE = 0.2  # of the first step; it falls to a tenth
 _SHARES = (0.05, 0.95)  # of heads removed
 
 
-def learned_order(sample: Sample, steps: int, seed: int = 0, max_seconds: float | None = None) -> Estimate:
+def learned_order(sample: GatedRows, steps: int, seed: int = 0, max_seconds: float | None = None) -> Estimate:
     """Return scores whose order keeps the expected loss low over all shares of heads removed.
 
     For each row of a step a share s is drawn evenly between 5 and 95 %, logistic noise is added to the scores, and
@@ -131,14 +136,14 @@ def learned_order(sample: Sample, steps: int, seed: int = 0, max_seconds: float 
         max_seconds: time after which no fold takes another step.
     """
 
-    def learn(fold: Sample, seed: int, late: Late) -> np.ndarray:
+    def learn(fold: GatedRows, seed: int, late: Late) -> np.ndarray:
         return _learn(fold, steps, seed, late)
 
     note = f"at most {steps} steps of {_BATCH} rows each"
     return learn_in_folds(sample, learn, seed=seed, max_seconds=max_seconds, note=note)
 
 
-def _learn(sample: Sample, steps: int, seed: int, late: Late) -> np.ndarray:
+def _learn(sample: GatedRows, steps: int, seed: int, late: Late) -> np.ndarray:
     """Return scores (L, H), the mean of those after each step of the second half."""
     rng, noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     there = torch.from_numpy(head_mask(sample.sites))  # (L, H)
@@ -154,7 +159,7 @@ def _learn(sample: Sample, steps: int, seed: int, late: Late) -> np.ndarray:
         if not batches:
             batches = plan_scoring(sample.split.lengths[sample.rows], _BATCH)
             rng.shuffle(batches)
-        rows = sample.only(sample.rows[batches.pop()])
+        rows = sample.subset(sample.rows[batches.pop()])
         mask, weight = draw_masks(scores, len(rows), noise)  # (B, L, H) each
         gradients = torch.from_numpy(gate_gradients(rows, mask.to(sample.accelerator.device)))  # (B, L, H)
         direction = (gradients * weight).mean(0)  # (L, H)

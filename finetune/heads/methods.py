@@ -22,11 +22,11 @@ from finetune.heads.estimate import (
     Head,
     as_table,
     last_heads_last,
-    layer_normalised,
+    layer_normalized,
     mean_over_rows,
     removal_order,
 )
-from finetune.heads.gated_forward import Sample, check_sample, together
+from finetune.heads.gated_forward import GatedRows, broadcast_decision, check_all_ones
 from finetune.heads.gates import head_gates
 from finetune.heads.gradients import fisher, gradient, integrated_gradients, path_gradients
 from finetune.heads.learned import learned_gates, learned_order
@@ -39,7 +39,7 @@ _GATE_STEPS, _ORDER_STEPS = 40, 8  # of each fold
 
 
 @dataclass(frozen=True)
-class Effort:
+class Budget:
     """How much is done: passes along a path, the seed of what is drawn, and time for what is learned in steps."""
 
     steps: int
@@ -52,30 +52,30 @@ class Method:
     """How heads are ranked: the formula of a head's value, and the function that estimates it.
 
     Attributes:
-        measure: from rows and effort to an estimate.
+        measure: from rows and budget to an estimate.
         learned: whether it learns in steps and keeps to the time itself, instead of being a mean over rows.
         finish: what is done to the mean over all rows, which may have been measured in blocks.
         again: the same for measuring again as heads go, where it can be had for less; None: `measure`.
     """
 
     formula: str
-    measure: Callable[[Sample, Effort], Estimate]
+    measure: Callable[[GatedRows, Budget], Estimate]
     finish: Callable[[Estimate], Estimate] = lambda estimate: estimate
     learned: bool = False
-    again: Callable[[Sample, Effort], Estimate] | None = None
+    again: Callable[[GatedRows, Budget], Estimate] | None = None
 
 
-def random_values(sample: Sample, seed: int) -> Estimate:
+def random_values(sample: GatedRows, seed: int) -> Estimate:
     """Return a random ranking: what every other has to beat."""
     return Estimate(np.random.default_rng(seed).random(tuple(sample.gates().shape)))
 
 
-def ablated(sample: Sample, measure: str) -> Estimate:
+def ablated(sample: GatedRows, measure: str) -> Estimate:
     """Return what the loss, the prediction or accuracy loses without each head, all others in place."""
     return mean_over_rows(MEASURES[measure](ablation(sample)))
 
 
-def shapley(sample: Sample, seed: int) -> Estimate:
+def shapley(sample: GatedRows, seed: int) -> Estimate:
     """Return Shapley values, with what is known of their precision."""
     found = shapley_values(sample, seed=seed)
     error = found.standard_errors
@@ -85,40 +85,40 @@ def shapley(sample: Sample, seed: int) -> Estimate:
 
 
 METHODS: dict[str, Method] = {
-    "gradient": Method("E|dL/dgate|", lambda sample, effort: gradient(sample)),
+    "gradient": Method("E|dL/dgate|", lambda sample, budget: gradient(sample)),
     "gradient_layer_norm": Method(
-        "E|dL/dgate| over the layer's norm", lambda sample, effort: gradient(sample), layer_normalised
+        "E|dL/dgate| over the layer's norm", lambda sample, budget: gradient(sample), layer_normalized
     ),
     "integrated_gradients": Method(
         "share of L(0) - L(1)",
-        lambda sample, effort: integrated_gradients(sample, effort.steps, seed=effort.seed),
-        again=lambda sample, effort: mean_over_rows(
-            -path_gradients(sample, sample.gates(), effort.steps, seed=effort.seed)
+        lambda sample, budget: integrated_gradients(sample, budget.steps, seed=budget.seed),
+        again=lambda sample, budget: mean_over_rows(
+            -path_gradients(sample, sample.gates(), budget.steps, seed=budget.seed)
         ),
     ),
-    "fisher": Method("E(dL/dgate)^2", lambda sample, effort: fisher(sample)),
-    "ablation_loss": Method("L without the head - L", lambda sample, effort: ablated(sample, "loss")),
-    "ablation_kl": Method("KL(p || p without the head)", lambda sample, effort: ablated(sample, "kl")),
-    "ablation_accuracy": Method("accuracy - accuracy without", lambda sample, effort: ablated(sample, "accuracy")),
-    "shapley": Method("Shapley value for the loss", lambda sample, effort: shapley(sample, effort.seed)),
-    "confidence": Method("mean largest attention weight", lambda sample, effort: confidence(sample)),
-    "entropy": Method("minus entropy of attention, nats", lambda sample, effort: entropy(sample)),
+    "fisher": Method("E(dL/dgate)^2", lambda sample, budget: fisher(sample)),
+    "ablation_loss": Method("L without the head - L", lambda sample, budget: ablated(sample, "loss")),
+    "ablation_kl": Method("KL(p || p without the head)", lambda sample, budget: ablated(sample, "kl")),
+    "ablation_accuracy": Method("accuracy - accuracy without", lambda sample, budget: ablated(sample, "accuracy")),
+    "shapley": Method("Shapley value for the loss", lambda sample, budget: shapley(sample, budget.seed)),
+    "confidence": Method("mean largest attention weight", lambda sample, budget: confidence(sample)),
+    "entropy": Method("minus entropy of attention, nats", lambda sample, budget: entropy(sample)),
     "gates": Method(
         "log-odds of a learned gate",
-        lambda sample, effort: learned_gates(sample, _GATE_STEPS, seed=effort.seed, max_seconds=effort.max_seconds),
+        lambda sample, budget: learned_gates(sample, _GATE_STEPS, seed=budget.seed, max_seconds=budget.max_seconds),
         learned=True,
     ),
     "learned_order": Method(
         "score learned by removal",
-        lambda sample, effort: learned_order(sample, _ORDER_STEPS, effort.seed, effort.max_seconds),
+        lambda sample, budget: learned_order(sample, _ORDER_STEPS, budget.seed, budget.max_seconds),
         learned=True,
     ),
-    "random": Method("chance", lambda sample, effort: random_values(sample, effort.seed)),
+    "random": Method("chance", lambda sample, budget: random_values(sample, budget.seed)),
 }
 
 
 def measure_importance(
-    sample: Sample, method: str, *, steps: int, seed: int, max_seconds: float | None = None
+    sample: GatedRows, method: str, *, steps: int, seed: int, max_seconds: float | None = None
 ) -> HeadScores:
     """Return the importance of every head by one method.
 
@@ -129,14 +129,14 @@ def measure_importance(
             bound.
     """
     started = time.perf_counter()
-    check_sample(sample)
+    check_all_ones(sample)
     name = method.removeprefix(ITERATIVE)
     chosen = METHODS[name]
 
     estimator = chosen.again if method.startswith(ITERATIVE) and chosen.again else chosen.measure
 
-    def estimate(rows: Sample) -> Estimate:
-        return estimator(rows, Effort(steps, seed, max_seconds))
+    def estimate(rows: GatedRows) -> Estimate:
+        return estimator(rows, Budget(steps, seed, max_seconds))
 
     if method.startswith(ITERATIVE):
         found, rows = _measured_again(sample, lambda rows: chosen.finish(estimate(rows)), max_seconds, seed)
@@ -172,14 +172,14 @@ def _stability(found: Estimate, method: Method, seed: int) -> TauValue | None:
 
 
 def _measured_again(
-    sample: Sample, estimate: Callable[[Sample], Estimate], max_seconds: float | None, seed: int
+    sample: GatedRows, estimate: Callable[[GatedRows], Estimate], max_seconds: float | None, seed: int
 ) -> tuple[Estimate, int]:
     """Return the estimate of a method measured again as heads go, and the rows it took."""
     base, sites, rounds = sample.classifier.base, sample.sites, 10
     rows = sample
     if max_seconds is not None:
         _, measured = _within(sample, estimate, max_seconds / rounds, seed)  # what one round can take
-        rows = sample.only(_shuffled(sample, seed)[:measured])
+        rows = sample.subset(_shuffled(sample, seed)[:measured])
 
     def scorer(gates: torch.Tensor) -> Estimate:
         with head_gates(base, sites, gates, check_calls=False):
@@ -189,7 +189,7 @@ def _measured_again(
 
 
 def _within(
-    sample: Sample, estimate: Callable[[Sample], Estimate], max_seconds: float | None, seed: int
+    sample: GatedRows, estimate: Callable[[GatedRows], Estimate], max_seconds: float | None, seed: int
 ) -> tuple[Estimate, int]:
     """Return the estimate from as many rows as fit the time, in blocks of random rows, and their number."""
     if max_seconds is None:
@@ -197,25 +197,25 @@ def _within(
     rows, size, done, parts = _shuffled(sample, seed), 4 * sample.batch_size, 0, []
     found, started = Estimate(np.array([])), time.perf_counter()
     while done < len(rows):
-        found = estimate(sample.only(np.sort(rows[done : done + size])))
+        found = estimate(sample.subset(np.sort(rows[done : done + size])))
         done = min(len(rows), done + size)
         if found.contributions is None:  # not a mean over rows: blocks cannot be put together
             break
         parts.append(found.contributions)
-        if together(sample.accelerator, time.perf_counter() - started > max_seconds):
+        if broadcast_decision(sample.accelerator, time.perf_counter() - started > max_seconds):
             break
     note = f"measured in {len(parts)} blocks of rows; of the last: {found.note}" if len(parts) > 1 else found.note
     return (mean_over_rows(np.concatenate(parts), note if found.note else "") if parts else found), done
 
 
-def _shuffled(sample: Sample, seed: int) -> np.ndarray:
+def _shuffled(sample: GatedRows, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(sample.rows)
 
 
 Scorer = Callable[[torch.Tensor], Estimate]
 
 
-def iterative(sample: Sample, scorer: Scorer, rounds: int = 10) -> Estimate:
+def iterative(sample: GatedRows, scorer: Scorer, rounds: int = 10) -> Estimate:
     """Return the order in which heads go if the least important tenth is removed and the rest measured again.
 
     Michel, Levy and Neubig 2019, section 4.1, where the measure is the gradient. A layer keeps its last head until

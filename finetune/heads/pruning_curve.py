@@ -13,15 +13,15 @@ from torch import Tensor
 
 from finetune.evaluation.metrics import LOWER_IS_BETTER, compute_metrics
 from finetune.heads.estimate import Head, last_heads_last
-from finetune.heads.gated_forward import Sample, gated_logits
+from finetune.heads.gated_forward import GatedRows, gated_logits
 from finetune.models.losses import decisions
 from finetune.runs.head_results import PruningCurve, PruningCurves, RandomBand
 
 SHARES = tuple(tenth / 10 for tenth in range(1, 10))
 
 
-def pruning_truth(
-    sample: Sample,
+def pruning_curves(
+    sample: GatedRows,
     orders: Mapping[str, Sequence[Head]],
     metric: str,
     *,
@@ -62,7 +62,7 @@ def pruning_truth(
     )
 
 
-def scorer(sample: Sample, metric: str) -> Callable[[Tensor], float]:
+def scorer(sample: GatedRows, metric: str) -> Callable[[Tensor], float]:
     """Return a function from gates (L, H) to the metric on the sample's rows, negated if it is an error."""
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
 
@@ -81,7 +81,7 @@ def removed(order: Sequence[Head], share: float) -> list[Head]:
     return list(order[: min(round(share * len(order)), len(order) - 1)])
 
 
-def gates_without(sample: Sample, heads: Sequence[Head]) -> Tensor:
+def gates_without(sample: GatedRows, heads: Sequence[Head]) -> Tensor:
     """Return gates (L, H) of 1, and 0 for these heads."""
     gates = sample.gates()
     for at in heads:
@@ -89,7 +89,7 @@ def gates_without(sample: Sample, heads: Sequence[Head]) -> Tensor:
     return gates
 
 
-def random_order(sample: Sample, seed: int) -> list[Head]:
+def random_order(sample: GatedRows, seed: int) -> list[Head]:
     """Return all heads in random order, each layer's last head at the end."""
     heads = [(site.layer, head) for site in sample.sites for head in range(site.num_heads)]
     shuffled = np.random.default_rng(seed).permutation(len(heads))

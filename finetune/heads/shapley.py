@@ -17,7 +17,7 @@ from torch import Tensor
 
 from finetune.data.batching import LocalBatch
 from finetune.errors import ModelError
-from finetune.heads.gated_forward import Sample, row_losses
+from finetune.heads.gated_forward import GatedRows, row_losses
 from finetune.heads.gates import head_gates, max_num_heads
 from finetune.models.losses import per_example_loss
 
@@ -48,7 +48,7 @@ class ShapleyValues:
         return np.asarray(self.contributions.mean(0))
 
 
-def shapley_values(sample: Sample, *, most: int = 64, precision: float = 0.05, seed: int = 0) -> ShapleyValues:
+def shapley_values(sample: GatedRows, *, most: int = 64, precision: float = 0.05, seed: int = 0) -> ShapleyValues:
     """Return the heads' Shapley values for the loss.
 
     Orders come in rounds. In a round each row follows an order of its own and the reverse of that order (antithetic
@@ -103,7 +103,7 @@ def _orders(rows: int, players: int, seed: int, number: int) -> np.ndarray:
 
 
 def _round(
-    sample: Sample, players: np.ndarray, orders: np.ndarray, nothing: np.ndarray, whole: np.ndarray
+    sample: GatedRows, players: np.ndarray, orders: np.ndarray, nothing: np.ndarray, whole: np.ndarray
 ) -> np.ndarray:
     """Return what each player adds to each row, the mean over the row's order and its reverse: (N, P)."""
     base, sites, accelerator = sample.classifier.base, sample.sites, sample.accelerator
@@ -124,7 +124,7 @@ def _round(
                 losses[:, way, entered - 1] = per_example_loss(logits, batch.labels, sample.classifier.problem_type)
         return losses
 
-    found = sample.each(measure).astype(np.float64)
+    found = sample.map_batches(measure).astype(np.float64)
     # Losses with the first t players, t = 0 .. P, and with all but the first t: (N, P + 1).
     forward = np.concatenate([nothing[:, None], found[:, 0], whole[:, None]], 1)
     backward = np.concatenate([whole[:, None], found[:, 1], nothing[:, None]], 1)

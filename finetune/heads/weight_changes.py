@@ -32,7 +32,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from finetune.errors import ModelError
-from finetune.heads.gated_forward import Sample, gated_logits
+from finetune.heads.gated_forward import GatedRows, gated_logits
 from finetune.heads.gates import max_num_heads
 from finetune.heads.product_change import Array, product_change
 from finetune.models.architectures import FAMILIES, ROLES, AttentionSite, attention_sites, pruned_heads
@@ -67,7 +67,7 @@ class MatchedHead:
         )
 
 
-def head_changes(sample: Sample, *, effects: bool = True) -> HeadChanges:
+def head_changes(sample: GatedRows, *, effects: bool = True) -> HeadChanges:
     """Return how far each head's products moved, and what taking the head's own change back does to the sample's rows.
 
     The effect costs a forward pass of the sample for each head that changed: bound its rows. A projection that
@@ -169,7 +169,7 @@ def without_own_change(model: PreTrainedModel, base: PreTrainedModel, head: Matc
             own.copy_(trained)
 
 
-def _effects(sample: Sample, base: PreTrainedModel, heads: Sequence[MatchedHead]) -> Iterator[tuple[Array, Array]]:
+def _effects(sample: GatedRows, base: PreTrainedModel, heads: Sequence[MatchedHead]) -> Iterator[tuple[Array, Array]]:
     """Yield for each head how far each row's prediction moves without its change, and the rise of the loss, (N,)."""
     classifier, labels = sample.classifier, torch.as_tensor(sample.labels)
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from finetune.distributed import on_main_process
 from finetune.errors import DataError, FinetuneError, TrainingError
-from finetune.heads.analysis import analyse_heads
+from finetune.heads.analysis import analyze_heads
 from finetune.heads.ranking_statistics import kendall_tau
 from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.finished_run import finished_folder, finished_recipe, open_run
@@ -35,7 +35,7 @@ def study_heads(recipe: Recipe, material: Material, accelerator: Accelerator) ->
     asked = recipe.head_importance
     if asked is None:
         return None
-    found = analyse_heads(
+    found = analyze_heads(
         material.classifier,
         material.splits,
         asked,

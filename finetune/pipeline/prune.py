@@ -16,7 +16,7 @@ import numpy as np
 from finetune.errors import DataError, ModelError, did_you_mean
 from finetune.evaluation.prediction import predict
 from finetune.heads.estimate import Head
-from finetune.heads.gated_forward import Sample, sample_rows
+from finetune.heads.gated_forward import GatedRows, sample_rows
 from finetune.heads.methods import measure_importance
 from finetune.heads.pruning import (
     check_pruned,
@@ -179,7 +179,7 @@ def choose(run: FinishedRun, choice: Choice, method: str | None) -> tuple[dict[i
 
 
 def most_within(
-    sample: Sample, order: Sequence[Head], metric: str, distance: float
+    sample: GatedRows, order: Sequence[Head], metric: str, distance: float
 ) -> tuple[dict[int, list[int]], float]:
     """Return the heads of the largest share whose removal lowers the metric by `distance` at most, and the whole score.
 
@@ -223,11 +223,11 @@ def _ranking(run: FinishedRun, method: str | None) -> HeadScores:
     )
 
 
-def sample_of(run: FinishedRun, split: str, most: int | None = None) -> Sample:
+def sample_of(run: FinishedRun, split: str, most: int | None = None) -> GatedRows:
     """Return a sample of the run's rows: all, or `most` of them."""
     material, size = run.material, run.recipe.evaluation.per_device_eval_batch_size
     rows = np.array(sample_rows(len(material.splits[split]), most, run.recipe.seed))
-    return Sample(material.classifier, material.splits[split], split, rows, size, run.accelerator)
+    return GatedRows(material.classifier, material.splits[split], split, rows, size, run.accelerator)
 
 
 def score_splits(run: FinishedRun, classifier: Classifier) -> dict[str, dict[str, float | None]]:

@@ -24,7 +24,7 @@ from rich.table import Table
 from finetune.data.loading import RawSplit
 from finetune.data.tokenization import encode_split
 from finetune.heads.ablation import ablation, sample_savings
-from finetune.heads.gated_forward import Sample
+from finetune.heads.gated_forward import GatedRows
 from finetune.models.classifier import quiet_libraries
 from finetune.models.pretrained import load_tokenizer
 from tests.benchmarks.speed import MODEL, build
@@ -34,14 +34,14 @@ T = TypeVar("T")
 CASES = {"short": (32, 8, 30, 8), "long": (8, 100, 128, 4)}  # rows, fewest and most words, rows of a batch
 
 
-def sample(lora: bool, rows: int, fewest: int, most: int, batch_size: int) -> Sample:
+def sample(lora: bool, rows: int, fewest: int, most: int, batch_size: int) -> GatedRows:
     """Return a sample of random words; its batch size is that of the slow way, the fast one has its own."""
     rng = np.random.default_rng(0)
     words = ["a", "the", "of", "film", "plot", "good", "bad", "dull", "bright", "funny", "slow", "and", "never"]
     texts = [" ".join(rng.choice(words, length)) for length in rng.integers(fewest, most, rows)]
     raw = RawSplit(datasets.Dataset.from_dict({"sentence": texts}), "random words")
     split = encode_split(raw, np.arange(rows) % 2, load_tokenizer(MODEL), ["sentence"], 128)
-    return Sample(build(["no", "yes"], lora), split, "random", np.arange(rows), batch_size, Accelerator(cpu=True))
+    return GatedRows(build(["no", "yes"], lora), split, "random", np.arange(rows), batch_size, Accelerator(cpu=True))
 
 
 def timed(work: Callable[[], T]) -> tuple[float, T]:

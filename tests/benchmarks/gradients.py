@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from finetune.evaluation.prediction import predict
-from finetune.heads.gated_forward import Sample
+from finetune.heads.gated_forward import GatedRows
 from finetune.heads.gradients import gradient, integrated_gradients
 from finetune.models.classifier import quiet_libraries
 from tests.benchmarks.ablation import sample, timed
@@ -20,7 +20,7 @@ from tests.benchmarks.ablation import sample, timed
 ROUNDS, STEPS = 3, 8
 
 
-def multiples(rows: Sample) -> tuple[float, float, float]:
+def multiples(rows: GatedRows) -> tuple[float, float, float]:
     """Return the median seconds of a scoring pass, and the multiples of it that the two gradients cost."""
 
     def score() -> object:

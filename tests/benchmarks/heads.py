@@ -28,9 +28,9 @@ from accelerate import Accelerator
 from finetune.data.splits import encode_splits, read_labelled
 from finetune.data.tokenization import EncodedSplit
 from finetune.heads.estimate import Head
-from finetune.heads.gated_forward import Sample, sample_rows
+from finetune.heads.gated_forward import GatedRows, sample_rows
 from finetune.heads.methods import measure_importance
-from finetune.heads.pruning_curve import pruning_truth
+from finetune.heads.pruning_curve import pruning_curves
 from finetune.models.classifier import Classifier
 from finetune.models.saving import load_classifier
 from finetune.pipeline.session import start
@@ -100,9 +100,9 @@ class Measured:
     splits: dict[str, EncodedSplit]
     accelerator: Accelerator
 
-    def sample(self, split: str, most: int) -> Sample:
+    def sample(self, split: str, most: int) -> GatedRows:
         rows = np.array(sample_rows(len(self.splits[split]), most, self.recipe.seed))
-        return Sample(self.classifier, self.splits[split], split, rows, 64, self.accelerator)
+        return GatedRows(self.classifier, self.splits[split], split, rows, 64, self.accelerator)
 
     def ranking(self, name: str, rows: int, steps: int) -> HeadScores:
         """Return the ranking by one of METHODS."""
@@ -114,7 +114,7 @@ class Measured:
     def truth(self, orders: dict[str, list[Head]], *, random_orders: int, reverse: bool) -> PruningCurves:
         """Return the curves of these orders on validation rows."""
         unseen = self.sample("validation", CURVE_ROWS)
-        return pruning_truth(
+        return pruning_curves(
             unseen, orders, "accuracy", random_orders=random_orders, reverse=reverse, seed=self.recipe.seed
         )
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from finetune.cli import main
 from finetune.data.batching import load_batches
-from finetune.heads.gated_forward import Sample, check_sample, gate_gradients
+from finetune.heads.gated_forward import GatedRows, check_all_ones, gate_gradients
 from finetune.models.saving import load_classifier, logits_of
 from finetune.out_of_memory import halve_rows, is_out_of_memory
 from finetune.recipe import TrainingSection
@@ -139,8 +139,8 @@ def test_gradients_of_gates_are_those_of_a_cpu(tiny_bert: Path) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
         accelerator = Accelerator(cpu=device == CPU)
         assert accelerator.device.type == device.type
-        sample = Sample(classifier, split, "validation", np.arange(len(split)), 6, accelerator)
-        check_sample(sample)
+        sample = GatedRows(classifier, split, "validation", np.arange(len(split)), 6, accelerator)
+        check_all_ones(sample)
         tables.append(gate_gradients(sample))
     assert np.abs(tables[1]).max() > 1e-3
     np.testing.assert_allclose(*tables, atol=1e-4 * np.abs(tables[1]).max())

@@ -17,7 +17,7 @@ from transformers import AutoModel, BertConfig, BertForSequenceClassification
 from finetune.errors import ModelError
 from finetune.heads.ablation import MEASURES, Ablation, ablation, fitting_savings
 from finetune.heads.fast_ablation import FIRST_TOKEN, OWN_ATTENTION, logits_without, take_shortcut
-from finetune.heads.gated_forward import Sample, gated_logits
+from finetune.heads.gated_forward import GatedRows, gated_logits
 from finetune.models.architectures import FAMILIES
 from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
@@ -71,12 +71,12 @@ def test_fast_equals_naive(family: str, lora: Lora | None, tmp_path: Path) -> No
 
 
 @pytest.fixture(params=[bert, bert_lora, small], ids=lambda build: build.__name__)
-def sample(request: pytest.FixtureRequest, tiny_bert: Path) -> Sample:
+def sample(request: pytest.FixtureRequest, tiny_bert: Path) -> GatedRows:
     make: Callable[[Path], Classifier] = request.param
     return sample_of(make(tiny_bert), batch_size=4)
 
 
-def test_naive_is_a_gate_of_zero_on_each_head(sample: Sample) -> None:
+def test_naive_is_a_gate_of_zero_on_each_head(sample: GatedRows) -> None:
     found = ablation(sample, fast=False)
     np.testing.assert_array_equal(found.whole, gated_logits(sample, sample.gates()).numpy())
     for layer in range(2):
@@ -253,7 +253,7 @@ def hooks(base: nn.Module) -> list[str]:
     ]
 
 
-def test_the_model_is_restored_even_after_an_error(sample: Sample) -> None:
+def test_the_model_is_restored_even_after_an_error(sample: GatedRows) -> None:
     base = sample.classifier.base
     base.train()
     asking = {name for name, p in base.named_parameters() if p.requires_grad}
@@ -325,6 +325,6 @@ def test_measures_of_values() -> None:
 def test_measures_are_of_the_rows_in_their_order(tiny_bert: Path) -> None:
     found = tiny_classifier(tiny_bert)
     order = np.array([4, 0, 5])
-    parts, together = sample_of(found, batch_size=2).only(order), sample_of(found, batch_size=6)
+    parts, together = sample_of(found, batch_size=2).subset(order), sample_of(found, batch_size=6)
     for measure in (Ablation.loss, Ablation.kl):
         assert_equal_up_to_rounding(measure(ablation(parts)), measure(ablation(together))[order])

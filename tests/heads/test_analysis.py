@@ -19,8 +19,8 @@ from accelerate import Accelerator
 from finetune.data.loading import RawSplit
 from finetune.data.tokenization import EncodedSplit, encode_split
 from finetune.heads.ablation import ablation
-from finetune.heads.analysis import analyse_heads, leave_one_out, separate_rows, untested, warnings
-from finetune.heads.gated_forward import Sample
+from finetune.heads.analysis import analyze_heads, leave_one_out, separate_rows, untested, warnings
+from finetune.heads.gated_forward import GatedRows
 from finetune.models.classifier import Classifier, pretrained_classifier
 from finetune.models.head_pruning import prune_heads
 from finetune.models.losses import decisions
@@ -84,7 +84,7 @@ def analyse(
     classifier: Classifier, splits: dict[str, EncodedSplit], section: HeadImportanceSection, metric: str = "accuracy"
 ) -> HeadAnalysis:
     accelerator = Accelerator(cpu=True)
-    return analyse_heads(classifier, splits, section, metric=metric, batch_size=4, seed=3, accelerator=accelerator)
+    return analyze_heads(classifier, splits, section, metric=metric, batch_size=4, seed=3, accelerator=accelerator)
 
 
 @pytest.mark.parametrize("problem_type", METRIC)
@@ -112,7 +112,7 @@ def test_all_parts_for_each_problem_type(tiny_bert: Path, tmp_path: Path, proble
 @pytest.mark.parametrize("problem_type", METRIC)
 def test_removal_of_single_heads_is_counted_row_by_row(tiny_bert: Path, problem_type: str) -> None:
     classifier, split = case(tiny_bert, problem_type)
-    sample = Sample(in_float64(classifier), split, "validation", np.arange(20), 4, Accelerator(cpu=True))
+    sample = GatedRows(in_float64(classifier), split, "validation", np.arange(20), 4, Accelerator(cpu=True))
     found, logits = leave_one_out(sample, 0), ablation(sample, fast=False)
     assert len(found.tests) == 6
     measures = {"single_label_classification": "accuracy", "multi_label_classification": "subset_accuracy"}
@@ -227,7 +227,7 @@ import sys
 from pathlib import Path
 import datasets
 from accelerate import Accelerator
-from finetune.heads.analysis import analyse_heads
+from finetune.heads.analysis import analyze_heads
 from finetune.recipe import HeadImportanceSection
 from finetune.results import write_json
 from tests.helpers import encoded, tiny_classifier
@@ -239,7 +239,7 @@ section = HeadImportanceSection(
     leave_one_out=True, random_orders=1,
 )
 sample = known_head(48)
-found = analyse_heads(
+found = analyze_heads(
     sample.classifier, {"validation": sample.split}, section,
     metric="accuracy", batch_size=4, seed=3, accelerator=accelerator,
 )
@@ -270,7 +270,7 @@ def test_a_base_that_is_gone_costs_the_changes_alone(tiny_bert: Path, tmp_path: 
     classifier = tiny_classifier(moved)
     shutil.rmtree(moved)
     split = encoded(classifier)
-    found = analyse_heads(
+    found = analyze_heads(
         classifier,
         {"train": split, "validation": split},
         HeadImportanceSection(method="gradient"),

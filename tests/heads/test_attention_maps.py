@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 from finetune.errors import ModelError
 from finetune.heads.attention_maps import confidence, eager_attention, entropy
-from finetune.heads.gated_forward import Sample
+from finetune.heads.gated_forward import GatedRows
 from finetune.models.architectures import attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.head_pruning import prune_heads
@@ -20,7 +20,7 @@ from tests.models.test_architectures import build, checkpoint, split_of
 from tests.support.helpers import assert_equal_up_to_rounding, sample_of
 
 
-def maps_by_hand(sample: Sample, row: int) -> list[np.ndarray]:
+def maps_by_hand(sample: GatedRows, row: int) -> list[np.ndarray]:
     """Return each layer's attention weights (H, S, S) of one row, by itself, without padding, in numpy."""
     base, found = sample.classifier.base.eval(), []
     ids = torch.tensor([sample.split.rows["input_ids"][row]])

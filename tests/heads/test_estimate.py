@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finetune.heads.estimate import Estimate, as_table, last_heads_last, layer_normalised, mean_over_rows, removal_order
+from finetune.heads.estimate import Estimate, as_table, last_heads_last, layer_normalized, mean_over_rows, removal_order
 from finetune.models.architectures import AttentionSite
 
 
@@ -30,7 +30,7 @@ def test_the_mean_of_many_small_numbers_is_that_of_float64() -> None:
 
 
 def test_layers_are_divided_by_their_norm_where_they_have_one() -> None:
-    found = layer_normalised(Estimate(np.array([[3.0, 4.0], [0.0, 0.0], [2.0, np.nan]]), np.ones((3, 2)), note="told"))
+    found = layer_normalized(Estimate(np.array([[3.0, 4.0], [0.0, 0.0], [2.0, np.nan]]), np.ones((3, 2)), note="told"))
     np.testing.assert_allclose(found.values, [[0.6, 0.8], [0.0, 0.0], [1.0, np.nan]])
     np.testing.assert_allclose(found.errors, [[0.2, 0.2], [1.0, 1.0], [0.5, 0.5]])
     assert (found.note, found.contributions) == ("told", None)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from finetune.data.batching import load_batches
-from finetune.heads.gated_forward import Sample, gate_gradients, row_losses
+from finetune.heads.gated_forward import GatedRows, gate_gradients, row_losses
 from finetune.heads.gates import head_gates
 from finetune.heads.gradients import fisher, gradient, gradient_layer_norm, integrated_gradients, path_gradients
 from finetune.models.architectures import attention_sites
@@ -22,7 +22,7 @@ def classifier(request: pytest.FixtureRequest, tiny_bert: Path) -> Classifier:
     return in_float64(request.param(tiny_bert))
 
 
-def running_totals(sample: Sample, batch_size: int) -> np.ndarray:
+def running_totals(sample: GatedRows, batch_size: int) -> np.ndarray:
     """What public code does: the mean loss of a batch, a gradient that is never set back, its absolute value."""
     base, sites = sample.classifier.base.eval(), sample.sites
     gates = sample.gates().requires_grad_()
@@ -41,7 +41,7 @@ def test_gradient_is_the_same_at_any_batch_size_where_running_totals_are_not() -
     rows = known_head(32)
     ours, theirs = [], []
     for batch_size in (1, 8, 32):
-        sized = Sample(rows.classifier, rows.split, "validation", rows.rows, batch_size, rows.accelerator)
+        sized = GatedRows(rows.classifier, rows.split, "validation", rows.rows, batch_size, rows.accelerator)
         ours.append(gradient(sized).values)
         theirs.append(running_totals(sized, batch_size))
     for other in ours[1:]:
@@ -93,7 +93,7 @@ def test_rows_take_turns_along_the_path(classifier: Classifier) -> None:
         places = (step + (rng.permutation(6) + rng.random(6)) / 6) / 3
         assert step / 3 <= places.min() <= places.max() <= (step + 1) / 3
         for row, place in enumerate(places):
-            alone = sample.only(sample.rows[row : row + 1])
+            alone = sample.subset(sample.rows[row : row + 1])
             expected[row] += gate_gradients(alone, torch.full_like(gates, place))[0] / 3
     assert_equal_up_to_rounding(found, expected, FLOAT64)  # batches of 6 and of 1
 
@@ -115,5 +115,5 @@ def test_rows_in_batches_of_any_size_and_gates_of_their_own(classifier: Classifi
     assert_equal_up_to_rounding(parts, whole, FLOAT64)
     losses = row_losses(sample_of(classifier, batch_size=6, split=split), gates)
     for row in range(6):
-        alone = sample_of(classifier, batch_size=1, split=split).only(np.array([row]))
+        alone = sample_of(classifier, batch_size=1, split=split).subset(np.array([row]))
         assert_equal_up_to_rounding(row_losses(alone, gates[row]), losses[row], FLOAT64)

@@ -9,7 +9,7 @@ from transformers import AutoModel
 
 from finetune.heads.ablation import ablation
 from finetune.heads.estimate import Estimate, removal_order
-from finetune.heads.gated_forward import Sample
+from finetune.heads.gated_forward import GatedRows
 from finetune.heads.gates import head_gates
 from finetune.heads.gradients import gradient, integrated_gradients
 from finetune.heads.methods import iterative, measure_importance
@@ -21,13 +21,13 @@ from tests.models.test_architectures import build, checkpoint
 from tests.support.helpers import assert_equal_up_to_rounding, encoded, sample_of
 
 
-def scorer_of(sample: Sample, gates: torch.Tensor) -> Estimate:
+def scorer_of(sample: GatedRows, gates: torch.Tensor) -> Estimate:
     with head_gates(sample.classifier.base, sample.sites, gates, check_calls=False):
         return gradient(sample)
 
 
 @pytest.fixture(params=[*BUILDERS, "albert"], ids=lambda build: getattr(build, "__name__", build))
-def sample(request: pytest.FixtureRequest, tiny_bert: Path, tmp_path: Path) -> Sample:
+def sample(request: pytest.FixtureRequest, tiny_bert: Path, tmp_path: Path) -> GatedRows:
     if request.param == "albert":  # four layers in two groups that share their weights
         found = build(checkpoint("albert", AutoModel, tmp_path), None)
     else:
@@ -36,13 +36,13 @@ def sample(request: pytest.FixtureRequest, tiny_bert: Path, tmp_path: Path) -> S
     return sample_of(found, split=encoded(found, [SENTENCES[2], SENTENCES[0], SENTENCES[2]], [0, 1, 1]))
 
 
-def some_removed(sample: Sample) -> torch.Tensor:
+def some_removed(sample: GatedRows) -> torch.Tensor:
     gates = sample.gates()
     gates[0, 1] = gates[1, 0] = gates[-1, 2] = 0
     return gates
 
 
-def test_gates_within_gates_multiply(sample: Sample) -> None:
+def test_gates_within_gates_multiply(sample: GatedRows) -> None:
     base, sites, outer = sample.classifier.base.eval(), sample.sites, some_removed(sample)
     inputs = sample.classifier.tokenizer(["the cat sat", "a dog"], padding=True, return_tensors="pt").data
     inner = torch.rand(2, *outer.shape)
@@ -56,7 +56,7 @@ def test_gates_within_gates_multiply(sample: Sample) -> None:
     assert not torch.allclose(nested, plain, atol=1e-5)
 
 
-def test_leave_one_out_among_the_rest_is_the_same_fast_and_slow(sample: Sample) -> None:
+def test_leave_one_out_among_the_rest_is_the_same_fast_and_slow(sample: GatedRows) -> None:
     with head_gates(sample.classifier.base, sample.sites, some_removed(sample), check_calls=False):
         fast, slow = ablation(sample), ablation(sample, fast=False)
     assert_equal_up_to_rounding(fast.without, slow.without)

@@ -89,6 +89,6 @@ def test_one_row_has_no_error_and_a_missing_head_no_value(tiny_bert: Path) -> No
     classifier = bert(tiny_bert)
     prune_heads(classifier.base, {0: [2]})
     sample = sample_of(classifier)
-    found = learned_gates(sample.only(sample.rows[:1]), 2)
+    found = learned_gates(sample.subset(sample.rows[:1]), 2)
     assert found.errors is None
     assert np.isnan(found.values).tolist() == [[False, False, True], [False] * 3]

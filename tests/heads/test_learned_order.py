@@ -11,7 +11,7 @@ from finetune.heads import learned as module
 from finetune.heads.estimate import removal_order
 from finetune.heads.gated_forward import row_losses
 from finetune.heads.learned import draw_masks, learned_order
-from finetune.heads.pruning_curve import pruning_truth
+from finetune.heads.pruning_curve import pruning_curves
 from finetune.models.head_pruning import prune_heads
 from tests.heads.test_gates import bert
 from tests.support.helpers import sample_of
@@ -83,10 +83,10 @@ def test_missing_heads_are_not_drawn_or_counted() -> None:
 
 def test_the_order_learned_beats_random_ones() -> None:
     sample = known_head(64)
-    found = learned_order(sample.only(np.arange(32)), 10)
+    found = learned_order(sample.subset(np.arange(32)), 10)
     order = removal_order(found.values, sample.sites)
     assert order[-1] == THE_HEAD
-    truth = pruning_truth(sample.only(np.arange(32, 64)), {"learned": order}, "accuracy", random_orders=6)
+    truth = pruning_curves(sample.subset(np.arange(32, 64)), {"learned": order}, "accuracy", random_orders=6)
     assert truth.random is not None
     assert truth.curves[0].scores[:-1] == [1.0] * 8  # nine tenths of four heads are all
     assert truth.random.mean < 0.9 < truth.curves[0].mean
@@ -114,7 +114,7 @@ def test_folds_give_errors_and_one_row_none(tiny_bert: Path) -> None:
     classifier = bert(tiny_bert)
     prune_heads(classifier.base, {1: [0]})
     sample = sample_of(classifier)
-    found, one = learned_order(sample, 3), learned_order(sample.only(sample.rows[:1]), 1)
+    found, one = learned_order(sample, 3), learned_order(sample.subset(sample.rows[:1]), 1)
     assert found.errors is not None
     assert one.errors is None
     for table in (found.values, found.errors, one.values):

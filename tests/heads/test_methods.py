@@ -13,9 +13,9 @@ from transformers import AutoModel
 
 from finetune.errors import ModelError
 from finetune.heads import methods
-from finetune.heads.gated_forward import Sample, gated_logits
+from finetune.heads.gated_forward import GatedRows, gated_logits
 from finetune.heads.learned import learned_gates, learned_order
-from finetune.heads.methods import ITERATIVE, METHODS, Effort, measure_importance
+from finetune.heads.methods import ITERATIVE, METHODS, Budget, measure_importance
 from finetune.models.head_pruning import prune_heads
 from finetune.recipe.names import HeadMethod
 from tests.conftest import SENTENCES
@@ -31,11 +31,11 @@ HEADS = [(layer, head) for layer in range(2) for head in range(3)]
 
 
 @pytest.fixture(scope="module")
-def known() -> Sample:
+def known() -> GatedRows:
     return known_head(48)
 
 
-def without_values(tiny_bert: Path) -> Sample:
+def without_values(tiny_bert: Path) -> GatedRows:
     """Six rows put to a BERT whose head 1.1 hands on zeros."""
     found = bert(tiny_bert)
     value = found.base.bert.encoder.layer[1].attention.self.value
@@ -44,14 +44,14 @@ def without_values(tiny_bert: Path) -> Sample:
     return sample_of(found)
 
 
-def unequal(tiny_bert: Path) -> Sample:
+def unequal(tiny_bert: Path) -> GatedRows:
     """Six rows put to a BERT whose first layer has lost a head."""
     found = bert(tiny_bert)
     prune_heads(found.base, {0: [1]})
     return sample_of(found)
 
 
-def hooks(sample: Sample) -> int:
+def hooks(sample: GatedRows) -> int:
     return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in sample.classifier.base.modules())
 
 
@@ -62,7 +62,7 @@ def test_the_recipe_and_the_table_name_the_same_methods() -> None:
     assert (len(NAMES), len(METHODS), len(again)) == (21, 13, 8)
 
 
-def test_the_known_classifier_needs_its_head_and_no_other(known: Sample) -> None:
+def test_the_known_classifier_needs_its_head_and_no_other(known: GatedRows) -> None:
     def accuracy(*without: int) -> float:
         gates = known.gates()
         gates[0, list(without)] = 0
@@ -73,7 +73,7 @@ def test_the_known_classifier_needs_its_head_and_no_other(known: Sample) -> None
 
 
 @pytest.mark.parametrize("method", [name for name in NAMES if name not in BLIND])
-def test_each_method_finds_the_head_that_carries_the_label(known: Sample, method: str) -> None:
+def test_each_method_finds_the_head_that_carries_the_label(known: GatedRows, method: str) -> None:
     before = {name: tensor.clone() for name, tensor in known.classifier.base.state_dict().items()}
     found = measure_importance(known, method, steps=2, seed=0)
     assert (found.method, found.split, found.rows) == (method, "validation", 48)
@@ -118,7 +118,7 @@ def test_layers_with_different_numbers_of_heads(tiny_bert: Path, method: str) ->
 def test_missing_heads_do_not_make_a_ranking_steadier(tiny_bert: Path) -> None:
     sample, seen = unequal(tiny_bert), []
     for method in ("gradient", "fisher", "integrated_gradients"):
-        estimate = METHODS[method].measure(sample, Effort(1, 0))
+        estimate = METHODS[method].measure(sample, Budget(1, 0))
         assert estimate.contributions is not None
         assert np.isnan(estimate.contributions[:, 0, 2]).all()
         seen.append(int(np.isnan(estimate.contributions).sum()))
@@ -126,7 +126,7 @@ def test_missing_heads_do_not_make_a_ranking_steadier(tiny_bert: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["gradient", "gradient_layer_norm", "fisher", "ablation_kl", "ablation_loss"])
-def test_blocks_of_rows_give_what_all_rows_at_once_give(known: Sample, method: str) -> None:
+def test_blocks_of_rows_give_what_all_rows_at_once_give(known: GatedRows, method: str) -> None:
     sample = replace(known, batch_size=4)  # blocks of 16 rows
     whole = measure_importance(sample, method, steps=1, seed=0)
     parts = measure_importance(sample, method, steps=1, seed=0, max_seconds=1e9)
@@ -136,34 +136,34 @@ def test_blocks_of_rows_give_what_all_rows_at_once_give(known: Sample, method: s
 
 
 @pytest.mark.parametrize("method", ["gradient", "fisher", "iterative_gradient", "shapley"])
-def test_one_block_of_rows_is_measured_however_short_the_time(known: Sample, method: str) -> None:
+def test_one_block_of_rows_is_measured_however_short_the_time(known: GatedRows, method: str) -> None:
     sample = replace(known, batch_size=4)
     found = measure_importance(sample, method, steps=1, seed=0, max_seconds=1e-9)
     assert found.rows == 16
     assert found.order[-1] == THE_HEAD
 
 
-def test_a_note_tells_that_it_is_that_of_one_block(known: Sample) -> None:
+def test_a_note_tells_that_it_is_that_of_one_block(known: GatedRows) -> None:
     sample = replace(known, batch_size=4)
     found = measure_importance(sample, "integrated_gradients", steps=1, seed=0, max_seconds=1e9)
     assert found.note.startswith("measured in 3 blocks of rows; of the last: the shares sum to")
 
 
-def test_one_row_has_values_and_no_errors(known: Sample) -> None:
+def test_one_row_has_values_and_no_errors(known: GatedRows) -> None:
     for method in NAMES:
-        found = measure_importance(known.only(known.rows[:1]), method, steps=1, seed=0)
+        found = measure_importance(known.subset(known.rows[:1]), method, steps=1, seed=0)
         assert all(error is None for row in found.standard_errors for error in row)
         assert np.isfinite(found.values).all()
         assert found.stability is None
 
 
-def test_a_random_ranking_looks_at_no_row_and_follows_the_seed(known: Sample) -> None:
+def test_a_random_ranking_looks_at_no_row_and_follows_the_seed(known: GatedRows) -> None:
     first, same, other = (measure_importance(known, "random", steps=1, seed=seed) for seed in (0, 0, 1))
     assert first.rows == 0
     assert first.values == same.values != other.values
 
 
-def test_accuracy_of_values_is_refused(known: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accuracy_of_values_is_refused(known: GatedRows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known.classifier.base.config, "problem_type", "regression")
     with pytest.raises(ModelError, match="ablation by accuracy needs classes"):
         methods.ablated(known, "accuracy")
@@ -185,7 +185,7 @@ def test_layers_that_share_their_weights_are_told_apart(
 
 
 @pytest.mark.parametrize("method", ["learned_order", "gates"])
-def test_what_is_learned_keeps_to_the_time_with_all_rows(known: Sample, method: str) -> None:
+def test_what_is_learned_keeps_to_the_time_with_all_rows(known: GatedRows, method: str) -> None:
     sample = replace(known, batch_size=4)
     found = measure_importance(sample, method, steps=1, seed=0, max_seconds=1e-9)
     assert found.rows == len(sample)  # none left out: only steps are

@@ -9,7 +9,7 @@ import torch
 
 from finetune.heads import pruning_curve
 from finetune.heads.gated_forward import gated_logits
-from finetune.heads.pruning_curve import SHARES, gates_without, pruning_truth, random_order, removed, scorer
+from finetune.heads.pruning_curve import SHARES, gates_without, pruning_curves, random_order, removed, scorer
 from finetune.models.head_pruning import prune_heads
 from tests.heads.test_gates import bert, zero_columns
 from tests.support.helpers import encoded, sample_of
@@ -31,7 +31,7 @@ def test_scores_are_those_of_a_model_with_zeroed_columns(tiny_bert: Path, count:
     gates = gates_without(sample, ORDER[:count])
     assert int((gates == 0).sum()) == count
     gated, score = gated_logits(sample, gates), scorer(sample, "f1_macro")(gates)
-    truth = pruning_truth(sample, {"known": ORDER}, "f1_macro", random_orders=0, shares=[count / 6])
+    truth = pruning_curves(sample, {"known": ORDER}, "f1_macro", random_orders=0, shares=[count / 6])
     for layer, head in ORDER[:count]:
         zero_columns(sample.classifier.base.get_submodule(sample.sites[layer].output), slice(8 * head, 8 * head + 8))
     plain = gated_logits(sample, sample.gates())
@@ -50,7 +50,7 @@ def test_curve_reverse_and_band_are_means_of_the_same_scores(monkeypatch: pytest
     sample = known_head(32)
     score = scorer(sample, "accuracy")
     order = [(0, 0), (0, 3), (0, 1), THE_HEAD]
-    truth = pruning_truth(sample, {"best": order, "worst": order[::-1]}, "accuracy", random_orders=3, seed=7)
+    truth = pruning_curves(sample, {"best": order, "worst": order[::-1]}, "accuracy", random_orders=3, seed=7)
     assert (truth.metric, truth.split, truth.rows, truth.whole) == ("accuracy", "validation", 32, 1.0)
     assert truth.shares == list(SHARES)
 
@@ -71,7 +71,7 @@ def test_curve_reverse_and_band_are_means_of_the_same_scores(monkeypatch: pytest
     assert truth.random.mean == pytest.approx(band.mean())
     assert truth.random.spread == pytest.approx(band.mean(1).std(ddof=1))
     assert len({tuple(row) for row in band}) > 1
-    alone = pruning_truth(sample, {"best": order}, "accuracy", random_orders=1, reverse=False)
+    alone = pruning_curves(sample, {"best": order}, "accuracy", random_orders=1, reverse=False)
     assert alone.random is not None
     assert alone.random.spread is None
     assert alone.curves[0].reverse is None
@@ -84,7 +84,7 @@ def test_the_reverse_keeps_each_layers_last_head_too(tiny_bert: Path, monkeypatc
         pruning_curve, "gates_without", lambda sample, heads: seen.append(list(heads)) or plain(sample, heads)
     )
     order = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (1, 2)]
-    pruning_truth(sample, {"known": order}, "accuracy", random_orders=0, shares=[4 / 6])
+    pruning_curves(sample, {"known": order}, "accuracy", random_orders=0, shares=[4 / 6])
     # Plainly turned round, the fourth to go would be 1.0, the last head of its layer.
     assert seen == [order[:4], [(1, 2), (0, 2), (1, 1), (0, 1)]]
 
@@ -113,7 +113,7 @@ def test_errors_are_negated_so_that_higher_is_better(tiny_bert: Path, monkeypatc
     assert scorer(sample, "mean_absolute_error")(gates) == pytest.approx(-np.abs(predicted - values).mean(), rel=1e-5)
     expected = np.corrcoef(predicted, values)[0, 1]
     assert scorer(sample, "pearson")(gates) == pytest.approx(expected, rel=1e-5)
-    truth = pruning_truth(sample, {"known": ORDER}, "mean_squared_error", random_orders=2)
+    truth = pruning_curves(sample, {"known": ORDER}, "mean_squared_error", random_orders=2)
     assert truth.whole < 0
     assert max(truth.curves[0].scores) < 0
 

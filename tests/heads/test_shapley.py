@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from finetune.errors import ModelError
 from finetune.heads import shapley
-from finetune.heads.gated_forward import Sample
+from finetune.heads.gated_forward import GatedRows
 from finetune.heads.gates import head_gates
 from finetune.heads.shapley import shapley_values
 from finetune.models.architectures import attention_sites
@@ -34,11 +34,11 @@ def four_heads(tiny_bert: Path, problem_type: str = "single_label_classification
 
 
 @pytest.fixture
-def sample(tiny_bert: Path) -> Sample:
+def sample(tiny_bert: Path) -> GatedRows:
     return sample_of(four_heads(tiny_bert), batch_size=4)
 
 
-def enumerated(sample: Sample) -> np.ndarray:
+def enumerated(sample: GatedRows) -> np.ndarray:
     """Each row's Shapley values by the sum over all sets of other players, in float64, a row at a time: (N, 2, 2)."""
     base = sample.classifier.base
     kept = {name: tensor.clone() for name, tensor in base.state_dict().items()}
@@ -73,7 +73,7 @@ def all_orders(monkeypatch: pytest.MonkeyPatch) -> int:
     return 2 * len(orders)
 
 
-def test_all_orders_give_the_exact_values(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_orders_give_the_exact_values(sample: GatedRows, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = enumerated(sample)
     found = shapley_values(sample, most=all_orders(monkeypatch), precision=0.0)
     assert (found.permutations, found.converged) == (24, False)
@@ -81,7 +81,7 @@ def test_all_orders_give_the_exact_values(sample: Sample, monkeypatch: pytest.Mo
     assert np.abs(exact).min() > 1e-4
 
 
-def test_random_orders_come_near_the_exact_values(sample: Sample) -> None:
+def test_random_orders_come_near_the_exact_values(sample: GatedRows) -> None:
     exact = enumerated(sample).mean(0)
     found = shapley_values(sample, most=64, precision=0.0)
     assert found.permutations == 64
@@ -91,7 +91,7 @@ def test_random_orders_come_near_the_exact_values(sample: Sample) -> None:
     assert found.standard_errors.max() < 0.1 * np.ptp(exact)
 
 
-def test_the_values_of_each_round_sum_to_what_all_heads_do(sample: Sample) -> None:
+def test_the_values_of_each_round_sum_to_what_all_heads_do(sample: GatedRows) -> None:
     base, sites = sample.classifier.base, sample.sites
     for most, seed in ((2, 0), (2, 1), (6, 2)):
         found = shapley_values(sample, most=most, seed=seed)
@@ -105,7 +105,7 @@ def test_the_values_of_each_round_sum_to_what_all_heads_do(sample: Sample) -> No
             assert found.contributions[place].sum() == pytest.approx(loss[0.0] - loss[1.0], abs=1e-4)
 
 
-def test_a_head_without_values_is_worth_nothing(sample: Sample) -> None:
+def test_a_head_without_values_is_worth_nothing(sample: GatedRows) -> None:
     value = sample.classifier.base.get_submodule(sample.sites[1].value)
     with torch.no_grad():
         value.weight[:8] = 0  # head 0 of width 8
@@ -115,7 +115,7 @@ def test_a_head_without_values_is_worth_nothing(sample: Sample) -> None:
     assert (np.delete(found.contributions.reshape(6, 4), 2, axis=1) != 0).all()
 
 
-def test_twin_heads_are_worth_the_same(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_twin_heads_are_worth_the_same(sample: GatedRows, monkeypatch: pytest.MonkeyPatch) -> None:
     base, site = sample.classifier.base, sample.sites[0]
     with torch.no_grad():
         for path in site.paths(("query", "key", "value")):
@@ -128,7 +128,7 @@ def test_twin_heads_are_worth_the_same(sample: Sample, monkeypatch: pytest.Monke
     assert np.abs(found.contributions[:, 1, 0] - found.contributions[:, 1, 1]).max() > 1e-4
 
 
-def test_it_stops_at_the_precision(sample: Sample) -> None:
+def test_it_stops_at_the_precision(sample: GatedRows) -> None:
     loose = shapley_values(sample, most=200, precision=0.2)
     tight = shapley_values(sample, most=200, precision=0.05)
     assert loose.converged
@@ -140,7 +140,7 @@ def test_it_stops_at_the_precision(sample: Sample) -> None:
     assert (never.permutations, never.converged) == (8, False)
 
 
-def test_the_batch_size_changes_nothing(sample: Sample) -> None:
+def test_the_batch_size_changes_nothing(sample: GatedRows) -> None:
     whole = shapley_values(sample, most=4)
     alone = shapley_values(replace(sample, batch_size=1), most=4)
     assert_equal_up_to_rounding(alone.contributions, whole.contributions)
@@ -157,7 +157,7 @@ def test_each_row_has_orders_of_its_own() -> None:
     assert not np.array_equal(orders, shapley._orders(2400, 4, seed=0, number=1))
 
 
-def test_the_error_over_orders_is_the_spread_over_seeds(sample: Sample) -> None:
+def test_the_error_over_orders_is_the_spread_over_seeds(sample: GatedRows) -> None:
     found = [shapley_values(sample, most=8, precision=0.0, seed=seed) for seed in range(16)]
     spread = np.std([one.values for one in found], axis=0, ddof=1)
     said = np.sqrt(np.mean([one.standard_errors**2 for one in found], axis=0))  # type: ignore[operator]
@@ -165,8 +165,8 @@ def test_the_error_over_orders_is_the_spread_over_seeds(sample: Sample) -> None:
     assert 0.6 < ratio < 1.6  # measured 1.4 with these 16 seeds, 1.1 with 120
 
 
-def test_one_row_and_one_round_have_no_spread(sample: Sample) -> None:
-    found = shapley_values(sample.only(sample.rows[:1]), most=3)
+def test_one_row_and_one_round_have_no_spread(sample: GatedRows) -> None:
+    found = shapley_values(sample.subset(sample.rows[:1]), most=3)
     assert (found.permutations, found.standard_errors, found.row_standard_errors) == (2, None, None)
     spread = shapley_values(sample, most=4)
     assert spread.row_standard_errors is not None
@@ -174,7 +174,7 @@ def test_one_row_and_one_round_have_no_spread(sample: Sample) -> None:
     np.testing.assert_allclose(spread.row_standard_errors, expected)
 
 
-def test_the_model_is_left_as_it_was(sample: Sample) -> None:
+def test_the_model_is_left_as_it_was(sample: GatedRows) -> None:
     base = sample.classifier.base
     base.train()
     shapley_values(sample, most=2)
@@ -182,6 +182,6 @@ def test_the_model_is_left_as_it_was(sample: Sample) -> None:
     assert sum(len(module._forward_pre_hooks) for module in base.modules()) == 0
 
 
-def test_less_than_a_pair_is_refused(sample: Sample) -> None:
+def test_less_than_a_pair_is_refused(sample: GatedRows) -> None:
     with pytest.raises(ModelError, match=r"at most 1 permutations.*2 or more"):
         shapley_values(sample, most=1)

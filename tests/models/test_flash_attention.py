@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from finetune.errors import TrainingError
 from finetune.heads.ablation import ablation
 from finetune.heads.attention_maps import confidence
-from finetune.heads.gated_forward import check_sample, gate_gradients
+from finetune.heads.gated_forward import check_all_ones, gate_gradients
 from finetune.heads.pruning import measure_speed
 from finetune.models.activation_cache import cached_frozen_layers
 from finetune.models.classifier import Classifier
@@ -102,7 +102,7 @@ def test_heads_are_measured_without_shortcuts_through_its_masks(tiny_bert: Path,
     torch.manual_seed(0)
     sample = sample_of(flashing(tiny_classifier(tiny_bert)))
     object.__setattr__(sample, "accelerator", bf16)
-    check_sample(sample)
+    check_all_ones(sample)
     found = ablation(sample)
     assert found.savings is None
     assert np.isfinite(found.loss()).all()

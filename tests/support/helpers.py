@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from finetune.data.loading import RawSplit
 from finetune.data.tokenization import EncodedSplit, encode_split
-from finetune.heads.gated_forward import Sample
+from finetune.heads.gated_forward import GatedRows
 from finetune.models.classifier import Classifier, pretrained_classifier
 from finetune.models.lora import Lora
 from finetune.models.pretrained import Source, load_tokenizer
@@ -68,11 +68,11 @@ def encoded(classifier: Classifier, texts: list[str] | None = None, labels: list
 
 def sample_of(
     classifier: Classifier, most: int | None = None, *, batch_size: int = 6, split: EncodedSplit | None = None
-) -> Sample:
+) -> GatedRows:
     """The first rows of the six sentences, or of `split`, put to the classifier on a CPU."""
     split = split or encoded(classifier)
     rows = np.arange(len(split) if most is None else most)
-    return Sample(classifier, split, "validation", rows, batch_size, Accelerator(cpu=True))
+    return GatedRows(classifier, split, "validation", rows, batch_size, Accelerator(cpu=True))
 
 
 def plan(**changes: int | None) -> Plan:

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 
 from finetune.data.loading import RawSplit
 from finetune.data.tokenization import EncodedSplit, encode_split, word_tokenizer
-from finetune.heads.gated_forward import Sample
+from finetune.heads.gated_forward import GatedRows
 from finetune.models.classifier import Classifier, new_classifier
 
 THE_HEAD = (0, 2)
@@ -27,7 +27,7 @@ def texts_and_labels(rows: int) -> tuple[list[str], list[int]]:
     return texts, labels
 
 
-def known_head(rows: int = 64) -> Sample:
+def known_head(rows: int = 64) -> GatedRows:
     """Return a sample of rows put to a classifier whose head THE_HEAD alone sees the word that tells the label.
 
     "good" and "bad" are 1 and -1 in dimension 0 of the embedding, where all other words are 0. Only the value
@@ -72,5 +72,5 @@ def known_head(rows: int = 64) -> Sample:
     return sample(classifier, encode_split(RawSplit(table, "rows"), np.array(labels), tokenizer, ["sentence"], 16))
 
 
-def sample(classifier: Classifier, split: EncodedSplit, rows: int | None = None) -> Sample:
-    return Sample(classifier, split, "validation", np.arange(rows or len(split)), 16, Accelerator(cpu=True))
+def sample(classifier: Classifier, split: EncodedSplit, rows: int | None = None) -> GatedRows:
+    return GatedRows(classifier, split, "validation", np.arange(rows or len(split)), 16, Accelerator(cpu=True))
