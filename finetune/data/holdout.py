@@ -10,7 +10,7 @@ import numpy as np
 from finetune.errors import DataError
 
 
-def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+def sample_validation_rows(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Return the row numbers (from 0) to hold out for validation: `share` of the rows, rounded.
 
     Of ids (N,) each class gives its share as nearly as whole rows allow, and never its last row.
@@ -29,7 +29,7 @@ def held_out(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     return _draw(classes, _apportioned(count, sizes, np.zeros_like(sizes), sizes - 1), seed)
 
 
-def kept_for_training(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+def sample_training_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Return the row numbers (from 0) of `count` training rows; of ids (N,) each class keeps its share, one at least.
 
     Raises:

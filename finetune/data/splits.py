@@ -1,4 +1,4 @@
-"""From the recipe's data section to encoded splits and their summaries."""
+"""The splits of a run: rows read from the recipe's data section, labeled, tokenized and summarized."""
 
 from __future__ import annotations
 
@@ -9,35 +9,90 @@ import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from finetune.data.holdout import held_out, kept_for_training
+from finetune.data.holdout import sample_training_rows, sample_validation_rows
 from finetune.data.labels import check_training_labels, encode_labels, label_counts, label_names, refuse_unseen
 from finetune.data.loading import read_splits, rows_also_in
 from finetune.data.rows import RawSplit
 from finetune.data.tokenization import EncodedSplit, encode_split
+from finetune.errors import DataError
 from finetune.recipe import DataSection
 from finetune.runs.results import SplitSummary
 
 
 @dataclass(frozen=True)
-class LabelledSplits:
-    """Rows of each split with their labels, and the label names in the order of the ids."""
+class LabeledSplits:
+    """The rows of every split with their labels.
+
+    Attributes:
+        raw: split name -> rows.
+        labels: split name -> class ids (N,), 0/1 label sets (N, C) or values (N,).
+        label_names: in the order of the class ids.
+        text_columns: the one or two columns that the model reads.
+    """
 
     raw: dict[str, RawSplit]
     labels: dict[str, np.ndarray]
     label_names: list[str]
+    text_columns: list[str]
+
+    def training_texts(self) -> datasets.Dataset:
+        """Return the text columns of the training rows."""
+        return self.raw["train"].rows.select_columns(self.text_columns)
 
 
-def read_labelled(
+@dataclass(frozen=True)
+class EncodedSplits:
+    """Every split as token ids, and its summary, by split name."""
+
+    encoded: dict[str, EncodedSplit]
+    summaries: dict[str, SplitSummary]
+
+
+def load_splits(
+    data: DataSection,
+    problem_type: str,
+    label_names: Sequence[str] | None,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    required: Mapping[str, str],
+) -> EncodedSplits:
+    """Return every split of the data section as token ids, with labels and summaries.
+
+    Where the tokenizer depends on the rows, call `read_labeled` and `encode_splits` instead.
+
+    Args:
+        label_names: the declared label names, or None to take them from the training rows.
+        required: split name -> error message if there is no such split.
+
+    Raises:
+        DataError: a file, a row or a label is wrong, or a required split is missing.
+    """
+    labeled = read_labeled(data, problem_type, label_names, seed, required=required)
+    return encode_splits(labeled, tokenizer, data.max_length)
+
+
+def read_labeled(
     data: DataSection,
     problem_type: str,
     declared: Sequence[str] | None,
     seed: int,
+    *,
     suggested: Sequence[str] | None = None,
-) -> LabelledSplits:
-    """Read, check and label every split; hold out validation rows and cut to the sample limits if asked.
+    required: Mapping[str, str] | None = None,
+) -> LabeledSplits:
+    """Return the rows and labels of every split, after all checks.
+
+    Validation rows are held out of the training rows if the data section says so, and large splits are sampled down to
+    its limits.
+
+    Args:
+        declared: the label names of the recipe, or None to take them from the training rows.
+        suggested: label names in the preferred order; used if the training rows have exactly these labels.
+        required: split name -> error message if there is no such split.
 
     Raises:
-        DataError: anything is wrong with a file, a row or a label.
+        DataError: a file, a row or a label is wrong, or a required split is missing.
     """
     raw = read_splits(data, problem_type, declared)
     column, train = data.label_column, raw["train"]
@@ -47,63 +102,62 @@ def read_labelled(
     labels = {
         split: encode_labels(rows, column, problem_type, names, ids_allowed=ids_allowed) for split, rows in raw.items()
     }
-    for split, rows in raw.items():
-        if problem_type == "single_label_classification":
+    if problem_type == "single_label_classification":
+        for split, rows in raw.items():
             refuse_unseen(rows, labels[split], labels["train"], names)
     if "validation" not in raw and data.validation_size:
-        kept = held_out(labels["train"], data.validation_size, seed)
-        rest = np.setdiff1d(np.arange(len(labels["train"])), kept)
-        ids = labels["train"]
-        raw |= {"train": train.select(rest), "validation": replace(train.select(kept), dropped=0)}
-        labels |= {"train": ids[rest], "validation": ids[kept]}
+        _hold_out_validation(raw, labels, data.validation_size, seed)
+    _sample_down(raw, labels, data, seed)
+    for split, message in (required or {}).items():
+        if split not in raw:
+            raise DataError(message)
+    return LabeledSplits(raw, labels, names, data.text_columns())
+
+
+def _hold_out_validation(raw: dict[str, RawSplit], labels: dict[str, np.ndarray], share: float, seed: int) -> None:
+    """Move a share of the training rows to a new validation split."""
+    train, train_labels = raw["train"], labels["train"]
+    held_out = sample_validation_rows(train_labels, share, seed)
+    rest = np.setdiff1d(np.arange(len(train_labels)), held_out)
+    raw |= {"train": train.select(rest), "validation": replace(train.select(held_out), dropped=0)}
+    labels |= {"train": train_labels[rest], "validation": train_labels[held_out]}
+
+
+def _sample_down(raw: dict[str, RawSplit], labels: dict[str, np.ndarray], data: DataSection, seed: int) -> None:
+    """Reduce each split to its limit of rows.
+
+    The rows are drawn at random, not taken from the beginning, because published files are often sorted by label.
+    """
     for split in raw:
-        most = data.max_train_samples if split == "train" else data.max_eval_samples
-        if most is not None and most < len(labels[split]):
-            # Drawn, not cut from the front: published files are often sorted by label.
-            if split == "train":
-                keep = kept_for_training(labels[split], most, seed)
-            else:
-                keep = np.sort(np.random.default_rng(seed).choice(len(labels[split]), most, replace=False))
-            raw[split], labels[split] = raw[split].select(keep), labels[split][keep]
-    return LabelledSplits(raw, labels, names)
+        limit = data.max_train_samples if split == "train" else data.max_eval_samples
+        if limit is None or limit >= len(labels[split]):
+            continue
+        if split == "train":
+            kept = sample_training_rows(labels[split], limit, seed)
+        else:
+            kept = np.sort(np.random.default_rng(seed).choice(len(labels[split]), limit, replace=False))
+        raw[split], labels[split] = raw[split].select(kept), labels[split][kept]
 
 
-def text_columns(data: DataSection) -> list[str]:
-    """Return the one or two columns that the model reads."""
-    return [data.text_column, *([data.text_pair_column] if data.text_pair_column else [])]
-
-
-def encode_splits(
-    splits: LabelledSplits, tokenizer: PreTrainedTokenizerBase, data: DataSection
-) -> dict[str, EncodedSplit]:
-    """Return every split as token ids."""
-    columns = text_columns(data)
-    return {
-        split: encode_split(raw, splits.labels[split], tokenizer, columns, data.max_length)
-        for split, raw in splits.raw.items()
+def encode_splits(labeled: LabeledSplits, tokenizer: PreTrainedTokenizerBase, max_length: int) -> EncodedSplits:
+    """Return every split as token ids, with its summary."""
+    encoded = {
+        split: encode_split(raw, labeled.labels[split], tokenizer, labeled.text_columns, max_length)
+        for split, raw in labeled.raw.items()
     }
+    return EncodedSplits(encoded, {split: _summarize(labeled, split, encoded[split]) for split in encoded})
 
 
-def training_texts(splits: LabelledSplits, data: DataSection) -> datasets.Dataset:
-    """Return the text columns of the training rows."""
-    return splits.raw["train"].rows.select_columns(text_columns(data))
-
-
-def summarise(
-    splits: LabelledSplits, encoded: Mapping[str, EncodedSplit], data: DataSection
-) -> dict[str, SplitSummary]:
-    """Return what each split holds, and how much of it training has seen."""
-    train = splits.raw["train"]
-    return {
-        split: SplitSummary(
-            rows=len(part),
-            label_counts=label_counts(part.labels, splits.label_names),
-            tokens_median=float(np.median(part.lengths)),
-            tokens_longest=int(part.lengths.max()),
-            truncated_share=part.truncated,
-            unknown_share=part.unknown,
-            rows_also_in_train=0 if split == "train" else rows_also_in(splits.raw[split], train, text_columns(data)),
-            unlabeled_rows_dropped=splits.raw[split].dropped,
-        )
-        for split, part in encoded.items()
-    }
+def _summarize(labeled: LabeledSplits, split: str, encoded: EncodedSplit) -> SplitSummary:
+    """Return counts and shares that describe a split, such as how many of its rows are also training rows."""
+    raw, train = labeled.raw[split], labeled.raw["train"]
+    return SplitSummary(
+        rows=len(encoded),
+        label_counts=label_counts(encoded.labels, labeled.label_names),
+        tokens_median=float(np.median(encoded.lengths)),
+        tokens_longest=int(encoded.lengths.max()),
+        truncated_share=encoded.truncated,
+        unknown_share=encoded.unknown,
+        rows_also_in_train=0 if split == "train" else rows_also_in(raw, train, labeled.text_columns),
+        unlabeled_rows_dropped=raw.dropped,
+    )

@@ -2,7 +2,7 @@
 
 `evaluate.load("accuracy")` fetches a script from the network; the `evaluate.Metric` subclasses here hold
 their formula themselves. Every classification metric is a function of `Counts`, which has a free
-leading shape, so that the thousands of resamples of a bootstrap (intervals.py) are computed at once.
+leading shape, so that the thousands of resamples of a bootstrap (bootstrap.py) are computed at once.
 
 Every value is that of scikit-learn with `zero_division=0` (of scipy for correlations): a ratio without a denominator
 is 0. A correlation without spread has no value at all: it is NaN here, null in files and "undefined" in print.

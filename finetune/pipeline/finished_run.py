@@ -11,13 +11,13 @@ from pathlib import Path
 from accelerate import Accelerator
 from rich.console import Console
 
-from finetune.data.splits import encode_splits, read_labelled, summarise
+from finetune.data.splits import load_splits
 from finetune.distributed import local_main_process_first
 from finetune.errors import DataError, RecipeError
 from finetune.models.checkpoint_checks import refuse_too_long, refuse_unknown_ids
 from finetune.models.classifier import Classifier
 from finetune.models.saving import load_classifier
-from finetune.pipeline.prepare import Material, check_splits
+from finetune.pipeline.prepare import Material, required_splits
 from finetune.pipeline.session import finish, run_locked, start, with_precision
 from finetune.recipe import ModelSection, Recipe
 from finetune.report.terminal import print_line
@@ -136,7 +136,12 @@ def _material(folder: RunFolder, recipe: Recipe, overrides: Sequence[str]) -> Ma
     """Return the run's classifier and its rows."""
     classifier = load_received(folder, recipe, overrides)
     refuse_too_long(classifier.base.config, classifier.tokenizer, recipe.data.max_length, str(folder.path))
-    splits = read_labelled(recipe.data, classifier.problem_type, classifier.label_names, recipe.seed)
-    check_splits(recipe, splits.raw)
-    encoded = encode_splits(splits, classifier.tokenizer, recipe.data)
-    return Material(classifier, encoded, summarise(splits, encoded, recipe.data))
+    splits = load_splits(
+        recipe.data,
+        classifier.problem_type,
+        classifier.label_names,
+        recipe.seed,
+        classifier.tokenizer,
+        required=required_splits(recipe),
+    )
+    return Material(classifier, splits.encoded, splits.summaries)

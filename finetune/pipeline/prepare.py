@@ -11,10 +11,10 @@ import torch
 from accelerate import Accelerator
 
 from finetune.data.batching import load_batches
-from finetune.data.splits import LabelledSplits, encode_splits, read_labelled, summarise, training_texts
+from finetune.data.splits import LabeledSplits, encode_splits, read_labeled
 from finetune.data.tokenization import EncodedSplit, word_tokenizer
 from finetune.distributed import local_main_process_first
-from finetune.errors import DataError, ModelError
+from finetune.errors import ModelError
 from finetune.models.activation_cache import cached_frozen_layers
 from finetune.models.classifier import Classifier, new_classifier, pretrained_classifier
 from finetune.models.compilation import compiled_layers
@@ -49,19 +49,19 @@ def prepare(recipe: Recipe, accelerator: Accelerator) -> Material:
     """Read the data and build the classifier; one process of a machine first, so that its caches are written once."""
 
     def work() -> Material:
-        splits = read_labelled(
+        labeled = read_labeled(
             recipe.data,
             recipe.task.problem_type,
             recipe.task.label_names,
             recipe.seed,
             suggested=checkpoint_labels(source_of(recipe.model)) if recipe.model.model_name_or_path else None,
+            required=required_splits(recipe),
         )
-        check_splits(recipe, splits.raw)
-        classifier = build(recipe, splits)
-        encoded = encode_splits(splits, classifier.tokenizer, recipe.data)
-        start_at_label_means(classifier, encoded["train"].labels)
-        try_longest_row(classifier, encoded)
-        return Material(classifier, encoded, summarise(splits, encoded, recipe.data))
+        classifier = build(recipe, labeled)
+        splits = encode_splits(labeled, classifier.tokenizer, recipe.data.max_length)
+        start_at_label_means(classifier, splits.encoded["train"].labels)
+        try_longest_row(classifier, splits.encoded)
+        return Material(classifier, splits.encoded, splits.summaries)
 
     return local_main_process_first(accelerator, work)
 
@@ -134,17 +134,19 @@ def layers_compiled(
     return compiled_layers(classifier.base, accelerator.device, first=first)
 
 
-def check_splits(recipe: Recipe, splits: Mapping[str, object]) -> None:
-    """Raise DataError if a stage will ask for a split that there is not."""
-    heads = recipe.head_importance
-    if recipe.evaluation.eval_strategy != "no" and "validation" not in splits:
-        raise DataError(
+def required_splits(recipe: Recipe) -> dict[str, str]:
+    """Return the splits that later stages need, each with the error message if it is missing."""
+    required = {}
+    if recipe.evaluation.eval_strategy != "no":
+        required["validation"] = (
             f"there are no validation rows to evaluate on; {NO_VALIDATION}, or set evaluation.eval_strategy: no"
         )
-    if heads is not None and heads.split not in splits:
-        raise DataError(
+    heads = recipe.head_importance
+    if heads is not None and heads.split not in required:
+        required[heads.split] = (
             f"head_importance.split is {heads.split}, but there are no such rows; {NO_VALIDATION}, or name another"
         )
+    return required
 
 
 def source_of(model: ModelSection) -> Source:
@@ -175,7 +177,7 @@ def lora_of(adapters: PeftSection) -> Lora:
     )
 
 
-def build(recipe: Recipe, splits: LabelledSplits) -> Classifier:
+def build(recipe: Recipe, splits: LabeledSplits) -> Classifier:
     """Return the recipe's classifier, ready to be trained."""
     model = recipe.model
     if model.model_name_or_path is not None:
@@ -199,7 +201,7 @@ def build(recipe: Recipe, splits: LabelledSplits) -> Classifier:
     words = model.config_overrides.get("vocab_size", 30_000)
     if not isinstance(words, int) or words < 3:
         raise ModelError(f"model.config_overrides.vocab_size is {words}; it counts words, of which two are reserved")
-    tokenizer = word_tokenizer(training_texts(splits, recipe.data), words)
+    tokenizer = word_tokenizer(splits.training_texts(), words)
     return new_classifier(
         model.model_type,
         model.config_overrides,

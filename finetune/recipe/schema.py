@@ -125,6 +125,10 @@ class DataSection(Section):
             raise ValueError("validation_size holds out training rows, but validation rows are given; remove one")
         return self
 
+    def text_columns(self) -> list[str]:
+        """Return the one or two columns that the model reads."""
+        return [self.text_column, *([self.text_pair_column] if self.text_pair_column else [])]
+
     def local_files(self) -> dict[str, str]:
         """Return split name -> file, for the splits that are files."""
         files = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 
-from finetune.data.splits import encode_splits, read_labelled
+from finetune.data.splits import load_splits
 from finetune.data.tokenization import EncodedSplit
 from finetune.heads.estimate import Head
 from finetune.heads.gated_forward import GatedRows, sample_rows
@@ -124,8 +124,10 @@ def opened(run: Path) -> Measured:
     recipe = load_recipe(run / "recipe.yaml")
     accelerator, _ = start(recipe, trackers=False)
     classifier = load_classifier(run / "model")
-    labelled = read_labelled(recipe.data, classifier.problem_type, classifier.label_names, recipe.seed)
-    return Measured(run, recipe, classifier, encode_splits(labelled, classifier.tokenizer, recipe.data), accelerator)
+    splits = load_splits(
+        recipe.data, classifier.problem_type, classifier.label_names, recipe.seed, classifier.tokenizer, required={}
+    )
+    return Measured(run, recipe, classifier, splits.encoded, accelerator)
 
 
 def measure(run: Path) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finetune.data.holdout import held_out, kept_for_training
-from finetune.data.splits import read_labelled
+from finetune.data.holdout import sample_training_rows, sample_validation_rows
+from finetune.data.splits import read_labeled
 from finetune.errors import DataError
 from finetune.recipe import DataSection
 
@@ -30,26 +30,26 @@ def labels_of(*sizes: int) -> np.ndarray:
 )
 def test_the_share_is_held_out_in_proportion(sizes: list[int], share: float, taken: int) -> None:
     labels = labels_of(*sizes)
-    rows = held_out(labels, share, seed=3)
+    rows = sample_validation_rows(labels, share, seed=3)
     counts = np.bincount(labels[rows], minlength=len(sizes))
     assert (len(rows), len(set(rows.tolist())), counts.sum()) == (taken, taken, taken)
     assert (counts < sizes).all()
     wanted = np.minimum(np.array(sizes) * taken / sum(sizes), np.array(sizes) - 1)
     assert np.abs(counts - wanted).max() <= 1
-    assert held_out(labels, share, seed=3).tolist() == rows.tolist() == sorted(rows)
-    assert held_out(labels, share, seed=4).tolist() != rows.tolist()
+    assert sample_validation_rows(labels, share, seed=3).tolist() == rows.tolist() == sorted(rows)
+    assert sample_validation_rows(labels, share, seed=4).tolist() != rows.tolist()
 
 
 @pytest.mark.parametrize("labels", [np.zeros(20), np.ones((20, 3), dtype=np.int64)])
 def test_values_and_sets_of_labels_are_held_out_from_all_rows(labels: np.ndarray) -> None:
-    assert len(held_out(labels, 0.26, seed=0)) == 5
-    assert len(kept_for_training(labels, 3, seed=0)) == 3
+    assert len(sample_validation_rows(labels, 0.26, seed=0)) == 5
+    assert len(sample_training_rows(labels, 3, seed=0)) == 3
 
 
 @pytest.mark.parametrize(("sizes", "share"), [([2], 0.2), ([1, 1, 1, 1], 0.5)])
 def test_too_few_rows_to_hold_any_out(sizes: list[int], share: float) -> None:
     with pytest.raises(DataError, match=rf"validation_size: {share} of {sum(sizes)} training rows is no row, or would"):
-        held_out(labels_of(*sizes), share, seed=0)
+        sample_validation_rows(labels_of(*sizes), share, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -58,15 +58,15 @@ def test_too_few_rows_to_hold_any_out(sizes: list[int], share: float) -> None:
 )
 def test_fewer_training_rows_hold_every_class(sizes: list[int], count: int, counts: list[int]) -> None:
     labels = labels_of(*sizes)
-    rows = kept_for_training(labels, count, seed=3)
+    rows = sample_training_rows(labels, count, seed=3)
     assert np.bincount(labels[rows]).tolist() == counts
     assert len(set(rows.tolist())) == count
-    assert rows.tolist() != kept_for_training(labels, count, seed=4).tolist()
+    assert rows.tolist() != sample_training_rows(labels, count, seed=4).tolist()
 
 
 def test_rows_that_cannot_hold_every_class_are_refused() -> None:
     with pytest.raises(DataError, match=r"max_train_samples: 2 is fewer than the 3 classes .*give 3 or more"):
-        kept_for_training(labels_of(5, 5, 5), 2, seed=0)
+        sample_training_rows(labels_of(5, 5, 5), 2, seed=0)
 
 
 def test_a_limit_drops_no_class_that_validation_has() -> None:
@@ -74,6 +74,6 @@ def test_a_limit_drops_no_class_that_validation_has() -> None:
     rows = [{"sentence": "x", "label": label} for label in ("a", "b", "rare")]
     for seed in range(5):
         data = DataSection(train_rows=train, validation_rows=rows, max_train_samples=10)
-        found = read_labelled(data, "single_label_classification", None, seed)
+        found = read_labeled(data, "single_label_classification", None, seed)
         assert np.bincount(found.labels["train"], minlength=3).min() >= 1
         assert found.raw["train"].rows.num_rows == 10

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from finetune.data.splits import LabelledSplits, read_labelled
+from finetune.data.splits import LabeledSplits, read_labeled
 from finetune.errors import DataError
 from finetune.recipe import DataSection
 from finetune.runs.results import SplitSummary
@@ -15,10 +15,10 @@ from finetune.runs.results import SplitSummary
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
 
-def read(labels: list[Any], kind: str = SINGLE, names: list[str] | None = None, **more: Any) -> LabelledSplits:
+def read(labels: list[Any], kind: str = SINGLE, names: list[str] | None = None, **more: Any) -> LabeledSplits:
     """Rows with these labels, read by a recipe."""
     splits = {f"{split}_rows": rows(more.pop(split)) for split in ("validation", "test") if split in more}
-    return read_labelled(DataSection(train_rows=rows(labels), **splits, **more), kind, names, seed=0)
+    return read_labeled(DataSection(train_rows=rows(labels), **splits, **more), kind, names, seed=0)
 
 
 def rows(labels: list[Any]) -> list[dict[str, object]]:

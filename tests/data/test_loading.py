@@ -18,7 +18,7 @@ import pytest
 from finetune.data.cells import from_arrow, from_values, wanted_columns
 from finetune.data.loading import read_splits
 from finetune.data.row_cache import cache_folder
-from finetune.data.splits import read_labelled
+from finetune.data.splits import read_labeled
 from finetune.errors import DataError
 from finetune.recipe import DataSection
 
@@ -468,7 +468,7 @@ def test_class_names_in_a_folder_s_readme_are_kept(folder: Callable[..., str]) -
     data = DataSection(
         dataset_name=folder(README_md=README, train_csv="sentence,label\na,1\nb,0\n"), validation_split=None
     )
-    splits = read_labelled(data, "single_label_classification", None, seed=0)
+    splits = read_labeled(data, "single_label_classification", None, seed=0)
     assert (splits.label_names, splits.labels["train"].tolist()) == (["neg", "pos"], [1, 0])
 
 

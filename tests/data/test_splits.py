@@ -15,7 +15,7 @@ from finetune.data.cells import wanted_columns
 from finetune.data.labels import encode_labels, label_counts, label_names
 from finetune.data.loading import RawSplit, read_splits, row_list, rows_also_in
 from finetune.data.named_dataset import from_dataset
-from finetune.data.splits import LabelledSplits, read_labelled
+from finetune.data.splits import LabeledSplits, read_labeled
 from finetune.errors import DataError
 from finetune.recipe import DataSection
 
@@ -35,8 +35,8 @@ def section(folder: Path, **files: str | bytes | list[Any]) -> DataSection:
     return DataSection(**named)
 
 
-def read(folder: Path, names: list[str] | None = None, problem_type: str = SINGLE, **files: Any) -> LabelledSplits:
-    return read_labelled(section(folder, **files), problem_type, names, seed=0)
+def read(folder: Path, names: list[str] | None = None, problem_type: str = SINGLE, **files: Any) -> LabeledSplits:
+    return read_labeled(section(folder, **files), problem_type, names, seed=0)
 
 
 GOOD = "sentence,label\nalpha,no\nbeta,yes\n"
@@ -63,7 +63,7 @@ def test_every_file_type_reads_the_same(tmp_path: Path, ending: str) -> None:
         table.to_parquet(path)
     else:
         path.write_text("\n".join(map(json.dumps, rows)) if ending == "jsonl" else json.dumps(rows))
-    splits = read_labelled(DataSection(train_file=str(path)), SINGLE, None, seed=0)
+    splits = read_labeled(DataSection(train_file=str(path)), SINGLE, None, seed=0)
     assert splits.raw["train"].rows["sentence"][:] == ["alpha", "beta"]
     assert (splits.label_names, splits.labels["train"].tolist()) == (["no", "yes"], [0, 1])
 
@@ -197,14 +197,14 @@ def test_held_out_rows_keep_their_numbers_and_classes_their_rows(tmp_path: Path)
     labels = ["a"] * 30 + ["b"] * 9 + ["c"]
     lines = "".join(f"text {n},{label}\n" for n, label in enumerate(labels, start=1))
     data = section(tmp_path, train_csv=f"sentence,label\n{lines}").model_copy(update={"validation_size": 0.3})
-    splits = read_labelled(data, SINGLE, None, seed=1)
+    splits = read_labeled(data, SINGLE, None, seed=1)
     for raw in splits.raw.values():
         assert raw.numbers is not None
         assert [f"text {number}" for number in raw.numbers] == raw.rows["sentence"][:]
     assert np.bincount(splits.labels["validation"]).tolist() == [9, 3]  # of 30, 9 and 1; each class keeps a row
     assert "c" in [splits.label_names[label] for label in splits.labels["train"]]
     with pytest.raises(DataError, match=r"data\.validation_size: 0\.1 of 2 training rows is no row"):
-        read_labelled(section(tmp_path, train_csv=GOOD).model_copy(update={"validation_size": 0.1}), SINGLE, None, 0)
+        read_labeled(section(tmp_path, train_csv=GOOD).model_copy(update={"validation_size": 0.1}), SINGLE, None, 0)
 
 
 def test_too_many_labels_look_like_regression() -> None:
@@ -259,7 +259,7 @@ def test_held_out_rows_and_limits(tmp_path: Path) -> None:
     lines = "".join(f"text {n},{'ab'[n % 2]}\n" for n in range(100))
     data = section(tmp_path, train_csv=f"sentence,label\n{lines}", test_csv=f"sentence,label\n{lines}")
     data = data.model_copy(update={"validation_size": 0.2, "max_train_samples": 30, "max_eval_samples": 10})
-    one, two = (read_labelled(data, SINGLE, None, seed=1) for _ in range(2))
+    one, two = (read_labeled(data, SINGLE, None, seed=1) for _ in range(2))
     assert {name: raw.rows.num_rows for name, raw in one.raw.items()} == {"train": 30, "test": 10, "validation": 10}
     for name in one.raw:
         texts = one.raw[name].rows["sentence"][:]

@@ -1,4 +1,4 @@
-"""Loading by hub id goes through the ordinary `from_pretrained`: shown against a stand-in hub on loopback."""
+"""Loading a model by hub id, against a local stand-in for the hub: finetune/models/pretrained.py."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ COMMIT = {"main": "a" * 40, "v1": "b" * 40}
 PROGRAM = """\
 import sys
 from finetune.errors import ModelError
-from finetune.modeling import pretrained_classifier, quiet_libraries
-from finetune.source import Source, load_tokenizer
+from finetune.models.classifier import pretrained_classifier, quiet_libraries
+from finetune.models.pretrained import Source, load_tokenizer
 quiet_libraries()
 try:
     source = Source(sys.argv[1], sys.argv[2])
-    found = pretrained_classifier(source, load_tokenizer(source), label_names=('no', 'yes'),
-                                  problem_type='single_label_classification', max_length=16)
-    print('layers', found.base.config.num_hidden_layers)
+    classifier = pretrained_classifier(source, load_tokenizer(source), label_names=('no', 'yes'),
+                                       problem_type='single_label_classification', max_length=16)
+    print('layers', classifier.base.config.num_hidden_layers)
 except ModelError as error:
     print('ModelError', error)
 """
@@ -38,7 +38,7 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self, files: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.files, self.drop, self.asked = files, False, 0
+        self.files, self.drop, self.requests = files, False, 0
 
     @property
     def endpoint(self) -> str:
@@ -55,16 +55,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, *, body: bool) -> None:
-        self.server.asked += 1
+        self.server.requests += 1
         path = self.path.partition("?")[0]
-        if "/tree/" in path:  # a folder of chat templates, which this model has not
+        if "/tree/" in path:  # a folder of chat templates, which this model does not have
             self.send(404, b"", "text/plain", {"X-Error-Code": "EntryNotFound"}, body=body)
             return
         if path.startswith("/api/models/team/tiny"):
             revision = path.rpartition("/")[2] if "/revision/" in path else "main"
             siblings = [{"rfilename": file.name} for file in self.server.files.iterdir()]
-            facts = {"id": "team/tiny", "modelId": "team/tiny", "sha": COMMIT.get(revision), "siblings": siblings}
-            self.send(200, json.dumps(facts).encode(), "application/json", {}, body=body)
+            model_info = {"id": "team/tiny", "modelId": "team/tiny", "sha": COMMIT.get(revision), "siblings": siblings}
+            self.send(200, json.dumps(model_info).encode(), "application/json", {}, body=body)
             return
         model, _, rest = path.removeprefix("/").partition("/resolve/")
         revision, _, name = rest.partition("/")
@@ -108,8 +108,8 @@ def hub(tiny_bert: Path) -> Iterator[Hub]:
 
 
 def load(hub: Hub, cache: Path, name: str, revision: str = "main", **environment: str) -> str:
-    own = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    own |= {
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    inherited |= {
         "HF_ENDPOINT": hub.endpoint,
         "HF_HOME": str(cache),
         "HF_HUB_DISABLE_XET": "1",
@@ -118,7 +118,7 @@ def load(hub: Hub, cache: Path, name: str, revision: str = "main", **environment
     }
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, name, revision],
-        env=own | environment, capture_output=True, text=True, check=False, timeout=HANG_SECONDS,
+        env=inherited | environment, capture_output=True, text=True, check=False, timeout=HANG_SECONDS,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()[-1]
@@ -127,29 +127,29 @@ def load(hub: Hub, cache: Path, name: str, revision: str = "main", **environment
 def test_a_model_is_fetched_once_and_then_offline(hub: Hub, tmp_path: Path) -> None:
     assert load(hub, tmp_path, "team/tiny") == "layers 2"
     assert load(hub, tmp_path, "team/tiny", "v1") == "layers 2"
-    asked = hub.asked
-    assert asked > 5
+    requests = hub.requests
+    assert requests > 5
     assert load(hub, tmp_path, "team/tiny", HF_HUB_OFFLINE="1") == "layers 2"
-    assert hub.asked == asked
-    said = load(hub, tmp_path, "team/other", HF_HUB_OFFLINE="1")
-    assert said.startswith("ModelError cannot load model 'team/other' (revision main)")
-    assert "go online or fill the cache" in said
+    assert hub.requests == requests
+    output = load(hub, tmp_path, "team/other", HF_HUB_OFFLINE="1")
+    assert output.startswith("ModelError cannot load model 'team/other' (revision main)")
+    assert "go online or fill the cache" in output
 
 
 def test_a_missing_model_is_named(hub: Hub, tmp_path: Path) -> None:
-    said = load(hub, tmp_path, "team/nothing")
-    assert said.startswith("ModelError cannot load model 'team/nothing' (revision main)")
-    assert "give a hub id and revision" in said
+    output = load(hub, tmp_path, "team/nothing")
+    assert output.startswith("ModelError cannot load model 'team/nothing' (revision main)")
+    assert "give a hub id and revision" in output
 
 
 def test_a_missing_revision_is_named(hub: Hub, tmp_path: Path) -> None:
-    said = load(hub, tmp_path, "team/tiny", "v9")
-    assert said.startswith("ModelError cannot load model 'team/tiny' (revision v9)")
+    output = load(hub, tmp_path, "team/tiny", "v9")
+    assert output.startswith("ModelError cannot load model 'team/tiny' (revision v9)")
 
 
 def test_a_dropped_connection_is_named_and_can_be_repeated(hub: Hub, tmp_path: Path) -> None:
     hub.drop = True
-    said = load(hub, tmp_path, "team/tiny")
-    assert said.startswith("ModelError cannot load model 'team/tiny' (revision main)")
+    output = load(hub, tmp_path, "team/tiny")
+    assert output.startswith("ModelError cannot load model 'team/tiny' (revision main)")
     hub.drop = False
     assert load(hub, tmp_path, "team/tiny") == "layers 2"
