@@ -1,3 +1,57 @@
-"""Fine-tune BERT-family classifiers from one recipe, and learn which attention heads they need."""
+"""Fine-tune BERT-family classifiers from one recipe, and learn which attention heads they need.
 
-__version__ = "0.1.0"
+    from finetune import load_recipe, train, evaluate, analyze_heads, prune, load_classifier
+
+Each name is imported when it is first used, so `import finetune` takes no time and needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from finetune.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from finetune.models.classifier import Classifier
+    from finetune.models.inference import Prediction
+    from finetune.pipeline.evaluate import evaluate
+    from finetune.pipeline.load_classifier import load_classifier
+    from finetune.pipeline.train import train
+    from finetune.recipe.loader import load_recipe
+    from finetune.recipe.schema import Recipe
+
+
+__all__ = [
+    "Classifier",
+    "Prediction",
+    "Recipe",
+    "evaluate",
+    "load_classifier",
+    "load_recipe",
+    "train",
+]
+
+_MODULES = {
+    "Classifier": "models.classifier",
+    "Prediction": "models.inference",
+    "Recipe": "recipe.schema",
+    "evaluate": "pipeline.evaluate",
+    "load_classifier": "pipeline.load_classifier",
+    "load_recipe": "recipe.loader",
+    "train": "pipeline.train",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'finetune' has no attribute '{name}'")
+    value: object = getattr(import_module(f"finetune.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names, whether they were used already or not."""
+    return sorted({*globals(), *__all__})

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from finetune import __version__
 from finetune.errors import EXIT_CODE, DataError, FinetuneError, printable, shorten
 from finetune.paths import path_problem
 from finetune.signals import Interrupted, stop_immediately
+from finetune.version import __version__
 
 _GO_ON = "; to go on, start the same recipe with checkpoint.resume_from_checkpoint=auto"
 

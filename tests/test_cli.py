@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune import __version__
 from finetune.cli import main
+from finetune.version import __version__
 from tests.support import ROOT
 
 TOY = ROOT / "recipes" / "toy.yaml"

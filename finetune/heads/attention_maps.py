@@ -16,8 +16,8 @@ from finetune.data.batching import LocalBatch
 from finetune.errors import ModelError
 from finetune.heads.estimate import Estimate, mean_over_rows
 from finetune.heads.gated_forward import GatedRows
-from finetune.heads.gates import max_num_heads
 from finetune.models.classifier import Classifier
+from finetune.models.head_gates import max_num_heads
 
 
 def confidence(sample: GatedRows) -> Estimate:

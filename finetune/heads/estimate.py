@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune.heads.gates import max_num_heads
 from finetune.models.architectures import AttentionSite
+from finetune.models.head_gates import max_num_heads
 
 Head = tuple[int, int]
 

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from finetune.data.batching import plan_scoring
 from finetune.heads.estimate import Estimate
 from finetune.heads.gated_forward import GatedRows, broadcast_decision, gate_gradients
-from finetune.heads.gates import head_mask
 from finetune.heads.gradients import gradient_layer_norm
+from finetune.models.head_gates import head_mask
 
 # Louizos, Welling and Kingma 2018, section 4: temperature, and the ends that sigmoids are stretched to.
 TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1

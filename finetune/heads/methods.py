@@ -27,11 +27,11 @@ from finetune.heads.estimate import (
     removal_order,
 )
 from finetune.heads.gated_forward import GatedRows, broadcast_decision, check_all_ones
-from finetune.heads.gates import head_gates
 from finetune.heads.gradients import fisher, gradient, integrated_gradients, path_gradients
 from finetune.heads.learned import learned_gates, learned_order
 from finetune.heads.ranking_statistics import fold_stability, split_half_stability
 from finetune.heads.shapley import shapley_values
+from finetune.models.head_gates import head_gates
 from finetune.runs.head_results import HeadScores, TauValue
 
 ITERATIVE = "iterative_"

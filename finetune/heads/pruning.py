@@ -19,10 +19,10 @@ from transformers import AutoModelForSequenceClassification
 
 from finetune.errors import ModelError
 from finetune.heads.gated_forward import frozen
-from finetune.heads.gates import head_gates, max_num_heads
 from finetune.models.architectures import AttentionSite, attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import hold_in_one_dtype
+from finetune.models.head_gates import head_gates, max_num_heads
 from finetune.models.head_pruning import prune_heads, zeroed
 from finetune.models.lora import merge_adapters
 from finetune.models.precision import attention_in_any_precision

@@ -18,7 +18,7 @@ from torch import Tensor
 from finetune.data.batching import LocalBatch
 from finetune.errors import ModelError
 from finetune.heads.gated_forward import GatedRows, row_losses
-from finetune.heads.gates import head_gates, max_num_heads
+from finetune.models.head_gates import head_gates, max_num_heads
 from finetune.models.losses import per_example_loss
 
 

@@ -33,10 +33,10 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from finetune.errors import ModelError
 from finetune.heads.gated_forward import GatedRows, gated_logits
-from finetune.heads.gates import max_num_heads
 from finetune.heads.product_change import Array, product_change
 from finetune.models.architectures import FAMILIES, ROLES, AttentionSite, attention_sites, pruned_heads
 from finetune.models.classifier import Classifier
+from finetune.models.head_gates import max_num_heads
 from finetune.models.losses import divergence, per_example_loss
 from finetune.models.pretrained import load_config, loading
 from finetune.runs.head_results import HeadChanges

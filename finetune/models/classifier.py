@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,8 +38,11 @@ from finetune.models.checkpoint_checks import (
 )
 from finetune.models.classification_head import Head, empty_classifier, fit_head
 from finetune.models.freezing import freeze, keep_float32
+from finetune.models.head_gates import heads_off
 from finetune.models.head_pruning import classifier_class
+from finetune.models.inference import Prediction, Texts, as_columns, as_predictions, batched_logits
 from finetune.models.lora import InitialAdapter, Lora, add_lora, initial_adapters, projection_weights
+from finetune.models.precision import attention_in_any_precision
 from finetune.models.pretrained import OUTPUTS, Source, check_entries, load_config, loading
 
 
@@ -80,6 +84,39 @@ class Classifier:
     def problem_type(self) -> str:
         """What the classifier predicts, as transformers names it."""
         return str(self.base.config.problem_type)
+
+    def predict(self, texts: Texts, *, batch_size: int = 32) -> list[Prediction]:
+        """Return the prediction for each text, or for each pair of texts, in their order.
+
+        Args:
+            texts: a list of strings, or a list of pairs of strings for a classifier that was trained on pairs. A text
+                longer than `max_length` tokens is cut, as in training.
+            batch_size: texts per forward pass; it changes no prediction except by rounding.
+
+        Raises:
+            DataError: the texts are neither strings nor pairs of strings.
+        """
+        if not len(texts):
+            return []
+        columns = as_columns(texts)
+        with attention_in_any_precision(self.base):
+            logits = batched_logits(
+                self.model, self.tokenizer, columns, max_length=self.max_length, batch_size=batch_size
+            )
+        return as_predictions(logits, self.label_names, self.problem_type)
+
+    def heads_off(self, heads: Sequence[tuple[int, int]]) -> AbstractContextManager[None]:
+        """Return a context in which these attention heads are off: `with classifier.heads_off([(3, 2)]): ...`.
+
+        See `head_gates.heads_off`.
+
+        Args:
+            heads: (layer, head) pairs, both counted from 0.
+
+        Raises:
+            ModelError: a layer or head does not exist or is given twice, or the model did not run in the context.
+        """
+        return heads_off(self.base, heads)
 
     def parameter_counts(self) -> tuple[int, int]:
         """Return (trainable, all) numbers of parameters."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from finetune import __version__
+from finetune.version import __version__
 
 _PACKAGES = ("accelerate", "datasets", "evaluate", "peft", "tokenizers", "torch", "transformers")
 

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from finetune import __version__
 from finetune.errors import DataError, TrainingError
 from finetune.recipe import Recipe, dump_recipe
 from finetune.runs.atomic_files import COMPLETE_MARKER, fsync_path, report_write_errors
@@ -20,6 +19,7 @@ from finetune.runs.locks import LOCK, locked_file
 from finetune.runs.results import SplitSummary
 from finetune.runs.run_files import CLAIM, Claim, not_a_run, read_history
 from finetune.runs.run_folder import RunFolder
+from finetune.version import __version__
 
 _PREVIOUS = ".previous"  # the run that is being replaced, until the new one has a model
 # What a process may leave in an empty folder that is killed before it has claimed it.

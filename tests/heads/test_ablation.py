@@ -21,8 +21,8 @@ from finetune.heads.gated_forward import GatedRows, gated_logits
 from finetune.models.architectures import FAMILIES
 from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
-from tests.heads.test_gates import bert, bert_lora, small
 from tests.models.test_architectures import NO_LORA, SHAPES, build, checkpoint, split_of
+from tests.models.test_head_gates import bert, bert_lora, small
 from tests.support.helpers import (
     FLOAT64,
     ROLES,

@@ -15,8 +15,8 @@ from finetune.heads.gated_forward import GatedRows
 from finetune.models.architectures import attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.head_pruning import prune_heads
-from tests.heads.test_gates import BUILDERS, bert
 from tests.models.test_architectures import build, checkpoint, split_of
+from tests.models.test_head_gates import BUILDERS, bert
 from tests.support.helpers import assert_equal_up_to_rounding, sample_of
 
 

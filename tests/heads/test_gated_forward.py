@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from finetune.heads.gated_forward import gate_gradients, sample_rows
-from finetune.heads.gates import head_gates
 from finetune.models.architectures import attention_sites
 from finetune.models.classifier import Classifier
-from tests.heads.test_gates import BUILDERS
+from finetune.models.head_gates import head_gates
+from tests.models.test_head_gates import BUILDERS
 from tests.support.helpers import FLOAT64, assert_equal_up_to_rounding, encoded, in_float64, sample_of
 
 

@@ -8,11 +8,11 @@ import torch
 
 from finetune.data.batching import load_batches
 from finetune.heads.gated_forward import GatedRows, gate_gradients, row_losses
-from finetune.heads.gates import head_gates
 from finetune.heads.gradients import fisher, gradient, gradient_layer_norm, integrated_gradients, path_gradients
 from finetune.models.architectures import attention_sites
 from finetune.models.classifier import Classifier
-from tests.heads.test_gates import BUILDERS
+from finetune.models.head_gates import head_gates
+from tests.models.test_head_gates import BUILDERS
 from tests.support.helpers import FLOAT64, assert_equal_up_to_rounding, encoded, in_float64, sample_of
 from tests.support.known_head import known_head
 

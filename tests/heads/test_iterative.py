@@ -10,14 +10,14 @@ from transformers import AutoModel
 from finetune.heads.ablation import ablation
 from finetune.heads.estimate import Estimate, removal_order
 from finetune.heads.gated_forward import GatedRows
-from finetune.heads.gates import head_gates
 from finetune.heads.gradients import gradient, integrated_gradients
 from finetune.heads.methods import iterative, measure_importance
 from finetune.heads.shapley import shapley_values
 from finetune.models.architectures import attention_sites
+from finetune.models.head_gates import head_gates
 from tests.conftest import SENTENCES
-from tests.heads.test_gates import BUILDERS, bert, zero_columns
 from tests.models.test_architectures import build, checkpoint
+from tests.models.test_head_gates import BUILDERS, bert, zero_columns
 from tests.support.helpers import assert_equal_up_to_rounding, encoded, sample_of
 
 

@@ -9,10 +9,10 @@ import torch
 
 from finetune.data.batching import load_batches
 from finetune.heads import learned
-from finetune.heads.gates import head_gates
 from finetune.heads.learned import HIGH, LOW, TEMPERATURE, hard_concrete, learned_gates
+from finetune.models.head_gates import head_gates
 from finetune.models.head_pruning import prune_heads
-from tests.heads.test_gates import bert
+from tests.models.test_head_gates import bert
 from tests.support.helpers import assert_equal_up_to_rounding, in_float64, sample_of
 from tests.support.known_head import THE_HEAD, known_head
 

@@ -13,7 +13,7 @@ from finetune.heads.gated_forward import row_losses
 from finetune.heads.learned import draw_masks, learned_order
 from finetune.heads.pruning_curve import pruning_curves
 from finetune.models.head_pruning import prune_heads
-from tests.heads.test_gates import bert
+from tests.models.test_head_gates import bert
 from tests.support.helpers import sample_of
 from tests.support.known_head import THE_HEAD, known_head
 

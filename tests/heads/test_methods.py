@@ -19,8 +19,8 @@ from finetune.heads.methods import ITERATIVE, METHODS, Budget, measure_importanc
 from finetune.models.head_pruning import prune_heads
 from finetune.recipe.names import HeadMethod
 from tests.conftest import SENTENCES
-from tests.heads.test_gates import bert
 from tests.models.test_architectures import build, checkpoint
+from tests.models.test_head_gates import bert
 from tests.support.helpers import assert_equal_up_to_rounding, encoded, sample_of
 from tests.support.known_head import THE_HEAD, known_head
 

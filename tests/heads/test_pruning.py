@@ -26,8 +26,8 @@ from finetune.models.lora import Lora
 from finetune.models.pretrained import Source, load_tokenizer
 from finetune.models.saving import check_reload, load_classifier, logits_of, save_classifier
 from tests.conftest import SENTENCES
-from tests.heads.test_gates import bert_lora, small
 from tests.models.test_architectures import build, checkpoint
+from tests.models.test_head_gates import bert_lora, small
 from tests.support.helpers import FLOAT32, ROLES, tiny_classifier
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from finetune.heads import pruning_curve
 from finetune.heads.gated_forward import gated_logits
 from finetune.heads.pruning_curve import SHARES, gates_without, pruning_curves, random_order, removed, scorer
 from finetune.models.head_pruning import prune_heads
-from tests.heads.test_gates import bert, zero_columns
+from tests.models.test_head_gates import bert, zero_columns
 from tests.support.helpers import encoded, sample_of
 from tests.support.known_head import THE_HEAD, known_head
 

@@ -25,8 +25,8 @@ from finetune.models.saving import logits_of
 from finetune.runs.head_results import HeadChanges
 from finetune.runs.json_files import read_json, write_json
 from tests.conftest import SENTENCES
-from tests.heads.test_gates import small
 from tests.models.test_architectures import build, checkpoint, split_of, train_three_steps
+from tests.models.test_head_gates import small
 from tests.support.helpers import sample_of, tiny_classifier
 
 LORA = Lora(2, 8, 0.0, ROLES)

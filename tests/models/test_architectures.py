@@ -24,10 +24,10 @@ from finetune.data.loading import RawSplit
 from finetune.data.tokenization import EncodedSplit, encode_split, word_tokenizer
 from finetune.errors import ModelError
 from finetune.heads.gated_forward import gate_gradients
-from finetune.heads.gates import head_gates
 from finetune.models import toy_classifier
 from finetune.models.architectures import FAMILIES, ROLES, attention_sites
 from finetune.models.classifier import Classifier, pretrained_classifier
+from finetune.models.head_gates import head_gates
 from finetune.models.lora import Lora
 from finetune.models.output_bias import start_at_label_means
 from finetune.models.pretrained import Source, load_tokenizer

@@ -19,9 +19,9 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from finetune.errors import ModelError
-from finetune.heads.gates import head_gates
 from finetune.models.architectures import FAMILIES, attention_sites, pruned_heads
 from finetune.models.classifier import Classifier
+from finetune.models.head_gates import head_gates
 from finetune.models.head_pruning import classifier_class, prune_heads, zeroed
 from finetune.models.lora import Lora
 from finetune.models.saving import check_reload, load_classifier, logits_of, merge_classifier, save_classifier

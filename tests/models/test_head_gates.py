@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from finetune.data.tokenization import word_tokenizer
 from finetune.errors import ModelError
-from finetune.heads.gates import check_gates, head_gates
 from finetune.models.architectures import attention_sites
 from finetune.models.classifier import Classifier, new_classifier
+from finetune.models.head_gates import check_gates, head_gates
 from finetune.models.lora import Lora
 from tests.conftest import SENTENCES
 from tests.support.helpers import ROLES, assert_equal_up_to_rounding, encoded, tiny_classifier

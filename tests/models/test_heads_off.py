@@ -10,12 +10,11 @@ from torch import Tensor
 from transformers import AutoModel
 
 from finetune.errors import ModelError
-from finetune.heads.gates import heads_off
 from finetune.models.architectures import attention_sites
 from finetune.models.classifier import Classifier
 from tests.conftest import SENTENCES
-from tests.heads.test_gates import bert, bert_lora, zero_columns
 from tests.models.test_architectures import build, checkpoint
+from tests.models.test_head_gates import bert, bert_lora, zero_columns
 from tests.support.helpers import assert_equal_up_to_rounding
 
 HEADS = [(0, 1), (1, 0), (1, 2)]
@@ -58,7 +57,7 @@ def test_equals_zeroed_columns(family: str, mode: str, tiny_bert: Path, tmp_path
     classifier.model.train(mode == "train")
     before = num_hooks(classifier)
     plain = logits(classifier, 4)
-    with heads_off(classifier, HEADS):
+    with classifier.heads_off(HEADS):
         off = [logits(classifier, rows) for rows in (1, 4)]  # several passes, of different batch sizes
     assert num_hooks(classifier) == before
     assert torch.equal(logits(classifier, 4), plain)
@@ -70,7 +69,7 @@ def test_equals_zeroed_columns(family: str, mode: str, tiny_bert: Path, tmp_path
 
 def test_the_weights_get_gradients_except_those_of_heads_that_are_off(tiny_bert: Path) -> None:
     classifier = bert(tiny_bert)
-    with heads_off(classifier, [(1, 2)]):
+    with classifier.heads_off([(1, 2)]):
         logits(classifier, 4).sum().backward()
     values = [classifier.base.get_submodule(site.value) for site in attention_sites(classifier.base)]
     gradients = torch.stack([value.weight.grad.unflatten(0, (3, 8)).abs().amax((1, 2)) for value in values])  # (L, H)
@@ -81,11 +80,11 @@ def test_no_heads_and_nested_blocks(tiny_bert: Path) -> None:
     classifier = bert(tiny_bert)
     classifier.model.eval()
     plain = logits(classifier, 4)
-    with heads_off(classifier, []):
+    with classifier.heads_off([]):
         assert torch.equal(logits(classifier, 4), plain)
-    with heads_off(classifier, HEADS):
+    with classifier.heads_off(HEADS):
         together = logits(classifier, 4)
-    with heads_off(classifier, HEADS[:1]), heads_off(classifier, HEADS[1:]):
+    with classifier.heads_off(HEADS[:1]), classifier.heads_off(HEADS[1:]):
         assert torch.equal(logits(classifier, 4), together)
 
 
@@ -102,7 +101,7 @@ def test_no_heads_and_nested_blocks(tiny_bert: Path) -> None:
 def test_heads_are_validated(tiny_bert: Path, heads: list[tuple[int, int]], message: str) -> None:
     classifier = bert(tiny_bert)
     before = num_hooks(classifier)
-    with pytest.raises(ModelError, match=message), heads_off(classifier, heads):
+    with pytest.raises(ModelError, match=message), classifier.heads_off(heads):
         pass
     assert num_hooks(classifier) == before
 
@@ -110,18 +109,18 @@ def test_heads_are_validated(tiny_bert: Path, heads: list[tuple[int, int]], mess
 def test_the_hooks_are_removed_after_an_error(tiny_bert: Path) -> None:
     classifier = bert(tiny_bert)
     before = num_hooks(classifier)
-    with pytest.raises(ZeroDivisionError), heads_off(classifier, HEADS):
+    with pytest.raises(ZeroDivisionError), classifier.heads_off(HEADS):
         raise ZeroDivisionError
     assert num_hooks(classifier) == before
 
 
 def test_a_block_in_which_the_gates_had_no_effect_is_an_error(tiny_bert: Path) -> None:
     classifier = bert(tiny_bert)
-    with pytest.raises(ModelError, match="the model did not run"), heads_off(classifier, HEADS):
+    with pytest.raises(ModelError, match="the model did not run"), classifier.heads_off(HEADS):
         pass
     torch._dynamo.reset()
     compiled = torch.compile(classifier.base.eval(), backend="eager")
     inputs = tokenized(classifier, 2)
     compiled(**inputs)
-    with pytest.raises(ModelError, match="compiled before the gates were set"), heads_off(classifier, HEADS):
+    with pytest.raises(ModelError, match="compiled before the gates were set"), classifier.heads_off(HEADS):
         compiled(**inputs)

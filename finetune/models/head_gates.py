@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from finetune.errors import ModelError
 from finetune.models.architectures import AttentionSite, attention_sites
-from finetune.models.classifier import Classifier
 from finetune.models.precision import rounding_tolerance
 
 _NEVER_CALLED = (
@@ -42,7 +42,7 @@ def head_mask(sites: Sequence[AttentionSite]) -> np.ndarray:
 
 
 @contextmanager
-def heads_off(classifier: Classifier, heads: Sequence[tuple[int, int]]) -> Iterator[None]:
+def heads_off(base: PreTrainedModel, heads: Sequence[tuple[int, int]]) -> Iterator[None]:
     """Turn attention heads off for every forward pass inside the block.
 
     Each of these heads gets a gate of 0, which equals zeroing its columns of the output projection, adapters
@@ -50,13 +50,14 @@ def heads_off(classifier: Classifier, heads: Sequence[tuple[int, int]]) -> Itera
     changed, and the hooks are removed at the end of the block.
 
     Args:
+        base: the transformers model, with its adapters in place (`Classifier.base`).
         heads: (layer, head) pairs, both counted from 0, each at most once.
 
     Raises:
         ModelError: a layer or head does not exist, or a pair is given twice. After the block: the model did not run
             inside it, or had been compiled before.
     """
-    base, sites = classifier.base, attention_sites(classifier.base)
+    sites = attention_sites(base)
     gates = torch.ones(len(sites), max_num_heads(sites))
     for layer, head in heads:
         if not 0 <= layer < len(sites):

@@ -1,0 +1,40 @@
+"""Load a trained classifier for use in Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finetune.errors import DataError
+from finetune.models import saving
+from finetune.models.checkpoint_checks import refuse_unknown_ids
+from finetune.models.classifier import Classifier, quiet_libraries
+
+
+def load_classifier(
+    path: str | Path, *, trust_remote_code: bool = False, use_safetensors: bool = True, base: str | None = None
+) -> Classifier:
+    """Return the classifier of a run, on the CPU and in evaluation mode.
+
+    Args:
+        path: a run folder, or the `model` folder in it, which may have been moved.
+        trust_remote_code: whether code that comes with the base model may run.
+        use_safetensors: False allows a base model with pickled weights, which can run code when they are read.
+        base: hub id or folder of an adapter's base model; None: where it was during training.
+
+    Raises:
+        DataError: the folder is missing or holds no model.
+        ModelError: the model's files are damaged, or its base model is missing or has changed.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}; name a run folder, such as runs/toy")
+    if (folder / "model").is_dir():
+        folder = folder / "model"
+    elif not (folder / "classifier.json").is_file():
+        raise DataError(f"{folder} holds no trained model; name a run folder whose training has finished")
+    quiet_libraries()
+    classifier = saving.load_classifier(
+        folder, trust_remote_code=trust_remote_code, use_safetensors=use_safetensors, base=base
+    )
+    refuse_unknown_ids(classifier.base, classifier.tokenizer, str(folder))
+    return classifier

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from finetune.errors import DataError, TrainingError
+from finetune.models.classifier import Classifier
+from finetune.models.inference import Prediction, as_predictions
+from tests.conftest import SENTENCES
+from tests.support.helpers import FLOAT32, tiny_classifier
+
+PAIRS = list(zip(SENTENCES, reversed(SENTENCES), strict=True))
+
+
+@pytest.fixture
+def classifier(tiny_bert: Path) -> Classifier:
+    return tiny_classifier(tiny_bert)
+
+
+def assert_close(found: list[Prediction], expected: list[Prediction]) -> None:
+    assert len(found) == len(expected) > 0
+    for one, other in zip(found, expected, strict=True):
+        assert one.label == other.label
+        assert one.probabilities == pytest.approx(other.probabilities, abs=FLOAT32)
+
+
+@pytest.mark.parametrize("texts", [SENTENCES, PAIRS], ids=["texts", "pairs"])
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+def test_predictions_are_those_of_each_text_alone_in_order(
+    classifier: Classifier, texts: list[str] | list[tuple[str, str]], batch_size: int
+) -> None:
+    classifier.model.eval()
+    expected = []
+    for text in texts:
+        parts = [text] if isinstance(text, str) else list(text)
+        with torch.no_grad():
+            inputs = classifier.tokenizer(*parts, truncation=True, max_length=16, return_tensors="pt")
+            expected += as_predictions(
+                classifier.model(**inputs).logits, classifier.label_names, "single_label_classification"
+            )
+    found = classifier.predict(texts, batch_size=batch_size)
+    assert_close(found, expected)
+    assert all(sum(one.probabilities.values()) == pytest.approx(1, abs=1e-6) for one in found)
+
+
+def test_a_model_in_training_mode_predicts_without_dropout_and_stays_in_it(classifier: Classifier) -> None:
+    classifier.model.train()
+    first, second = classifier.predict(SENTENCES), classifier.predict(SENTENCES)
+    assert first == second
+    assert classifier.model.training
+    assert all(parameter.grad is None for parameter in classifier.model.parameters())
+
+
+def test_no_texts_give_no_predictions(classifier: Classifier) -> None:
+    assert classifier.predict([]) == []
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "logits", "expected"),
+    [
+        ("single_label_classification", [[0.0, 0.0, 2.0]], Prediction("c", {"a": 0.1065, "b": 0.1065, "c": 0.7870})),
+        (
+            "multi_label_classification", [[1.0, -1.0, 2.0]],
+            Prediction(("a", "c"), {"a": 0.7311, "b": 0.2689, "c": 0.8808}),
+        ),
+        ("multi_label_classification", [[-1.0, -1.0, -2.0]], Prediction((), {"a": 0.2689, "b": 0.2689, "c": 0.1192})),
+        ("regression", [[3.5]], Prediction(3.5, {})),
+    ],
+)  # fmt: skip
+def test_labels_and_probabilities_by_problem_type(
+    problem_type: str, logits: list[list[float]], expected: Prediction
+) -> None:
+    (found,) = as_predictions(torch.tensor(logits), ["a", "b", "c"], problem_type)
+    assert found.label == expected.label
+    assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-4)  # expected has four decimals
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("the cat", "predict takes a list of texts, but got the string 'the cat'; write predict([text])"),
+        (["the cat", 3], "item 1 of the texts is '3'; it must be a string, as a text must be"),
+        ([None], "item 0 of the texts is 'None'; it must be a string"),
+        (["the cat", ("a", "b")], "item 1 of the texts is \"('a', 'b')\"; it must be a string"),
+        ([("a", "b"), "the cat"], "item 1 of the texts is 'the cat'; it must be a pair of strings"),
+        ([("a", "b"), ("a",)], "item 1 of the texts is \"('a',)\"; it must be a pair of strings"),
+        ([("a", "b", "c")], "item 0 of the texts is \"('a', 'b', 'c')\"; it must be a pair of strings"),
+        ([("a", 1)], "item 0 of the texts is \"('a', 1)\"; it must be a pair of strings"),
+    ],
+)
+def test_other_inputs_are_one_message(classifier: Classifier, texts: object, message: str) -> None:
+    with pytest.raises(DataError, match=re.escape(message)):
+        classifier.predict(texts)  # type: ignore[arg-type]
+
+
+class _SmallMemory(nn.Module):
+    """A model that can take only so many rows at a time."""
+
+    def __init__(self, model: nn.Module, max_rows: int) -> None:
+        super().__init__()
+        self.model, self.max_rows, self.sizes = model, max_rows, list[int]()
+
+    def forward(self, **inputs: torch.Tensor) -> object:
+        self.sizes.append(len(inputs["input_ids"]))
+        if self.sizes[-1] > self.max_rows:
+            raise MemoryError
+        return self.model(**inputs)
+
+
+def test_smaller_batches_are_tried_when_memory_runs_out(
+    classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = classifier.predict(SENTENCES)
+    monkeypatch.setattr(Classifier, "base", property(lambda self: self.model.model))
+    small = _SmallMemory(classifier.model, 2)
+    assert_close(replace(classifier, model=small).predict(SENTENCES), expected)
+    assert small.sizes == [6, 3, 1, 1, 1, 1, 1, 1]
+    with pytest.raises(TrainingError, match="out of memory in prediction with one row at a time"):
+        replace(classifier, model=_SmallMemory(classifier.model, 0)).predict(SENTENCES)
