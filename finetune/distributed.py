@@ -1,4 +1,4 @@
-"""What the processes of a run must agree on, step by step.
+"""Communication between the processes of a run: results, errors, weights and gradients.
 
 P processes
 """
@@ -12,40 +12,39 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup, all_reduce, broadcast, get_backend, new_group
-from torch.distributed import ReduceOp as Reduce
+from torch.distributed import ProcessGroup, ReduceOp, all_reduce, broadcast, get_backend, new_group
 
 from finetune.errors import DataError, FinetuneError, ModelError, RecipeError, TrainingError
 
 T = TypeVar("T")
 
-_BUCKET = 2**23  # numbers sent together: few messages, and little memory besides
+_BUCKET_SIZE = 2**23  # numbers per message: few messages, and a small temporary buffer
 
 
 class CpuGroup:
-    """Facts that one process may know before the others, such as a signal: told to all, without the accelerator."""
+    """A process group that exchanges small integers between CPUs, such as a signal number or an out-of-memory flag."""
 
     def __init__(self, accelerator: Accelerator) -> None:
-        self._alone = accelerator.num_processes == 1
-        # NCCL sends from GPU to GPU alone, and every process would wait for its GPU each step.
-        own_group = not self._alone and get_backend() != "gloo"
-        self._group: ProcessGroup | None = new_group(backend="gloo") if own_group else None
+        self._single_process = accelerator.num_processes == 1
+        # NCCL only communicates between GPUs, so each exchange would wait for the GPU to finish its work.
+        needs_gloo = not self._single_process and get_backend() != "gloo"
+        self._group: ProcessGroup | None = new_group(backend="gloo") if needs_gloo else None
 
     def all_reduce_max(self, *values: int) -> list[int]:
-        """Return the highest of all processes, value by value."""
-        if self._alone:
+        """Return, for each value, its maximum over all processes."""
+        if self._single_process:
             return list(values)
-        known = torch.tensor(values, dtype=torch.int32)
-        all_reduce(known, op=Reduce.MAX, group=self._group)
-        return [int(value) for value in known.tolist()]
+        maxima = torch.tensor(values, dtype=torch.int32)
+        all_reduce(maxima, op=ReduceOp.MAX, group=self._group)
+        return [int(value) for value in maxima.tolist()]
 
 
 def gather_results(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
-    """Do `work` on every process and return all results, (P,), in the order of the processes.
+    """Call `work` on every process and return all results, (P,), in the order of the process indices.
 
     Raises:
-        Exception: `work` failed somewhere. A process that failed raises its own error, each other one a FinetuneError
-            that repeats it, so that none waits for one that has given up.
+        Exception: `work` failed on a process. That process raises its own error; every other process raises a
+            FinetuneError with the same message, so that no process waits for one that has failed.
     """
     result: list[T] = []
     error: Exception | None = None
@@ -53,25 +52,25 @@ def gather_results(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
         result.append(work())
     except Exception as caught:
         error = caught
-    reports = gather_object([(result, None if error is None else _report(error, accelerator.process_index))])
+    reports = gather_object([(result, None if error is None else _describe(error, accelerator.process_index))])
     if error is not None:
         raise error
-    for _, failed in reports:
-        if failed is not None:
-            raise _repeated(*failed)
+    for _, description in reports:
+        if description is not None:
+            raise _error_from(*description)
     return [value for values, _ in reports for value in values]
 
 
 def on_main_process(accelerator: Accelerator, work: Callable[[], None]) -> None:
-    """Do `work` on the main process while the others wait; an error is raised on all, as by `gather_results`."""
+    """Call `work` on the main process while the others wait; an error is raised on all, as in `gather_results`."""
     gather_results(accelerator, lambda: work() if accelerator.is_main_process else None)
 
 
 def local_main_process_first(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """Do `work` on one process of each machine, then on its others, and return the own result.
+    """Return this process's result of `work`, called on one process of each machine before the others of the machine.
 
-    An error on one process is raised on all, as by `gather_results`. (With Accelerate's context manager of this name
-    the others wait for a process that has failed.)
+    An error on one process is raised on all, as in `gather_results`. (Accelerate's context manager of the same name
+    makes the others wait for a process that has failed.)
     """
     results: list[T] = []
     for local_main in (True, False):
@@ -80,55 +79,56 @@ def local_main_process_first(accelerator: Accelerator, work: Callable[[], T]) ->
     return results[0]
 
 
-def _report(error: Exception, process: int) -> tuple[str, str]:
-    """Return an error's class and text, as all other processes repeat it."""
+def _describe(error: Exception, process: int) -> tuple[str, str]:
+    """Return the class name and the message of an error, as the other processes raise it."""
     if isinstance(error, FinetuneError):
         return type(error).__name__, f"{error} (on process {process})" if process else str(error)
     return "", f"process {process} failed with {type(error).__name__}: {error}; it prints the traceback"
 
 
-def _repeated(name: str, text: str) -> FinetuneError:
-    kinds = {kind.__name__: kind for kind in (DataError, ModelError, RecipeError, TrainingError)}
-    return kinds.get(name, TrainingError)(text)
+def _error_from(name: str, message: str) -> FinetuneError:
+    """Return the error that `_describe` described; TrainingError if its class is not one of this package."""
+    classes = {error.__name__: error for error in (DataError, ModelError, RecipeError, TrainingError)}
+    return classes.get(name, TrainingError)(message)
 
 
 @torch.no_grad()
 def broadcast_weights(model: nn.Module, accelerator: Accelerator) -> None:
-    """Move the model to the accelerator's device, and give every process the main process's parameters and buffers."""
+    """Move the model to the accelerator's device and copy the main process's parameters and buffers to all others."""
     model.to(accelerator.device)
     if accelerator.num_processes > 1:
-        _in_buckets([*model.parameters(), *model.buffers()], lambda flat: broadcast(flat, src=0))
+        _apply_in_buckets([*model.parameters(), *model.buffers()], lambda flat: broadcast(flat, src=0))
 
 
 @torch.no_grad()
-def average_gradients(parameters: Sequence[nn.Parameter], processes: int) -> None:
-    """Replace each gradient by the mean over the processes.
+def average_gradients(parameters: Sequence[nn.Parameter], num_processes: int) -> None:
+    """Replace each gradient by its mean over the processes.
 
-    Done after the backward passes rather than within the last: a process whose memory ran out in one must be able to
-    say so before the others wait for its gradients.
+    This happens after the backward passes, not during the last one: a process that ran out of memory in a backward pass
+    must be able to report it before the others wait for its gradients.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    _in_buckets(gradients, lambda flat: all_reduce(flat.div_(processes)))
+    _apply_in_buckets(gradients, lambda flat: all_reduce(flat.div_(num_processes)))
 
 
-def _in_buckets(tensors: Sequence[Tensor], send: Callable[[Tensor], object]) -> None:
-    """Change tensors as `send` changes a flat copy of many of them."""
+def _apply_in_buckets(tensors: Sequence[Tensor], communicate: Callable[[Tensor], object]) -> None:
+    """Change the tensors in place by calling `communicate` on flat copies of many of them."""
     for bucket in _buckets(tensors):
         flat = torch.cat([tensor.flatten() for tensor in bucket])
-        send(flat)
+        communicate(flat)
         for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield tensors of one dtype, together of about _BUCKET numbers."""
+    """Yield lists of tensors of one dtype, each with about _BUCKET_SIZE numbers in total."""
     for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
         bucket: list[Tensor] = []
         for tensor in tensors:
             if tensor.dtype != dtype:
                 continue
             bucket.append(tensor)
-            if sum(each.numel() for each in bucket) >= _BUCKET:
+            if sum(member.numel() for member in bucket) >= _BUCKET_SIZE:
                 yield bucket
                 bucket = []
         if bucket:

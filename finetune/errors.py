@@ -1,13 +1,13 @@
-"""The errors a user can cause, and the nearest right name for a wrong one.
+"""The errors that a user can cause and correct.
 
     FinetuneError
     ├── RecipeError      the recipe or an override is wrong
-    ├── DataError        a data file or a row is wrong
+    ├── DataError        a data file, a column, a row or a run folder is wrong
     ├── ModelError       a model cannot be loaded, adapted or gated
-    └── TrainingError    training cannot start or go on
+    └── TrainingError    training cannot start or continue, or a file cannot be written
 
-Every message says what was given, the rule and the repair. The command line prints it without a
-traceback and ends with `EXIT_CODE`.
+Each message gives the value, the rule and the fix. The command line prints it without a traceback and exits with
+`EXIT_CODE`.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ __all__ = [
 ]
 
 EXIT_CODE = 2
-_LONGEST_NAME = 100  # characters; difflib takes long over long names, and none is a misspelling
-# Control characters but for tab and line feed, line separators, and halves of surrogate pairs.
+_MAX_NAME_LENGTH = 100  # characters; difflib is slow on long names, and a longer one is not a misspelling
+# Control characters except tab and line feed, line separators, and unpaired surrogates.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 class FinetuneError(Exception):
-    """Any mistake that the user can repair."""
+    """An error that the user can correct."""
 
 
 class RecipeError(FinetuneError):
@@ -43,7 +43,7 @@ class RecipeError(FinetuneError):
 
 
 class DataError(FinetuneError):
-    """A data file, a column or a row is wrong."""
+    """A data file, a column, a row, or a file of a run is wrong."""
 
 
 class ModelError(FinetuneError):
@@ -51,25 +51,28 @@ class ModelError(FinetuneError):
 
 
 class TrainingError(FinetuneError):
-    """Training cannot start, resume or go on."""
+    """Training cannot start, resume or continue, or a file cannot be written."""
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """Return "; did you mean 'x'?" for the nearest of `choices`, or "" when none is near."""
-    if len(name) > _LONGEST_NAME:
+    """Return "; did you mean 'x'?" for the choice closest to `name`, or "" if none is close."""
+    if len(name) > _MAX_NAME_LENGTH:
         return ""
-    near = difflib.get_close_matches(name, sorted(choices), n=1, cutoff=0.6)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    matches = difflib.get_close_matches(name, sorted(choices), n=1, cutoff=0.6)
+    return f"; did you mean '{matches[0]}'?" if matches else ""
 
 
-def shorten(text: str, longest: int = 600) -> str:
-    """Return the text, with its middle left out if it is longer than `longest` characters; its end says the repair."""
-    if len(text) <= longest:
+def shorten(text: str, max_length: int = 600) -> str:
+    """Return the text, with its middle replaced by "..." if it is longer than `max_length` characters.
+
+    The end is kept because a message ends with the fix.
+    """
+    if len(text) <= max_length:
         return text
-    end = longest // 3
-    return f"{text[: longest - end]} ... {text[-end:]}"
+    end = max_length // 3
+    return f"{text[: max_length - end]} ... {text[-end:]}"
 
 
 def printable(text: str) -> str:
-    """Return the text with what a terminal cannot print, or would obey, written as escapes; line breaks stay."""
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """Return the text with control characters and other unprintable characters escaped; line breaks and tabs stay."""
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

@@ -1,4 +1,4 @@
-"""Memory that runs out: recognized, and worked around with smaller parts of a batch."""
+"""Detection of out-of-memory errors, and their handling with smaller micro-batches."""
 
 from __future__ import annotations
 
@@ -15,53 +15,55 @@ if sys.platform == "win32":
 else:
     import resource
 
-# What is raised as a plain RuntimeError or torch.AcceleratorError when memory runs out. A device-side assert, an
-# illegal address or CUBLAS_STATUS_NOT_INITIALIZED is not among them: smaller parts of a batch would not help.
+# Messages of out-of-memory errors that are raised as a plain RuntimeError or torch.AcceleratorError. A device-side
+# assert, an illegal address and CUBLAS_STATUS_NOT_INITIALIZED are not listed, as a smaller micro-batch would not help.
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",  # c10/core/impl/alloc_cpu.cpp
     "DefaultCPUAllocator: not enough memory",  # the same on Windows
     "MPS backend out of memory",
-    "Invalid buffer size: ",  # MPS: one tensor is larger than a buffer may be
+    "Invalid buffer size: ",  # MPS: one tensor exceeds the largest buffer
     "CUDA error: out of memory",  # the CUDA runtime, outside torch's allocator
     "HIP error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",  # cuDNN 8; the next two: cuDNN 9
+    "CUDNN_STATUS_ALLOC_FAILED",  # cuDNN 8; the next two are of cuDNN 9
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
     "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
-    "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY",  # XPU's runtime, and the next
+    "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY",  # this and the next are of the XPU runtime
     "UR_RESULT_ERROR_OUT_OF_HOST_MEMORY",
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory, of the accelerator or of the machine, ran out."""
+    """Return whether an error means that the accelerator or the machine ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def halve_rows(rows: int, where: str) -> int:
-    """Return half of `rows`, for another try once nothing holds on to the tensors of the first.
+    """Return half of `rows`, for another attempt with a smaller micro-batch.
+
+    Call it when no reference to the tensors of the failed attempt is left.
 
     Raises:
-        TrainingError: there is but one row.
+        TrainingError: `rows` is 1.
     """
     if rows <= 1:
         raise TrainingError(
-            f"out of memory in {where} with one row at a time; lower data.max_length, take a smaller model, or a "
+            f"out of memory in {where} with one row at a time; lower data.max_length, use a smaller model, or a "
             "machine with more memory"
         )
     if torch.accelerator.is_available():
-        torch.get_device_module().empty_cache()  # free blocks that are too small for what is asked next
+        torch.get_device_module().empty_cache()  # free cached blocks that are too small for the next request
     return rows // 2
 
 
 @contextmanager
 def report_out_of_memory() -> Iterator[None]:
-    """Turn memory that runs out where nothing can be halved into a message.
+    """Turn an out-of-memory error in the block into a message that names the settings to change.
 
     Raises:
-        TrainingError: memory ran out within.
+        TrainingError: the block ran out of memory.
     """
     try:
         yield
@@ -70,22 +72,22 @@ def report_out_of_memory() -> Iterator[None]:
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TrainingError(
-            f"out of memory ({reason}); in scoring and head analysis lower evaluation.per_device_eval_batch_size, in "
-            "training lower training.per_device_train_batch_size and raise training.gradient_accumulation_steps as "
-            "much, or train adapters (peft), or take a machine with more memory"
+            f"out of memory ({reason}); in scoring and head analysis, lower evaluation.per_device_eval_batch_size; in "
+            "training, lower training.per_device_train_batch_size and raise training.gradient_accumulation_steps by "
+            "the same factor, or train adapters (peft); or use a machine with more memory"
         ) from error
 
 
-def oom_message(rows: int, whole: int, step: int) -> str:
-    """Return what is said of a step that is done `rows` rows at a time instead of `whole`."""
+def oom_message(rows: int, full_rows: int, step: int) -> str:
+    """Return the note that training prints when it reduces the micro-batch from `full_rows` to `rows` rows."""
     return (
-        f"Out of memory at step {step}: from here on {rows} rows at a time instead of {whole}, with "
-        f"{-(-whole // rows)} times the accumulation. The rows of each step stay the same."
+        f"Out of memory at step {step}: the micro-batch is now {rows} rows instead of {full_rows}, with "
+        f"{-(-full_rows // rows)} times the accumulation. The rows of each step stay the same."
     )
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Return the peak memory so far, in 10^6 bytes: of the accelerator if it keeps that figure, else of the process."""
+    """Return the peak memory so far in 10^6 bytes: of the accelerator if it records one, otherwise of the process."""
     if device.type in ("cuda", "xpu"):
         return float(torch.get_device_module(device).max_memory_allocated(device)) / 1e6
     if sys.platform == "win32":

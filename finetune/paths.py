@@ -1,4 +1,4 @@
-"""Paths as users write them: what the system would refuse is found before any work is done with them."""
+"""Checks of the paths that a user gives, so that an unusable path is reported before any work is done."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import errno
 import os
 from pathlib import Path
 
-# What a run writes below its folder has names no longer than this.
-_ROOM = Path("x" * 60, "x" * 60)
+# Longer than any path that a run writes inside its folder.
+_LONGEST_SUBPATH = Path("x" * 60, "x" * 60)
 _REASONS = {
-    errno.ENAMETOOLONG: "is too long for the file system (most take 255 bytes a name); shorten it",
-    errno.ELOOP: "leads through symbolic links that point at one another; correct the links",
+    errno.ENAMETOOLONG: "is too long for the file system (most allow 255 bytes per name); shorten it",
+    errno.ELOOP: "contains symbolic links that point at each other; correct the links",
 }
 
 
 def path_problem(path: str | Path) -> str | None:
-    """Return what keeps anybody from using a path, with its repair, or None; nothing needs to exist there."""
+    """Return why a path cannot be used, with the fix, or None if it can; the path does not have to exist."""
     text = os.fspath(path)
     if not text:
         return "is empty; name a path"
     if "\0" in text:
-        return "holds a NUL character, which no path can; remove it"
+        return "contains a NUL character, which no path can; remove it"
     try:
         os.fsencode(text)
-        whole = absolute_path(text)
-        _find(whole / _ROOM)
-        around = _nearest(whole)
-        for name in whole.relative_to(around).parts:  # of what is not there yet, only the first was looked at
-            _find(around / name)
+        full_path = absolute_path(text)
+        _check_stat(full_path / _LONGEST_SUBPATH)
+        existing = _nearest_existing(full_path)
+        for name in full_path.relative_to(existing).parts:  # stat stops at the first missing folder
+            _check_stat(existing / name)
     except UnicodeEncodeError:
-        return "holds characters that no path can; remove them"
+        return "contains characters that no path can; remove them"
     except RuntimeError:
         return "names the home folder of a user that does not exist; correct it, or write the path from the root"
     except OSError as error:
@@ -37,8 +37,8 @@ def path_problem(path: str | Path) -> str | None:
     return None
 
 
-def _find(path: Path) -> None:
-    """Raise OSError for a path that cannot be looked at; one where nothing is is fine."""
+def _check_stat(path: Path) -> None:
+    """Raise OSError if the file system refuses the path for another reason than that it does not exist."""
     try:
         path.stat()
     except OSError as error:
@@ -46,29 +46,31 @@ def _find(path: Path) -> None:
             raise
 
 
-def _nearest(path: Path) -> Path:
-    """Return the path, or the nearest folder around it, where something is."""
-    return next(around for around in (path, *path.parents) if os.path.lexists(around))
+def _nearest_existing(path: Path) -> Path:
+    """Return the path, or the nearest of its parents that exists."""
+    return next(candidate for candidate in (path, *path.parents) if os.path.lexists(candidate))
 
 
 def new_dir_problem(path: str | Path) -> str | None:
-    """Return what keeps a folder from being made at a path, or None; one that exists already is no fault."""
-    fault = path_problem(path)
-    if fault is not None:
-        return fault
-    whole = absolute_path(path)
-    around = _nearest(whole)
-    if not around.is_dir():
-        return (
-            f"cannot be made, since {around} is no folder; name another"
-            if around != whole
-            else "is a file; name a folder"
-        )
-    if not os.access(around, os.W_OK | os.X_OK):
-        return f"cannot be written, since {around} is read-only for you; name another"
+    """Return why no folder can be created at a path, with the fix, or None; an existing folder is no problem."""
+    problem = path_problem(path)
+    if problem is not None:
+        return problem
+    full_path = absolute_path(path)
+    existing = _nearest_existing(full_path)
+    if not existing.is_dir():
+        if existing == full_path:
+            return "is a file; name a folder"
+        return f"cannot be created, because {existing} is not a folder; name another"
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return f"cannot be written, because you have no write permission in {existing}; name another"
     return None
 
 
 def absolute_path(path: str | Path) -> Path:
-    """Return the path from the root, with `~` replaced; RuntimeError where there is no such user."""
+    """Return the absolute path, with `~` expanded.
+
+    Raises:
+        RuntimeError: the user named after `~` does not exist.
+    """
     return Path(path).expanduser().absolute()

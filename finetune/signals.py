@@ -1,6 +1,8 @@
-"""SIGINT and SIGTERM: training finishes its step and saves; everything else stops where it is, without a traceback.
+"""Handling of SIGINT and SIGTERM.
 
-The exit code is that of the shell, 128 and the signal's number: 130 for SIGINT, 143 for SIGTERM.
+During training, a signal stops the run after the current step, and a checkpoint is saved. At any other time, it stops
+the command immediately, without a traceback. The exit code follows the shell's convention, 128 + signal number: 130 for
+SIGINT, 143 for SIGTERM.
 """
 
 from __future__ import annotations
@@ -14,73 +16,86 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Launchers hand on a signal that the terminal has already sent to all: one wish, heard twice.
-_SAME_WISH_SECONDS = 1.0
+# Launchers forward a signal that the terminal has already sent to every process: the second copy is ignored.
+_DUPLICATE_SECONDS = 1.0
 
 
 class Interrupted(BaseException):
-    """A signal ended the work. No Exception, as KeyboardInterrupt is none: nothing below may take it for an error."""
+    """The command was stopped by a signal.
 
-    def __init__(self, number: int, said: str = "") -> None:
+    Derived from BaseException, like KeyboardInterrupt, so that no `except Exception` handles it as an error.
+    """
+
+    def __init__(self, number: int, detail: str = "") -> None:
         self.number = number
-        super().__init__(f"stopped by {signal.Signals(number).name}{said}")
+        super().__init__(f"stopped by {signal.Signals(number).name}{detail}")
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports of a process that a signal ended."""
+        """The exit code that a shell reports for a process that this signal stopped."""
         return 128 + self.number
 
 
 class StopRequest:
-    """The first signal that came, 0 before; `on_first` is called with it, and a second signal ends the process."""
+    """The number of the first signal received, 0 before any.
+
+    The first signal calls `on_first` with its number. A second one ends the process.
+    """
 
     def __init__(self, on_first: Callable[[int], None]) -> None:
         self.number = 0
-        self._on_first, self._heard = on_first, 0.0
+        self._on_first, self._received_at = on_first, 0.0
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Take a signal."""
+        """Handle a signal; the arguments are those of a Python signal handler."""
         if not self.number:
-            self.number, self._heard = number, time.monotonic()
+            self.number, self._received_at = number, time.monotonic()
             self._on_first(number)
-        elif time.monotonic() - self._heard > _SAME_WISH_SECONDS:
+        elif time.monotonic() - self._received_at > _DUPLICATE_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
 
 @contextmanager
 def stop_immediately() -> Iterator[None]:
-    """Let a signal raise Interrupted wherever the work stands."""
+    """Raise Interrupted as soon as a signal is received in the block."""
 
     def stop(number: int) -> None:
         raise Interrupted(number)
 
-    with _heard_by(StopRequest(stop)):
+    with _handlers(StopRequest(stop)):
         yield
 
 
 @contextmanager
 def stop_after_step(*, is_main_process: bool) -> Iterator[StopRequest]:
-    """Give a request that training looks at after each step; with `is_main_process`, say at once that it was heard."""
+    """Yield a StopRequest that records a signal in the block; training checks it after each step.
 
-    def note(number: int) -> None:
-        if is_main_process:  # not print: the signal may have come in the middle of another
-            text = f"\n{signal.Signals(number).name}: finishing the step and saving; a second signal stops at once\n"
+    Args:
+        is_main_process: whether this process prints that the signal was received.
+    """
+
+    def report(number: int) -> None:
+        if is_main_process:  # os.write, because the signal can arrive in the middle of a print
+            text = (
+                f"\n{signal.Signals(number).name}: finishing the step and saving; a second signal stops immediately\n"
+            )
             os.write(2, text.encode())
 
-    request = StopRequest(note)
-    with _heard_by(request):
+    request = StopRequest(report)
+    with _handlers(request):
         yield request
 
 
 @contextmanager
-def _heard_by(request: StopRequest) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+def _handlers(request: StopRequest) -> Iterator[None]:
+    """Handle SIGNALS by `request` in the block, and restore the previous handlers after it."""
+    if threading.current_thread() is not threading.main_thread():  # Python sets handlers in the main thread only
         yield
         return
-    before = {number: signal.signal(number, request.handle) for number in SIGNALS}
+    previous = {number: signal.signal(number, request.handle) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -31,9 +31,9 @@ def test_a_mistake_ends_with_2_and_one_message(capsys: pytest.CaptureFixture[str
     [
         ("x" * 300, "is too long for the file system"),
         ("~nosuchuser/x", "names the home folder of a user that does not exist"),
-        ("a\0b", "holds a NUL character"),
-        ("\ud800", "holds characters that no path can"),
-        ("loop/run", "leads through symbolic links that point at one another"),
+        ("a\0b", "contains a NUL character"),
+        ("\ud800", "contains characters that no path can"),
+        ("loop/run", "contains symbolic links that point at each other"),
     ],
 )
 def test_a_path_that_none_can_be_is_one_message_in_every_command(

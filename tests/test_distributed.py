@@ -18,32 +18,34 @@ def process(index: int) -> Any:
 
 
 @pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What each process gave so far: a second process receives it, as if it had been sent to it."""
-    found: list[Any] = []
+def gathered(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The objects that the processes have gathered so far; a later process receives those of the earlier ones."""
+    sent: list[Any] = []
 
     def gather(objects: list[Any]) -> list[Any]:
-        found.extend(objects)
-        return list(found)
+        sent.extend(objects)
+        return list(sent)
 
     monkeypatch.setattr(distributed, "gather_object", gather)
-    return found
+    return sent
 
 
-@pytest.mark.parametrize("kind", [DataError, ModelError, RecipeError, TrainingError])
+@pytest.mark.parametrize("error", [DataError, ModelError, RecipeError, TrainingError])
 @pytest.mark.parametrize("failing", [0, 1])
-def test_an_error_of_one_process_is_raised_on_all(sent: list[Any], kind: type[FinetuneError], failing: int) -> None:
+def test_an_error_of_one_process_is_raised_on_all(
+    gathered: list[Any], error: type[FinetuneError], failing: int
+) -> None:
     def fail() -> None:
-        raise kind("row 3 is empty")
+        raise error("row 3 is empty")
 
-    with pytest.raises(kind, match=r"^row 3 is empty$"):
+    with pytest.raises(error, match=r"^row 3 is empty$"):
         gather_results(process(failing), fail)
-    with pytest.raises(kind, match=r"^row 3 is empty$" if failing == 0 else r"^row 3 is empty \(on process 1\)$"):
+    with pytest.raises(error, match=r"^row 3 is empty$" if failing == 0 else r"^row 3 is empty \(on process 1\)$"):
         gather_results(process(1 - failing), lambda: None)
-    assert len(sent) == 2
+    assert len(gathered) == 2
 
 
-def test_an_unexpected_error_keeps_its_traceback_where_it_was_raised(sent: list[Any]) -> None:
+def test_an_unexpected_error_is_raised_unchanged_on_its_own_process(gathered: list[Any]) -> None:
     def fail() -> None:
         raise KeyError("loss")
 
@@ -51,10 +53,10 @@ def test_an_unexpected_error_keeps_its_traceback_where_it_was_raised(sent: list[
         on_main_process(process(0), fail)
     with pytest.raises(TrainingError, match="process 0 failed with KeyError: 'loss'; it prints the traceback"):
         on_main_process(process(1), fail)
-    assert len(sent) == 2
+    assert len(gathered) == 2
 
 
-def test_one_process_of_a_machine_goes_first_and_its_error_reaches_the_others(sent: list[Any]) -> None:
+def test_an_error_of_the_local_main_process_is_raised_before_the_others_work(gathered: list[Any]) -> None:
     def fail() -> None:
         raise DataError("no such column")
 
@@ -63,10 +65,10 @@ def test_one_process_of_a_machine_goes_first_and_its_error_reaches_the_others(se
         local_main_process_first(process(0), fail)
     with pytest.raises(DataError, match="no such column"):
         local_main_process_first(process(1), lambda: worked.append(1))
-    assert worked == []  # it never came to be its turn
+    assert worked == []
 
 
-def test_the_main_process_alone_works(accelerator: Accelerator) -> None:
+def test_only_the_main_process_works(accelerator: Accelerator) -> None:
     done: list[int] = []
     on_main_process(accelerator, lambda: done.append(1))
     on_main_process(process(1), lambda: done.append(2))

@@ -16,7 +16,7 @@ CUDA_ADVICE = "\nCUDA kernel errors might be asynchronously reported at some oth
 
 
 @pytest.mark.parametrize(
-    ("kind", "message", "expected"),
+    ("error", "message", "expected"),
     [
         (torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of", True),
         (torch.OutOfMemoryError, "XPU out of memory. Tried to allocate 20.00 GiB", True),
@@ -41,16 +41,16 @@ CUDA_ADVICE = "\nCUDA kernel errors might be asynchronously reported at some oth
         (IndexError, "index out of range in self", False),
     ],
 )
-def test_only_memory_that_ran_out_is_recognized(kind: type[Exception], message: str, expected: bool) -> None:
-    assert is_out_of_memory(kind(message)) is expected
+def test_out_of_memory_messages_are_recognized(error: type[Exception], message: str, expected: bool) -> None:
+    assert is_out_of_memory(error(message)) is expected
 
 
-def test_memory_that_ran_out_on_this_machine_is_recognized() -> None:
+def test_an_out_of_memory_error_of_this_machine_is_recognized() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
     assert is_out_of_memory(MemoryError())
-    with pytest.raises(RuntimeError) as refused:
-        torch.empty(10**15)  # torch's own words, on this version
-    assert is_out_of_memory(refused.value)
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(10**15)  # the message of the installed version of torch
+    assert is_out_of_memory(raised.value)
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))
 
 
@@ -59,22 +59,22 @@ def test_peak_memory_is_that_of_the_accelerator_or_the_process(monkeypatch: pyte
     assert 50 < before < 1e6  # megabytes: torch alone takes more than the lower one
     module = SimpleNamespace(max_memory_allocated=lambda device: 3_000_000)
     monkeypatch.setattr(torch, "get_device_module", lambda device: module)
-    assert [peak_memory_mb(torch.device(kind)) for kind in ("cuda", "xpu")] == [3.0, 3.0]
+    assert [peak_memory_mb(torch.device(device)) for device in ("cuda", "xpu")] == [3.0, 3.0]
     assert peak_memory_mb(torch.device("mps")) >= before  # MPS keeps no peak
 
 
-def test_windows_which_has_no_resource_module_is_asked_by_psutil(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_windows_without_the_resource_module_psutil_gives_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     process = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=5_000_000))
     monkeypatch.setattr(sys, "platform", "win32")
     monkeypatch.setitem(sys.modules, "resource", None)  # importing it fails
     monkeypatch.setitem(sys.modules, "psutil", SimpleNamespace(Process=lambda: process))
     assert out_of_memory.__spec__ is not None
-    again = importlib.util.module_from_spec(out_of_memory.__spec__)
-    out_of_memory.__spec__.loader.exec_module(again)
-    assert again.peak_memory_mb(torch.device("cpu")) == 5.0
+    reloaded = importlib.util.module_from_spec(out_of_memory.__spec__)
+    out_of_memory.__spec__.loader.exec_module(reloaded)
+    assert reloaded.peak_memory_mb(torch.device("cpu")) == 5.0
 
 
-def test_a_smaller_try_first_frees_what_the_accelerator_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_halving_the_rows_frees_the_memory_cached_by_the_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     freed: list[bool] = []
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     module = SimpleNamespace(empty_cache=lambda: freed.append(True))
@@ -83,7 +83,7 @@ def test_a_smaller_try_first_frees_what_the_accelerator_caches(monkeypatch: pyte
     assert freed == [True]
 
 
-def test_parts_make_up_the_batch() -> None:
+def test_the_parts_of_a_batch_add_up_to_the_batch() -> None:
     batch = LocalBatch({"input_ids": torch.arange(10).view(5, 2)}, torch.arange(5), torch.ones(5))
     assert list(in_parts(batch, None)) == [batch]
     assert list(in_parts(batch, 5)) == [batch]
@@ -93,17 +93,17 @@ def test_parts_make_up_the_batch() -> None:
     assert torch.equal(torch.cat([part.labels for part in parts]), batch.labels)
 
 
-def test_one_row_is_the_end() -> None:
+def test_one_row_cannot_be_halved() -> None:
     assert [halve_rows(rows, "x") for rows in (8, 3, 2)] == [4, 1, 1]
     with pytest.raises(TrainingError, match=r"out of memory in scoring with one row at a time; lower data.max_length"):
         halve_rows(1, "scoring")
 
 
-def test_memory_without_a_repair_is_a_message() -> None:
+def test_out_of_memory_outside_a_batch_is_a_message() -> None:
     with (
         pytest.raises(
             TrainingError,
-            match=r"\(CUDA out of memory.\); in scoring .*eval_batch_size, in training .*train_batch_size",
+            match=r"\(CUDA out of memory.\); in scoring .*eval_batch_size; in training, .*train_batch_size",
         ),
         report_out_of_memory(),
     ):

@@ -20,34 +20,34 @@ TOY, SCRATCH = RECIPES / "toy.yaml", RECIPES / "toy_from_scratch.yaml"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_outside_training_a_signal_stops_with_one_line(
+def test_a_signal_outside_training_stops_the_command_with_one_line(
     number: int, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("finetune.recipe.load_recipe", lambda *_: os.kill(os.getpid(), number))
-    before = [signal.getsignal(each) for each in SIGNALS]
+    before = [signal.getsignal(number) for number in SIGNALS]
     assert main(["train", str(TOY)]) == code
     name = signal.Signals(number).name
     again = "to go on, start the same recipe with checkpoint.resume_from_checkpoint=auto"
     assert capsys.readouterr().err == f"stopped by {name}; {again}\n"
-    assert [signal.getsignal(each) for each in SIGNALS] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
-def test_in_training_a_signal_is_noted_and_handlers_come_back(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_signal_in_training_is_recorded_and_the_handlers_are_restored(capfd: pytest.CaptureFixture[str]) -> None:
     with stop_immediately():
         outer = signal.getsignal(signal.SIGTERM)
         with stop_after_step(is_main_process=True) as request:
             assert request.number == 0
             os.kill(os.getpid(), signal.SIGTERM)
             assert request.number == signal.SIGTERM
-            os.kill(os.getpid(), signal.SIGTERM)  # a launcher hands on the same signal
+            os.kill(os.getpid(), signal.SIGTERM)  # a launcher forwards the same signal
         assert signal.getsignal(signal.SIGTERM) == outer
         with pytest.raises(Interrupted, match="stopped by SIGTERM") as stopped:
             os.kill(os.getpid(), signal.SIGTERM)
         assert stopped.value.exit_code == 143
-    assert capfd.readouterr().err == "\nSIGTERM: finishing the step and saving; a second signal stops at once\n"
+    assert capfd.readouterr().err == "\nSIGTERM: finishing the step and saving; a second signal stops immediately\n"
 
 
-def test_a_dry_run_that_is_stopped_names_no_checkpoint(
+def test_stopping_a_dry_run_mentions_no_checkpoint(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     optimise = Loop.optimise
@@ -62,27 +62,27 @@ def test_a_dry_run_that_is_stopped_names_no_checkpoint(
 
 
 @pytest.mark.parametrize(("seconds_between", "code"), [(0.9, 0), (1.1, -signal.SIGINT)])
-def test_a_second_signal_stops_at_once_unless_it_is_the_first_handed_on(seconds_between: float, code: int) -> None:
+def test_a_second_signal_kills_the_process_unless_it_is_a_copy_of_the_first(seconds_between: float, code: int) -> None:
     script = (
         "import os, signal\nfrom finetune import signals\n"
         "with signals.stop_after_step(is_main_process=False):\n"
         f"    for now in (50.0, 50.0 + {seconds_between}):\n"
-        "        signals.time.monotonic = lambda: now\n"  # no real time passes, so a busy machine is no other
+        "        signals.time.monotonic = lambda: now\n"  # a fake clock: a busy machine changes nothing
         "        os.kill(os.getpid(), signal.SIGINT)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], check=False, timeout=HANG_SECONDS)
     assert done.returncode == code
 
 
-def test_threads_have_no_handlers() -> None:
-    seen = []
+def test_no_handlers_are_set_in_another_thread() -> None:
+    recorded = []
 
     def work() -> None:
         with stop_after_step(is_main_process=False) as request:
-            seen.append((request.number, signal.getsignal(signal.SIGTERM)))
+            recorded.append((request.number, signal.getsignal(signal.SIGTERM)))
 
     before = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [(0, before)]
+    assert recorded == [(0, before)]
