@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from finetune import out_of_memory
-from finetune.data.batching import LocalBatch, in_parts
+from finetune.data.batching import LocalBatch, split_batch
 from finetune.errors import TrainingError
 from finetune.out_of_memory import halve_rows, is_out_of_memory, peak_memory_mb, report_out_of_memory
 
@@ -85,9 +85,9 @@ def test_halving_the_rows_frees_the_memory_cached_by_the_accelerator(monkeypatch
 
 def test_the_parts_of_a_batch_add_up_to_the_batch() -> None:
     batch = LocalBatch({"input_ids": torch.arange(10).view(5, 2)}, torch.arange(5), torch.ones(5))
-    assert list(in_parts(batch, None)) == [batch]
-    assert list(in_parts(batch, 5)) == [batch]
-    parts = list(in_parts(batch, 2))
+    assert list(split_batch(batch, None)) == [batch]
+    assert list(split_batch(batch, 5)) == [batch]
+    parts = list(split_batch(batch, 2))
     assert [len(part.labels) for part in parts] == [2, 2, 1]
     assert torch.equal(torch.cat([part.inputs["input_ids"] for part in parts]), batch.inputs["input_ids"])
     assert torch.equal(torch.cat([part.labels for part in parts]), batch.labels)

@@ -154,12 +154,12 @@ def one_ahead(items: Iterator[T]) -> Iterator[T]:
             yield item
 
 
-def in_parts(batch: LocalBatch, most: int | None) -> Iterator[LocalBatch]:
-    """Yield a batch in parts of at most `most` rows; None: as it is."""
-    if most is None or len(batch.weights) <= most:
+def split_batch(batch: LocalBatch, max_rows: int | None) -> Iterator[LocalBatch]:
+    """Yield a batch in parts of at most `max_rows` rows; None: undivided."""
+    if max_rows is None or len(batch.weights) <= max_rows:
         yield batch
         return
-    for start in range(0, len(batch.weights), most):
-        part = slice(start, start + most)
+    for start in range(0, len(batch.weights), max_rows):
+        part = slice(start, start + max_rows)
         inputs = {name: tensor[part] for name, tensor in batch.inputs.items()}
         yield LocalBatch(inputs, batch.labels[part], batch.weights[part])

@@ -1,4 +1,4 @@
-"""Warnings where a model scores no better than one answer for every row, which needs no model.
+"""Warnings if a model scores no better than a constant answer, the same for every row.
 
 N rows, C classes
 """
@@ -21,16 +21,16 @@ _TRY = "Try more epochs (training.num_train_epochs), another training.learning_r
 def baseline_warnings(
     predictions: Array, references: Array, label_names: Sequence[str], metrics: Mapping[str, MetricValue]
 ) -> list[str]:
-    """Return what speaks against the model having learned anything: what was seen, what it means, what to try.
+    """Return warnings that the model may have learned nothing: what was measured, what it means, what to try.
 
-    A score counts as better than the best constant answer if its whole interval is; where it has no interval, if its
-    value is. A label that rows carry and the model never predicts is reported as well.
+    A score is better than the best constant answer if its confidence interval is completely above it; without an
+    interval, if its value is. A label that occurs in the rows but is never predicted is also reported.
 
     Args:
-        predictions: ids (N,), 0/1 sets (N, C), or values (N,) of regression.
-        references: the same of the labels.
-        label_names: of the C classes; without any the labels are values of a regression.
-        metrics: every metric of the problem type.
+        predictions: class ids (N,), 0/1 label sets (N, C), or values (N,) in regression.
+        references: the labels in the same form.
+        label_names: the names of the C classes; empty in regression.
+        metrics: all metrics of the problem type.
     """
     if not label_names:
         return _regression(references.astype(float), metrics["mean_squared_error"])
@@ -44,60 +44,62 @@ def baseline_warnings(
 
 
 def _single_label(actual: Array, names: Sequence[str], accuracy: MetricValue) -> list[str]:
-    """Compare with the most frequent class; `actual`: rows per class, (C,)."""
-    rows, most = int(actual.sum()), int(actual.argmax())
-    if actual[most] == rows:
-        return [_one_label(rows, f"the label '{names[most]}'")]
-    return _not_above(accuracy, "accuracy", actual[most] / rows, f"the answer '{names[most]}' for every row")
+    """Compare with always answering the most frequent class; `actual`: rows per class, (C,)."""
+    rows, majority = int(actual.sum()), int(actual.argmax())
+    if actual[majority] == rows:
+        return [_one_label(rows, f"the label '{names[majority]}'")]
+    return _not_above(accuracy, "accuracy", actual[majority] / rows, f"predicting '{names[majority]}' for every row")
 
 
 def _multi_label(predicted: Array, actual: Array, rows: int, names: Sequence[str], f1: MetricValue) -> list[str]:
-    """Compare with the best set of labels for every row: the k most frequent; counts per label, (C,)."""
+    """Compare with the best constant set of labels, the k most frequent ones; counts per label, (C,)."""
     if not predicted.any():
         return [
-            "no row was given any label, as no probability exceeds 0.5: the model has not learned to recognize one. "
-            "Try more epochs (training.num_train_epochs), a higher training.learning_rate, or more training rows"
+            "no label was predicted for any row, because no probability exceeds 0.5: the model has not learned any "
+            "label. Try more epochs (training.num_train_epochs), a higher training.learning_rate, or more training rows"
         ]
     order = np.argsort(-actual, kind="stable")
-    scores = 2 * actual[order].cumsum() / (rows * np.arange(1, len(order) + 1) + actual.sum())  # micro F1 by k
+    scores = 2 * actual[order].cumsum() / (rows * np.arange(1, len(order) + 1) + actual.sum())  # micro F1 for each k
     best = int(scores.argmax())
-    given = _listed([f"'{names[index]}'" for index in order[: best + 1]])
-    return _not_above(f1, "f1_micro", float(scores[best]), f"giving every row {given}")
+    answer = _listed([f"'{names[index]}'" for index in order[: best + 1]])
+    return _not_above(f1, "f1_micro", float(scores[best]), f"predicting {answer} for every row")
 
 
 def _regression(actual: Array, error: MetricValue) -> list[str]:
-    """Compare with the mean of the labels (N,), whose squared error is their variance: R2 is 0 there."""
+    """Compare with always predicting the mean of the labels (N,), whose mean squared error is their variance."""
     variance = float(actual.var())
     if np.ptp(actual) == 0:
         return [_one_label(len(actual), f"the value {actual[0]:g}")]
-    highest = error.value if error.high is None else error.high
-    if highest is not None and highest < variance:
+    upper = error.value if error.high is None else error.high
+    if upper is not None and upper < variance:
         return []
     return [
-        f"mean_squared_error {_shown(error)} is not clearly below {variance:.3f}, which predicting the mean for every "
-        f"row scores: the model may have learned nothing. {_TRY}"
+        f"mean_squared_error {_shown(error)} is not clearly below {variance:.3f}, the score of predicting the mean for "
+        f"every row: the model may have learned nothing. {_TRY}"
     ]
 
 
 def _not_above(score: MetricValue, metric: str, constant: float, answer: str) -> list[str]:
-    lowest = score.value if score.low is None else score.low
-    if lowest is not None and lowest > constant:
+    """Return a warning unless the score is clearly above that of the constant answer."""
+    lower = score.value if score.low is None else score.low
+    if lower is not None and lower > constant:
         return []
     return [
-        f"{metric} {_shown(score)} is not clearly above {constant:.3f}, which {answer} scores: the model may have "
+        f"{metric} {_shown(score)} is not clearly above {constant:.3f}, the score of {answer}: the model may have "
         f"learned nothing. {_TRY}"
     ]
 
 
 def _one_label(rows: int, what: str) -> str:
-    return f"all {rows} rows carry {what}, so the scores do not show whether the model tells rows apart"
+    return f"all {rows} rows have {what}, so the scores do not show whether the model distinguishes between rows"
 
 
 def _never_predicted(predicted: Array, actual: Array, names: Sequence[str]) -> list[str]:
-    missed = [index for index in np.argsort(-actual, kind="stable") if actual[index] and not predicted[index]]
-    if not missed or not predicted.any():
+    """Return a warning about labels that occur but are never predicted, most frequent first; counts per label, (C,)."""
+    missing = [index for index in np.argsort(-actual, kind="stable") if actual[index] and not predicted[index]]
+    if not missing or not predicted.any():
         return []
-    listed = _listed([f"'{names[index]}' ({actual[index]} row{'s' * int(actual[index] > 1)})" for index in missed])
+    listed = _listed([f"'{names[index]}' ({actual[index]} row{'s' * int(actual[index] > 1)})" for index in missing])
     return [
         f"never predicted: {listed}, so their recall is 0. Try more training rows of these labels, or more epochs "
         "(training.num_train_epochs)"

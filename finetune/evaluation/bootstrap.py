@@ -1,9 +1,9 @@
-"""Bootstrap intervals of metrics (Efron 1979): rows drawn with replacement, 2.5 and 97.5 percentiles.
+"""Bootstrap confidence intervals of metrics (Efron 1979): resampled rows, 2.5th and 97.5th percentiles.
 
-Drawing N rows with replacement and counting them is drawing the cells of the confusion matrix from a
-multinomial distribution; so R resamples cost one call, however many rows there are.
+Drawing N rows with replacement and counting them is the same as drawing the cells of the confusion matrix from a
+multinomial distribution. All R resamples are therefore drawn in one call, however many rows there are.
 
-    N rows, C classes, R resamples, K kinds of rows (cells of the confusion matrix that are not empty)
+    N rows, C classes, R resamples, K kinds of rows (non-empty cells of the confusion matrix), X metric values
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.evaluation.metrics import (
-    CLASSIFICATION,
     MULTI_LABEL,
     REGRESSION,
+    SINGLE_LABEL,
     Counts,
     confusion_matrix,
     defined,
@@ -25,23 +25,25 @@ from finetune.evaluation.metrics import (
     precision,
     recall,
 )
+from finetune.report.progress import stage
 from finetune.runs.results import ClassScores, MetricValue
 
 Array = NDArray[Any]
-FEWEST_ROWS = 10  # of 4 rows there are only 35 different resamples: an interval would feign knowledge
+MIN_ROWS = 10  # 4 rows have only 35 different resamples, too few for a meaningful interval
 Bounds = tuple[float | None, float | None]
-_BLOCK = 5_000_000  # resampled numbers held in memory at once
+_BLOCK = 5_000_000  # maximum number of resampled counts in memory
+_PROGRESS_STEPS = 100  # resamples between two updates of the progress display
 
 
 def interval_note(rows: int) -> str:
-    """Return why there are no intervals, or "" when there are."""
-    return f"{rows} rows are too few for bootstrap intervals ({FEWEST_ROWS} at least)" if rows < FEWEST_ROWS else ""
+    """Return why there are no intervals, or "" if there are."""
+    return f"{rows} rows are too few for bootstrap intervals (at least {MIN_ROWS})" if rows < MIN_ROWS else ""
 
 
 def _bounds(resampled: Array) -> list[Bounds]:
-    """Return the bounds of each column of (R, X), over the resamples in which it is defined (not NaN).
+    """Return the interval of each column of (R, X), over the resamples in which the value is defined (not NaN).
 
-    They are None where no resample differs: there is nothing to measure.
+    The bounds are None if all resamples have the same value.
     """
     bounds: list[Bounds] = []
     for column in resampled.T:
@@ -52,22 +54,24 @@ def _bounds(resampled: Array) -> list[Bounds]:
 
 
 def _resampled(kinds: Counts, sizes: Array, samples: int, seed: int) -> Iterator[Counts]:
-    """Yield resampled counts in blocks.
+    """Yield the counts of all resamples, in blocks.
 
     Args:
-        kinds: counts of a single row of each kind: (K, C), `exact` (K,).
-        sizes: how many rows there are of each kind, (K,).
+        kinds: the counts of one row of each kind: (K, C), `exact` (K,).
+        sizes: the number of rows of each kind, (K,).
     """
     rng = np.random.default_rng(seed)
     rows = int(sizes.sum())
     block = max(1, _BLOCK // len(sizes))
-    for start in range(0, samples, block):
-        drawn = rng.multinomial(rows, sizes / rows, size=min(block, samples - start)).astype(float)  # (R, K)
-        yield Counts(drawn @ kinds.hits, drawn @ kinds.predicted, drawn @ kinds.actual, drawn @ kinds.exact, rows)
+    with stage("computing confidence intervals", total=samples) as running:
+        for start in range(0, samples, block):
+            drawn = rng.multinomial(rows, sizes / rows, size=min(block, samples - start)).astype(float)  # (R, K)
+            yield Counts(drawn @ kinds.hits, drawn @ kinds.predicted, drawn @ kinds.actual, drawn @ kinds.exact, rows)
+            running.advance(len(drawn))
 
 
-def _gather(blocks: Iterator[Counts], functions: list[Callable[[Counts], Array]]) -> Array:
-    """Return (R, X): each function's values side by side."""
+def _evaluate_blocks(blocks: Iterator[Counts], functions: list[Callable[[Counts], Array]]) -> Array:
+    """Return the values of all functions for every resample, (R, X)."""
     return np.concatenate(
         [
             np.column_stack([np.reshape(function(block), (len(block.exact), -1)) for function in functions])
@@ -77,21 +81,23 @@ def _gather(blocks: Iterator[Counts], functions: list[Callable[[Counts], Array]]
 
 
 def _total(kinds: Counts, sizes: Array) -> Counts:
+    """Return the counts of all rows."""
     return Counts(
         sizes @ kinds.hits, sizes @ kinds.predicted, sizes @ kinds.actual, sizes @ kinds.exact, int(sizes.sum())
     )
 
 
 def _single_label_kinds(predictions: Array, references: Array, num_classes: int) -> tuple[Counts, Array]:
+    """Return the counts of one row of each kind, and the number of rows of each kind; a kind is (label, prediction)."""
     confusion = confusion_matrix(predictions, references, num_classes)
     actual, predicted = np.nonzero(confusion)  # (K,)
-    one_hot, right = np.eye(num_classes), actual == predicted
-    return Counts(one_hot[actual] * right[:, None], one_hot[predicted], one_hot[actual], right, 1), confusion[
-        actual, predicted
-    ]
+    one_hot, correct = np.eye(num_classes), actual == predicted
+    kinds = Counts(one_hot[actual] * correct[:, None], one_hot[predicted], one_hot[actual], correct, 1)
+    return kinds, confusion[actual, predicted]
 
 
 def _multi_label_kinds(predictions: Array, references: Array) -> tuple[Counts, Array]:
+    """Return the counts of every row, and their number: each row is a kind of which there is one."""
     exact = (predictions == references).all(-1)
     return Counts(predictions * references, predictions, references, exact, 1), np.ones(len(references), dtype=int)
 
@@ -99,15 +105,15 @@ def _multi_label_kinds(predictions: Array, references: Array) -> tuple[Counts, A
 def classification_intervals(
     predictions: Array, references: Array, label_names: list[str], *, samples: int, seed: int
 ) -> tuple[dict[str, MetricValue], list[ClassScores]]:
-    """Return every metric and the per-class table, with 95 % intervals.
+    """Return all metrics and the per-class table, with 95 % confidence intervals.
 
     Args:
-        predictions: ids (N,), or 0/1 sets (N, C) for multi-label classification.
-        references: the same of the labels.
-        samples: resamples R.
+        predictions: class ids (N,), or 0/1 label sets (N, C) in multi-label classification.
+        references: the labels in the same form.
+        samples: number of resamples R.
     """
     if predictions.ndim == 1:
-        metrics, (kinds, sizes) = CLASSIFICATION, _single_label_kinds(predictions, references, len(label_names))
+        metrics, (kinds, sizes) = SINGLE_LABEL, _single_label_kinds(predictions, references, len(label_names))
     else:
         metrics, (kinds, sizes) = MULTI_LABEL, _multi_label_kinds(predictions, references)
     functions = [*metrics.values(), precision, recall, f1]
@@ -115,7 +121,7 @@ def classification_intervals(
     values = np.concatenate([np.reshape(function(total), -1) for function in functions])
     bounds: list[Bounds] = [(None, None)] * len(values)
     if not interval_note(total.rows):
-        bounds = _bounds(_gather(_resampled(kinds, sizes, samples, seed), functions))
+        bounds = _bounds(_evaluate_blocks(_resampled(kinds, sizes, samples, seed), functions))
     cells = [MetricValue(float(value), low, high) for value, (low, high) in zip(values, bounds, strict=True)]
     overall, by_class = cells[: len(metrics)], np.reshape(np.array(cells[len(metrics) :], dtype=object), (3, -1))
     per_class = [
@@ -125,44 +131,62 @@ def classification_intervals(
     return dict(zip(metrics, overall, strict=True)), per_class
 
 
-def _regression_resamples(predictions: Array, references: Array, samples: int, seed: int) -> Iterator[dict[str, float]]:
-    """Yield the metrics of each resample, from how many times each row was drawn; no row is copied, no value sorted."""
-    rng, rows = np.random.default_rng(seed), len(references)
-    x, y = predictions - predictions.mean(), references - references.mean()  # (N,); a shift leaves correlations
-    sums = np.stack([np.abs(predictions - references), (predictions - references) ** 2, x, y])
-    (_, of_x), (_, of_y) = (np.unique(values, return_inverse=True) for values in (predictions, references))
-    for _ in range(samples):
-        times = np.bincount(rng.integers(0, rows, size=rows), minlength=rows).astype(float)  # (N,)
-        absolute, squared, mean_x, mean_y = sums @ times / rows
-        # Centred anew: far rows that this resample lacks would leave no digits to a difference of squares.
-        from_x, from_y = x - mean_x, y - mean_y
-        xx, yy, xy = (times @ product for product in (from_x * from_x, from_y * from_y, from_x * from_y))
-        counts = [np.bincount(of, weights=times) for of in (of_x, of_y)]  # of each different value
-        # Equal values share the mean of their ranks; ranks are counted from the middle, so that their mean is 0.
-        rank_x, rank_y = (np.cumsum(n) - (n + rows) / 2 for n in counts)
-        spread = min(np.count_nonzero(n) for n in counts) > 1  # else undefined, as in metrics.py
-        spreads = [n @ (rank * rank) for n, rank in zip(counts, (rank_x, rank_y), strict=True)]
-        yield {
-            "mean_squared_error": squared,
-            "mean_absolute_error": absolute,
-            "pearson": float(np.clip(xy / np.sqrt(xx * yy), -1, 1)) if spread else np.nan,
-            "spearman": float(times @ (rank_x[of_x] * rank_y[of_y]) / np.sqrt(spreads[0] * spreads[1]))
-            if spread
-            else np.nan,
-        }
-
-
 def regression_intervals(predictions: Array, references: Array, *, samples: int, seed: int) -> dict[str, MetricValue]:
-    """Return every regression metric of predicted values (N,) against references (N,), with 95 % intervals.
+    """Return all regression metrics of predicted values (N,), with 95 % confidence intervals.
 
-    A metric that is undefined has the value None and no interval.
+    An undefined metric has the value None and no interval.
     """
     values = {name: defined(metric(predictions, references)) for name, metric in REGRESSION.items()}
     if interval_note(len(references)):
         return {name: MetricValue(value) for name, value in values.items()}
-    drawn = _regression_resamples(predictions.astype(float), references.astype(float), samples, seed)
-    resampled = np.array([[found[name] for name in REGRESSION] for found in drawn])
+    resamples = _regression_resamples(predictions.astype(float), references.astype(float), samples, seed)
+    resampled = np.array([[metrics[name] for name in REGRESSION] for metrics in resamples])
     return {
         name: MetricValue(value, low, high)
         for (name, value), (low, high) in zip(values.items(), _bounds(resampled), strict=True)
     }
+
+
+def _regression_resamples(predictions: Array, references: Array, samples: int, seed: int) -> Iterator[dict[str, float]]:
+    """Yield the metrics of each resample; those without a fast formula are computed on the drawn rows."""
+    rng, rows = np.random.default_rng(seed), len(references)
+    metrics_of_counts = _fast_regression_metrics(predictions, references)
+    with stage("computing confidence intervals", total=samples) as running:
+        for number in range(1, samples + 1):
+            drawn = rng.integers(0, rows, size=rows)
+            metrics = metrics_of_counts(np.bincount(drawn, minlength=rows).astype(float))
+            for name in REGRESSION.keys() - metrics.keys():
+                metrics[name] = REGRESSION[name](predictions[drawn], references[drawn])
+            yield metrics
+            if number % _PROGRESS_STEPS == 0:
+                running.advance(_PROGRESS_STEPS)
+
+
+def _fast_regression_metrics(predictions: Array, references: Array) -> Callable[[Array], dict[str, float]]:
+    """Return a function from how often each row was drawn, (N,), to metrics; it does not copy or sort rows."""
+    rows = len(references)
+    x, y = predictions - predictions.mean(), references - references.mean()  # (N,); a shift keeps the correlation
+    sums = np.stack([np.abs(predictions - references), (predictions - references) ** 2, x, y])
+    (_, value_of_x), (_, value_of_y) = (np.unique(values, return_inverse=True) for values in (predictions, references))
+
+    def metrics_of_counts(times: Array) -> dict[str, float]:
+        absolute, squared, mean_x, mean_y = sums @ times / rows
+        # Centered on the means of the resample: if it lacks rows with extreme values, the difference of large squares
+        # would have no correct digits left.
+        from_x, from_y = x - mean_x, y - mean_y
+        xx, yy, xy = (times @ product for product in (from_x * from_x, from_y * from_y, from_x * from_y))
+        counts = [np.bincount(values, weights=times) for values in (value_of_x, value_of_y)]  # per distinct value
+        # Equal values share the mean of their ranks. Ranks are counted from the middle, so that their mean is 0.
+        rank_x, rank_y = (np.cumsum(n) - (n + rows) / 2 for n in counts)
+        defined_here = min(np.count_nonzero(n) for n in counts) > 1  # constant values: undefined, as in metrics.py
+        spreads = [n @ (rank * rank) for n, rank in zip(counts, (rank_x, rank_y), strict=True)]
+        return {
+            "mean_squared_error": squared,
+            "mean_absolute_error": absolute,
+            "pearson": float(np.clip(xy / np.sqrt(xx * yy), -1, 1)) if defined_here else np.nan,
+            "spearman": float(times @ (rank_x[value_of_x] * rank_y[value_of_y]) / np.sqrt(spreads[0] * spreads[1]))
+            if defined_here
+            else np.nan,
+        }
+
+    return metrics_of_counts

@@ -1,11 +1,11 @@
-"""Metrics that work offline.
+"""The formulas of all metrics. Their names and descriptions are in `finetune.recipe.names.METRICS`.
 
-`evaluate.load("accuracy")` fetches a script from the network; the `evaluate.Metric` subclasses here hold
-their formula themselves. Every classification metric is a function of `Counts`, which has a free
-leading shape, so that the thousands of resamples of a bootstrap (bootstrap.py) are computed at once.
+The metrics work offline: `evaluate.load("accuracy")` downloads a script, but the `evaluate.Metric` subclasses here
+compute the values themselves. Every classification metric is a function of `Counts`, whose arrays may have a leading
+dimension, so that all resamples of a bootstrap (bootstrap.py) are computed in one call.
 
-Every value is that of scikit-learn with `zero_division=0` (of scipy for correlations): a ratio without a denominator
-is 0. A correlation without spread has no value at all: it is NaN here, null in files and "undefined" in print.
+Every value equals that of scikit-learn with `zero_division=0` (of scipy for correlations): a ratio with a zero
+denominator is 0. A correlation of constant values is undefined: NaN here, null in files, "undefined" in print.
 
     N rows, C classes
 """
@@ -27,14 +27,14 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Counts:
-    """What classification metrics are made of; the leading shape is free.
+    """The row counts from which classification metrics are computed, for one split or for every resample.
 
     Attributes:
         hits: rows of a class that were predicted as that class, (..., C).
         predicted: rows predicted as the class, (..., C).
         actual: rows of the class, (..., C).
-        exact: rows predicted right as a whole, (...,).
-        rows: their number.
+        exact: rows whose label, or whose full set of labels, was predicted, (...,).
+        rows: number of rows.
     """
 
     hits: Array
@@ -45,6 +45,7 @@ class Counts:
 
 
 def _ratio(numerator: Array, denominator: Array) -> Array:
+    """Return the ratio, 0 where the denominator is 0."""
     return np.divide(numerator, denominator, out=np.zeros(np.shape(denominator)), where=denominator != 0)
 
 
@@ -54,7 +55,7 @@ def precision(counts: Counts) -> Array:
 
 
 def recall(counts: Counts) -> Array:
-    """Return hits / actual per class, (..., C); 0 where there is no row."""
+    """Return hits / actual per class, (..., C); 0 where the class has no rows."""
     return _ratio(counts.hits, counts.actual)
 
 
@@ -64,33 +65,33 @@ def f1(counts: Counts) -> Array:
 
 
 def accuracy(counts: Counts) -> Array:
-    """Return the share of rows that are right as a whole."""
+    """Return the share of rows whose label, or whose full set of labels, was predicted."""
     return counts.exact / counts.rows
 
 
 def f1_macro(counts: Counts) -> Array:
-    """Return the mean F1 of the classes that occur as label or prediction: scikit-learn's for single-label ids."""
+    """Return the mean F1 of the classes that occur as a label or a prediction, as scikit-learn does for class ids."""
     return _ratio(f1(counts).sum(-1), ((counts.predicted + counts.actual) > 0).sum(-1))
 
 
 def f1_macro_of_all(counts: Counts) -> Array:
-    """Return the mean F1 of all C labels, 0 for one that never occurs: scikit-learn's for 0/1 sets."""
+    """Return the mean F1 of all C labels, 0 for a label that never occurs, as scikit-learn does for 0/1 label sets."""
     means: Array = f1(counts).mean(-1)
     return means
 
 
 def f1_micro(counts: Counts) -> Array:
-    """Return F1 of the counts summed over classes; equals accuracy where each row has one label."""
+    """Return the F1 of the counts summed over all classes. It equals accuracy if every row has one label."""
     return _ratio(2 * counts.hits.sum(-1), (counts.predicted + counts.actual).sum(-1))
 
 
 def f1_weighted(counts: Counts) -> Array:
-    """Return the mean F1 of the classes, weighted by their rows; 0 where no row has a label."""
+    """Return the mean F1 of the classes, weighted by their numbers of rows; 0 if no row has a label."""
     return _ratio((f1(counts) * counts.actual).sum(-1), counts.actual.sum(-1))
 
 
 def matthews_correlation(counts: Counts) -> Array:
-    """Return Matthews' coefficient for C classes (Gorodkin 2004, eq. 8), 0 where it is undefined."""
+    """Return the Matthews correlation coefficient for C classes (Gorodkin 2004, eq. 8), 0 where it is undefined."""
     total = float(counts.rows)
     covariance = counts.exact * total - (counts.predicted * counts.actual).sum(-1)
     spread = (total**2 - (counts.predicted.astype(float) ** 2).sum(-1)) * (
@@ -99,7 +100,8 @@ def matthews_correlation(counts: Counts) -> Array:
     return _ratio(covariance, np.sqrt(spread))
 
 
-CLASSIFICATION: dict[str, Callable[[Counts], Array]] = {
+# Metric name -> formula. The names are those of finetune.recipe.names.METRICS.
+SINGLE_LABEL: dict[str, Callable[[Counts], Array]] = {
     "accuracy": accuracy,
     "f1_macro": f1_macro,
     "f1_micro": f1_micro,
@@ -118,23 +120,22 @@ REGRESSION: dict[str, Callable[[Array, Array], float]] = {
     "pearson": lambda predicted, actual: _correlation(stats.pearsonr, predicted, actual),
     "spearman": lambda predicted, actual: _correlation(stats.spearmanr, predicted, actual),
 }
-LOWER_IS_BETTER = frozenset({"loss", "mean_squared_error", "mean_absolute_error"})
 
 
 def _correlation(function: Callable[[Array, Array], Any], predicted: Array, actual: Array) -> float:
-    """Return the correlation, NaN where it is undefined: one row, or all predictions or all labels are the same."""
+    """Return the correlation; NaN for a single row, or if all predictions or all labels are equal."""
     if len(actual) < 2 or np.ptp(predicted) == 0 or np.ptp(actual) == 0:
         return float("nan")
     return float(function(predicted, actual)[0])
 
 
 def defined(value: float) -> float | None:
-    """Return the value for a result that people and JSON read: None where it is undefined (NaN or infinite)."""
+    """Return the value, or None if it is undefined (NaN or infinite), as results and JSON files hold it."""
     return float(value) if np.isfinite(value) else None
 
 
 def confusion_matrix(predictions: Array, references: Array, num_classes: int) -> Array:
-    """Return (C, C): rows of label i predicted as j."""
+    """Return the confusion matrix (C, C): number of rows with label i that were predicted as j."""
     flat = np.bincount(references * num_classes + predictions, minlength=num_classes**2)
     return flat.reshape(num_classes, num_classes)
 
@@ -146,13 +147,13 @@ def counts_of_confusion(confusion: Array) -> Counts:
 
 
 def counts_of_sets(predictions: Array, references: Array) -> Counts:
-    """Return the counts of multi-label predictions (N, C) against references (N, C), both 0 or 1."""
+    """Return the counts of predicted 0/1 label sets (N, C) against the actual ones (N, C)."""
     exact = (predictions == references).all(-1).sum()
     return Counts((predictions * references).sum(0), predictions.sum(0), references.sum(0), exact, len(references))
 
 
 class _OfflineMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no types
-    """An `evaluate.Metric` whose formula is here; subclasses say of which features and how."""
+    """An `evaluate.Metric` that needs no network. Subclasses define the features and the computation."""
 
     features: datasets.Features
     description: str
@@ -171,7 +172,7 @@ class _OfflineMetric(evaluate.Metric):  # type: ignore[misc]  # evaluate has no 
 
 
 class ClassificationMetrics(_OfflineMetric):
-    """Accuracy, F1 (macro, micro, weighted) and Matthews' coefficient of predicted ids (N,)."""
+    """All metrics of predicted class ids (N,)."""
 
     description = "Metrics of single-label classification."
     features = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
@@ -180,11 +181,11 @@ class ClassificationMetrics(_OfflineMetric):
         counts = counts_of_confusion(
             confusion_matrix(np.asarray(predictions), np.asarray(references), self.num_classes)
         )
-        return {name: float(metric(counts)) for name, metric in CLASSIFICATION.items()}
+        return {name: float(metric(counts)) for name, metric in SINGLE_LABEL.items()}
 
 
 class MultiLabelMetrics(_OfflineMetric):
-    """F1 (micro, macro, weighted) and subset accuracy of predicted label sets (N, C)."""
+    """All metrics of predicted 0/1 label sets (N, C)."""
 
     description = "Metrics of multi-label classification."
     features = datasets.Features(
@@ -200,7 +201,7 @@ class MultiLabelMetrics(_OfflineMetric):
 
 
 class RegressionMetrics(_OfflineMetric):
-    """Squared and absolute error, Pearson's and Spearman's correlation of predicted values (N,)."""
+    """All metrics of predicted values (N,)."""
 
     description = "Metrics of regression."
     features = datasets.Features({"predictions": datasets.Value("float64"), "references": datasets.Value("float64")})
@@ -218,11 +219,11 @@ OFFLINE_METRICS: dict[str, type[_OfflineMetric]] = {
 
 
 def compute_metrics(predictions: Array, references: Array, problem_type: str, num_classes: int) -> dict[str, float]:
-    """Return every metric of the problem type, NaN where it is undefined.
+    """Return all metrics of a problem type; an undefined value is NaN.
 
     Args:
-        predictions: ids (N,), 0/1 sets (N, C) or values (N,), by problem type.
-        references: the same of the labels.
+        predictions: class ids (N,), 0/1 label sets (N, C) or values (N,), depending on the problem type.
+        references: the labels in the same form.
     """
     metric = OFFLINE_METRICS[problem_type](num_classes)
     values: dict[str, float] = metric.compute(predictions=predictions, references=references)

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-from finetune.evaluation.metrics import LOWER_IS_BETTER, compute_metrics
+from finetune.evaluation.metrics import compute_metrics
 from finetune.heads.estimate import Head, last_heads_last
 from finetune.heads.gated_forward import GatedRows, gated_logits
 from finetune.models.losses import decisions
+from finetune.recipe import LOWER_IS_BETTER
 from finetune.runs.head_results import PruningCurve, PruningCurves, RandomBand
 
 SHARES = tuple(tenth / 10 for tenth in range(1, 10))

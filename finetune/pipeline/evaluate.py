@@ -12,7 +12,9 @@ from rich.markup import escape
 
 from finetune.distributed import on_main_process
 from finetune.errors import FinetuneError
-from finetune.evaluation.prediction import predict, predictions_table, score, write_predictions
+from finetune.evaluation.prediction import predict
+from finetune.evaluation.predictions_file import predictions_table, write_predictions
+from finetune.evaluation.scores import score
 from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.analyze_heads import describe, study_heads, write_heads
 from finetune.pipeline.finished_run import finished_folder, open_run

@@ -1,7 +1,7 @@
-"""The recipe: its schema, its reader, and what is said about a wrong one. Imports no torch."""
+"""The recipe: its schema, how it is loaded, and how its mistakes are reported. Imports no torch."""
 
 from finetune.recipe.loader import dump_recipe, load_recipe
-from finetune.recipe.names import METRICS
+from finetune.recipe.names import LOWER_IS_BETTER, METRICS
 from finetune.recipe.schema import (
     CheckpointSection,
     DataSection,
@@ -16,6 +16,7 @@ from finetune.recipe.schema import (
 )
 
 __all__ = [
+    "LOWER_IS_BETTER",
     "METRICS",
     "CheckpointSection",
     "DataSection",

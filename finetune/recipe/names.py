@@ -1,7 +1,8 @@
-"""The names that a recipe may use: problem types, roles of projections, splits, head methods and metrics."""
+"""The names that recipe values can have: problem types, projection roles, splits, head methods and metrics."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -31,8 +32,49 @@ HeadMethod = Literal[
     "iterative_shapley",
 ]
 
-METRICS: dict[str, tuple[str, ...]] = {
-    "single_label_classification": ("accuracy", "f1_macro", "f1_micro", "f1_weighted", "matthews_correlation"),
-    "multi_label_classification": ("f1_micro", "f1_macro", "f1_weighted", "subset_accuracy"),
-    "regression": ("mean_squared_error", "mean_absolute_error", "pearson", "spearman"),
+
+@dataclass(frozen=True)
+class Metric:
+    """What is known of a metric apart from its formula, which is in finetune/evaluation/metrics.py.
+
+    Attributes:
+        description: one line for people.
+        lower_is_better: whether it measures an error.
+        other_names: what other tools call it; used to suggest the right name.
+    """
+
+    description: str
+    lower_is_better: bool = False
+    other_names: tuple[str, ...] = ()
+
+
+# The first metric of each problem type selects the best checkpoint unless the recipe names another.
+METRICS: dict[str, dict[str, Metric]] = {
+    "single_label_classification": {
+        "accuracy": Metric("share of rows whose label was predicted"),
+        "f1_macro": Metric("mean F1 of the classes that occur as a label or a prediction"),
+        "f1_micro": Metric("F1 of the counts summed over all classes; equals accuracy"),
+        "f1_weighted": Metric("mean F1 of the classes, weighted by their numbers of rows"),
+        "matthews_correlation": Metric(
+            "Matthews correlation coefficient, from -1 to 1; 0 is chance level",
+            other_names=("matthews_corrcoef", "mcc"),
+        ),
+    },
+    "multi_label_classification": {
+        "f1_micro": Metric("F1 of the counts summed over all labels"),
+        "f1_macro": Metric("mean F1 of all labels"),
+        "f1_weighted": Metric("mean F1 of all labels, weighted by their numbers of rows"),
+        "subset_accuracy": Metric(
+            "share of rows whose full set of labels was predicted", other_names=("accuracy", "exact_match")
+        ),
+    },
+    "regression": {
+        "mean_squared_error": Metric("mean squared error", lower_is_better=True, other_names=("mse", "rmse")),
+        "mean_absolute_error": Metric("mean absolute error", lower_is_better=True, other_names=("mae",)),
+        "pearson": Metric("Pearson correlation of predictions and labels", other_names=("pearsonr",)),
+        "spearman": Metric("Spearman rank correlation of predictions and labels", other_names=("spearmanr",)),
+    },
 }
+LOWER_IS_BETTER = frozenset(
+    {"loss"} | {name for table in METRICS.values() for name, metric in table.items() if metric.lower_is_better}
+)

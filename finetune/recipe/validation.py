@@ -43,32 +43,19 @@ def written(location: Location, lines: Mapping[Location, str]) -> Location | Non
     return next((known for known in around if known in lines), None)
 
 
-# What scikit-learn and the evaluate library call a metric -> its name here.
-_METRIC_NAMES = {
-    "matthews_corrcoef": "matthews_correlation",
-    "mcc": "matthews_correlation",
-    "mse": "mean_squared_error",
-    "rmse": "mean_squared_error",
-    "mae": "mean_absolute_error",
-    "pearsonr": "pearson",
-    "spearmanr": "spearman",
-    "accuracy": "subset_accuracy",
-    "exact_match": "subset_accuracy",
-}
+def _metric_hint(name: str, choices: Sequence[str], problem_type: str) -> str:
+    """Return a suggestion of the metric that was probably meant, or "".
 
-
-def _metric_hint(name: str, choices: Sequence[str]) -> str:
-    """Return the metric that was probably meant, or "".
-
-    F1 without a kind is refused: scikit-learn's is the F1 of one positive class, and a recipe names none.
+    "f1" alone is not accepted: scikit-learn's is the F1 of one positive class, and a recipe does not name one.
     """
     plain = name.lower().removeprefix("eval_")
-    kinds = [choice for choice in choices if choice.startswith("f1_")]
-    if plain in ("f1", "f1_score", "precision", "recall") and kinds:
-        each = "; precision, recall and F1 of each class are always in scores.json and in the report"
-        return f"; choose the mean over classes that you mean: {', '.join(kinds)}{each}"
-    known = _METRIC_NAMES.get(plain, plain)
-    return f"; did you mean '{known}'?" if known in choices else did_you_mean(name, choices)
+    averages = [choice for choice in choices if choice.startswith("f1_")]
+    if plain in ("f1", "f1_score", "precision", "recall") and averages:
+        per_class = "; precision, recall and F1 of each class are always in scores.json and in the report"
+        return f"; choose the mean over classes that you mean: {', '.join(averages)}{per_class}"
+    renamed = [here for here, metric in METRICS[problem_type].items() if plain in metric.other_names]
+    suggestion = renamed[0] if renamed else plain
+    return f"; did you mean '{suggestion}'?" if suggestion in choices else did_you_mean(name, choices)
 
 
 def metric_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
@@ -77,16 +64,18 @@ def metric_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     problem_type = task.get("problem_type", "single_label_classification")
     if problem_type not in get_args(ProblemType):
         return
-    known = METRICS[problem_type]
+    known = list(METRICS[problem_type])
     metrics = evaluation.get("metrics")
     for index, name in enumerate(metrics if isinstance(metrics, list) else []):
         if name not in known:
-            rule = f"given {name!r}; {problem_type} has {', '.join(known)}{_metric_hint(str(name), known)}"
+            rule = (
+                f"given {name!r}; {problem_type} has {', '.join(known)}{_metric_hint(str(name), known, problem_type)}"
+            )
             yield Problem(("evaluation", "metrics", index), rule)
     best = evaluation.get("metric_for_best_model")
     choices = [*map(str, metrics if isinstance(metrics, list) else known), "loss"]
     if isinstance(best, str) and best not in choices:
-        rule = f"given {best!r}; must be one of {', '.join(choices)}{_metric_hint(best, choices)}"
+        rule = f"given {best!r}; must be one of {', '.join(choices)}{_metric_hint(best, choices, problem_type)}"
         yield Problem(("evaluation", "metric_for_best_model"), rule)
     if evaluation.get("early_stopping_patience") and evaluation.get("eval_strategy") == "no":
         yield Problem(("evaluation", "early_stopping_patience"), "needs evaluations, but eval_strategy is no")

@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from finetune.errors import TrainingError
-from finetune.evaluation.metrics import LOWER_IS_BETTER
 from finetune.models.speedups import sped_up
+from finetune.recipe import LOWER_IS_BETTER
 from finetune.report.progress import TrainingProgress
 from finetune.signals import Interrupted, StopRequest
 from finetune.training.checkpoints import restore_weights, trained_weights

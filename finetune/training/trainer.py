@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from finetune.data.batching import LocalBatch, in_parts, load_batches, plan_epoch
+from finetune.data.batching import LocalBatch, load_batches, plan_epoch, split_batch
 from finetune.data.tokenization import EncodedSplit
 from finetune.distributed import CpuGroup, average_gradients, broadcast_weights
 from finetune.models.classifier import Classifier
@@ -162,7 +162,7 @@ class Loop:
     def _add_gradients(self, micro_batches: Sequence[LocalBatch], rows: int) -> Tensor | None:
         """Add up the gradients of a step; return this process's share of the loss, None where memory ran out."""
         loss, out = torch.zeros((), device=self.accelerator.device), False
-        parts = [part for batch in micro_batches for part in in_parts(batch, self.state.micro_batch_rows)]
+        parts = [part for batch in micro_batches for part in split_batch(batch, self.state.micro_batch_rows)]
         try:
             for batch in parts:
                 with self._fast_forward():

@@ -1,3 +1,5 @@
+"""Bootstrap confidence intervals: finetune/evaluation/bootstrap.py."""
+
 from __future__ import annotations
 
 import tracemalloc
@@ -6,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
+from finetune.evaluation import bootstrap
 from finetune.evaluation.bootstrap import classification_intervals, interval_note, regression_intervals
 from finetune.evaluation.metrics import REGRESSION
 from finetune.runs.results import MetricValue
@@ -20,9 +23,9 @@ def rows() -> tuple[np.ndarray, np.ndarray]:
     return np.where(rng.random(200) < 0.75, actual, rng.integers(0, 3, 200)), actual
 
 
-def test_equals_a_bootstrap_that_draws_rows(rows: tuple[np.ndarray, np.ndarray]) -> None:
+def test_intervals_equal_those_of_a_bootstrap_that_draws_rows(rows: tuple[np.ndarray, np.ndarray]) -> None:
     predicted, actual = rows
-    found, per_class = classification_intervals(predicted, actual, NAMES, samples=4000, seed=0)
+    metrics, per_class = classification_intervals(predicted, actual, NAMES, samples=4000, seed=0)
     rng = np.random.default_rng(1)
     drawn = [rng.integers(0, 200, 200) for _ in range(1000)]
     naive = {
@@ -31,23 +34,23 @@ def test_equals_a_bootstrap_that_draws_rows(rows: tuple[np.ndarray, np.ndarray])
     }
     for name, values in naive.items():
         low, high = np.percentile(values, [2.5, 97.5])
-        cell = found[name]
+        cell = metrics[name]
         assert cell.low is not None
         assert cell.high is not None
-        # Both ends are estimates: their own spread over 1000 resamples is 0.004 here.
+        # Both bounds are estimates: their standard deviation over 1000 resamples is 0.004 here.
         assert (cell.low, cell.high) == pytest.approx((low, high), abs=0.012)
         assert cell.value is not None
         assert cell.low < cell.value < cell.high
     assert [row.support for row in per_class] == np.bincount(actual).tolist()
 
 
-def test_multi_label_bootstrap_covers_its_value() -> None:
+def test_multi_label_intervals_contain_the_value() -> None:
     rng = np.random.default_rng(0)
     actual = rng.integers(0, 2, (300, 3))
     predicted = np.where(rng.random((300, 3)) < 0.8, actual, 1 - actual)
-    found, per_class = classification_intervals(predicted, actual, NAMES, samples=500, seed=0)
+    metrics, per_class = classification_intervals(predicted, actual, NAMES, samples=500, seed=0)
     assert [row.support for row in per_class] == actual.sum(0).tolist()
-    for cell in found.values():
+    for cell in metrics.values():
         assert cell.low is not None
         assert cell.high is not None
         assert cell.value is not None
@@ -72,56 +75,67 @@ def test_the_same_seed_gives_the_same_interval(rows: tuple[np.ndarray, np.ndarra
     assert one == two != other
 
 
-def test_no_interval_where_it_would_mislead() -> None:
+def test_too_few_rows_or_constant_resamples_have_no_interval() -> None:
     four, _ = classification_intervals(np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0]), ["a", "b"], samples=100, seed=0)
     assert four["accuracy"].low is None
-    assert interval_note(4) == "4 rows are too few for bootstrap intervals (10 at least)"
+    assert interval_note(4) == "4 rows are too few for bootstrap intervals (at least 10)"
     perfect, _ = classification_intervals(np.arange(20) % 2, np.arange(20) % 2, ["a", "b"], samples=100, seed=0)
     assert perfect["accuracy"].high is None
     assert interval_note(20) == ""
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_regression_intervals_equal_those_of_rows_that_are_drawn(ties: bool) -> None:
+def test_regression_intervals_equal_those_of_a_bootstrap_that_draws_rows(ties: bool) -> None:
     rng = np.random.default_rng(0)
     actual = rng.normal(size=60)
     predicted = actual + rng.normal(size=60)
     if ties:
         actual, predicted = np.round(actual), np.round(predicted)
-    found = regression_intervals(predicted, actual, samples=100, seed=4)
+    metrics = regression_intervals(predicted, actual, samples=100, seed=4)
     rng = np.random.default_rng(4)
     drawn = [rng.integers(0, 60, size=60) for _ in range(100)]
     for name, metric in REGRESSION.items():
         bounds = np.percentile([metric(predicted[rows], actual[rows]) for rows in drawn], [2.5, 97.5])
-        assert (found[name].low, found[name].high) == pytest.approx(tuple(bounds), rel=1e-9)  # measured 1e-15
+        assert (metrics[name].low, metrics[name].high) == pytest.approx(tuple(bounds), rel=1e-9)  # measured 1e-15
 
 
-def test_resamples_without_spread_have_no_correlation_and_are_left_out() -> None:
+def test_resamples_with_constant_values_are_skipped() -> None:
     actual = np.array([1.0] + [0.1] * 11)
     predicted = np.arange(12) / 10
-    found = regression_intervals(predicted, actual, samples=200, seed=0)["spearman"]
+    metrics = regression_intervals(predicted, actual, samples=200, seed=0)["spearman"]
     rng = np.random.default_rng(0)
     drawn = [rng.integers(0, 12, size=12) for _ in range(200)]
     values = [REGRESSION["spearman"](predicted[rows], actual[rows]) for rows in drawn]
     assert sum(np.isnan(values)) == sum(0 not in rows for rows in drawn) > 20  # they would be divisions by zero
     bounds = np.percentile([value for value in values if not np.isnan(value)], [2.5, 97.5])
-    assert (found.low, found.high) == pytest.approx(tuple(bounds), abs=1e-12)
-    assert bounds[1] < 0  # counted as 0, the undefined would be the upper bound
+    assert (metrics.low, metrics.high) == pytest.approx(tuple(bounds), abs=1e-12)
+    assert bounds[1] < 0  # if undefined values counted as 0, the upper bound would be 0
+
+
+def test_a_metric_without_a_fast_formula_is_computed_on_the_drawn_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    predicted, actual = np.random.default_rng(0).normal(size=(2, 30))
+    expected = regression_intervals(predicted, actual, samples=150, seed=0)
+    table = {**REGRESSION, "squared_error": lambda x, y: float(np.mean((x - y) ** 2))}
+    monkeypatch.setattr(bootstrap, "REGRESSION", table)
+    metrics = regression_intervals(predicted, actual, samples=150, seed=0)
+    slow, fast = metrics.pop("squared_error"), metrics["mean_squared_error"]
+    assert (slow.value, slow.low, slow.high) == pytest.approx((fast.value, fast.low, fast.high), rel=1e-12)
+    assert metrics == expected
 
 
 @pytest.mark.parametrize("rows", [4, 20])
 def test_an_undefined_metric_has_neither_value_nor_interval(rows: int) -> None:
-    found = regression_intervals(np.arange(rows) / 10, np.ones(rows), samples=100, seed=0)
-    assert found["pearson"] == found["spearman"] == MetricValue(None)
-    assert found["mean_squared_error"].value is not None
+    metrics = regression_intervals(np.arange(rows) / 10, np.ones(rows), samples=100, seed=0)
+    assert metrics["pearson"] == metrics["spearman"] == MetricValue(None)
+    assert metrics["mean_squared_error"].value is not None
 
 
-def test_intervals_are_of_the_metric_that_is_shown() -> None:
-    # The third label never occurs: multi-label macro F1 counts it as 0, in the value and in every resample.
+def test_the_interval_belongs_to_the_same_definition_as_the_value() -> None:
+    # The third label never occurs: its F1 is 0 in multi-label macro F1, for the value and for every resample.
     actual = np.tile([[1, 0, 0], [0, 1, 0]], (20, 1))
     predicted = np.where(np.random.default_rng(0).random(actual.shape) < 0.1, 1 - actual, actual) * [1, 1, 0]
-    found, _ = classification_intervals(predicted, actual, NAMES, samples=200, seed=0)
-    cell = found["f1_macro"]
+    metrics, _ = classification_intervals(predicted, actual, NAMES, samples=200, seed=0)
+    cell = metrics["f1_macro"]
     assert cell.value == pytest.approx(f1_score(actual, predicted, average="macro", zero_division=0.0))
     assert cell.value is not None
     assert cell.low is not None
@@ -129,7 +143,7 @@ def test_intervals_are_of_the_metric_that_is_shown() -> None:
     assert cell.low < cell.value < cell.high <= 2 / 3
 
 
-def test_regression_intervals_take_little_memory() -> None:
+def test_regression_intervals_need_little_memory() -> None:
     values = np.random.default_rng(0).normal(size=20_000)
     tracemalloc.start()
     regression_intervals(values, values + 1, samples=100, seed=0)
@@ -142,9 +156,9 @@ def test_regression_intervals() -> None:
     rng = np.random.default_rng(0)
     actual = rng.normal(size=100)
     predicted = actual + rng.normal(size=100)
-    found = regression_intervals(predicted, actual, samples=200, seed=0)
-    assert set(found) == {"mean_squared_error", "mean_absolute_error", "pearson", "spearman"}
-    for cell in found.values():
+    metrics = regression_intervals(predicted, actual, samples=200, seed=0)
+    assert set(metrics) == {"mean_squared_error", "mean_absolute_error", "pearson", "spearman"}
+    for cell in metrics.values():
         assert cell.low is not None
         assert cell.high is not None
         assert cell.value is not None
@@ -152,16 +166,16 @@ def test_regression_intervals() -> None:
     assert regression_intervals(predicted[:4], actual[:4], samples=200, seed=0)["pearson"].low is None
 
 
-def test_a_far_outlier_leaves_the_digits_of_the_others() -> None:
+def test_an_outlier_does_not_cost_precision() -> None:
     rng = np.random.default_rng(0)
     predictions = rng.normal(size=40)
     references = predictions + rng.normal(size=40)
     predictions[0] = references[0] = 1e9
-    found = regression_intervals(predictions, references, samples=500, seed=1)["pearson"]
-    assert found.low is not None
-    assert found.high is not None
+    metrics = regression_intervals(predictions, references, samples=500, seed=1)["pearson"]
+    assert metrics.low is not None
+    assert metrics.high is not None
     drawn = rng.integers(1, 40, size=(300, 40))
     without = [np.corrcoef(predictions[rows], references[rows])[0, 1] for rows in drawn]
-    # A third of the resamples lack the far row, and have the correlation of the others.
-    assert np.percentile(without, 1) - 0.1 < found.low < np.percentile(without, 60)
-    assert found.high <= 1.0
+    # A third of the resamples lack the outlier and have the correlation of the other rows.
+    assert np.percentile(without, 1) - 0.1 < metrics.low < np.percentile(without, 60)
+    assert metrics.high <= 1.0
