@@ -1,4 +1,4 @@
-"""Rows put to a classifier with gates on its heads: what every measure of a head is made from.
+"""Forward and backward passes over rows of a split with gates on the attention heads; all head scores build on them.
 
 N rows, B batch, L layers, H heads, C classes
 """
@@ -23,16 +23,17 @@ from finetune.models.architectures import AttentionSite, attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.head_gates import check_gates, head_gates, head_mask, max_num_heads
 from finetune.models.losses import per_example_loss
+from finetune.report.progress import stage
 
 
 @dataclass(frozen=True)
 class GatedRows:
-    """Rows of a split, and the classifier that they are put to.
+    """Rows of a split, and the classifier that scores them with gates on its heads.
 
     Attributes:
         split_name: train, validation or test.
-        rows: their numbers in the split, (N,).
-        batch_size: rows of a batch; it changes no result but by rounding.
+        rows: indices of the rows in the split, (N,).
+        batch_size: rows per batch; it changes results only by rounding.
     """
 
     classifier: Classifier
@@ -52,50 +53,54 @@ class GatedRows:
 
     @property
     def problem_type(self) -> str:
-        """What the classifier predicts."""
+        """What the classifier predicts, as transformers names it."""
         return self.classifier.problem_type
 
     @property
     def labels(self) -> np.ndarray:
-        """Labels of the rows, in their order."""
+        """Labels of the rows, in the order of `rows`."""
         labels: np.ndarray = self.split.labels[self.rows]
         return labels
 
     def gates(self) -> Tensor:
-        """Return gates (L, H) of 1; a layer with fewer heads than another has gates that nothing reads."""
+        """Return gates (L, H) of 1. Cells without a head (see `head_mask`) are never read."""
         return torch.ones(len(self.sites), max_num_heads(self.sites), device=self.accelerator.device)
 
     def subset(self, rows: np.ndarray) -> GatedRows:
-        """Return the same with other rows."""
+        """Return the same with other rows of the split."""
         return replace(self, rows=rows)
 
-    def map_batches(self, measure: Callable[[LocalBatch, np.ndarray], Tensor | np.ndarray]) -> np.ndarray:
-        """Return what `measure` finds for each row of each batch, (N, ...), in the order of `rows`.
+    def map_batches(self, function: Callable[[LocalBatch, np.ndarray], Tensor | np.ndarray]) -> np.ndarray:
+        """Return the results of `function` for all rows, (N, ...), in the order of `rows`.
 
-        `measure` is given a batch and its rows' places among `rows`, (B,). The model is in evaluation mode, its
-        parameters ask for no gradient, and each row is put to one of the processes. Batches hold rows of like length.
+        The model is in evaluation mode and no parameter requires a gradient. The batches are split between the
+        processes, and every process returns the results of all. Rows of similar length share a batch.
+
+        Args:
+            function: from a batch and the positions of its rows in `rows`, (B,), to one result per row, (B, ...).
         """
         base, device = self.classifier.base, self.accelerator.device
         batches = plan_scoring(self.split.lengths[self.rows], self.batch_size)
-        mine = batches[self.accelerator.process_index :: self.accelerator.num_processes]
+        local_batches = batches[self.accelerator.process_index :: self.accelerator.num_processes]
         base.to(device)
 
-        def measure_mine() -> list[tuple[np.ndarray, np.ndarray]]:
-            found: list[tuple[np.ndarray, np.ndarray]] = []
-            with frozen(base):
-                rows = [self.rows[places] for places in mine]
+        def local_results() -> list[tuple[np.ndarray, np.ndarray]]:
+            results: list[tuple[np.ndarray, np.ndarray]] = []
+            with frozen(base), stage("rows", total=sum(map(len, local_batches))) as progress:
+                rows = [self.rows[positions] for positions in local_batches]
                 loaded = load_batches(self.split, rows, self.classifier.tokenizer, device=device)
-                for places, batch in zip(mine, loaded, strict=True):
-                    measured = measure(batch, places)
-                    if isinstance(measured, Tensor):
-                        measured = measured.detach().float().cpu().numpy()
-                    found.append((places, measured))
-            return found
+                for positions, batch in zip(local_batches, loaded, strict=True):
+                    result = function(batch, positions)
+                    if isinstance(result, Tensor):
+                        result = result.detach().float().cpu().numpy()
+                    results.append((positions, result))
+                    progress.advance(len(positions))
+            return results
 
-        parts = [part for found in gather_results(self.accelerator, measure_mine) for part in found]
-        places = np.concatenate([places for places, _ in parts])
-        assert len(places) == len(self), f"measured {len(places)} of {len(self)} rows"
-        ordered: np.ndarray = np.concatenate([part for _, part in parts])[np.argsort(places)]
+        parts = [part for results in gather_results(self.accelerator, local_results) for part in results]
+        positions = np.concatenate([positions for positions, _ in parts])
+        assert len(positions) == len(self), f"got results for {len(positions)} of {len(self)} rows"
+        ordered: np.ndarray = np.concatenate([part for _, part in parts])[np.argsort(positions)]
         return ordered
 
 
@@ -104,94 +109,96 @@ def gated_logits(sample: GatedRows, gates: Tensor) -> Tensor:
     base, accelerator, sites = sample.classifier.base, sample.accelerator, sample.sites
 
     @torch.no_grad()
-    def measure(batch: LocalBatch, places: np.ndarray) -> Tensor:
-        with head_gates(base, sites, _of_rows(gates, places)), accelerator.autocast():
+    def logits_of(batch: LocalBatch, positions: np.ndarray) -> Tensor:
+        with head_gates(base, sites, _gates_at(gates, positions)), accelerator.autocast():
             logits: Tensor = base(**batch.inputs).logits
         return logits.float()
 
-    return torch.from_numpy(sample.map_batches(measure))
+    return torch.from_numpy(sample.map_batches(logits_of))
 
 
 def row_losses(sample: GatedRows, gates: Tensor) -> np.ndarray:
-    """Return each row's loss, (N,), with gates on the heads: (L, H) for all rows, or (N, L, H)."""
+    """Return the loss of each row, (N,), with gates on the heads: (L, H) for all rows, or (N, L, H)."""
     losses = per_example_loss(gated_logits(sample, gates), torch.as_tensor(sample.labels), sample.problem_type)
     return losses.numpy()
 
 
 def gate_gradients(sample: GatedRows, gates: Tensor | None = None) -> np.ndarray:
-    """Return each row's gradient of its own loss by each gate: (N, L, H); NaN where a layer lacks the head.
+    """Return the gradient of each row's loss with respect to its gates, (N, L, H); NaN where a layer lacks the head.
 
-    The losses of a batch are summed, and a row's loss depends on its own gates alone, so that one backward
-    pass gives every row's exact gradient; the batch size changes nothing but rounding.
+    A row's loss depends only on its own gates, so one backward pass of the summed loss of a batch gives the exact
+    gradient of every row. The batch size changes results only by rounding.
 
     Args:
-        gates: where the gradient is taken, (L, H) or (N, L, H); None: at 1.
+        gates: point at which the gradient is taken, (L, H) or (N, L, H); None: all gates 1.
     """
     base, accelerator, sites = sample.classifier.base, sample.accelerator, sample.sites
-    at = sample.gates() if gates is None else gates
+    point = sample.gates() if gates is None else gates
 
-    def measure(batch: LocalBatch, places: np.ndarray) -> Tensor:
-        own = _of_rows(at, places).expand(len(places), *at.shape[-2:]).clone().requires_grad_()  # (B, L, H)
-        with _attention_kernel(accelerator.device), head_gates(base, sites, own), accelerator.autocast():
+    def gradients_of(batch: LocalBatch, positions: np.ndarray) -> Tensor:
+        row_gates = _gates_at(point, positions).expand(len(positions), *point.shape[-2:])
+        row_gates = row_gates.clone().requires_grad_()  # (B, L, H)
+        with _attention_kernel(accelerator.device), head_gates(base, sites, row_gates), accelerator.autocast():
             logits = base(**batch.inputs).logits
         losses = per_example_loss(logits, batch.labels, sample.problem_type)
-        (gradient,) = torch.autograd.grad(losses.sum(), own)
+        (gradient,) = torch.autograd.grad(losses.sum(), row_gates)
         return gradient
 
-    found = sample.map_batches(measure)
-    found[:, ~head_mask(sample.sites)] = np.nan
-    return found
+    gradients = sample.map_batches(gradients_of)
+    gradients[:, ~head_mask(sample.sites)] = np.nan
+    return gradients
 
 
 def check_all_ones(sample: GatedRows) -> None:
-    """Raise ModelError unless gates of 1 leave the logits of the sample's first rows as they are, but for rounding."""
+    """Raise ModelError unless gates of 1 leave the logits of the first rows unchanged up to rounding."""
 
-    def measure(batch: LocalBatch, places: np.ndarray) -> np.ndarray:
-        with sample.accelerator.autocast():  # as for what is measured: flash attention does not compute in float32
+    def check(batch: LocalBatch, positions: np.ndarray) -> np.ndarray:
+        with sample.accelerator.autocast():  # flash attention does not compute in float32
             check_gates(sample.classifier.base, sample.sites, batch.inputs)
-        return np.zeros(len(places))
+        return np.zeros(len(positions))
 
-    sample.subset(sample.rows[:8]).map_batches(measure)
+    sample.subset(sample.rows[:8]).map_batches(check)
 
 
 def _attention_kernel(device: torch.device) -> AbstractContextManager[None]:
-    """Return the context in which attention is differentiated fast.
+    """Return the context in which the backward pass of attention is fast.
 
-    torch's fused kernel for CPUs takes half of the whole time for its backward pass on rows of a dozen tokens
-    (measured: 1.8 of 3.6 s for 512 of them); plain matrix products take next to none.
+    On a CPU the backward pass of torch's fused kernel takes half of the time for rows of a dozen tokens (measured:
+    1.8 of 3.6 s for 512 rows); that of plain matrix products takes almost none.
     """
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
-def _of_rows(gates: Tensor, places: np.ndarray) -> Tensor:
-    return gates[torch.as_tensor(places, device=gates.device)] if gates.dim() == 3 else gates
+def _gates_at(gates: Tensor, positions: np.ndarray) -> Tensor:
+    """Return the gates of the rows at these positions, or gates (L, H) unchanged."""
+    return gates[torch.as_tensor(positions, device=gates.device)] if gates.dim() == 3 else gates
 
 
-def broadcast_decision(accelerator: Accelerator, decided: bool) -> bool:
-    """Return what the main process decided, so that all processes do the same."""
-    decision = [decided]
+def broadcast_decision(accelerator: Accelerator, decision: bool) -> bool:
+    """Return the decision of the main process on all processes."""
+    decisions = [decision]
     if accelerator.num_processes > 1:
-        broadcast_object_list(decision)
-    return decision[0]
+        broadcast_object_list(decisions)
+    return decisions[0]
 
 
-def sample_rows(rows: int, most: int | None, seed: int) -> list[int]:
-    """Return row numbers: all, or `most` of them drawn without replacement, in ascending order."""
-    if most is None or rows <= most:
-        return list(range(rows))
-    return sorted(np.random.default_rng(seed).choice(rows, most, replace=False).tolist())
+def sample_rows(num_rows: int, max_rows: int | None, seed: int) -> list[int]:
+    """Return row indices in ascending order: all, or `max_rows` of them drawn without replacement."""
+    if max_rows is None or num_rows <= max_rows:
+        return list(range(num_rows))
+    return sorted(np.random.default_rng(seed).choice(num_rows, max_rows, replace=False).tolist())
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode with no parameter asking for gradients; restore both after."""
-    asking, training = [p for p in model.parameters() if p.requires_grad], model.training
+    """Put the model in evaluation mode without parameter gradients inside the block; restore both afterwards."""
+    trained, training = [p for p in model.parameters() if p.requires_grad], model.training
     try:
         model.eval()
-        for parameter in asking:
+        for parameter in trained:
             parameter.requires_grad_(False)
         yield
     finally:
-        for parameter in asking:
+        for parameter in trained:
             parameter.requires_grad_(True)
         model.train(training)

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 
@@ -34,7 +33,7 @@ from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.finished_run import FinishedRun, finished_folder, open_run
 from finetune.pipeline.recovery import heal
 from finetune.recipe import HeadImportanceSection
-from finetune.recipe.names import HeadMethod
+from finetune.recipe.names import HEAD_METHOD_NAMES
 from finetune.report.terminal import print_pruning
 from finetune.runs.head_results import HeadScores, PruningResult
 from finetune.runs.json_files import write_json
@@ -138,9 +137,9 @@ def write_models(run: FinishedRun, pruned: Classifier, folder: Path) -> None:
 
 def _check_choice(choice: Choice, method: str | None) -> None:
     """Raise DataError for what is wrong whatever the run is."""
-    names = get_args(HeadMethod)
-    if method is not None and method not in names:
-        raise DataError(f"--method is '{method}'; it must be one of {', '.join(names)}{did_you_mean(method, names)}")
+    if method is not None and method not in HEAD_METHOD_NAMES:
+        names, hint = ", ".join(HEAD_METHOD_NAMES), did_you_mean(method, HEAD_METHOD_NAMES)
+        raise DataError(f"--method is '{method}'; it must be one of {names}{hint}")
     twice = [head for place, head in enumerate(choice.heads or ()) if head in (choice.heads or ())[:place]]
     if twice:
         raise DataError(f"--heads names {twice[0][0]}.{twice[0][1]} twice; name each head once")

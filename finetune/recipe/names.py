@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 Role = Literal["query", "key", "value", "output"]
 Split = Literal["train", "validation", "test"]
-HeadMethod = Literal[
-    "gradient",
-    "gradient_layer_norm",
-    "integrated_gradients",
-    "fisher",
-    "ablation_loss",
-    "ablation_kl",
-    "ablation_accuracy",
-    "shapley",
-    "confidence",
-    "entropy",
-    "gates",
-    "learned_order",
-    "random",
-    "iterative_gradient",
-    "iterative_gradient_layer_norm",
-    "iterative_integrated_gradients",
-    "iterative_fisher",
-    "iterative_ablation_loss",
-    "iterative_ablation_kl",
-    "iterative_ablation_accuracy",
-    "iterative_shapley",
-]
+
+
+@dataclass(frozen=True)
+class HeadMethodInfo:
+    """What a head method computes, as a one-line formula, and whether an `iterative_` variant of it exists."""
+
+    formula: str
+    iterative: bool = False
+
+
+# L is the loss, p the prediction. heads/methods.py has a function for each name. Attention statistics and learned
+# scores have no iterative variant.
+HEAD_METHODS: dict[str, HeadMethodInfo] = {
+    "gradient": HeadMethodInfo("E|dL/dgate|", iterative=True),
+    "gradient_layer_norm": HeadMethodInfo("E|dL/dgate| over the layer's norm", iterative=True),
+    "integrated_gradients": HeadMethodInfo("share of L(0) - L(1)", iterative=True),
+    "fisher": HeadMethodInfo("E(dL/dgate)^2", iterative=True),
+    "ablation_loss": HeadMethodInfo("L without the head - L", iterative=True),
+    "ablation_kl": HeadMethodInfo("KL(p || p without the head)", iterative=True),
+    "ablation_accuracy": HeadMethodInfo("accuracy - accuracy without", iterative=True),
+    "shapley": HeadMethodInfo("Shapley value for the loss", iterative=True),
+    "confidence": HeadMethodInfo("mean largest attention weight"),
+    "entropy": HeadMethodInfo("minus entropy of attention, nats"),
+    "gates": HeadMethodInfo("log-odds of a learned gate"),
+    "learned_order": HeadMethodInfo("score learned by removal"),
+    "random": HeadMethodInfo("chance"),
+}
+ITERATIVE = "iterative_"  # prefix: the remaining heads are scored again after each tenth is removed
+HEAD_METHOD_NAMES = (*HEAD_METHODS, *(ITERATIVE + name for name, method in HEAD_METHODS.items() if method.iterative))
+if TYPE_CHECKING:
+    HeadMethod = str
+else:
+    HeadMethod = Literal[HEAD_METHOD_NAMES]
 
 
 @dataclass(frozen=True)

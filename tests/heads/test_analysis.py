@@ -229,9 +229,8 @@ import datasets
 from accelerate import Accelerator
 from finetune.heads.analysis import analyze_heads
 from finetune.recipe import HeadImportanceSection
-from finetune.results import write_json
-from tests.helpers import encoded, tiny_classifier
-from tests.known_head import known_head
+from finetune.runs.json_files import write_json
+from tests.support.known_head import known_head
 datasets.disable_progress_bars()
 accelerator = Accelerator(cpu=True)
 section = HeadImportanceSection(

@@ -39,7 +39,7 @@ def test_gates_are_0_and_1_as_often_as_the_distribution_says(log_alpha: float) -
 @pytest.mark.parametrize("seed", [0, 1])
 def test_training_is_that_of_autograd_through_the_whole_model(tiny_bert: Path, seed: int) -> None:
     sample, price = sample_of(in_float64(bert(tiny_bert))), 0.02
-    found = learned._train(sample, 3, price, seed, lambda: False)
+    found = learned._train_gates(sample, price, seed, iter(range(3)))
     base, noise = sample.classifier.base.eval(), torch.Generator().manual_seed(seed)
     (batch,) = load_batches(sample.split, [sample.rows], sample.classifier.tokenizer, device=torch.device("cpu"))
     log_alpha = torch.full((2, 3), 2.0, requires_grad=True)
@@ -59,13 +59,13 @@ def test_training_is_that_of_autograd_through_the_whole_model(tiny_bert: Path, s
 
 def test_values_are_the_mean_over_folds_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
     sample, folds = known_head(18), []
-    plain = learned._train
+    plain = learned._train_gates
 
     def train(part: object, *rest: object) -> np.ndarray:
-        folds.append((part, plain(part, *rest), rest[2]))  # type: ignore[arg-type]
+        folds.append((part, plain(part, *rest), rest[1]))  # type: ignore[arg-type]
         return folds[-1][1]
 
-    monkeypatch.setattr(learned, "_train", train)
+    monkeypatch.setattr(learned, "_train_gates", train)
     found = learned_gates(sample, 5, seed=3)
     assert sorted(row for part, _, _ in folds for row in part.rows) == list(range(18))
     assert [len(part) for part, _, _ in folds] == [5, 5, 4, 4]
@@ -73,7 +73,7 @@ def test_values_are_the_mean_over_folds_with_its_error(monkeypatch: pytest.Monke
     trained = np.stack([values for _, values, _ in folds])
     assert_equal_up_to_rounding(found.values, trained.mean(0) - learned.SHIFT)  # log-odds of an open gate
     assert_equal_up_to_rounding(found.errors, trained.std(0, ddof=1) / 2)
-    assert found.note == "4 folds of 4 rows, at most 5 steps each, at a price of 0.02 a head"
+    assert found.note == "4 folds of 4 rows, at most 5 steps each, at a price of 0.02 per open gate"
     assert found.contributions is None
 
 

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import AutoModel
 
 from finetune.errors import ModelError
 from finetune.heads import methods
 from finetune.heads.gated_forward import GatedRows, gated_logits
 from finetune.heads.learned import learned_gates, learned_order
-from finetune.heads.methods import ITERATIVE, METHODS, Budget, measure_importance
+from finetune.heads.methods import METHODS, Budget, measure_importance
 from finetune.models.head_pruning import prune_heads
-from finetune.recipe.names import HeadMethod
+from finetune.recipe import HeadImportanceSection
+from finetune.recipe.names import HEAD_METHOD_NAMES, HEAD_METHODS, ITERATIVE
 from tests.conftest import SENTENCES
 from tests.models.test_architectures import build, checkpoint
 from tests.models.test_head_gates import bert
 from tests.support.helpers import assert_equal_up_to_rounding, encoded, sample_of
 from tests.support.known_head import THE_HEAD, known_head
 
-NAMES: tuple[str, ...] = get_args(HeadMethod)
+NAMES = HEAD_METHOD_NAMES
 BLIND = {"confidence", "entropy", "random"}  # they do not look at what a head does to the prediction
 MEANS = {"gradient", "fisher", "integrated_gradients", "ablation_loss", "ablation_kl", "ablation_accuracy", "shapley"}
 HEADS = [(layer, head) for layer in range(2) for head in range(3)]
@@ -55,11 +56,14 @@ def hooks(sample: GatedRows) -> int:
     return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in sample.classifier.base.modules())
 
 
-def test_the_recipe_and_the_table_name_the_same_methods() -> None:
-    again = {name for name in NAMES if name.startswith(ITERATIVE)}
-    assert {name for name in NAMES if name not in again} == set(METHODS)
-    assert {name.removeprefix(ITERATIVE) for name in again} <= set(METHODS) - BLIND
-    assert (len(NAMES), len(METHODS), len(again)) == (21, 13, 8)
+def test_every_name_has_a_function_and_the_recipe_accepts_it() -> None:
+    assert list(METHODS) == list(HEAD_METHODS)
+    iterative = [name for name in NAMES if name.startswith(ITERATIVE)]
+    assert {name.removeprefix(ITERATIVE) for name in iterative} <= set(METHODS) - BLIND
+    assert (len(NAMES), len(METHODS), len(iterative)) == (21, 13, 8)
+    assert HeadImportanceSection(method=list(NAMES)).methods() == list(NAMES)
+    with pytest.raises(ValidationError, match=r"'gradient', 'gradient_layer_norm'.*'iterative_shapley'"):
+        HeadImportanceSection(method="iterative_random")
 
 
 def test_the_known_classifier_needs_its_head_and_no_other(known: GatedRows) -> None:
@@ -146,7 +150,7 @@ def test_one_block_of_rows_is_measured_however_short_the_time(known: GatedRows, 
 def test_a_note_tells_that_it_is_that_of_one_block(known: GatedRows) -> None:
     sample = replace(known, batch_size=4)
     found = measure_importance(sample, "integrated_gradients", steps=1, seed=0, max_seconds=1e9)
-    assert found.note.startswith("measured in 3 blocks of rows; of the last: the shares sum to")
+    assert found.note.startswith("measured in 3 blocks of rows; note of the last block: the shares sum to")
 
 
 def test_one_row_has_values_and_no_errors(known: GatedRows) -> None:
