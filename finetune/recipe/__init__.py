@@ -1,10 +1,10 @@
 """The recipe: its schema, how it is loaded, and how its mistakes are reported. Imports no torch."""
 
+from finetune.recipe.data_section import DataSection
 from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.recipe.names import LOWER_IS_BETTER, METRICS
 from finetune.recipe.schema import (
     CheckpointSection,
-    DataSection,
     EvaluationSection,
     HeadImportanceSection,
     LoggingSection,

@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from finetune.errors import RecipeError, shorten
 from finetune.paths import absolute_path, path_problem
-from finetune.recipe.schema import SOURCES, Recipe
+from finetune.recipe.schema import Recipe
 from finetune.recipe.schema_validation import in_order, schema_problems
+from finetune.recipe.section import SOURCES
 from finetune.recipe.validation import (
     Problem,
     disk_problems,

@@ -81,7 +81,7 @@ peft: {r: -1}
         (MINIMAL + "trainng: {}\n", r"trainng \(line 3\): unknown key; did you mean 'training'"),
         (MINIMAL + "learning_rate: 1\n", r"learning_rate .*belongs in training"),
         (MINIMAL + "training: {mixed_precision: bf17}\n", r"'bf17'; must be 'no', 'bf16', 'fp16' or 'auto'; did"),
-        (MINIMAL + "training: {warmup_steps: 1.5}\n", r"training .*warmup_steps is 1.5; a share lies below 1"),
+        (MINIMAL + "training: {warmup_steps: 1.5}\n", r"training .*warmup_steps is 1.5; give a whole number, or a f"),
         (MINIMAL + "training: {learning_rate: true}\n", r"training.learning_rate .*given true; must be a number"),
         (MINIMAL + "training:\n", r"training .*is empty \(null\), but it must be a section of keys; fill it in, or"),
         (MINIMAL + "task: {problem_type:}\n", r"is empty \(null\), but it must be 'single_label_classification', "),
