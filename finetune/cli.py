@@ -127,6 +127,10 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--output", type=Path, help="the folder to write (default: RUN/pruned)")
     prune.set_defaults(command=_prune)
 
+    help_ = commands.add_parser("help", help="list the guides, or show one of them")
+    help_.add_argument("topic", nargs="?", help="such as recipes or troubleshooting")
+    help_.set_defaults(command=_help)
+
     schema = commands.add_parser("schema", help="print the recipe's JSON schema")
     schema.set_defaults(command=_schema)
     return parser
@@ -222,6 +226,12 @@ def _prune(asked: argparse.Namespace) -> None:
         output=asked.output,
         overrides=asked.overrides,
     )
+
+
+def _help(asked: argparse.Namespace) -> None:
+    from finetune.help import show_help
+
+    show_help(asked.topic)
 
 
 def _schema(asked: argparse.Namespace) -> None:

@@ -1,0 +1,55 @@
+"""The guides in `finetune/docs`, shown by `finetune help [TOPIC]`. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from pathlib import Path
+
+from finetune.errors import FinetuneError, shorten
+
+DOCS = Path(__file__).parent / "docs"
+_SIMILAR = 0.4  # of difflib: `heads` finds head-analysis
+_MAX_WIDTH = 110  # characters; longer lines are hard to read
+
+
+def guides() -> dict[str, Path]:
+    """Return the file of each guide by its topic, sorted by topic."""
+    return {path.stem: path for path in sorted(DOCS.glob("*.md"))}
+
+
+def summary(guide: Path) -> str:
+    """Return what a guide is about: its first line below the title."""
+    lines = guide.read_text(encoding="utf-8").splitlines()
+    return next(line for line in lines[1:] if line)
+
+
+def help_text(topic: str | None = None) -> str:
+    """Return the guide on a topic as Markdown, or the list of topics.
+
+    Raises:
+        FinetuneError: there is no such topic; the message names the nearest one.
+    """
+    known = guides()
+    if topic is None:
+        listed = "\n".join(f"- **{name}**: {summary(path)}" for name, path in known.items())
+        return f"# Guides\n\n{listed}\n\n`finetune help TOPIC` shows a guide, `finetune --help` the commands.\n"
+    if topic not in known:
+        near = difflib.get_close_matches(topic.lower(), known, n=1, cutoff=_SIMILAR)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise FinetuneError(f"there is no guide on '{shorten(topic, 80)}'; topics are {', '.join(known)}{hint}")
+    return known[topic].read_text(encoding="utf-8")
+
+
+def show_help(topic: str | None = None) -> None:
+    """Print the guide on a topic, or the list of topics: formatted in a terminal, plain Markdown elsewhere."""
+    text = help_text(topic)
+    if not sys.stdout.isatty():
+        print(text, end="")
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    console = Console()
+    console.width = min(console.width, _MAX_WIDTH)
+    console.print(Markdown(text))

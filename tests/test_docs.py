@@ -1,0 +1,187 @@
+"""README and the guides: every code block runs, every link leads somewhere, every quoted message exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import BertConfig, BertModel
+
+from finetune.cli import main
+from finetune.data.tokenization import word_tokenizer
+from finetune.help import guides, help_text, summary
+from finetune.recipe.key_table import END, GUIDE, START, key_table
+from finetune.recipe.schema import Recipe
+from tests.support.documents import DOCUMENTS, REPLACED, ROOT, SKIPPED, Result, blocks, commands, replaced, run_block
+
+WORDS = {"negative": ["slow", "dull", "weak"], "positive": ["bright", "quick", "warm"]}
+MAX_README_WORDS = 1500
+
+
+def _write_rows(file: Path, rows: int = 80) -> None:
+    lines = []
+    for number in range(rows):
+        label = ("negative", "positive")[number % 2]
+        lines.append(f"a {WORDS[label][number % 3]} film number {number},{label}")
+    file.write_text("\n".join(["sentence,label", *lines]) + "\n")
+
+
+def _save_small_bert(folder: Path) -> Path:
+    texts = [f"a {word} film number" for words in WORDS.values() for word in words]
+    tokenizer = word_tokenizer(Dataset.from_dict({"sentence": texts}), 40)
+    tokenizer.model_max_length = 128
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 16}
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, pad_token_id=0, **sizes)
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Result]]:
+    """Run every block of every document, in order, in one folder; return what came of each document."""
+    bert, work = _save_small_bert(tmp_path_factory.mktemp("bert")), tmp_path_factory.mktemp("work")
+    (work / "recipes").mkdir()
+    for recipe in (ROOT / "recipes").glob("*.yaml"):
+        (work / "recipes" / recipe.name).write_text(replaced(recipe.read_text(), bert))
+    _write_rows(work / "sentences.csv")
+    results = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(work)
+        for document in DOCUMENTS:
+            results[document] = Result()
+            for block in blocks(document):
+                run_block(block, bert, results[document])
+    yield results
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_block_runs(document: str, ran: dict[str, Result]) -> None:
+    assert ran[document].failures == []
+
+
+def test_as_much_ran_as_should(ran: dict[str, Result]) -> None:
+    run = sum((result.run for result in ran.values()), start=type(ran["README.md"].run)())
+    assert {"finetune check", "finetune train", "finetune evaluate", "finetune report", "finetune heads"} < set(run)
+    assert {"finetune merge", "finetune prune"} < set(run)
+    assert run["finetune train"] >= 12
+    assert run["python"] >= 5
+    assert run["yaml"] >= 6
+    skipped = sum((result.skipped for result in ran.values()), start=type(run)())
+    assert set(skipped) == set(SKIPPED)  # no reason outlives what it was written for
+    everything = "".join((ROOT / name).read_text() for name in (*DOCUMENTS, "recipes/toy.yaml", "recipes/sst2.yaml"))
+    assert [text for text in REPLACED if text not in everything] == []
+
+
+def test_a_command_that_is_not_covered_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    block = blocks("README.md")[0]
+    for language, text, reason in (
+        ("bash", "wget x", "`wget x` is neither run nor in SKIPPED"),
+        ("bash", "finetune check nowhere.yaml", "ended with 2"),
+        ("python", "1 / 0", "ZeroDivisionError"),
+        ("yaml", "model: {}", "the first line is neither"),
+        ("", "finetune check", "the language '' is neither run nor shown"),
+    ):
+        result = Result()
+        run_block(type(block)("x.md", 1, language, text), tmp_path, result)
+        assert len(result.failures) == 1
+        assert reason in result.failures[0]
+        assert not result.run
+
+
+def test_commands_are_split_as_a_shell_does() -> None:
+    text = "# comment\na \\\n  b   # more\ncat > x <<'EOF'\n1\n2\nEOF\nc\n"
+    assert commands(text) == ["a    b   # more", "cat > x <<'EOF'\n1\n2\nEOF", "c"]
+
+
+def test_readme_is_short() -> None:
+    assert 800 < len((ROOT / "README.md").read_text().split()) <= MAX_README_WORDS
+
+
+def test_every_link_leads_to_a_file_and_a_heading() -> None:
+    count = 0
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text()
+        for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+            name, _, heading = target.partition("#")
+            file = (ROOT / document).parent / name if name else ROOT / document
+            assert file.is_file(), f"{document}: {target}"
+            anchors = [
+                re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+                for title in re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            ] if heading else [heading]
+            assert heading in anchors, f"{document}: {target}"
+            count += 1
+    assert count > 20
+
+
+def test_the_table_of_keys_is_that_of_the_schema() -> None:
+    written = GUIDE.read_text().partition(START)[2].partition(END)[0]
+    assert written == f"\n{key_table()}\n", "run `python -m finetune.recipe.key_table`"
+    keys = re.findall(r"^\| `(\w+)` \|", written, re.MULTILINE)
+    sections = [field.annotation for field in Recipe.model_fields.values()]
+    assert len(keys) > 70 > len(sections)
+
+
+def _package_text() -> str:
+    """Return all text constants of the package; what is filled in is {}."""
+    found = []
+    for file in sorted((ROOT / "finetune").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_every_message_in_troubleshooting_exists() -> None:
+    text, package = (ROOT / "finetune/docs/troubleshooting.md").read_text(), _package_text()
+    messages = [line.removeprefix("### ") for line in text.splitlines() if line.startswith("### ")]
+    assert len(messages) >= 20
+    pieces = [piece for message in messages for piece in re.split(r"\bX\b", message.replace("`", ""))]
+    assert [piece for piece in pieces if piece.strip(" '.;:,()") and piece.strip() not in package] == []
+
+
+def test_help_lists_the_guides_and_shows_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help"]) == 0
+    listed = capsys.readouterr().out
+    assert len(guides()) == len(DOCUMENTS) - 1
+    for topic, path in guides().items():
+        assert f"- **{topic}**: {summary(path)}\n" in listed
+        assert main(["help", topic]) == 0
+        assert capsys.readouterr().out == path.read_text()
+
+
+def test_help_in_a_terminal_is_formatted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    for topic in (None, *guides()):
+        assert main(["help", *([topic] if topic else [])]) == 0
+        shown = capsys.readouterr().out
+        assert help_text(topic).splitlines()[0].removeprefix("# ") in shown
+        assert "\n# " not in shown
+        assert "<!--" not in shown
+
+
+@pytest.mark.parametrize(("topic", "near"), [("prune", "pruning"), ("heads", "head-analysis"), ("recipe", "recipes")])
+def test_an_unknown_topic_is_one_message(topic: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", topic]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"error: there is no guide on '{topic}'; topics are data-formats, ")
+    assert said.err.endswith(f"; did you mean '{near}'?\n")
+
+
+def test_help_imports_no_torch() -> None:
+    program = "import sys\nfrom finetune.cli import main\nmain(['help', 'recipes'])\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
