@@ -6,7 +6,6 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,7 +45,7 @@ def _save_small_bert(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Result]]:
+def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     """Run every block of every document, in order, in one folder; return what came of each document."""
     bert, work = _save_small_bert(tmp_path_factory.mktemp("bert")), tmp_path_factory.mktemp("work")
     (work / "recipes").mkdir()
@@ -60,7 +59,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Result]]
             results[document] = Result()
             for block in blocks(document):
                 run_block(block, bert, results[document])
-    yield results
+    return results
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -115,10 +114,14 @@ def test_every_link_leads_to_a_file_and_a_heading() -> None:
             name, _, heading = target.partition("#")
             file = (ROOT / document).parent / name if name else ROOT / document
             assert file.is_file(), f"{document}: {target}"
-            anchors = [
-                re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
-                for title in re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
-            ] if heading else [heading]
+            anchors = (
+                [
+                    re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+                    for title in re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+                ]
+                if heading
+                else [heading]
+            )
             assert heading in anchors, f"{document}: {target}"
             count += 1
     assert count > 20
@@ -138,7 +141,9 @@ def _package_text() -> str:
     for file in sorted((ROOT / "finetune").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.JoinedStr):
-                found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values))
+                found.append(
+                    "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+                )
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(node.value)
     return "\n".join(found)

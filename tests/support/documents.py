@@ -30,6 +30,10 @@ REPLACED = {
     "sst2/train.parquet": "sentences.csv",
     "sst2/validation.parquet": "sentences.csv",
     "sst2/test.parquet": "sentences.csv",
+    "(1, 2, 4, 8, 16)": "(1, 2)",
+    "(1, 2, 3, 4, 5)": "(1,)",
+    "num_train_epochs=6": "num_train_epochs=1",
+    "data.max_train_samples=2400": "data.max_train_samples=60",
 }
 # The beginning of a command, or a whole YAML file's name -> why it is not run.
 SKIPPED = {
@@ -135,7 +139,10 @@ def _load_yaml(text: str, bert: Path, result: Result) -> None:
     """Write a recipe under the name in its first line, and load it; a fragment is put into a small recipe."""
     first = text.partition("\n")[0]
     if first == _FRAGMENT:
-        whole = {"model": {"model_name_or_path": str(bert)}, "data": {"train_file": "sentences.csv", "validation_size": 0.1}}
+        whole = {
+            "model": {"model_name_or_path": str(bert)},
+            "data": {"train_file": "sentences.csv", "validation_size": 0.1},
+        }
         name, text = "fragment.yaml", yaml.safe_dump(whole) + text
     else:
         name = first.removeprefix("# ").partition(",")[0]
