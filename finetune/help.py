@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 from pathlib import Path
 
-from finetune.errors import FinetuneError, shorten
+from finetune.errors import FinetuneError, did_you_mean, shorten
 
 DOCS = Path(__file__).parent / "docs"
-_SIMILAR = 0.4  # of difflib: `heads` finds head-analysis
+_SAME_START = 3  # letters: `heads` finds head-analysis
 _MAX_WIDTH = 110  # characters; longer lines are hard to read
 
 
@@ -35,8 +34,8 @@ def help_text(topic: str | None = None) -> str:
         listed = "\n".join(f"- **{name}**: {summary(path)}" for name, path in known.items())
         return f"# Guides\n\n{listed}\n\n`finetune help TOPIC` shows a guide, `finetune --help` the commands.\n"
     if topic not in known:
-        near = difflib.get_close_matches(topic.lower(), known, n=1, cutoff=_SIMILAR)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        same_start = [name for name in known if name.startswith(topic.lower()[:_SAME_START])]
+        hint = f"; did you mean '{same_start[0]}'?" if same_start else did_you_mean(topic, known)
         raise FinetuneError(f"there is no guide on '{shorten(topic, 80)}'; topics are {', '.join(known)}{hint}")
     return known[topic].read_text(encoding="utf-8")
 

@@ -15,13 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
+from accelerate.state import AcceleratorState
 
 from finetune.cli import main
 from finetune.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 # In the order in which they are run: a later one may use what an earlier one made.
-DOCUMENTS = ("README.md", *(f"finetune/docs/{path.name}" for path in sorted((ROOT / "finetune/docs").glob("*.md"))))
+GUIDES = (
+    "recipes", "data-formats", "models", "runs", "head-analysis", "one-head-or-many", "pruning", "distributed",
+    "performance", "troubleshooting",
+)  # fmt: skip
+DOCUMENTS = ("README.md", *(f"finetune/docs/{name}.md" for name in GUIDES))
 
 # Text in a document or recipe -> what stands for it in the test ({name}: a path of the test).
 REPLACED = {
@@ -30,6 +35,8 @@ REPLACED = {
     "sst2/train.parquet": "sentences.csv",
     "sst2/validation.parquet": "sentences.csv",
     "sst2/test.parquet": "sentences.csv",
+    "validation_size: 0.1": "validation_size: 0.1\ntraining: {{num_train_epochs: 6}}",
+    "range(40)": "range(2)",
     "(1, 2, 4, 8, 16)": "(1, 2)",
     "(1, 2, 3, 4, 5)": "(1,)",
     "num_train_epochs=6": "num_train_epochs=1",
@@ -122,6 +129,7 @@ def _run_command(command: str, result: Result) -> None:
     if skips:
         result.skipped[skips[0]] += 1
     elif words[0] == "finetune":
+        AcceleratorState._reset_state(True)  # a command is a process of its own
         output = io.StringIO()
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             code = main(words[1:])
