@@ -11,7 +11,7 @@ import pytest
 
 from finetune.cli import main
 from finetune.signals import SIGNALS, Interrupted, stop_after_step, stop_immediately
-from finetune.training.trainer import Loop
+from finetune.training.trainer import Trainer
 from tests.support import ROOT
 from tests.support.helpers import HANG_SECONDS
 
@@ -50,13 +50,13 @@ def test_a_signal_in_training_is_recorded_and_the_handlers_are_restored(capfd: p
 def test_stopping_a_dry_run_mentions_no_checkpoint(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    optimise = Loop.optimise
+    optimizer_step = Trainer.optimizer_step
 
-    def signalled(loop: Loop, *step: Any) -> None:
+    def signalled(trainer: Trainer, *step: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        optimise(loop, *step)
+        optimizer_step(trainer, *step)
 
-    monkeypatch.setattr(Loop, "optimise", signalled)
+    monkeypatch.setattr(Trainer, "optimizer_step", signalled)
     assert main(["train", str(SCRATCH), "--dry-run", "training.use_cpu=true"]) == 143
     assert capfd.readouterr().err.endswith("\nstopped by SIGTERM in the dry run; nothing was kept\n")
 

@@ -14,11 +14,9 @@ from finetune.models.freezing import freeze, hold_in_one_dtype, keep_float32
 from finetune.models.lora import add_lora, merge_adapters
 from finetune.pipeline.finished_run import FinishedRun
 from finetune.pipeline.prepare import frozen_layers_cached, layers_compiled, lora_of
-from finetune.report.progress import TrainingProgress
 from finetune.report.terminal import print_line
-from finetune.training.fit import fit
+from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.schedule import fill_in, make_plan
-from finetune.training.trainer import Loop
 
 
 def heal(run: FinishedRun, pruned: Classifier, epochs: int) -> Classifier:
@@ -43,19 +41,16 @@ def heal(run: FinishedRun, pruned: Classifier, epochs: int) -> Classifier:
     with (
         frozen_layers_cached(recipe, material, run.accelerator, tell=partial(print_line, run.console)) as cached,
         layers_compiled(recipe, trained, run.accelerator),
-        TrainingProgress(run.console) as progress,
     ):
-        loop = Loop(
+        trainer = build_trainer(
             trained,
             cached.splits["train"],
             replace(plan, save_every=None, patience=None),
-            recipe.training,
-            seed=recipe.seed,
-            accelerator=run.accelerator,
-            loraplus_lr_ratio=recipe.peft.loraplus_lr_ratio if recipe.peft else None,
+            Hyperparameters(recipe.training, recipe.seed, recipe.peft.loraplus_lr_ratio if recipe.peft else None),
+            run.accelerator,
         )
-        fit(loop, progress=progress, checkpoints=run.folder.checkpoints)  # the plan writes none
-    run.accelerator.unwrap_model(loop.model, keep_fp32_wrapper=False)  # takes mixed precision off the model itself
+        trainer.fit(run.folder.checkpoints, print_line=partial(print_line, run.console))  # the plan saves no checkpoint
+    trainer.unwrap_model()
     healed = replace(pruned, model=merge_adapters(trained.model).eval())
     hold_in_one_dtype(healed.base, getattr(torch, pruned.source.dtype if pruned.source else "float32"))
     return healed

@@ -19,7 +19,7 @@ from finetune.pipeline.environment import describe_environment
 from finetune.pipeline.evaluate import evaluate_stage
 from finetune.pipeline.prepare import Material, frozen_layers_cached, prepare
 from finetune.pipeline.session import check_shared, finish, run_locked, start, with_precision
-from finetune.pipeline.train_stage import checkpoint_to_go_on_from, make_loop, rehearse, train_stage
+from finetune.pipeline.train_stage import checkpoint_to_go_on_from, make_trainer, rehearse, train_stage
 from finetune.recipe import Recipe
 from finetune.report.terminal import print_data, print_line
 from finetune.runs.ownership import check_output_dir, restore_previous_on_failure, take_ownership
@@ -61,14 +61,16 @@ def _train(recipe: Recipe, folder: RunFolder, accelerator: Accelerator, console:
         frozen_layers_cached(recipe, material, accelerator, tell=partial(print_line, console)) as cached,
         restore_previous_on_failure(folder, is_main_process=accelerator.is_main_process),
     ):
-        loop = make_loop(recipe, cached, plan, accelerator)
+        trainer = make_trainer(recipe, cached, plan, accelerator)
         if resume is not None:
-            loop.resume(resume)
-            print_line(console, f"Going on from {escape(str(resume))}, step {loop.state.step} of {plan.total_steps}.")
+            trainer.resume(resume)
+            print_line(
+                console, f"Going on from {escape(str(resume))}, step {trainer.state.step} of {plan.total_steps}."
+            )
         environment = describe_environment(accelerator, recipe.seed)
         on_main_process(accelerator, partial(take_ownership, folder, recipe, environment, material.summary))
-        trained = train_stage(recipe, cached, loop, folder, console)
-        del loop
+        trained = train_stage(recipe, cached, trainer, folder, console)
+        del trainer
     evaluate_stage(recipe, replace(material, classifier=trained), folder, accelerator, console)
     finish(accelerator)
 

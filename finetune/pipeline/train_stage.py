@@ -1,4 +1,4 @@
-"""The stages that train: the checkpoint to go on from, the loop, and the model that it leaves."""
+"""The stages that train: the checkpoint to go on from, the trainer, and the model that it leaves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from finetune.out_of_memory import peak_memory_mb
 from finetune.pipeline.prepare import Material, layers_compiled
 from finetune.pipeline.session import check_shared, start_trackers
 from finetune.recipe import Recipe
-from finetune.report.progress import TrainingProgress
 from finetune.report.terminal import print_line
 from finetune.runs.atomic_files import report_write_errors
 from finetune.runs.json_files import append_line, write_json
@@ -29,11 +28,16 @@ from finetune.runs.ownership import atomic_replace_dir, delete_previous_run, tru
 from finetune.runs.results import TrainingResult, TrainingSpeed
 from finetune.runs.run_folder import RunFolder
 from finetune.signals import Interrupted, stop_after_step
-from finetune.training.checkpoints import Found, find_checkpoint, forget_old, tidy
-from finetune.training.fit import fit
-from finetune.training.resume_check import facts_of_material, facts_of_recipe
+from finetune.training.build import Hyperparameters, build_trainer
+from finetune.training.checkpoints import (
+    FoundCheckpoint,
+    clean_up_checkpoints,
+    delete_old_checkpoints,
+    find_checkpoint,
+)
+from finetune.training.resume_check import data_fingerprint, recipe_fingerprint
 from finetune.training.schedule import Plan
-from finetune.training.trainer import Entry, Loop
+from finetune.training.trainer import Entry, Evaluation, Trainer
 
 
 def checkpoint_to_go_on_from(
@@ -48,11 +52,11 @@ def checkpoint_to_go_on_from(
     if asked is None:
         return None
 
-    def find() -> Found | None:
+    def find() -> FoundCheckpoint | None:
         if not accelerator.is_main_process:  # checksums are read once
             return None
         with report_write_errors(folder.checkpoints):
-            tidy(folder.checkpoints)
+            clean_up_checkpoints(folder.checkpoints)
         return find_checkpoint(asked, folder.checkpoints)
 
     known = gather_results(accelerator, find)[0]
@@ -64,32 +68,34 @@ def checkpoint_to_go_on_from(
     return known.folder
 
 
-def make_loop(recipe: Recipe, material: Material, plan: Plan, accelerator: Accelerator) -> Loop:
-    """Return the training loop at its start."""
+def make_trainer(recipe: Recipe, material: Material, plan: Plan, accelerator: Accelerator) -> Trainer:
+    """Return the trainer at step 0."""
     classifier = material.classifier
-    recipe_facts = facts_of_recipe(recipe, classifier.label_names)
-    return Loop(
+    return build_trainer(
         classifier,
         material.splits["train"],
         plan,
-        recipe.training,
-        seed=recipe.seed,
-        accelerator=accelerator,
-        loraplus_lr_ratio=recipe.peft.loraplus_lr_ratio if recipe.peft else None,
-        facts={**recipe_facts, **facts_of_material(material.splits, classifier.model)},
+        Hyperparameters(recipe.training, recipe.seed, recipe.peft.loraplus_lr_ratio if recipe.peft else None),
+        accelerator,
+        run_fingerprint={
+            **recipe_fingerprint(recipe, classifier.label_names),
+            **data_fingerprint(material.splits, classifier.model),
+        },
     )
 
 
-def train_stage(recipe: Recipe, material: Material, loop: Loop, folder: RunFolder, console: Console) -> Classifier:
+def train_stage(
+    recipe: Recipe, material: Material, trainer: Trainer, folder: RunFolder, console: Console
+) -> Classifier:
     """Train, save the model, and return it as it was read back from disk."""
-    classifier, accelerator = material.classifier, loop.accelerator
+    classifier, accelerator = material.classifier, trainer.accelerator
     start_trackers(recipe, folder.path, accelerator)
-    state = loop.state
+    state = trainer.state
 
     def clear() -> None:
         truncate_history(folder, state.step)
         with report_write_errors(folder.checkpoints):
-            forget_old(folder.checkpoints, recipe.checkpoint.save_total_limit, state.step)
+            delete_old_checkpoints(folder.checkpoints, recipe.checkpoint.save_total_limit, state.step)
         folder.training.unlink(missing_ok=True)  # of a run that was killed later: what it stands for is written again
 
     def log(entry: Entry) -> None:
@@ -109,28 +115,25 @@ def train_stage(recipe: Recipe, material: Material, loop: Loop, folder: RunFolde
     on_main_process(accelerator, clear)
     with (
         stop_after_step(is_main_process=accelerator.is_main_process) as request,
-        TrainingProgress(console) as progress,
         layers_compiled(recipe, classifier, accelerator),
     ):
-        stopped = fit(
-            loop,
-            best_metric=recipe.best_metric(),
-            evaluate=validate if "validation" in material.splits else None,
-            log=log,
-            progress=progress,
-            checkpoints=folder.checkpoints,
+        stopped = trainer.fit(
+            folder.checkpoints,
             keep=recipe.checkpoint.save_total_limit,
-            request=request,
+            evaluation=Evaluation(validate, recipe.best_metric()) if "validation" in material.splits else None,
+            log=log,
+            print_line=partial(print_line, console),
+            stop_request=request,
         )
-    return save_stage(material, training_result(loop, stopped, recipe.best_metric()), folder, loop, console)
+    return save_stage(material, training_result(trainer, stopped, recipe.best_metric()), folder, trainer, console)
 
 
 def save_stage(
-    material: Material, result: TrainingResult, folder: RunFolder, loop: Loop, console: Console
+    material: Material, result: TrainingResult, folder: RunFolder, trainer: Trainer, console: Console
 ) -> Classifier:
     """Write the model, read it back, and prove that it is the one that was trained."""
-    accelerator = loop.accelerator
-    accelerator.unwrap_model(loop.model, keep_fp32_wrapper=False)  # takes mixed precision off the model itself
+    accelerator = trainer.accelerator
+    trainer.unwrap_model()
     texts = material.sample_texts()
     trained = with_plain_adapters(material.classifier, texts, accelerator.device)
 
@@ -169,7 +172,7 @@ def rehearse(recipe: Recipe, material: Material, plan: Plan, accelerator: Accele
         folder = RunFolder(Path(shared))
         check_shared(folder.path, accelerator)
         try:
-            trained = train_stage(recipe, material, make_loop(recipe, material, one, accelerator), folder, console)
+            trained = train_stage(recipe, material, make_trainer(recipe, material, one, accelerator), folder, console)
         except Interrupted as stopped:  # it names a checkpoint in this folder
             raise Interrupted(stopped.number, " in the dry run; nothing was kept") from None
         accelerator.wait_for_everyone()
@@ -177,9 +180,9 @@ def rehearse(recipe: Recipe, material: Material, plan: Plan, accelerator: Accele
     return trained
 
 
-def training_result(loop: Loop, stopped: str, best_metric: str) -> TrainingResult:
+def training_result(trainer: Trainer, stopped: str, best_metric: str) -> TrainingResult:
     """Return how training ended and how fast it was."""
-    state, (trained, total) = loop.state, loop.classifier.parameter_counts()
+    state, (trained, total) = trainer.state, trainer.classifier.parameter_counts()
     seconds = max(state.train_seconds, 1e-9)
     return TrainingResult(
         steps=state.step,
@@ -189,14 +192,14 @@ def training_result(loop: Loop, stopped: str, best_metric: str) -> TrainingResul
         stopped=stopped,
         trainable_parameters=trained,
         total_parameters=total,
-        trained_dtype=", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in loop.parameters})),
+        trained_dtype=", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in trainer.stepper.parameters})),
         speed=TrainingSpeed(
             train_seconds=state.train_seconds,
             train_samples_per_second=state.rows_seen / seconds,
             train_tokens_per_second=state.tokens_seen / seconds,
             padding_share=1 - state.tokens_seen / max(state.padded_seen, 1),
             eval_samples_per_second=state.rows_evaluated / max(state.eval_seconds, 1e-9),
-            peak_memory_mb=peak_memory_mb(loop.accelerator.device),
+            peak_memory_mb=peak_memory_mb(trainer.accelerator.device),
         ),
-        notes=list(loop.classifier.notes),
+        notes=list(trainer.classifier.notes),
     )

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -158,48 +157,11 @@ def _duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-class TrainingProgress:
-    """Progress over optimizer steps, and the lines that training prints: notes and evaluations."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._stack = ExitStack()
-        self._stage: Stage | None = None
-
-    def __enter__(self) -> TrainingProgress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.close()
-
-    def start(self, total: int, done: int) -> None:
-        """Show `done` of `total` steps."""
-        self._stage = self._stack.enter_context(stage("training", total, done=done))
-
-    def advance(self) -> None:
-        """Count one step."""
-        if self._stage is not None:
-            self._stage.advance()
-
-    def note(self, text: str) -> None:
-        """Print a line that stays."""
-        self._console.print(text, soft_wrap=True)
-
-    def logged(self, entry: dict[str, Any]) -> None:
-        """Show the loss and speed of a logging step beside the bar."""
-        if self._stage is not None:
-            self._stage.describe(f"loss {entry['loss']:.4f}  {entry['samples_per_second']:.0f} rows/s")
-
-    def evaluated(self, entry: dict[str, Any], *, best: bool) -> None:
-        """Print an evaluation as a line."""
-        values = "  ".join(
-            f"{name.removeprefix('eval_')} {format_number(value, 4)}"
-            for name, value in entry.items()
-            if name.startswith("eval_")
-        )
-        self._console.print(
-            f"step {entry['step']}, epoch {entry['epoch']:.2f}:  {values}{'  [green]best[/]' if best else ''}",
-            soft_wrap=True,
-        )
+def evaluation_line(entry: Mapping[str, Any], *, best: bool) -> str:
+    """Return an evaluation of the history as text, such as "step 8, epoch 2.00:  loss 0.4123  best"."""
+    values = "  ".join(
+        f"{name.removeprefix('eval_')} {format_number(value, 4)}"
+        for name, value in entry.items()
+        if name.startswith("eval_")
+    )
+    return f"step {entry['step']}, epoch {entry['epoch']:.2f}:  {values}{'  [green]best[/]' if best else ''}"

@@ -1,1 +1,1 @@
-"""The trainer, its schedule, its optimizer, and its checkpoints."""
+"""Training: the loop, the optimizer, the schedule, checkpoints and FSDP."""

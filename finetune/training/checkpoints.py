@@ -1,14 +1,14 @@
-"""Checkpoints: whole or absent, and enough to go on to the bit.
+"""Checkpoints on disk: written atomically, found, and deleted.
 
-A checkpoint is one folder, `step-000120`. It is written aside, sealed, and renamed; one that is unfinished, altered
-since, or of something else is never read, and nothing of the run is changed before all of it is known to fit.
+A checkpoint is one folder, `step-000120`. It is written to a temporary folder, sealed with checksums, and renamed. A
+checkpoint that is unfinished, altered, or of another run is never loaded.
 
-    weights.safetensors   the parameters that are trained
-    best.safetensors      the same at the best evaluation so far, if there was one
-    optimizer.pt          optimiser, schedule, loss scaler, losses not logged yet, each process's random state
+    weights.safetensors   the trainable parameters
+    best.safetensors      the same at the best evaluation so far, if that was an earlier step
+    optimizer.pt          optimizer, scheduler, loss scaler, losses not logged yet, random state of each process
     state.json            TrainState
-    run.json              what the run must have in common with one that goes on from here
-    COMPLETE              the seal, see files.py
+    run.json              what a resumed run must have in common with this one
+    COMPLETE              the seal, see finetune/runs/atomic_files.py
 """
 
 from __future__ import annotations
@@ -16,184 +16,84 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from finetune.distributed import on_main_process
 from finetune.errors import TrainingError
 from finetune.runs.atomic_files import COMPLETE_MARKER, find_damage, fsync_path, mark_complete, report_write_errors
 from finetune.training.resume_check import refuse_differences
-from finetune.training.state import Progress, TrainState, random_state, restore_random_state
+from finetune.training.snapshot import Snapshot
+from finetune.training.state import TrainState
 
 _KIND, _VERSION = "finetune checkpoint", 3
 _PREFIX = "step-"
-_OTHER = "name another, or use resume_from_checkpoint: auto"
+_REPAIR = "name another, or use resume_from_checkpoint: auto"
 
 
 @dataclass(frozen=True)
-class Found:
-    """The checkpoint to go on from, if there is one, and why newer ones were skipped, a line each."""
+class FoundCheckpoint:
+    """The checkpoint to resume from, None if there is none, and one line for each newer one that was skipped."""
 
     folder: Path | None
     skipped: tuple[str, ...] = ()
 
 
-def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return a copy on the CPU of every parameter that is trained, by name."""
-    return {name: p.detach().to("cpu", copy=True) for name, p in model.named_parameters() if p.requires_grad}
-
-
-def restore_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Put trained parameters back.
+def save_checkpoint(root: Path, snapshot: Snapshot, *, keep: int | None, accelerator: Accelerator) -> None:
+    """Write a checkpoint on the main process, then delete all but the newest `keep` (None: keep all).
 
     Raises:
-        TrainingError: the names, shapes or dtypes are not those of this model, which is left as it was.
+        TrainingError: the disk is full or read-only; earlier checkpoints are intact. Every process raises it.
     """
-    own = _own_if_alike(model, weights)
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(weights[name])
-
-
-def _own_if_alike(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, nn.Parameter]:
-    """Return the parameters of the model that are trained; raise TrainingError if `weights` are of others."""
-    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    odd = sorted(own.keys() ^ weights.keys()) or [
-        name for name in own if (own[name].shape, own[name].dtype) != (weights[name].shape, weights[name].dtype)
-    ]
-    if odd:
-        raise TrainingError(
-            f"the checkpoint is of another model or LoRA setting: it differs in {', '.join(odd[:3])}; set them as they "
-            "were, or name another checkpoint"
-        )
-    return own
-
-
-def save_checkpoint(
-    root: Path,
-    progress: Progress,
-    model: nn.Module,
-    machinery: Mapping[str, Any],
-    facts: Mapping[str, Any],
-    *,
-    keep: int | None,
-    accelerator: Accelerator,
-) -> None:
-    """Write a checkpoint on the main process, then delete all but the newest `keep`.
-
-    Args:
-        machinery: objects with `state_dict` by name (optimizer, scheduler, scaler).
-        facts: what a run that goes on must have in common with this one, as JSON.
-
-    Raises:
-        TrainingError: the disk is full or read-only; earlier checkpoints are untouched. Every process raises it.
-    """
-    random = gather_object([random_state()])
-    states = {key: item.state_dict() for key, item in machinery.items()}  # may be gathered from all processes
-    place = _place(root, progress.state.step)
-    aside = root / f".{place.name}.tmp"
+    folder = _folder(root, snapshot.state.step)
+    temporary = root / f".{folder.name}.tmp"
 
     def write() -> None:
         try:
-            with report_write_errors(place, "make room, and go on from the earlier checkpoints, which are intact"):
-                shutil.rmtree(aside, ignore_errors=True)
-                aside.mkdir(parents=True)
-                save_file(trained_weights(model), aside / "weights.safetensors")
-                if progress.best is not None:
-                    save_file(progress.best, aside / "best.safetensors")
-                torch.save({**states, "losses": progress.losses, "random": random}, aside / "optimizer.pt")
-                (aside / "state.json").write_text(json.dumps(asdict(progress.state)))
-                (aside / "run.json").write_text(json.dumps(facts, indent=1))
-                mark_complete(aside, _KIND, _VERSION)
-                _take_place(aside, place)
-                forget_old(root, keep, progress.state.step)
+            with report_write_errors(folder, "free some space and resume from an earlier checkpoint; these are intact"):
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+                _write_files(temporary, snapshot)
+                mark_complete(temporary, _KIND, _VERSION)
+                _rename(temporary, folder)
+                delete_old_checkpoints(root, keep, snapshot.state.step)
         except TrainingError:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
 
     on_main_process(accelerator, write)
 
 
-def _take_place(aside: Path, folder: Path) -> None:
-    """Rename `aside` to `folder`. A checkpoint that is there is lost at no moment: see `tidy`."""
-    old = _replaced(folder)
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    aside.rename(folder)
-    fsync_path(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _replaced(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
-
-
-def forget_old(root: Path, keep: int | None, step: int) -> None:
-    """Delete all but the newest `keep` checkpoints (None: keep all), and never that of `step`, where training stands.
-
-    Called after each save, and before a run goes on: one that was killed between the two has one too many.
-    """
-    for old in complete_checkpoints(root)[: -keep if keep else 0]:
-        if old != _place(root, step):
-            # Half a checkpoint must not pass for one.
-            aside = old.rename(old.with_name(f".{old.name}.tmp"))
-            shutil.rmtree(aside, ignore_errors=True)
-
-
-def _place(root: Path, step: int) -> Path:
-    return root / f"{_PREFIX}{step:06d}"
-
-
-def tidy(root: Path) -> None:
-    """Clear away what killed processes left; a checkpoint that was being replaced gets its place back."""
-    for old in root.glob(f".{_PREFIX}*.old"):
-        folder = root / old.name.removeprefix(".").removesuffix(".old")
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            old.rename(folder)
-    for aside in root.glob(f".{_PREFIX}*.tmp"):
-        shutil.rmtree(aside, ignore_errors=True)
+def _write_files(folder: Path, snapshot: Snapshot) -> None:
+    save_file(snapshot.weights, folder / "weights.safetensors")
+    if snapshot.best is not None:
+        save_file(snapshot.best, folder / "best.safetensors")
+    objects = {**snapshot.objects, "losses": snapshot.losses, "random": snapshot.random_states}
+    torch.save(objects, folder / "optimizer.pt")
+    (folder / "state.json").write_text(json.dumps(snapshot.state.to_json()))
+    (folder / "run.json").write_text(json.dumps(snapshot.run_fingerprint, indent=1))
 
 
 def load_checkpoint(
-    folder: Path,
-    model: nn.Module,
-    machinery: Mapping[str, Any],
-    facts: Mapping[str, Any],
-    accelerator: Accelerator,
-) -> Progress:
-    """Put model, optimiser, schedule and random state back; return where training stood.
-
-    Everything is read and compared before the first weight is changed. The random state is restored last: nothing may
-    be drawn between this call and the next step.
+    folder: Path, run_fingerprint: Mapping[str, Any], model: nn.Module, objects: Mapping[str, Any]
+) -> Snapshot:
+    """Read a checkpoint, and check that this run, its model and its `objects` can be restored from it.
 
     Raises:
-        TrainingError: the checkpoint cannot be read or does not fit; model and machinery are as they were.
+        TrainingError: the checkpoint cannot be read or does not fit; nothing has been changed.
     """
     try:
-        refuse_differences(folder, json.loads((folder / "run.json").read_text(encoding="utf-8")), facts)
-        weights = load_file(folder / "weights.safetensors")
-        best_file = folder / "best.safetensors"
-        best = load_file(best_file) if best_file.is_file() else None
-        states = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-        state = TrainState(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
-        random, losses = states["random"][accelerator.process_index], states["losses"]
-        for held in (weights, best):
-            _own_if_alike(model, weights if held is None else held)
-        missing = sorted(machinery.keys() - states.keys())
-        optimizer = machinery.get("optimizer")
-        odd = missing[0] if missing else optimizer and _misfits(optimizer, states["optimizer"])
+        refuse_differences(folder, json.loads((folder / "run.json").read_text(encoding="utf-8")), run_fingerprint)
+        snapshot = _read_files(folder)
+        mismatch = snapshot.mismatch(model, objects)
     except (
         OSError,
         RuntimeError,
@@ -204,55 +104,93 @@ def load_checkpoint(
         SafetensorError,
         UnpicklingError,
     ) as error:
-        raise TrainingError(f"checkpoint {folder} cannot be read ({error}); {_OTHER}") from error
-    if odd:
-        raise TrainingError(f"checkpoint {folder} is of another model or optimiser: {odd} does not fit; {_OTHER}")
-    restore_weights(model, weights)
-    for key, item in machinery.items():
-        item.load_state_dict(states[key])
-    restore_random_state(random)
-    return Progress(state, best, losses)
+        raise TrainingError(f"checkpoint {folder} cannot be read ({error}); {_REPAIR}") from error
+    if mismatch:
+        raise TrainingError(f"checkpoint {folder} is of another model or optimizer: {mismatch} does not fit; {_REPAIR}")
+    return snapshot
 
 
-def _misfits(optimizer: Any, saved: Mapping[str, Any]) -> str | None:
-    """Return what of an optimiser's saved state has another number or shape, None if all fits."""
-    own, held = optimizer.param_groups, saved["param_groups"]
-    if [len(group["params"]) for group in own] != [len(group["params"]) for group in held]:
-        return "the number of the optimizer's parameters"
-    for index, parameter in enumerate(p for group in own for p in group["params"]):
-        moments = [value for value in saved["state"].get(index, {}).values() if value.dim()]
-        if any(moment.shape != parameter.shape for moment in moments):
-            return f"the optimizer's state of parameter {index}"
-    return None
+def _read_files(folder: Path) -> Snapshot:
+    best = folder / "best.safetensors"
+    objects = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+    return Snapshot(
+        state=TrainState.from_json(json.loads((folder / "state.json").read_text(encoding="utf-8"))),
+        weights=load_file(folder / "weights.safetensors"),
+        best=load_file(best) if best.is_file() else None,
+        losses=objects.pop("losses"),
+        random_states=objects.pop("random"),
+        objects=objects,
+        run_fingerprint=json.loads((folder / "run.json").read_text(encoding="utf-8")),
+    )
+
+
+def find_checkpoint(name: str | None, root: Path) -> FoundCheckpoint:
+    """Return the checkpoint to resume from: the newest complete and intact one for `auto`, else the folder `name`.
+
+    Raises:
+        TrainingError: the named folder is not a complete and intact checkpoint.
+    """
+    if name is None:
+        return FoundCheckpoint(None)
+    if name != "auto":
+        problem = find_damage(Path(name), _KIND, _VERSION)
+        if problem:
+            raise TrainingError(f"{name} is not a complete checkpoint: {problem}; {_REPAIR}")
+        return FoundCheckpoint(Path(name))
+    skipped: list[str] = []
+    for folder in reversed(_checkpoint_folders(root)):
+        problem = find_damage(folder, _KIND, _VERSION)
+        if problem is None:
+            return FoundCheckpoint(folder, tuple(skipped))
+        skipped.append(f"Skipped {folder}: {problem}.")
+    return FoundCheckpoint(None, tuple(skipped))
 
 
 def complete_checkpoints(root: Path) -> list[Path]:
-    """Return the finished checkpoints under `root`, oldest first; they may have been damaged since."""
-    return [folder for folder in _candidates(root) if (folder / COMPLETE_MARKER).is_file()]
+    """Return the finished checkpoints under `root`, oldest first; they may be damaged."""
+    return [folder for folder in _checkpoint_folders(root) if (folder / COMPLETE_MARKER).is_file()]
 
 
-def _candidates(root: Path) -> list[Path]:
-    numbered = [folder for folder in root.glob(f"{_PREFIX}*") if folder.name.removeprefix(_PREFIX).isdecimal()]
-    return sorted(numbered, key=lambda folder: int(folder.name.removeprefix(_PREFIX)))
+def delete_old_checkpoints(root: Path, keep: int | None, step: int) -> None:
+    """Delete all but the newest `keep` checkpoints (None: keep all), and never the one of the current `step`.
 
-
-def find_checkpoint(asked: str | None, root: Path) -> Found:
-    """Return the checkpoint to go on from: the newest complete and intact one for `auto`, else the folder asked for.
-
-    Raises:
-        TrainingError: the folder asked for is not complete and intact.
+    Called after each save, and before a run is resumed: a run killed between saving and deleting leaves one too many.
     """
-    if asked is None:
-        return Found(None)
-    if asked != "auto":
-        wrong = find_damage(Path(asked), _KIND, _VERSION)
-        if wrong:
-            raise TrainingError(f"{asked} is no complete checkpoint: {wrong}; {_OTHER}")
-        return Found(Path(asked))
-    skipped: list[str] = []
-    for folder in reversed(_candidates(root)):
-        wrong = find_damage(folder, _KIND, _VERSION)
-        if wrong is None:
-            return Found(folder, tuple(skipped))
-        skipped.append(f"Skipped {folder}: {wrong}.")
-    return Found(None, tuple(skipped))
+    for old in complete_checkpoints(root)[: -keep if keep else 0]:
+        if old != _folder(root, step):
+            # Renamed first: a folder that is deleted only in part must not be taken for a checkpoint.
+            temporary = old.rename(old.with_name(f".{old.name}.tmp"))
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def clean_up_checkpoints(root: Path) -> None:
+    """Remove temporary folders of killed processes, and restore a checkpoint whose replacement was not finished."""
+    for old in root.glob(f".{_PREFIX}*.old"):
+        folder = root / old.name.removeprefix(".").removesuffix(".old")
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(folder)
+    for temporary in root.glob(f".{_PREFIX}*.tmp"):
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rename(temporary: Path, folder: Path) -> None:
+    """Rename `temporary` to `folder`; if this is interrupted, `clean_up_checkpoints` restores an existing `folder`."""
+    old = folder.with_name(f".{folder.name}.old")
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    temporary.rename(folder)
+    fsync_path(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _folder(root: Path, step: int) -> Path:
+    return root / f"{_PREFIX}{step:06d}"
+
+
+def _checkpoint_folders(root: Path) -> list[Path]:
+    """Return all folders named like a checkpoint, by step."""
+    folders = [folder for folder in root.glob(f"{_PREFIX}*") if folder.name.removeprefix(_PREFIX).isdecimal()]
+    return sorted(folders, key=lambda folder: int(folder.name.removeprefix(_PREFIX)))

@@ -1,4 +1,4 @@
-"""The optimizer and the weights of the classes."""
+"""The optimizer, gradient clipping and class weights."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from finetune.errors import TrainingError
 from finetune.models.losses import balanced_weights
 from finetune.recipe import TrainingSection
 
-# Where fused AdamW divides gradients itself, which saves a pass over them; on mps it takes the divisor and forgets it.
-_DIVIDE = ("cpu", "cuda")
+# Device types on which fused AdamW divides the gradients itself, which saves a pass over them; on mps it accepts the
+# divisor and ignores it.
+_FUSED_CLIPPING = ("cpu", "cuda")
 
 
 def build_optimizer(
-    trained: Mapping[str, nn.Parameter], training: TrainingSection, loraplus_lr_ratio: float | None = None
+    parameters: Mapping[str, nn.Parameter], training: TrainingSection, loraplus_lr_ratio: float | None = None
 ) -> torch.optim.AdamW:
-    """Return AdamW (Loshchilov and Hutter 2019); biases and norms, all vectors, are not decayed.
+    """Return AdamW (Loshchilov and Hutter 2019) without weight decay for vectors, that is biases and norms.
 
-    With `weight_decay: 0` this is Adam (Kingma and Ba 2015). `loraplus_lr_ratio` multiplies the learning rate of
-    LoRA's B matrices (LoRA+, Hayou et al. 2024).
+    With `weight_decay: 0` this is Adam (Kingma and Ba 2015).
 
     Args:
-        trained: the parameters, by their names in the model.
+        parameters: the parameters to train, by their names in the model.
+        loraplus_lr_ratio: multiplies the learning rate of LoRA's B matrices (LoRA+, Hayou et al. 2024).
     """
     rate = training.learning_rate
-    assert rate is not None, "plan.fill_in chooses the learning rate that a recipe leaves open"
-    faster = [p for name, p in trained.items() if loraplus_lr_ratio and "lora_B" in name]
-    others = [p for name, p in trained.items() if not (loraplus_lr_ratio and "lora_B" in name)]
+    assert rate is not None, "schedule.fill_in sets a learning rate that is missing in the recipe"
+    lora_b = [p for name, p in parameters.items() if loraplus_lr_ratio and "lora_B" in name]
+    others = [p for name, p in parameters.items() if not (loraplus_lr_ratio and "lora_B" in name)]
     groups = [
         {"params": [p for p in others if p.dim() > 1], "weight_decay": training.weight_decay},
         {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0},
         {
-            "params": faster,
+            "params": lora_b,
             "weight_decay": training.weight_decay,
             "lr": rate * (loraplus_lr_ratio or 1.0),
         },
@@ -49,25 +50,35 @@ def build_optimizer(
     )
 
 
-def clip(optimizer: torch.optim.AdamW, parameters: Sequence[nn.Parameter], norm: Tensor, most: float) -> None:
-    """Let the optimiser's next step see gradients shrunk to a norm of `most`, where theirs, `norm`, is larger."""
-    if norm.device.type in _DIVIDE:
-        optimizer.grad_scale = ((norm + 1e-6) / most).clamp(min=1.0)  # type: ignore[attr-defined]
+def clip_gradients(
+    optimizer: torch.optim.AdamW, parameters: Sequence[nn.Parameter], norm: Tensor, max_norm: float
+) -> None:
+    """Scale the gradients, whose norm is `norm`, down to `max_norm` in the optimizer's next step."""
+    if norm.device.type in _FUSED_CLIPPING:
+        optimizer.grad_scale = ((norm + 1e-6) / max_norm).clamp(min=1.0)  # type: ignore[attr-defined]
     else:
-        clip_grads_with_norm_(parameters, most, norm)
+        clip_grads_with_norm_(parameters, max_norm, norm)
 
 
-def class_weights(asked: str | Mapping[str, float] | None, labels: Tensor, names: list[str]) -> Tensor | None:
-    """Return a weight a class, (C,), or None; `balanced` weighs each class by the inverse of its rows.
+def class_weights(setting: str | Mapping[str, float] | None, labels: Tensor, names: list[str]) -> Tensor | None:
+    """Return one weight per class, (C,), for the recipe's `training.class_weights`, None without it.
+
+    `balanced` weights each class by the inverse of its number of rows.
+
+    Args:
+        labels: the class of each training row, (N,).
+        names: the label names, (C,).
 
     Raises:
-        TrainingError: a name is no label.
+        TrainingError: the setting has a name that is not a label.
     """
-    if asked is None:
+    if setting is None:
         return None
-    if isinstance(asked, str):
+    if isinstance(setting, str):
         return balanced_weights(torch.bincount(labels, minlength=len(names)))
-    unknown = sorted(asked.keys() - set(names))
+    unknown = sorted(setting.keys() - set(names))
     if unknown:
-        raise TrainingError(f"training.class_weights: {', '.join(unknown)} is no label; labels are {', '.join(names)}")
-    return torch.tensor([asked.get(name, 1.0) for name in names])
+        raise TrainingError(
+            f"training.class_weights: {', '.join(unknown)} is not a label; the labels are {', '.join(names)}"
+        )
+    return torch.tensor([setting.get(name, 1.0) for name in names])

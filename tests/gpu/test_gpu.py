@@ -25,7 +25,7 @@ from finetune.heads.gated_forward import GatedRows, check_all_ones, gate_gradien
 from finetune.models.saving import load_classifier, logits_of
 from finetune.out_of_memory import halve_rows, is_out_of_memory
 from finetune.recipe import TrainingSection
-from finetune.training.trainer import Loop
+from finetune.training.build import Hyperparameters, build_trainer
 from tests.support import ROOT
 from tests.support.finished_runs import SCRATCH, finished, recipe
 from tests.support.helpers import encoded, plan, tiny_classifier
@@ -157,15 +157,17 @@ def test_heads_are_cut_out(tiny_bert: Path, tmp_path: Path) -> None:
 def test_batches_and_steps_are_on_the_gpu(tiny_bert: Path) -> None:
     classifier, accelerator = tiny_classifier(tiny_bert), Accelerator()
     split = encoded(classifier)
-    loop = Loop(classifier, split, plan(), TrainingSection(learning_rate=1e-3), seed=0, accelerator=accelerator)
-    assert loop.words is None  # a word that is in no training row would be a device-side assert
+    trainer = build_trainer(
+        classifier, split, plan(), Hyperparameters(TrainingSection(learning_rate=1e-3), seed=0), accelerator
+    )
+    assert trainer.stepper.model.embeddings is None  # a word that is in no training row would be a device-side assert
     cpu = list(load_batches(split, [np.array([0, 5])], classifier.tokenizer, device=CPU))
     for own, other in zip(load_batches(split, [np.array([0, 5])], classifier.tokenizer, device=GPU), cpu, strict=True):
         assert all(torch.equal(tensor.cpu(), other.inputs[name]) for name, tensor in own.inputs.items())
         assert {tensor.device.type for tensor in (*own.inputs.values(), own.labels, own.weights)} == {"cuda"}
-    for micro_batches, rows in loop.epoch_steps():
-        loop.optimise(micro_batches, rows)
-    assert np.isfinite(loop.log_entry()["loss"])
+    for micro_batches, rows in trainer.epoch_steps():
+        trainer.optimizer_step(micro_batches, rows)
+    assert np.isfinite(trainer.log_entry()["loss"])
 
 
 def test_memory_that_runs_out_is_recognized_and_freed() -> None:

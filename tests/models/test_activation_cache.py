@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
@@ -35,10 +34,9 @@ from finetune.models.first_token import first_token_only
 from finetune.models.freezing import freeze
 from finetune.models.frozen_encoder import FrozenPart
 from finetune.recipe import TrainingSection
-from finetune.report.progress import TrainingProgress
-from finetune.training.checkpoints import find_checkpoint, trained_weights
-from finetune.training.fit import fit
-from finetune.training.trainer import Loop
+from finetune.training.build import Hyperparameters, build_trainer
+from finetune.training.checkpoints import find_checkpoint
+from finetune.training.snapshot import trained_weights
 from tests.conftest import SENTENCES
 from tests.models.test_architectures import CPU, build, checkpoint
 from tests.support.helpers import (
@@ -94,11 +92,10 @@ def train(
     """Train three epochs of two steps of two uneven micro-batches."""
     schedule = plan(accumulation=2, steps_per_epoch=2, epochs=3, total_steps=6, save_every=1)
     settings = TrainingSection(learning_rate=1e-2, adam_epsilon=0.1, train_sampling_strategy="group_by_length")
-    loop = Loop(classifier, split, schedule, settings, seed=5, accelerator=accelerator)
+    trainer = build_trainer(classifier, split, schedule, Hyperparameters(settings, seed=5), accelerator)
     if resume is not None:
-        loop.resume(resume)
-    with TrainingProgress(Console(quiet=True)) as progress:
-        fit(loop, progress=progress, checkpoints=folder)
+        trainer.resume(resume)
+    trainer.fit(folder)
     return trained_weights(classifier.model)
 
 

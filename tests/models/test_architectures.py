@@ -33,7 +33,7 @@ from finetune.models.output_bias import start_at_label_means
 from finetune.models.pretrained import Source, load_tokenizer
 from finetune.models.saving import check_reload, load_classifier, logits_of, save_classifier
 from finetune.recipe import TrainingSection
-from finetune.training.trainer import Loop
+from finetune.training.build import Hyperparameters, build_trainer
 from tests.conftest import SENTENCES
 from tests.support.helpers import FLOAT32, assert_equal_up_to_rounding, plan, sample_of
 
@@ -204,17 +204,16 @@ def test_gradients_have_a_row_for_each_layer_and_head(
 
 def train_three_steps(classifier: Classifier, accelerator: Accelerator) -> None:
     settings = TrainingSection(learning_rate=1e-2)
-    loop = Loop(
+    trainer = build_trainer(
         classifier,
         split_of(classifier),
         plan(steps_per_epoch=3, total_steps=3),
-        settings,
-        seed=0,
-        accelerator=accelerator,
+        Hyperparameters(settings, seed=0),
+        accelerator,
     )
     for _ in range(2):
-        for micro_batches, rows in loop.epoch_steps():
-            loop.optimise(micro_batches, rows)
+        for micro_batches, rows in trainer.epoch_steps():
+            trainer.optimizer_step(micro_batches, rows)
 
 
 @pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer with groups")  # SqueezeBERT's, not to be merged

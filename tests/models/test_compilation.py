@@ -22,7 +22,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.compilation import compiled_layers
 from finetune.models.lora import Lora
 from finetune.recipe import TrainingSection
-from finetune.training.trainer import Loop
+from finetune.training.build import Hyperparameters, build_trainer
 from tests.conftest import SENTENCES
 from tests.support.helpers import ROLES, assert_equal_up_to_rounding, encoded, plan, tiny_classifier
 
@@ -50,10 +50,10 @@ def train(classifier: Classifier, accelerator: Accelerator, compiled: bool) -> t
     classifier.model.train = lambda mode=True: classifier.model  # type: ignore[method-assign]
     split = encoded(classifier)
     settings = TrainingSection(learning_rate=1e-2, adam_epsilon=0.1, torch_compile=compiled)
-    loop = Loop(classifier, split, plan(), settings, seed=5, accelerator=accelerator)
+    trainer = build_trainer(classifier, split, plan(), Hyperparameters(settings, seed=5), accelerator)
     before = predict(classifier, split, batch_size=4, accelerator=accelerator).logits
-    for micro_batches, rows in loop.epoch_steps():
-        loop.optimise(micro_batches, rows)
+    for micro_batches, rows in trainer.epoch_steps():
+        trainer.optimizer_step(micro_batches, rows)
     return before, predict(classifier, split, batch_size=4, accelerator=accelerator).logits
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -30,9 +29,7 @@ from finetune.models.pretrained import Source
 from finetune.models.saving import check_reload, load_classifier, logits_of, merge_classifier, save_classifier
 from finetune.pipeline.session import with_precision
 from finetune.recipe import Recipe, TrainingSection
-from finetune.report.progress import TrainingProgress
-from finetune.training.fit import fit
-from finetune.training.trainer import Loop
+from finetune.training.build import Hyperparameters, build_trainer
 from tests.support.finished_runs import SCRATCH, recipe
 from tests.support.helpers import encoded, plan, sample_of, tiny_classifier
 
@@ -124,11 +121,12 @@ def test_training_works_with_frozen_layers_cached_and_without(
             options = {"batch_size": 4, "accelerator": bf16, "tell": lambda text: None}
             filled = cached_frozen_layers(classifier, {"train": split}, 1, **options)
             split = caches.enter_context(filled)["train"]
-        loop = Loop(classifier, split, plan(), TrainingSection(learning_rate=1e-3), seed=0, accelerator=bf16)
-        with TrainingProgress(Console(quiet=True)) as progress:
-            fit(loop, progress=progress, checkpoints=tmp_path)
-    bf16.unwrap_model(loop.model, keep_fp32_wrapper=False)
-    assert loop.state.step == 6
+        trainer = build_trainer(
+            classifier, split, plan(), Hyperparameters(TrainingSection(learning_rate=1e-3), seed=0), bf16
+        )
+        trainer.fit(tmp_path)
+    trainer.unwrap_model()
+    assert trainer.state.step == 6
     assert logits_of(classifier, TEXTS, CPU).isfinite().all()
 
 

@@ -24,8 +24,8 @@ from finetune.models.saving import (
     with_plain_adapters,
 )
 from finetune.recipe import TrainingSection
+from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.optimizer import build_optimizer
-from finetune.training.trainer import Loop
 from tests.support.helpers import ROLES, assert_equal_up_to_rounding, encoded, plan, tiny_classifier
 
 PLAIN = Lora(r=2, lora_alpha=4, lora_dropout=0.0, roles=ROLES)
@@ -50,9 +50,9 @@ def trained(checkpoint: Path, lora: Lora, accelerator: Accelerator) -> Classifie
     torch.manual_seed(0)
     found = tiny_classifier(checkpoint, lora=lora)
     settings = TrainingSection(learning_rate=1e-2)
-    loop = Loop(found, encoded(found), plan(total_steps=3), settings, seed=0, accelerator=accelerator)
-    for micro_batches, rows in loop.epoch_steps():
-        loop.optimise(micro_batches, rows)
+    trainer = build_trainer(found, encoded(found), plan(total_steps=3), Hyperparameters(settings, seed=0), accelerator)
+    for micro_batches, rows in trainer.epoch_steps():
+        trainer.optimizer_step(micro_batches, rows)
     return found
 
 
@@ -194,9 +194,9 @@ def test_trained_weights_are_float32_on_a_base_of_lower_precision(
         "For faster products set training.mixed_precision: bf16.",
     ))  # fmt: skip
     settings = TrainingSection(learning_rate=1e-2)
-    loop = Loop(found, encoded(found), plan(total_steps=3), settings, seed=0, accelerator=accelerator)
-    for micro_batches, rows in loop.epoch_steps():
-        loop.optimise(micro_batches, rows)
+    trainer = build_trainer(found, encoded(found), plan(total_steps=3), Hyperparameters(settings, seed=0), accelerator)
+    for micro_batches, rows in trainer.epoch_steps():
+        trainer.optimizer_step(micro_batches, rows)
     save_classifier(found, tmp_path / "model")
     again = load_classifier(tmp_path / "model")
     assert check_reload(found, again, TEXTS, CPU) <= 1e-5

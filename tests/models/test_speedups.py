@@ -7,16 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 
 from finetune.evaluation.prediction import predict
 from finetune.models import cpu_kernels
 from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
 from finetune.recipe import TrainingSection
-from finetune.report.progress import TrainingProgress
-from finetune.training.fit import fit
-from finetune.training.trainer import Loop
+from finetune.training.build import Hyperparameters, build_trainer
+from finetune.training.trainer import Evaluation
 from tests.support.helpers import ROLES, assert_equal_up_to_rounding, encoded, plan, tiny_classifier
 
 
@@ -44,7 +42,9 @@ def test_training_and_its_evaluations_use_them(
     kept = cpu_kernels._kept
     monkeypatch.setattr(cpu_kernels, "_kept", lambda values, cut: drawn.append(values.shape) or kept(values, cut))
     before = hooks(classifier)
-    loop = Loop(classifier, split, plan(), TrainingSection(learning_rate=2e-5), seed=0, accelerator=accelerator)
+    trainer = build_trainer(
+        classifier, split, plan(), Hyperparameters(TrainingSection(learning_rate=2e-5), seed=0), accelerator
+    )
 
     def evaluate() -> dict[str, float]:
         masks = len(drawn)
@@ -52,13 +52,7 @@ def test_training_and_its_evaluations_use_them(
         assert len(drawn) == masks  # no dropout in evaluations
         return {"loss": loss}
 
-    with TrainingProgress(Console(quiet=True)) as progress:
-        fit(
-            loop,
-            evaluate=evaluate,
-            progress=progress,
-            checkpoints=tmp_path,
-        )
+    trainer.fit(tmp_path, evaluation=Evaluation(evaluate))
     assert sizes[2:] == [1] * (6 + 2 * 2)  # 6 steps and 2 evaluations of 2 batches; the first two passes try it
     # A step drops out behind embeddings and pooler, in each layer of weights, attention and the rest; LoRA: of inputs.
     assert len(drawn) == 6 * (2 + 2 * 3 + (2 * 4 if hasattr(classifier.model, "peft_config") else 0))

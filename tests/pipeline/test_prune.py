@@ -28,7 +28,8 @@ from finetune.pipeline.prune import PATIENCE, STEP, Choice, most_within, prune, 
 from finetune.pipeline.recovery import heal
 from finetune.runs.head_results import HeadAnalysis, PruningResult
 from finetune.runs.json_files import read_json
-from finetune.training.trainer import Loop
+from finetune.training.build import build_trainer
+from finetune.training.trainer import Trainer
 from tests.support import ROOT
 from tests.support.finished_runs import HEADS, LAYERS, SCRATCH, contents, finished, read_back, recipe, rows
 from tests.support.helpers import FLOAT32, TRAINED, assert_equal_up_to_rounding
@@ -240,15 +241,15 @@ def test_healing_computes_frozen_layers_once_and_compiles_the_others(
     run = finished(tmp_path, recipe({"model_name_or_path": str(still)}, training=frozen), "head_importance=null")
     cached, compiled, healed = [], [], []
 
-    def loop(classifier: Classifier, split: EncodedSplit, *rest: Any, **options: Any) -> Loop:
+    def build(classifier: Classifier, split: EncodedSplit, *rest: Any, **options: Any) -> Trainer:
         cached.append(split.states is not None)
-        return Loop(classifier, split, *rest, **options)
+        return build_trainer(classifier, split, *rest, **options)
 
     def compile_from(model: object, device: object, *, first: int) -> Any:
         compiled.append(first)
         return nullcontext()
 
-    monkeypatch.setattr("finetune.pipeline.recovery.Loop", loop)
+    monkeypatch.setattr("finetune.pipeline.recovery.build_trainer", build)
     monkeypatch.setattr("finetune.pipeline.prepare.compiled_layers", compile_from)
     for changes in ([], ["training.cache_frozen_layers=true", "training.torch_compile=true"]):
         opened = read_back(run, *changes)

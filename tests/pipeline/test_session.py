@@ -118,9 +118,9 @@ MACHINES = """
 import os, signal, sys
 from pathlib import Path
 from accelerate import Accelerator
-from finetune import session
+from finetune.pipeline import session
 from finetune.cli import main
-from finetune.loop import Loop
+from finetune.training.trainer import Trainer
 shared = sys.argv[1]
 rank = int(os.environ["RANK"])
 os.umask((0o022, 0o077)[rank])
@@ -131,13 +131,13 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 session.DISK_SECONDS = 0.5
 Accelerator.end_training = lambda self: None  # the next command works with the same group
-optimise = Loop.optimise
-def signalled(loop, *step):  # once, and one process alone
-    if rank == 1 and loop.state.step == 4:
-        Loop.optimise = optimise
+optimizer_step = Trainer.optimizer_step
+def signalled(trainer, *step):  # only once, and in one process
+    if rank == 1 and trainer.state.step == 4:
+        Trainer.optimizer_step = optimizer_step
         os.kill(os.getpid(), signal.SIGTERM)
-    optimise(loop, *step)
-Loop.optimise = signalled
+    optimizer_step(trainer, *step)
+Trainer.optimizer_step = signalled
 Path("cache").mkdir(exist_ok=True)  # a data file that is another on each machine, and wrong on the second
 Path("cache/rows.csv").write_text(("sentence", "text")[rank] + ",label\\n" + "the cat sat,0\\na dog sat,1\\n" * 4)
 run = shared + "/runs/a"

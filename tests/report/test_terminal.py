@@ -5,8 +5,16 @@ import io
 import pytest
 from rich.console import Console
 
-from finetune.report.progress import TrainingProgress
-from finetune.report.terminal import _score, print_agreement, print_data, print_heads, print_pruning, print_scores
+from finetune.report.progress import evaluation_line
+from finetune.report.terminal import (
+    _score,
+    print_agreement,
+    print_data,
+    print_heads,
+    print_line,
+    print_pruning,
+    print_scores,
+)
 from finetune.runs.head_results import (
     HeadAnalysis,
     HeadScores,
@@ -140,16 +148,15 @@ def test_a_pruned_run_without_scores_says_so() -> None:
     assert "[/x]/model" in text.getvalue()
 
 
-def test_progress_prints_evaluations_and_keeps_quiet_when_told() -> None:
+def test_an_evaluation_is_one_line_and_a_quiet_console_prints_nothing() -> None:
     console, text = terminal()
     silence = io.StringIO()
     for chosen in (console, Console(file=silence, quiet=True)):
-        with TrainingProgress(chosen) as progress:
-            progress.start(4, 0)
-            progress.advance()
-            progress.logged({"loss": 0.5, "samples_per_second": 12.0})
-            progress.evaluated({"step": 1, "epoch": 0.25, "eval_loss": 0.5}, best=True)
-    assert "step 1, epoch 0.25:  loss 0.5000  best" in text.getvalue()
+        for best in (True, False):
+            entry = {"step": 1, "epoch": 0.25, "eval_loss": 0.5, "eval_pearson": None}
+            print_line(chosen, evaluation_line(entry, best=best))
+    line = "step 1, epoch 0.25:  loss 0.5000  pearson undefined"
+    assert text.getvalue().splitlines() == [f"{line}  best", line]
     assert silence.getvalue() == ""
 
 

@@ -74,13 +74,15 @@ from accelerate import Accelerator
 from finetune.training.checkpoints import find_checkpoint, save_checkpoint
 from finetune.errors import TrainingError
 from finetune.runs.json_files import append_line, write_json
-from finetune.training.state import Progress, TrainState
+from finetune.training.snapshot import Snapshot, trained_weights
+from finetune.training.state import TrainState, random_state
 
 root = Path(sys.argv[1])
 
 def save(step, width):
-    progress = Progress(TrainState(step=step), None, torch.zeros(0))
-    save_checkpoint(root, progress, torch.nn.Linear(width, width), {}, {}, keep=1, accelerator=Accelerator(cpu=True))
+    weights = trained_weights(torch.nn.Linear(width, width))
+    snapshot = Snapshot(TrainState(step=step), weights, None, torch.zeros(0), {}, [random_state()], {})
+    save_checkpoint(root, snapshot, keep=1, accelerator=Accelerator(cpu=True))
 
 save(1, 150)
 if sys.argv[2] == "limit":

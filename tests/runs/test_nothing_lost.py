@@ -17,7 +17,7 @@ from finetune.recipe import load_recipe
 from finetune.runs.locks import LOCK, locked_folder
 from finetune.runs.ownership import check_output_dir
 from finetune.runs.run_folder import RunFolder
-from finetune.training.trainer import Loop
+from finetune.training.trainer import Trainer
 from tests.support.finished_runs import SCRATCH, contents, recipe
 
 AUTO, OVERWRITE = "checkpoint.resume_from_checkpoint=auto", "overwrite_output_dir=true"
@@ -164,12 +164,12 @@ def test_a_run_is_known_by_its_files_alone(run: Path, small_recipe: Path, tmp_pa
 
 
 def fail_at(step: int) -> Callable[..., Any]:
-    optimise = Loop.optimise
+    optimizer_step = Trainer.optimizer_step
 
-    def failing(loop: Loop, *args: Any) -> Any:
-        if loop.state.step == step:
+    def failing(trainer: Trainer, *args: Any) -> Any:
+        if trainer.state.step == step:
             raise TrainingError("the loss is not finite")
-        return optimise(loop, *args)
+        return optimizer_step(trainer, *args)
 
     return failing
 
@@ -182,18 +182,18 @@ def test_the_old_run_is_kept_until_the_new_one_has_a_model(
     again = ["train", str(small_recipe), f"output_dir={run}", OVERWRITE, "seed=5", "head_importance=null"]
     saved = ["checkpoint.save_strategy=steps", "checkpoint.save_steps=2"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Loop, "optimise", fail_at(1))
+        patch.setattr(Trainer, "optimizer_step", fail_at(1))
         assert main([*again, *saved]) == 2  # before it has anything to show
     assert "the loss is not finite" in capsys.readouterr().err
     assert contents(run) == old
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Loop, "optimise", fail_at(3))
+        patch.setattr(Trainer, "optimizer_step", fail_at(3))
         assert main([*again, *saved]) == 2  # it has a checkpoint, from which it can go on
     kept = {name.removeprefix(".previous/"): text for name, text in contents(run).items() if "/" in name}
     assert kept.items() >= {name: text for name, text in old.items() if name != "notes.txt"}.items()
     assert yaml.safe_load((run / "recipe.yaml").read_text())["seed"] == 5
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Loop, "optimise", fail_at(1))
+        patch.setattr(Trainer, "optimizer_step", fail_at(1))
         assert main([*again, *saved]) == 2  # the unfinished run is given up, and the old one is back
     assert contents(run) == old
     assert main(again) == 0

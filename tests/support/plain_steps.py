@@ -27,9 +27,10 @@ from finetune.models.classifier import Classifier, pretrained_classifier, quiet_
 from finetune.models.lora import Lora
 from finetune.models.pretrained import Source, load_tokenizer
 from finetune.recipe import TrainingSection
-from finetune.training.checkpoints import trained_weights
-from finetune.training.fsdp import fsdp_plugin, shard_on_cpus, whole_tensor
-from finetune.training.trainer import Loop
+from finetune.training.build import Hyperparameters, build_trainer
+from finetune.training.fsdp import fsdp_plugin, full_tensor, shard_on_cpus
+from finetune.training.snapshot import trained_weights
+from finetune.training.trainer import Trainer
 from tests.conftest import SENTENCES
 from tests.support.helpers import ROLES, plan
 
@@ -125,17 +126,17 @@ def plain_step(
     return loss.item(), {name: gradient * shrunk for name, gradient in gradients.items()}, norm
 
 
-def gradients_of(loop: Loop) -> dict[str, Tensor]:
+def gradients_of(trainer: Trainer) -> dict[str, Tensor]:
     """Return the gradient of every parameter of the model, whole; that of words' embeddings is kept beside it."""
-    held = {name.removeprefix("module."): p for name, p in loop.model.named_parameters()}
-    found = {name: whole_tensor(p.grad).clone() for name, p in held.items() if p.grad is not None}
-    if loop.words is not None:
-        (name,) = [name for name, p in held.items() if p is loop.words.weight]
-        found[name] = torch.zeros_like(loop.words.weight).index_copy_(0, loop.words.ids, loop.words.rows.grad)
+    held = {name.removeprefix("module."): p for name, p in trainer.stepper.model.module.named_parameters()}
+    found = {name: full_tensor(p.grad).clone() for name, p in held.items() if p.grad is not None}
+    if (subset := trainer.stepper.model.embeddings) is not None:
+        (name,) = [name for name, p in held.items() if p is subset.weight]
+        found[name] = torch.zeros_like(subset.weight).index_copy_(0, subset.ids, subset.rows.grad)
     return found
 
 
-def run_short(loop: Loop) -> None:
+def run_short(trainer: Trainer) -> None:
     """Let memory run out in a pass over more than one row that is not the first: there are gradients to forget."""
     passes: list[int] = []
 
@@ -145,7 +146,7 @@ def run_short(loop: Loop) -> None:
             if len(passes) > 1 and passes[-1] > 1:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    loop.classifier.model.register_forward_pre_hook(refuse, with_kwargs=True)
+    trainer.classifier.model.register_forward_pre_hook(refuse, with_kwargs=True)
 
 
 def follow(checkpoint: Path, case: Case, accelerator: Accelerator) -> Found:
@@ -169,17 +170,17 @@ def follow(checkpoint: Path, case: Case, accelerator: Accelerator) -> Found:
                 parameter += 1
             for buffer in classifier.model.buffers():
                 buffer += 1
-    loop = Loop(classifier, split, schedule, training, seed=SEED, accelerator=accelerator)
+    trainer = build_trainer(classifier, split, schedule, Hyperparameters(training, seed=SEED), accelerator)
     if accelerator.process_index in case.short:
-        run_short(loop)
+        run_short(trainer)
     taken: list[dict[str, Tensor]] = []
-    step = loop.optimizer.step
+    step = trainer.stepper.optimizer.step
 
     def spy(*arguments: Any, **named: Any) -> None:
         step(*arguments, **named)  # which shrinks the gradients
-        taken.append(gradients_of(loop))
+        taken.append(gradients_of(trainer))
 
-    loop.optimizer.step = spy
+    trainer.stepper.optimizer.step = spy
     found: Found = {"losses": [], "plain_losses": [], "rates": [], "norms": [], "distances": []}
     for epoch in range(EPOCHS):
         planned = plan_epoch(
@@ -187,11 +188,11 @@ def follow(checkpoint: Path, case: Case, accelerator: Accelerator) -> Found:
             seed=SEED, epoch=epoch,
         )  # fmt: skip
         assert sorted(np.concatenate([rows for batches in planned for rows in batches])) == list(range(ROWS))
-        for batches, (micro_batches, rows) in zip(planned, loop.epoch_steps(), strict=True):
-            with loop.whole_model() as model:
+        for batches, (micro_batches, rows) in zip(planned, trainer.epoch_steps(), strict=True):
+            with trainer.full_model() as model:
                 loss, expected, norm = plain_step(model, split, np.concatenate(batches), case)
-            loop.optimise(micro_batches, rows)
-            entry, gradients = loop.log_entry(), taken.pop()
+            trainer.optimizer_step(micro_batches, rows)
+            entry, gradients = trainer.log_entry(), taken.pop()
             assert gradients.keys() == expected.keys()
             found["losses"].append(entry["loss"])
             found["plain_losses"].append(loss)
@@ -200,10 +201,14 @@ def follow(checkpoint: Path, case: Case, accelerator: Accelerator) -> Found:
             largest = max(float(gradient.abs().max()) for gradient in expected.values())
             apart = max(float((gradients[name] - expected[name]).abs().max()) for name in expected)
             found["distances"].append(apart / largest)
-    found |= {"notes": loop.notes, "rows at a time": loop.state.micro_batch_rows, "share": share(loop.model)}
+    found |= {
+        "notes": trainer.messages,
+        "rows at a time": trainer.state.micro_batch_rows,
+        "share": share(trainer.stepper.model.module),
+    }
     found["buffers"] = dict(classifier.model.named_buffers())
-    found["wrapped"] = loop.model is not classifier.model
-    with loop.whole_model() as model:
+    found["wrapped"] = trainer.stepper.model.module is not classifier.model
+    with trainer.full_model() as model:
         return {**found, "weights": trained_weights(model)}
 
 

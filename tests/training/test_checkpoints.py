@@ -13,16 +13,15 @@ from torch import Tensor, nn
 
 from finetune.errors import TrainingError
 from finetune.training.checkpoints import (
+    clean_up_checkpoints,
     complete_checkpoints,
+    delete_old_checkpoints,
     find_checkpoint,
-    forget_old,
     load_checkpoint,
-    restore_weights,
     save_checkpoint,
-    tidy,
-    trained_weights,
 )
-from finetune.training.state import Progress, TrainState
+from finetune.training.snapshot import Snapshot, restore_weights, trained_weights
+from finetune.training.state import TrainState, random_state
 
 
 def build(seed: int, width: int = 2) -> tuple[nn.Linear, torch.optim.AdamW]:
@@ -31,35 +30,38 @@ def build(seed: int, width: int = 2) -> tuple[nn.Linear, torch.optim.AdamW]:
     return model, torch.optim.AdamW(model.parameters(), lr=0.1)
 
 
-def save(root: Path, step: int, accelerator: Accelerator, keep: int | None = None, **facts: Any) -> nn.Linear:
+def save(root: Path, step: int, accelerator: Accelerator, keep: int | None = None, **fingerprint: Any) -> nn.Linear:
     model, optimizer = build(step)
     model(torch.ones(2)).sum().backward()
     optimizer.step()
-    best = {"weight": torch.full((2, 2), 7.0), "bias": torch.zeros(2)}
-    progress = Progress(TrainState(step=step), best, torch.tensor([0.5, 0.25]))
-    save_checkpoint(root, progress, model, {"optimizer": optimizer}, facts, keep=keep, accelerator=accelerator)
+    snapshot = Snapshot(
+        state=TrainState(step=step),
+        weights=trained_weights(model),
+        best={"weight": torch.full((2, 2), 7.0), "bias": torch.zeros(2)},
+        losses=torch.tensor([0.5, 0.25]),
+        objects={"optimizer": optimizer.state_dict()},
+        random_states=[random_state()],
+        run_fingerprint=fingerprint,
+    )
+    save_checkpoint(root, snapshot, keep=keep, accelerator=accelerator)
     return model
 
 
-def load(
-    folder: Path,
-    model: nn.Module,
-    accelerator: Accelerator,
-    optimizer: Any = None,
-    facts: Mapping[str, Any] | None = None,
-) -> Progress:
-    machinery = {} if optimizer is None else {"optimizer": optimizer}
-    return load_checkpoint(folder, model, machinery, facts or {}, accelerator)
+def load(folder: Path, model: nn.Module, optimizer: Any, fingerprint: Mapping[str, Any] | None = None) -> Snapshot:
+    objects = {"optimizer": optimizer}
+    snapshot = load_checkpoint(folder, fingerprint or {}, model, objects)
+    snapshot.restore(model, objects, process=0)
+    return snapshot
 
 
 def test_a_run_that_goes_on_forgets_what_a_killed_one_did_not(tmp_path: Path, accelerator: Accelerator) -> None:
     for step in (2, 4, 6, 8):
         save(tmp_path, step, accelerator)
-    forget_old(tmp_path, None, 8)
+    delete_old_checkpoints(tmp_path, None, 8)
     assert len(complete_checkpoints(tmp_path)) == 4
-    forget_old(tmp_path, 2, 4)  # goes on from an earlier one, which was named
+    delete_old_checkpoints(tmp_path, 2, 4)  # goes on from an earlier one, which was named
     assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["step-000004", "step-000006", "step-000008"]
-    forget_old(tmp_path, 1, 8)
+    delete_old_checkpoints(tmp_path, 1, 8)
     assert [folder.name for folder in tmp_path.iterdir()] == ["step-000008"]
 
 
@@ -83,7 +85,7 @@ def test_all_of_it_comes_back(tmp_path: Path, accelerator: Accelerator) -> None:
     saved = save(tmp_path, 3, accelerator)
     expected = torch.rand(3)  # what is drawn next after the save
     other, optimizer = build(8)
-    found = load(tmp_path / "step-000003", other, accelerator, optimizer)
+    found = load(tmp_path / "step-000003", other, optimizer)
     assert torch.equal(torch.rand(3), expected)
     assert found.state == TrainState(step=3)
     assert found.best is not None
@@ -130,7 +132,7 @@ def test_a_damaged_one_is_skipped_or_refused(
     (line,) = found.skipped
     assert line.startswith(f"Skipped {tmp_path / 'step-000002'}: ")
     with pytest.raises(
-        TrainingError, match=rf"step-000002 is no complete checkpoint: .*{said}.*; name another, or use"
+        TrainingError, match=rf"step-000002 is not a complete checkpoint: .*{said}.*; name another, or use"
     ):
         find_checkpoint(str(tmp_path / "step-000002"), tmp_path)
 
@@ -157,25 +159,25 @@ def test_what_does_not_fit_changes_nothing(tmp_path: Path, accelerator: Accelera
     folder = tmp_path / "step-000001"
     model, optimizer = build(5)
     before = trained_weights(model)
-    with pytest.raises(TrainingError, match=r"differs from this one:\n  seed: was 1, now 2\nset these as they were"):
-        load(folder, model, accelerator, optimizer, {"seed": 2})
+    with pytest.raises(TrainingError, match=r"differs from this one:\n  seed: was 1, now 2\nrestore these settings"):
+        load(folder, model, optimizer, {"seed": 2})
     assert unchanged(model, optimizer, before)
     fewer = torch.optim.AdamW([model.weight])
-    with pytest.raises(TrainingError, match=r"another model or optimiser: the number of the optimizer's parameters"):
-        load(folder, model, accelerator, fewer, {"seed": 1})
+    with pytest.raises(TrainingError, match=r"another model or optimizer: the number of the optimizer's parameters"):
+        load(folder, model, fewer, {"seed": 1})
     turned = torch.optim.AdamW([model.bias, model.weight])
     with pytest.raises(TrainingError, match=r"the optimizer's state of parameter 0 does not fit; name another"):
-        load(folder, model, accelerator, turned, {"seed": 1})
+        load(folder, model, turned, {"seed": 1})
     wide, of_wide = build(5, width=3)
     of_wide.param_groups[0]["params"] = list(model.parameters())
     before_wide = trained_weights(wide)
-    with pytest.raises(TrainingError, match=r"another model or LoRA setting: it differs in weight; set them"):
-        load(folder, wide, accelerator, of_wide, {"seed": 1})
+    with pytest.raises(TrainingError, match=r"another model or LoRA setting: it differs in weight; restore"):
+        load(folder, wide, of_wide, {"seed": 1})
     assert unchanged(wide, of_wide, before_wide)
-    with pytest.raises(TrainingError, match=r"another model or optimiser: scaler does not fit"):
-        load_checkpoint(folder, model, {"optimizer": optimizer, "scaler": optimizer}, {"seed": 1}, accelerator)
+    with pytest.raises(TrainingError, match=r"another model or optimizer: scaler does not fit"):
+        load_checkpoint(folder, {"seed": 1}, model, {"optimizer": optimizer, "scaler": optimizer})
     assert unchanged(model, optimizer, before)
-    load(folder, model, accelerator, optimizer, {"seed": 1})
+    load(folder, model, optimizer, {"seed": 1})
     assert not unchanged(model, optimizer, before)
 
 
@@ -189,7 +191,7 @@ def test_a_failed_save_leaves_earlier_checkpoints(
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(
-        TrainingError, match=r"step-000002: No space left on device; make room, and go on from the earl"
+        TrainingError, match=r"step-000002: No space left on device; free some space and resume from an earl"
     ):
         save(tmp_path, 2, accelerator, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
@@ -213,7 +215,7 @@ def test_saving_a_step_again_loses_it_at_no_moment(
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, 1, accelerator)
         stop = 0
-        tidy(tmp_path)
+        clean_up_checkpoints(tmp_path)
         assert find_checkpoint("auto", tmp_path).folder == tmp_path / "step-000001"
         assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
     seen.clear()

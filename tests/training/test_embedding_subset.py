@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -18,11 +17,10 @@ from finetune.errors import TrainingError
 from finetune.models.architectures import FAMILIES
 from finetune.models.lora import Lora
 from finetune.recipe import TrainingSection
-from finetune.report.progress import TrainingProgress
-from finetune.training import trainer as loop_module
-from finetune.training.embedding_subset import trained_words
-from finetune.training.fit import fit
-from finetune.training.trainer import Loop
+from finetune.training import build as build_module
+from finetune.training.build import Hyperparameters, build_trainer
+from finetune.training.embedding_subset import make_embedding_subset
+from finetune.training.trainer import Evaluation, Trainer
 from tests.conftest import SENTENCES
 from tests.models.test_first_token import small
 from tests.support.helpers import ROLES, TRAINED, encoded, plan, tiny_classifier
@@ -52,7 +50,7 @@ def test_logits_and_gradients_are_those_of_the_whole_table(family: str) -> None:
     expected.square().sum().backward()
     whole = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    words = trained_words(model, split_of(ROWS), 0, CPU)
+    words = make_embedding_subset(model, split_of(ROWS), 0, CPU)
     assert (words is None) == (family in WHOLE)
     if words is None:
         return
@@ -74,23 +72,23 @@ def test_logits_and_gradients_are_those_of_the_whole_table(family: str) -> None:
 
 def test_the_model_has_the_trained_rows_once_they_are_written_back() -> None:
     model = small("bert").eval()
-    words = trained_words(model, split_of(ROWS), 2, CPU)
+    words = make_embedding_subset(model, split_of(ROWS), 2, CPU)
     assert words.ids.tolist() == [0, 1, 2, 3, 4, 5, 9, 17, 21, 28]
     before = words.weight.detach().clone()
     with torch.no_grad():
         words.rows += 1
     assert torch.equal(words.weight, before)
-    for undecayed in (0.5, 0.25, 0.25):
-        words.write_back(undecayed)
-        expected = before * undecayed
+    for weight_decay_factor in (0.5, 0.25, 0.25):
+        words.write_back(weight_decay_factor)
+        expected = before * weight_decay_factor
         expected[words.ids] = before[words.ids] + 1
         assert torch.equal(words.weight, expected)
     with torch.no_grad():
         words.rows.zero_()
-    words.read_again(0.25)
+    words.load(0.25)
     assert torch.equal(words.rows, before[words.ids] + 1)
-    with pytest.raises(TrainingError, match="began with other embeddings than the model that is loaded now"):
-        words.read_again(0.5)
+    with pytest.raises(TrainingError, match="started from other embeddings than those of the model"):
+        words.load(0.5)
     with pytest.raises(IndexError), words.in_use():  # another word has no place
         model(input_ids=torch.tensor([[3, 6]]))
 
@@ -100,7 +98,7 @@ def test_what_the_model_pads_with_is_among_them() -> None:
     module.padding_idx = 7
     model = small("bert")
     model.set_input_embeddings(module)
-    words = trained_words(model, split_of(ROWS), 2, CPU)
+    words = make_embedding_subset(model, split_of(ROWS), 2, CPU)
     assert words is not None
     assert {2, 7} < set(words.ids.tolist())
 
@@ -108,22 +106,25 @@ def test_what_the_model_pads_with_is_among_them() -> None:
 @pytest.mark.parametrize("device", ["cuda", "mps", "xpu", "meta"])
 def test_on_an_accelerator_the_whole_table_is_trained(device: str) -> None:
     model = small("bert")
-    assert trained_words(model, split_of(ROWS), 0, CPU) is not None
-    assert trained_words(model, split_of(ROWS), 0, torch.device(device)) is None
+    assert make_embedding_subset(model, split_of(ROWS), 0, CPU) is not None
+    assert make_embedding_subset(model, split_of(ROWS), 0, torch.device(device)) is None
 
 
 def test_code_that_comes_with_a_checkpoint_keeps_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small("bert")
     monkeypatch.setattr(type(model), "__module__", "transformers_modules.someone.modeling")
-    assert trained_words(model, split_of(ROWS), 0, CPU) is None
+    assert make_embedding_subset(model, split_of(ROWS), 0, CPU) is None
 
 
 def test_nothing_is_done_where_the_table_is_not_trained_or_shared(tiny_bert: Path) -> None:
-    assert trained_words(tiny_classifier(tiny_bert, lora=Lora(2, 4, 0.0, ROLES)).base, split_of(ROWS), 0, CPU) is None
+    assert (
+        make_embedding_subset(tiny_classifier(tiny_bert, lora=Lora(2, 4, 0.0, ROLES)).base, split_of(ROWS), 0, CPU)
+        is None
+    )
     model = small("bert")
     model.tied = torch.nn.Linear(24, 30, bias=False)
     model.tied.weight = model.get_input_embeddings().weight
-    assert trained_words(model, split_of(ROWS), 0, CPU) is None
+    assert make_embedding_subset(model, split_of(ROWS), 0, CPU) is None
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5])
@@ -134,11 +135,11 @@ def test_the_same_is_trained_as_with_the_whole_table(
     training = TrainingSection(learning_rate=1e-2, weight_decay=weight_decay, adam_epsilon=0.1)
     trained: list[list[Tensor]] = []
 
-    def train() -> Loop:
+    def train() -> Trainer:
         torch.manual_seed(7)  # of the head
         classifier, states = tiny_classifier(tiny_bert), []
         split = encoded(classifier, SENTENCES[:3])
-        loop = Loop(classifier, split, plan(batch_size=1), training, seed=0, accelerator=accelerator)
+        trainer = build_trainer(classifier, split, plan(batch_size=1), Hyperparameters(training, seed=0), accelerator)
         weight = classifier.base.get_input_embeddings().weight
 
         def evaluate() -> dict[str, float]:
@@ -146,15 +147,14 @@ def test_the_same_is_trained_as_with_the_whole_table(
             return {"loss": -float(len(states))}  # the last is the best
 
         states.append(weight.detach().clone())
-        with TrainingProgress(Console(quiet=True)) as progress:
-            fit(loop, evaluate=evaluate, progress=progress, checkpoints=tmp_path)
+        trainer.fit(tmp_path, evaluation=Evaluation(evaluate))
         assert torch.equal(weight, states[-1])
         trained.append(states)
-        return loop
+        return trainer
 
-    words = train().words
-    monkeypatch.setattr(loop_module, "trained_words", lambda *_: None)
-    assert train().words is None
+    words = train().stepper.model.embeddings
+    monkeypatch.setattr(build_module, "make_embedding_subset", lambda *_: None)
+    assert train().stepper.model.embeddings is None
     assert words is not None
     others = sorted(set(range(len(words.weight))) - set(words.ids.tolist()))
     assert len(others) > 3

@@ -31,23 +31,23 @@ import os, signal, sys
 from pathlib import Path
 from accelerate import Accelerator
 from finetune.cli import main
-from finetune.loop import Loop
-from tests import plain_steps
+from finetune.training.trainer import Trainer
+from tests.support import plain_steps
 folder, checkpoint, steps, *runs = sys.argv[1:]
 Accelerator.end_training = lambda self: None  # the next run works with the same group
-save, last = Loop.save, []
-def tell(*words):
-    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # at once: both processes write
-def spy(loop, *rest):
-    save(loop, *rest)
-    tell("share", plain_steps.share(loop.model))
-    if last and loop.state.step == 6:
+save, last = Trainer.save, []
+def write_line(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # in one piece: both processes write
+def spy(trainer, *rest):
+    save(trainer, *rest)
+    write_line("share", plain_steps.share(trainer.stepper.model.module))
+    if last and trainer.state.step == 6:
         os.kill(os.getpid(), signal.SIGKILL)
-Loop.save = spy
+Trainer.save = spy
 changes = {"open": os.O_WRONLY | os.O_RDWR | os.O_CREAT, "os.mkdir": 0, "os.rename": 0, "os.remove": 0, "os.rmdir": 0}
 def watch(event, arguments):
     if event in changes and str(arguments[0]).startswith(folder) and (event != "open" or arguments[2] & changes[event]):
-        tell("changed by", os.environ["RANK"], event, arguments[0])
+        write_line("changed by", os.environ["RANK"], event, arguments[0])
 if steps != "-":
     plain_steps.main(Path(checkpoint), Path(folder), steps.split("|"))
 sys.addaudithook(watch)
@@ -56,7 +56,7 @@ for name in runs:
     if name == "killed" and not os.path.exists(run):
         last.append(name)
     resume = "checkpoint.resume_from_checkpoint=auto"
-    tell("code", main(["train", f"{folder}/recipes-{kind}/recipe.yaml", f"output_dir={run}", resume]))
+    write_line("code", main(["train", f"{folder}/recipes-{kind}/recipe.yaml", f"output_dir={run}", resume]))
 """
 
 
@@ -145,13 +145,17 @@ def test_a_run_on_shares_survives_being_killed(started: tuple[Path, Done]) -> No
 @pytest.mark.parametrize(
     ("variables", "training", "said"),
     [
-        ({"FSDP_VERSION": "1"}, {}, "asks for FSDP 1, but .* FSDP 2 alone here; set fsdp_version: 2 under fsdp_config"),
-        ({"FSDP_OFFLOAD_PARAMS": "true"}, {}, "not supported under FSDP here: fsdp_offload_params: true; change this"),
-        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, "here: fsdp_activation_checkpointing: true; change this"),
-        ({"FSDP_IGNORED_MODULES": ".*"}, {}, "here: fsdp_ignored_modules; change this, or start without FSDP"),
-        ({}, {"torch_compile": True}, "here: training.torch_compile: true; change this"),
-        ({}, {"mixed_precision": "fp16"}, "here: training.mixed_precision: fp16; change this"),
-        ({"FSDP_AUTO_WRAP_POLICY": "X"}, {}, "refuses its own FSDP settings: .*policy: X.*; correct its config file"),
+        (
+            {"FSDP_VERSION": "1"},
+            {},
+            "requests FSDP 1, but only FSDP 2 is supported; set fsdp_version: 2 under fsdp_config",
+        ),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, {}, "not supported with FSDP: fsdp_offload_params: true; change this"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, "FSDP: fsdp_activation_checkpointing: true; change this"),
+        ({"FSDP_IGNORED_MODULES": ".*"}, {}, "FSDP: fsdp_ignored_modules; change this, or start without FSDP"),
+        ({}, {"torch_compile": True}, "FSDP: training.torch_compile: true; change this"),
+        ({}, {"mixed_precision": "fp16"}, "FSDP: training.mixed_precision: fp16; change this"),
+        ({"FSDP_AUTO_WRAP_POLICY": "X"}, {}, "rejects its FSDP settings: .*policy: X.*; correct its config file"),
     ],
 )
 def test_what_cannot_be_shared_out_is_refused(

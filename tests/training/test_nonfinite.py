@@ -9,33 +9,33 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from finetune.errors import TrainingError
-from finetune.training.nonfinite import FiniteCheck, StepFacts
+from finetune.training.nonfinite import FiniteCheck, StepInfo
 
 NAN, ONE = torch.tensor(float("nan")), torch.tensor(1.0)
 
 
-def facts(step: int, rows: int = 2) -> StepFacts:
-    return StepFacts(step, 0.01, np.arange(1, rows + 1), "a.csv")
+def info(step: int, rows: int = 2) -> StepInfo:
+    return StepInfo(step, 0.01, np.arange(1, rows + 1), "a.csv")
 
 
 def test_a_step_is_told_at_once_or_one_step_later() -> None:
     with pytest.raises(
         TrainingError, match=r"the loss is nan at step 3 \(learning rate 0.01\), rows 1, 2 of a.csv; the"
     ):
-        FiniteCheck(late=False).note(NAN, ONE, facts(3))
+        FiniteCheck(late=False).record(NAN, ONE, info(3))
     late = FiniteCheck(late=True)
-    late.note(NAN, ONE, facts(3))
+    late.record(NAN, ONE, info(3))
     with pytest.raises(TrainingError, match="at step 3 "):
-        late.note(ONE, ONE, facts(4))
-    late.note(ONE, ONE * float("inf"), facts(5))
+        late.record(ONE, ONE, info(4))
+    late.record(ONE, ONE * float("inf"), info(5))
     with pytest.raises(TrainingError, match=r"the loss is 1, but its gradient is not finite at step 5"):
-        late.settle()
-    late.settle()  # told once
+        late.check()
+    late.check()  # told once
 
 
 def test_many_rows_are_counted() -> None:
     with pytest.raises(TrainingError, match=r"63, 64 and 36 more of a.csv"):
-        FiniteCheck(late=False).note(NAN, ONE, facts(1, rows=100))
+        FiniteCheck(late=False).record(NAN, ONE, info(1, rows=100))
 
 
 class Pretended(TorchFunctionMode):
@@ -70,7 +70,7 @@ def test_values_are_read_once_they_have_arrived(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(torch.cuda, "Event", Event)
     check = FiniteCheck(late=device == "cuda")
     with Pretended(device) as pretended:
-        check.note(ONE, ONE, facts(1))
-        check.settle()
+        check.record(ONE, ONE, info(1))
+        check.check()
     assert pretended.waited == [waits]
     assert steps == ([] if waits else ["record", "synchronize"])

@@ -11,17 +11,17 @@ import torch
 from finetune.errors import TrainingError
 from finetune.models.lora import Lora
 from finetune.recipe import Recipe
-from finetune.training.resume_check import facts_of_material, facts_of_recipe, fingerprint, refuse_differences
+from finetune.training.resume_check import data_fingerprint, recipe_fingerprint, refuse_differences, split_checksum
 from tests.conftest import SENTENCES
 from tests.support.helpers import ROLES, encoded, tiny_classifier
 
 
-def facts(rows: str = "abc", **changes: Any) -> dict[str, Any]:
+def fingerprint_of(rows: str = "abc", **changes: Any) -> dict[str, Any]:
     content: dict[str, Any] = {"output_dir": "x", "model": {"model_name_or_path": "m"}, "data": {"train_file": "a.csv"}}
     for path, value in changes.items():
         section, _, key = path.partition("__")
         content[section] = {**content.get(section, {}), key: value} if key else value
-    return {**facts_of_recipe(Recipe.model_validate(content), ["no", "yes"]), "rows": {"train": rows}}
+    return {**recipe_fingerprint(Recipe.model_validate(content), ["no", "yes"]), "rows": {"train": rows}}
 
 
 @pytest.mark.parametrize(
@@ -39,9 +39,9 @@ def facts(rows: str = "abc", **changes: Any) -> dict[str, Any]:
 )
 def test_what_matters_is_refused_and_named(changes: dict[str, Any], line: str) -> None:
     with pytest.raises(TrainingError, match="checkpoint c is of a run that differs from this one:\n  ") as refused:
-        refuse_differences(Path("c"), facts(), facts(**changes))
+        refuse_differences(Path("c"), fingerprint_of(), fingerprint_of(**changes))
     assert line in str(refused.value)
-    assert str(refused.value).endswith("set these as they were, or start anew in another output_dir")
+    assert str(refused.value).endswith("restore these settings, or start a new run in another output_dir")
     assert str(refused.value).count("\n  ") == len(changes)
 
 
@@ -52,25 +52,25 @@ def test_what_does_not_matter_may_differ() -> None:
         "evaluation__metric_for_best_model": "accuracy", "data__train_file": "moved/a.csv", "data__test_file": "t.csv",
         "model__allow_missing_weights": True,
     }  # fmt: skip
-    refuse_differences(Path("c"), facts(), facts(**free))
+    refuse_differences(Path("c"), fingerprint_of(), fingerprint_of(**free))
 
 
 def test_rows_are_known_by_what_they_hold(tiny_bert: Path) -> None:
     classifier = tiny_classifier(tiny_bert)
     split = encoded(classifier)
-    known = fingerprint(split)
-    assert fingerprint(replace(encoded(classifier), where="elsewhere")) == known
-    assert fingerprint(encoded(classifier, [*SENTENCES[:5], "clean the mat"])) != known
-    assert fingerprint(encoded(classifier, [*SENTENCES[1:], SENTENCES[0]])) != known
-    assert fingerprint(replace(split, labels=1 - np.asarray(split.labels))) != known
+    known = split_checksum(split)
+    assert split_checksum(replace(encoded(classifier), where="elsewhere")) == known
+    assert split_checksum(encoded(classifier, [*SENTENCES[:5], "clean the mat"])) != known
+    assert split_checksum(encoded(classifier, [*SENTENCES[1:], SENTENCES[0]])) != known
+    assert split_checksum(replace(split, labels=1 - np.asarray(split.labels))) != known
 
 
 def test_weights_that_are_not_trained_count(tiny_bert: Path) -> None:
     full, lora = tiny_classifier(tiny_bert), Lora(r=2, lora_alpha=4, lora_dropout=0.0, roles=ROLES)
-    assert facts_of_material({}, full.model)["frozen_weights"] is None
+    assert data_fingerprint({}, full.model)["frozen_weights"] is None
     adapted = tiny_classifier(tiny_bert, lora=lora)
-    known = facts_of_material({}, adapted.model)["frozen_weights"]
-    assert facts_of_material({}, tiny_classifier(tiny_bert, lora=lora).model)["frozen_weights"] == known
+    known = data_fingerprint({}, adapted.model)["frozen_weights"]
+    assert data_fingerprint({}, tiny_classifier(tiny_bert, lora=lora).model)["frozen_weights"] == known
     with torch.no_grad():
         next(p for p in adapted.model.parameters() if not p.requires_grad).view(-1)[0] += 1e-3
-    assert facts_of_material({}, adapted.model)["frozen_weights"] != known
+    assert data_fingerprint({}, adapted.model)["frozen_weights"] != known

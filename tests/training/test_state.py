@@ -22,7 +22,7 @@ def test_the_best_evaluation(evaluations: Evaluations, best_step: int, since_bes
     state = TrainState()
     for step, (value, loss) in enumerate(evaluations, start=1):
         state.step = step
-        assert state.note_evaluation(value, loss=loss, lower_is_better=False) == (state.best_step == step)
+        assert state.record_evaluation(value, loss=loss, lower_is_better=False) == (state.best_step == step)
     assert (state.best_step, state.evaluations_since_best) == (best_step, since_best)
     assert (state.best_value, state.best_loss) == evaluations[best_step - 1]
 
@@ -31,5 +31,5 @@ def test_an_error_is_better_where_it_is_lower() -> None:
     state = TrainState()
     found = []
     for state.step, value in enumerate([0.5, 0.6, 0.4, None], start=1):
-        found.append(state.note_evaluation(value, loss=1.0, lower_is_better=True))
+        found.append(state.record_evaluation(value, loss=1.0, lower_is_better=True))
     assert found == [True, False, True, False]

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -20,15 +19,15 @@ from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
 from finetune.pipeline.train_stage import training_result
 from finetune.recipe import TrainingSection
-from finetune.report.progress import TrainingProgress
 from finetune.signals import Interrupted, stop_after_step
 from finetune.training import optimizer
-from finetune.training.checkpoints import complete_checkpoints, find_checkpoint, trained_weights
-from finetune.training.fit import fit
-from finetune.training.nonfinite import MAX_SKIPPED, SkippedSteps, StepFacts
+from finetune.training.build import Hyperparameters, build_trainer
+from finetune.training.checkpoints import complete_checkpoints, find_checkpoint
+from finetune.training.nonfinite import MAX_SKIPPED, SkippedSteps, StepInfo
 from finetune.training.optimizer import build_optimizer, class_weights
 from finetune.training.schedule import Plan
-from finetune.training.trainer import Loop
+from finetune.training.snapshot import trained_weights
+from finetune.training.trainer import Evaluation, Trainer
 from tests.support.helpers import FLOAT32, ROLES, TRAINED, encoded, plan, tiny_classifier
 
 LORA = Lora(r=2, lora_alpha=4, lora_dropout=0.1, roles=ROLES)
@@ -45,14 +44,14 @@ def train(
     resume: Path | None = None,
     stop_after: int | None = None,
     **changes: Any,
-) -> tuple[Loop, str, list[dict[str, Any]]]:
+) -> tuple[Trainer, str, list[dict[str, Any]]]:
     """Train on the six sentences; `evaluations` are what the evaluations are made to find, losses or all values."""
     training = TrainingSection(learning_rate=1e-2, weight_decay=0.0, lr_scheduler_type="constant").model_copy(
         update=changes
     )
-    loop = Loop(classifier, encoded(classifier), schedule, training, seed=5, accelerator=accelerator)
+    trainer = build_trainer(classifier, encoded(classifier), schedule, Hyperparameters(training, seed=5), accelerator)
     if resume is not None:
-        loop.resume(resume)
+        trainer.resume(resume)
     entries: list[dict[str, Any]] = []
     found = iter(evaluations or [])
 
@@ -65,17 +64,8 @@ def train(
         if stop_after is not None and entry["step"] > stop_after:
             raise InterruptedError
 
-    with TrainingProgress(Console(quiet=True)) as progress:
-        reason = fit(
-            loop,
-            best_metric=best_metric,
-            evaluate=evaluate if evaluations else None,
-            log=log,
-            progress=progress,
-            checkpoints=folder,
-            keep=None,
-        )
-    return loop, reason, entries
+    reason = trainer.fit(folder, evaluation=Evaluation(evaluate, best_metric) if evaluations else None, log=log)
+    return trainer, reason, entries
 
 
 def without_dropout(classifier: Classifier) -> Classifier:
@@ -164,22 +154,22 @@ def test_gradients_are_clipped(
     within: bool,
 ) -> None:
     if not within:
-        monkeypatch.setattr(optimizer, "_DIVIDE", ())
+        monkeypatch.setattr(optimizer, "_FUSED_CLIPPING", ())
     classifier, norms = build(), []
     training = TrainingSection(learning_rate=2e-5, max_grad_norm=most)
-    loop = Loop(classifier, encoded(classifier), plan(), training, seed=0, accelerator=accelerator)
-    step = loop.optimizer.step
+    trainer = build_trainer(classifier, encoded(classifier), plan(), Hyperparameters(training, seed=0), accelerator)
+    step = trainer.stepper.optimizer.step
 
     def norm() -> float:
-        return torch.cat([p.grad.flatten() for p in loop.parameters]).norm().item()
+        return torch.cat([p.grad.flatten() for p in trainer.stepper.parameters]).norm().item()
 
     def spy(*arguments: Any, **named: Any) -> None:
         step(*arguments, **named)  # which shrinks the gradients
         norms.append(norm())
 
-    loop.optimizer.step = spy
-    for micro_batches, rows in loop.epoch_steps():
-        loop.optimise(micro_batches, rows)
+    trainer.stepper.optimizer.step = spy
+    for micro_batches, rows in trainer.epoch_steps():
+        trainer.optimizer_step(micro_batches, rows)
     if most == 1e-3:
         assert norms == pytest.approx([most] * 3, rel=1e-2)
     else:
@@ -207,14 +197,14 @@ def test_a_step_that_the_scaler_leaves_out_decays_nothing(
     monkeypatch.setattr(accelerator, "scaler", scaler)
     monkeypatch.setattr(accelerator, "native_amp", True)
     training = TrainingSection(learning_rate=1e-2, weight_decay=0.5, lr_scheduler_type="constant")
-    loop = Loop(classifier, encoded(classifier), plan(), training, seed=0, accelerator=accelerator)
+    trainer = build_trainer(classifier, encoded(classifier), plan(), Hyperparameters(training, seed=0), accelerator)
     left_out = []
     for _ in range(4):
-        for micro_batches, rows in loop.epoch_steps():
-            before, share = loop.words.rows.detach().clone(), loop.state.undecayed
-            loop.optimise(micro_batches, rows)
-            left_out.append(torch.equal(loop.words.rows, before))
-            assert (loop.state.undecayed == share) == left_out[-1]
+        for micro_batches, rows in trainer.epoch_steps():
+            before, share = trainer.stepper.model.embeddings.rows.detach().clone(), trainer.state.weight_decay_factor
+            trainer.optimizer_step(micro_batches, rows)
+            left_out.append(torch.equal(trainer.stepper.model.embeddings.rows, before))
+            assert (trainer.state.weight_decay_factor == share) == left_out[-1]
     assert left_out[0]
     assert not left_out[-1]
 
@@ -224,14 +214,14 @@ def test_the_best_weights_are_left_and_patience_ends_it(
 ) -> None:
     classifier, seen = build(), {}
     schedule = plan(epochs=9, total_steps=27, patience=2, save_every=0)
-    loop, reason, entries = train(classifier, accelerator, tmp_path, schedule, evaluations=[0.9, 0.5, 0.7, 0.6, 0.1])
+    trainer, reason, entries = train(classifier, accelerator, tmp_path, schedule, evaluations=[0.9, 0.5, 0.7, 0.6, 0.1])
     assert reason == "no better evaluation in 2"
-    assert (loop.state.step, loop.state.best_step, loop.state.best_value) == (12, 6, 0.5)
+    assert (trainer.state.step, trainer.state.best_step, trainer.state.best_value) == (12, 6, 0.5)
     assert [entry["step"] for entry in entries if "eval_loss" in entry] == [3, 6, 9, 12]
     for name in ("step-000006/weights", "step-000012/best"):
         seen[name] = load_file(tmp_path / f"{name}.safetensors")
         assert largest_difference(seen[name], trained_weights(classifier.model)) == 0.0
-    result = training_result(loop, reason, "loss")
+    result = training_result(trainer, reason, "loss")
     assert (result.steps, result.best_step, result.speed.train_samples_per_second > 0) == (12, 6, True)
 
 
@@ -248,12 +238,14 @@ def test_a_tie_and_an_undefined_metric_leave_the_choice_to_the_loss(
     classifier = build()
     found = [{"loss": loss, "pearson": value} for loss, value in zip([0.9, 0.5, 0.7], metric, strict=True)]
     schedule = plan(epochs=3, total_steps=9, save_every=0)
-    loop, reason, entries = train(classifier, accelerator, tmp_path, schedule, evaluations=found, best_metric="pearson")
-    assert loop.state.best_step == best
+    trainer, reason, entries = train(
+        classifier, accelerator, tmp_path, schedule, evaluations=found, best_metric="pearson"
+    )
+    assert trainer.state.best_step == best
     weights = load_file(tmp_path / f"step-{best:06d}" / "weights.safetensors")
     assert largest_difference(weights, trained_weights(classifier.model)) == 0.0
     assert [entry["eval_pearson"] for entry in entries if "eval_loss" in entry] == metric
-    text = training_result(loop, reason, "pearson").best_text()
+    text = training_result(trainer, reason, "pearson").best_text()
     assert text.startswith("best pearson 0." if any(metric) else "pearson undefined in every evaluation, lowest loss")
 
 
@@ -275,9 +267,9 @@ def test_a_resumed_run_ends_with_the_same_bits(
     resumed = build(lora)
     torch.manual_seed(77)
     rest = {"evaluations": losses[stop // 3 :], "resume": checkpoint}
-    loop, _, entries = train(resumed, accelerator, tmp_path / "resumed", schedule, **common, **rest)
+    trainer, _, entries = train(resumed, accelerator, tmp_path / "resumed", schedule, **common, **rest)
     assert [entry["step"] for entry in entries if "loss" in entry] == list(range(stop + 1, 10))
-    assert loop.state.best_step == 3
+    assert trainer.state.best_step == 3
     assert largest_difference(trained_weights(resumed.model), trained_weights(whole.model)) == 0.0
     last = [
         torch.load(tmp_path / name / "step-000009" / "optimizer.pt", weights_only=True) for name in ("whole", "resumed")
@@ -314,31 +306,31 @@ def test_fp16_gradients_that_are_never_finite_stop_the_run(
         output.logits.register_hook(lambda gradient: gradient * float("inf"))
 
     classifier.model.register_forward_hook(overflow)
-    said = rf"fp16: the gradient was not finite in {stops_at} steps in a row, the last at step {stops_at} \(.*bf16"
+    said = rf"fp16: the gradient was not finite in {stops_at} consecutive steps, the last at step {stops_at} \(.*bf16"
     with pytest.raises(TrainingError, match=said):
         train(classifier, accelerator, tmp_path, plan(epochs=9, total_steps=steps))
     assert largest_difference(before, trained_weights(classifier.model)) == 0.0
 
 
-def step_facts(step: int) -> StepFacts:
-    return StepFacts(step, 0.1, np.array([1]), "rows")
+def step_info(step: int) -> StepInfo:
+    return StepInfo(step, 0.1, np.array([1]), "rows")
 
 
 def test_fp16_may_skip_steps_now_and_then() -> None:
     skipped = SkippedSteps()
     for step in range(1, 3 * MAX_SKIPPED + 2):
-        skipped.note(step % MAX_SKIPPED != 0, step_facts(step))
+        skipped.record(step % MAX_SKIPPED != 0, step_info(step))
     skipped.finish()
 
 
 def test_fp16_may_skip_the_last_step_of_a_run_that_was_resumed_and_the_one_of_a_dry_run() -> None:
     resumed, dry = SkippedSteps(), SkippedSteps()
     for skipped, step in ((resumed, 40), (dry, 1)):
-        skipped.note(True, step_facts(step))
+        skipped.record(True, step_info(step))
         skipped.finish()
-    dry.note(True, step_facts(2))
+    dry.record(True, step_info(2))
     with pytest.raises(
-        TrainingError, match="fp16: the gradient was not finite in 2 steps in a row, the last at step 2"
+        TrainingError, match="fp16: the gradient was not finite in 2 consecutive steps, the last at step 2"
     ):
         dry.finish()
 
@@ -352,7 +344,7 @@ def test_class_weights() -> None:
     named = class_weights({"yes": 3.0}, labels, names)
     assert named is not None
     assert named.tolist() == [1.0, 3.0]
-    with pytest.raises(TrainingError, match=r"class_weights: maybe is no label; labels are no, yes"):
+    with pytest.raises(TrainingError, match=r"class_weights: maybe is not a label; the labels are no, yes"):
         class_weights({"maybe": 1.0}, labels, names)
 
 
@@ -388,9 +380,9 @@ def test_memory_that_runs_out_changes_nothing_but_the_parts(
     _, _, expected = train(whole, accelerator, tmp_path / "whole", schedule, **common)
     tried: list[int] = []
     short = short_of_memory(without_dropout(build()), 2, tried)
-    loop, _, entries = train(short, accelerator, tmp_path / "short", schedule, **common)
+    trainer, _, entries = train(short, accelerator, tmp_path / "short", schedule, **common)
     assert tried == [6, 3, *[1] * 6, *[1] * 18]  # 6, 3, 1: tried once, not at each step
-    assert loop.state.micro_batch_rows == 1
+    assert trainer.state.micro_batch_rows == 1
     assert [entry["loss"] for entry in entries] == pytest.approx([entry["loss"] for entry in expected], rel=FLOAT32)
     assert largest_difference(trained_weights(whole.model), trained_weights(short.model)) < TRAINED
     tried.clear()
@@ -414,11 +406,13 @@ def test_a_step_that_is_done_again_drops_what_it_would_have_dropped(
 
         classifier.model.register_forward_pre_hook(refuse, with_kwargs=True)
         training = TrainingSection(learning_rate=1e-2)
-        loop = Loop(classifier, encoded(classifier), schedule, training, seed=5, accelerator=accelerator)
-        loop.state.micro_batch_rows = 1 if planned else None
+        trainer = build_trainer(
+            classifier, encoded(classifier), schedule, Hyperparameters(training, seed=5), accelerator
+        )
+        trainer.state.micro_batch_rows = 1 if planned else None
         for _ in range(2):
-            for micro_batches, rows in loop.epoch_steps():
-                loop.optimise(micro_batches, rows)
+            for micro_batches, rows in trainer.epoch_steps():
+                trainer.optimizer_step(micro_batches, rows)
         assert passes == [*([] if planned else [2, 2, 2]), *[1] * 12]
         weights.append(trained_weights(classifier.model))
     assert largest_difference(*weights) == 0.0
@@ -473,20 +467,16 @@ def test_a_signal_saves_and_the_history_goes_on_as_if_unbroken(
 
     broken.model.register_forward_hook(signalled)
     entries: list[dict[str, Any]] = []
-    loop = Loop(
+    trainer = build_trainer(
         broken,
         encoded(broken),
         schedule,
-        TrainingSection(learning_rate=1e-2, weight_decay=0.0, lr_scheduler_type="constant"),
-        seed=5,
-        accelerator=accelerator,
+        Hyperparameters(TrainingSection(learning_rate=1e-2, weight_decay=0.0, lr_scheduler_type="constant"), seed=5),
+        accelerator,
     )
     said = rf"stopped by SIGTERM after step 6 of 9, saved in {tmp_path}"
     with stop_after_step(is_main_process=False) as request, pytest.raises(Interrupted, match=said):
-        fit(
-            loop, best_metric="loss", evaluate=None, log=entries.append, progress=TrainingProgress(Console(quiet=True)),
-            checkpoints=tmp_path, keep=None, request=request,
-        )  # fmt: skip
+        trainer.fit(tmp_path, log=entries.append, stop_request=request)  # fmt: skip
     (saved,) = complete_checkpoints(tmp_path)
     assert saved.name == "step-000006"
     resumed = build(lora)
@@ -502,22 +492,23 @@ def test_a_signal_in_the_last_evaluation_is_heard(
     build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path
 ) -> None:
     classifier = build()
-    loop = Loop(
-        classifier, encoded(classifier), plan(), TrainingSection(learning_rate=2e-5), seed=5, accelerator=accelerator
+    trainer = build_trainer(
+        classifier,
+        encoded(classifier),
+        plan(),
+        Hyperparameters(TrainingSection(learning_rate=2e-5), seed=5),
+        accelerator,
     )
     evaluations = []
 
     def evaluate() -> dict[str, float]:
-        evaluations.append(loop.state.step)
-        if loop.state.step == 6:
+        evaluations.append(trainer.state.step)
+        if trainer.state.step == 6:
             os.kill(os.getpid(), signal.SIGTERM)
         return {"loss": 1.0}
 
     said = rf"stopped by SIGTERM after step 6 of 6, saved in {tmp_path}"
     with stop_after_step(is_main_process=False) as request, pytest.raises(Interrupted, match=said):
-        fit(
-            loop, best_metric="loss", evaluate=evaluate, log=lambda entry: None, checkpoints=tmp_path, keep=None,
-            progress=TrainingProgress(Console(quiet=True)), request=request,
-        )  # fmt: skip
+        trainer.fit(tmp_path, evaluation=Evaluation(evaluate), stop_request=request)  # fmt: skip
     assert evaluations == [3, 6]
     assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["step-000006"]

@@ -1,0 +1,106 @@
+"""`build_trainer`: model, optimizer, scheduler and loss of a training run."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import get_scheduler
+
+from finetune.data.tokenization import EncodedSplit
+from finetune.distributed import broadcast_weights
+from finetune.models.classifier import Classifier
+from finetune.models.losses import per_example_loss
+from finetune.models.speedups import sped_up
+from finetune.recipe import TrainingSection
+from finetune.training.embedding_subset import EmbeddingSubset, make_embedding_subset
+from finetune.training.fsdp import is_sharded, prepare_model
+from finetune.training.optimizer import build_optimizer, class_weights
+from finetune.training.schedule import Plan
+from finetune.training.step import Stepper
+from finetune.training.trainer import Trainer
+from finetune.training.training_model import TrainingModel
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """The recipe's `training` section, its seed, and `peft.loraplus_lr_ratio` (None: one learning rate for all)."""
+
+    training: TrainingSection
+    seed: int
+    loraplus_lr_ratio: float | None = None
+
+
+def build_trainer(
+    classifier: Classifier,
+    split: EncodedSplit,
+    plan: Plan,
+    hyperparameters: Hyperparameters,
+    accelerator: Accelerator,
+    run_fingerprint: Mapping[str, Any] | None = None,
+) -> Trainer:
+    """Return a trainer at step 0.
+
+    Args:
+        run_fingerprint: what a resumed run must have in common with this one, in addition to the plan.
+
+    Raises:
+        TrainingError: the class weights name an unknown label, or Accelerate cannot shard this model.
+    """
+    training, seed = hyperparameters.training, hyperparameters.seed
+    weights = class_weights(training.class_weights, torch.as_tensor(split.labels), classifier.label_names)
+    if is_sharded(accelerator):
+        module, embeddings = _copy_for_sharding(classifier, accelerator), None
+    else:
+        broadcast_weights(classifier.model, accelerator)
+        padding = classifier.tokenizer.pad_token_id
+        module, embeddings = (
+            classifier.model,
+            make_embedding_subset(classifier.base, split, padding, accelerator.device),
+        )
+    parameters = _trainable_parameters(module, embeddings)
+    optimizer = build_optimizer(parameters, training, hyperparameters.loraplus_lr_ratio)
+    scheduler = get_scheduler(training.lr_scheduler_type, optimizer, plan.warmup_steps, plan.total_steps)
+    module, prepared_optimizer = prepare_model(module, optimizer, classifier.base, accelerator)
+    stepper = Stepper(
+        TrainingModel(classifier.model, module, embeddings, accelerator.device, training.torch_compile),
+        prepared_optimizer,
+        scheduler,
+        partial(
+            per_example_loss,
+            problem_type=classifier.problem_type,
+            class_weights=None if weights is None else weights.to(accelerator.device),
+        ),
+        accelerator,
+        training,
+        batch_size=plan.batch_size // accelerator.num_processes,
+    )
+    fingerprint = {
+        **(run_fingerprint or {}),
+        **plan.fingerprint(len(split), accelerator),
+        "trained words": len(embeddings.ids) if embeddings else None,
+    }
+    torch.manual_seed(seed + accelerator.process_index)  # each process drops other units
+    return Trainer(classifier, split, plan, training, seed, accelerator, stepper, fingerprint)
+
+
+def _copy_for_sharding(classifier: Classifier, accelerator: Accelerator) -> nn.Module:
+    """Return a copy of the classifier's model on the CPU, with its speed-ups: it is used for training only."""
+    classifier.model.to("cpu")
+    with sped_up(classifier, accelerator):
+        return copy.deepcopy(classifier.model)
+
+
+def _trainable_parameters(module: nn.Module, embeddings: EmbeddingSubset | None) -> dict[str, nn.Parameter]:
+    """Return the parameters to train by name, with the subset of the embeddings instead of the full table."""
+    return {
+        name: embeddings.rows if embeddings and parameter is embeddings.weight else parameter
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }

@@ -1,0 +1,172 @@
+"""One optimizer step: gradients of all micro-batches, then one update of the weights.
+
+Losses are summed over a micro-batch and divided by the number of examples in the whole optimizer step. A short last
+batch, gradient accumulation and several processes therefore all give the gradient of the mean loss.
+
+    B batch, C classes
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from finetune.data.batching import LocalBatch, split_batch
+from finetune.distributed import CpuGroup
+from finetune.out_of_memory import halve_rows, is_out_of_memory, oom_message
+from finetune.recipe import TrainingSection
+from finetune.signals import StopRequest
+from finetune.training.fsdp import average_replicas, is_sharded
+from finetune.training.nonfinite import FiniteCheck, SkippedSteps, StepInfo, gradient_norm
+from finetune.training.optimizer import clip_gradients
+from finetune.training.state import TrainState, random_state, restore_random_state
+from finetune.training.training_model import TrainingModel
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The result of an optimizer step.
+
+    Attributes:
+        loss: mean loss of the step's examples over all processes, ().
+        stop_signal: the signal that one of the processes received, 0 if none did.
+        messages: lines to print.
+    """
+
+    loss: Tensor
+    stop_signal: int
+    messages: list[str]
+
+
+@dataclass(eq=False)
+class Stepper:
+    """Runs optimizer steps.
+
+    Attributes:
+        model: the model during training.
+        optimizer: AdamW, prepared by Accelerate.
+        scheduler: of the learning rate. Not prepared by Accelerate, which would advance it once per process.
+        loss: returns the loss of each example, (B,), from logits (B, C) and labels.
+        accelerator: device, precision and processes.
+        training: the recipe's section.
+        batch_size: rows of a full micro-batch on this process.
+        parameters: all parameters that the optimizer updates.
+    """
+
+    model: TrainingModel
+    optimizer: Any
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    loss: Callable[[Tensor, Tensor], Tensor]
+    accelerator: Accelerator
+    training: TrainingSection
+    batch_size: int
+    parameters: list[nn.Parameter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._cpu_group = CpuGroup(self.accelerator)
+        self._finite_check = FiniteCheck(late=self.accelerator.device.type == "cuda")
+        self._skipped_steps = SkippedSteps()
+
+    def run(
+        self, micro_batches: Sequence[LocalBatch], info: StepInfo, state: TrainState, stop_request: StopRequest | None
+    ) -> StepResult:
+        """Do one optimizer step on the mean loss of the examples in `info`.
+
+        If memory runs out on a process, all processes repeat the step in smaller parts, from the same random state.
+
+        Raises:
+            TrainingError: the loss or gradient is not finite, or memory does not suffice for one row.
+        """
+        self.model.module.train()
+        random, messages = random_state(), []
+        while True:
+            loss, stop_signal = self._accumulate_gradients(micro_batches, info, state, stop_request)
+            if loss is not None:
+                break
+            messages.append(self._halve_micro_batches(info, state))
+            restore_random_state(random)
+        average_replicas(self.parameters, self.accelerator)
+        loss = self.accelerator.reduce(loss, "mean")
+        self._update_weights(loss, info, state)
+        return StepResult(loss, stop_signal, messages)
+
+    def check_last_step(self) -> None:
+        """Raise TrainingError if the loss or gradient of the last step was not finite."""
+        self._finite_check.check()
+
+    def check_training(self) -> None:
+        """Raise TrainingError if the last step was not finite, or if fp16 skipped every step."""
+        self._finite_check.check()
+        self._skipped_steps.finish()
+
+    def sync_stop_signal(self, stop_request: StopRequest | None) -> int:
+        """Return the signal that one of the processes received, 0 if none did."""
+        (stop_signal,) = self._cpu_group.all_reduce_max(stop_request.number if stop_request else 0)
+        return stop_signal
+
+    def _accumulate_gradients(
+        self, micro_batches: Sequence[LocalBatch], info: StepInfo, state: TrainState, stop_request: StopRequest | None
+    ) -> tuple[Tensor | None, int]:
+        """Add up the gradients of a step.
+
+        Returns this process's part of the loss, None if memory ran out on any process, and the stop signal.
+        """
+        loss, out_of_memory = torch.zeros((), device=self.accelerator.device), False
+        parts = [part for batch in micro_batches for part in split_batch(batch, state.micro_batch_rows)]
+        # Gradients are averaged over the processes: times their number, divided by all rows of the step.
+        scale = self.accelerator.num_processes / len(info.rows)
+        try:
+            for batch in parts:
+                losses = self.loss(self.model.logits(batch.inputs), batch.labels)
+                part = (losses * batch.weights).sum() * scale
+                self.accelerator.backward(part)
+                loss += part.detach()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if is_sharded(self.accelerator):  # the other processes wait inside a pass and cannot repeat the step
+                message = f"Out of memory at step {info.step} in process {self.accelerator.process_index}."
+                print(message, file=sys.stderr)
+                raise
+            out_of_memory = True  # repeated outside this block: the error holds references to what filled the memory
+        any_out_of_memory, stop_signal = self._cpu_group.all_reduce_max(
+            out_of_memory, stop_request.number if stop_request else 0
+        )
+        return None if any_out_of_memory else loss, stop_signal
+
+    def _halve_micro_batches(self, info: StepInfo, state: TrainState) -> str:
+        """Halve the rows per forward pass and return a message; the step has the same rows, in twice as many parts."""
+        self.optimizer.zero_grad(set_to_none=True)
+        rows = halve_rows(state.micro_batch_rows or self.batch_size, f"step {info.step} of training")
+        state.micro_batch_rows = rows
+        return oom_message(rows, self.batch_size, info.step)
+
+    def _update_weights(self, loss: Tensor, info: StepInfo, state: TrainState) -> None:
+        """Update the weights, unless the loss or gradient is not finite."""
+        optimizer, scaler, max_norm = self.optimizer.optimizer, self.accelerator.scaler, self.training.max_grad_norm
+        if scaler is None:
+            norm = gradient_norm(self.parameters)
+            if max_norm is not None:
+                clip_gradients(optimizer, self.parameters, norm, max_norm)
+            # Fused AdamW skips a step where `found_inf` is set, without a copy to the CPU.
+            optimizer.found_inf = (~(loss.isfinite() & norm.isfinite())).float()
+        else:
+            self.accelerator.clip_grad_norm_(self.parameters, math.inf if max_norm is None else max_norm)
+            norm = torch.zeros_like(loss)  # an infinite norm is normal in fp16: the scaler skips such a step
+        scale = scaler.get_scale() if scaler else 0.0
+        self.optimizer.step()
+        skipped = scaler is not None and scaler.get_scale() < scale
+        if not skipped:
+            state.weight_decay_factor *= 1 - info.learning_rate * self.training.weight_decay
+        self.scheduler.step()  # also after a step that the scaler skipped: learning rate and step stay together
+        self.optimizer.zero_grad(set_to_none=True)
+        self._finite_check.record(loss, norm, info)
+        self._skipped_steps.record(skipped, info)

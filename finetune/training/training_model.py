@@ -1,0 +1,62 @@
+"""The model during training: how it is run, and where its current weights are.
+
+What is trained may differ from the classifier's own model: under FSDP it is a sharded copy, and on a CPU the embeddings
+of the training split's tokens are trained in a smaller table. The training loop need not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from finetune.models.speedups import training_kernels
+from finetune.training.embedding_subset import EmbeddingSubset
+from finetune.training.fsdp import full_model, load_shards
+
+
+@dataclass(frozen=True)
+class TrainingModel:
+    """The classifier's model as it is trained.
+
+    Attributes:
+        full: the classifier's own model, which is evaluated and saved.
+        module: the module that is trained, prepared by Accelerate: the same model, or under FSDP a sharded copy.
+        embeddings: the token embeddings that are trained instead of the full table, None if the full table is.
+        device: where the module runs.
+        compiled: whether its layers are compiled.
+    """
+
+    full: nn.Module
+    module: nn.Module
+    embeddings: EmbeddingSubset | None
+    device: torch.device
+    compiled: bool
+
+    def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the logits of a training batch, (B, C)."""
+        embeddings = self.embeddings.in_use() if self.embeddings else nullcontext()
+        with embeddings, training_kernels(self.device, compiled=self.compiled):
+            logits: Tensor = self.module(**inputs).logits
+        return logits
+
+    @contextmanager
+    def up_to_date(self, weight_decay_factor: float) -> Iterator[nn.Module]:
+        """Yield the classifier's own model with the current weights; all processes must enter together."""
+        if self.embeddings:
+            self.embeddings.write_back(weight_decay_factor)
+        with full_model(self.full, self.module) as model:
+            yield model
+
+    def load(self, weight_decay_factor: float) -> None:
+        """Train from the weights that the classifier's own model has now, after a checkpoint was restored into it.
+
+        Raises:
+            TrainingError: the checkpoint started from other embeddings than this model.
+        """
+        if self.embeddings:
+            self.embeddings.load(weight_decay_factor)
+        load_shards(self.full, self.module)
