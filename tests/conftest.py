@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, settings
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from finetune.data.tokenization import word_tokenizer
-from finetune.models.classifier import quiet_libraries
+from finetune.models.pretrained import quiet_libraries
 from tests.support.finished_runs import SCRATCH, finished, recipe
 
 # A slow machine is no failure.

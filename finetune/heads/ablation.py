@@ -19,7 +19,7 @@ from finetune.data.batching import LocalBatch
 from finetune.errors import ModelError
 from finetune.heads.fast_ablation import SAVINGS, Shortcut, logits_without, rows_at_a_time, take_shortcut
 from finetune.heads.gated_forward import GatedRows
-from finetune.models.architectures import AttentionSite
+from finetune.models.attention_sites import AttentionSite
 from finetune.models.head_gates import head_gates, max_num_heads, shared_projection_gated
 from finetune.models.losses import decisions, divergence, per_example_loss
 from finetune.models.precision import uses_flash_attention

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune.models.architectures import AttentionSite
+from finetune.models.attention_sites import AttentionSite
 from finetune.models.head_gates import max_num_heads
 
 Head = tuple[int, int]  # (layer, head), both counted from 0

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from finetune.models.architectures import FAMILIES, AttentionSite
-from finetune.models.frozen_encoder import other_forward
+from finetune.models.architectures import FAMILIES
+from finetune.models.attention_sites import AttentionSite
+from finetune.models.frozen_encoder import replaced_forward
 
 OWN_ATTENTION = "own attention"  # a layer's attention once for all its heads
 FIRST_TOKEN = "first token"  # in the last layer only what the first position needs
@@ -63,7 +64,7 @@ class Shortcut:
         """Return the path of one layer."""
         base = self.base
         prefix = f"{base.base_model_prefix}." if hasattr(base, base.base_model_prefix) else ""
-        return prefix + FAMILIES[base.config.model_type].path(base.config, layer)
+        return prefix + FAMILIES[base.config.model_type].layer_path(base.config, layer)
 
 
 @torch.no_grad()
@@ -133,7 +134,7 @@ def _pass(shortcut: Shortcut, inputs: Inputs, kept: _Kept, whole: Tensor, layer:
     with ExitStack() as stack:
         for site in {path(site.layer): site for site in shortcut.sites}.values():
             module = base.get_submodule(path(site.layer))
-            stack.enter_context(other_forward(module, partial(layers, module.forward)))
+            stack.enter_context(replaced_forward(module, partial(layers, module.forward)))
         if FIRST_TOKEN in shortcut.savings:
             attention = base.get_submodule(f"{path(len(shortcut.sites) - 1)}.attention")
             stack.enter_context(_first_token(attention, shortcut.sites[-1].num_heads, *shortcut.last))
@@ -239,7 +240,7 @@ def _first_token(attention: nn.Module, num_heads: int, key: Linear, value: Linea
 
     handle = attention.get_submodule("output").register_forward_pre_hook(cut)
     try:
-        with other_forward(inner, forward):
+        with replaced_forward(inner, forward):
             yield
     finally:
         handle.remove()

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from finetune.data.batching import LocalBatch, load_batches, plan_scoring
 from finetune.data.tokenization import EncodedSplit
 from finetune.distributed import gather_results
-from finetune.models.architectures import AttentionSite, attention_sites
+from finetune.models.attention_sites import AttentionSite, attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.head_gates import check_gates, head_gates, head_mask, max_num_heads
 from finetune.models.losses import per_example_loss

@@ -19,15 +19,15 @@ from transformers import AutoModelForSequenceClassification
 
 from finetune.errors import ModelError
 from finetune.heads.gated_forward import frozen
-from finetune.models.architectures import AttentionSite, attention_sites
+from finetune.models.attention_sites import AttentionSite, attention_sites
 from finetune.models.classifier import Classifier
-from finetune.models.freezing import hold_in_one_dtype
+from finetune.models.comparison import logits_of
+from finetune.models.freezing import undo_keep_float32
 from finetune.models.head_gates import head_gates, max_num_heads
-from finetune.models.head_pruning import prune_heads, zeroed
+from finetune.models.head_pruning import prune_heads, unpruned_copy
 from finetune.models.lora import merge_adapters
-from finetune.models.precision import attention_in_any_precision
+from finetune.models.precision import without_flash_attention
 from finetune.models.pretrained import Source
-from finetune.models.saving import logits_of
 from finetune.runs.results import ModelCost
 
 _CPU = torch.device("cpu")
@@ -87,7 +87,7 @@ def pruned_classifier(classifier: Classifier, heads: Mapping[int, Sequence[int]]
     model = merge_adapters(copy.deepcopy(classifier.model))
     if adapted:
         model.requires_grad_(True)
-    hold_in_one_dtype(model, getattr(torch, classifier.source.dtype if classifier.source else "float32"))
+    undo_keep_float32(model, getattr(torch, classifier.source.dtype if classifier.source else "float32"))
     prune_heads(model, heads)
     return Classifier(model.eval(), classifier.tokenizer, classifier.max_length, classifier.source)
 
@@ -120,7 +120,7 @@ def write_zeroed(classifier: Classifier, folder: Path, texts: Sequence[Sequence[
     """
     expected = logits_of(classifier, texts, _CPU)
     folder.mkdir(parents=True, exist_ok=True)
-    zeroed(classifier.base).save_pretrained(folder)
+    unpruned_copy(classifier.base).save_pretrained(folder)
     classifier.tokenizer.save_pretrained(folder)
     source = classifier.source or Source(str(folder))
     options = replace(source, revision="main", use_safetensors=True).loading_options()  # as they were just written
@@ -179,8 +179,8 @@ def measure_speed(
     pair = (before, after)
     taken: tuple[list[float], list[float]] = ([], [])
     with (
-        attention_in_any_precision(before.model),
-        attention_in_any_precision(after.model),
+        without_flash_attention(before.model),
+        without_flash_attention(after.model),
         frozen(before.model.to(device)),
         frozen(after.model.to(device)),
     ):

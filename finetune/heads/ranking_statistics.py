@@ -14,7 +14,7 @@ from scipy import stats
 from scipy.stats import kendalltau
 
 from finetune.heads.estimate import Estimate
-from finetune.models.architectures import AttentionSite
+from finetune.models.attention_sites import AttentionSite
 from finetune.runs.head_results import ChangeAgreement, HeadChanges, HeadTest, TauValue
 
 RESAMPLES = 2000

@@ -34,11 +34,12 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from finetune.errors import ModelError
 from finetune.heads.gated_forward import GatedRows, gated_logits
 from finetune.heads.product_change import Array, product_change
-from finetune.models.architectures import FAMILIES, ROLES, AttentionSite, attention_sites, pruned_heads
+from finetune.models.architectures import family_of
+from finetune.models.attention_sites import ROLES, AttentionSite, attention_sites, pruned_heads
 from finetune.models.classifier import Classifier
 from finetune.models.head_gates import max_num_heads
 from finetune.models.losses import divergence, per_example_loss
-from finetune.models.pretrained import load_config, loading
+from finetune.models.pretrained import load_config, model_load_errors
 from finetune.runs.head_results import HeadChanges
 
 EFFECT_MEASURES = {
@@ -46,7 +47,6 @@ EFFECT_MEASURES = {
     "multi_label_classification": "mean KL divergence of a label (nats)",
     "regression": "squared difference of values",
 }
-_OWN_BIASES = {"query": "q_bias", "value": "v_bias"}  # DeBERTa's, beside its fused projection
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def load_base(classifier: Classifier) -> PreTrainedModel:
         )
     load_config(source)  # refuses a config.json that would run code or fill memory
     base: PreTrainedModel
-    with loading(source), torch.random.fork_rng(devices=[]):  # a head that is not used is drawn at random
+    with model_load_errors(source), torch.random.fork_rng(devices=[]):  # a head that is not used is drawn at random
         base = AutoModelForSequenceClassification.from_pretrained(
             source.location(), ignore_mismatched_sizes=True, **source.loading_options()
         )
@@ -196,7 +196,7 @@ def _refuse_mixed(model: PreTrainedModel) -> None:
     query, output = (model.get_submodule(path).weight for path in (site.query, site.output))
     assert isinstance(query, Tensor)
     assert isinstance(output, Tensor)
-    why = FAMILIES[model.config.model_type].mask_only
+    why = family_of(model.config).not_prunable
     if why and (query.dim() != 2 or len(query) != output.shape[1]):
         raise ModelError(
             f"the heads of a '{model.config.model_type}' model cannot be compared with its base's one by one: {why}; "
@@ -249,11 +249,11 @@ def _own_parts(model: PreTrainedModel, base: PreTrainedModel, head: MatchedHead)
         tensors: list[Any] = [(own.weight, before.weight, here[0], there[0])]
         if role != "output" and own.bias is not None:
             tensors.append((own.bias, before.bias, here[0], there[0]))
-        name = _OWN_BIASES.get(role, "")
+        name = family_of(model.config).separate_biases.get(role)
         around, around_before = (
             m.get_submodule(path.rpartition(".")[0]) for m, path in zip((model, base), paths, strict=True)
         )
-        if head.trained.fused and isinstance(getattr(around, name, None), Tensor):
+        if name is not None:
             numbers = head.number * head.width, head.base_number * head.width
             tensors.append((getattr(around, name), getattr(around_before, name), *numbers))
         for tensor, other, start, start_before in tensors:

@@ -1,1 +1,1 @@
-"""Build, save, load and change classifiers."""
+"""Build, load, save and modify classifiers: one module per topic, and `architectures.py` with all model families."""

@@ -1,11 +1,11 @@
-"""The frozen lower part of a model, computed once: `training.cache_frozen_layers`.
+"""The output of the frozen layers, computed once (recipe key `training.cache_frozen_layers`).
 
-With embeddings and the lowest k layers frozen, layer k - 1 puts out the same in every epoch. That is computed once,
-without dropout, for each row of a split, and lies in a file; the batches of such a split carry it as one more input,
-`frozen_states`. A model inside `FrozenPart.open` takes it: embeddings and lower layers then hand it on instead of
-computing anything. Names of weights do not change, and without that input the model runs whole.
+With embeddings and the lowest k layers frozen, layer k - 1 has the same output in every epoch. It is computed once per
+row, without dropout, and written to a file. Batches of a cached split have one more input, `frozen_states`, and a model
+inside `FrozenEncoder.replaceable` uses it instead of computing embeddings and lower layers. Weights keep their names,
+and without that input the model runs in full.
 
-Whether a model allows this is not concluded from its type: `check` tries it.
+Whether a model allows this is not derived from its type: `check` tests it.
 
     N rows, B batch, S tokens, E hidden size, C classes
 """
@@ -18,7 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,66 +33,12 @@ from finetune.data.batching import load_batches, plan_scoring
 from finetune.data.tokenization import EncodedSplit
 from finetune.errors import ModelError, TrainingError
 from finetune.models.classifier import Classifier
-from finetune.models.frozen_encoder import FrozenPart, cache_refusal
-from finetune.models.precision import attention_in_any_precision
+from finetune.models.frozen_encoder import FrozenEncoder, cache_refusal
+from finetune.models.precision import without_flash_attention
+from finetune.report.progress import stage
 
-_CHECKED = 6  # rows of different length on which logits with and without the cache are compared
-
-
-def check(part: FrozenPart, classifier: Classifier, split: EncodedSplit, device: torch.device) -> None:
-    """Raise ModelError unless the lower part is frozen, and the logits of a few rows are the same without it.
-
-    The rows differ in length and their states are computed one by one, so that a model in which padding changes what
-    real tokens become does not pass. Weights in float32 leave 1e-4 of the largest logit (measured over all families:
-    2e-6), those of a lower precision 3e-2. Call it without autocast, whose rounding is neither.
-    """
-    rows = np.argsort(split.lengths, kind="stable")[np.linspace(0, len(split) - 1, _CHECKED).round().astype(int)]
-    lengths = split.lengths[rows]
-    few = replace(split, rows=split.rows.select(rows), labels=split.labels[rows], lengths=lengths)
-    (batch,) = load_batches(few, [np.arange(_CHECKED)], classifier.tokenizer, device=device)
-    lowest = min(torch.finfo(p.dtype).bits for p in part.model.parameters() if p.is_floating_point())
-    with torch.enable_grad():
-        _refuse_trained(part, part.states(batch.inputs))
-    with torch.no_grad():
-        expected = part.model(**batch.inputs).logits.float()
-        first = part.states(batch.inputs)
-        store = _row_states(io.BytesIO(), lengths, first, classifier)
-        _fill(part, replace(few, states=None), store, [np.array([row]) for row in range(_CHECKED)], classifier, device)
-        (cached,) = load_batches(replace(few, states=store), [np.arange(_CHECKED)], classifier.tokenizer, device=device)
-        try:
-            found = part.model(**cached.inputs).logits.float()
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise ModelError(cache_refusal(part.model, f"it needs its lower layers' own results ({error})")) from error
-    difference = float((found - expected).abs().max() / max(1.0, float(expected.abs().max())))
-    if not difference <= (1e-4 if lowest >= 32 else 3e-2):
-        raise ModelError(cache_refusal(part.model, f"its logits differ by {difference:.1g} without the lower part"))
-
-
-def _refuse_trained(part: FrozenPart, states: Tensor) -> None:
-    if states.requires_grad:
-        named = [(name, p) for name, p in part.model.named_parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(states.sum(), [p for _, p in named], allow_unused=True)
-        below = [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is not None]
-        raise ModelError(cache_refusal(part.model, f"{', '.join(below[:3])} is trained, and its frozen layers use it"))
-
-
-def _row_states(file: BinaryIO, lengths: np.ndarray, like: Tensor, classifier: Classifier, start: int = 0) -> RowStates:
-    starts = start + np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return RowStates(file, starts, like.shape[-1], like.dtype, classifier.tokenizer.padding_side == "left")
-
-
-def _fill(
-    part: FrozenPart,
-    split: EncodedSplit,
-    store: RowStates,
-    batches: list[np.ndarray],
-    classifier: Classifier,
-    device: torch.device,
-) -> None:
-    loaded = load_batches(split, batches, classifier.tokenizer, device=device)
-    for rows, batch in zip(batches, loaded, strict=True):
-        store.write(rows, part.states(batch.inputs))
-    store.file.flush()
+_CHECKED_ROWS = 6  # rows of different lengths whose logits are compared with and without the cache
+_FREE_SPACE_FIX = "set TMPDIR to a folder on a disk with more space, or remove training.cache_frozen_layers"
 
 
 @contextmanager
@@ -103,104 +49,182 @@ def cached_frozen_layers(
     *,
     batch_size: int,
     accelerator: Accelerator,
-    tell: Callable[[str], None],
+    notify: Callable[[str], None],
     write: bool = True,
 ) -> Iterator[dict[str, EncodedSplit]]:
-    """Compute what the frozen part makes of all rows; yield the splits with it, and a model that takes it.
+    """Compute the frozen layers' output for all rows; yield the splits with it, while the model accepts it.
 
     Args:
-        splits: those that are put to the model again and again.
-        layers: the lowest layers that are frozen, besides the embeddings.
-        batch_size: rows that are computed at once.
-        tell: gets one line for the user.
-        write: False: check and tell only.
+        splits: those that pass through the model several times.
+        layers: number of lowest layers that are frozen, in addition to the embeddings.
+        batch_size: rows per forward pass while the cache is filled.
+        notify: receives one line for the user.
+        write: False: check and notify only.
 
     Raises:
         ModelError: the model does not allow it.
-        TrainingError: the disk has not enough room, or cannot be written.
+        TrainingError: the disk has not enough space, or cannot be written.
     """
     model, device = classifier.base, accelerator.device
-    part, first = FrozenPart(model, layers), next(iter(splits.values()))
+    encoder, first = FrozenEncoder(model, layers), next(iter(splits.values()))
     with ExitStack() as stack:
         stack.callback(model.train, model.training)
         model.to(device).eval()
-        stack.enter_context(part.open())
-        with torch.autocast(device.type, enabled=False), attention_in_any_precision(model):
-            check(part, classifier, first, device)
+        stack.enter_context(encoder.replaceable())
+        with torch.autocast(device.type, enabled=False), without_flash_attention(model):
+            check(encoder, classifier, first, device)
         with torch.no_grad(), accelerator.autocast():
             (batch,) = load_batches(first, [np.array([0])], classifier.tokenizer, device=device)
-            like = part.states(batch.inputs)
-            rows, tokens = (
-                sum(n) for n in zip(*((len(s), int(s.lengths.sum())) for s in splits.values()), strict=True)
-            )
-            size = tokens * like.shape[-1] * like.element_size()
-            tell(
+            example = encoder.states(batch.inputs)
+            rows = sum(len(split) for split in splits.values())
+            tokens = sum(int(split.lengths.sum()) for split in splits.values())
+            size = tokens * example.shape[-1] * example.element_size()
+            notify(
                 f"Cache of the {layers} frozen layers: {rows:,} rows of {tokens / rows:.1f} tokens on average x "
-                f"{like.shape[-1]} x {like.element_size()} bytes = {size / 1e6:,.1f} MB in {tempfile.gettempdir()}, "
-                "gone when training ends."
+                f"{example.shape[-1]} x {example.element_size()} bytes = {size / 1e6:,.1f} MB in "
+                f"{tempfile.gettempdir()}, deleted when training ends."
             )
             if write:
-                shared = stack.enter_context(_shared_file(size, accelerator))
-                splits = _computed(part, classifier, splits, like, shared, batch_size, device)
+                file = stack.enter_context(_shared_file(size, accelerator))
+                splits = _computed(encoder, classifier, splits, example, file, batch_size)
         yield dict(splits)
 
 
+def check(encoder: FrozenEncoder, classifier: Classifier, split: EncodedSplit, device: torch.device) -> None:
+    """Raise ModelError unless the lower part is frozen and a few rows have the same logits with the cache.
+
+    The rows differ in length and their states are computed one by one, so that a model in which padding affects real
+    tokens is detected. The tolerance is 1e-4 of the largest logit for float32 weights (measured over all families:
+    2e-6) and 3e-2 for lower precision. Call it without autocast, which rounds differently.
+    """
+    rows = np.argsort(split.lengths, kind="stable")[np.linspace(0, len(split) - 1, _CHECKED_ROWS).round().astype(int)]
+    lengths = split.lengths[rows]
+    sample = replace(split, rows=split.rows.select(rows), labels=split.labels[rows], lengths=lengths)
+    (batch,) = load_batches(sample, [np.arange(_CHECKED_ROWS)], classifier.tokenizer, device=device)
+    lowest_bits = min(torch.finfo(p.dtype).bits for p in encoder.model.parameters() if p.is_floating_point())
+    with torch.enable_grad():
+        _check_frozen(encoder, encoder.states(batch.inputs))
+    with torch.no_grad():
+        expected = encoder.model(**batch.inputs).logits.float()
+        example = encoder.states(batch.inputs)
+        store = _row_states(io.BytesIO(), lengths, example, classifier)
+        single_rows = [np.array([row]) for row in range(_CHECKED_ROWS)]
+        _fill(encoder, replace(sample, states=None), store, single_rows, classifier, device)
+        cached_sample = replace(sample, states=store)
+        (cached,) = load_batches(cached_sample, [np.arange(_CHECKED_ROWS)], classifier.tokenizer, device=device)
+        try:
+            logits = encoder.model(**cached.inputs).logits.float()
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ModelError(
+                cache_refusal(encoder.model, f"it needs its lower layers' own results ({error})")
+            ) from error
+    difference = float((logits - expected).abs().max() / max(1.0, float(expected.abs().max())))
+    if not difference <= (1e-4 if lowest_bits >= 32 else 3e-2):
+        raise ModelError(cache_refusal(encoder.model, f"its logits differ by {difference:.1g} with the cache"))
+
+
+def _check_frozen(encoder: FrozenEncoder, states: Tensor) -> None:
+    """Raise ModelError if states of the frozen layers depend on a trained parameter."""
+    if states.requires_grad:
+        trained = [(name, p) for name, p in encoder.model.named_parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(states.sum(), [p for _, p in trained], allow_unused=True)
+        used = [name for (name, _), gradient in zip(trained, gradients, strict=True) if gradient is not None]
+        raise ModelError(
+            cache_refusal(encoder.model, f"{', '.join(used[:3])} is trained, and its frozen layers use it")
+        )
+
+
+def _row_states(file: BinaryIO, lengths: np.ndarray, like: Tensor, classifier: Classifier, start: int = 0) -> RowStates:
+    starts = start + np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    return RowStates(file, starts, like.shape[-1], like.dtype, classifier.tokenizer.padding_side == "left")
+
+
+def _fill(
+    encoder: FrozenEncoder,
+    split: EncodedSplit,
+    store: RowStates,
+    batches: list[np.ndarray],
+    classifier: Classifier,
+    device: torch.device,
+) -> None:
+    """Write the states of these batches of rows to the store."""
+    loaded = load_batches(split, batches, classifier.tokenizer, device=device)
+    with stage("running the frozen layers", total=len(batches)) as running:
+        for rows, batch in zip(batches, loaded, strict=True):
+            store.write(rows, encoder.states(batch.inputs))
+            running.advance()
+    store.file.flush()
+
+
+@dataclass(frozen=True)
+class _SharedFile:
+    """A file that the processes of one machine share.
+
+    Attributes:
+        index: number of this process among them.
+        num_processes: how many they are.
+    """
+
+    file: BinaryIO
+    index: int
+    num_processes: int
+
+
 def _computed(
-    part: FrozenPart,
+    encoder: FrozenEncoder,
     classifier: Classifier,
     splits: Mapping[str, EncodedSplit],
-    like: Tensor,
-    shared: tuple[BinaryIO, int, int],
+    example: Tensor,
+    shared: _SharedFile,
     batch_size: int,
-    device: torch.device,
 ) -> dict[str, EncodedSplit]:
-    (file, own, sharing), start, found, failed = shared, 0, {}, ""
+    """Return the splits with their states, of which each process of the machine computes and writes a part."""
+    start, computed, failure, device = 0, {}, "", example.device
     try:
         for name, split in splits.items():
-            store = _row_states(file, split.lengths, like, classifier, start)
-            batches = plan_scoring(split.lengths, batch_size)[own::sharing]
-            _fill(part, split, store, batches, classifier, device)
-            start, found[name] = int(store.starts[-1]), replace(split, states=store)
+            store = _row_states(shared.file, split.lengths, example, classifier, start)
+            batches = plan_scoring(split.lengths, batch_size)[shared.index :: shared.num_processes]
+            _fill(encoder, split, store, batches, classifier, device)
+            start, computed[name] = int(store.starts[-1]), replace(split, states=store)
     except OSError as error:
-        failed = f"the cache of frozen layers cannot be written: {error}; {_OTHER_DISK}"
-    _agree(failed)
-    return found
+        failure = f"the cache of frozen layers cannot be written: {error}; {_FREE_SPACE_FIX}"
+    _raise_on_all_processes(failure)
+    return computed
 
 
-_OTHER_DISK = "set TMPDIR to a folder on a disk with more room, or remove training.cache_frozen_layers"
-
-
-def _agree(failed: str) -> None:
-    """Raise TrainingError on all processes if one failed: the others would wait for it."""
-    for message in gather_object([failed]):
+def _raise_on_all_processes(failure: str) -> None:
+    """Raise TrainingError on all processes if one of them failed, because the others would wait for it."""
+    for message in gather_object([failure]):
         if message:
             raise TrainingError(message)
 
 
 @contextmanager
-def _shared_file(size: int, accelerator: Accelerator) -> Iterator[tuple[BinaryIO, int, int]]:
-    """Yield a file that the processes of one machine share, which of them this one is, and how many they are.
+def _shared_file(size: int, accelerator: Accelerator) -> Iterator[_SharedFile]:
+    """Yield a new file for the processes of one machine.
 
-    It loses its name before anything is written, so that it is gone with the processes, however they end.
+    Its name is deleted before anything is written, so the file disappears with the processes, however they end.
     """
-    path, failed = "", ""
+    path, failure = "", ""
     if accelerator.is_local_main_process:
         try:
             folder = tempfile.gettempdir()
             free = shutil.disk_usage(folder).free
             if free < size:
-                failed = f"the cache of frozen layers takes {size / 1e6:,.1f} MB, but {folder} has {free / 1e6:,.1f} MB"
-                failed = f"{failed} left; {_OTHER_DISK}"
+                failure = (
+                    f"the cache of frozen layers takes {size / 1e6:,.1f} MB, but {folder} has {free / 1e6:,.1f} MB "
+                    f"left; {_FREE_SPACE_FIX}"
+                )
             else:
                 handle, path = tempfile.mkstemp(prefix="finetune-frozen-")
                 os.close(handle)
         except OSError as error:
-            failed = f"the cache of frozen layers cannot be written: {error}; {_OTHER_DISK}"
-    _agree(failed)
-    first = accelerator.process_index - accelerator.local_process_index
-    here = [other for main, other in gather_object([(first, path)]) if main == first]  # the machine's processes
-    with Path(here[0]).open("r+b") as file:
+            failure = f"the cache of frozen layers cannot be written: {error}; {_FREE_SPACE_FIX}"
+    _raise_on_all_processes(failure)
+    machine = accelerator.process_index - accelerator.local_process_index  # its first process
+    paths = [other for first, other in gather_object([(machine, path)]) if first == machine]
+    with Path(paths[0]).open("r+b") as file:
         accelerator.wait_for_everyone()
         if path:
             Path(path).unlink()
-        yield file, accelerator.local_process_index, len(here)
+        yield _SharedFile(file, accelerator.local_process_index, len(paths))

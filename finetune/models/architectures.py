@@ -1,20 +1,26 @@
-"""Where each model family keeps its attention heads: the only such table.
+"""The table of supported model families: everything that differs between BERT, DeBERTa, XLM and the others.
 
-A row names, inside one attention module, the projections by role. Paths are relative to the encoder.
-A family that is not in the table is refused by name.
+To add a family, add a row to `FAMILIES` below, and a small config to `CONFIGS` in `tests/support/families.py`; the
+tests then check all columns. Values come from the family's `modeling_*.py` in transformers and from
+`print(AutoModelForSequenceClassification.from_config(config))`. The columns are the attributes of `Family`.
+A model type that is not in the table is rejected by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from finetune.errors import ModelError
 
-ROLES = ("query", "key", "value", "output")
+# Names under which attention modules store their number of heads; head pruning updates those that exist.
+HEAD_COUNT_ATTRIBUTES = ("num_attention_heads", "n_heads", "num_heads")
+# Config entries that count layers; a config.json with an absurdly large one is rejected.
+LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layers", "num_hidden_groups", "inner_group_num", "num_feedforward_networks")
 
 
 def _num_hidden_layers(config: Any) -> int:
@@ -37,50 +43,46 @@ def _n_heads(config: Any) -> int:
     return int(config.n_heads)
 
 
-def _albert_layers(config: Any) -> int:
-    return int(config.num_hidden_layers * config.inner_group_num)
+def _no_positions(config: Any) -> int:
+    return 0
 
 
-def _albert_path(config: Any, layer: int) -> str:
-    """ALBERT shares its layers within groups: the same module is called for several layers."""
-    block, inner = divmod(layer, config.inner_group_num)
-    group = int(block / (config.num_hidden_layers / config.num_hidden_groups))
-    return f"encoder.albert_layer_groups.{group}.albert_layers.{inner}"
-
-
-def _convbert_heads(config: Any) -> int:
-    """ConvBERT hands as many convolution heads as attention heads to the output projection, behind them."""
-    return 2 * max(1, int(config.num_attention_heads // config.head_ratio))
-
-
-def _sparse_attention(config: Any) -> str:
-    if config.attention_type == "original_full":
-        return ""
-    return (
-        f"attention_type '{config.attention_type}' draws what a head looks at by the head's number; "
-        'write "attention_type": "original_full" in its config.json'
-    )
-
-
-def _talking_heads(config: Any) -> str:
-    return "talking_head mixes its heads with one another" if getattr(config, "talking_head", False) else ""
+def _up_to_padding_id(config: Any) -> int:
+    return config.pad_token_id + 1 if isinstance(config.pad_token_id, int) else 0
 
 
 @dataclass(frozen=True)
 class Family:
-    """Module paths below one layer, and how the config tells the sizes.
+    """One row of the table. Module paths are relative to one layer, that of a layer to the encoder (`base_model`).
 
     Attributes:
-        layer: path of a layer, with `{layer}` for its number, or a function of config and number.
-        query, key, value, output: paths below it; the first three are the same where they are fused.
-        channels_first: states reach the output projection as (B, C, S) instead of (B, S, C).
-        fused: how the rows of a fused projection are laid out: "3HD" by role, then head; "H3D" by head, then role.
-        num_key_value_heads: fewer than the heads where several share a key and a value (grouped-query attention).
-        mask_only: why heads can be gated but not cut out; "" where they can.
-        mask_only_if: the same where it depends on the config.
-        beside: names, beside the query projection, of what else has rows by head; some configs lack some of them.
-        position_bias: the attention's third argument is a bias (B, H, S, S) that all layers share.
-        note: what its users must know.
+        layer: path of a layer, with `{layer}` for its number, or a function of config and number. Look for the
+            `ModuleList` of layers in the printed model.
+        query, key, value, output: paths of the attention projections. A fused projection is named three times.
+        num_layers, num_heads: functions that read the two numbers from the config. Look up their names in the
+            family's `configuration_*.py`; num_heads counts what the output projection receives.
+        num_key_value_heads: the same for key and value heads if several query heads share one (grouped-query
+            attention); None: as many as query heads.
+        fused: layout of the rows of a fused query-key-value projection: "3HD" (role, then head) or "H3D" (head, then
+            role). See how the attention's forward pass splits its output.
+        channels_first: the output projection receives (B, C, S) instead of (B, S, C).
+        not_prunable: why heads can be masked but not pruned; "" if they can be pruned. Heads are prunable if each is a
+            slice of the projections and nothing else mixes them (no convolution, no map across heads).
+        not_prunable_if: the same as a function of the config, for families where it depends on the config.
+        per_head_weights: names of further parameters or linear layers next to the query projection whose rows belong
+            to heads; pruning slices them too. Some configs may lack some of them.
+        separate_biases: role -> name of its bias, if the bias is a parameter next to the projection.
+        shared_position_bias: the attention's third argument is one position bias (B, H, S, S) for all layers.
+        embedding_projection: path, in the encoder, of a module outside `embeddings` that processes embeddings before
+            the first layer (projection or norm); it is frozen together with them. "" if there is none.
+        reserved_positions: how many of `max_position_embeddings` no token can use. Families derived from RoBERTa
+            number positions from the padding id on; see `create_position_ids_from_input_ids`.
+        after_attention: path of the module that receives the states right after attention and treats tokens
+            separately; from there the last layer needs only the first token. "" if there is none. May be a function of
+            the config.
+        forward_bypasses_hooks: the model calls `layer.forward(...)` instead of `layer(...)`, so hooks of a layer do
+            not run; FSDP then shards the model as one unit.
+        note: a known problem that is printed before training.
     """
 
     layer: str | Callable[[Any, int], str]
@@ -91,206 +93,180 @@ class Family:
     num_layers: Callable[[Any], int] = _num_hidden_layers
     num_heads: Callable[[Any], int] = _num_attention_heads
     num_key_value_heads: Callable[[Any], int] | None = None
-    channels_first: bool = False
     fused: str = ""
-    mask_only: str = ""
-    mask_only_if: Callable[[Any], str] | None = None
-    beside: tuple[str, ...] = ()
-    position_bias: bool = False
+    channels_first: bool = False
+    not_prunable: str = ""
+    not_prunable_if: Callable[[Any], str] | None = None
+    per_head_weights: tuple[str, ...] = ()
+    separate_biases: Mapping[str, str] = field(default_factory=dict)
+    shared_position_bias: bool = False
+    embedding_projection: str = ""
+    reserved_positions: Callable[[Any], int] = _no_positions
+    after_attention: str | Callable[[Any], str] = ""
+    forward_bypasses_hooks: bool = False
     note: str = ""
 
-    def why_mask_only(self, config: Any) -> str:
-        """Return why heads of a model with this config can be gated but not cut out, or ""."""
-        return self.mask_only or (self.mask_only_if(config) if self.mask_only_if else "")
-
-    def path(self, config: Any, layer: int) -> str:
-        """Return the path of one layer below the encoder."""
+    def layer_path(self, config: Any, layer: int) -> str:
+        """Return the path of a layer in the encoder."""
         return self.layer.format(layer=layer) if isinstance(self.layer, str) else self.layer(config, layer)
 
+    def why_not_prunable(self, config: Any) -> str:
+        """Return why heads of a model with this config can be masked but not pruned, or "" if they can be pruned."""
+        return self.not_prunable or (self.not_prunable_if(config) if self.not_prunable_if else "")
 
-@dataclass(frozen=True)
-class AttentionSite:
-    """One layer's attention: its heads as the output projection sees them, and the paths of its projections."""
+    def after_attention_path(self, config: Any) -> str:
+        """Return `after_attention` for this config."""
+        return self.after_attention if isinstance(self.after_attention, str) else self.after_attention(config)
 
-    layer: int
-    num_heads: int
-    num_key_value_heads: int
-    query: str
-    key: str
-    value: str
-    output: str
-    channels_first: bool = False
-    fused: str = ""
 
-    def paths(self, roles: Sequence[str]) -> list[str]:
-        """Return the paths of these roles, a fused projection once."""
-        return list(dict.fromkeys(getattr(self, role) for role in roles))
+# --- Functions of the config that single families need ---
 
-    def slices(self, role: str, heads: Sequence[int], width: int) -> list[int]:
-        """Return which rows of the query, key or value projection, or columns of the output projection, are theirs.
 
-        Args:
-            role: query, key, value or output.
-            heads: numbers of query heads; where several share a key and a value, these are named once.
-            width: the head width D.
-        """
-        grouped = role in ("key", "value")
-        size = self.num_heads // self.num_key_value_heads if grouped else 1
-        numbers = list(dict.fromkeys(head // size for head in heads))
-        place = ROLES.index(role)
-        if self.fused == "3HD" and role != "output":
-            starts = [(place * self.num_heads + number) * width for number in numbers]
-        elif self.fused == "H3D" and role != "output":
-            starts = [(3 * number + place) * width for number in numbers]
-        else:
-            starts = [number * width for number in numbers]
-        return [start + step for start in starts for step in range(width)]
+def _albert_num_layers(config: Any) -> int:
+    return int(config.num_hidden_layers * config.inner_group_num)
+
+
+def _albert_layer(config: Any, layer: int) -> str:
+    """ALBERT shares layers within groups: the same module runs as several layers."""
+    block, inner = divmod(layer, config.inner_group_num)
+    group = int(block / (config.num_hidden_layers / config.num_hidden_groups))
+    return f"encoder.albert_layer_groups.{group}.albert_layers.{inner}"
+
+
+def _convbert_num_heads(config: Any) -> int:
+    """ConvBERT's output projection receives as many convolution heads as attention heads, after them."""
+    return 2 * max(1, int(config.num_attention_heads // config.head_ratio))
+
+
+def _esm_reserved_positions(config: Any) -> int:
+    return _up_to_padding_id(config) if config.position_embedding_type == "absolute" else 0
+
+
+def _mpnet_reserved_positions(config: Any) -> int:
+    return 2  # MPNet's padding id is always 1
+
+
+def _big_bird_sparse_attention(config: Any) -> str:
+    if config.attention_type == "original_full":
+        return ""
+    return (
+        f"attention_type '{config.attention_type}' chooses at random, by head number, which tokens a head attends to; "
+        'write "attention_type": "original_full" in its config.json'
+    )
+
+
+def _big_bird_after_attention(config: Any) -> str:
+    # With sparse attention nothing may be tried on short inputs: BigBird then switches to full attention permanently.
+    return "attention.output" if config.attention_type == "original_full" else ""
+
+
+def _deberta_talking_heads(config: Any) -> str:
+    return "talking_head mixes the heads with one another" if getattr(config, "talking_head", False) else ""
 
 
 def _family(
-    layer: str | Callable[[Any, int], str], attention: str, names: Sequence[str], output: str, **sizes: Any
+    layer: str | Callable[[Any, int], str], attention: str, names: Sequence[str], output: str, **columns: Any
 ) -> Family:
-    """Return a family whose query, key and value are `names` below `attention`."""
+    """Return a row whose query, key and value projections are `names` below `attention`."""
     query, key, value = (f"{attention}.{name}".lstrip(".") for name in names)
-    return Family(layer, query, key, value, output, **sizes)
+    return Family(layer, query, key, value, output, **columns)
 
+
+# --- The table ---
 
 _QKV = ("query", "key", "value")
-_PROJ = ("q_proj", "k_proj", "v_proj")
 _LIN = ("q_lin", "k_lin", "v_lin")
 _LAYER = "encoder.layer.{layer}"
-_BERT = _family(_LAYER, "attention.self", _QKV, "attention.output.dense")
+_OUTPUT = "attention.output.dense"
+
+_BERT = _family(_LAYER, "attention.self", _QKV, _OUTPUT, after_attention="attention.output")
+_ROBERTA = replace(_BERT, reserved_positions=_up_to_padding_id)
 _XLM = _family(
-    "attentions.{layer}",
-    "",
-    _LIN,
-    "out_lin",
-    num_layers=_n_layers,
-    num_heads=_n_heads,
-)
-_DECODER_LIKE = _family("layers.{layer}", "self_attn", _PROJ, "self_attn.o_proj")
-_CONVOLVED = "a convolution is mixed with its heads"
+    "attentions.{layer}", "", _LIN, "out_lin",
+    num_layers=_n_layers, num_heads=_n_heads, embedding_projection="layer_norm_emb",
+)  # fmt: skip
+_LLAMA = _family("layers.{layer}", "self_attn", ("q_proj", "k_proj", "v_proj"), "self_attn.o_proj")
 
 FAMILIES: dict[str, Family] = {
-    "albert": _family(_albert_path, "attention", _QKV, "attention.dense", num_layers=_albert_layers),
-    "bert": _BERT,
-    "big_bird": replace(_BERT, mask_only_if=_sparse_attention),
-    "camembert": _BERT,
-    "convbert": _family(
-        _LAYER, "attention.self", _QKV, "attention.output.dense", num_heads=_convbert_heads, mask_only=_CONVOLVED
+    "albert": _family(
+        _albert_layer, "attention", _QKV, "attention.dense",
+        num_layers=_albert_num_layers, embedding_projection="encoder.embedding_hidden_mapping_in",
+        after_attention="attention.LayerNorm",
     ),
-    "data2vec-text": _BERT,
+    "bert": _BERT,
+    "big_bird": replace(
+        _BERT, not_prunable_if=_big_bird_sparse_attention, after_attention=_big_bird_after_attention
+    ),
+    "camembert": _ROBERTA,
+    "convbert": replace(
+        _BERT, num_heads=_convbert_num_heads, not_prunable="a convolution is mixed with the heads",
+        embedding_projection="embeddings_project",
+    ),
+    "data2vec-text": _ROBERTA,
     "deberta": _family(
-        _LAYER,
-        "attention.self",
-        ("in_proj",) * 3,
-        "attention.output.dense",
-        fused="H3D",
-        beside=("q_bias", "v_bias", "pos_proj", "pos_q_proj"),
-        mask_only_if=_talking_heads,
+        _LAYER, "attention.self", ("in_proj",) * 3, _OUTPUT,
+        fused="H3D", not_prunable_if=_deberta_talking_heads, after_attention="attention.output",
+        per_head_weights=("q_bias", "v_bias", "pos_proj", "pos_q_proj"),
+        separate_biases={"query": "q_bias", "value": "v_bias"},
     ),
     "deberta-v2": _family(
-        _LAYER,
-        "attention.self",
-        ("query_proj", "key_proj", "value_proj"),
-        "attention.output.dense",
-        beside=("pos_key_proj", "pos_query_proj"),
+        _LAYER, "attention.self", ("query_proj", "key_proj", "value_proj"), _OUTPUT,
+        per_head_weights=("pos_key_proj", "pos_query_proj"), after_attention="attention.output",
+        embedding_projection="encoder.LayerNorm",  # the norm of the relative position embeddings
     ),
     "distilbert": _family(
-        "transformer.layer.{layer}",
-        "attention",
-        _LIN,
-        "attention.out_lin",
-        num_layers=_n_layers,
-        num_heads=_n_heads,
+        "transformer.layer.{layer}", "attention", _LIN, "attention.out_lin",
+        num_layers=_n_layers, num_heads=_n_heads, after_attention="sa_layer_norm",
     ),
-    "electra": _BERT,
+    "electra": replace(_BERT, embedding_projection="embeddings_project"),
     "ernie": _BERT,
-    "esm": _BERT,
-    "eurobert": replace(_DECODER_LIKE, num_key_value_heads=_num_key_value_heads),
+    "esm": replace(_BERT, reserved_positions=_esm_reserved_positions),
+    "eurobert": replace(_LLAMA, num_key_value_heads=_num_key_value_heads),
     "flaubert": _XLM,
-    "ibert": _BERT,
+    "ibert": _ROBERTA,
     "layoutlm": _BERT,
     "megatron-bert": _BERT,
     "mobilebert": _BERT,
-    "modernbert": _family("layers.{layer}", "attn", ("Wqkv",) * 3, "attn.Wo", fused="3HD"),
-    "mpnet": _family(_LAYER, "attention.attn", ("q", "k", "v"), "attention.attn.o", position_bias=True),
-    "multi_head_classifier": _family("layers.{layer}", "attention", _QKV, "attention.output"),
-    "nomic_bert": _DECODER_LIKE,
-    "nystromformer": replace(
-        _BERT, mask_only=_CONVOLVED, note="transformers 5.23 fails on batches in which rows differ in length"
+    "modernbert": _family(
+        "layers.{layer}", "attn", ("Wqkv",) * 3, "attn.Wo", fused="3HD", after_attention="mlp_norm"
     ),
-    "rembert": _BERT,
-    "roberta": _BERT,
-    "roberta-prelayernorm": _BERT,
-    "roformer": _BERT,
+    "mpnet": _family(
+        _LAYER, "attention.attn", ("q", "k", "v"), "attention.attn.o",
+        shared_position_bias=True, reserved_positions=_mpnet_reserved_positions, after_attention="attention.LayerNorm",
+    ),
+    "multi_head_classifier": _family("layers.{layer}", "attention", _QKV, "attention.output"),
+    "nomic_bert": _LLAMA,
+    "nystromformer": replace(
+        _BERT, not_prunable="a convolution is mixed with the heads",
+        note="transformers 5.23 fails on batches in which rows differ in length",
+    ),
+    "rembert": replace(_BERT, embedding_projection="encoder.embedding_hidden_mapping_in"),
+    "roberta": _ROBERTA,
+    "roberta-prelayernorm": _ROBERTA,
+    "roformer": replace(_BERT, embedding_projection="embeddings_project"),
     "squeezebert": _family(
-        "encoder.layers.{layer}",
-        "attention",
-        _QKV,
-        "post_attention.conv1d",
-        channels_first=True,
-        mask_only="its projections are grouped convolutions",
+        "encoder.layers.{layer}", "attention", _QKV, "post_attention.conv1d",
+        channels_first=True, not_prunable="its projections are grouped convolutions", forward_bypasses_hooks=True,
     ),
     "xlm": _XLM,
-    "xlm-roberta": _BERT,
-    "xlm-roberta-xl": _BERT,
-    "xmod": _BERT,
-}
-
-
-def pruned_heads(config: Any) -> dict[int, list[int]]:
-    """Return the heads that were cut out, by layer, in the numbers of the whole model.
-
-    They are written in the config under the key that transformers 4 used, so that either reads the other's.
-    """
-    written = getattr(config, "pruned_heads", None) or {}
-    return {int(layer): sorted(int(head) for head in heads) for layer, heads in written.items() if heads}
-
-
-def attention_sites(classifier: PreTrainedModel) -> list[AttentionSite]:
-    """Return the attention sites of a transformers classifier (not wrapped by peft), first layer first.
-
-    Heads that were cut out are not counted, and the others are numbered anew.
-
-    Raises:
-        ModelError: the family is not in the table, or a path of the table is not in the model.
-    """
-    return _sites(classifier, pruned_heads(classifier.config))
-
-
-def whole_sites(classifier: PreTrainedModel) -> list[AttentionSite]:
-    """Return the same as if no head had been cut out."""
-    return _sites(classifier, {})
+    "xlm-roberta": _ROBERTA,
+    "xlm-roberta-xl": _ROBERTA,
+    "xmod": _ROBERTA,
+}  # fmt: skip
 
 
 def family_of(config: Any) -> Family:
-    """Return the row of the table; raise ModelError if the model type has none."""
+    """Return the row for this config's model type; raise ModelError if the table has none."""
     family = FAMILIES.get(config.model_type)
     if family is None:
         raise ModelError(
-            f"where a '{config.model_type}' model keeps its attention heads is not known here; "
-            f"known model types are {', '.join(sorted(FAMILIES))}"
+            f"model type '{config.model_type}' is not supported; supported model types: {', '.join(sorted(FAMILIES))}"
         )
     return family
 
 
-def _sites(classifier: PreTrainedModel, lost: dict[int, list[int]]) -> list[AttentionSite]:
-    config = classifier.config
-    family = family_of(config)
-    prefix = f"{classifier.base_model_prefix}." if hasattr(classifier, classifier.base_model_prefix) else ""
-    modules = dict(classifier.named_modules())
-    whole = family.num_heads(config)
-    group = whole // family.num_key_value_heads(config) if family.num_key_value_heads else 1
-    sites = []
-    for layer in range(family.num_layers(config)):
-        below = prefix + family.path(config, layer)
-        paths = {role: f"{below}.{getattr(family, role)}" for role in ROLES}
-        missing = [path for path in paths.values() if path not in modules]
-        if missing:
-            raise ModelError(f"a '{config.model_type}' model should have {', '.join(missing)}, but this one has not")
-        left = whole - len(lost.get(layer, ()))
-        sites.append(
-            AttentionSite(layer, left, left // group, **paths, channels_first=family.channels_first, fused=family.fused)
-        )
-    return sites
+def encoder_layers(model: PreTrainedModel, *, first: int = 0) -> list[nn.Module]:
+    """Return the modules of the encoder's layers from number `first` on; a module that several layers share, once."""
+    config, family = model.config, family_of(model.config)
+    paths = dict.fromkeys(family.layer_path(config, layer) for layer in range(first, family.num_layers(config)))
+    return [model.base_model.get_submodule(path) for path in paths]

@@ -1,6 +1,8 @@
-"""The classification head of a fine-tuned checkpoint, whose labels may stand in another order, or be others.
+"""Adapt the classification head of a fine-tuned checkpoint to the labels of a new task.
 
-C classes
+The checkpoint may have the same labels in another order, or other labels.
+
+    C classes
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedConfig, P
 from finetune.models.checkpoint_checks import missing_encoder_weights
 from finetune.models.pretrained import label_names_of
 
-_MOST_NAMED = 5
+_MAX_NAMES = 5  # label names in a note
 
 
-def empty_classifier(config: PreTrainedConfig, *, num_labels: int, trust_remote_code: bool = False) -> nn.Module:
-    """Return a classifier with this config whose parameters have shapes and no memory; nothing is drawn at random."""
+def meta_device_classifier(config: PreTrainedConfig, *, num_labels: int, trust_remote_code: bool = False) -> nn.Module:
+    """Return a classifier with this config on the meta device: parameters have shapes but no values."""
     config = copy.deepcopy(config)
     config.num_labels = num_labels
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
@@ -30,95 +32,98 @@ def empty_classifier(config: PreTrainedConfig, *, num_labels: int, trust_remote_
 
 
 @dataclass(frozen=True)
-class Head:
-    """What became of a checkpoint's classification head.
+class AlignedHead:
+    """What `align_head_to_labels` changed.
 
     Attributes:
-        reordered: names of parameters whose rows are in another order now.
-        drawn: names of parameters that were drawn again.
-        note: what users must know, or "".
+        reordered: names of parameters whose rows were reordered.
+        redrawn: names of parameters that were initialized again at random.
+        note: what the user should know, or "".
     """
 
     reordered: tuple[str, ...] = ()
-    drawn: tuple[str, ...] = ()
+    redrawn: tuple[str, ...] = ()
     note: str = ""
 
 
-def fit_head(
+def align_head_to_labels(
     model: PreTrainedModel,
     wider: nn.Module,
-    before: PreTrainedConfig,
+    checkpoint_config: PreTrainedConfig,
     label_names: Sequence[str],
     info: Mapping[str, Any],
-) -> Head:
-    """Put the rows of a checkpoint's classification head into the order of `label_names`, or draw a new head.
+) -> AlignedHead:
+    """Reorder the rows of a checkpoint's classification head to match `label_names`, or initialize a new head.
 
-    The rows are put in order where the checkpoint names the same labels. Where it names others, or none, the head is
-    drawn again: what it predicts is not known to be what is asked for now.
+    Rows are reordered if the checkpoint has the same label names. If it has others, or none, the head is initialized
+    at random, because its outputs may mean something else.
 
     Args:
-        model: the classifier as it was loaded, for `label_names`.
-        wider: the same for one label more; parameters of another shape there have a row for each label.
-        before: the checkpoint's own config.
+        model: the loaded classifier for `label_names`.
+        wider: the same classifier for one more label; parameters whose shape differs have one row per label.
+        checkpoint_config: the checkpoint's own config.
         info: the loader's report.
     """
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    encoder = set(missing_encoder_weights(model, shapes))  # whose shapes differ where heads were cut out
-    rows = [name for name, p in wider.named_parameters() if name not in encoder and p.shape != shapes[name]]
-    if any(item[0] in rows for item in info["mismatched_keys"]):
-        return Head(note=f"The classification head is new: the checkpoint's is for {_described(before)}.")
-    kept = [name for name in rows if name not in info["missing_keys"]]
-    if not kept:
-        return Head()
-    if model.config.problem_type == "regression" and before.problem_type in (None, "regression"):
-        return Head()
-    order = _order(before, label_names)
+    encoder = set(missing_encoder_weights(model, shapes))  # their shapes differ too if heads were pruned
+    per_label = [name for name, p in wider.named_parameters() if name not in encoder and p.shape != shapes[name]]
+    if any(item[0] in per_label for item in info["mismatched_keys"]):
+        return AlignedHead(
+            note=f"The classification head is new: the checkpoint's is for {_labels(checkpoint_config)}."
+        )
+    loaded = [name for name in per_label if name not in info["missing_keys"]]
+    if not loaded:
+        return AlignedHead()
+    if model.config.problem_type == "regression" and checkpoint_config.problem_type in (None, "regression"):
+        return AlignedHead()
+    order = _order(checkpoint_config, label_names)
     if order == list(range(len(label_names))):
-        return Head()
-    if order is not None and all(model.get_parameter(name).shape[0] == len(order) for name in kept):
+        return AlignedHead()
+    if order is not None and all(model.get_parameter(name).shape[0] == len(order) for name in loaded):
         with torch.no_grad():
-            for name in kept:
+            for name in loaded:
                 parameter = model.get_parameter(name)
                 parameter.copy_(parameter[order].clone())
-        return Head(
-            reordered=tuple(kept),
-            note=f"The rows of the checkpoint's classification head, for {_described(before)}, were put in order.",
+        return AlignedHead(
+            reordered=tuple(loaded),
+            note=f"The rows of the checkpoint's classification head, for {_labels(checkpoint_config)}, were reordered.",
         )
-    _draw_again(model, kept)
-    return Head(
-        drawn=tuple(kept),
-        note=f"The classification head is new: the checkpoint's is for {_described(before)}, and not for "
+    _initialize_again(model, loaded)
+    return AlignedHead(
+        redrawn=tuple(loaded),
+        note=f"The classification head is new: the checkpoint's is for {_labels(checkpoint_config)}, not for "
         f"{_listed(label_names)}.",
     )
 
 
-def _order(before: PreTrainedConfig, now: Sequence[str]) -> list[int] | None:
-    """Return where each of the labels stood before, or None if these are not the same labels.
+def _order(checkpoint_config: PreTrainedConfig, label_names: Sequence[str]) -> list[int] | None:
+    """Return the checkpoint's row for each label, or None if its labels are others.
 
-    Labels without names are named by their ids: `1`, or `LABEL_1` as transformers writes what it predicted.
+    Labels without names are matched by their ids: `1`, or `LABEL_1` as transformers prints predictions.
     """
-    names = label_names_of(before)
-    ids = range(before.num_labels or 0)
-    for known in [names] if names else [[str(index) for index in ids], [f"LABEL_{index}" for index in ids]]:
-        if sorted(known) == sorted(now):
-            return [known.index(name) for name in now]
+    names = label_names_of(checkpoint_config)
+    ids = range(checkpoint_config.num_labels or 0)
+    candidates = [names] if names else [[str(index) for index in ids], [f"LABEL_{index}" for index in ids]]
+    for candidate in candidates:
+        if sorted(candidate) == sorted(label_names):
+            return [candidate.index(name) for name in label_names]
     return None
 
 
-def _draw_again(model: PreTrainedModel, names: Sequence[str]) -> None:
-    """Draw parameters as the family draws new ones."""
+def _initialize_again(model: PreTrainedModel, names: Sequence[str]) -> None:
+    """Initialize the modules of these parameters at random, as the family initializes new ones."""
     modules = dict.fromkeys(name.rpartition(".")[0] for name in names)
     with torch.no_grad():
         for module in map(model.get_submodule, modules):
             for parameter in module.parameters(recurse=False):
-                vars(parameter).pop("_is_hf_initialized", None)  # the loader's mark, by which it would be left as it is
+                vars(parameter).pop("_is_hf_initialized", None)  # with this mark `_init_weights` would skip it
             model._init_weights(module)
 
 
-def _described(config: PreTrainedConfig) -> str:
+def _labels(config: PreTrainedConfig) -> str:
     names = label_names_of(config)
     return f"{config.num_labels} labels without names" if names is None else f"the labels {_listed(names)}"
 
 
 def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_MOST_NAMED]) + (", ..." if len(names) > _MOST_NAMED else "")
+    return ", ".join(names[:_MAX_NAMES]) + (", ..." if len(names) > _MAX_NAMES else "")

@@ -1,61 +1,36 @@
-"""Build a classifier: encoder, classification head, LoRA adapters.
-
-What must be trained and saved besides the adapters is whatever the checkpoint did not hold, as the
-loader itself reports; no list of module names is kept here.
-"""
+"""`Classifier`: a sequence classifier together with everything that is needed to use it."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from dataclasses import dataclass, field
 
 import peft
-import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune.errors import ModelError
-from finetune.models import toy_classifier
-from finetune.models.architectures import attention_sites
-from finetune.models.checkpoint_checks import (
-    and_more,
-    base_checksum,
-    keep_activations,
-    missing_encoder_weights,
-    new_parameters,
-    refuse_missing,
-    refuse_no_heads,
-    refuse_not_finite,
-    refuse_too_large,
-    refuse_too_long,
-    refuse_unknown_ids,
-    unused_layers,
-)
-from finetune.models.classification_head import Head, empty_classifier, fit_head
-from finetune.models.freezing import freeze, keep_float32
 from finetune.models.head_gates import heads_off
-from finetune.models.head_pruning import classifier_class
 from finetune.models.inference import Prediction, Texts, as_columns, as_predictions, batched_logits
-from finetune.models.lora import InitialAdapter, Lora, add_lora, initial_adapters, projection_weights
-from finetune.models.precision import attention_in_any_precision
-from finetune.models.pretrained import OUTPUTS, Source, check_entries, load_config, loading
+from finetune.models.lora import InitialAdapter
+from finetune.models.precision import without_flash_attention
+from finetune.models.pretrained import Source
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A sequence classifier with all that is needed to use it.
+    """A sequence classifier: model, tokenizer, label names.
 
     Attributes:
-        source: None for a model built from a config alone.
-        new_parameters: names of those that no checkpoint held.
-        base_checksum: of the weights under the adapters, as the checkpoint holds them; None without adapters.
-        initial: by path, what an initialization of adapters took out of the weights under them.
-        notes: what users must know of how it was built.
+        model: the PyTorch model: a transformers classifier, or a `peft.PeftModel` around one if it has adapters. Call
+            it with the tokenizer's output; it returns an object with `.logits` (B, C).
+        tokenizer: the tokenizer that belongs to the model.
+        max_length: number of tokens to which inputs are truncated.
+        source: the checkpoint that was fine-tuned; None if the model was built from a config alone.
+        new_parameters: names of the parameters that the checkpoint did not contain.
+        base_checksum: checksum of the base weights under the adapters; None without adapters.
+        initial: by path, adapters whose initialization (PiSSA, OLoRA) changed the base weights under them.
+        notes: what the user should know about how the classifier was built.
     """
 
     model: nn.Module
@@ -69,20 +44,20 @@ class Classifier:
 
     @property
     def base(self) -> PreTrainedModel:
-        """The transformers model, adapters in place."""
+        """The transformers model, including adapters but without peft's wrapper."""
         model = self.model.get_base_model() if isinstance(self.model, peft.PeftModel) else self.model
         assert isinstance(model, PreTrainedModel)
         return model
 
     @property
     def label_names(self) -> list[str]:
-        """Label names in the order of their ids."""
-        names: dict[int, str] = self.base.config.id2label  # type: ignore[assignment]  # keys are numbers once loaded
+        """Label names in the order of the logits."""
+        names: dict[int, str] = self.base.config.id2label  # type: ignore[assignment]  # loaded keys are integers
         return [names[index] for index in range(len(names))]
 
     @property
     def problem_type(self) -> str:
-        """What the classifier predicts, as transformers names it."""
+        """The kind of task: single_label_classification, multi_label_classification or regression."""
         return str(self.base.config.problem_type)
 
     def predict(self, texts: Texts, *, batch_size: int = 32) -> list[Prediction]:
@@ -99,7 +74,7 @@ class Classifier:
         if not len(texts):
             return []
         columns = as_columns(texts)
-        with attention_in_any_precision(self.base):
+        with without_flash_attention(self.base):
             logits = batched_logits(
                 self.model, self.tokenizer, columns, max_length=self.max_length, batch_size=batch_size
             )
@@ -119,152 +94,6 @@ class Classifier:
         return heads_off(self.base, heads)
 
     def parameter_counts(self) -> tuple[int, int]:
-        """Return (trainable, all) numbers of parameters."""
+        """Return the numbers of trainable parameters and of all parameters."""
         sizes = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
-        return sum(n for n, trained in sizes if trained), sum(n for n, _ in sizes)
-
-
-def quiet_libraries() -> None:
-    """Keep the libraries' own notices and bars off the terminal; ours say what matters."""
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    # peft asks transformers for a property under its old name; nothing a user could change.
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-
-
-def pretrained_classifier(
-    source: Source,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    label_names: Sequence[str],
-    problem_type: str,
-    max_length: int,
-    lora: Lora | None = None,
-    freeze_embeddings: bool = False,
-    freeze_layers: int = 0,
-    allow_missing_weights: bool = False,
-) -> Classifier:
-    """Return a classifier on a pretrained encoder; what the checkpoint lacks is new and random.
-
-    Without `lora` all weights are trained, but for the embeddings and the lowest layers where asked, and all are held
-    in float32. With it, those of the checkpoint have the dtype of `source`, and what is trained is float32.
-
-    Raises:
-        ModelError: the checkpoint cannot be found or read, lacks weights of the encoder itself (unless
-            `allow_missing_weights`), holds others than the tokenizer or its config say, takes fewer tokens than
-            `max_length`, or has no place for an adapter that was asked for.
-    """
-    notes = []
-    if lora is None and source.dtype != "float32":
-        notes.append(
-            f"model.dtype {source.dtype} is for weights that are not trained, under adapters; here they are float32. "
-            "For faster products set training.mixed_precision: bf16."
-        )
-        source = replace(source, dtype="float32")
-    labels = _label_config(label_names, problem_type)
-    model, new, head, more = _load(source, labels, allow_missing_weights=allow_missing_weights)
-    refuse_too_long(model.config, tokenizer, max_length, source.name)
-    refuse_unknown_ids(model, tokenizer, source.name)
-    notes += more
-    if lora is None:
-        freeze(model, freeze_embeddings=freeze_embeddings, freeze_layers=freeze_layers)
-        random = [name for name in missing_encoder_weights(model, new) if not model.get_parameter(name).requires_grad]
-        if random:
-            raise ModelError(f"model '{source.name}' holds no weights for {random[0]}, which is frozen; train it")
-        return Classifier(model, tokenizer, max_length, source, tuple(new), notes=tuple(notes))
-    saved = [*new, *head.reordered]  # with the adapter: the base holds it in its own order
-    whole = sorted({name.rpartition(".")[0] for name in saved})
-    keep_float32(model, whole)
-    held, before = base_checksum(model, whole), projection_weights(model, attention_sites(model))
-    adapted = add_lora(model, lora, saved, location=source.location(), revision=source.revision)
-    initial = initial_adapters(model, before)
-    return Classifier(adapted, tokenizer, max_length, source, tuple(new), held, initial, tuple(notes))
-
-
-def _load(
-    source: Source, labels: dict[str, Any], *, allow_missing_weights: bool
-) -> tuple[PreTrainedModel, list[str], Head, list[str]]:
-    """Return a checkpoint's classifier for these labels, names of new parameters, what became of its head, notes."""
-    if Path(source.location(), "adapter_config.json").is_file():
-        raise ModelError(f"model '{source.name}' is an adapter; write plain weights first with `finetune merge`")
-    config = load_config(source)
-    with loading(source):
-        wider = empty_classifier(
-            config, num_labels=labels["num_labels"] + 1, trust_remote_code=source.trust_remote_code
-        )
-        refuse_too_large(sum(p.numel() for p in wider.parameters()), source.name)
-        model, info = classifier_class(config).from_pretrained(
-            source.location(),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **source.loading_options(),
-            **OUTPUTS,
-            **labels,
-        )
-        with TemporaryDirectory() as spare:  # a config that cannot be saved is refused now, and not after training
-            model.config.save_pretrained(spare)
-    keep_activations(model)
-    new = new_parameters(info)
-    refuse_no_heads(model, source.name)
-    missing = missing_encoder_weights(model, new)
-    if not allow_missing_weights:
-        refuse_missing(model, new, source.name)
-    refuse_not_finite(model, source.name)
-    head = fit_head(model, wider, config, list(labels["label2id"]), info)
-    notes = [note for note in (head.note, unused_layers(model, info)) if note]
-    if missing:
-        notes.append(f"The checkpoint holds no weights for {and_more(missing)}: drawn at random.")
-    return model, sorted({*new, *head.drawn}), head, notes
-
-
-def new_classifier(
-    model_type: str,
-    config_overrides: dict[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    label_names: Sequence[str],
-    problem_type: str,
-    max_length: int,
-) -> Classifier:
-    """Return a classifier built from a config, all its weights new.
-
-    Raises:
-        ModelError: the type or one of the overrides is unknown, or the sizes do not fit together.
-    """
-    toy_classifier.register()
-    try:
-        defaults = AutoConfig.for_model(model_type)
-    except ValueError as error:
-        raise ModelError(
-            f"model.model_type '{model_type}' is unknown to transformers {transformers.__version__}"
-        ) from error
-    unknown = sorted(key for key in config_overrides if not hasattr(defaults, key))
-    if unknown:
-        raise ModelError(f"model.config_overrides: a {model_type} config has no {', '.join(unknown)}; remove or rename")
-    check_entries(config_overrides, "model.config_overrides")
-    sizes = {**config_overrides, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    try:
-        config = AutoConfig.for_model(model_type, **sizes, **_label_config(label_names, problem_type))
-        empty = empty_classifier(config, num_labels=len(label_names))
-        refuse_too_large(sum(p.numel() for p in empty.parameters()), model_type)
-        model = AutoModelForSequenceClassification.from_config(config)
-    except ModelError:
-        raise
-    except Exception as error:  # whatever the library's own code makes of sizes that it did not expect
-        raise ModelError(
-            f"model.config_overrides: a {model_type} cannot be built: {' '.join(str(error).split())[:300]}"
-        ) from error
-    refuse_no_heads(model, model_type)
-    refuse_too_long(model.config, tokenizer, max_length, model_type)
-    names = tuple(name for name, _ in model.named_parameters())
-    return Classifier(model, tokenizer, max_length, None, names)
-
-
-def _label_config(names: Sequence[str], problem_type: str) -> dict[str, Any]:
-    id2label = dict(enumerate(names))
-    return {
-        "num_labels": len(names),
-        "id2label": id2label,
-        "label2id": {name: index for index, name in id2label.items()},
-        "problem_type": problem_type,
-    }
+        return sum(n for n, trainable in sizes if trainable), sum(n for n, _ in sizes)

@@ -1,4 +1,4 @@
-"""A model without the part that is not trained: embeddings and the lowest layers, left out of a pass.
+"""`FrozenEncoder`: the embeddings and lowest layers of a classifier, which a forward pass can skip.
 
 B batch, S tokens, E hidden size
 """
@@ -19,58 +19,58 @@ from finetune.errors import ModelError
 from finetune.models.architectures import family_of
 
 
-class _Reached(Exception):  # noqa: N818  (no error: ends a pass whose upper part is not needed)
+class _LastFrozenLayerDone(Exception):  # noqa: N818  (not an error: it ends a pass after the last frozen layer)
     def __init__(self, states: object) -> None:
         self.states = states
 
 
-class FrozenPart:
-    """Embeddings and the lowest layers of a classifier, which it can do without inside `open`."""
+class FrozenEncoder:
+    """The embeddings and the lowest layers of a classifier.
+
+    Inside `replaceable` the model accepts their output as an input named `frozen_states` (B, S, E) and skips them.
+    """
 
     def __init__(self, model: PreTrainedModel, layers: int) -> None:
         self.model, self.layers = model, layers
         self._last: nn.Module | None = None  # the highest frozen layer
-        self._given: Tensor | None = None  # what takes the place of this pass's lower part
-        self._wanted = False  # whether this pass ends above the lower part
-        self._form: dict[nn.Module, int] = {}  # how many items a module returns; 0: the states alone
-        self._embedded = torch.zeros(0)  # as wide as what the embeddings return
+        self._given: Tensor | None = None  # `frozen_states` of the current pass
+        self._stop_after_last = False  # whether the current pass ends after the highest frozen layer
+        self._tuple_sizes: dict[nn.Module, int] = {}  # number of items that a module returns; 0: a single tensor
+        self._embedded = torch.zeros(0)  # as wide as the output of the embeddings
 
     @contextmanager
-    def open(self) -> Iterator[None]:
-        """Let the model take `frozen_states` (B, S, E); afterwards it is as it was."""
+    def replaceable(self) -> Iterator[None]:
+        """Inside the context the model accepts `frozen_states`; afterwards it is restored."""
         encoder, config = self.model.base_model, self.model.config
-        # That of the words comes first; others may serve the layers above too.
-        embeddings = [child for name, child in encoder.named_children() if name == "embeddings" or _has_table(child)][
-            :1
-        ]
-        lower = [encoder.get_submodule(family_of(config).path(config, layer)) for layer in range(self.layers)]
+        # The first child with a table embeds the words; others may serve the layers above too.
+        embeddings = next(c for name, c in encoder.named_children() if name == "embeddings" or _has_embedding(c))
+        lower = [encoder.get_submodule(family_of(config).layer_path(config, layer)) for layer in range(self.layers)]
         with ExitStack() as stack:
-            stack.callback(self.model.register_forward_pre_hook(self._take, with_kwargs=True).remove)
-            for module in embeddings:
-                stack.enter_context(other_forward(module, partial(self._embed, module, module.forward)))
+            stack.callback(self.model.register_forward_pre_hook(self._take_states, with_kwargs=True).remove)
+            stack.enter_context(replaced_forward(embeddings, partial(self._embed, embeddings, embeddings.forward)))
             for module in lower:
-                stack.enter_context(other_forward(module, partial(self._layer, module, module.forward)))
+                stack.enter_context(replaced_forward(module, partial(self._layer, module, module.forward)))
                 self._last = module
             yield
 
     def states(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Return what the lower part makes of a batch, (B, S, E).
+        """Return the output of the highest frozen layer for a batch, (B, S, E).
 
         Raises:
-            ModelError: the layers of this model do not return states in this form.
+            ModelError: the layers of this model do not return one state per token.
         """
-        self._wanted = True
+        self._stop_after_last = True
         try:
             self.model(**inputs)
-        except _Reached as reached:
-            states = reached.states
+        except _LastFrozenLayerDone as done:
+            states = done.states
             if isinstance(states, Tensor) and states.dim() == 3 and states.shape[:2] == inputs["input_ids"].shape:
                 return states
         finally:
-            self._wanted = False
-        raise ModelError(cache_refusal(self.model, "its layers do not hand on one state a token"))
+            self._stop_after_last = False
+        raise ModelError(cache_refusal(self.model, "its layers do not return one state per token"))
 
-    def _take(
+    def _take_states(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         self._given = kwargs.pop(FROZEN_STATES, None)
@@ -78,35 +78,37 @@ class FrozenPart:
 
     def _embed(self, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._given is not None:
-            return self._in_form(module, self._embedded.expand(*self._given.shape[:2], -1))  # nobody looks at them
-        result, states = self._noted(module, forward(*args, **kwargs))
+            return self._as_returned(module, self._embedded.expand(*self._given.shape[:2], -1))  # never read
+        result, states = self._recorded(module, forward(*args, **kwargs))
         self._embedded = states.detach().new_zeros(()).expand(states.shape[-1])
         return result
 
     def _layer(self, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._given is not None:
-            return self._in_form(module, self._given)
-        result, states = self._noted(module, forward(*args, **kwargs))
-        if self._wanted and module is self._last:
-            raise _Reached(states)
+            return self._as_returned(module, self._given)
+        result, states = self._recorded(module, forward(*args, **kwargs))
+        if self._stop_after_last and module is self._last:
+            raise _LastFrozenLayerDone(states)
         return result
 
-    def _noted(self, module: nn.Module, result: Any) -> tuple[Any, Any]:
-        """Return what a module returns, and the states in it."""
-        self._form[module] = len(result) if isinstance(result, tuple) else 0
+    def _recorded(self, module: nn.Module, result: Any) -> tuple[Any, Any]:
+        """Record the form of a module's result; return the result and the states in it."""
+        self._tuple_sizes[module] = len(result) if isinstance(result, tuple) else 0
         return result, result[0] if isinstance(result, tuple) else result
 
-    def _in_form(self, module: nn.Module, states: Tensor) -> Any:
-        return (states, *[None] * (self._form[module] - 1)) if self._form[module] else states
+    def _as_returned(self, module: nn.Module, states: Tensor) -> Any:
+        """Return states in the form in which the module returns its result."""
+        size = self._tuple_sizes[module]
+        return (states, *[None] * (size - 1)) if size else states
 
 
-def _has_table(module: nn.Module) -> bool:
+def _has_embedding(module: nn.Module) -> bool:
     return any(isinstance(part, nn.Embedding) for part in module.modules())
 
 
 @contextmanager
-def other_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Give a module another forward."""
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Inside the context the module has another forward method."""
     before = vars(module).get("forward")
     module.forward = forward
     try:
@@ -118,7 +120,7 @@ def other_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[No
 
 
 def cache_refusal(model: PreTrainedModel, reason: str) -> str:
-    """Return the message that a model cannot do without its frozen part, and why."""
+    """Return the error message that the frozen layers of this model cannot be cached, and why."""
     return (
         f"training.cache_frozen_layers cannot be used with this '{model.config.model_type}' model: {reason}; "
         "remove the key"

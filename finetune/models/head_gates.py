@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from finetune.errors import ModelError
-from finetune.models.architectures import AttentionSite, attention_sites
+from finetune.models.attention_sites import AttentionSite, attention_sites
 from finetune.models.precision import rounding_tolerance
 
 _NEVER_CALLED = (

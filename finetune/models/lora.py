@@ -1,4 +1,4 @@
-"""LoRA adapters on attention projections, by role, each where it was asked and nowhere else."""
+"""LoRA: options, adding adapters to attention projections, rewriting and merging them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,23 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from finetune.errors import ModelError
-from finetune.models.architectures import ROLES, AttentionSite, attention_sites
+from finetune.models.attention_sites import ROLES, AttentionSite, attention_sites
 
 
 @dataclass(frozen=True)
 class Lora:
-    """LoRA (Hu et al. 2021): rank r, scale lora_alpha / r, on the projections of these roles.
+    """Options of LoRA adapters (Hu et al. 2021).
 
     Attributes:
-        use_rslora: scale lora_alpha / sqrt(r) (Kalajdzievski 2023).
-        use_dora: adapt direction, and train the columns' norms besides (Liu et al. 2024).
+        r: rank.
+        lora_alpha: numerator of the scale lora_alpha / r.
+        lora_dropout: dropout probability of the adapters' inputs.
+        roles: adapted projections: query, key, value, output.
+        use_rslora: scale by lora_alpha / sqrt(r) instead (Kalajdzievski 2023).
+        use_dora: adapt the direction of weights and also train the norms of their columns (Liu et al. 2024).
         init_lora_weights: True for zeros in B, or gaussian, orthogonal, olora, pissa (Meng et al. 2024).
         layers: numbers of the layers to adapt; None: all.
-        rank_pattern: another rank for a role ("query") or for one layer's role ("3.query"). The scale changes with it.
+        rank_pattern: a different rank for a role ("query") or for a role in one layer ("3.query"); the scale follows.
     """
 
     r: int
@@ -42,13 +46,14 @@ class Lora:
 
 
 def add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str], *, location: str, revision: str) -> peft.PeftModel:
-    """Return the model with adapters on exactly the asked projections; what is new is trained and saved whole.
+    """Return the model with adapters on exactly the requested projections.
 
-    A projection that holds several roles (fused), or serves several layers (shared), is adapted once.
+    Modules with new parameters are trained and saved in full. A projection that is fused (several roles) or shared
+    (several layers) is adapted once.
 
     Args:
-        new: names of parameters that no checkpoint held.
-        location, revision: where the base is from, as peft writes it down.
+        new: names of parameters that the checkpoint did not contain.
+        location, revision: where the base checkpoint is; peft stores both with the adapter.
 
     Raises:
         ModelError: a layer or role does not exist, peft cannot adapt the projections, or it adapted others.
@@ -56,15 +61,15 @@ def add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str], *, location
     sites = _chosen_sites(attention_sites(model), lora)
     targets = list(dict.fromkeys(path for site in sites for path in site.paths(lora.roles)))
     with warnings.catch_warnings():
-        # peft cannot rewrite such adapters with ranks of their own; `as_plain_lora` can.
+        # The warning is about converting such adapters with peft, which does not support it; `as_plain_lora` does.
         warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA with rank_pattern", category=UserWarning)
         config = peft.LoraConfig(
             r=lora.r,
-            lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]  # any number serves
+            lora_alpha=lora.lora_alpha,  # type: ignore[arg-type]  # accepts any number
             lora_dropout=lora.lora_dropout,
             use_rslora=lora.use_rslora,
             use_dora=lora.use_dora,
-            init_lora_weights=lora.init_lora_weights,  # type: ignore[arg-type]  # a name that peft knows
+            init_lora_weights=lora.init_lora_weights,  # type: ignore[arg-type]  # one of peft's names
             rank_pattern=_ranks_by_path(sites, lora),
             target_modules=targets,
             modules_to_save=sorted({name.rpartition(".")[0] for name in new}) or None,
@@ -74,12 +79,14 @@ def add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str], *, location
     try:
         adapted = peft.PeftModel(model, config)
     except ValueError as error:
-        said = " ".join(str(error).split())[:200]
-        raise ModelError(f"peft cannot adapt {targets[0]} of a '{model.config.model_type}' model: {said}") from error
-    config.init_lora_weights = True  # done: a reader of the adapter must not start over
-    found = {name for name, m in adapted.get_base_model().named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)}
-    if found != set(targets):
-        raise ModelError(f"LoRA reached {sorted(found ^ set(targets))} besides or not; please report this model")
+        message = " ".join(str(error).split())[:200]
+        raise ModelError(f"peft cannot adapt {targets[0]} of a '{model.config.model_type}' model: {message}") from error
+    config.init_lora_weights = True  # initialization is done and must not be repeated when the adapter is loaded
+    paths = set(_lora_layers(adapted.get_base_model()))
+    if paths != set(targets):
+        raise ModelError(
+            f"LoRA was added to other modules than requested: {sorted(paths ^ set(targets))}; please report"
+        )
     frozen = [n for n, p in adapted.named_parameters() if not p.requires_grad and _plain_name(n) in new]
     if frozen:
         raise ModelError(f"these new parameters would stay random: {', '.join(frozen)}; please report this model")
@@ -87,7 +94,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str], *, location
 
 
 def merge_adapters(model: nn.Module) -> PreTrainedModel:
-    """Return the transformers model with adapters, if there are any, added to its weights; `model` is used up.
+    """Return the transformers model with its adapters, if any, merged into the weights; `model` is modified.
 
     Raises:
         ModelError: peft cannot merge these adapters.
@@ -101,26 +108,26 @@ def merge_adapters(model: nn.Module) -> PreTrainedModel:
     return model
 
 
-def shared_roles(model: PreTrainedModel, roles: Sequence[str]) -> str:
-    """Return what adapting these roles adapts besides, because projections are fused, or ""."""
+def fused_roles_note(model: PreTrainedModel, roles: Sequence[str]) -> str:
+    """Return a note if adapting these roles also adapts others, because their projections are fused, or ""."""
     site = attention_sites(model)[0]
-    besides = [role for role in ROLES if role not in roles and getattr(site, role) in site.paths(roles)]
-    if not besides:
+    others = [role for role in ROLES if role not in roles and getattr(site, role) in site.paths(roles)]
+    if not others:
         return ""
-    held = [role for role in ROLES if getattr(site, role) == getattr(site, besides[0])]
+    fused = [role for role in ROLES if getattr(site, role) == getattr(site, others[0])]
     return (
-        f"{', '.join(held)} are one fused projection here ({site.query.rpartition('.')[2]}): "
-        f"adapting {', '.join(r for r in roles if r in held)} adapts {', '.join(besides)} too."
+        f"{', '.join(fused)} are one fused projection in this model ({site.query.rpartition('.')[2]}): "
+        f"adapting {', '.join(r for r in roles if r in fused)} adapts {', '.join(others)} too."
     )
 
 
 @dataclass(frozen=True)
 class InitialAdapter:
-    """What an initialization (PiSSA, OLoRA) put into an adapter and took out of the weight under it.
+    """An adapter before training whose initialization (PiSSA, OLoRA) subtracted it from the weight under it.
 
     Attributes:
-        a, b: (r, in) and (out, r), as they were before training.
-        weight: (out, in), the checkpoint's own, before it was changed.
+        a, b: the untrained factors, (r, in) and (out, r).
+        weight: the checkpoint's weight before the subtraction, (out, in).
     """
 
     a: Tensor
@@ -132,7 +139,7 @@ def initial_adapters(model: PreTrainedModel, before: Mapping[str, Tensor]) -> di
     """Return, by path, the untrained adapters whose initialization changed the weights under them.
 
     Args:
-        before: the checkpoint's weights, by path; see `projection_weights`.
+        before: the checkpoint's weights by path, from `projection_weights`.
     """
     return {
         name: InitialAdapter(_factor(layer, "A").detach().clone(), _factor(layer, "B").detach().clone(), before[name])
@@ -142,34 +149,34 @@ def initial_adapters(model: PreTrainedModel, before: Mapping[str, Tensor]) -> di
 
 
 def as_plain_lora(model: peft.PeftModel, initial: Mapping[str, InitialAdapter]) -> None:
-    """Rewrite trained adapters, in place, so that they belong on the checkpoint's own weights.
+    """Rewrite trained adapters in place so that they apply to the checkpoint's own weights.
 
     With W the checkpoint's weight, s the scale, and A0, B0 the adapter before training, PiSSA and OLoRA train
-    W - s B0 A0 + s B A. The same is W + s [B, -B0] [A; A0]: a plain adapter of twice the rank on W as it is, which any
-    reader of adapters can use. It is the conversion of peft's `path_initial_model_for_weight_conversion`, which refuses
-    rslora with ranks by layer.
+    W - s B0 A0 + s B A. This equals W + s [B, -B0] [A; A0]: a plain adapter of twice the rank on the unchanged W,
+    which every library that loads adapters can use. peft's `path_initial_model_for_weight_conversion` does the same
+    conversion, but does not support rslora with different ranks per layer.
 
     Raises:
-        ModelError: only some of the adapters were initialized so.
+        ModelError: only some of the adapters were initialized in this way.
     """
     if not initial:
         return
     config: Any = model.peft_config["default"]
     layers = _lora_layers(model.get_base_model())
     if layers.keys() != initial.keys():
-        raise ModelError(f"{len(layers)} adapters, {len(initial)} of them to be rewritten; please report this model")
-    # The scale stays: it is alpha / r, or alpha / sqrt(r).
-    more = math.sqrt(2) if config.use_rslora else 2
+        raise ModelError(f"only {len(initial)} of {len(layers)} adapters can be rewritten; please report this model")
+    # Keeps the scale, which is alpha / r or alpha / sqrt(r).
+    alpha_factor = math.sqrt(2) if config.use_rslora else 2
     with torch.no_grad():
         for name, layer in layers.items():
-            first, a, b = initial[name], _factor(layer, "A"), _factor(layer, "B")
-            layer.lora_A["default"] = _linear(torch.cat([a, first.a.to(a)]), a.requires_grad)
-            layer.lora_B["default"] = _linear(torch.cat([b, -first.b.to(b)], dim=1), b.requires_grad)
+            before, a, b = initial[name], _factor(layer, "A"), _factor(layer, "B")
+            layer.lora_A["default"] = _linear(torch.cat([a, before.a.to(a)]), a.requires_grad)
+            layer.lora_B["default"] = _linear(torch.cat([b, -before.b.to(b)], dim=1), b.requires_grad)
             layer.r["default"] *= 2
-            layer.lora_alpha["default"] *= more
-            _weight(layer.base_layer).copy_(first.weight)
+            layer.lora_alpha["default"] *= alpha_factor
+            _weight(layer.base_layer).copy_(before.weight)
     config.r *= 2
-    config.lora_alpha *= more
+    config.lora_alpha *= alpha_factor
     config.rank_pattern = {path: 2 * rank for path, rank in config.rank_pattern.items()}
 
 
@@ -182,10 +189,10 @@ def _factor(layer: Any, side: str) -> Tensor:
     return weight
 
 
-def _linear(weight: Tensor, trained: bool) -> nn.Linear:
+def _linear(weight: Tensor, requires_grad: bool) -> nn.Linear:
     rows, columns = weight.shape
     linear = nn.Linear(columns, rows, bias=False, device=weight.device, dtype=weight.dtype)
-    linear.weight = nn.Parameter(weight, requires_grad=trained)
+    linear.weight = nn.Parameter(weight, requires_grad=requires_grad)
     return linear
 
 
@@ -209,14 +216,14 @@ def _chosen_sites(sites: Sequence[AttentionSite], lora: Lora) -> list[AttentionS
 
 
 def _ranks_by_path(sites: Sequence[AttentionSite], lora: Lora) -> dict[str, int]:
-    """Return ranks by pattern of the module's path; a layer's own rank wins over the role's."""
+    """Return ranks by regular expression of the module path; a rank for one layer overrides that for the role."""
     ranks: dict[str, int] = {}
     for key, rank in sorted(lora.rank_pattern.items(), key=lambda item: "." in item[0]):
         layer, _, role = key.rpartition(".")
         matched = [site for site in sites if layer in ("", str(site.layer))]
         if role not in lora.roles or not matched:
             raise ModelError(
-                f"peft.rank_pattern: '{key}' is no adapted role; keys are roles ({', '.join(lora.roles)}) or "
+                f"peft.rank_pattern: '{key}' is not an adapted role; keys are roles ({', '.join(lora.roles)}) or "
                 f"layer and role, such as {sites[0].layer}.{lora.roles[0]}"
             )
         ranks |= {re.escape(getattr(site, role)): rank for site in matched}
@@ -224,5 +231,5 @@ def _ranks_by_path(sites: Sequence[AttentionSite], lora: Lora) -> dict[str, int]
 
 
 def _plain_name(name: str) -> str:
-    """Return a parameter's name in the model before peft wrapped it; the copy that is not trained keeps another."""
+    """Return a parameter's name in the model before peft wrapped it; peft's untrained copies keep different names."""
     return name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".")

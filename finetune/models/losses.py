@@ -1,4 +1,4 @@
-"""One example's loss and probabilities, by problem type.
+"""Losses, probabilities and predictions per problem type.
 
 B batch, C classes
 """
@@ -11,11 +11,12 @@ from torch.nn import functional as F
 
 
 def per_example_loss(logits: Tensor, labels: Tensor, problem_type: str, class_weights: Tensor | None = None) -> Tensor:
-    """Return each example's loss, (B,), in float32.
+    """Return the loss per example, (B,), in float32.
 
-    Cross-entropy for `single_label_classification` (labels (B,) ids; `class_weights` (C,) multiplies an
-    example's loss by the weight of its label), mean binary cross-entropy over the classes for
-    `multi_label_classification` (labels (B, C) of 0 and 1), squared error for `regression` (labels (B,)).
+    - `single_label_classification` (labels: ids (B,)): cross-entropy, multiplied by the weight of the example's label
+      if there are `class_weights` (C,).
+    - `multi_label_classification` (labels: 0 or 1, (B, C)): binary cross-entropy, averaged over the labels.
+    - `regression` (labels: values (B,)): squared error.
     """
     logits = logits.float()
     if problem_type == "single_label_classification":
@@ -27,7 +28,7 @@ def per_example_loss(logits: Tensor, labels: Tensor, problem_type: str, class_we
 
 
 def probabilities(logits: Tensor, problem_type: str) -> Tensor:
-    """Return class probabilities (B, C); for regression the predicted values (B, 1)."""
+    """Return probabilities per class (B, C); for regression the predicted values (B, 1)."""
     logits = logits.float()
     if problem_type == "single_label_classification":
         return logits.softmax(-1)
@@ -35,11 +36,11 @@ def probabilities(logits: Tensor, problem_type: str) -> Tensor:
 
 
 def divergence(first: Tensor, second: Tensor, problem_type: str) -> Tensor:
-    """Return how far predictions move from the first logits (..., C) to the second, (...).
+    """Return the divergence of predictions from the first logits (..., C) to the second, (...).
 
-    KL(first || second) in nats for `single_label_classification`, the mean over labels of that of each yes or no for
-    `multi_label_classification`, and the squared difference of the values for `regression`, which is the divergence of
-    two normal distributions of variance 1/2.
+    It is KL(first || second) in nats for `single_label_classification`; the same per binary label, averaged over the
+    labels, for `multi_label_classification`; and the squared difference of the values for `regression`, which is the
+    KL divergence of two normal distributions of variance 1/2.
     """
     if problem_type == "regression":
         return (first - second).squeeze(-1) ** 2
@@ -51,13 +52,13 @@ def divergence(first: Tensor, second: Tensor, problem_type: str) -> Tensor:
 
 
 def decisions(logits: Tensor, problem_type: str) -> Tensor:
-    """Return predicted ids (B,), 0/1 a class (B, C) where probability exceeds one half, or values (B,)."""
+    """Return predictions: ids (B,), 0 or 1 per label (B, C) with threshold one half, or values (B,)."""
     if problem_type == "single_label_classification":
         return logits.argmax(-1)
     return (logits > 0).long() if problem_type == "multi_label_classification" else logits.float().squeeze(-1)
 
 
 def balanced_weights(counts: Tensor) -> Tensor:
-    """Return weights (C,) inversely proportional to label counts (C,), averaging 1 over the examples."""
+    """Return class weights (C,), inversely proportional to the label counts (C,), with mean 1 over the examples."""
     weights: Tensor = counts.sum() / (counts.clamp(min=1) * (counts > 0).sum())
     return weights.to(torch.float32)

@@ -1,37 +1,33 @@
-"""Mixed precision without casting the same weights again and again, and what a precision leaves of a comparison."""
+"""Number formats: which precision a device supports, what flash attention needs, and how much rounding is expected."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
-import peft
 import torch
-from accelerate import Accelerator
-from peft.helpers import disable_input_dtype_casting
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from finetune.errors import TrainingError
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _FLASH = "flash_attention_2"
-# Of the largest logit: ten times what other batches and another attention kernel changed over the model types of
-# `families` and MiniLM, 9e-7, in float32; twice as much, 4e-3 and 2.3e-2, in float16 and bfloat16 (mobilebert, the
-# deepest, aside: 8e-3 and 0.5). What is compared here goes through the same kernels, and differs by less.
+# Share of the largest logit. float32: ten times the effect of other batches and another attention kernel, measured over
+# the supported model types and MiniLM (9e-7). float16 and bfloat16: twice the measured effect (4e-3 and 2.3e-2), except
+# for mobilebert, the deepest model (8e-3 and 0.5). Logits that are compared here use the same kernels and differ less.
 _ROUNDING = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _ROUNDING_FLOAT32 = 1e-5
 
 
 def device_precision(*, use_cpu: bool) -> str:
-    """Return "bf16" if the device that will be trained on multiplies in bfloat16, which then is faster, else "no"."""
+    """Return "bf16" if the training device has bfloat16 matrix instructions, which are then faster, else "no"."""
     if use_cpu or not torch.accelerator.is_available():
         return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
 
 
 def bfloat16_warning(mixed_precision: str, dtype: str, device: torch.device) -> str | None:
-    """Return a warning if the recipe asks for bfloat16 on a device without instructions for it, else None.
+    """Return a warning if the recipe selects bfloat16 on a device without instructions for it, else None.
 
     torch then converts or falls back to a plain loop: on processors without AVX-512, bfloat16 matrix products took 44
     to 499 times as long as in float32 (https://github.com/pytorch/pytorch/issues/146508).
@@ -40,25 +36,25 @@ def bfloat16_warning(mixed_precision: str, dtype: str, device: torch.device) -> 
         mixed_precision: the recipe's `training.mixed_precision`.
         dtype: the recipe's `model.dtype`.
     """
-    asked = {
+    settings = {
         "training.mixed_precision: bf16": (mixed_precision == "bf16", "training.mixed_precision: auto"),
         "model.dtype: bfloat16": (dtype == "bfloat16", "model.dtype: float32"),
     }
-    found = {key: repair for key, (given, repair) in asked.items() if given}
-    if not found or device.type not in {"cpu", "cuda"} or device_precision(use_cpu=device.type == "cpu") == "bf16":
+    fixes = {setting: fix for setting, (selected, fix) in settings.items() if selected}
+    if not fixes or device.type not in {"cpu", "cuda"} or device_precision(use_cpu=device.type == "cpu") == "bf16":
         return None
     name = "processor" if device.type == "cpu" else "GPU"
     return (
-        f"{' and '.join(found)} on a {name} without bfloat16 instructions can take many times as long as float32; set "
-        f"{' and '.join(found.values())}"
+        f"{' and '.join(fixes)} on a {name} without bfloat16 instructions can take many times as long as float32; set "
+        f"{' and '.join(fixes.values())}"
     )
 
 
 def rounding_tolerance(model: nn.Module, logits: Tensor) -> float:
-    """Return how far logits of the same weights and rows may be from these, when sums are added in another order.
+    """Return how much logits of the same weights and rows may differ when sums are computed in another order.
 
-    It goes by the largest logit, at least 1, and by the lowest precision that is computed in: that of a weight, or that
-    of autocast where it is on.
+    It is proportional to the largest logit, at least 1, and depends on the lowest precision of the computation: that of
+    a weight, or of autocast where it is on.
     """
     dtypes = {p.dtype for p in model.parameters()}
     if torch.is_autocast_enabled(logits.device.type):
@@ -67,15 +63,15 @@ def rounding_tolerance(model: nn.Module, logits: Tensor) -> float:
 
 
 def uses_flash_attention(base: PreTrainedModel) -> bool:
-    """Return whether the model's attention takes only float16 and bfloat16 on a GPU, and masks (B, S)."""
+    """Return whether the model uses flash attention: float16 or bfloat16 on a GPU only, and masks (B, S)."""
     return str(base.config._attn_implementation) == _FLASH
 
 
-def refuse_flash_attention(mixed_precision: str, dtype: str, *, use_cpu: bool) -> None:
-    """Raise TrainingError unless flash attention can be computed: on a GPU, in float16 or bfloat16.
+def check_flash_attention(mixed_precision: str, dtype: str, *, use_cpu: bool) -> None:
+    """Raise TrainingError unless flash attention can run: on a GPU, in float16 or bfloat16.
 
     Args:
-        mixed_precision: the recipe's `training.mixed_precision`, not `auto`.
+        mixed_precision: the recipe's `training.mixed_precision`, with `auto` already replaced.
         dtype: the recipe's `model.dtype`.
     """
     if use_cpu or not torch.cuda.is_available():
@@ -85,16 +81,16 @@ def refuse_flash_attention(mixed_precision: str, dtype: str, *, use_cpu: bool) -
         )
     if mixed_precision == "no" and dtype == "float32":
         raise TrainingError(
-            f"model.attn_implementation: {_FLASH} computes in float16 or bfloat16, and this run in float32; set "
+            f"model.attn_implementation: {_FLASH} needs float16 or bfloat16, and this run uses float32; set "
             "training.mixed_precision: bf16, or model.attn_implementation: sdpa"
         )
 
 
 @contextmanager
-def attention_in_any_precision(model: nn.Module) -> Iterator[None]:
-    """Within, a model with flash attention computes attention openly, in any precision and on any device.
+def without_flash_attention(model: nn.Module) -> Iterator[None]:
+    """Inside the context a model with flash attention uses eager attention, in any precision and on any device.
 
-    For comparing logits in the precision of the weights. All other models are left as they are.
+    It serves to compare logits in the precision of the weights. Other models are not changed.
     """
     configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}.values()
     changed = [config for config in configs if config._attn_implementation == _FLASH]
@@ -105,35 +101,3 @@ def attention_in_any_precision(model: nn.Module) -> Iterator[None]:
     finally:
         for config in changed:
             config._attn_implementation = _FLASH
-
-
-@contextmanager
-def frozen_weights_cast(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
-    """Within, frozen weights of linear maps have the dtype that autocast would cast them to in every forward pass.
-
-    Autocast keeps a cast weight for the rest of a pass only if it is trained, so the base under adapters was cast
-    anew each time. Results are the same to the bit. The weights come back as they were. Adapters take their input as
-    it is, too: peft would cast it to float32, for autocast to cast it back.
-
-    Under DoRA, which computes with the weights itself, nothing is changed.
-    """
-    dtype = _DTYPES.get(accelerator.mixed_precision)
-    names = [name for name, _ in model.named_parameters()]
-    if dtype is None or any("lora_magnitude_vector" in name for name in names):
-        yield
-        return
-    elsewhere = {id(p) for m in model.modules() if not isinstance(m, nn.Linear) for p in m.parameters(recurse=False)}
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    frozen = {
-        id(p): p for m in linear for p in m.parameters(recurse=False) if not p.requires_grad and id(p) not in elsewhere
-    }
-    before = [(p, p.data) for p in frozen.values() if p.dtype == torch.float32]
-    adapted = isinstance(model, peft.PeftModel)
-    try:
-        for parameter, weight in before:
-            parameter.data = weight.to(dtype)
-        with disable_input_dtype_casting(model) if adapted else nullcontext():
-            yield
-    finally:
-        for parameter, weight in before:
-            parameter.data = weight

@@ -1,14 +1,16 @@
 """A pretrained checkpoint: where it is, how it is loaded, its config and its tokenizer.
 
-Everything in a checkpoint's folder was written by somebody else: whatever goes wrong while it is read becomes one
-ModelError, and its files decide neither whether code is run nor whether pickled weights are read.
+Files of a checkpoint are untrusted: any failure while they are read becomes one ModelError, and they never decide
+whether code is run or pickled weights are read.
 """
 
 from __future__ import annotations
 
 import errno
 import importlib.util
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -16,27 +18,44 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from finetune.errors import FinetuneError, ModelError
 from finetune.models import toy_classifier
-from finetune.models.architectures import family_of
+from finetune.models.architectures import LAYER_COUNT_KEYS, family_of
 
 _PACKAGE = "package:"
 DTYPES = ("float32", "bfloat16", "float16")
-# Any other name is a repository on the hub whose kernels, which are code, transformers would download and run.
+# Any other name is a repository on the hub with kernels, that is code, which transformers would download and run.
 ATTN_IMPLEMENTATIONS = (None, "sdpa", "eager", "flash_attention_2")
-_LARGEST_ENTRY = 10_000_000  # above any vocabulary or length; transformers would fill memory before it fails
-_MOST_LAYERS = 1000
-_LAYER_COUNTS = ("num_hidden_layers", "n_layers", "num_hidden_groups", "inner_group_num", "num_feedforward_networks")
-# What a model returns is for the code that calls it to say, and not for a config.json.
+_MAX_ENTRY = 10_000_000  # above any vocabulary or length; without a limit transformers would first fill the memory
+_MAX_LAYERS = 1000
+# A config.json must not change what a model returns.
 OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
-_MOST_SHOWN = 300  # characters of a library's own message
+_MAX_MESSAGE = 300  # characters of a library's message
+
+
+def quiet_libraries() -> None:
+    """Turn off the libraries' notices and progress bars in the terminal; finetune prints its own."""
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    # peft reads a transformers property under its old name; users cannot change that.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Which checkpoint, and how it is loaded."""
+    """A checkpoint and how it is loaded.
+
+    Attributes:
+        name: hub id, folder, or `package:NAME/PATH` for a folder in an installed package.
+        revision: branch, tag or commit on the hub.
+        dtype: dtype of the loaded weights, one of DTYPES.
+        attn_implementation: one of ATTN_IMPLEMENTATIONS; None: the default of transformers.
+        use_safetensors: False allows pickled weights.
+        trust_remote_code: True allows code from the checkpoint.
+    """
 
     name: str
     revision: str = "main"
@@ -46,24 +65,24 @@ class Source:
     trust_remote_code: bool = False
 
     def loading_options(self) -> dict[str, Any]:
-        """Return how `from_pretrained` is to load the weights.
+        """Return the keyword arguments of `from_pretrained`.
 
-        Flash attention, which needs a GPU, is sdpa where there is none: a run that was trained with it can be scored,
-        merged and pruned on a CPU, with logits that differ by rounding.
+        Flash attention needs a GPU and is replaced by sdpa on a machine without one: a run that was trained with it
+        can be scored, merged and pruned on a CPU, with logits that are equal up to rounding.
         """
-        toy_classifier = self.attn_implementation
-        if toy_classifier == "flash_attention_2" and not torch.cuda.is_available():
-            toy_classifier = "sdpa"
+        attention = self.attn_implementation
+        if attention == "flash_attention_2" and not torch.cuda.is_available():
+            attention = "sdpa"
         options = {
             "revision": self.revision,
             "dtype": getattr(torch, self.dtype),
             "use_safetensors": self.use_safetensors,
             "trust_remote_code": self.trust_remote_code,
         }
-        return options | ({"attn_implementation": toy_classifier} if toy_classifier else {})
+        return options | ({"attn_implementation": attention} if attention else {})
 
     def location(self) -> str:
-        """Return the hub id or the folder; `package:NAME/PATH` is the folder PATH inside an installed package.
+        """Return the hub id or the folder; `package:NAME/PATH` becomes the folder PATH in an installed package.
 
         Raises:
             ModelError: the package is not installed, or has no such folder.
@@ -83,48 +102,46 @@ class Source:
         return str(folder)
 
 
-class loading:  # noqa: N801  (used as a function)
-    """Turn what goes wrong while a checkpoint is loaded into one clear ModelError.
+@contextmanager
+def model_load_errors(source: Source) -> Iterator[None]:
+    """Turn any error while a checkpoint is loaded into one ModelError.
 
-    All errors count, for what a damaged file makes of a library's code is not foreseeable, and so does a panic of the
-    Rust code of tokenizers, which is no Exception; only running out of a device's memory keeps its own message.
+    Every type of exception is caught, because a damaged file can cause any error in a library, even a panic in the
+    Rust code of tokenizers, which is not an Exception. Only out-of-memory errors of a device pass through.
     """
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __enter__(self) -> None:
-        toy_classifier.register()
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, FinetuneError | torch.OutOfMemoryError):
-            return
-        if isinstance(error, Exception) or (error is not None and type(error).__name__ == "PanicException"):
-            what, repair = _reason_and_repair(error)
-            raise ModelError(
-                f"cannot load model '{self.source.name}' (revision {self.source.revision}): {what}; {repair}"
-            ) from error
+    toy_classifier.register()
+    try:
+        yield
+    except (FinetuneError, torch.OutOfMemoryError):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason, fix = _reason_and_fix(error)
+        raise ModelError(f"cannot load model '{source.name}' (revision {source.revision}): {reason}; {fix}") from error
 
 
-def _reason_and_repair(error: BaseException) -> tuple[str, str]:
+def _reason_and_fix(error: BaseException) -> tuple[str, str]:
     """Return what transformers or the hub reported, and what to do about it."""
     reason = " ".join(str(error).split())
-    sought_before_start = isinstance(error, OSError) and error.errno == errno.EINVAL  # in a pickle that was cut
-    if isinstance(error, UnpicklingError | EOFError) or "PytorchStreamReader" in reason or sought_before_start:
+    seek_before_start = isinstance(error, OSError) and error.errno == errno.EINVAL  # in a truncated pickle
+    if isinstance(error, UnpicklingError | EOFError) or "PytorchStreamReader" in reason or seek_before_start:
         return (
-            "a pickled weights file is damaged or holds other objects than tensors",
+            "a pickled weights file is damaged or contains objects other than tensors",
             "download it again, or choose a checkpoint with safetensors",
         )
     if not isinstance(error, OSError | ValueError | ImportError):
-        reason = f"{type(error).__name__}: {reason}"  # of a library that did not expect it: the name says more
-    shown = reason[:_MOST_SHOWN]
-    if "safetensors" in reason.lower() and "header" not in reason.lower():
-        return shown, (
-            "choose a checkpoint with safetensors, or trust its pickled weights with model.use_safetensors: false"
-        )
-    if "trust_remote_code" in reason:
-        return shown, "read that code, then allow it with model.trust_remote_code: true"
-    return shown, (
+        reason = f"{type(error).__name__}: {reason}"  # an unexpected error: its type helps
+    return reason[:_MAX_MESSAGE], _fix(reason)
+
+
+def _fix(message: str) -> str:
+    """Return what to do about an error with this message."""
+    if "safetensors" in message.lower() and "header" not in message.lower():
+        return "choose a checkpoint with safetensors, or trust its pickled weights with model.use_safetensors: false"
+    if "trust_remote_code" in message:
+        return "read that code, then allow it with model.trust_remote_code: true"
+    return (
         "give a hub id and revision (and go online or fill the cache), a folder with intact config.json, tokenizer "
         "and weights, or package:NAME/PATH"
     )
@@ -134,9 +151,9 @@ def load_config(source: Source) -> PreTrainedConfig:
     """Return the checkpoint's config.
 
     Raises:
-        ModelError: it cannot be read, an entry is out of range, or the model type is not known here.
+        ModelError: it cannot be read, an entry is out of range, or the model type is not supported.
     """
-    with loading(source):
+    with model_load_errors(source):
         _check_config_file(source)
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             source.location(), revision=source.revision, trust_remote_code=source.trust_remote_code, **OUTPUTS
@@ -145,13 +162,13 @@ def load_config(source: Source) -> PreTrainedConfig:
 
 
 def _check_config_file(source: Source) -> None:
-    """Raise ModelError for an entry of the checkpoint's config.json with which nothing may be built."""
+    """Raise ModelError if the checkpoint's config.json has an entry that must not be used."""
     entries, _ = PreTrainedConfig.get_config_dict(source.location(), revision=source.revision)
     check_entries(entries, f"model '{source.name}': config.json")
 
 
 def check_entries(entries: Mapping[str, Any], where: str) -> None:
-    """Raise ModelError for entries of a config that run code, fill memory, never end, or are not supported."""
+    """Raise ModelError for config entries that run code, fill memory, run forever, or are not supported."""
     if entries.get("model_type") and "auto_map" not in entries:
         family_of(SimpleNamespace(model_type=str(entries["model_type"])))
     for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
@@ -160,13 +177,13 @@ def check_entries(entries: Mapping[str, Any], where: str) -> None:
     for key in ("quantization_config", "compression_config"):
         if entries.get(key) is not None:
             raise ModelError(
-                f"{where} has {key}: its weights are held in a few bits each, which are not trained here; choose the "
-                "checkpoint in full precision, or remove the entry if it is that"
+                f"{where} has {key}: training quantized weights is not supported; choose the checkpoint in full "
+                "precision, or remove the entry if the weights are in full precision"
             )
     for key, value in entries.items():
-        most = _MOST_LAYERS if key in _LAYER_COUNTS else _LARGEST_ENTRY
-        if isinstance(value, int) and value > most:
-            raise ModelError(f"{where} has {key} {value}, above {most}; correct the entry")
+        limit = _MAX_LAYERS if key in LAYER_COUNT_KEYS else _MAX_ENTRY
+        if isinstance(value, int) and value > limit:
+            raise ModelError(f"{where} has {key} {value}, above {limit}; correct the entry")
     labels = entries.get("id2label")
     if labels is not None and (
         not isinstance(labels, dict) or {str(key) for key in labels} != {str(index) for index in range(len(labels))}
@@ -178,14 +195,14 @@ def check_entries(entries: Mapping[str, Any], where: str) -> None:
 
 
 def label_names_of(config: PreTrainedConfig) -> list[str] | None:
-    """Return the label names of a fine-tuned checkpoint's config, in the order of its ids; None: it has none."""
-    table: dict[int, str] = config.id2label or {}  # type: ignore[assignment]  # keys are numbers once loaded
+    """Return the label names in a fine-tuned checkpoint's config, in the order of their ids; None: it has none."""
+    table: dict[int, str] = config.id2label or {}  # type: ignore[assignment]  # loaded keys are integers
     names = [str(table[index]) for index in range(len(table))]
     return None if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
 
 
 def checkpoint_labels(source: Source) -> list[str] | None:
-    """Return the label names that a fine-tuned checkpoint carries, in the order of its ids; None if it has none."""
+    """Return the label names of a fine-tuned checkpoint, in the order of their ids; None if it has none."""
     return label_names_of(load_config(source))
 
 
@@ -193,11 +210,11 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """Return the checkpoint's tokenizer.
 
     Raises:
-        ModelError: it cannot be read, has no padding token, or holds no token but special ones: without its
-            vocabulary file transformers makes an empty one, to which each word is unknown.
+        ModelError: it cannot be read, has no padding token, or has only special tokens: without its vocabulary file
+            transformers creates an empty tokenizer, for which every word is unknown.
     """
-    with loading(source):
-        _check_config_file(source)  # transformers builds the config on its way to the tokenizer
+    with model_load_errors(source):
+        _check_config_file(source)  # transformers also reads config.json for the tokenizer
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source.location(), revision=source.revision, trust_remote_code=source.trust_remote_code
         )
@@ -206,20 +223,30 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     if not words:
         raise ModelError(
             f"the tokenizer of '{source.name}' has only special tokens: its vocabulary file (tokenizer.json, "
-            "vocab.txt, vocab.json or a SentencePiece model) is missing or empty; put it beside config.json"
+            "vocab.txt, vocab.json or a SentencePiece model) is missing or empty; put it next to config.json"
         )
     if tokenizer.pad_token_id is None:
         raise ModelError(f"the tokenizer of '{source.name}' has no padding token; choose an encoder's checkpoint")
-    longest: object = tokenizer.model_max_length
-    if isinstance(longest, bool) or not isinstance(longest, int | float) or longest < 1:
-        raise ModelError(
-            f"the tokenizer of '{source.name}' has model_max_length {longest!r:.80}, which counts tokens; correct it "
-            "in tokenizer_config.json, or remove it"
-        )
-    inputs: object = tokenizer.model_input_names
-    if not isinstance(inputs, list) or not all(isinstance(name, str) for name in inputs) or inputs[:1] != ["input_ids"]:
-        raise ModelError(
-            f"the tokenizer of '{source.name}' has model_input_names {inputs!r:.80}, which must be names that begin "
-            "with input_ids; correct it in tokenizer_config.json, or remove it"
-        )
+    for key, (is_valid, rule) in _TOKENIZER_ENTRIES.items():
+        value: object = getattr(tokenizer, key)
+        if not is_valid(value):
+            raise ModelError(
+                f"the tokenizer of '{source.name}' has {key} {value!r:.80}, which must be {rule}; correct it in "
+                "tokenizer_config.json, or remove it"
+            )
     return tokenizer
+
+
+def _is_positive_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 1
+
+
+def _is_input_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value) and value[:1] == ["input_ids"]
+
+
+# Entry of tokenizer_config.json -> whether a value is valid, and the rule in words.
+_TOKENIZER_ENTRIES: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "model_max_length": (_is_positive_number, "a positive number of tokens"),
+    "model_input_names": (_is_input_names, "a list of names that starts with input_ids"),
+}

@@ -1,26 +1,149 @@
-"""What makes training and scoring faster without changing what is computed."""
+"""Faster training and scoring with the same results.
+
+`sped_up` combines two context managers: one computes only the first token in the last layer where the classification
+head reads no other, one casts frozen weights once instead of in every forward pass. `training_kernels` adds faster
+dropout and attention on CPUs.
+
+    B batch, S tokens, E hidden size
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
+import peft
 import torch
 from accelerate import Accelerator
+from peft.helpers import disable_input_dtype_casting
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from finetune.models.architectures import FAMILIES
 from finetune.models.classifier import Classifier
 from finetune.models.cpu_kernels import CpuKernels
-from finetune.models.first_token import first_token_only
-from finetune.models.precision import frozen_weights_cast
+
+_AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextmanager
 def sped_up(classifier: Classifier, accelerator: Accelerator) -> Iterator[None]:
-    """Within, the classifier does no work that nothing depends on; it is the same afterwards."""
+    """Inside the context the classifier skips computations that affect no result; it is restored afterwards."""
     with first_token_only(classifier.base), frozen_weights_cast(classifier.model, accelerator):
         yield
 
 
 def training_kernels(device: torch.device, *, compiled: bool) -> AbstractContextManager[object]:
-    """Return the context for a forward pass whose gradient is wanted; compiled layers have kernels of their own."""
+    """Return the context for training's forward passes; compiled layers have kernels of their own."""
     return CpuKernels() if device.type == "cpu" and not compiled else nullcontext()
+
+
+@contextmanager
+def first_token_only(base: PreTrainedModel) -> Iterator[bool]:
+    """Inside the context the last layer computes only the first token after attention; yield whether it does.
+
+    After the last attention, tokens no longer affect one another, so a head that reads only the first token needs no
+    other. The gradients are the same: those of the unread tokens are zero. Whether a model allows this is tested on
+    random rows with padding, not derived from its type: if a head averages all tokens, or a layer is shared, the other
+    tokens have gradients, and all tokens are computed. Hidden states that are requested in addition to logits lack the
+    other tokens of the last layer.
+    """
+    compiled = any(module._compiled_call_impl is not None for module in base.modules())  # would ignore new hooks
+    module = None if compiled else _after_last_attention(base)
+    already = module is not None and _keep_first_token in module._forward_pre_hooks.values()
+    if module is None or already or not _reads_first_token(base, module):
+        yield already
+        return
+    with _pre_hook(module, _keep_first_token):
+        yield True
+
+
+def _after_last_attention(base: PreTrainedModel) -> nn.Module | None:
+    family = FAMILIES[base.config.model_type]
+    name = family.after_attention_path(base.config)
+    layer = family.layer_path(base.config, family.num_layers(base.config) - 1)
+    return dict(base.base_model.named_modules()).get(f"{layer}.{name}") if name else None
+
+
+def _keep_first_token(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Keep the first token of every (B, S, E)."""
+    return tuple(arg[:, :1] if isinstance(arg, Tensor) and arg.dim() == 3 else arg for arg in args)
+
+
+def _reads_first_token(base: PreTrainedModel, module: nn.Module) -> bool:
+    """Return whether the logits are the same without the other tokens, and have no gradient with respect to them."""
+    training, device = base.training, next(base.parameters()).device
+    ids = torch.randint(base.config.vocab_size, (2, 7), generator=torch.Generator().manual_seed(0))
+    attention_mask = torch.ones_like(ids)
+    attention_mask[1, 5:] = 0
+    inputs = {"input_ids": ids.to(device), "attention_mask": attention_mask.to(device)}
+    leaves: list[Tensor] = []
+
+    def record_leaves(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        detached = [arg.detach().requires_grad_() if isinstance(arg, Tensor) else arg for arg in args]
+        leaves.extend(arg for arg in detached if isinstance(arg, Tensor) and arg.dim() == 3)
+        return tuple(detached)
+
+    # The class's forward, because Accelerate may have wrapped the instance's in autocast, whose rounding would hide
+    # small gradients.
+    forward = partial(type(base).forward, base, **inputs)
+    base.eval()
+    try:
+        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            with _pre_hook(module, record_leaves):
+                full = forward().logits
+            with _pre_hook(module, _keep_first_token):
+                reduced = forward().logits
+            # Random weights, since gradients of single logits may cancel in a plain sum.
+            weights = torch.randn(full.shape, generator=torch.Generator().manual_seed(1)).to(full)
+            gradients = torch.autograd.grad((full * weights).sum(), leaves, allow_unused=True) if leaves else ()
+    except (IndexError, RuntimeError, TypeError, ValueError):  # shapes that do not match with one token only
+        return False
+    finally:
+        base.train(training)
+    # With a head of zeros no token has a gradient, which shows nothing: the first token must have one.
+    only_first = [g is not None and bool(g[:, :1].any()) and not g[:, 1:].any() for g in gradients]
+    return bool(only_first) and all(only_first) and torch.allclose(full.float(), reduced.float(), rtol=0.03, atol=0.03)
+
+
+@contextmanager
+def _pre_hook(module: nn.Module, hook: Any) -> Iterator[None]:
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def frozen_weights_cast(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
+    """Inside the context frozen weights of linear layers have the dtype to which autocast would cast them.
+
+    Autocast caches the cast of a trained weight for the rest of a pass, but casts a frozen weight in every call: the
+    base under adapters was cast again each time. Results are bit-identical, and the original weights are restored.
+    Adapters receive their input unchanged, which peft would cast to float32 only for autocast to cast it back.
+
+    Under DoRA, which computes with the weights directly, nothing is changed.
+    """
+    dtype = _AUTOCAST_DTYPES.get(accelerator.mixed_precision)
+    names = [name for name, _ in model.named_parameters()]
+    if dtype is None or any("lora_magnitude_vector" in name for name in names):
+        yield
+        return
+    others = {id(p) for m in model.modules() if not isinstance(m, nn.Linear) for p in m.parameters(recurse=False)}
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    frozen = {
+        id(p): p for m in linear for p in m.parameters(recurse=False) if not p.requires_grad and id(p) not in others
+    }
+    original = [(p, p.data) for p in frozen.values() if p.dtype == torch.float32]
+    adapted = isinstance(model, peft.PeftModel)
+    try:
+        for parameter, weight in original:
+            parameter.data = weight.to(dtype)
+        with disable_input_dtype_casting(model) if adapted else nullcontext():
+            yield
+    finally:
+        for parameter, weight in original:
+            parameter.data = weight

@@ -1,4 +1,4 @@
-"""Multi-head attention from its three steps, and the small classifier built on it.
+"""Multi-head attention written out in its three steps, and a small classifier built on it.
 
 Vaswani et al. 2017, section 3.2, for one head with query Q = X W^Q, key K = X W^K, value V = X W^V:
 
@@ -6,9 +6,9 @@ Vaswani et al. 2017, section 3.2, for one head with query Q = X W^Q, key K = X W
     2. weighted sum   O = A V
     3. recombination  Y = concat(O_1, ..., O_H) W^O
 
-Two things are easily left out, and change the result: without 1/sqrt(D) the scores of wide heads
-saturate the softmax, and without the mask padding tokens receive weight, so that a sentence's result
-depends on its neighbours in the batch.
+Two details are easily forgotten and change the result: without 1/sqrt(D) the scores of wide heads saturate the
+softmax, and without the mask padding tokens receive weight, so that the output for a sentence depends on the other
+sentences in the batch.
 
     B batch, S tokens, E hidden size, H heads, D head width (key size), V vocabulary, F width of the dense layer
 """
@@ -25,7 +25,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 
 def attention_scores(query: Tensor, key: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Step 1: how much each token attends to each other, (B, H, S, S); every row sums to 1.
+    """Step 1: return the attention of each token to every other, (B, H, S, S); every row sums to 1.
 
     Args:
         query: (B, H, S, D).
@@ -39,23 +39,23 @@ def attention_scores(query: Tensor, key: Tensor, attention_mask: Tensor | None =
 
 
 def weighted_sum(scores: Tensor, value: Tensor) -> Tensor:
-    """Step 2: each token's mixture of values, (B, H, S, D), from scores (B, H, S, S) and value (B, H, S, D)."""
+    """Step 2: return the weighted sum of values per token, (B, H, S, D)."""
     return scores @ value
 
 
 def split_heads(states: Tensor, num_heads: int) -> Tensor:
-    """Return (B, S, H * D) as (B, H, S, D)."""
+    """Reshape (B, S, H * D) to (B, H, S, D)."""
     B, S, width = states.shape  # noqa: N806  (the legend above)
     return states.view(B, S, num_heads, width // num_heads).transpose(1, 2)
 
 
 def concat_heads(states: Tensor) -> Tensor:
-    """Return (B, H, S, D) as (B, S, H * D); recombination by W^O is the linear map after it."""
+    """Reshape (B, H, S, D) to (B, S, H * D); the recombination by W^O follows as a linear layer."""
     return states.transpose(1, 2).flatten(2)
 
 
 class MultiHeadAttention(nn.Module):
-    """Self-attention with H heads of width D on states of width E; H * D need not equal E."""
+    """Self-attention with H heads of width D on states of width E; H * D may differ from E."""
 
     def __init__(self, hidden_size: int, num_heads: int, head_dim: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class MultiHeadClassifierConfig(PreTrainedConfig):
-    """Sizes of the small classifier. The defaults are the article's: two heads of key size 16."""
+    """Sizes of the small classifier; by default those of the article: two heads of key size 16."""
 
     model_type = "multi_head_classifier"
 
@@ -93,7 +93,7 @@ class MultiHeadClassifierConfig(PreTrainedConfig):
     ) -> None:
         sizes = (vocab_size, hidden_size, num_attention_heads, head_dim, num_hidden_layers, intermediate_size)
         if not all(isinstance(size, int) and size > 0 for size in sizes):
-            raise ValueError(f"sizes must be whole numbers above 0, got {sizes}")
+            raise ValueError(f"sizes must be positive integers, got {sizes}")
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.num_attention_heads = num_attention_heads
@@ -115,11 +115,11 @@ class _Layer(nn.Module):
 
 
 class MultiHeadClassifier(PreTrainedModel):
-    """Embedding, multi-head attention, mean over real tokens, dense layer with ReLU, output.
+    """Embedding, multi-head attention, mean over tokens without padding, dense layer with ReLU, output layer.
 
     With two exclusive labels there is one output unit z, and the logits are (0, z): their softmax is
-    (1 - sigmoid(z), sigmoid(z)) and their cross-entropy the binary cross-entropy of sigmoid(z).
-    Otherwise there is one unit a label.
+    (1 - sigmoid(z), sigmoid(z)), and their cross-entropy is the binary cross-entropy of sigmoid(z).
+    Otherwise there is one unit per label.
     """
 
     config_class = MultiHeadClassifierConfig
@@ -136,8 +136,8 @@ class MultiHeadClassifier(PreTrainedModel):
         self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
-        # Glorot for linear maps, as is usual for networks of this size; transformers' normal(0, 0.02)
-        # would leave so small a network without a gradient to start from.
+        # Glorot for linear layers, as is common for networks of this size; with transformers' normal(0, 0.02) the
+        # gradients of such a small network would almost vanish.
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
@@ -151,7 +151,7 @@ class MultiHeadClassifier(PreTrainedModel):
         output_attentions: bool = False,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
-        """Return logits (B, C), and with `output_attentions` the scores (B, H, S, S) of each layer.
+        """Return logits (B, C), and with `output_attentions` also the scores (B, H, S, S) of each layer.
 
         Args:
             input_ids: (B, S).
@@ -164,8 +164,8 @@ class MultiHeadClassifier(PreTrainedModel):
         for layer in self.layers:
             states, scores = layer(states, attention_mask)
             attentions.append(scores)
-        real = attention_mask.unsqueeze(-1).to(states.dtype)  # (B, S, 1)
-        mean = (states * real).sum(1) / real.sum(1).clamp(min=1)  # (B, E)
+        mask = attention_mask.unsqueeze(-1).to(states.dtype)  # (B, S, 1)
+        mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)  # (B, E)
         logits = self.classifier(torch.relu(self.dense(mean)))  # (B, 1) or (B, C)
         if self.binary:
             logits = torch.cat([torch.zeros_like(logits), logits], dim=-1)  # (B, 2)
@@ -173,6 +173,6 @@ class MultiHeadClassifier(PreTrainedModel):
 
 
 def register() -> None:
-    """Make the small classifier known to AutoConfig and AutoModelForSequenceClassification; may be repeated."""
+    """Register the small classifier with AutoConfig and AutoModelForSequenceClassification; may be repeated."""
     AutoConfig.register(MultiHeadClassifierConfig.model_type, MultiHeadClassifierConfig, exist_ok=True)
     AutoModelForSequenceClassification.register(MultiHeadClassifierConfig, MultiHeadClassifier, exist_ok=True)

@@ -14,9 +14,9 @@ from rich.console import Console
 from finetune.data.splits import load_splits
 from finetune.distributed import local_main_process_first
 from finetune.errors import DataError, RecipeError
-from finetune.models.checkpoint_checks import refuse_too_long, refuse_unknown_ids
+from finetune.models.checkpoint_checks import check_max_length, check_token_ids
 from finetune.models.classifier import Classifier
-from finetune.models.saving import load_classifier
+from finetune.models.loading import load_classifier
 from finetune.pipeline.prepare import Material, required_splits
 from finetune.pipeline.session import finish, run_locked, start, with_precision
 from finetune.recipe import ModelSection, Recipe
@@ -97,7 +97,7 @@ def load_received(folder: RunFolder, recipe: Recipe, changes: Sequence[str] = ()
         use_safetensors=recipe.model.use_safetensors,
         base=recipe.model.model_name_or_path if moved else None,
     )
-    refuse_unknown_ids(classifier.base, classifier.tokenizer, str(folder.model))
+    check_token_ids(classifier.base, classifier.tokenizer, str(folder.model))
     return classifier
 
 
@@ -135,7 +135,7 @@ def open_run(path: Path, overrides: Sequence[str] = (), *, read_only_ok: bool = 
 def _material(folder: RunFolder, recipe: Recipe, overrides: Sequence[str]) -> Material:
     """Return the run's classifier and its rows."""
     classifier = load_received(folder, recipe, overrides)
-    refuse_too_long(classifier.base.config, classifier.tokenizer, recipe.data.max_length, str(folder.path))
+    check_max_length(classifier.base.config, classifier.tokenizer, recipe.data.max_length, str(folder.path))
     splits = load_splits(
         recipe.data,
         classifier.problem_type,

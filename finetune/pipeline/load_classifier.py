@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune.errors import DataError
-from finetune.models import saving
-from finetune.models.checkpoint_checks import refuse_unknown_ids
-from finetune.models.classifier import Classifier, quiet_libraries
+from finetune.models import loading
+from finetune.models.checkpoint_checks import check_token_ids
+from finetune.models.classifier import Classifier
+from finetune.models.pretrained import quiet_libraries
 
 
 def load_classifier(
@@ -33,8 +34,8 @@ def load_classifier(
     elif not (folder / "classifier.json").is_file():
         raise DataError(f"{folder} holds no trained model; name a run folder whose training has finished")
     quiet_libraries()
-    classifier = saving.load_classifier(
+    classifier = loading.load_classifier(
         folder, trust_remote_code=trust_remote_code, use_safetensors=use_safetensors, base=base
     )
-    refuse_unknown_ids(classifier.base, classifier.tokenizer, str(folder))
+    check_token_ids(classifier.base, classifier.tokenizer, str(folder))
     return classifier

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.models.classifier import quiet_libraries
-from finetune.models.saving import merge_classifier
+from finetune.models.merging import merge_classifier
+from finetune.models.pretrained import quiet_libraries
 from finetune.pipeline.finished_run import finished_folder, finished_recipe, load_received
 from finetune.runs.locks import locked_folder
 from finetune.runs.ownership import atomic_new_dir, lock_new_dir

@@ -16,10 +16,11 @@ from finetune.data.tokenization import EncodedSplit, word_tokenizer
 from finetune.distributed import local_main_process_first
 from finetune.errors import ModelError
 from finetune.models.activation_cache import cached_frozen_layers
-from finetune.models.classifier import Classifier, new_classifier, pretrained_classifier
+from finetune.models.building import new_classifier, pretrained_classifier
+from finetune.models.classifier import Classifier
 from finetune.models.compilation import compiled_layers
 from finetune.models.lora import Lora
-from finetune.models.output_bias import start_at_label_means
+from finetune.models.output_bias import init_output_bias
 from finetune.models.pretrained import Source, checkpoint_labels, load_tokenizer
 from finetune.out_of_memory import is_out_of_memory
 from finetune.recipe import ModelSection, PeftSection, Recipe
@@ -59,7 +60,7 @@ def prepare(recipe: Recipe, accelerator: Accelerator) -> Material:
         )
         classifier = build(recipe, labeled)
         splits = encode_splits(labeled, classifier.tokenizer, recipe.data.max_length)
-        start_at_label_means(classifier, splits.encoded["train"].labels)
+        init_output_bias(classifier, splits.encoded["train"].labels)
         try_longest_row(classifier, splits.encoded)
         return Material(classifier, splits.encoded, splits.summaries)
 
@@ -117,7 +118,7 @@ def frozen_layers_cached(
         recipe.training.freeze_layers,
         batch_size=recipe.evaluation.per_device_eval_batch_size,
         accelerator=accelerator,
-        tell=tell,
+        notify=tell,
         write=write,
     ) as cached:
         yield replace(material, splits=material.splits | cached)

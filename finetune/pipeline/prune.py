@@ -26,9 +26,12 @@ from finetune.heads.pruning import (
     write_zeroed,
 )
 from finetune.heads.pruning_curve import gates_without, scorer
-from finetune.models.architectures import attention_sites, family_of
+from finetune.models.architectures import family_of
+from finetune.models.attention_sites import attention_sites
 from finetune.models.classifier import Classifier
-from finetune.models.saving import check_reload, load_classifier, save_classifier
+from finetune.models.comparison import check_reload
+from finetune.models.loading import load_classifier
+from finetune.models.saving import save_classifier
 from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.finished_run import FinishedRun, finished_folder, open_run
 from finetune.pipeline.recovery import heal
@@ -152,8 +155,8 @@ def _check_run(run: FinishedRun, choice: Choice) -> None:
     if run.accelerator.num_processes > 1:
         raise ModelError("pruning works in one process; start it with `finetune prune`, without a launcher")
     config = run.material.classifier.base.config
-    if reason := family_of(config).why_mask_only(config):
-        raise ModelError(f"heads of a '{config.model_type}' model can be gated, not cut out: {reason}")
+    if reason := family_of(config).why_not_prunable(config):
+        raise ModelError(f"heads of a '{config.model_type}' model can be masked, but not pruned: {reason}")
     if choice.keep_within is not None and "validation" not in run.material.splits:
         raise DataError("--keep-within needs validation rows, and the run has none; use --share")
 

@@ -10,7 +10,7 @@ import peft
 import torch
 
 from finetune.models.classifier import Classifier
-from finetune.models.freezing import freeze, hold_in_one_dtype, keep_float32
+from finetune.models.freezing import freeze, keep_float32, undo_keep_float32
 from finetune.models.lora import add_lora, merge_adapters
 from finetune.pipeline.finished_run import FinishedRun
 from finetune.pipeline.prepare import frozen_layers_cached, layers_compiled, lora_of
@@ -52,7 +52,7 @@ def heal(run: FinishedRun, pruned: Classifier, epochs: int) -> Classifier:
         trainer.fit(run.folder.checkpoints, print_line=partial(print_line, run.console))  # the plan saves no checkpoint
     trainer.unwrap_model()
     healed = replace(pruned, model=merge_adapters(trained.model).eval())
-    hold_in_one_dtype(healed.base, getattr(torch, pruned.source.dtype if pruned.source else "float32"))
+    undo_keep_float32(healed.base, getattr(torch, pruned.source.dtype if pruned.source else "float32"))
     return healed
 
 

@@ -20,9 +20,9 @@ from rich.console import Console
 from finetune.data.loading import quiet_datasets
 from finetune.distributed import on_main_process
 from finetune.errors import TrainingError
-from finetune.models.classifier import quiet_libraries
 from finetune.models.cpu_kernels import keep_freed_memory
-from finetune.models.precision import bfloat16_warning, device_precision, refuse_flash_attention
+from finetune.models.precision import bfloat16_warning, check_flash_attention, device_precision
+from finetune.models.pretrained import quiet_libraries
 from finetune.recipe import Recipe
 from finetune.report.progress import show_progress_on
 from finetune.runs.locks import locked_folder
@@ -53,7 +53,7 @@ def with_precision(recipe: Recipe) -> Recipe:
         found = device_precision(use_cpu=training.use_cpu)
         training = training.model_copy(update={"mixed_precision": found})
     if model.attn_implementation == "flash_attention_2":
-        refuse_flash_attention(training.mixed_precision, model.dtype, use_cpu=training.use_cpu)
+        check_flash_attention(training.mixed_precision, model.dtype, use_cpu=training.use_cpu)
     return recipe.model_copy(update={"training": training})
 
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from finetune.distributed import on_main_process
 from finetune.models.architectures import FAMILIES
-from finetune.models.lora import shared_roles
+from finetune.models.lora import fused_roles_note
 from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.analyze_heads import try_heads
 from finetune.pipeline.environment import describe_environment
@@ -97,7 +97,7 @@ def _prepared(recipe: Recipe, accelerator: Accelerator, console: Console) -> tup
     base = material.classifier.base
     for note in (
         FAMILIES[base.config.model_type].note,
-        shared_roles(base, recipe.peft.target_modules) if recipe.peft else "",
+        fused_roles_note(base, recipe.peft.target_modules) if recipe.peft else "",
         *material.classifier.notes,
     ):
         if note:

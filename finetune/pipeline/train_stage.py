@@ -16,7 +16,9 @@ from rich.markup import escape
 from finetune.distributed import gather_results, on_main_process
 from finetune.evaluation.prediction import predict
 from finetune.models.classifier import Classifier
-from finetune.models.saving import check_reload, load_classifier, save_classifier, with_plain_adapters
+from finetune.models.comparison import check_reload
+from finetune.models.loading import load_classifier
+from finetune.models.saving import save_classifier, with_plain_adapters
 from finetune.out_of_memory import peak_memory_mb
 from finetune.pipeline.prepare import Material, layers_compiled
 from finetune.pipeline.session import check_shared, start_trackers

@@ -23,12 +23,8 @@ from transformers import PreTrainedModel
 
 from finetune.distributed import average_gradients
 from finetune.errors import TrainingError
-from finetune.models.compilation import encoder_layers
+from finetune.models.architectures import encoder_layers, family_of
 from finetune.recipe import TrainingSection
-
-# These model types call `forward` of their layers directly, without the hooks that gather a layer: all layers are
-# gathered together.
-_WITHOUT_LAYER_HOOKS = ("squeezebert",)
 
 
 def fsdp_plugin(training: TrainingSection) -> FullyShardedDataParallelPlugin | None:
@@ -99,7 +95,7 @@ def prepare_model(
         # `evaluation_mode` only means no DistributedDataParallel; device and autocast are those of training.
         return accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare_optimizer(optimizer)
     dtypes = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
-    layers = [] if base.config.model_type in _WITHOUT_LAYER_HOOKS else encoder_layers(base)
+    layers = [] if family_of(base.config).forward_bypasses_hooks else encoder_layers(base)
     plugin, layer_classes = accelerator.state.fsdp_plugin, sorted({type(layer).__name__ for layer in layers})
     plugin.transformer_cls_names_to_wrap = plugin.transformer_cls_names_to_wrap or layer_classes
     try:

@@ -25,8 +25,7 @@ from finetune.data.loading import RawSplit
 from finetune.data.tokenization import encode_split
 from finetune.heads.ablation import ablation, sample_savings
 from finetune.heads.gated_forward import GatedRows
-from finetune.models.classifier import quiet_libraries
-from finetune.models.pretrained import load_tokenizer
+from finetune.models.pretrained import load_tokenizer, quiet_libraries
 from tests.benchmarks.speed import MODEL, build
 
 ROUNDS = 3

@@ -29,11 +29,12 @@ from finetune.data.labels import encode_labels, label_names
 from finetune.data.loading import RawSplit
 from finetune.data.tokenization import EncodedSplit, encode_split
 from finetune.evaluation.prediction import Predictions, predict
-from finetune.models.architectures import attention_sites
-from finetune.models.classifier import Classifier, pretrained_classifier, quiet_libraries
+from finetune.models.attention_sites import attention_sites
+from finetune.models.building import pretrained_classifier
+from finetune.models.classifier import Classifier
 from finetune.models.cpu_kernels import keep_freed_memory
 from finetune.models.lora import Lora
-from finetune.models.pretrained import Source, load_tokenizer
+from finetune.models.pretrained import Source, load_tokenizer, quiet_libraries
 from finetune.recipe import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.schedule import Plan

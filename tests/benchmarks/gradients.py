@@ -14,7 +14,7 @@ from rich.table import Table
 from finetune.evaluation.prediction import predict
 from finetune.heads.gated_forward import GatedRows
 from finetune.heads.gradients import gradient, integrated_gradients
-from finetune.models.classifier import quiet_libraries
+from finetune.models.pretrained import quiet_libraries
 from tests.benchmarks.ablation import sample, timed
 
 ROUNDS, STEPS = 3, 8

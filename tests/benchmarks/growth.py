@@ -27,8 +27,9 @@ from rich.table import Table
 
 from finetune.data.loading import RawSplit
 from finetune.evaluation.prediction import predict
-from finetune.models.classifier import Classifier, quiet_libraries
+from finetune.models.classifier import Classifier
 from finetune.models.cpu_kernels import keep_freed_memory
+from finetune.models.pretrained import quiet_libraries
 from finetune.models.speedups import sped_up
 from finetune.recipe import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer

@@ -32,7 +32,7 @@ from finetune.heads.gated_forward import GatedRows, sample_rows
 from finetune.heads.methods import measure_importance
 from finetune.heads.pruning_curve import pruning_curves
 from finetune.models.classifier import Classifier
-from finetune.models.saving import load_classifier
+from finetune.models.loading import load_classifier
 from finetune.pipeline.session import start
 from finetune.recipe import Recipe, load_recipe
 from finetune.runs.head_results import HeadScores, PruningCurves

@@ -22,7 +22,8 @@ from torch import Tensor
 from finetune.cli import main
 from finetune.data.batching import load_batches
 from finetune.heads.gated_forward import GatedRows, check_all_ones, gate_gradients
-from finetune.models.saving import load_classifier, logits_of
+from finetune.models.comparison import logits_of
+from finetune.models.loading import load_classifier
 from finetune.out_of_memory import halve_rows, is_out_of_memory
 from finetune.recipe import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer

@@ -12,7 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers import AutoModel, BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification
 
 from finetune.errors import ModelError
 from finetune.heads.ablation import MEASURES, Ablation, ablation, fitting_savings
@@ -21,8 +21,8 @@ from finetune.heads.gated_forward import GatedRows, gated_logits
 from finetune.models.architectures import FAMILIES
 from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
-from tests.models.test_architectures import NO_LORA, SHAPES, build, checkpoint, split_of
 from tests.models.test_head_gates import bert, bert_lora, small
+from tests.support.families import NO_LORA, SHAPES, build, save_checkpoint, split_of
 from tests.support.helpers import (
     FLOAT64,
     ROLES,
@@ -52,7 +52,7 @@ EXPECTED: dict[str, frozenset[str] | None] = {
 def test_fast_equals_naive(family: str, lora: Lora | None, tmp_path: Path) -> None:
     if lora is not None and family in NO_LORA:
         pytest.skip(f"{family}: {NO_LORA[family]}")
-    classifier = build(checkpoint(family, AutoModel, tmp_path), lora)
+    classifier = build(save_checkpoint(family, tmp_path), lora)
     for name, parameter in classifier.model.named_parameters():
         if "lora_B" in name:  # LoRA starts at zero, where it could not be told from its absence
             nn.init.normal_(parameter, std=0.1)

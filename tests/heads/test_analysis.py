@@ -21,7 +21,8 @@ from finetune.data.tokenization import EncodedSplit, encode_split
 from finetune.heads.ablation import ablation
 from finetune.heads.analysis import analyze_heads, leave_one_out, separate_rows, untested, warnings
 from finetune.heads.gated_forward import GatedRows
-from finetune.models.classifier import Classifier, pretrained_classifier
+from finetune.models.building import pretrained_classifier
+from finetune.models.classifier import Classifier
 from finetune.models.head_pruning import prune_heads
 from finetune.models.losses import decisions
 from finetune.models.pretrained import Source, load_tokenizer

@@ -7,16 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel
 
 from finetune.errors import ModelError
 from finetune.heads.attention_maps import confidence, eager_attention, entropy
 from finetune.heads.gated_forward import GatedRows
-from finetune.models.architectures import attention_sites
+from finetune.models.attention_sites import attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.head_pruning import prune_heads
-from tests.models.test_architectures import build, checkpoint, split_of
 from tests.models.test_head_gates import BUILDERS, bert
+from tests.support.families import build, save_checkpoint, split_of
 from tests.support.helpers import assert_equal_up_to_rounding, sample_of
 
 
@@ -106,6 +105,6 @@ def test_the_implementation_of_attention_is_restored_even_after_an_error(
 
 
 def test_raw_scores_are_refused_by_the_name_of_the_model(tmp_path: Path) -> None:
-    classifier = build(checkpoint("squeezebert", AutoModel, tmp_path), None)
+    classifier = build(save_checkpoint("squeezebert", tmp_path), None)
     with pytest.raises(ModelError, match=r"a 'squeezebert' model gives no attention weights .* choose another method"):
         confidence(sample_of(classifier, split=split_of(classifier)))

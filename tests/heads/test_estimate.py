@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from finetune.heads.estimate import Estimate, as_table, last_heads_last, layer_normalized, mean_over_rows, removal_order
-from finetune.models.architectures import AttentionSite
+from finetune.models.attention_sites import AttentionSite
 
 
 def site(layer: int, heads: int) -> AttentionSite:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from finetune.heads.gated_forward import gate_gradients, sample_rows
-from finetune.models.architectures import attention_sites
+from finetune.models.attention_sites import attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.head_gates import head_gates
 from tests.models.test_head_gates import BUILDERS

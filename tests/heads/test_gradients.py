@@ -9,7 +9,7 @@ import torch
 from finetune.data.batching import load_batches
 from finetune.heads.gated_forward import GatedRows, gate_gradients, row_losses
 from finetune.heads.gradients import fisher, gradient, gradient_layer_norm, integrated_gradients, path_gradients
-from finetune.models.architectures import attention_sites
+from finetune.models.attention_sites import attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.head_gates import head_gates
 from tests.models.test_head_gates import BUILDERS

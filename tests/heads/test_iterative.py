@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel
 
 from finetune.heads.ablation import ablation
 from finetune.heads.estimate import Estimate, removal_order
@@ -13,11 +12,11 @@ from finetune.heads.gated_forward import GatedRows
 from finetune.heads.gradients import gradient, integrated_gradients
 from finetune.heads.methods import iterative, measure_importance
 from finetune.heads.shapley import shapley_values
-from finetune.models.architectures import attention_sites
+from finetune.models.attention_sites import attention_sites
 from finetune.models.head_gates import head_gates
 from tests.conftest import SENTENCES
-from tests.models.test_architectures import build, checkpoint
 from tests.models.test_head_gates import BUILDERS, bert, zero_columns
+from tests.support.families import build, save_checkpoint
 from tests.support.helpers import assert_equal_up_to_rounding, encoded, sample_of
 
 
@@ -29,7 +28,7 @@ def scorer_of(sample: GatedRows, gates: torch.Tensor) -> Estimate:
 @pytest.fixture(params=[*BUILDERS, "albert"], ids=lambda build: getattr(build, "__name__", build))
 def sample(request: pytest.FixtureRequest, tiny_bert: Path, tmp_path: Path) -> GatedRows:
     if request.param == "albert":  # four layers in two groups that share their weights
-        found = build(checkpoint("albert", AutoModel, tmp_path), None)
+        found = build(save_checkpoint("albert", tmp_path), None)
     else:
         found = request.param(tiny_bert)
     # Of one length: with two lengths the shortcuts are tried twice, after which calls may be in step again by luck.

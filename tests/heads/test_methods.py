@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoModel
 
 from finetune.errors import ModelError
 from finetune.heads import methods
@@ -20,8 +19,8 @@ from finetune.models.head_pruning import prune_heads
 from finetune.recipe import HeadImportanceSection
 from finetune.recipe.names import HEAD_METHOD_NAMES, HEAD_METHODS, ITERATIVE
 from tests.conftest import SENTENCES
-from tests.models.test_architectures import build, checkpoint
 from tests.models.test_head_gates import bert
+from tests.support.families import build, save_checkpoint
 from tests.support.helpers import assert_equal_up_to_rounding, encoded, sample_of
 from tests.support.known_head import THE_HEAD, known_head
 
@@ -177,7 +176,7 @@ def test_accuracy_of_values_is_refused(known: GatedRows, monkeypatch: pytest.Mon
 def test_layers_that_share_their_weights_are_told_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    classifier = build(checkpoint("albert", AutoModel, tmp_path), None)
+    classifier = build(save_checkpoint("albert", tmp_path), None)
     # Of one length: with two lengths the shortcuts are tried twice, after which calls may be in step again by luck.
     sample = sample_of(classifier, split=encoded(classifier, [SENTENCES[2]] * 3 + [SENTENCES[0]], [0, 1, 2, 3]))
     found = measure_importance(sample, method, steps=1, seed=0)

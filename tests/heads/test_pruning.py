@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from finetune.errors import ModelError
 from finetune.heads.pruning import (
@@ -19,15 +19,18 @@ from finetune.heads.pruning import (
     pruned_classifier,
     write_zeroed,
 )
-from finetune.models.architectures import AttentionSite, attention_sites, pruned_heads
-from finetune.models.classifier import Classifier, pretrained_classifier
+from finetune.models.attention_sites import AttentionSite, attention_sites, pruned_heads
+from finetune.models.building import pretrained_classifier
+from finetune.models.classifier import Classifier
+from finetune.models.comparison import check_reload, logits_of
 from finetune.models.head_pruning import prune_heads
+from finetune.models.loading import load_classifier
 from finetune.models.lora import Lora
 from finetune.models.pretrained import Source, load_tokenizer
-from finetune.models.saving import check_reload, load_classifier, logits_of, save_classifier
+from finetune.models.saving import save_classifier
 from tests.conftest import SENTENCES
-from tests.models.test_architectures import build, checkpoint
 from tests.models.test_head_gates import bert_lora, small
+from tests.support.families import build, save_checkpoint
 from tests.support.helpers import FLOAT32, ROLES, tiny_classifier
 
 CPU = torch.device("cpu")
@@ -180,7 +183,7 @@ def test_a_pruned_classifier_is_pruned_on(tiny_bert: Path) -> None:
 
 
 def test_families_are_pruned_by_groups_of_their_own(tmp_path: Path) -> None:
-    whole = build(checkpoint("albert", AutoModel, tmp_path))
+    whole = build(save_checkpoint("albert", tmp_path))
     found = attention_sites(whole.base)
     heads = heads_to_prune([(site.layer, head) for head in range(3) for site in found], found, 0.5)
     assert heads == {0: [0, 1], 1: [0, 1], 2: [0], 3: [0]}  # layers 0 and 1 share their weights, and 2 and 3
@@ -254,5 +257,5 @@ def test_heads_that_cannot_go_are_refused(tiny_bert: Path) -> None:
         pruned_classifier(bert(tiny_bert), {1: [0, 1, 2]})
     whole = bert(tiny_bert)
     prune_heads(whole.base, CUT)
-    with pytest.raises(ModelError, match="layer 1 has no head 2 to cut out; its heads are 0 to 0"):
+    with pytest.raises(ModelError, match="layer 1 has no head 2; its heads are 0 to 0"):
         pruned_classifier(whole, {1: [2]})

@@ -16,7 +16,7 @@ from finetune.errors import ModelError
 from finetune.heads import shapley
 from finetune.heads.gated_forward import GatedRows
 from finetune.heads.shapley import shapley_values
-from finetune.models.architectures import attention_sites
+from finetune.models.attention_sites import attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.head_gates import head_gates
 from tests.support.helpers import assert_equal_up_to_rounding, sample_of, tiny_classifier

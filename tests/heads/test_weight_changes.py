@@ -12,21 +12,21 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from finetune.errors import ModelError
 from finetune.heads.product_change import effective_rank, product_change
 from finetune.heads.weight_changes import head_changes, load_base, matched_heads, merged_copy, without_own_change
-from finetune.models.architectures import ROLES, attention_sites
+from finetune.models.attention_sites import ROLES, attention_sites
 from finetune.models.classifier import Classifier
+from finetune.models.comparison import logits_of
 from finetune.models.lora import Lora
 from finetune.models.losses import divergence
-from finetune.models.saving import logits_of
 from finetune.runs.head_results import HeadChanges
 from finetune.runs.json_files import read_json, write_json
 from tests.conftest import SENTENCES
-from tests.models.test_architectures import build, checkpoint, split_of, train_three_steps
 from tests.models.test_head_gates import small
+from tests.support.families import build, save_checkpoint, split_of, train_three_steps
 from tests.support.helpers import sample_of, tiny_classifier
 
 LORA = Lora(2, 8, 0.0, ROLES)
@@ -182,7 +182,7 @@ FAMILIES_TO_TRY = [
 @pytest.mark.parametrize("family", FAMILIES_TO_TRY)
 def test_a_change_planted_by_hand_is_found_whatever_the_layout(family: str, tmp_path: Path) -> None:
     """The head's rows are found through its gate: what is written into value rows of head 1 must move it alone."""
-    classifier = build(checkpoint(family, AutoModel, tmp_path))
+    classifier = build(save_checkpoint(family, tmp_path))
     site = attention_sites(classifier.base)[-1]
     value, output = (classifier.base.get_submodule(path) for path in (site.value, site.output))
     width = output.in_features // 3
@@ -202,7 +202,7 @@ def test_a_change_planted_by_hand_is_found_whatever_the_layout(family: str, tmp_
 
 
 def test_the_biases_of_deberta_are_put_back(tmp_path: Path) -> None:
-    classifier = build(checkpoint("deberta", AutoModel, tmp_path))
+    classifier = build(save_checkpoint("deberta", tmp_path))
     attention = classifier.base.deberta.encoder.layer[1].attention.self
     with torch.no_grad():
         attention.v_bias[16:24] += 1
@@ -216,7 +216,7 @@ def test_all_own_parts_put_back_make_the_base(tmp_path: Path, accelerator: Accel
     """Every head's own change taken back, nothing is left of training in the projections but the output's bias."""
     count = 0
     for family in ("modernbert", "deberta", "eurobert", "xlm"):
-        classifier = trained(build(checkpoint(family, AutoModel, tmp_path / family)), accelerator)
+        classifier = trained(build(save_checkpoint(family, tmp_path / family)), accelerator)
         model, base = merged_copy(classifier), load_base(classifier)
         kept = {name: p.detach().clone() for name, p in model.named_parameters()}
         with torch.no_grad(), ExitStack() as stack:
@@ -316,7 +316,7 @@ def test_products_from_factors_by_hand() -> None:
     ("family", "why"), [("squeezebert", "grouped convolutions"), ("convbert", "a convolution is mix")]
 )
 def test_heads_that_are_no_slices_are_refused(family: str, why: str, tmp_path: Path) -> None:
-    classifier = build(checkpoint(family, AutoModel, tmp_path))
+    classifier = build(save_checkpoint(family, tmp_path))
     with pytest.raises(ModelError, match=rf"heads of a '{family}' model cannot be compared .*{why}.*importance can be"):
         head_changes(sample_of(classifier, 4, split=split_of(classifier)))
 

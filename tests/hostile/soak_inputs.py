@@ -19,7 +19,7 @@ import datasets
 import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
 
-from finetune.models.classifier import quiet_libraries
+from finetune.models.pretrained import quiet_libraries
 from tests.hostile.commands import Inputs
 from tests.hostile.data import data_files
 from tests.hostile.recipes import overrides, recipe_texts, settings_of_a_run

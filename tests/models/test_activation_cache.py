@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoTokenizer
 
 from finetune.cli import main
 from finetune.data.activation_store import FROZEN_STATES, RowStates
@@ -26,19 +26,19 @@ from finetune.data.batching import load_batches
 from finetune.data.tokenization import EncodedSplit
 from finetune.errors import ModelError, TrainingError
 from finetune.evaluation.prediction import predict
-from finetune.models import activation_cache, first_token
+from finetune.models import activation_cache, speedups
 from finetune.models.activation_cache import cached_frozen_layers
 from finetune.models.architectures import FAMILIES, family_of
 from finetune.models.classifier import Classifier
-from finetune.models.first_token import first_token_only
 from finetune.models.freezing import freeze
-from finetune.models.frozen_encoder import FrozenPart
+from finetune.models.frozen_encoder import FrozenEncoder
+from finetune.models.speedups import first_token_only
 from finetune.recipe import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.checkpoints import find_checkpoint
 from finetune.training.snapshot import trained_weights
 from tests.conftest import SENTENCES
-from tests.models.test_architectures import CPU, build, checkpoint
+from tests.support.families import build, save_checkpoint
 from tests.support.helpers import (
     FLOAT32,
     HANG_SECONDS,
@@ -49,12 +49,13 @@ from tests.support.helpers import (
     tiny_classifier,
 )
 
+CPU = torch.device("cpu")
 # Why the other families are refused; albert's layers share weights and cannot be frozen at all.
 REFUSED = {
     "convbert": r"its logits differ by",
     "flaubert": r"its logits differ by",
     "nystromformer": r"its logits differ by",
-    "squeezebert": r"its layers do not hand on one state a token",
+    "squeezebert": r"its layers do not return one state per token",
     "xlm": r"its logits differ by",
 }
 
@@ -81,7 +82,7 @@ def without_dropout(classifier: Classifier) -> Classifier:
 
 def cached(classifier: Classifier, layers: int = 1, accelerator: Accelerator | None = None, **options: Any) -> Any:
     """The six sentences with their cache; what is told goes to `told`."""
-    options = {"batch_size": 4, "tell": lambda text: None, **options}
+    options = {"batch_size": 4, "notify": lambda text: None, **options}
     splits = {"train": encoded(classifier), "validation": encoded(classifier)}
     return cached_frozen_layers(classifier, splits, layers, accelerator=accelerator or Accelerator(cpu=True), **options)
 
@@ -110,11 +111,11 @@ def refuse_to_run(module: object, *args: Any) -> None:
 
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - REFUSED.keys() - {"albert"}))
 def test_the_same_is_trained_as_without(family: str, accelerator: Accelerator, tmp_path: Path) -> None:
-    folder = checkpoint(family, AutoModel, tmp_path / "model")
+    folder = save_checkpoint(family, tmp_path / "model")
     plain, other = (without_dropout(frozen(build(folder))) for _ in range(2))
     before = trained_weights(plain.model)
     expected = train(plain, encoded(plain), accelerator, tmp_path / "plain")
-    path = family_of(other.base.config).path(other.base.config, 0)
+    path = family_of(other.base.config).layer_path(other.base.config, 0)
     encoder = other.base.base_model
     parts = [module for module in encoder.get_submodule(path).modules() if not list(module.children())]
     with cached(other, accelerator=accelerator) as splits, ExitStack() as stack:
@@ -123,7 +124,7 @@ def test_the_same_is_trained_as_without(family: str, accelerator: Accelerator, t
             stack.callback(module.register_forward_pre_hook(refuse_to_run).remove)
         look_up, size = nn.functional.embedding, other.base.config.vocab_size
         patch = stack.enter_context(pytest.MonkeyPatch.context())
-        patch.setattr(first_token, "_reads_first_token", lambda *args: False)
+        patch.setattr(speedups, "_reads_first_token", lambda *args: False)
         patch.setattr(
             nn.functional,
             "embedding",
@@ -140,7 +141,7 @@ def test_the_same_is_trained_as_without(family: str, accelerator: Accelerator, t
 
 @pytest.mark.parametrize("family", sorted(REFUSED))
 def test_families_that_cannot_do_without_are_refused(family: str, tmp_path: Path) -> None:
-    classifier = frozen(build(checkpoint(family, AutoModel, tmp_path / "model")))
+    classifier = frozen(build(save_checkpoint(family, tmp_path / "model")))
     with (
         pytest.raises(ModelError, match=f"this '{family}' model: .*{REFUSED[family]}.*; remove the key"),
         cached(classifier),
@@ -179,7 +180,7 @@ def test_the_check_leaves_mixed_precision_out(
 ) -> None:
     classifier, check, mixed = frozen(tiny_classifier(tiny_bert)), activation_cache.check, []
 
-    def watched(part: FrozenPart, *rest: Any) -> None:
+    def watched(part: FrozenEncoder, *rest: Any) -> None:
         noted = part.model.register_forward_pre_hook(lambda *_: mixed.append(torch.is_autocast_enabled("cpu")))
         check(part, *rest)
         noted.remove()
@@ -195,7 +196,7 @@ def test_nothing_is_left_and_the_size_is_told(tiny_bert: Path, temporary: Path) 
     classifier, told = frozen(tiny_classifier(tiny_bert)), []
     classifier.model.train()
     tokens = int(encoded(classifier).lengths.sum())
-    with cached(classifier, tell=told.append) as splits:
+    with cached(classifier, notify=told.append) as splits:
         assert not list(temporary.iterdir())  # a file without a name: gone with the process, even if it is killed
         assert splits["train"].states.file.seek(0, 2) == 2 * tokens * 24 * 4
     assert splits["train"].states.file.closed
@@ -203,7 +204,7 @@ def test_nothing_is_left_and_the_size_is_told(tiny_bert: Path, temporary: Path) 
     assert classifier.model.training
     assert told == [
         f"Cache of the 1 frozen layers: 12 rows of {tokens / 6:.1f} tokens on average x 24 x 4 bytes = 0.0 MB in "
-        f"{temporary}, gone when training ends."
+        f"{temporary}, deleted when training ends."
     ]
     with cached(classifier, write=False) as splits:  # a dry run
         assert splits["train"].states is None

@@ -9,7 +9,7 @@ import pytest
 # Counts the pages that the system hands out while one large tensor is made again and again.
 SCRIPT = """
 import resource, torch
-from finetune.allocator import keep_freed_memory
+from finetune.models.cpu_kernels import keep_freed_memory
 def pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):

@@ -14,11 +14,13 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BertCon
 
 from finetune.errors import ModelError
 from finetune.models.architectures import FAMILIES
-from finetune.models.checkpoint_checks import longest_input, refuse_too_large
-from finetune.models.classifier import Classifier, new_classifier, pretrained_classifier
+from finetune.models.building import new_classifier, pretrained_classifier
+from finetune.models.checkpoint_checks import check_fits_in_memory, max_input_length
+from finetune.models.classifier import Classifier
+from finetune.models.loading import load_classifier
 from finetune.models.lora import Lora
 from finetune.models.pretrained import Source, load_tokenizer
-from finetune.models.saving import load_classifier, save_classifier
+from finetune.models.saving import save_classifier
 from tests.support.helpers import ROLES, tiny_classifier
 
 LABELS = ("no", "yes")
@@ -46,13 +48,13 @@ def build(folder: Path, **options: Any) -> Classifier:
 
 LOST = r"bert\.encoder\.layer\.0\.intermediate\.dense\.weight and 5 more"
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "vocab_size": ({"vocab_size": 70}, r"holds no weights for bert\.embeddings\.word_embeddings\.weight:"),
-    "intermediate_size": ({"intermediate_size": 40}, rf"holds no weights for {LOST}: .*allow_missing_weights"),
-    "positions": ({"max_position_embeddings": 40}, r"holds no weights for bert\.embeddings\.position_embeddings"),
-    "types": ({"type_vocab_size": 1}, r"holds no weights for bert\.embeddings\.token_type_embeddings\.weight:"),
-    "no types": ({"type_vocab_size": 0}, r"holds no weights for bert\.embeddings\.token_type_embeddings\.weight:"),
-    "no positions": ({"max_position_embeddings": 0}, r"holds no weights for bert\.embeddings\.position_embeddings"),
-    "more layers": ({"num_hidden_layers": 3}, r"holds no weights for bert\.encoder\.layer\.2\.attention"),
+    "vocab_size": ({"vocab_size": 70}, r"has no weights for bert\.embeddings\.word_embeddings\.weight:"),
+    "intermediate_size": ({"intermediate_size": 40}, rf"has no weights for {LOST}: .*allow_missing_weights"),
+    "positions": ({"max_position_embeddings": 40}, r"has no weights for bert\.embeddings\.position_embeddings"),
+    "types": ({"type_vocab_size": 1}, r"has no weights for bert\.embeddings\.token_type_embeddings\.weight:"),
+    "no types": ({"type_vocab_size": 0}, r"has no weights for bert\.embeddings\.token_type_embeddings\.weight:"),
+    "no positions": ({"max_position_embeddings": 0}, r"has no weights for bert\.embeddings\.position_embeddings"),
+    "more layers": ({"num_hidden_layers": 3}, r"has no weights for bert\.encoder\.layer\.2\.attention"),
     "hidden_size 0": ({"hidden_size": 0}, r"cannot load model '.*: ZeroDivisionError"),
     "hidden_size text": ({"hidden_size": "24"}, r"cannot load model '.*hidden_size.*expected int, got str"),
     "hidden_size huge": ({"hidden_size": 10**9}, r"hidden_size 1000000000, above 10000000; correct the entry"),
@@ -60,20 +62,20 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "layers huge": ({"num_hidden_layers": 10**6}, r"num_hidden_layers 1000000, above 1000; correct the entry"),
     "heads 0": ({"num_attention_heads": 0}, r"cannot load model '.*ZeroDivisionError"),
     "heads": ({"num_attention_heads": 5}, r"cannot load model '.*"),
-    "heads -1": ({"num_attention_heads": -1}, r"'.*' has 2 layers by its config of -1 heads; it needs one"),
-    "layers 0": ({"num_hidden_layers": 0}, r"'.*' has 0 layers by its config; it needs one layer and one head"),
-    "layers -1": ({"num_hidden_layers": -1}, r"'.*' has 0 layers by its config; it needs one layer and one head"),
+    "heads -1": ({"num_attention_heads": -1}, r"'.*' has 2 layers of -1 heads by its config, but at least one layer"),
+    "layers 0": ({"num_hidden_layers": 0}, r"'.*' has 0 layers by its config, but at least one layer"),
+    "layers -1": ({"num_hidden_layers": -1}, r"'.*' has 0 layers by its config, but at least one layer"),
     "pad": ({"pad_token_id": 9999}, r"cannot load model '.*[Pp]adding_idx"),
     "labels": ({"id2label": {"0": "a", "7": "b"}}, r"id2label \{'0': 'a', '7': 'b'\}; it must map each id, "),
     "label list": ({"id2label": ["a", "b"]}, r"has id2label \['a', 'b'\]; it must map each id"),
     "many labels": ({"num_labels": 10**9}, r"num_labels 1000000000, above 10000000"),
-    "t5": ({"model_type": "t5"}, r"where a 't5' model keeps its attention heads is not known here; known model types"),
+    "t5": ({"model_type": "t5"}, r"model type 't5' is not supported; supported model types: albert, bert, "),
     "float8": ({"dtype": "float8"}, r"cannot load model '.*AttributeError: .*'float8'"),
     "kernels": ({"_attn_implementation": "somebody/kernel"}, r"has _attn_implementation 'somebody/kernel'; remove"),
     "pruned": ({"pruned_heads": "x"}, r"cannot load model '.*AttributeError"),
     "quantized": ({"quantization_config": 3}, r"config\.json has quantization_config: .*choose the checkpoint in full"),
     "fp8": ({"quantization_config": {"quant_method": "fp8"}}, r"config\.json has quantization_config: .*or remove the"),
-    "compressed": ({"compression_config": {"a": 1}}, r"config\.json has compression_config: its weights are held in a"),
+    "compressed": ({"compression_config": {"a": 1}}, r"config\.json has compression_config: training quantized"),
 }  # fmt: skip
 
 
@@ -110,11 +112,11 @@ def without(checkpoint: Path, folder: Path, part: str, value: float | None = Non
 )
 def test_weights_that_the_encoder_lacks_are_named(part: str, first: str, tiny_bert: Path, tmp_path: Path) -> None:
     folder = without(tiny_bert, tmp_path / "model", part)
-    with pytest.raises(ModelError, match=rf"model '{folder}' holds no weights for {first} it is not a checkpoint"):
+    with pytest.raises(ModelError, match=rf"model '{folder}' has no weights for {first} it is not a checkpoint"):
         build(folder)
     found = build(folder, allow_missing_weights=True)
     assert any(part in name for name in found.new_parameters)
-    assert re.match(rf"The checkpoint holds no weights for {first} drawn at random\.$", only_note(found))
+    assert re.match(rf"The checkpoint has no weights for {first} initialized at random\.$", only_note(found))
 
 
 def only_note(found: Classifier) -> str:
@@ -130,14 +132,14 @@ def test_missing_weights_are_trained_and_saved_with_an_adapter_and_never_frozen(
     adapted = build(folder, lora=lora, allow_missing_weights=True)
     trained = {name for name, p in adapted.model.named_parameters() if p.requires_grad and "lora_" not in name}
     assert any("layer.1.output.dense.modules_to_save" in name for name in trained)
-    with pytest.raises(ModelError, match=r"holds no weights for bert\.encoder\.layer\.1\.output.*, which is frozen"):
+    with pytest.raises(ModelError, match=r"has no weights for bert\.encoder\.layer\.1\.output.*, which is frozen"):
         build(folder, freeze_layers=2, allow_missing_weights=True)
 
 
 def test_layers_that_the_config_leaves_out_are_told(tiny_masked_lm: Path, tmp_path: Path) -> None:
     found = build(changed(tiny_masked_lm, tmp_path / "model", {"num_hidden_layers": 1}))
     (note,) = found.notes
-    assert note.startswith("The checkpoint holds weights of layers that its config.json leaves out: ")
+    assert note.startswith("The checkpoint has weights for layers that its config.json does not list: ")
     assert "layer.1.attention" in note
     assert note.endswith(" and 15 more.")
 
@@ -190,7 +192,7 @@ def test_a_weight_that_is_not_finite_is_the_checkpoints(value: float, tiny_bert:
     message = (
         r"has 1 values in bert\.encoder\.layer\.0\.attention\.self\.query\.weight that are not finite in float32, "
     )
-    with pytest.raises(ModelError, match=message + "and so have 1 more weights: its weights are damaged"):
+    with pytest.raises(ModelError, match=message + "and 1 more weights have such values: its weights are damaged"):
         build(folder)
 
 
@@ -216,7 +218,7 @@ def test_a_damaged_or_evil_pickle_is_one_message(kind: str, tiny_bert: Path, tmp
     }
     file.write_bytes(contents[kind])
     with pytest.raises(
-        ModelError, match="pickled weights file is damaged or holds other objects than tensors; download"
+        ModelError, match="pickled weights file is damaged or contains objects other than tensors; download"
     ):
         build(folder, use_safetensors=False)
 
@@ -254,7 +256,7 @@ def test_the_longest_input_is_the_longest_that_runs(family: str) -> None:
         **{"intermediate_size": 8, "max_position_embeddings": 20, "mask_token_id": 3},
         **{"num_landmarks": 4, "segment_means_seq_len": 4, "languages": ["a"], "default_language": "a"},
     )
-    limit = longest_input(config)
+    limit = max_input_length(config)
     assert limit == POSITIONS.get(family, 20)
     model = AutoModelForSequenceClassification.from_config(config).eval()
     model(input_ids=torch.full((1, limit), 5))
@@ -264,9 +266,9 @@ def test_the_longest_input_is_the_longest_that_runs(family: str) -> None:
 
 
 def test_more_than_the_memory_is_refused() -> None:
-    refuse_too_large(1000, "small")
+    check_fits_in_memory(1000, "small")
     with pytest.raises(ModelError, match=r"'large' has 1,000,000,000,000,000 parameters by its config, more than fit"):
-        refuse_too_large(10**15, "large")
+        check_fits_in_memory(10**15, "large")
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.models.classifier import Classifier, pretrained_classifier
+from finetune.models.building import pretrained_classifier
+from finetune.models.classifier import Classifier
+from finetune.models.comparison import check_reload, logits_of
+from finetune.models.loading import load_classifier
 from finetune.models.lora import Lora
 from finetune.models.pretrained import Source, load_tokenizer
-from finetune.models.saving import check_reload, load_classifier, logits_of, save_classifier
-from tests.models.test_architectures import AutoModel, checkpoint
+from finetune.models.saving import save_classifier
+from tests.support.families import save_checkpoint
 from tests.support.helpers import ROLES, tiny_classifier
 
 LORA = Lora(r=2, lora_alpha=4, lora_dropout=0.0, roles=ROLES)
@@ -32,7 +35,7 @@ def build(
 def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Classifier]:
     """A saved classifier with labels NAMES, and the same in memory."""
     folder = tmp_path_factory.mktemp(request.param)
-    found = build(checkpoint(request.param, AutoModel, folder / "base"), NAMES)
+    found = build(save_checkpoint(request.param, folder / "base"), NAMES)
     with torch.no_grad():
         for p in found.model.parameters():
             p.add_(0.1 * torch.randn_like(p))
@@ -51,7 +54,7 @@ def test_logits_follow_their_names(
     expected = logits_of(before, TEXTS, CPU)[:, [NAMES.index(name) for name in order]]
     torch.testing.assert_close(logits_of(found, TEXTS, CPU), expected, atol=1e-6, rtol=1e-6)  # the same products
     assert found.notes == (
-        "The rows of the checkpoint's classification head, for the labels zeta, alpha, mid, were put in order.",
+        "The rows of the checkpoint's classification head, for the labels zeta, alpha, mid, were reordered.",
     )
     save_classifier(found, tmp_path)  # with an adapter, the base keeps its order and the adapter has the head
     again = load_classifier(tmp_path)
@@ -69,9 +72,9 @@ def test_the_same_order_keeps_the_head_as_it_is(tuned: tuple[Path, Classifier]) 
 @pytest.mark.parametrize(
     ("labels", "note"),
     [
-        (("alpha", "mid", "omega"), "labels zeta, alpha, mid, and not for alpha, mid, omega"),
+        (("alpha", "mid", "omega"), "labels zeta, alpha, mid, not for alpha, mid, omega"),
         (("alpha", "mid"), "labels zeta, alpha, mid"),
-        (("0", "1", "2"), "labels zeta, alpha, mid, and not for 0, 1, 2"),
+        (("0", "1", "2"), "labels zeta, alpha, mid, not for 0, 1, 2"),
     ],
 )
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
@@ -104,7 +107,7 @@ def test_labels_without_names_are_their_ids(tiny_bert: Path, tmp_path: Path) -> 
     assert turned.base.get_parameter("classifier.weight").equal(first.base.get_parameter("classifier.weight").flip(0))
     other = build(tmp_path, ("no", "yes"))
     assert other.notes == (
-        "The classification head is new: the checkpoint's is for 2 labels without names, and not for no, yes.",
+        "The classification head is new: the checkpoint's is for 2 labels without names, not for no, yes.",
     )
     assert other.new_parameters == ("classifier.bias", "classifier.weight")
 

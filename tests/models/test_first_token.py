@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
-from finetune.models import toy_classifier
 from finetune.models.architectures import FAMILIES
-from finetune.models.first_token import first_token_only
-from tests.models.test_architectures import CONFIGS
+from finetune.models.speedups import first_token_only
+from tests.support.families import random_model
 from tests.support.helpers import tiny_classifier
 
 # Families whose last layer can do without the other tokens. Of the rest, albert shares its layers,
@@ -23,14 +22,6 @@ CUT = {
     "ernie", "esm", "ibert", "layoutlm", "megatron-bert", "mobilebert", "modernbert", "mpnet", "nystromformer",
     "rembert", "roberta", "roberta-prelayernorm", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod",
 }  # fmt: skip
-
-
-def small(family: str, **changes: object) -> PreTrainedModel:
-    toy_classifier.register()
-    torch.manual_seed(1)
-    config = AutoConfig.for_model(family, vocab_size=30, num_labels=3, **{**CONFIGS[family], **changes})
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_config(config)
-    return model
 
 
 def outcome(model: PreTrainedModel) -> tuple[Tensor, dict[str, Tensor]]:
@@ -46,7 +37,7 @@ def outcome(model: PreTrainedModel) -> tuple[Tensor, dict[str, Tensor]]:
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_logits_and_gradients_are_the_same(family: str) -> None:
-    model = small(family).eval().double()
+    model = random_model(family).eval().double()
     hooks = [len(module._forward_pre_hooks) for module in model.modules()]
     with first_token_only(model) as cut:
         assert cut == (family in CUT)
@@ -65,9 +56,9 @@ def test_logits_and_gradients_are_the_same(family: str) -> None:
 
 
 def test_a_head_that_averages_gets_all_tokens() -> None:
-    with first_token_only(small("modernbert", classifier_pooling="mean")) as cut:
+    with first_token_only(random_model("modernbert", classifier_pooling="mean")) as cut:
         assert not cut
-    with first_token_only(small("modernbert", classifier_pooling="cls")) as cut:
+    with first_token_only(random_model("modernbert", classifier_pooling="cls")) as cut:
         assert cut
 
 
@@ -92,7 +83,7 @@ def test_the_last_layer_works_on_one_token(tiny_bert: Path) -> None:
 
 def test_a_head_of_zeros_or_one_that_cancels_proves_nothing() -> None:
     for weight in (torch.zeros(3, 24), torch.tensor([1e-3, -1e-3, 0.0])[:, None].expand(3, 24)):
-        model = small("modernbert", classifier_pooling="mean")
+        model = random_model("modernbert", classifier_pooling="mean")
         with torch.no_grad():
             model.classifier.weight.copy_(weight)
         with first_token_only(model) as cut:
@@ -100,7 +91,7 @@ def test_a_head_of_zeros_or_one_that_cancels_proves_nothing() -> None:
 
 
 def test_sparse_attention_stays_sparse() -> None:
-    model = small("big_bird", attention_type="block_sparse")
+    model = random_model("big_bird", attention_type="block_sparse")
     with first_token_only(model) as cut:
         assert not cut
     assert model.base_model.attention_type == "block_sparse"

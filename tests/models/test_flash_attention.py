@@ -23,10 +23,13 @@ from finetune.heads.gated_forward import check_all_ones, gate_gradients
 from finetune.heads.pruning import measure_speed
 from finetune.models.activation_cache import cached_frozen_layers
 from finetune.models.classifier import Classifier
+from finetune.models.comparison import check_reload, logits_of
 from finetune.models.freezing import freeze
-from finetune.models.precision import attention_in_any_precision, refuse_flash_attention, uses_flash_attention
+from finetune.models.loading import load_classifier
+from finetune.models.merging import merge_classifier
+from finetune.models.precision import check_flash_attention, uses_flash_attention, without_flash_attention
 from finetune.models.pretrained import Source
-from finetune.models.saving import check_reload, load_classifier, logits_of, merge_classifier, save_classifier
+from finetune.models.saving import save_classifier
 from finetune.pipeline.session import with_precision
 from finetune.recipe import Recipe, TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
@@ -76,7 +79,7 @@ def test_the_stand_in_takes_no_float32(tiny_bert: Path, bf16: Accelerator) -> No
         base(**inputs)
     with bf16.autocast():
         logits = base(**inputs).logits
-    with attention_in_any_precision(base):
+    with without_flash_attention(base):
         openly = base(**inputs).logits
     assert uses_flash_attention(base)
     torch.testing.assert_close(logits.float(), openly, atol=0.05, rtol=0)  # bfloat16 rounds; see precision.py
@@ -118,7 +121,7 @@ def test_training_works_with_frozen_layers_cached_and_without(
     split, caches = encoded(classifier), ExitStack()
     with caches:
         if cached:
-            options = {"batch_size": 4, "accelerator": bf16, "tell": lambda text: None}
+            options = {"batch_size": 4, "accelerator": bf16, "notify": lambda text: None}
             filled = cached_frozen_layers(classifier, {"train": split}, 1, **options)
             split = caches.enter_context(filled)["train"]
         trainer = build_trainer(
@@ -135,7 +138,7 @@ def test_training_works_with_frozen_layers_cached_and_without(
     [
         (True, False, "bf16", "float32", None),
         (True, False, "no", "bfloat16", None),
-        (True, False, "no", "float32", r"computes in float16 or bfloat16, .* training.mixed_precision: bf16"),
+        (True, False, "no", "float32", r"needs float16 or bfloat16, .* training.mixed_precision: bf16"),
         (True, True, "bf16", "float32", r"flash_attention_2 needs a GPU, .* model.attn_implementation: sdpa"),
         (False, False, "bf16", "float32", r"flash_attention_2 needs a GPU, .* model.attn_implementation: sdpa"),
     ],
@@ -145,10 +148,10 @@ def test_what_it_cannot_compute_is_refused_before_any_work(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     if message is None:
-        refuse_flash_attention(precision, dtype, use_cpu=use_cpu)
+        check_flash_attention(precision, dtype, use_cpu=use_cpu)
         return
     with pytest.raises(TrainingError, match=message):
-        refuse_flash_attention(precision, dtype, use_cpu=use_cpu)
+        check_flash_attention(precision, dtype, use_cpu=use_cpu)
     model = {"model_name_or_path": "x", "dtype": dtype, "attn_implementation": FLASH}
     given = {**recipe(SCRATCH), "model": model, "training": {"mixed_precision": precision, "use_cpu": use_cpu}}
     with pytest.raises(TrainingError, match=message):

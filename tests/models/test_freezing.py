@@ -3,12 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from transformers import AutoModel
 
 from finetune.errors import ModelError
-from finetune.models.architectures import attention_sites
+from finetune.models.attention_sites import attention_sites
 from finetune.models.freezing import freeze
-from tests.models.test_architectures import build, checkpoint
+from tests.support.families import build, save_checkpoint
 from tests.support.helpers import tiny_classifier
 
 
@@ -27,7 +26,7 @@ def test_embeddings_and_lower_layers_stop(tiny_bert: Path) -> None:
 
 @pytest.mark.parametrize("family", ["xlm", "distilbert", "modernbert", "deberta-v2", "mpnet"])
 def test_other_families_too(family: str, tmp_path: Path) -> None:
-    found = build(checkpoint(family, AutoModel, tmp_path))
+    found = build(save_checkpoint(family, tmp_path))
     everything = trained(found.model)
     freeze(found.base, freeze_embeddings=False, freeze_layers=1)
     stopped = everything - trained(found.model)
@@ -52,7 +51,7 @@ def test_other_families_too(family: str, tmp_path: Path) -> None:
     ],
 )
 def test_norm_and_projection_of_the_embeddings_stop_too(family: str, name: str, tmp_path: Path) -> None:
-    found = build(checkpoint(family, AutoModel, tmp_path)).base
+    found = build(save_checkpoint(family, tmp_path)).base
     stopped = {f"{name}.{which}" for which in ("weight", "bias")}
     assert stopped <= trained(found)
     freeze(found, freeze_embeddings=True, freeze_layers=0)
@@ -64,4 +63,4 @@ def test_what_cannot_be_frozen_is_refused(tiny_bert: Path, tmp_path: Path) -> No
     with pytest.raises(ModelError, match=r"freeze_layers is 3, but a 'bert' model has 2 layers"):
         freeze(tiny_classifier(tiny_bert).base, freeze_embeddings=False, freeze_layers=3)
     with pytest.raises(ModelError, match="shares weights between them"):
-        freeze(build(checkpoint("albert", AutoModel, tmp_path)).base, freeze_embeddings=False, freeze_layers=1)
+        freeze(build(save_checkpoint("albert", tmp_path)).base, freeze_embeddings=False, freeze_layers=1)

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from finetune.data.tokenization import word_tokenizer
 from finetune.errors import ModelError
-from finetune.models.architectures import attention_sites
-from finetune.models.classifier import Classifier, new_classifier
+from finetune.models.attention_sites import attention_sites
+from finetune.models.building import new_classifier
+from finetune.models.classifier import Classifier
 from finetune.models.head_gates import check_gates, head_gates
 from finetune.models.lora import Lora
 from tests.conftest import SENTENCES

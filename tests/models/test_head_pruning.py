@@ -16,17 +16,21 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from finetune.errors import ModelError
-from finetune.models.architectures import FAMILIES, attention_sites, pruned_heads
+from finetune.models.architectures import FAMILIES
+from finetune.models.attention_sites import attention_sites, pruned_heads
 from finetune.models.classifier import Classifier
+from finetune.models.comparison import check_reload, logits_of
 from finetune.models.head_gates import head_gates
-from finetune.models.head_pruning import classifier_class, prune_heads, zeroed
+from finetune.models.head_pruning import classifier_class, prune_heads, unpruned_copy
+from finetune.models.loading import load_classifier
 from finetune.models.lora import Lora
-from finetune.models.saving import check_reload, load_classifier, logits_of, merge_classifier, save_classifier
+from finetune.models.merging import merge_classifier
+from finetune.models.saving import save_classifier
 from tests.conftest import SENTENCES
-from tests.models.test_architectures import CONFIGS, build, checkpoint, train_three_steps
+from tests.support.families import CONFIGS, build, save_checkpoint, train_three_steps
 from tests.support.helpers import ROLES, assert_equal_up_to_rounding
 
 CPU = torch.device("cpu")
@@ -36,7 +40,7 @@ ROUNDING = 1e-4  # beside what is measured below; the heads that are cut out cha
 
 # Case: family, changes of its config, heads to cut out. Beside each family of the table, what a config can change.
 CASES: dict[str, tuple[str, dict[str, Any], dict[int, list[int]]]] = {
-    **{family: (family, {}, CUT) for family in FAMILIES if not FAMILIES[family].mask_only},
+    **{family: (family, {}, CUT) for family in FAMILIES if not FAMILIES[family].not_prunable},
     "albert": ("albert", {}, {0: [1], 1: [1], 2: [0, 2], 3: [0, 2]}),
     "albert, two inner layers": (
         "albert",
@@ -70,7 +74,7 @@ def whole(case: str, tmp_path_factory: pytest.TempPathFactory) -> Classifier:
     family, changes, _ = CASES[case]
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(CONFIGS, family, CONFIGS[family] | changes)
-        found = build(checkpoint(family, AutoModel, tmp_path_factory.mktemp("whole")))
+        found = build(save_checkpoint(family, tmp_path_factory.mktemp("whole")))
     with torch.no_grad():
         for tensor in found.base.state_dict().values():
             if not tensor.any():
@@ -130,7 +134,7 @@ def test_only_weights_of_the_heads_go(case: str, whole: Classifier) -> None:
     changed = {name for name in large if large[name].shape != left[name].shape}
     assert all(any(word in name for word in ("attention", "attn")) for name in changed)
     assert all(large[name].equal(left[name]) for name in large.keys() - changed)
-    zero = zeroed(small.base).state_dict()
+    zero = unpruned_copy(small.base).state_dict()
     assert changed
     for name in changed:
         kept = zero[name] != 0
@@ -202,7 +206,7 @@ def test_pruned_twice_is_pruned_once(case: str, whole: Classifier) -> None:
 def test_zeroed_gives_the_same_logits(case: str, whole: Classifier, tmp_path: Path) -> None:
     small = pruned(whole, CASES[case][2])
     expected, before = logits_of(small, TEXTS, CPU), small.base.state_dict()
-    plain = zeroed(small.base)
+    plain = unpruned_copy(small.base)
     assert {name: t.shape for name, t in plain.state_dict().items()} == {
         name: t.shape for name, t in whole.base.state_dict().items()
     }
@@ -222,7 +226,7 @@ def test_zeroed_gives_the_same_logits(case: str, whole: Classifier, tmp_path: Pa
     [
         (
             SAVED,
-            "from finetune.models.saving import load_classifier\n"
+            "from finetune.models.loading import load_classifier\n"
             "def load(folder):\n"
             "    found = load_classifier(pathlib.Path(folder))\n"
             "    return found.model, found.tokenizer\n",
@@ -260,7 +264,7 @@ def test_a_fresh_process_gives_the_same_logits(saved: dict[str, tuple[Path, Tens
 
 def test_every_family_is_tested_or_refused() -> None:
     tested = {family for family, _, _ in CASES.values()}
-    assert tested | {family for family in FAMILIES if FAMILIES[family].mask_only} == set(FAMILIES)
+    assert tested | {family for family in FAMILIES if FAMILIES[family].not_prunable} == set(FAMILIES)
     assert len(tested) >= 29
 
 
@@ -269,14 +273,14 @@ def test_every_family_is_tested_or_refused() -> None:
 
 @pytest.fixture
 def bert(tmp_path: Path) -> Classifier:
-    found = build(checkpoint("bert", AutoModel, tmp_path / "bert"))
+    found = build(save_checkpoint("bert", tmp_path / "bert"))
     return replace(found, model=found.model.eval())
 
 
 def made(family: str, folder: Path, **changes: Any) -> Classifier:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(CONFIGS, family, CONFIGS[family] | changes)
-        return build(checkpoint(family, AutoModel, folder))
+        return build(save_checkpoint(family, folder))
 
 
 def parameters(classifier: Classifier) -> int:
@@ -323,14 +327,14 @@ def test_no_heads_leave_no_trace(bert: Classifier) -> None:
     assert classifier_class(bert.base.config) is AutoModelForSequenceClassification
 
 
-@pytest.mark.parametrize("family", sorted(family for family in FAMILIES if FAMILIES[family].mask_only))
+@pytest.mark.parametrize("family", sorted(family for family in FAMILIES if FAMILIES[family].not_prunable))
 def test_families_that_cannot_be_pruned_are_refused(family: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=f"heads of a '{family}' model can be gated, not cut out: .*convolution"):
+    with pytest.raises(ModelError, match=f"heads of a '{family}' model can be masked, but not pruned: .*convolution"):
         prune_heads(made(family, tmp_path).base, {0: [1]})
 
 
 def test_talking_heads_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="a 'deberta' model can be gated, not cut out: talking_head mixes"):
+    with pytest.raises(ModelError, match="a 'deberta' model can be masked, but not pruned: talking_head mixes"):
         prune_heads(made("deberta", tmp_path, talking_head=True).base, {0: [1]})
 
 
@@ -344,10 +348,10 @@ def test_sparse_attention_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("heads", "said"),
     [
-        ({0: [0, 1, 2]}, "layer 0 would lose all its 3 heads; leave it one"),
-        ({1: [3]}, "layer 1 has no head 3 to cut out; its heads are 0 to 2"),
+        ({0: [0, 1, 2]}, "layer 0 would lose all its 3 heads; keep at least one"),
+        ({1: [3]}, "layer 1 has no head 3; its heads are 0 to 2"),
         ({1: [-1]}, "layer 1 has no head -1"),
-        ({2: [0]}, "there is no layer 2 to cut heads out of; layers are 0 to 1"),
+        ({2: [0]}, "there is no layer 2; layers are 0 to 1"),
     ],
 )
 def test_heads_that_cannot_go_are_refused(bert: Classifier, heads: dict[int, list[int]], said: str) -> None:
@@ -370,14 +374,14 @@ def test_layers_that_share_weights_lose_the_same_heads(tmp_path: Path) -> None:
 
 def test_query_heads_that_share_a_key_go_together(tmp_path: Path) -> None:
     base = made("eurobert", tmp_path, num_attention_heads=6, num_key_value_heads=3, head_dim=4).base
-    with pytest.raises(ModelError, match="heads 2, 3 of layer 1 share a key and a value, but only 3 would be cut out"):
+    with pytest.raises(ModelError, match="heads 2, 3 of layer 1 share a key and a value, but only 3 would be pruned"):
         prune_heads(base, {1: [3]})
 
 
 def test_adapters_are_merged_first(tmp_path: Path) -> None:
-    base = build(checkpoint("bert", AutoModel, tmp_path), Lora(2, 4, 0.0, ROLES)).base
-    for refused in (lambda: prune_heads(base, {0: [1]}), lambda: zeroed(base)):
-        with pytest.raises(ModelError, match="a model with adapters; merge the adapters first"):
+    base = build(save_checkpoint("bert", tmp_path), Lora(2, 4, 0.0, ROLES)).base
+    for refused in (lambda: prune_heads(base, {0: [1]}), lambda: unpruned_copy(base)):
+        with pytest.raises(ModelError, match="a model with adapters cannot be pruned; merge the adapters first"):
             refused()
 
 
@@ -431,7 +435,7 @@ def test_sizes_that_the_config_does_not_tell_are_refused(version_4: tuple[Classi
     config = json.loads((folder / "config.json").read_text())
     for told in ({}, {"0": [1], "1": [0, 2]}, {"1": [0]}):
         (folder / "config.json").write_text(json.dumps(config | {"pruned_heads": told}))
-        with pytest.raises(ModelError, match=r"holds no weights for .*, or its sizes differ from its config\.json"):
+        with pytest.raises(ModelError, match=r"has no weights for .*, or its sizes differ from its config\.json"):
             build(folder)
     (folder / "config.json").write_text(json.dumps(config | {"pruned_heads": {"1": [0, 1, 2]}}))
     with pytest.raises(ModelError, match="layer 1 would lose all its 3 heads"):
@@ -444,10 +448,10 @@ def test_saved_classifiers_whose_config_tells_other_sizes_are_refused(bert: Clas
     path = tmp_path / "model" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"pruned_heads": {"0": [1]}}))
-    with pytest.raises(ModelError, match=r"holds no weights for .*layer\.1.*, or its sizes differ from its config"):
+    with pytest.raises(ModelError, match=r"has no weights for .*layer\.1.*, or its sizes differ from its config"):
         load_classifier(tmp_path / "model")
     path.write_text(json.dumps(config | {"intermediate_size": 16}))
-    with pytest.raises(ModelError, match=r"holds no weights for bert\.encoder.*, or its sizes differ from its config"):
+    with pytest.raises(ModelError, match=r"has no weights for bert\.encoder.*, or its sizes differ from its config"):
         load_classifier(tmp_path / "model")
 
 
@@ -463,7 +467,7 @@ def test_adapters_on_a_pruned_base(bert: Classifier, accelerator: Accelerator, t
     # The same adapter on the whole base: its attention would be new and random.
     shutil.rmtree(tmp_path / "base")
     shutil.copytree(tmp_path / "bert", tmp_path / "base")
-    with pytest.raises(ModelError, match=r"holds no weights for .*, or its sizes differ from its config\.json"):
+    with pytest.raises(ModelError, match=r"has no weights for .*, or its sizes differ from its config\.json"):
         load_classifier(tmp_path / "adapter")
 
 
@@ -471,5 +475,5 @@ def test_a_family_outside_transformers_is_refused(bert: Classifier) -> None:
     class Strange(type(bert.base.config)):  # type: ignore[misc]
         model_type = "bert"
 
-    with pytest.raises(ModelError, match="names pruned heads, which only models whose classifier is in transformers"):
+    with pytest.raises(ModelError, match="lists pruned heads, which is supported only for classifiers in transformers"):
         classifier_class(Strange(pruned_heads={"0": [1]}))

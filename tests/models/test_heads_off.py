@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModel
 
 from finetune.errors import ModelError
-from finetune.models.architectures import attention_sites
+from finetune.models.attention_sites import attention_sites
 from finetune.models.classifier import Classifier
 from tests.conftest import SENTENCES
-from tests.models.test_architectures import build, checkpoint
 from tests.models.test_head_gates import bert, bert_lora, zero_columns
+from tests.support.families import build, save_checkpoint
 from tests.support.helpers import assert_equal_up_to_rounding
 
 HEADS = [(0, 1), (1, 0), (1, 2)]
@@ -22,7 +21,7 @@ HEADS = [(0, 1), (1, 0), (1, 2)]
 
 def modernbert(folder: Path) -> Classifier:
     """A family whose query, key and value are one fused projection."""
-    return build(checkpoint("modernbert", AutoModel, folder))
+    return build(save_checkpoint("modernbert", folder))
 
 
 def tokenized(classifier: Classifier, rows: int) -> dict[str, Tensor]:

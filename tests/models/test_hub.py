@@ -20,7 +20,8 @@ COMMIT = {"main": "a" * 40, "v1": "b" * 40}
 PROGRAM = """\
 import sys
 from finetune.errors import ModelError
-from finetune.models.classifier import pretrained_classifier, quiet_libraries
+from finetune.models.building import pretrained_classifier
+from finetune.models.pretrained import quiet_libraries
 from finetune.models.pretrained import Source, load_tokenizer
 quiet_libraries()
 try:

@@ -11,18 +11,14 @@ from accelerate import Accelerator
 from transformers import AutoModelForSequenceClassification, BertModel
 
 from finetune.errors import ModelError
-from finetune.models.architectures import attention_sites
+from finetune.models.attention_sites import attention_sites
 from finetune.models.classifier import Classifier
-from finetune.models.lora import Lora, shared_roles
+from finetune.models.comparison import check_reload, logits_of
+from finetune.models.loading import load_classifier
+from finetune.models.lora import Lora, fused_roles_note
+from finetune.models.merging import merge_classifier
 from finetune.models.pretrained import Source, load_tokenizer
-from finetune.models.saving import (
-    check_reload,
-    load_classifier,
-    logits_of,
-    merge_classifier,
-    save_classifier,
-    with_plain_adapters,
-)
+from finetune.models.saving import save_classifier, with_plain_adapters
 from finetune.recipe import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.optimizer import build_optimizer
@@ -103,7 +99,7 @@ def test_adapters_on_changed_weights_are_not_saved_as_they_are(tiny_bert: Path, 
     with pytest.raises(ModelError, match="must be rewritten before they are saved"):
         save_classifier(found, tmp_path)
     wrong = replace(found, initial=dict(list(found.initial.items())[1:]))
-    with pytest.raises(ModelError, match="8 adapters, 7 of them to be rewritten"):
+    with pytest.raises(ModelError, match="only 7 of 8 adapters can be rewritten"):
         with_plain_adapters(wrong, TEXTS, CPU)
 
 
@@ -146,9 +142,9 @@ def test_ranks_by_layer_win_over_ranks_by_role(tiny_bert: Path) -> None:
     ("options", "message"),
     [
         ({"layers": [2]}, r"peft\.layers_to_transform: there is no layer 2; layers are 0 to 1"),
-        ({"rank_pattern": {"dense": 3}}, r"peft\.rank_pattern: 'dense' is no adapted role"),
-        ({"rank_pattern": {"7.query": 3}}, r"peft\.rank_pattern: '7\.query' is no adapted role"),
-        ({"layers": [0], "rank_pattern": {"1.query": 3}}, r"peft\.rank_pattern: '1\.query' is no adapted role"),
+        ({"rank_pattern": {"dense": 3}}, r"peft\.rank_pattern: 'dense' is not an adapted role"),
+        ({"rank_pattern": {"7.query": 3}}, r"peft\.rank_pattern: '7\.query' is not an adapted role"),
+        ({"layers": [0], "rank_pattern": {"1.query": 3}}, r"peft\.rank_pattern: '1\.query' is not an adapted role"),
     ],
 )
 def test_what_is_not_there_cannot_be_adapted(tiny_bert: Path, options: dict[str, Any], message: str) -> None:
@@ -174,7 +170,7 @@ def test_trained_weights_are_float32_on_a_base_of_lower_precision(
     half = tmp_path / "half"
     BertModel.from_pretrained(tiny_masked_lm, dtype=dtype).save_pretrained(half)
     load_tokenizer(Source(str(tiny_masked_lm))).save_pretrained(half)
-    from finetune.models.classifier import pretrained_classifier
+    from finetune.models.building import pretrained_classifier
 
     name = str(dtype).removeprefix("torch.")
     source = Source(str(half), dtype=name)
@@ -190,8 +186,8 @@ def test_trained_weights_are_float32_on_a_base_of_lower_precision(
     assert {p.dtype for p in found.model.parameters() if p.requires_grad} == {torch.float32}
     assert held >= {dtype} if lora else not held
     assert found.notes == (() if lora else (
-        f"model.dtype {name} is for weights that are not trained, under adapters; here they are float32. "
-        "For faster products set training.mixed_precision: bf16.",
+        f"model.dtype {name} applies to frozen weights under adapters; without adapters weights are float32. "
+        "For faster training set training.mixed_precision: bf16.",
     ))  # fmt: skip
     settings = TrainingSection(learning_rate=1e-2)
     trainer = build_trainer(found, encoded(found), plan(total_steps=3), Hyperparameters(settings, seed=0), accelerator)
@@ -206,13 +202,15 @@ def test_trained_weights_are_float32_on_a_base_of_lower_precision(
 
 
 def test_a_fused_projection_says_what_it_adapts_besides(tmp_path: Path) -> None:
-    from tests.models.test_architectures import AutoModel, build, checkpoint
+    from tests.support.families import build, save_checkpoint
 
-    fused = build(checkpoint("modernbert", AutoModel, tmp_path))
-    said = shared_roles(fused.base, ["query", "output"])
-    assert said == "query, key, value are one fused projection here (Wqkv): adapting query adapts key, value too."
-    assert shared_roles(fused.base, ROLES) == ""
+    fused = build(save_checkpoint("modernbert", tmp_path))
+    said = fused_roles_note(fused.base, ["query", "output"])
+    assert (
+        said == "query, key, value are one fused projection in this model (Wqkv): adapting query adapts key, value too."
+    )
+    assert fused_roles_note(fused.base, ROLES) == ""
 
 
 def test_nothing_is_said_of_projections_that_are_apart(tiny_bert: Path) -> None:
-    assert shared_roles(tiny_classifier(tiny_bert).base, ["query"]) == ""
+    assert fused_roles_note(tiny_classifier(tiny_bert).base, ["query"]) == ""

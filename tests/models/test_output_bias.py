@@ -8,11 +8,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from finetune.models.classifier import Classifier, pretrained_classifier
+from finetune.models.building import pretrained_classifier
+from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
-from finetune.models.output_bias import start_at_label_means
+from finetune.models.merging import merge_classifier
+from finetune.models.output_bias import init_output_bias
 from finetune.models.pretrained import Source, load_tokenizer
-from finetune.models.saving import merge_classifier
 from finetune.pipeline.prepare import prepare
 from finetune.recipe import Recipe
 from tests.support.helpers import ROLES, encoded
@@ -39,7 +40,7 @@ def classifier(
 def test_several_labels_start_at_their_shares(tiny_bert: Path, lora: Lora | None) -> None:
     built = classifier(tiny_bert, lora)
     before = {name: p.detach().clone() for name, p in built.model.named_parameters()}
-    assert start_at_label_means(built, LABELS)
+    assert init_output_bias(built, LABELS)
     changed = {name for name, p in built.model.named_parameters() if not torch.equal(p, before[name])}
     assert len(changed) == 1
     with torch.no_grad():
@@ -57,13 +58,13 @@ def test_a_head_of_the_checkpoint_stays_as_it_is(tiny_bert: Path, tmp_path: Path
     again = classifier(tmp_path)
     assert again.new_parameters == ()
     before = again.base.classifier.bias.detach().clone()
-    assert not start_at_label_means(again, LABELS)
+    assert not init_output_bias(again, LABELS)
     assert torch.equal(again.base.classifier.bias, before)
 
 
 def test_a_regression_starts_at_the_mean(tiny_bert: Path) -> None:
     built = classifier(tiny_bert, LORA, "regression")
-    assert start_at_label_means(built, np.array([10.0, 20.0, 60.0]))
+    assert init_output_bias(built, np.array([10.0, 20.0, 60.0]))
     with torch.no_grad():
         for module in built.base.modules():
             if isinstance(module, torch.nn.Linear) and module.out_features == 1:
@@ -74,7 +75,7 @@ def test_a_regression_starts_at_the_mean(tiny_bert: Path) -> None:
 
 def test_one_label_a_row_has_no_mean_to_start_at(tiny_bert: Path) -> None:
     built = classifier(tiny_bert, problem_type="single_label_classification")
-    assert not start_at_label_means(built, encoded(built).labels)
+    assert not init_output_bias(built, encoded(built).labels)
     assert built.base.classifier.bias.abs().max() == 0
 
 

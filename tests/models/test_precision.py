@@ -12,7 +12,8 @@ from torch import Tensor
 from finetune.models import precision
 from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
-from finetune.models.precision import bfloat16_warning, device_precision, frozen_weights_cast, rounding_tolerance
+from finetune.models.precision import bfloat16_warning, device_precision, rounding_tolerance
+from finetune.models.speedups import frozen_weights_cast
 from finetune.pipeline.session import start, with_precision
 from finetune.recipe import Recipe
 from tests.support.finished_runs import SCRATCH, recipe

@@ -17,10 +17,13 @@ from finetune.data.tokenization import encode_split
 from finetune.errors import ModelError
 from finetune.heads.pruning import pruned_classifier, write_zeroed
 from finetune.models import toy_classifier
-from finetune.models.classifier import pretrained_classifier
+from finetune.models.building import pretrained_classifier
+from finetune.models.comparison import check_reload
+from finetune.models.loading import load_classifier
 from finetune.models.lora import Lora
+from finetune.models.merging import merge_classifier
 from finetune.models.pretrained import Source, load_config, load_tokenizer
-from finetune.models.saving import check_reload, load_classifier, merge_classifier, save_classifier
+from finetune.models.saving import save_classifier
 from finetune.runs.results import SplitSummary
 from tests.support.helpers import ROLES, tiny_classifier
 
@@ -99,7 +102,7 @@ SOURCE = {"name": "x", "revision": "main", "dtype": "float32", "attn_implementat
 def test_a_wrong_classifier_json_is_one_message(about: object, tiny_bert: Path, tmp_path: Path) -> None:
     save_classifier(tiny_classifier(tiny_bert), tmp_path)
     (tmp_path / "classifier.json").write_text(json.dumps(about))
-    with pytest.raises(ModelError, match=r"holds no classifier that was saved here \(.*\); name a run's model folder"):
+    with pytest.raises(ModelError, match=r"contains no saved classifier \(.*\); name the model folder of a run"):
         load_classifier(tmp_path)
 
 
@@ -196,7 +199,10 @@ def test_a_longest_input_that_counts_no_tokens_is_one_message(tiny_bert: Path, t
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": limit}))
-    with pytest.raises(ModelError, match=r"model_max_length .*, which counts tokens; correct it in tokenizer_config"):
+    with pytest.raises(
+        ModelError,
+        match=r"model_max_length .*, which must be a positive number of tokens; correct it in",
+    ):
         load_tokenizer(Source(str(folder)))
 
 
@@ -205,7 +211,7 @@ def test_inputs_that_are_no_token_ids_are_one_message(tiny_bert: Path, tmp_path:
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_input_names": names}))
-    with pytest.raises(ModelError, match=r"model_input_names .* must be names that begin with input_ids"):
+    with pytest.raises(ModelError, match=r"model_input_names .* must be a list of names that starts with input_ids"):
         load_tokenizer(Source(str(folder)))
 
 
@@ -225,7 +231,9 @@ def test_an_adapter_with_other_weights_than_its_config_says_is_refused(
     held = load_file(file)
     change(held)
     save_file(held, file, {"format": "pt"})
-    with pytest.raises(ModelError, match=rf"are not of the same adapter: they differ in .*{odd}.*; copy both from one"):
+    with pytest.raises(
+        ModelError, match=rf"belong to different adapters: they differ in .*{odd}.*; copy both from one"
+    ):
         load_classifier(tmp_path)
 
 
@@ -235,5 +243,5 @@ def test_a_head_that_neither_adapter_nor_base_holds_is_refused(tiny_bert: Path, 
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": None}))
     about = json.loads((tmp_path / "classifier.json").read_text())
     (tmp_path / "classifier.json").write_text(json.dumps(about | {"base_checksum": None}))
-    with pytest.raises(ModelError, match=r"neither the adapter in .* nor '.*' holds classifier\.\w+; name another run"):
+    with pytest.raises(ModelError, match=r"neither the adapter in .* nor '.*' has classifier\.\w+; name another run"):
         load_classifier(tmp_path)

@@ -39,8 +39,10 @@ def test_training_and_its_evaluations_use_them(
     classifier: Classifier, accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split, sizes, drawn = encoded(classifier), watch(classifier), []
-    kept = cpu_kernels._kept
-    monkeypatch.setattr(cpu_kernels, "_kept", lambda values, cut: drawn.append(values.shape) or kept(values, cut))
+    kept = cpu_kernels._keep_mask
+    monkeypatch.setattr(
+        cpu_kernels, "_keep_mask", lambda values, steps: drawn.append(values.shape) or kept(values, steps)
+    )
     before = hooks(classifier)
     trainer = build_trainer(
         classifier, split, plan(), Hyperparameters(TrainingSection(learning_rate=2e-5), seed=0), accelerator

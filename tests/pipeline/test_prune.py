@@ -20,9 +20,10 @@ from finetune.cli import main
 from finetune.data.tokenization import EncodedSplit
 from finetune.evaluation.prediction import predict
 from finetune.heads.pruning import heads_to_prune, pruned_classifier
-from finetune.models.architectures import attention_sites
+from finetune.models.attention_sites import attention_sites
 from finetune.models.classifier import Classifier
-from finetune.models.saving import load_classifier, logits_of
+from finetune.models.comparison import logits_of
+from finetune.models.loading import load_classifier
 from finetune.pipeline.finished_run import FinishedRun
 from finetune.pipeline.prune import PATIENCE, STEP, Choice, most_within, prune, sample_of
 from finetune.pipeline.recovery import heal
@@ -108,7 +109,7 @@ def test_a_pruned_model_with_adapters_is_read_by_another_process_and_by_transfor
     expected = without_columns(own, found.heads)
     program = (
         "import sys, json, torch; from pathlib import Path\n"
-        "from finetune.models.saving import load_classifier, logits_of\n"
+        "from finetune.models.loading import load_classifier\nfrom finetune.models.comparison import logits_of\n"
         f"found = load_classifier(Path(sys.argv[1])); print(type(found.model).__name__)\n"
         f"print(json.dumps(logits_of(found, {TEXTS!r}, torch.device('cpu')).tolist()))"
     )
@@ -300,8 +301,8 @@ def test_what_pruning_tells_comes_back(run: Path) -> None:
         (["--keep-within", "-1"], "--keep-within is -1; it is a distance"),
         (["--share", "0.5", "--heal", "-1"], "--heal is -1; it counts epochs"),
         (["--share", "0.01"], "nothing to prune: a share of 0.01 by gradient on 48 train rows; allow more"),
-        (["--heads", "9.9"], "there is no layer 9 to cut heads out of; layers are 0 to 1"),
-        (["--heads", "1.9"], "layer 1 has no head 9 to cut out; its heads are 0 to 3"),
+        (["--heads", "9.9"], "there is no layer 9; layers are 0 to 1"),
+        (["--heads", "1.9"], "layer 1 has no head 9; its heads are 0 to 3"),
         (["--heads", "0.2,1.1,0.2"], "--heads names 0.2 twice; name each head once"),
         (["--heads", "0.0,0.1,0.2,0.3"], "layer 0 would lose all its 4 heads; leave it one"),
         (["--share", "0.5", "--method", "gradeint"], "--method is 'gradeint'; it must be one of gradient, .*did you"),
@@ -401,7 +402,7 @@ def test_a_family_whose_heads_stay_is_named(tmp_path: Path, capsys: pytest.Captu
     run = finished(tmp_path, content)
     before = contents(run)
     assert main(["prune", str(run), "--share", "0.5"]) == 2
-    assert "heads of a 'convbert' model can be gated, not cut out:" in capsys.readouterr().err
+    assert "heads of a 'convbert' model can be masked, but not pruned:" in capsys.readouterr().err
     assert contents(run) == before
 
 

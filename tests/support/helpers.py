@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike
 from finetune.data.loading import RawSplit
 from finetune.data.tokenization import EncodedSplit, encode_split
 from finetune.heads.gated_forward import GatedRows
-from finetune.models.classifier import Classifier, pretrained_classifier
+from finetune.models.building import pretrained_classifier
+from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
 from finetune.models.pretrained import Source, load_tokenizer
 from finetune.training.schedule import Plan

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from finetune.data.loading import RawSplit
 from finetune.data.tokenization import EncodedSplit, encode_split, word_tokenizer
 from finetune.heads.gated_forward import GatedRows
-from finetune.models.classifier import Classifier, new_classifier
+from finetune.models.building import new_classifier
+from finetune.models.classifier import Classifier
 
 THE_HEAD = (0, 2)
 HEADS, WIDTH, HIDDEN = 4, 4, 8

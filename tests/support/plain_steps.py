@@ -23,9 +23,10 @@ from torch.nn import functional as F
 from finetune.data.batching import plan_epoch, steps_in_epoch
 from finetune.data.loading import RawSplit
 from finetune.data.tokenization import EncodedSplit, encode_split
-from finetune.models.classifier import Classifier, pretrained_classifier, quiet_libraries
+from finetune.models.building import pretrained_classifier
+from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
-from finetune.models.pretrained import Source, load_tokenizer
+from finetune.models.pretrained import Source, load_tokenizer, quiet_libraries
 from finetune.recipe import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.fsdp import fsdp_plugin, full_tensor, shard_on_cpus

@@ -22,7 +22,7 @@ from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.embedding_subset import make_embedding_subset
 from finetune.training.trainer import Evaluation, Trainer
 from tests.conftest import SENTENCES
-from tests.models.test_first_token import small
+from tests.support.families import random_model
 from tests.support.helpers import ROLES, TRAINED, encoded, plan, tiny_classifier
 
 CPU = torch.device("cpu")
@@ -45,7 +45,7 @@ def logits_of(model: PreTrainedModel) -> Tensor:
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_logits_and_gradients_are_those_of_the_whole_table(family: str) -> None:
-    model = small(family).eval().double()
+    model = random_model(family).eval().double()
     expected = logits_of(model)
     expected.square().sum().backward()
     whole = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -71,7 +71,7 @@ def test_logits_and_gradients_are_those_of_the_whole_table(family: str) -> None:
 
 
 def test_the_model_has_the_trained_rows_once_they_are_written_back() -> None:
-    model = small("bert").eval()
+    model = random_model("bert").eval()
     words = make_embedding_subset(model, split_of(ROWS), 2, CPU)
     assert words.ids.tolist() == [0, 1, 2, 3, 4, 5, 9, 17, 21, 28]
     before = words.weight.detach().clone()
@@ -94,9 +94,9 @@ def test_the_model_has_the_trained_rows_once_they_are_written_back() -> None:
 
 
 def test_what_the_model_pads_with_is_among_them() -> None:
-    module = small("bert").get_input_embeddings()
+    module = random_model("bert").get_input_embeddings()
     module.padding_idx = 7
-    model = small("bert")
+    model = random_model("bert")
     model.set_input_embeddings(module)
     words = make_embedding_subset(model, split_of(ROWS), 2, CPU)
     assert words is not None
@@ -105,13 +105,13 @@ def test_what_the_model_pads_with_is_among_them() -> None:
 
 @pytest.mark.parametrize("device", ["cuda", "mps", "xpu", "meta"])
 def test_on_an_accelerator_the_whole_table_is_trained(device: str) -> None:
-    model = small("bert")
+    model = random_model("bert")
     assert make_embedding_subset(model, split_of(ROWS), 0, CPU) is not None
     assert make_embedding_subset(model, split_of(ROWS), 0, torch.device(device)) is None
 
 
 def test_code_that_comes_with_a_checkpoint_keeps_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = small("bert")
+    model = random_model("bert")
     monkeypatch.setattr(type(model), "__module__", "transformers_modules.someone.modeling")
     assert make_embedding_subset(model, split_of(ROWS), 0, CPU) is None
 
@@ -121,7 +121,7 @@ def test_nothing_is_done_where_the_table_is_not_trained_or_shared(tiny_bert: Pat
         make_embedding_subset(tiny_classifier(tiny_bert, lora=Lora(2, 4, 0.0, ROLES)).base, split_of(ROWS), 0, CPU)
         is None
     )
-    model = small("bert")
+    model = random_model("bert")
     model.tied = torch.nn.Linear(24, 30, bias=False)
     model.tied.weight = model.get_input_embeddings().weight
     assert make_embedding_subset(model, split_of(ROWS), 0, CPU) is None

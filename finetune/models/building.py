@@ -1,0 +1,186 @@
+"""Build a classifier for training: encoder, classification head, LoRA adapters.
+
+Besides the adapters, every parameter that the checkpoint did not contain must be trained and saved. The loader reports
+their names, so no list of module names is kept here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from finetune.errors import ModelError
+from finetune.models import toy_classifier
+from finetune.models.attention_sites import attention_sites
+from finetune.models.checkpoint_checks import (
+    base_checksum,
+    check_encoder_weights,
+    check_finite_weights,
+    check_fits_in_memory,
+    check_has_heads,
+    check_max_length,
+    check_token_ids,
+    disable_gradient_checkpointing,
+    first_and_count,
+    missing_encoder_weights,
+    new_parameters,
+    unused_layers,
+)
+from finetune.models.classification_head import AlignedHead, align_head_to_labels, meta_device_classifier
+from finetune.models.classifier import Classifier
+from finetune.models.freezing import freeze, keep_float32
+from finetune.models.head_pruning import classifier_class
+from finetune.models.lora import Lora, add_lora, initial_adapters, projection_weights
+from finetune.models.pretrained import OUTPUTS, Source, check_entries, load_config, model_load_errors
+from finetune.report.progress import stage
+
+
+def pretrained_classifier(
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    label_names: Sequence[str],
+    problem_type: str,
+    max_length: int,
+    lora: Lora | None = None,
+    freeze_embeddings: bool = False,
+    freeze_layers: int = 0,
+    allow_missing_weights: bool = False,
+) -> Classifier:
+    """Return a classifier on a pretrained encoder; weights that the checkpoint lacks are initialized at random.
+
+    Without `lora` all weights are trained, except embeddings and layers that are to be frozen, and all weights are
+    float32. With `lora` the checkpoint's weights have the dtype of `source` and the trained weights are float32.
+
+    Raises:
+        ModelError: the checkpoint is not found or cannot be read, lacks weights of the encoder itself (unless
+            `allow_missing_weights`), does not match its tokenizer or config, takes fewer tokens than `max_length`, or
+            has no projection for a requested adapter.
+    """
+    notes = []
+    if lora is None and source.dtype != "float32":
+        notes.append(
+            f"model.dtype {source.dtype} applies to frozen weights under adapters; without adapters weights are "
+            "float32. For faster training set training.mixed_precision: bf16."
+        )
+        source = replace(source, dtype="float32")
+    labels = _label_config(label_names, problem_type)
+    model, new, head, load_notes = _load(source, labels, allow_missing_weights=allow_missing_weights)
+    check_max_length(model.config, tokenizer, max_length, source.name)
+    check_token_ids(model, tokenizer, source.name)
+    notes += load_notes
+    if lora is None:
+        freeze(model, freeze_embeddings=freeze_embeddings, freeze_layers=freeze_layers)
+        random = [name for name in missing_encoder_weights(model, new) if not model.get_parameter(name).requires_grad]
+        if random:
+            raise ModelError(
+                f"model '{source.name}' has no weights for {random[0]}, which is frozen and would stay random; lower "
+                "training.freeze_layers or use another checkpoint"
+            )
+        return Classifier(model, tokenizer, max_length, source, tuple(new), notes=tuple(notes))
+    saved = [*new, *head.reordered]  # saved with the adapter: the base checkpoint has them in its own label order
+    saved_modules = sorted({name.rpartition(".")[0] for name in saved})
+    keep_float32(model, saved_modules)
+    checksum, before = base_checksum(model, saved_modules), projection_weights(model, attention_sites(model))
+    adapted = add_lora(model, lora, saved, location=source.location(), revision=source.revision)
+    initial = initial_adapters(model, before)
+    return Classifier(adapted, tokenizer, max_length, source, tuple(new), checksum, initial, tuple(notes))
+
+
+def _load(
+    source: Source, labels: dict[str, Any], *, allow_missing_weights: bool
+) -> tuple[PreTrainedModel, list[str], AlignedHead, list[str]]:
+    """Load a checkpoint as a classifier for these labels.
+
+    Returns:
+        The model, the names of its new parameters, what was done to its classification head, and notes.
+    """
+    if Path(source.location(), "adapter_config.json").is_file():
+        raise ModelError(f"model '{source.name}' is an adapter; write plain weights first with `finetune merge`")
+    config = load_config(source)
+    with stage("loading model"), model_load_errors(source):
+        wider = meta_device_classifier(
+            config, num_labels=labels["num_labels"] + 1, trust_remote_code=source.trust_remote_code
+        )
+        check_fits_in_memory(sum(p.numel() for p in wider.parameters()), source.name)
+        model, info = classifier_class(config).from_pretrained(
+            source.location(),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **source.loading_options(),
+            **OUTPUTS,
+            **labels,
+        )
+        with TemporaryDirectory() as folder:  # fail now, not after training, if the config cannot be saved
+            model.config.save_pretrained(folder)
+    disable_gradient_checkpointing(model)
+    new = new_parameters(info)
+    check_has_heads(model, source.name)
+    missing = missing_encoder_weights(model, new)
+    if not allow_missing_weights:
+        check_encoder_weights(model, new, source.name)
+    check_finite_weights(model, source.name)
+    head = align_head_to_labels(model, wider, config, list(labels["label2id"]), info)
+    notes = [note for note in (head.note, unused_layers(model, info)) if note]
+    if missing:
+        notes.append(f"The checkpoint has no weights for {first_and_count(missing)}: initialized at random.")
+    return model, sorted({*new, *head.redrawn}), head, notes
+
+
+def new_classifier(
+    model_type: str,
+    config_overrides: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    label_names: Sequence[str],
+    problem_type: str,
+    max_length: int,
+) -> Classifier:
+    """Return a classifier built from a config, with random weights.
+
+    Raises:
+        ModelError: the model type or one of the overrides is unknown, or the sizes are inconsistent.
+    """
+    toy_classifier.register()
+    try:
+        defaults = AutoConfig.for_model(model_type)
+    except ValueError as error:
+        raise ModelError(
+            f"model.model_type '{model_type}' is unknown to transformers {transformers.__version__}"
+        ) from error
+    unknown = sorted(key for key in config_overrides if not hasattr(defaults, key))
+    if unknown:
+        raise ModelError(f"model.config_overrides: a {model_type} config has no {', '.join(unknown)}; remove or rename")
+    check_entries(config_overrides, "model.config_overrides")
+    sizes = {**config_overrides, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    try:
+        config = AutoConfig.for_model(model_type, **sizes, **_label_config(label_names, problem_type))
+        empty = meta_device_classifier(config, num_labels=len(label_names))
+        check_fits_in_memory(sum(p.numel() for p in empty.parameters()), model_type)
+        model = AutoModelForSequenceClassification.from_config(config)
+    except ModelError:
+        raise
+    except Exception as error:  # the library may raise anything for sizes that it does not expect
+        raise ModelError(
+            f"model.config_overrides: a {model_type} cannot be built: {' '.join(str(error).split())[:300]}"
+        ) from error
+    check_has_heads(model, model_type)
+    check_max_length(model.config, tokenizer, max_length, model_type)
+    names = tuple(name for name, _ in model.named_parameters())
+    return Classifier(model, tokenizer, max_length, None, names)
+
+
+def _label_config(names: Sequence[str], problem_type: str) -> dict[str, Any]:
+    id2label = dict(enumerate(names))
+    return {
+        "num_labels": len(names),
+        "id2label": id2label,
+        "label2id": {name: index for index, name in id2label.items()},
+        "problem_type": problem_type,
+    }
