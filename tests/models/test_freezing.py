@@ -60,7 +60,7 @@ def test_norm_and_projection_of_the_embeddings_stop_too(family: str, name: str, 
 
 
 def test_what_cannot_be_frozen_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"freeze_layers is 3, but a 'bert' model has 2 layers"):
+    with pytest.raises(ModelError, match=r"freeze_layers is 3, but this 'bert' model has 2 layers"):
         freeze(tiny_classifier(tiny_bert).base, freeze_embeddings=False, freeze_layers=3)
     with pytest.raises(ModelError, match="shares weights between them"):
         freeze(build(save_checkpoint("albert", tmp_path)).base, freeze_embeddings=False, freeze_layers=1)
