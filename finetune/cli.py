@@ -1,15 +1,15 @@
-"""The console command `finetune`. Imports torch only in the commands that need it."""
+"""The command line. Imports PyTorch only in the commands that need it."""
 
 from __future__ import annotations
 
 import argparse
 import io
 import json
-import math
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from finetune.errors import EXIT_CODE, DataError, FinetuneError, printable, shorten
@@ -17,227 +17,237 @@ from finetune.paths import path_problem
 from finetune.signals import Interrupted, stop_immediately
 from finetune.version import __version__
 
-_GO_ON = "; to go on, start the same recipe with checkpoint.resume_from_checkpoint=auto"
+Arguments = argparse.Namespace
+_HOW_TO_RESUME = "; to resume, start the same recipe with checkpoint.resume_from_checkpoint=auto"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return 0, 2 for a mistake the user can repair, 130 or 143 when stopped by SIGINT or SIGTERM."""
+    """Run one command; return 0, 2 for an error that the user can fix, 130 or 143 after SIGINT or SIGTERM."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # the name of a file need not be text that the terminal can show
+        if isinstance(stream, io.TextIOWrapper):  # file names may have characters that the terminal cannot show
             stream.reconfigure(errors="backslashreplace")
-    parser = _parser()
-    asked, rest = parser.parse_known_args(arguments)
-    if rest and (not hasattr(asked, "overrides") or any(part.startswith("-") for part in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:  # argparse takes no more positional arguments after an option
-        asked.overrides = [*asked.overrides, *rest]
-    if asked.command is _heads:  # runs and overrides are positional alike, and any number of both
-        asked.overrides = [part for part in asked.run if _is_override(part)]
-        asked.run = [Path(part) for part in asked.run if part not in asked.overrides]
-        if not asked.run:
-            parser.error("the following arguments are required: run")
-    command: Callable[[argparse.Namespace], None] = asked.command
-    speaks = int(os.environ.get("LOCAL_RANK", "0")) == 0  # of a machine's processes, one
+    args = _parse(arguments)
+    is_local_main_process = int(os.environ.get("LOCAL_RANK", "0")) == 0
     try:
-        _check_processes(asked)
-        _check_paths(asked)
+        _check_processes(args)
+        _check_paths(args)
         with stop_immediately():
-            command(asked)
+            args.command(args)
     except FinetuneError as error:
-        if speaks:
+        if is_local_main_process:
             print(f"error: {printable(str(error))}", file=sys.stderr)
         return EXIT_CODE
     except (Interrupted, KeyboardInterrupt) as error:
         stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
-        again = command is _train and not asked.dry_run
-        if speaks:
-            print(f"{stopped}{_GO_ON if again else ''}", file=sys.stderr)
+        can_resume = args.command is _train and not args.dry_run
+        if is_local_main_process:
+            print(f"{stopped}{_HOW_TO_RESUME if can_resume else ''}", file=sys.stderr)
         return stopped.exit_code
     return 0
 
 
+def _train(args: Arguments) -> None:
+    from finetune.recipe import load_recipe
+
+    recipe = load_recipe(args.recipe, args.overrides)  # before PyTorch is imported: mistakes are reported at once
+    with _loading_libraries():
+        from finetune.pipeline.train import train
+    train(recipe, dry_run=args.dry_run)
+
+
+def _check(args: Arguments) -> None:
+    from finetune.pipeline.check import check
+
+    recipe = check(args.recipe, args.overrides)
+    print(f"{args.recipe} is valid. Output directory: {recipe.output_dir}")
+
+
+def _help(args: Arguments) -> None:
+    from finetune.help import show_help
+
+    show_help(args.topic)
+
+
+def _schema(args: Arguments) -> None:
+    from finetune.recipe import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+def _evaluate(args: Arguments) -> None:
+    with _loading_libraries():
+        from finetune.pipeline.evaluate import evaluate
+    evaluate(args.run, args.overrides)
+
+
+def _report(args: Arguments) -> None:
+    from finetune.pipeline.report import report
+
+    print(f"Report: {report(args.run, args.overrides)}")
+
+
+def _merge(args: Arguments) -> None:
+    with _loading_libraries():
+        from finetune.pipeline.merge import merge
+    output, difference = merge(args.run, args.overrides, output=args.output)
+    print(f"Plain weights in {output}; the largest difference of a logit is {difference:.1g}")
+
+
+def _heads(args: Arguments) -> None:
+    with _loading_libraries():
+        from finetune.pipeline.analyze_heads import analyze_heads
+        from finetune.pipeline.compare_heads import check_runs, compare_heads
+    analyze = len(args.run) == 1 or bool(args.overrides)
+    check_runs(args.run, args.overrides, analyze=analyze)
+    for run in args.run if analyze else []:
+        analyze_heads(run, args.overrides)
+    if len(args.run) > 1:
+        compare_heads(args.run)
+
+
+def _prune(args: Arguments) -> None:
+    from finetune.pipeline.head_choice import HeadChoice, check_choice, check_epochs
+
+    choice = HeadChoice(share=args.share, keep_within=args.keep_within, heads=args.heads, method=args.method)
+    check_choice(choice)
+    check_epochs(args.heal)
+    with _loading_libraries():
+        from finetune.pipeline.prune import prune
+    prune(args.run, args.overrides, heal_epochs=args.heal, output=args.output, **choice)
+
+
+# Commands that run in one process only: several would each do the same and write the same files.
+_ONE_PROCESS = {_merge: "merge", _report: "report", _prune: "prune"}
+
+
+@contextmanager
+def _loading_libraries() -> Iterator[None]:
+    """Show on the main process that libraries are being loaded, which takes seconds the first time."""
+    from rich.console import Console
+
+    from finetune.report.progress import show_progress_on, stage
+
+    console = Console(quiet=os.environ.get("RANK", "0") != "0", highlight=False)
+    show_progress_on(console)
+    if "torch" in sys.modules:
+        yield
+        return
+    if not console.is_terminal:  # where the first line of a stage comes after ten seconds
+        console.print("Loading PyTorch and Transformers.")
+    with stage("loading PyTorch and Transformers"):
+        yield
+
+
+def _parse(arguments: Sequence[str] | None) -> Arguments:
+    """Return the parsed arguments; overrides may stand before, between and after options."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(args, "overrides") or any(part.startswith("-") for part in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # argparse accepts no positional arguments after an option
+        args.overrides = [*args.overrides, *rest]
+    if args.command is _heads:  # any number of runs and overrides, in any order
+        overrides = [part for part in args.run if _is_override(part)]
+        args.run = [Path(part) for part in args.run if part not in overrides]
+        args.overrides = overrides
+        if not args.run:
+            parser.error("the following arguments are required: run")
+    return args
+
+
 def _is_override(part: str) -> bool:
-    """Return whether an argument changes the recipe; a run folder whose name holds "=" is one that is there."""
+    """Return whether an argument is an override, and not an existing run folder with "=" in its name."""
     return "=" in part and not os.path.lexists(part)
 
 
-def _check_processes(asked: argparse.Namespace) -> None:
-    """Raise DataError where several processes were started for what each would do, and write, on its own."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    name = {_merge: "merge", _report: "report", _prune: "prune"}.get(asked.command)
-    if asked.command is _heads and len(asked.run) > 1:
-        name = "heads, for more than one run,"
-    if count > 1 and name is not None:
-        raise DataError(f"{name} works in one process, and the launcher started {count}; call it without a launcher")
-
-
-def _check_paths(asked: argparse.Namespace) -> None:
-    """Raise DataError for an argument that can be no path, before anything looks there."""
-    for name, value in vars(asked).items():
-        for path in value if isinstance(value, list) else [value]:
-            fault = path_problem(path) if isinstance(path, Path) else None
-            if fault is not None:
-                raise DataError(f"{name} '{shorten(str(path), 120)}' {fault}")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("finetune", description=(__doc__ or "").partition(".")[0])
+    parser = argparse.ArgumentParser("finetune", description="Fine-tune classifiers and analyze their attention heads.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    train = commands.add_parser("train", help="run a recipe: train, score, analyse heads, report")
-    _add_recipe(train)
-    train.add_argument("--dry-run", action="store_true", help="load all, train one step, save, reload, keep nothing")
-    train.set_defaults(command=_train)
+    def add(name: str, command: Callable[[Arguments], None], summary: str) -> argparse.ArgumentParser:
+        subparser = commands.add_parser(name, help=summary)
+        subparser.set_defaults(command=command)
+        return subparser
 
-    check = commands.add_parser("check", help="say what is wrong with a recipe")
-    _add_recipe(check)
-    check.set_defaults(command=_check)
+    train = _with_recipe(add("train", _train, "run a recipe: train, score, analyze heads, report"))
+    train.add_argument("--dry-run", action="store_true", help="train one step, save, reload, and keep nothing")
+    _with_recipe(add("check", _check, "find the mistakes in a recipe"))
+    _with_run(add("evaluate", _evaluate, "score a finished run again: metrics, head importance, report"))
+    _with_run(add("report", _report, "write a finished run's report again"))
 
-    for name, command, help_text in (
-        ("evaluate", _evaluate, "score a finished run again from its folder: metrics, head importance, report"),
-        ("report", _report, "write a finished run's report again"),
-    ):
-        again = commands.add_parser(name, help=help_text)
-        _add_run(again)
-        again.set_defaults(command=command)
-
-    merge = commands.add_parser("merge", help="write a run's model as plain weights that stock transformers reads")
-    _add_run(merge)
+    merge = _with_run(add("merge", _merge, "save a run's model as plain weights that stock transformers loads"))
     merge.add_argument("--output", type=Path, help="the folder to write (default: RUN/merged)")
-    merge.set_defaults(command=_merge)
 
-    heads = commands.add_parser("heads", help="analyze a finished run's heads again; several runs: do they agree?")
+    heads = add("heads", _heads, "analyze the heads of finished runs again; with several runs, compare their rankings")
     heads.add_argument(
         "run",
         nargs="+",
         metavar="run | section.key=value",
-        help="run folders, such as runs/toy, and changes to the recipe",
+        help="run folders, such as runs/toy, and changes to their recipes",
     )
-    heads.set_defaults(command=_heads)
 
-    prune = commands.add_parser("prune", help="cut heads out of a finished run's model, heal it, compare")
-    _add_run(prune)
-    how = prune.add_mutually_exclusive_group(required=True)
-    how.add_argument("--share", type=float, metavar="S", help="of the heads, 0 to 1")
-    how.add_argument("--keep-within", type=float, metavar="D", help="as many as keep the validation score this near")
-    how.add_argument("--heads", type=_named_heads, metavar="L.H,...", help="these, such as 0.3,2.7")
-    prune.add_argument("--method", help="the ranking (default: the run's own)")
-    prune.add_argument("--heal", type=int, default=0, metavar="EPOCHS", help="train on after the cut (default: 0)")
+    prune = _with_run(add("prune", _prune, "remove heads from a finished run's model, and compare before and after"))
+    choice = prune.add_mutually_exclusive_group(required=True)
+    choice.add_argument("--share", type=float, metavar="S", help="prune this share of all heads, between 0 and 1")
+    choice.add_argument(
+        "--keep-within",
+        type=float,
+        metavar="D",
+        help="prune as many heads as keep the validation score within D of the full model's",
+    )
+    choice.add_argument("--heads", type=_head_list, metavar="L.H,...", help="prune these heads, such as 0.3,2.7")
+    prune.add_argument("--method", help="the ranking to prune from (default: the leading one of the run's analysis)")
+    prune.add_argument(
+        "--heal", type=int, default=0, metavar="EPOCHS", help="epochs of recovery fine-tuning afterwards (default: 0)"
+    )
     prune.add_argument("--output", type=Path, help="the folder to write (default: RUN/pruned)")
-    prune.set_defaults(command=_prune)
 
-    help_ = commands.add_parser("help", help="list the guides, or show one of them")
-    help_.add_argument("topic", nargs="?", help="such as recipes or troubleshooting")
-    help_.set_defaults(command=_help)
-
-    schema = commands.add_parser("schema", help="print the recipe's JSON schema")
-    schema.set_defaults(command=_schema)
+    topics = add("help", _help, "list the guides, or show one of them")
+    topics.add_argument("topic", nargs="?", help="such as recipes or troubleshooting")
+    add("schema", _schema, "print the recipe's JSON schema")
     return parser
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", type=Path, help="a run folder, such as runs/toy")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run's recipe")
-
-
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
+def _with_recipe(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("recipe", type=Path, help="a YAML recipe, such as recipes/toy.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
+    return parser
 
 
-def _check(asked: argparse.Namespace) -> None:
-    from finetune.recipe import load_recipe
-    from finetune.runs.ownership import check_output_dir
-    from finetune.runs.run_folder import RunFolder
-
-    recipe = load_recipe(asked.recipe, asked.overrides)
-    check_output_dir(RunFolder(Path(recipe.output_dir)), recipe)
-    print(f"{asked.recipe} is valid. Output directory: {recipe.output_dir}")
+def _with_run(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("run", type=Path, help="a run folder, such as runs/toy")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run's recipe")
+    return parser
 
 
-def _train(asked: argparse.Namespace) -> None:
-    from finetune.recipe import load_recipe
-
-    recipe = load_recipe(asked.recipe, asked.overrides)  # before torch is imported: a mistake is told at once
-    from finetune.pipeline.train import train
-
-    train(recipe, dry_run=asked.dry_run)
-
-
-def _evaluate(asked: argparse.Namespace) -> None:
-    from finetune.pipeline.evaluate import evaluate
-
-    evaluate(asked.run, asked.overrides)
-
-
-def _report(asked: argparse.Namespace) -> None:
-    from finetune.report import write_report
-    from finetune.runs.locks import locked_folder
-    from finetune.runs.run_files import existing_run
-
-    folder = existing_run(asked.run)
-    with locked_folder(folder.path):
-        write_report(folder, asked.overrides)
-    print(f"Report: {folder.report}")
-
-
-def _merge(asked: argparse.Namespace) -> None:
-    from finetune.pipeline.merge import merge
-
-    output, difference = merge(asked.run, asked.output, asked.overrides)
-    print(f"Plain weights in {output}; the largest difference of a logit is {difference:.1g}")
-
-
-def _named_heads(text: str) -> list[tuple[int, int]]:
+def _head_list(text: str) -> list[tuple[int, int]]:
     """Return "0.3,2.7" as [(0, 3), (2, 7)]."""
     try:
         return [(int(layer), int(head)) for layer, head in (part.split(".") for part in text.split(","))]
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"'{text}' is no list of heads; write layer.head, such as 0.3,2.7") from error
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not a list of heads; write layer.head, such as 0.3,2.7"
+        ) from error
 
 
-def _heads(asked: argparse.Namespace) -> None:
-    from finetune.pipeline.analyze_heads import check_runs, compare_runs, study_run
-
-    analyze = len(asked.run) == 1 or bool(asked.overrides)
-    check_runs(asked.run, asked.overrides, analyze=analyze)
-    for run in asked.run if analyze else []:
-        study_run(run, asked.overrides)
-    if len(asked.run) > 1:
-        compare_runs(asked.run)
-
-
-def _prune(asked: argparse.Namespace) -> None:
-    if asked.share is not None and not 0 < asked.share < 1:
-        raise DataError(f"--share is {asked.share:g}; it is a share of the heads, above 0 and below 1")
-    if asked.keep_within is not None and not 0 <= asked.keep_within < math.inf:
-        raise DataError(f"--keep-within is {asked.keep_within:g}; it is a distance of scores, 0 or more")
-    if asked.heal < 0:
-        raise DataError(f"--heal is {asked.heal}; it counts epochs, 0 or more")
-    from finetune.pipeline.prune import Choice, prune
-
-    choice = Choice(asked.share, asked.keep_within, asked.heads)
-    prune(
-        asked.run,
-        choice,
-        method=asked.method,
-        heal_epochs=asked.heal,
-        output=asked.output,
-        overrides=asked.overrides,
-    )
+def _check_processes(args: Arguments) -> None:
+    """Raise DataError if several processes were launched for a command that runs in one."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    name = _ONE_PROCESS.get(args.command)
+    if args.command is _heads and len(args.run) > 1:
+        name = "heads, with more than one run,"
+    if count > 1 and name is not None:
+        raise DataError(f"{name} runs in one process, and the launcher started {count}; run it without a launcher")
 
 
-def _help(asked: argparse.Namespace) -> None:
-    from finetune.help import show_help
-
-    show_help(asked.topic)
-
-
-def _schema(asked: argparse.Namespace) -> None:
-    from finetune.recipe import Recipe
-
-    print(json.dumps(Recipe.model_json_schema(), indent=2))
+def _check_paths(args: Arguments) -> None:
+    """Raise DataError for an argument that cannot be a path on this system."""
+    for name, value in vars(args).items():
+        for path in value if isinstance(value, list) else [value]:
+            problem = path_problem(path) if isinstance(path, Path) else None
+            if problem is not None:
+                raise DataError(f"{name} '{shorten(str(path), 120)}' {problem}")
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def test_an_interrupt_is_no_traceback(capsys: pytest.CaptureFixture[str], monkey
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("finetune.recipe.load_recipe", interrupted)
+    monkeypatch.setattr("finetune.pipeline.check.load_recipe", interrupted)
     assert main(["check", str(TOY)]) == 130
     assert capsys.readouterr().err == "stopped by SIGINT\n"
 

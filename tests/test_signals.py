@@ -27,7 +27,7 @@ def test_a_signal_outside_training_stops_the_command_with_one_line(
     before = [signal.getsignal(number) for number in SIGNALS]
     assert main(["train", str(TOY)]) == code
     name = signal.Signals(number).name
-    again = "to go on, start the same recipe with checkpoint.resume_from_checkpoint=auto"
+    again = "to resume, start the same recipe with checkpoint.resume_from_checkpoint=auto"
     assert capsys.readouterr().err == f"stopped by {name}; {again}\n"
     assert [signal.getsignal(number) for number in SIGNALS] == before
 

@@ -1,1 +1,1 @@
-"""One module per command, and the stages that commands share."""
+"""The commands, one module each, and the stages that they share. Importing a command's module imports PyTorch."""

@@ -1,4 +1,4 @@
-"""The command `evaluate`: scores, predictions, head importance and report of a finished run."""
+"""The command `evaluate`: scores, predictions, head analysis and report of a finished run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from accelerate import Accelerator
-from rich.console import Console
 from rich.markup import escape
 
 from finetune.distributed import on_main_process
@@ -16,21 +14,21 @@ from finetune.evaluation.prediction import predict
 from finetune.evaluation.predictions_file import predictions_table, write_predictions
 from finetune.evaluation.scores import score
 from finetune.out_of_memory import report_out_of_memory
-from finetune.pipeline.analyze_heads import describe, study_heads, write_heads
+from finetune.pipeline.analyze_heads import analyze, describe_error, write_heads
+from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.finished_run import finished_folder, open_run
-from finetune.pipeline.prepare import Material
-from finetune.recipe import Recipe
 from finetune.report import read_record, write_report
-from finetune.report.terminal import print_heads, print_line, print_scores
+from finetune.report.terminal import print_heads, print_scores
 from finetune.runs.json_files import write_json
 from finetune.runs.results import SplitScores
 from finetune.runs.run_files import HeadFailure
-from finetune.runs.run_folder import RunFolder
 
 
 @report_out_of_memory()
-def evaluate(path: Path, overrides: Sequence[str] = ()) -> RunFolder:
-    """Score a finished run again from its folder: scores, predictions, head importance and report.
+def evaluate(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, SplitScores]:
+    """Score a finished run again from its folder, write its results again, and return the scores by split.
+
+    Scores, predictions, head analysis and report are written.
 
     Args:
         overrides: to the run's recipe, as `section.key=value`.
@@ -39,37 +37,38 @@ def evaluate(path: Path, overrides: Sequence[str] = ()) -> RunFolder:
         FinetuneError: the folder holds no finished run, one of its files is damaged, or its data can no longer be
             read.
     """
-    before = read_record(finished_folder(path), overrides, before_scoring=True).scores  # the report tells all of it
+    path = Path(path)
+    # The report shows every file, so all are checked before the work starts.
+    before = read_record(finished_folder(path), overrides, before_scoring=True).scores
     with open_run(path, overrides) as run:
-        scores = evaluate_stage(run.recipe, run.material, run.folder, run.accelerator, run.console)
+        scores = evaluate_stage(run.context, run.inputs)
         if before:
             equal = _figures(before) == _figures(scores)
-            same = "the same, to the last digit, as" if equal else "[yellow]different from[/]"
-            print_line(run.console, f"These scores are {same} those that the folder held before.")
-    return run.folder
+            verdict = "identical, to the last digit, to" if equal else "[yellow]different from[/]"
+            run.context.print_line(f"These scores are {verdict} those in the folder before.")
+    return scores
 
 
 def _figures(scores: Mapping[str, SplitScores]) -> dict[str, SplitScores]:
-    """Return scores without what is said of them, which another version may word in another way."""
-    return {name: replace(found, interval_note="", warnings=[]) for name, found in scores.items()}
+    """Return scores without their notes, whose wording may differ between versions."""
+    return {name: replace(split_scores, interval_note="", warnings=[]) for name, split_scores in scores.items()}
 
 
-def evaluate_stage(
-    recipe: Recipe, material: Material, folder: RunFolder, accelerator: Accelerator, console: Console
-) -> dict[str, SplitScores]:
-    """Score every split and write the report, then analyze the heads and add them; return the scores by split."""
-    classifier, size = material.classifier, recipe.evaluation.per_device_eval_batch_size
+def evaluate_stage(context: RunContext, inputs: RunInputs) -> dict[str, SplitScores]:
+    """Score every held-out split and write the report, then analyze the heads and add them; return the scores."""
+    recipe, folder, classifier = context.recipe, context.folder, inputs.classifier
     scores, tables = {}, []
-    for name, split in material.scored().items():
-        found = predict(classifier, split, batch_size=size, accelerator=accelerator)
+    for name, split in inputs.held_out_splits().items():
+        size = recipe.evaluation.per_device_eval_batch_size
+        predictions = predict(classifier, split, batch_size=size, accelerator=context.accelerator)
         scores[name] = score(
-            found,
+            predictions,
             classifier.label_names,
             recipe.metric_names(),
             samples=recipe.evaluation.bootstrap_samples,
             seed=recipe.seed,
         )
-        tables.append(predictions_table(name, split, found, classifier.label_names))
+        tables.append(predictions_table(name, split, predictions, classifier.label_names))
 
     def write() -> None:
         write_json(folder.scores, scores)
@@ -77,37 +76,35 @@ def evaluate_stage(
             write_predictions(folder.predictions, tables)
         write_report(folder)
 
-    on_main_process(accelerator, write)
-    print_scores(console, scores, material.summary)
-    heads_stage(recipe, material, folder, accelerator, console)
-    print_line(console, f"Report: {escape(str(folder.report))}")
+    on_main_process(context.accelerator, write)
+    print_scores(context.console, scores, inputs.summary)
+    _add_head_analysis(context, inputs)
+    context.print_line(f"Report: {escape(str(folder.report))}")
     return scores
 
 
-def heads_stage(
-    recipe: Recipe, material: Material, folder: RunFolder, accelerator: Accelerator, console: Console
-) -> None:
-    """Add the head analysis to a report that is there without it; a failure becomes a warning in the report."""
-    failure, heads = "", None
+def _add_head_analysis(context: RunContext, inputs: RunInputs) -> None:
+    """Add the head analysis to the report; if it fails, the report shows a warning instead."""
+    folder, failure, analysis = context.folder, "", None
     try:
         with report_out_of_memory():
-            heads = study_heads(recipe, material, accelerator)
-    except Exception as error:  # whatever it is: training and scores are finished, and worth more
-        if accelerator.num_processes > 1 and not isinstance(error, FinetuneError):
-            raise  # the processes may no longer stand at the same place
-        failure = describe(error)
+            analysis = analyze(context, inputs)
+    except Exception as error:  # of any type: training and scores are complete and must not be lost
+        if context.accelerator.num_processes > 1 and not isinstance(error, FinetuneError):
+            raise  # the processes may no longer be in step with each other
+        failure = describe_error(error)
 
     def write() -> None:
-        if heads is not None:
-            write_heads(folder, heads)
+        if analysis is not None:
+            write_heads(folder, analysis)
         elif failure:
             write_json(folder.heads_failure, HeadFailure(failure))
         else:
             return
         write_report(folder)
 
-    on_main_process(accelerator, write)
-    if heads is not None:
-        print_heads(console, heads)
+    on_main_process(context.accelerator, write)
+    if analysis is not None:
+        print_heads(context.console, analysis)
     elif failure:
-        print_line(console, f"[yellow]The head analysis failed: {escape(failure)}. Scores and report are written.[/]")
+        context.print_line(f"[yellow]The head analysis failed: {escape(failure)}. Scores and report are written.[/]")

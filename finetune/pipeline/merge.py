@@ -1,4 +1,4 @@
-"""The command `merge`: a run's model as plain weights that stock transformers reads."""
+"""The command `merge`: save a run's model as plain weights that stock transformers loads."""
 
 from __future__ import annotations
 
@@ -7,28 +7,33 @@ from pathlib import Path
 
 from finetune.models.merging import merge_classifier
 from finetune.models.pretrained import quiet_libraries
-from finetune.pipeline.finished_run import finished_folder, finished_recipe, load_received
+from finetune.pipeline.finished_run import finished_folder, finished_recipe, load_saved_classifier
+from finetune.report.progress import stage
 from finetune.runs.locks import locked_folder
 from finetune.runs.ownership import atomic_new_dir, lock_new_dir
 
+_TEXTS = [("one short text",), ("another text, which is a little longer than the first",)]
 
-def merge(path: Path, output: Path | None = None, overrides: Sequence[str] = ()) -> tuple[Path, float]:
-    """Write a finished run's model as plain weights; return the folder and the largest difference of a logit.
+
+def merge(path: str | Path, overrides: Sequence[str] = (), *, output: Path | None = None) -> tuple[Path, float]:
+    """Save a finished run's model with its adapters merged; return the folder and the largest logit difference.
 
     Args:
         overrides: to the run's recipe, as `section.key=value`.
+        output: the folder to write; None: `merged` in the run folder.
 
     Raises:
         FinetuneError: the folder holds no finished run, or the output folder is not empty.
     """
     quiet_libraries()
-    folder = finished_folder(path)
+    folder = finished_folder(Path(path))
     recipe = finished_recipe(folder, overrides, read_data=False)
     target = (output or folder.merged).absolute()
-    texts = [("one short text",), ("another text, which is a little longer than the first",)]
     with (
         locked_folder(folder.path, read_only_ok=output is not None),
         lock_new_dir(target),
-        atomic_new_dir(target) as aside,
+        atomic_new_dir(target) as temporary,
     ):
-        return target, merge_classifier(load_received(folder, recipe, overrides), aside, texts)
+        classifier = load_saved_classifier(folder, recipe, overrides)
+        with stage("merging"):
+            return target, merge_classifier(classifier, temporary, _TEXTS)

@@ -1,4 +1,4 @@
-"""The command `train`: recipe, data, classifier, training, scores, heads, report."""
+"""The command `train`: from a recipe to a trained model, its scores, its head analysis and its report."""
 
 from __future__ import annotations
 
@@ -6,107 +6,66 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from accelerate import Accelerator
-from rich.console import Console
 from rich.markup import escape
 
 from finetune.distributed import on_main_process
-from finetune.models.architectures import FAMILIES
-from finetune.models.lora import fused_roles_note
 from finetune.out_of_memory import report_out_of_memory
-from finetune.pipeline.analyze_heads import try_heads
+from finetune.pipeline.context import RunContext
+from finetune.pipeline.dry_run import dry_run as try_run
 from finetune.pipeline.environment import describe_environment
 from finetune.pipeline.evaluate import evaluate_stage
-from finetune.pipeline.prepare import Material, frozen_layers_cached, prepare
-from finetune.pipeline.session import check_shared, finish, run_locked, start, with_precision
-from finetune.pipeline.train_stage import checkpoint_to_go_on_from, make_trainer, rehearse, train_stage
+from finetune.pipeline.launch_checks import check_shared_folder
+from finetune.pipeline.prepare import frozen_layers_cached, prepare
+from finetune.pipeline.session import finish, run_locked, start, with_precision
+from finetune.pipeline.train_stage import find_resume_checkpoint, new_trainer, train_stage
 from finetune.recipe import Recipe
-from finetune.report.terminal import print_data, print_line
 from finetune.runs.ownership import check_output_dir, restore_previous_on_failure, take_ownership
 from finetune.runs.run_folder import RunFolder
-from finetune.training.schedule import Plan, fill_in, make_plan
 
 
 @report_out_of_memory()
 def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
-    """Run the recipe from its data to its report, and return the run folder.
+    """Train the recipe's classifier, score it, analyze its heads, write the report, and return the run folder.
 
-    With `dry_run`, do one training step, save, reload and compare, try the head analysis on a few rows, and leave no
-    folder.
+    Args:
+        dry_run: train one step, save, reload and compare, try the head analysis on a few rows, and keep nothing.
 
     Raises:
-        FinetuneError: anything the user can repair; nothing is written before data and model are ready.
+        FinetuneError: an error that the user can fix; nothing is written before data and model are ready.
     """
     recipe, folder = with_precision(recipe), RunFolder(Path(recipe.output_dir))
-    if not dry_run:
-        check_output_dir(folder, recipe)
-    accelerator, console = start(recipe, trackers=not dry_run)
     if dry_run:
-        _dry_run(recipe, accelerator, console)
-    else:
-        check_shared(folder.path, accelerator)
-        with run_locked(folder, accelerator):
-            # Again: another process may have written there until the lock was taken.
-            on_main_process(accelerator, partial(check_output_dir, folder, recipe))
-            _train(recipe, folder, accelerator, console)
+        try_run(start(recipe, folder))
+        return folder
+    check_output_dir(folder, recipe)
+    context = start(recipe, folder, trackers=True)
+    check_shared_folder(folder.path, context.accelerator)
+    with run_locked(context):
+        # Again: another process may have written to the folder before it was locked.
+        on_main_process(context.accelerator, partial(check_output_dir, folder, recipe))
+        _train(context)
     return folder
 
 
-def _train(recipe: Recipe, folder: RunFolder, accelerator: Accelerator, console: Console) -> None:
-    """Run the recipe in a folder that no other process writes."""
-    # Before the data is read: a checkpoint that cannot be gone on from is told at once.
-    resume = checkpoint_to_go_on_from(recipe, folder, accelerator, console)
-    recipe, material, plan = _prepared(recipe, accelerator, console)
+def _train(context: RunContext) -> None:
+    """Run the recipe in a locked folder."""
+    # Before the data are read: a checkpoint that cannot be resumed is an error within seconds.
+    checkpoint = find_resume_checkpoint(context)
+    context, inputs, plan = prepare(context)
+    accelerator = context.accelerator
     with (
-        frozen_layers_cached(recipe, material, accelerator, tell=partial(print_line, console)) as cached,
-        restore_previous_on_failure(folder, is_main_process=accelerator.is_main_process),
+        frozen_layers_cached(context, inputs) as cached,
+        restore_previous_on_failure(context.folder, is_main_process=accelerator.is_main_process),
     ):
-        trainer = make_trainer(recipe, cached, plan, accelerator)
-        if resume is not None:
-            trainer.resume(resume)
-            print_line(
-                console, f"Going on from {escape(str(resume))}, step {trainer.state.step} of {plan.total_steps}."
-            )
-        environment = describe_environment(accelerator, recipe.seed)
-        on_main_process(accelerator, partial(take_ownership, folder, recipe, environment, material.summary))
-        trained = train_stage(recipe, cached, trainer, folder, console)
+        trainer = new_trainer(context, cached, plan)
+        if checkpoint is not None:
+            trainer.resume(checkpoint)
+            step = f"step {trainer.state.step} of {plan.total_steps}"
+            context.print_line(f"Resuming from {escape(str(checkpoint))} at {step}.")
+        environment = describe_environment(accelerator, context.recipe.seed)
+        claim = partial(take_ownership, context.folder, context.recipe, environment, inputs.summary)
+        on_main_process(accelerator, claim)
+        trained = train_stage(context, cached, trainer)
         del trainer
-    evaluate_stage(recipe, replace(material, classifier=trained), folder, accelerator, console)
-    finish(accelerator)
-
-
-def _dry_run(recipe: Recipe, accelerator: Accelerator, console: Console) -> None:
-    """Try all that a run does, on a few rows, and keep nothing."""
-    recipe, material, plan = _prepared(recipe, accelerator, console)
-    with frozen_layers_cached(recipe, material, accelerator, tell=partial(print_line, console), write=False):
-        trained = rehearse(recipe, material, plan, accelerator, console)
-    try_heads(recipe, replace(material, classifier=trained), accelerator)
-    analyzed = ", its heads analyzed on a few rows" if recipe.head_importance else ""
-    print_line(
-        console,
-        f"[green]Dry run passed[/]: one step trained, saved, reloaded with the same logits{analyzed}. Nothing was "
-        "kept.",
-    )
-    finish(accelerator)
-
-
-def _prepared(recipe: Recipe, accelerator: Accelerator, console: Console) -> tuple[Recipe, Material, Plan]:
-    """Return the recipe with its open values chosen, what the run works on and when it does what; print notes on it."""
-    material = prepare(recipe, accelerator)
-    print_data(console, material.summary, material.splits["train"].where, recipe.data.max_length)
-    base = material.classifier.base
-    for note in (
-        FAMILIES[base.config.model_type].note,
-        fused_roles_note(base, recipe.peft.target_modules) if recipe.peft else "",
-        *material.classifier.notes,
-    ):
-        if note:
-            print_line(console, f"[yellow]{escape(note)}[/]")
-    rows, labels = len(material.splits["train"]), len(material.classifier.label_names)
-    plan = make_plan(recipe, rows=rows, processes=accelerator.num_processes, labels=labels)
-    recipe, chosen = fill_in(recipe, plan, base.config.hidden_size)
-    if chosen:
-        print_line(console, chosen)
-    if note := plan.warmup_note(recipe.training):
-        print_line(console, f"[yellow]{note}[/]")
-    return recipe, material, plan
+    evaluate_stage(context, replace(inputs, classifier=trained))
+    finish(context)

@@ -1,16 +1,11 @@
-"""The stages that train: the checkpoint to go on from, the trainer, and the model that it leaves."""
+"""Train a prepared classifier, save it, and load it again."""
 
 from __future__ import annotations
 
-import tempfile
 import time
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from rich.console import Console
 from rich.markup import escape
 
 from finetune.distributed import gather_results, on_main_process
@@ -20,16 +15,15 @@ from finetune.models.comparison import check_reload
 from finetune.models.loading import load_classifier
 from finetune.models.saving import save_classifier, with_plain_adapters
 from finetune.out_of_memory import peak_memory_mb
-from finetune.pipeline.prepare import Material, layers_compiled
-from finetune.pipeline.session import check_shared, start_trackers
-from finetune.recipe import Recipe
-from finetune.report.terminal import print_line
+from finetune.pipeline.context import RunContext, RunInputs
+from finetune.pipeline.prepare import layers_compiled
+from finetune.pipeline.session import start_trackers
+from finetune.report.progress import stage
 from finetune.runs.atomic_files import report_write_errors
 from finetune.runs.json_files import append_line, write_json
 from finetune.runs.ownership import atomic_replace_dir, delete_previous_run, truncate_history
 from finetune.runs.results import TrainingResult, TrainingSpeed
-from finetune.runs.run_folder import RunFolder
-from finetune.signals import Interrupted, stop_after_step
+from finetune.signals import stop_after_step
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.checkpoints import (
     FoundCheckpoint,
@@ -42,149 +36,123 @@ from finetune.training.schedule import Plan
 from finetune.training.trainer import Entry, Evaluation, Trainer
 
 
-def checkpoint_to_go_on_from(
-    recipe: Recipe, folder: RunFolder, accelerator: Accelerator, console: Console
-) -> Path | None:
-    """Return the checkpoint that the recipe asks for, the same on every process, and say which were skipped.
+def find_resume_checkpoint(context: RunContext) -> Path | None:
+    """Return the checkpoint to resume from, the same on every process, and print which checkpoints were skipped.
 
     Raises:
-        TrainingError: the folder asked for is not complete and intact. Every process raises it.
+        TrainingError: the folder that the recipe names is not complete and intact. Every process raises it.
     """
-    asked = recipe.checkpoint.resume_from_checkpoint
-    if asked is None:
+    requested, checkpoints = context.recipe.checkpoint.resume_from_checkpoint, context.folder.checkpoints
+    if requested is None:
         return None
 
     def find() -> FoundCheckpoint | None:
-        if not accelerator.is_main_process:  # checksums are read once
+        if not context.accelerator.is_main_process:  # checksums are read once
             return None
-        with report_write_errors(folder.checkpoints):
-            clean_up_checkpoints(folder.checkpoints)
-        return find_checkpoint(asked, folder.checkpoints)
+        with report_write_errors(checkpoints):
+            clean_up_checkpoints(checkpoints)
+        return find_checkpoint(requested, checkpoints)
 
-    known = gather_results(accelerator, find)[0]
-    assert known is not None
-    for line in known.skipped:
-        print_line(console, f"[yellow]{escape(line)}[/]")
-    if known.folder is None:
-        print_line(console, "No complete checkpoint to go on from: starting at step 0.")
-    return known.folder
+    result = gather_results(context.accelerator, find)[0]
+    assert result is not None
+    for line in result.skipped:
+        context.print_line(f"[yellow]{escape(line)}[/]")
+    if result.folder is None:
+        context.print_line("No complete checkpoint to resume from: starting at step 0.")
+    return result.folder
 
 
-def make_trainer(recipe: Recipe, material: Material, plan: Plan, accelerator: Accelerator) -> Trainer:
+def new_trainer(context: RunContext, inputs: RunInputs, plan: Plan) -> Trainer:
     """Return the trainer at step 0."""
-    classifier = material.classifier
+    recipe, classifier = context.recipe, inputs.classifier
     return build_trainer(
         classifier,
-        material.splits["train"],
+        inputs.splits["train"],
         plan,
         Hyperparameters(recipe.training, recipe.seed, recipe.peft.loraplus_lr_ratio if recipe.peft else None),
-        accelerator,
+        context.accelerator,
         run_fingerprint={
             **recipe_fingerprint(recipe, classifier.label_names),
-            **data_fingerprint(material.splits, classifier.model),
+            **data_fingerprint(inputs.splits, classifier.model),
         },
     )
 
 
-def train_stage(
-    recipe: Recipe, material: Material, trainer: Trainer, folder: RunFolder, console: Console
-) -> Classifier:
-    """Train, save the model, and return it as it was read back from disk."""
-    classifier, accelerator = material.classifier, trainer.accelerator
-    start_trackers(recipe, folder.path, accelerator)
+def train_stage(context: RunContext, inputs: RunInputs, trainer: Trainer) -> Classifier:
+    """Train, save the model, and return it as loaded from disk."""
+    recipe, folder, accelerator = context.recipe, context.folder, context.accelerator
+    start_trackers(context)
     state = trainer.state
 
-    def clear() -> None:
+    def remove_later_results() -> None:
         truncate_history(folder, state.step)
         with report_write_errors(folder.checkpoints):
             delete_old_checkpoints(folder.checkpoints, recipe.checkpoint.save_total_limit, state.step)
-        folder.training.unlink(missing_ok=True)  # of a run that was killed later: what it stands for is written again
+        folder.training.unlink(missing_ok=True)  # of an earlier run that ended after this step
 
     def log(entry: Entry) -> None:
-        known = {key: value for key, value in entry.items() if key != "step" and value is not None}
-        accelerator.log(known, step=int(entry["step"]))
+        values = {key: value for key, value in entry.items() if key != "step" and value is not None}
+        accelerator.log(values, step=int(entry["step"]))
         on_main_process(accelerator, partial(append_line, folder.history, entry))
 
     def validate() -> dict[str, float | None]:
         started = time.perf_counter()
         size = recipe.evaluation.per_device_eval_batch_size
-        found = predict(classifier, material.splits["validation"], batch_size=size, accelerator=accelerator)
+        split = inputs.splits["validation"]
+        predictions = predict(inputs.classifier, split, batch_size=size, accelerator=accelerator)
         state.eval_seconds += time.perf_counter() - started
-        state.rows_evaluated += len(found.labels)
-        values = found.metrics()
+        state.rows_evaluated += len(predictions.labels)
+        values = predictions.metrics()
         return {name: values[name] for name in dict.fromkeys(("loss", *recipe.metric_names(), recipe.best_metric()))}
 
-    on_main_process(accelerator, clear)
+    on_main_process(accelerator, remove_later_results)
     with (
         stop_after_step(is_main_process=accelerator.is_main_process) as request,
-        layers_compiled(recipe, classifier, accelerator),
+        layers_compiled(context, inputs.classifier),
     ):
         stopped = trainer.fit(
             folder.checkpoints,
             keep=recipe.checkpoint.save_total_limit,
-            evaluation=Evaluation(validate, recipe.best_metric()) if "validation" in material.splits else None,
+            evaluation=Evaluation(validate, recipe.best_metric()) if "validation" in inputs.splits else None,
             log=log,
-            print_line=partial(print_line, console),
+            print_line=context.print_line,
             stop_request=request,
         )
-    return save_stage(material, training_result(trainer, stopped, recipe.best_metric()), folder, trainer, console)
-
-
-def save_stage(
-    material: Material, result: TrainingResult, folder: RunFolder, trainer: Trainer, console: Console
-) -> Classifier:
-    """Write the model, read it back, and prove that it is the one that was trained."""
-    accelerator = trainer.accelerator
+    result = training_result(trainer, stopped, recipe.best_metric())
     trainer.unwrap_model()
-    texts = material.sample_texts()
-    trained = with_plain_adapters(material.classifier, texts, accelerator.device)
+    return save_trained(context, inputs, result)
+
+
+def save_trained(context: RunContext, inputs: RunInputs, result: TrainingResult) -> Classifier:
+    """Save the trained model, load it again, check that its logits are the same, and return it."""
+    folder, device, texts = context.folder, context.accelerator.device, inputs.sample_texts()
 
     def write() -> None:
-        with atomic_replace_dir(folder.model) as aside:
-            save_classifier(trained, aside)
+        with atomic_replace_dir(folder.model) as temporary:
+            save_classifier(trained, temporary)
         write_json(folder.training, result)
         delete_previous_run(folder)
 
-    on_main_process(accelerator, write)
-    source = trained.source
-    reloaded = load_classifier(
-        folder.model,
-        trust_remote_code=source is not None and source.trust_remote_code,
-        use_safetensors=source is None or source.use_safetensors,
-    )
-    check_reload(trained, reloaded, texts, accelerator.device)
-    print_line(
-        console,
-        f"Trained {result.steps} steps at {result.speed.train_samples_per_second:.1f} rows/s ({result.stopped}); "
-        "the saved model gives the same logits.",
+    with stage("saving the model"):
+        trained = with_plain_adapters(inputs.classifier, texts, device)
+        on_main_process(context.accelerator, write)
+        source = trained.source
+        reloaded = load_classifier(
+            folder.model,
+            trust_remote_code=source is not None and source.trust_remote_code,
+            use_safetensors=source is None or source.use_safetensors,
+        )
+        check_reload(trained, reloaded, texts, device)
+    context.print_line(
+        f"Trained {result.steps} steps at {result.speed.train_samples_per_second:.1f} rows/s ({result.stopped}); the "
+        "saved model gives the same logits."
     )
     return reloaded
 
 
-def rehearse(recipe: Recipe, material: Material, plan: Plan, accelerator: Accelerator, console: Console) -> Classifier:
-    """Do one training step, save, reload and compare, all in a folder that is removed again; return what was reloaded.
-
-    Raises:
-        Interrupted: a signal came.
-    """
-    count, total = material.classifier.parameter_counts()
-    one = replace(plan, total_steps=1, warmup_steps=0, log_every=1, eval_every=None, save_every=None)
-    with tempfile.TemporaryDirectory() as aside:
-        (shared,) = broadcast_object_list([aside])  # all read back what the main process saves
-        folder = RunFolder(Path(shared))
-        check_shared(folder.path, accelerator)
-        try:
-            trained = train_stage(recipe, material, make_trainer(recipe, material, one, accelerator), folder, console)
-        except Interrupted as stopped:  # it names a checkpoint in this folder
-            raise Interrupted(stopped.number, " in the dry run; nothing was kept") from None
-        accelerator.wait_for_everyone()
-    print_line(console, f"{count:,} of {total:,} parameters are trained, in {plan.total_steps} steps of the whole run.")
-    return trained
-
-
 def training_result(trainer: Trainer, stopped: str, best_metric: str) -> TrainingResult:
     """Return how training ended and how fast it was."""
-    state, (trained, total) = trainer.state, trainer.classifier.parameter_counts()
+    state, (trainable, total) = trainer.state, trainer.classifier.parameter_counts()
     seconds = max(state.train_seconds, 1e-9)
     return TrainingResult(
         steps=state.step,
@@ -192,7 +160,7 @@ def training_result(trainer: Trainer, stopped: str, best_metric: str) -> Trainin
         best_metric=best_metric,
         best_value=state.best_value,
         stopped=stopped,
-        trainable_parameters=trained,
+        trainable_parameters=trainable,
         total_parameters=total,
         trained_dtype=", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in trainer.stepper.parameters})),
         speed=TrainingSpeed(

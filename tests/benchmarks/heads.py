@@ -37,6 +37,7 @@ from finetune.pipeline.session import start
 from finetune.recipe import Recipe, load_recipe
 from finetune.runs.head_results import HeadScores, PruningCurves
 from finetune.runs.json_files import read_json, write_json
+from finetune.runs.run_folder import RunFolder
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.schedule import make_plan
 from tests.support import ROOT
@@ -122,7 +123,7 @@ class Measured:
 def opened(run: Path) -> Measured:
     """Return a run, read back."""
     recipe = load_recipe(run / "recipe.yaml")
-    accelerator, _ = start(recipe, trackers=False)
+    accelerator = start(recipe, RunFolder(run)).accelerator
     classifier = load_classifier(run / "model")
     splits = load_splits(
         recipe.data, classifier.problem_type, classifier.label_names, recipe.seed, classifier.tokenizer, required={}

@@ -85,7 +85,7 @@ def report(what: str, code: int, expected: dict[str, object], run: Path) -> None
     log = run.with_suffix(".log").read_text()
     assert code == 0, f"{what}: exit code {code}\n{log}"
     differ = unlike(expected, bits(run))
-    went_on = log.rpartition("Going on from")[2].partition("step ")[2].partition(".\n")[0] or "step 0"
+    went_on = log.rpartition("Resuming from")[2].partition(" at step ")[2].partition(".\n")[0] or "step 0"
     print(f"{what}; went on from {' '.join(went_on.split())}: {differ or 'the same bits'}", flush=True)
     assert not differ, what
 

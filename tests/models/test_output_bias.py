@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 
 from finetune.models.building import pretrained_classifier
 from finetune.models.classifier import Classifier
@@ -14,7 +13,7 @@ from finetune.models.lora import Lora
 from finetune.models.merging import merge_classifier
 from finetune.models.output_bias import init_output_bias
 from finetune.models.pretrained import Source, load_tokenizer
-from finetune.pipeline.prepare import prepare
+from finetune.pipeline.prepare import new_inputs
 from finetune.recipe import Recipe
 from tests.support.helpers import ROLES, encoded
 
@@ -80,7 +79,7 @@ def test_one_label_a_row_has_no_mean_to_start_at(tiny_bert: Path) -> None:
 
 
 @pytest.mark.parametrize("peft", [None, {"r": 2}], ids=["full", "lora"])
-def test_runs_start_there(tiny_bert: Path, accelerator: Accelerator, peft: dict[str, int] | None) -> None:
+def test_runs_start_there(tiny_bert: Path, peft: dict[str, int] | None) -> None:
     rows = [{"sentence": "the cat sat", "label": ["cat"]}, {"sentence": "a dog and a cat", "label": ["cat", "dog"]}]
     recipe = Recipe.model_validate(
         {
@@ -89,7 +88,7 @@ def test_runs_start_there(tiny_bert: Path, accelerator: Accelerator, peft: dict[
             "data": {"train_rows": rows, "validation_rows": rows, "max_length": 16}, "head_importance": None,
         }
     )  # fmt: skip
-    parameters = dict(prepare(recipe, accelerator).classifier.base.named_parameters())
+    parameters = dict(new_inputs(recipe).classifier.base.named_parameters())
     (bias,) = (
         p for name, p in parameters.items() if re.fullmatch(r"classifier\.(modules_to_save\.default\.)?bias", name)
     )

@@ -16,6 +16,7 @@ from finetune.models.precision import bfloat16_warning, device_precision, roundi
 from finetune.models.speedups import frozen_weights_cast
 from finetune.pipeline.session import start, with_precision
 from finetune.recipe import Recipe
+from finetune.runs.run_folder import RunFolder
 from tests.support.finished_runs import SCRATCH, recipe
 from tests.support.helpers import ROLES, tiny_classifier
 
@@ -98,7 +99,7 @@ def test_a_run_prints_the_warning(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     for mixed_precision in ("bf16", "auto"):
         content = recipe(SCRATCH, training={**training, "mixed_precision": mixed_precision})
         given = Recipe.model_validate({"output_dir": "x", **content})
-        start(with_precision(given), trackers=False)
+        start(with_precision(given), RunFolder(Path("x")))
         told.append(" ".join(capsys.readouterr().out.split()))
         AcceleratorState._reset_state()
     Accelerator(cpu=True)

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from finetune.cli import main
-from finetune.pipeline.analyze_heads import compare_runs
+from finetune.pipeline.compare_heads import compare_heads
 from finetune.runs.head_results import HeadAnalysis
 from finetune.runs.json_files import read_json
 from tests.support.finished_runs import SCRATCH, contents, finished, recipe
@@ -57,7 +57,7 @@ def test_a_run_without_an_analysis_is_given_one(run: Path, capsys: pytest.Captur
     (run / "recipe.yaml").write_text(text[: text.index("head_importance:")] + "head_importance: null\n")
     (run / "heads.json").unlink()
     assert main(["heads", str(run)]) == 2
-    assert "asks for no head analysis; give a method, as in head_importance.method=gradient" in capsys.readouterr().err
+    assert "has no head analysis; set a method, such as head_importance.method=gradient" in capsys.readouterr().err
     assert not (run / "heads.json").exists()
     assert main(["heads", str(run), "head_importance.method=gradient"]) == 0
     assert analysis(run).methods[0].method == "gradient"
@@ -72,7 +72,7 @@ def test_a_run_without_an_analysis_is_given_one(run: Path, capsys: pytest.Captur
         (["task.label_names=[1, 0]"], "task cannot be changed: the run in .* was trained with it"),
         (["model.config_overrides.vocab_size=50"], "model.config_overrides cannot be changed"),
         (["seed=5"], "seed cannot be changed"),
-        (["head_importance.method=[gradient, gradient]"], "method names gradient, gradient; name each once"),
+        (["head_importance.method=[gradient, gradient]"], "method is gradient, gradient; list each method once"),
         (["head_importance.split=nowhere"], "given 'nowhere'; must be"),
     ],
 )
@@ -92,7 +92,7 @@ def test_a_wrong_change_leaves_the_run_alone(
 def test_runs_of_different_seeds_are_compared(
     small_run: Path, other_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (pair,) = compare_runs([small_run, other_run])
+    (pair,) = compare_heads([small_run, other_run])
     first, second = (np.array(analysis(run).methods[0].values).ravel() for run in (small_run, other_run))
     assert pair.tau.value == pytest.approx(kendalltau(first, second).statistic)
     assert pair.tau.low is not None
@@ -118,7 +118,7 @@ def test_runs_that_cannot_be_compared_are_told(
     found = json.loads((run / "heads.json").read_text())
     found["methods"].reverse()
     (run / "heads.json").write_text(json.dumps(found))
-    assert "the runs rank by fisher, gradient; analyze them by one method first" in refused(small_run, run)
+    assert "the runs rank by fisher, gradient; analyze them with one method first" in refused(small_run, run)
 
 
 def test_several_runs_are_analysed_anew_and_compared(

@@ -146,7 +146,9 @@ def test_a_damaged_file_is_found_before_any_work(
     assert (run / file).read_bytes() != whole
     before = contents(run)
     monkeypatch.setattr("finetune.pipeline.finished_run.start", lambda *args, **kwargs: pytest.fail("the work began"))
-    monkeypatch.setattr("finetune.pipeline.merge.load_received", lambda *args, **kwargs: pytest.fail("the work began"))
+    monkeypatch.setattr(
+        "finetune.pipeline.merge.load_saved_classifier", lambda *args, **kwargs: pytest.fail("the work began")
+    )
     for command in sorted(READ_BY[file]):
         arguments = [{"RUN": str(run), "OTHER": str(other)}.get(part, part) for part in COMMANDS[command]]
         assert main(arguments) == 2, command

@@ -22,19 +22,19 @@ def test_a_finished_run_comes_back_as_it_was(lora_run: Path, tmp_path: Path) -> 
     run = Path(shutil.copytree(lora_run, tmp_path / "moved"))
     before = contents(run)
     found = read_back(run, "head_importance.method=fisher")
-    assert found.folder.path == run
-    assert found.recipe.seed == 4
-    assert found.recipe.head_importance is not None
-    assert found.recipe.head_importance.methods() == ["fisher"]
-    assert {name: len(split) for name, split in found.material.splits.items()} == {
+    assert found.context.folder.path == run
+    assert found.context.recipe.seed == 4
+    assert found.context.recipe.head_importance is not None
+    assert found.context.recipe.head_importance.methods() == ["fisher"]
+    assert {name: len(split) for name, split in found.inputs.splits.items()} == {
         "train": 48, "validation": 40, "test": 40,
     }  # fmt: skip
     scores = json.loads(before["scores.json"])
-    for name, split in found.material.scored().items():
-        values = predict(found.material.classifier, split, batch_size=64, accelerator=found.accelerator).metrics()
+    for name, split in found.inputs.held_out_splits().items():
+        values = predict(found.inputs.classifier, split, batch_size=64, accelerator=found.context.accelerator).metrics()
         assert values["accuracy"] == scores[name]["metrics"]["accuracy"]["value"]
         assert values["loss"] == pytest.approx(scores[name]["loss"], rel=FLOAT32)
-    assert np.bincount(found.material.splits["train"].labels).tolist() == [24, 24]
+    assert np.bincount(found.inputs.splits["train"].labels).tolist() == [24, 24]
     assert contents(run) == before
 
 
@@ -108,8 +108,8 @@ def test_a_base_that_moved_is_named_on_the_command_line(lora_run: Path, tiny_ber
     with pytest.raises(ModelError, match=r"cannot load model '.*gone'"):
         read_back(run)
     found = read_back(run, f"model.model_name_or_path={tiny_bert}")
-    assert found.material.classifier.source is not None
-    assert found.material.classifier.source.name == str(tiny_bert)
+    assert found.inputs.classifier.source is not None
+    assert found.inputs.classifier.source.name == str(tiny_bert)
 
 
 def test_a_tokenizer_of_other_tokens_is_refused(small_run: Path, tmp_path: Path) -> None:
@@ -149,13 +149,13 @@ def test_what_a_machine_lacks_is_changed_on_the_command_line(
     with pytest.raises(TrainingError, match="fp16 needs a GPU"):
         read_back(run, *there)
     found = read_back(run, *there, "training.mixed_precision=no", "evaluation.per_device_eval_batch_size=2")
-    assert found.recipe.training.mixed_precision == "no"
-    assert found.recipe.evaluation.per_device_eval_batch_size == 2
-    assert "Other rows" not in capsys.readouterr().out
+    assert found.context.recipe.training.mixed_precision == "no"
+    assert found.context.recipe.evaluation.per_device_eval_batch_size == 2
+    assert "The rows differ" not in capsys.readouterr().out
     short = rows["test"].read_text().splitlines(keepends=True)[:3]
     rows["test"].write_text("".join(short))
     read_back(run, *there, "training.mixed_precision=no")
-    assert "Other rows than when the run was trained: test." in capsys.readouterr().out
+    assert "The rows differ from those at training: test." in capsys.readouterr().out
     assert contents(run) == before
     assert main(["report", str(run)]) == 0  # which reads no rows
 
@@ -169,7 +169,7 @@ def test_scores_of_an_earlier_version_are_compared_by_their_figures(
         assert "warnings" in found
         del found["warnings"]
         found["interval_note"] = "said in another way"
-    for loss, said in ((scores["test"]["loss"], "the same, to the last digit, as"), (0.5, "different from")):
+    for loss, said in ((scores["test"]["loss"], "identical, to the last digit, to"), (0.5, "different from")):
         scores["test"]["loss"] = loss
         (run / "scores.json").write_text(json.dumps(scores))
         assert main(["evaluate", str(run), "head_importance=null"]) == 0

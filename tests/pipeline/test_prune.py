@@ -24,9 +24,10 @@ from finetune.models.attention_sites import attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import logits_of
 from finetune.models.loading import load_classifier
+from finetune.pipeline.choose_heads import PATIENCE, STEP, most_within, sample_of
 from finetune.pipeline.finished_run import FinishedRun
-from finetune.pipeline.prune import PATIENCE, STEP, Choice, most_within, prune, sample_of
-from finetune.pipeline.recovery import heal
+from finetune.pipeline.prune import prune
+from finetune.pipeline.recovery import recovery_finetune
 from finetune.runs.head_results import HeadAnalysis, PruningResult
 from finetune.runs.json_files import read_json
 from finetune.training.build import build_trainer
@@ -71,7 +72,7 @@ def without_columns(classifier: Classifier, heads: dict[str, list[int]]) -> Tens
 
 
 def accuracy(run: FinishedRun, classifier: Classifier, split: str) -> float:
-    found = predict(classifier, run.material.splits[split], batch_size=64, accelerator=run.accelerator)
+    found = predict(classifier, run.inputs.splits[split], batch_size=64, accelerator=run.context.accelerator)
     return found.metrics()["accuracy"]
 
 
@@ -103,7 +104,7 @@ def test_a_share_is_cut_out_and_computes_what_the_gated_model_does(run: Path) ->
 def test_a_pruned_model_with_adapters_is_read_by_another_process_and_by_transformers(adapted: Path) -> None:
     found = cut(adapted, "--heads", "0.1,1.0,1.2")
     assert found.heads == {"0": [1], "1": [0, 2]}
-    assert found.chosen_by == "named were 0.1, 1.0, 1.2"
+    assert found.chosen_by == "by name: 0.1, 1.0, 1.2"
     own = load_classifier(adapted / "model")
     assert isinstance(own.model, peft.PeftModel)
     expected = without_columns(own, found.heads)
@@ -133,7 +134,7 @@ def test_a_pruned_model_with_adapters_is_read_by_another_process_and_by_transfor
 def test_as_many_go_as_validation_rows_allow(run: Path) -> None:
     found = cut(run, "--keep-within", "0.05")
     opened = read_back(run)
-    classifier = opened.material.classifier
+    classifier = opened.inputs.classifier
     order = read_json(run / "heads.json", HeadAnalysis).methods[0].order
     tried: list[dict[int, list[int]]] = []
     for step in range(1, round(1 / STEP)):
@@ -158,7 +159,7 @@ def test_a_curve_may_dip_but_not_for_long(run: Path, monkeypatch: pytest.MonkeyP
     for scores, kept in (([0.8, 0.5, 0.7, 0.5, 0.5, 0.5], 3), ([0.8, 0.5, 0.5, 0.5, 0.9], 1), ([0.69], 0)):
         left = iter([0.8, *scores, *[0.0] * 9])
         monkeypatch.setattr(
-            "finetune.pipeline.prune.scorer", lambda sample, metric, left=left: lambda gates: next(left)
+            "finetune.pipeline.choose_heads.scorer", lambda sample, metric, left=left: lambda gates: next(left)
         )
         removed, whole = most_within(sample, order, "accuracy", 0.1)
         assert (sum(map(len, removed.values())), whole) == (kept, 0.8)
@@ -201,7 +202,7 @@ def test_another_method_is_taken_from_the_analysis_or_measured(run: Path, monkey
         measured.append(method)
         return read_json(run / "heads.json", HeadAnalysis).methods[1]
 
-    monkeypatch.setattr("finetune.pipeline.prune.measure_importance", measure)
+    monkeypatch.setattr("finetune.pipeline.choose_heads.measure_importance", measure)
     assert "fisher on 48 train rows" in cut(run, "--share", "0.3", "--method", "fisher").chosen_by
     assert measured == []
     shutil.rmtree(run / "pruned")
@@ -216,16 +217,16 @@ def test_healing_trains_all_that_the_run_trained(run: Path) -> None:
     assert found.scores_healed.keys() == found.scores_after.keys() == {"validation", "test"}
     opened = read_back(run)
     heads = {int(layer): gone for layer, gone in found.heads.items()}
-    before = pruned_classifier(opened.material.classifier, heads).base.state_dict()
+    before = pruned_classifier(opened.inputs.classifier, heads).base.state_dict()
     healed = load_classifier(run / "pruned" / "model")
     after = healed.base.state_dict()
     assert before.keys() == after.keys()
     same = [name for name in before if before[name].equal(after[name])]
     assert same == []
-    train = opened.material.splits["train"]
+    train = opened.inputs.splits["train"]
     losses = [
-        predict(model, train, batch_size=64, accelerator=opened.accelerator).metrics()["loss"]
-        for model in (pruned_classifier(opened.material.classifier, heads), healed)
+        predict(model, train, batch_size=64, accelerator=opened.context.accelerator).metrics()["loss"]
+        for model in (pruned_classifier(opened.inputs.classifier, heads), healed)
     ]
     assert losses[1] < losses[0]  # measured: 0.04 after 0.37
     assert not (run / "checkpoints").exists()
@@ -254,9 +255,9 @@ def test_healing_computes_frozen_layers_once_and_compiles_the_others(
     monkeypatch.setattr("finetune.pipeline.prepare.compiled_layers", compile_from)
     for changes in ([], ["training.cache_frozen_layers=true", "training.torch_compile=true"]):
         opened = read_back(run, *changes)
-        pruned = pruned_classifier(opened.material.classifier, {0: [1], 1: [2]})
+        pruned = pruned_classifier(opened.inputs.classifier, {0: [1], 1: [2]})
         before = {name: weight.clone() for name, weight in pruned.base.state_dict().items()}
-        healed.append(heal(opened, pruned, 2).base.state_dict())
+        healed.append(recovery_finetune(opened, pruned, 2).base.state_dict())
     assert (cached, compiled) == ([False, True], [1])
     assert healed[0].keys() == healed[1].keys() == before.keys()
     assert max(float((before[name] - healed[0][name]).abs().max()) for name in before) > 1e-2
@@ -268,7 +269,7 @@ def test_healing_with_lora_trains_new_adapters_and_the_head_and_merges_them(adap
     found = cut(adapted, "--heads", "0.0,1.1", "--heal", "2")
     opened = read_back(adapted)
     heads = {int(layer): gone for layer, gone in found.heads.items()}
-    before = pruned_classifier(opened.material.classifier, heads).base.state_dict()
+    before = pruned_classifier(opened.inputs.classifier, heads).base.state_dict()
     healed = load_classifier(adapted / "pruned" / "model")
     assert not isinstance(healed.model, peft.PeftModel)
     after = healed.base.state_dict()
@@ -284,7 +285,7 @@ def test_healing_with_lora_trains_new_adapters_and_the_head_and_merges_them(adap
 
 
 def test_what_pruning_tells_comes_back(run: Path) -> None:
-    found = prune(run, Choice(heads=[(1, 3)]), method=None, heal_epochs=0, output=run.parent / "new" / "place")
+    found = prune(run, heads=[(1, 3)], output=run.parent / "new" / "place")
     assert read_json(run.parent / "new" / "place" / "pruning.json", PruningResult) == found
     assert {path.name for path in (run.parent / "new" / "place").iterdir()} == {"model", "zeroed", "pruning.json"}
     assert [path.name for path in (run.parent / "new").iterdir()] == ["place"]
@@ -293,20 +294,26 @@ def test_what_pruning_tells_comes_back(run: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--share", "0"], "--share is 0; it is a share of the heads, above 0 and below 1"),
-        (["--share", "1.5"], "--share is 1.5; it is a share"),
-        (["--share", "-0.1"], "--share is -0.1; it is a share"),
-        (["--share", "nan"], "--share is nan; it is a share"),
-        (["--keep-within", "nan"], "--keep-within is nan; it is a distance of scores, 0 or more"),
-        (["--keep-within", "-1"], "--keep-within is -1; it is a distance"),
-        (["--share", "0.5", "--heal", "-1"], "--heal is -1; it counts epochs"),
-        (["--share", "0.01"], "nothing to prune: a share of 0.01 by gradient on 48 train rows; allow more"),
+        (["--share", "0"], "share is 0; it must be above 0 and below 1, as a share of all heads"),
+        (["--share", "1.5"], "share is 1.5; it must be above 0"),
+        (["--share", "-0.1"], "share is -0.1; it must be above 0"),
+        (["--share", "nan"], "share is nan; it must be above 0"),
+        (["--keep-within", "nan"], "keep_within is nan; it must be a difference in score, 0 or more"),
+        (["--keep-within", "-1"], "keep_within is -1; it must be a difference"),
+        (["--share", "0.5", "--heal", "-1"], "heal is -1; it must be a number of epochs, 0 or more"),
+        (
+            ["--share", "0.01"],
+            "nothing to prune: a share of 0.01 by gradient on 48 train rows; increase",
+        ),
         (["--heads", "9.9"], "there is no layer 9; layers are 0 to 1"),
         (["--heads", "1.9"], "layer 1 has no head 9; its heads are 0 to 3"),
-        (["--heads", "0.2,1.1,0.2"], "--heads names 0.2 twice; name each head once"),
+        (["--heads", "0.2,1.1,0.2"], "heads names 0.2 twice; name each head once"),
         (["--heads", "0.0,0.1,0.2,0.3"], "layer 0 would lose all its 4 heads; leave it one"),
-        (["--share", "0.5", "--method", "gradeint"], "--method is 'gradeint'; it must be one of gradient, .*did you"),
-        (["--heads", "0.1", "--method", "gradient"], "--method ranks heads to choose from, but --heads names them"),
+        (["--share", "0.5", "--method", "gradeint"], "method is 'gradeint'; it must be one of gradient, .*did you"),
+        (
+            ["--heads", "0.1", "--method", "gradient"],
+            "method ranks the heads to choose from, but heads names them",
+        ),
     ],
 )
 def test_a_mistake_is_one_message_and_nothing_is_written(
@@ -330,7 +337,7 @@ def test_a_list_of_heads_that_is_none_is_wrong_usage(
     with pytest.raises(SystemExit) as ended:
         main(["prune", str(small_run), "--heads", heads])
     assert ended.value.code == 2
-    assert f"'{heads}' is no list of heads; write layer.head, such as 0.3,2.7" in capsys.readouterr().err
+    assert f"'{heads}' is not a list of heads; write layer.head, such as 0.3,2.7" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_taken_is_left_alone(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -382,7 +389,7 @@ def test_a_run_without_validation_rows_or_analysis(tmp_path: Path, capsys: pytes
     run = finished(tmp_path, content)
     before = contents(run)
     assert main(["prune", str(run), "--keep-within", "0.1"]) == 2
-    assert "--keep-within needs validation rows, and the run has none; use --share" in capsys.readouterr().err
+    assert "keep_within needs validation rows, and the run has none; use share" in capsys.readouterr().err
     assert contents(run) == before
     found = cut(run, "--share", "0.5", "--method", "gradient")
     assert "a share of 0.5 by gradient on 48 train rows" in found.chosen_by

@@ -19,21 +19,17 @@ import yaml
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from accelerate.utils import DistributedType
+from rich.console import Console
 from safetensors.torch import load_file
 
 from finetune.cli import main
 from finetune.errors import TrainingError
 from finetune.out_of_memory import oom_message
-from finetune.pipeline.session import (
-    check_launch,
-    check_shared,
-    describe_processes,
-    hyperparameters,
-    refuse_sharded,
-    start_trackers,
-    with_precision,
-)
+from finetune.pipeline.context import RunContext
+from finetune.pipeline.launch_checks import check_environment, check_launch, check_shared_folder, describe_processes
+from finetune.pipeline.session import hyperparameters, start_trackers, with_precision
 from finetune.recipe import Recipe
+from finetune.runs.run_folder import RunFolder
 from tests.support import ROOT, plain_steps
 from tests.support.finished_runs import SCRATCH, recipe
 from tests.support.helpers import FLOAT32, HANG_SECONDS, TRAINED
@@ -118,7 +114,7 @@ MACHINES = """
 import os, signal, sys
 from pathlib import Path
 from accelerate import Accelerator
-from finetune.pipeline import session
+from finetune.pipeline import launch_checks
 from finetune.cli import main
 from finetune.training.trainer import Trainer
 shared = sys.argv[1]
@@ -129,7 +125,7 @@ def watch(event, arguments):
     if event in changes and str(arguments[0]).startswith(shared) and (event != "open" or arguments[2] & changes[event]):
         print("changed", event, arguments[0], flush=True)
 sys.addaudithook(watch)
-session.DISK_SECONDS = 0.5
+launch_checks.DISK_SECONDS = 0.5
 Accelerator.end_training = lambda self: None  # the next command works with the same group
 optimizer_step = Trainer.optimizer_step
 def signalled(trainer, *step):  # only once, and in one process
@@ -215,13 +211,13 @@ def test_two_machines_run_every_command_or_refuse_it(tmp_path: Path) -> None:
     assert missing in second.stderr
     assert [line for line in first.stderr.splitlines() if missing in line and line.endswith("(on process 1)")]
     for machine in (first, second):  # each tells its own user
-        assert "is not the same folder for all processes (not seen on: " in machine.stderr
-        assert "need an output_dir on a disk that all share" in machine.stderr
+        assert "is not the same folder for all processes (not visible on: " in machine.stderr
+        assert "output_dir must be on a shared disk" in machine.stderr
         for name in ("prune", "merge", "report"):
-            assert f"error: {name} works in one process, and the launcher started 2; call it without" in machine.stderr
+            assert f"error: {name} runs in one process, and the launcher started 2; run it without" in machine.stderr
     assert "Traceback" not in said
     assert "Dry run passed" in first.stdout
-    assert "These scores are the same, to the last digit, as those that the folder held before." in first.stdout
+    assert "These scores are identical, to the last digit, to those in the folder before." in first.stdout
     # Nothing is left of what was refused or tried, and the second machine has caches of its own and wrote nothing else.
     assert {path.name for path in shared.iterdir()} == {"recipe.yaml", "runs"}
     assert [[path.name for path in (tmp_path / f"machine{rank}").iterdir()] for rank in (0, 1)] == [
@@ -231,8 +227,8 @@ def test_two_machines_run_every_command_or_refuse_it(tmp_path: Path) -> None:
     run, stopped = shared / "runs" / "a", shared / "runs" / "stopped"
     # A signal that one process hears stops all after the same step, and what goes on from there ends as if unbroken.
     for machine in (first, second):
-        assert f"stopped by SIGTERM after step 5 of 12, saved in {stopped / 'checkpoints'}; to go on" in machine.stderr
-    assert f"Going on from {stopped / 'checkpoints' / 'step-000005'}, step 5 of 12" in " ".join(first.stdout.split())
+        assert f"stopped by SIGTERM after step 5 of 12, saved in {stopped / 'checkpoints'}; to resume" in machine.stderr
+    assert f"Resuming from {stopped / 'checkpoints' / 'step-000005'} at step 5 of 12." in " ".join(first.stdout.split())
     weights, expected_weights = (load_file(folder / "model" / "model.safetensors") for folder in (stopped, run))
     assert weights.keys() == expected_weights.keys()
     assert all(torch.equal(weight, expected_weights[name]) for name, weight in weights.items())
@@ -262,8 +258,8 @@ def test_a_model_in_shards_is_refused(
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(SCRATCH)))
     assert main(["train", str(tmp_path / "recipe.yaml"), f"output_dir={tmp_path / 'run'}"]) == 2
     said = capsys.readouterr()
-    assert said.err.startswith(f"error: the launcher asks for {name}, but every process must hold the whole model here")
-    assert "start without it (accelerate launch --multi_gpu, or torchrun)" in said.err
+    assert said.err.startswith(f"error: the launcher requests {name}, but every process needs the full model")
+    assert "launch without it (accelerate launch --multi_gpu, or torchrun)" in said.err
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
@@ -281,7 +277,7 @@ def stub(
 def test_only_whole_models_are_trained(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     if kind in {"FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA"}:
-        with pytest.raises(TrainingError, match=f"asks for {kind}, but every process must hold the whole model"):
+        with pytest.raises(TrainingError, match=f"requests {kind}, but every process needs the full model"):
             check_launch(stub(kind=kind))
     else:
         assert kind == "NO" or kind.startswith("MULTI_")
@@ -291,7 +287,9 @@ def test_only_whole_models_are_trained(monkeypatch: pytest.MonkeyPatch, kind: st
 
 def test_processes_that_work_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(TrainingError, match=r"started 2 processes \(WORLD_SIZE\).*write the same folder; use torchrun"):
+    with pytest.raises(
+        TrainingError, match=r"started 2 processes \(WORLD_SIZE\).*write to the same folder; use torchrun"
+    ):
         check_launch(stub())
     check_launch(stub(2, "MULTI_CPU"))
 
@@ -307,7 +305,7 @@ def test_the_processes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     assert describe_processes(stub()) == "1 process, cpu"
     assert describe_processes(stub(4, "MULTI_GPU", "cuda")) == "4 processes, cuda"
-    assert describe_processes(stub(4, "FSDP", "cuda")) == "4 processes, cuda, which share the model out (FSDP 2)"
+    assert describe_processes(stub(4, "FSDP", "cuda")) == "4 processes, cuda, model sharded with FSDP 2"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert describe_processes(stub(4, "MULTI_CPU")) == "4 processes on 2 machines, cpu"
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
@@ -316,8 +314,8 @@ def test_the_processes_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_PORT", "29500")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # what `accelerate launch --cpu --num_processes 2` leaves
     told = describe_processes(stub())
-    assert "was asked for several processes and started one" in told
-    assert "start with accelerate launch --multi_gpu (not --cpu)" in told
+    assert "was called for several processes and started one" in told
+    assert "use accelerate launch --multi_gpu (not --cpu)" in told
 
 
 def test_machines_that_work_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,14 +325,16 @@ def test_machines_that_work_apart_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("MASTER_PORT", raising=False)
     check_launch(stub())  # the shell's own
     monkeypatch.setenv("MASTER_PORT", "29500")  # what `accelerate launch --num_machines 2` sets without --multi_gpu
-    with pytest.raises(TrainingError, match=r"meet at 10\.0\.0\.1, but started one .* the same folder; .* --multi_gpu"):
+    with pytest.raises(
+        TrainingError, match=r"main address 10\.0\.0\.1 but started a single .* the same folder; .* --multi_gpu"
+    ):
         check_launch(stub())
 
 
 def test_one_process_tries_no_disk(accelerator: Accelerator, tmp_path: Path) -> None:
-    check_shared(tmp_path / "file" / "run", accelerator)
+    check_shared_folder(tmp_path / "file" / "run", accelerator)
     assert list(tmp_path.iterdir()) == []
-    refuse_sharded(None)
+    check_environment()
 
 
 def test_what_another_run_puts_beside_it_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,9 +342,9 @@ def test_what_another_run_puts_beside_it_stays(tmp_path: Path, monkeypatch: pyte
         (tmp_path / "runs" / "other").mkdir()
         return objects
 
-    monkeypatch.setattr("finetune.pipeline.session.broadcast_object_list", lambda objects: objects)
-    monkeypatch.setattr("finetune.pipeline.session.gather_object", gather)
-    check_shared(tmp_path / "runs" / "a", SimpleNamespace(num_processes=2, is_main_process=True))
+    monkeypatch.setattr("finetune.pipeline.launch_checks.broadcast_object_list", lambda objects: objects)
+    monkeypatch.setattr("finetune.pipeline.launch_checks.gather_object", gather)
+    check_shared_folder(tmp_path / "runs" / "a", SimpleNamespace(num_processes=2, is_main_process=True))
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]
 
 
@@ -360,8 +360,8 @@ def test_the_run_folder_says_what_auto_meant(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_machines_that_would_train_in_different_precisions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("finetune.pipeline.session.gather_object", lambda found: [*found, "bf16"])
-    with pytest.raises(TrainingError, match=r"would train in bf16 and no: .* name one in training.mixed_precision"):
+    monkeypatch.setattr("finetune.pipeline.launch_checks.gather_object", lambda found: [*found, "bf16"])
+    with pytest.raises(TrainingError, match=r"would train in bf16 and no, .* set one of them in training"):
         check_launch(stub())
 
 
@@ -390,10 +390,14 @@ def given_recipe(**sections: Any) -> Recipe:
     return Recipe.model_validate({"output_dir": "x", **recipe(SCRATCH, **sections)})
 
 
+def context(recipe: Recipe, folder: Path, accelerator: Any) -> RunContext:
+    return RunContext(recipe, RunFolder(folder), accelerator, Console(quiet=True))
+
+
 def test_a_tracker_is_given_every_value_of_the_recipe_but_its_rows() -> None:
     tracker, given = Recorded(), given_recipe(training={"learning_rate": 0.003, "class_weights": {"yes": 2.0}})
     accelerator = Accelerator(cpu=True, log_with=tracker)
-    start_trackers(given, Path("runs/a"), accelerator)
+    start_trackers(context(given, Path("runs/a"), accelerator))
     assert tracker.values == hyperparameters(given)
     assert {type(value) for value in tracker.values.values()} <= {bool, int, float, str}
     assert not any(key.endswith("_rows") for key in tracker.values)
@@ -418,13 +422,14 @@ def test_a_tracker_is_given_every_value_of_the_recipe_but_its_rows() -> None:
 )
 def test_the_project_is_the_run_folder_in_letters_that_trackers_take(folder: str, project: str) -> None:
     names: list[str] = []
-    start_trackers(given_recipe(), Path(folder), SimpleNamespace(init_trackers=lambda name, config: names.append(name)))
+    tracker = SimpleNamespace(init_trackers=lambda name, config: names.append(name))
+    start_trackers(context(given_recipe(), Path(folder), tracker))
     assert names == [project]
 
 
 def test_tensorboard_takes_them(tmp_path: Path) -> None:
     accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=str(tmp_path))
-    start_trackers(given_recipe(), tmp_path / "a run", accelerator)
+    start_trackers(context(given_recipe(), tmp_path / "a run", accelerator))
     accelerator.log({"loss": 1.0}, step=1)
     accelerator.end_training()
     (written,) = tmp_path.rglob("hparams.yml")

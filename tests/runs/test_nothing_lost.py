@@ -56,7 +56,7 @@ def test_a_failing_head_analysis_costs_no_scores(
     before = contents(run)
     (run / "predictions.parquet").unlink()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("finetune.pipeline.analyze_heads.analyze_heads", fail_with(error))
+        patch.setattr("finetune.heads.analysis.analyze_heads", fail_with(error))
         assert main(["evaluate", str(run)]) == 0
     shown = capsys.readouterr()
     assert said in shown.out
@@ -76,7 +76,7 @@ def test_a_failing_head_analysis_costs_no_scores(
 def test_a_run_whose_head_analysis_fails_is_finished(
     small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("finetune.pipeline.analyze_heads.analyze_heads", fail_with(ModelError("no gate fits here")))
+    monkeypatch.setattr("finetune.heads.analysis.analyze_heads", fail_with(ModelError("no gate fits here")))
     run = tmp_path / "run"
     assert main(["train", str(small_recipe), f"output_dir={run}"]) == 0
     assert "The head analysis failed: no gate fits here" in capsys.readouterr().out
@@ -93,13 +93,13 @@ def test_a_dry_run_tries_every_method_on_a_few_rows(
     small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[Any] = []
-    from finetune.pipeline.analyze_heads import analyze_heads
+    from finetune.heads.analysis import analyze_heads
 
     def analyse(*args: Any, **kwargs: Any) -> Any:
         asked.append(args[2])
         return analyze_heads(*args, **kwargs)
 
-    monkeypatch.setattr("finetune.pipeline.analyze_heads.analyze_heads", analyse)
+    monkeypatch.setattr("finetune.heads.analysis.analyze_heads", analyse)
     assert main(["train", str(small_recipe), f"output_dir={tmp_path / 'dry'}", "--dry-run"]) == 0
     assert [section.methods() for section in asked] == [["gradient", "fisher"]]
     assert asked[0].max_samples <= 8

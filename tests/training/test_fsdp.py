@@ -109,7 +109,7 @@ def test_a_run_on_shares_is_that_of_one_process(started: tuple[Path, Done], name
     folder, done = started
     two, one = folder / name, folder / "one" / name
     assert done.stdout.count("code 0\n") == 4, done.stdout + done.stderr  # two runs; the third was killed
-    assert "2 processes, cpu, which share the model out (FSDP 2)" in done.stdout
+    assert "2 processes, cpu, model sharded with FSDP 2" in done.stdout
     whole = [f"output_dir={one}", "training.per_device_train_batch_size=2"]
     train(load_recipe(folder / f"recipes-{name}" / "recipe.yaml", whole))
     assert len(entries(one)) == 5

@@ -1,0 +1,86 @@
+"""Build the classifier that a recipe describes."""
+
+from __future__ import annotations
+
+from finetune.data.splits import LabeledSplits
+from finetune.data.tokenization import word_tokenizer
+from finetune.errors import ModelError
+from finetune.models.building import new_classifier, pretrained_classifier
+from finetune.models.classifier import Classifier
+from finetune.models.lora import Lora
+from finetune.models.pretrained import Source, load_tokenizer
+from finetune.recipe import ModelSection, PeftSection, Recipe
+
+_DEFAULT_VOCAB_SIZE = 30_000
+
+
+def build_classifier(recipe: Recipe, splits: LabeledSplits) -> Classifier:
+    """Return the recipe's classifier for the labels of these splits, before training."""
+    if recipe.model.model_name_or_path is None:
+        return _build_untrained(recipe, splits)
+    source = checkpoint_source(recipe.model)
+    return pretrained_classifier(
+        source,
+        load_tokenizer(source),
+        label_names=splits.label_names,
+        problem_type=recipe.task.problem_type,
+        max_length=recipe.data.max_length,
+        lora=None if recipe.peft is None else lora_settings(recipe.peft),
+        freeze_embeddings=recipe.training.freeze_embeddings,
+        freeze_layers=recipe.training.freeze_layers,
+        allow_missing_weights=recipe.model.allow_missing_weights,
+    )
+
+
+def _build_untrained(recipe: Recipe, splits: LabeledSplits) -> Classifier:
+    """Return a classifier with random weights, and a tokenizer of the words in the training rows."""
+    model = recipe.model
+    if recipe.peft is not None:
+        raise ModelError(
+            "peft adapts pretrained weights, but model.model_type builds a model with random weights; remove the peft "
+            "section"
+        )
+    assert model.model_type is not None
+    vocab_size = model.config_overrides.get("vocab_size", _DEFAULT_VOCAB_SIZE)
+    if not isinstance(vocab_size, int) or vocab_size < 3:
+        raise ModelError(
+            f"model.config_overrides.vocab_size is {vocab_size}; it must be an integer of at least 3, as two tokens "
+            "are reserved"
+        )
+    tokenizer = word_tokenizer(splits.training_texts(), vocab_size)
+    return new_classifier(
+        model.model_type,
+        model.config_overrides,
+        tokenizer,
+        label_names=splits.label_names,
+        problem_type=recipe.task.problem_type,
+        max_length=recipe.data.max_length,
+    )
+
+
+def checkpoint_source(model: ModelSection) -> Source:
+    """Return where the recipe's checkpoint is and how to load it."""
+    assert model.model_name_or_path is not None
+    return Source(
+        model.model_name_or_path,
+        model.revision,
+        model.dtype,
+        model.attn_implementation,
+        model.use_safetensors,
+        model.trust_remote_code,
+    )
+
+
+def lora_settings(adapters: PeftSection) -> Lora:
+    """Return the recipe's LoRA settings."""
+    return Lora(
+        r=adapters.r,
+        lora_alpha=adapters.lora_alpha,
+        lora_dropout=adapters.lora_dropout,
+        roles=adapters.target_modules,
+        use_rslora=adapters.use_rslora,
+        use_dora=adapters.use_dora,
+        init_lora_weights=adapters.init_lora_weights,
+        layers=adapters.layers_to_transform,
+        rank_pattern=adapters.rank_pattern,
+    )

@@ -1,0 +1,95 @@
+"""Choose the heads to prune from a finished run: by share, by validation score, or by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from finetune.heads.estimate import Head
+from finetune.heads.gated_forward import GatedRows, sample_rows
+from finetune.heads.methods import measure_importance
+from finetune.heads.pruning import heads_to_prune
+from finetune.heads.pruning_curve import gates_without, scorer
+from finetune.models.attention_sites import attention_sites
+from finetune.pipeline.finished_run import FinishedRun
+from finetune.pipeline.head_choice import HeadChoice
+from finetune.recipe import HeadImportanceSection
+from finetune.runs.head_results import HeadScores
+from finetune.runs.run_files import read_heads
+
+STEP = 0.05  # distance between the shares that are tried for `keep_within`
+PATIENCE = 3  # consecutive shares that may score too low: a curve can dip and recover
+
+
+def choose_heads(run: FinishedRun, choice: HeadChoice) -> tuple[dict[int, list[int]], str]:
+    """Return the heads to prune, by layer, and a description of how they were chosen."""
+    share, keep_within, heads = choice.get("share"), choice.get("keep_within"), choice.get("heads")
+    if heads is not None:
+        named: dict[int, list[int]] = {}
+        for layer, head in heads:
+            named.setdefault(layer, []).append(head)
+        return named, f"by name: {', '.join(f'{layer}.{head}' for layer, head in heads)}"
+    ranking = _ranking(run, choice.get("method"))
+    origin = f"{ranking.method} on {ranking.rows} {ranking.split} rows"
+    if share is not None:
+        sites = attention_sites(run.inputs.classifier.base)
+        return heads_to_prune(ranking.order, sites, share), f"a share of {share:g} by {origin}"
+    assert keep_within is not None
+    metric = run.context.recipe.metric_names()[0]
+    removed, full_score = most_within(sample_of(run, "validation"), ranking.order, metric, keep_within)
+    rule = f"as many as keep validation {metric} within {keep_within:g} of {abs(full_score):.4f}"
+    return removed, f"{rule}, by {origin}"
+
+
+def most_within(
+    sample: GatedRows, order: Sequence[Head], metric: str, distance: float
+) -> tuple[dict[int, list[int]], float]:
+    """Return the largest set of heads whose removal lowers the metric by at most `distance`, and the full score.
+
+    Shares rise in steps of STEP until PATIENCE consecutive ones score too low. Error metrics are negated.
+    """
+    score = scorer(sample, metric)
+    best: dict[int, list[int]] = {}
+    full_score, last, missed = score(sample.gates()), best, 0
+    for step in range(1, round(1 / STEP)):
+        removed = heads_to_prune(order, sample.sites, step * STEP)
+        if removed == last:  # with few heads a step may add none
+            continue
+        last = removed
+        value = score(gates_without(sample, [(layer, head) for layer, heads in removed.items() for head in heads]))
+        if value >= full_score - distance - 1e-9:  # 0.8 - 0.1 is slightly more than 0.7
+            best, missed = removed, 0
+        else:
+            missed += 1
+        if missed == PATIENCE:
+            break
+    return best, full_score
+
+
+def sample_of(run: FinishedRun, split: str, max_rows: int | None = None) -> GatedRows:
+    """Return a sample of at most `max_rows` of a split's rows; None: all of them."""
+    recipe, inputs = run.context.recipe, run.inputs
+    rows = np.array(sample_rows(len(inputs.splits[split]), max_rows, recipe.seed))
+    batch_size = recipe.evaluation.per_device_eval_batch_size
+    return GatedRows(inputs.classifier, inputs.splits[split], split, rows, batch_size, run.context.accelerator)
+
+
+def _ranking(run: FinishedRun, method: str | None) -> HeadScores:
+    """Return the ranking from the run's analysis, or measure it; never one from test rows."""
+    recipe, folder = run.context.recipe, run.context.folder
+    if folder.heads.is_file():
+        rankings = read_heads(folder).methods
+        method = method or rankings[0].method
+        for ranking in rankings:
+            if ranking.method == method and ranking.split != "test":
+                return ranking
+    settings = recipe.head_importance or HeadImportanceSection()
+    split = settings.split if settings.split != "test" else "train"
+    return measure_importance(
+        sample_of(run, split, settings.max_samples),
+        method or settings.methods()[0],
+        steps=settings.integration_steps,
+        seed=recipe.seed,
+        max_seconds=settings.max_seconds,
+    )

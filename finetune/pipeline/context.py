@@ -1,0 +1,47 @@
+"""What the stages of a run pass on to each other: the run's context and its inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+from rich.console import Console
+
+from finetune.data.tokenization import EncodedSplit
+from finetune.models.classifier import Classifier
+from finetune.recipe import Recipe
+from finetune.report.terminal import print_line
+from finetune.runs.results import SplitSummary
+from finetune.runs.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """A run in progress: its recipe, its folder, its processes, and the console of the main process."""
+
+    recipe: Recipe
+    folder: RunFolder
+    accelerator: Accelerator
+    console: Console
+
+    def print_line(self, text: str) -> None:
+        """Print one line on the main process."""
+        print_line(self.console, text)
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """The classifier of a run, its encoded splits, and a summary of each split."""
+
+    classifier: Classifier
+    splits: dict[str, EncodedSplit]
+    summary: dict[str, SplitSummary]
+
+    def held_out_splits(self) -> dict[str, EncodedSplit]:
+        """Return the splits that are scored: all except the training rows."""
+        return {name: split for name, split in self.splits.items() if name != "train"}
+
+    def sample_texts(self, count: int = 8) -> list[tuple[str, ...]]:
+        """Return the texts of the first training rows, on which two classifiers are compared."""
+        columns = self.splits["train"].texts[:count]
+        return list(zip(*columns.values(), strict=True))
