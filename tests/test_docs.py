@@ -52,6 +52,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     for recipe in (ROOT / "recipes").glob("*.yaml"):
         (work / "recipes" / recipe.name).write_text(replaced(recipe.read_text(), bert))
     _write_rows(work / "sentences.csv")
+    _write_rows(work / "more.csv", 20)
     results = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(work)
@@ -65,6 +66,19 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_block_runs(document: str, ran: dict[str, Result]) -> None:
     assert ran[document].failures == []
+
+
+def _without_numbers(line: str) -> str:
+    return re.sub(r"\d[\d.]*", "#", re.sub(r"\S*/(?=runs/)", "", line)).strip()
+
+
+def test_the_sample_output_is_what_is_printed(ran: dict[str, Result]) -> None:
+    sample = next(block.text for block in blocks("README.md") if block.language == "text").splitlines()
+    printed = {
+        _without_numbers(line) for line in ran["README.md"].outputs["finetune train recipes/toy.yaml"].splitlines()
+    }
+    assert len(sample) > 5
+    assert [line for line in sample if line != "..." and _without_numbers(line) not in printed] == []
 
 
 def test_as_much_ran_as_should(ran: dict[str, Result]) -> None:

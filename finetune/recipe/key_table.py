@@ -57,7 +57,7 @@ def _is_section(field: Mapping[str, Any]) -> bool:
 
 
 def _default(field: Mapping[str, Any]) -> str:
-    return f"`{json.dumps(field['default'])}`" if "default" in field else "required"
+    return f"`{json.dumps(field['default'])}`" if "default" in field else "see there"
 
 
 def _type(field: Mapping[str, Any]) -> str:

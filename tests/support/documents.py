@@ -46,6 +46,7 @@ REPLACED = {
 SKIPPED = {
     "make install": "installs packages from the network; every test runs in what it installs",
     "pip install": "installs packages from the network",
+    "source": "a shell's own command",
     "torchrun": "starts processes; tests/pipeline and tests/training start them with torchrun",
     "accelerate launch --multi_gpu": "starts processes; tests/pipeline starts them",
     "accelerate launch --config_file": "starts processes under FSDP; tests/training starts them",
@@ -68,11 +69,12 @@ class Block:
 
 @dataclass
 class Result:
-    """What came of the blocks: commands, scripts and recipes run; skips by their key; failures as text."""
+    """What came of the blocks: commands, scripts and recipes run; skips by their key; failures; what commands printed."""
 
     run: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
+    outputs: dict[str, str] = field(default_factory=dict)
 
 
 def blocks(document: str) -> list[Block]:
@@ -136,6 +138,7 @@ def _run_command(command: str, result: Result) -> None:
         if code != 0:
             raise RuntimeError(f"`{plain}` ended with {code}: {output.getvalue()[-600:]}")
         result.run[f"finetune {words[1]}"] += 1
+        result.outputs[plain] = output.getvalue()
     elif words[:2] == ["cat", ">"]:
         Path(words[2]).write_text("\n".join(command.splitlines()[1:-1]) + "\n", encoding="utf-8")
         result.run["cat"] += 1
