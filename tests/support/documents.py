@@ -41,6 +41,7 @@ REPLACED = {
     "(1, 2, 3, 4, 5)": "(1,)",
     "num_train_epochs=6": "num_train_epochs=1",
     "data.max_train_samples=2400": "data.max_train_samples=60",
+    "data.max_train_samples=200": "data.max_train_samples=60 training.max_steps=8",
 }
 # The beginning of a command, or a whole YAML file's name -> why it is not run.
 SKIPPED = {
@@ -69,7 +70,7 @@ class Block:
 
 @dataclass
 class Result:
-    """What came of the blocks: commands, scripts and recipes run; skips by their key; failures; what commands printed."""
+    """What came of the blocks: what was run, skips by their key, failures, and what commands printed."""
 
     run: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
