@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from finetune.data.tokenization import EncodedSplit, as_arrow
 from finetune.evaluation.prediction import Predictions
-from finetune.runs.atomic_files import report_write_errors, temporary_path
+from finetune.runs.atomic_files import atomic_file
 
 
 def predictions_table(
@@ -55,7 +55,5 @@ def write_predictions(path: Path, tables: Sequence[pa.Table]) -> None:
     Raises:
         TrainingError: the disk is full or read-only.
     """
-    with report_write_errors(path):
-        temporary = temporary_path(path)
+    with atomic_file(path) as temporary:
         pq.write_table(pa.concat_tables(tables), temporary)
-        temporary.replace(path)

@@ -14,7 +14,7 @@ from finetune.errors import ModelError
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import check_same_logits, logits_of
 from finetune.models.lora import as_plain_lora
-from finetune.runs.json_files import write_text
+from finetune.runs.atomic_files import write_text
 
 INFO_FILE = "classifier.json"  # next to the weights: what config.json has no key for
 

@@ -31,7 +31,7 @@ def analyze_heads(path: str | Path, overrides: Sequence[str] = ()) -> HeadAnalys
         overrides: to the run's recipe, as `section.key=value`.
 
     Raises:
-        FinetuneError: the folder holds no finished run, one of its files is damaged, or an override is wrong.
+        FinetuneError: the folder contains no finished run, one of its files is damaged, or an override is wrong.
     """
     with open_run(Path(path), overrides) as run:
         context = run.context

@@ -20,8 +20,7 @@ from finetune.pipeline.finished_run import finished_folder, open_run
 from finetune.report import read_record, write_report
 from finetune.report.terminal import print_heads, print_scores
 from finetune.runs.json_files import write_json
-from finetune.runs.results import SplitScores
-from finetune.runs.run_files import HeadFailure
+from finetune.runs.results import HeadFailure, SplitScores
 
 
 @report_out_of_memory()

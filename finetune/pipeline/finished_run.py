@@ -47,7 +47,7 @@ def open_run(path: Path, overrides: Sequence[str] = (), *, read_only_ok: bool = 
         read_only_ok: the folder may be one that cannot be written.
 
     Raises:
-        FinetuneError: the folder holds no finished run, one of its files is damaged, its data can no longer be read,
+        FinetuneError: the folder is not a finished run, one of its files is damaged, its data can no longer be read,
             or another process holds its lock.
     """
     folder = finished_folder(path)
@@ -73,7 +73,7 @@ def finished_folder(path: Path) -> RunFolder:
     required = (folder.recipe, folder.environment, folder.data, folder.training, folder.model)
     missing = [file.name for file in required if not file.exists()]
     if missing:
-        raise DataError(f"{path} holds no finished run (no {', '.join(missing)}); name the folder that `train` wrote")
+        raise DataError(f"{path} is not a finished run (no {', '.join(missing)}); name the folder that `train` wrote")
     return folder
 
 

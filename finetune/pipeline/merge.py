@@ -10,7 +10,7 @@ from finetune.models.pretrained import quiet_libraries
 from finetune.pipeline.finished_run import finished_folder, finished_recipe, load_saved_classifier
 from finetune.report.progress import stage
 from finetune.runs.locks import locked_folder
-from finetune.runs.ownership import atomic_new_dir, lock_new_dir
+from finetune.runs.new_dirs import atomic_new_dir, lock_new_dir
 
 _TEXTS = [("one short text",), ("another text, which is a little longer than the first",)]
 
@@ -23,7 +23,7 @@ def merge(path: str | Path, overrides: Sequence[str] = (), *, output: Path | Non
         output: the folder to write; None: `merged` in the run folder.
 
     Raises:
-        FinetuneError: the folder holds no finished run, or the output folder is not empty.
+        FinetuneError: the folder contains no finished run, or the output folder is not empty.
     """
     quiet_libraries()
     folder = finished_folder(Path(path))

@@ -25,7 +25,7 @@ from finetune.report.progress import stage
 from finetune.report.terminal import print_pruning
 from finetune.runs.head_results import PruningResult
 from finetune.runs.json_files import write_json
-from finetune.runs.ownership import atomic_new_dir, check_dir_is_free, lock_new_dir
+from finetune.runs.new_dirs import atomic_new_dir, check_dir_is_free, lock_new_dir
 from finetune.runs.run_files import read_heads
 
 _SPEED_ROWS = 256

@@ -19,10 +19,11 @@ from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.prepare import layers_compiled
 from finetune.pipeline.session import start_trackers
 from finetune.report.progress import stage
-from finetune.runs.atomic_files import report_write_errors
+from finetune.runs.atomic_files import atomic_replace_dir, report_write_errors
 from finetune.runs.json_files import append_line, write_json
-from finetune.runs.ownership import atomic_replace_dir, delete_previous_run, truncate_history
+from finetune.runs.ownership import delete_previous_run
 from finetune.runs.results import TrainingResult, TrainingSpeed
+from finetune.runs.run_files import truncate_history
 from finetune.signals import stop_after_step
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.checkpoints import (

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from finetune.recipe import Recipe
 from finetune.report.figures import confusion_heatmap, head_heatmap, loss_curve, plotly_script, pruning_curves
 from finetune.report.run_record import RunRecord, read_record
-from finetune.runs.json_files import write_text
+from finetune.runs.atomic_files import write_text
 from finetune.runs.results import MetricValue, format_number
 from finetune.runs.run_folder import RunFolder
 

@@ -77,7 +77,7 @@ def print_scores(console: Console, scores: Mapping[str, SplitScores], summary: M
     table.add_row("loss", *(f"{found.loss:.4f}" for found in scores.values()))
     console.print(table)
     for split, found in scores.items():
-        for note in (summary[split].memory_note(split), found.interval_note and f"{split}: {found.interval_note}."):
+        for note in (summary[split].overlap_note(split), found.interval_note and f"{split}: {found.interval_note}."):
             if note:
                 print_line(console, f"[yellow]{note}[/]")
         for warning in found.warnings:

@@ -1,1 +1,1 @@
-"""What a run leaves on disk. Imports no torch."""
+"""The files of a run: their paths, their content, and how they are written, read and locked. Imports no torch."""

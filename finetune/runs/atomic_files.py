@@ -1,64 +1,106 @@
-"""Files that are whole or absent: written aside, brought to disk, and sealed with a checksum each.
-
-A sealed folder holds a mark, `COMPLETE`, written last: the kind and version of the folder, and size and SHA-256 of
-every file in it. Without the mark a folder is unfinished; with it, what was cut or altered since is recognised.
-"""
+"""Atomic writing: a file or folder is written under a temporary name and then renamed, so it is never half written."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from finetune.errors import TrainingError
 
-COMPLETE_MARKER = "COMPLETE"
+_FIX = "free disk space or name another folder, and start again"
 
 
 @contextmanager
-def report_write_errors(
-    path: Path, repair: str = "make room or name another folder, and start again"
-) -> Iterator[None]:
-    """Turn what a full disk or a read-only folder raises into one message about `path`.
+def report_write_errors(path: Path, fix: str = _FIX) -> Iterator[None]:
+    """Turn an error that a full or read-only disk raises in the block into one message about `path`.
 
     Raises:
-        TrainingError: writing failed within.
+        TrainingError: writing failed in the block.
     """
     try:
         yield
     except Exception as error:
-        if not _write_failed(error):
+        if not _is_write_error(error):
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise TrainingError(f"cannot write {path}: {reason}; {repair}") from error
+        raise TrainingError(f"cannot write {path}: {reason}; {fix}") from error
 
 
-def _write_failed(error: Exception) -> bool:
-    # safetensors and tokenizers raise errors of their own that end as Rust's do, torch's writer a RuntimeError.
-    said = str(error)
-    torch_writer = "PytorchStreamWriter" in said or "inline_container" in said
-    return isinstance(error, OSError) or "(os error " in said or (isinstance(error, RuntimeError) and torch_writer)
+def _is_write_error(error: Exception) -> bool:
+    # safetensors and tokenizers raise their own classes with Rust's message; torch.save raises a RuntimeError.
+    message = str(error)
+    torch_writer = "PytorchStreamWriter" in message or "inline_container" in message
+    return isinstance(error, OSError) or "(os error " in message or (isinstance(error, RuntimeError) and torch_writer)
 
 
-def temporary_path(path: Path) -> Path:
-    """Return the place beside `path` where a file is written before it takes the place of `path`.
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; it is renamed to `path` at the end, and removed on any error.
 
-    What lies there is removed: a killed process left it, or it is a symbolic link in a folder that somebody else made,
-    through which another file would be overwritten.
+    A file that already has the temporary name is removed first: it is left from a process that was killed, or it is a
+    symbolic link that somebody else made, and writing through it would overwrite another file.
+
+    Raises:
+        TrainingError: the disk is full or read-only.
     """
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.unlink(missing_ok=True)
-    return aside
+    with report_write_errors(path):
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.unlink(missing_ok=True)
+        try:
+            yield temporary
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically.
+
+    Raises:
+        TrainingError: the disk is full or read-only.
+    """
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def atomic_replace_dir(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder to write to; it replaces `target` at the end, and is removed on any error.
+
+    The old content of `target` exists, possibly under another name, until the new content is complete.
+
+    Raises:
+        TrainingError: the disk is full or read-only.
+    """
+    temporary, old = (target.with_name(f".{target.name}.{suffix}") for suffix in ("tmp", "old"))
+    try:
+        with report_write_errors(target):
+            shutil.rmtree(temporary, ignore_errors=True)  # left from a process that was killed
+            temporary.mkdir(parents=True)
+            yield temporary
+            for path in (*temporary.iterdir(), temporary):
+                fsync_path(path)
+            if target.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                target.rename(old)
+            temporary.replace(target)
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def fsync_path(path: Path) -> None:
-    """Return only when a file, or the list of a folder's files, lies on the disk itself.
+    """Flush a file, or a folder's list of files, to the disk.
 
-    Windows opens no folder, and flushes a file only where it may be written to.
+    Windows cannot open a folder, and flushes a file only through a handle that may write to it.
     """
     windows = sys.platform == "win32"
     if windows and path.is_dir():
@@ -68,49 +110,3 @@ def fsync_path(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def mark_complete(folder: Path, kind: str, version: int) -> None:
-    """Bring all files of a folder to disk, and mark it complete."""
-    files = {}
-    for file in sorted(folder.iterdir()):
-        fsync_path(file)
-        files[file.name] = {"bytes": file.stat().st_size, "sha256": _checksum(file)}
-    mark = folder / COMPLETE_MARKER
-    mark.write_text(json.dumps({"kind": kind, "version": version, "files": files}, indent=1) + "\n")
-    fsync_path(mark)
-    fsync_path(folder)
-
-
-def find_damage(folder: Path, kind: str, version: int) -> str | None:
-    """Return what keeps a folder from being read as a sealed one of this kind and version, None if nothing does."""
-    if not folder.is_dir():
-        return "there is no such folder"
-    if not (folder / COMPLETE_MARKER).is_file():
-        return f"it has no {COMPLETE_MARKER} mark, so it was never finished"
-    try:
-        mark = json.loads((folder / COMPLETE_MARKER).read_text(encoding="utf-8"))
-        found, files = (mark["kind"], mark["version"]), dict(mark["files"])
-        sizes = {name: int(facts["bytes"]) for name, facts in files.items()}
-        sums = {name: str(facts["sha256"]) for name, facts in files.items()}
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"its {COMPLETE_MARKER} mark cannot be read: damaged, or of another version"
-    if found != (kind, version):
-        return f"it is a {found[0]} of version {found[1]}, and a {kind} of version {version} is asked for"
-    for name, size in sizes.items():
-        file = folder / name
-        try:
-            if not file.is_file():
-                return f"{name} is missing"
-            if file.stat().st_size != size:
-                return f"{name} has {file.stat().st_size} bytes instead of {size}"
-            if _checksum(file) != sums[name]:
-                return f"{name} was altered: its checksum is another"
-        except OSError as error:
-            return f"{name} cannot be read: {error.strerror}"
-    return None
-
-
-def _checksum(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

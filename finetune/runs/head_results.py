@@ -1,4 +1,4 @@
-"""What head analysis finds, as it lies in `heads.json`. Imports no torch.
+"""The results of head analysis and pruning, as stored in `heads.json` and `pruning.json`.
 
 L layers, H heads
 """
@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 from finetune.runs.results import ModelCost
 
-Table = list[list[float | None]]  # (L, H); None where a layer lacks the head
+HeadTable = list[list[float | None]]  # (L, H); None if a layer does not have the head
 
 
 @dataclass(frozen=True)
 class HeadCell:
-    """One head's importance; the standard error is None where the method gives none."""
+    """The importance of one head; the standard error is None if the method gives none."""
 
     layer: int
     head: int
@@ -24,42 +24,42 @@ class HeadCell:
 
 @dataclass(frozen=True)
 class TauValue:
-    """Kendall's tau of two tables of heads and its 95 % interval; None where it is not defined."""
+    """Kendall's tau between two rankings of the heads, and its 95 % interval; None if it is undefined."""
 
     value: float | None
     low: float | None = None
     high: float | None = None
 
     def text(self) -> str:
-        """Return "0.41 [0.28, 0.54]", or "not defined"."""
+        """Return "0.41 [0.28, 0.54]", or "undefined"."""
         if self.value is None:
-            return "not defined"
+            return "undefined"
         bounds = "" if self.low is None or self.high is None else f" [{self.low:.2f}, {self.high:.2f}]"
         return f"{self.value:.2f}{bounds}"
 
 
 @dataclass(frozen=True)
 class HeadScores:
-    """Importance of every head by one method, higher for heads that matter more.
+    """The importance of every head by one method; a higher value means a more important head.
 
     Attributes:
-        formula: what the values are.
-        split, rows: where they were measured.
+        formula: formula of the values.
+        split, rows: the split and number of rows that the values were measured on.
         values, standard_errors: (L, H).
-        order: all heads as [layer, head], least important first; a layer's last head goes at the end.
-        seconds: what measuring took.
-        stability: tau between rankings from different rows: over halvings of the rows the mean and the central 95 %,
-            over pairs of folds the mean, the lowest and the highest.
-        note: what must be known of these values.
-        errors_over: what the errors are over: rows, or folds of them that were learned apart.
+        order: all heads as [layer, head], least important first; the last head of each layer comes at the end.
+        seconds: duration of the measurement.
+        stability: tau between rankings from different subsets of rows: the mean and the central 95 % over random halves
+            of the rows, or the mean, minimum and maximum over pairs of folds.
+        note: a limitation that a reader of the values must know.
+        errors_over: the unit of the standard errors: "rows", or the folds whose rankings were learned separately.
     """
 
     method: str
     formula: str
     split: str
     rows: int
-    values: Table
-    standard_errors: Table
+    values: HeadTable
+    standard_errors: HeadTable
     order: list[tuple[int, int]]
     seconds: float = 0.0
     stability: TauValue | None = None
@@ -67,17 +67,19 @@ class HeadScores:
     errors_over: str = "rows"
 
     def stability_note(self) -> str:
-        """Return how far rankings from different rows agree, in words, or ""."""
+        """Return a sentence on the agreement of rankings from different rows, or ""."""
         if self.stability is None or self.stability.value is None:
             return ""
         if self.errors_over == "rows":
-            rows, bounds = "two random halves of the rows", "in brackets the central 95 % of halvings"
+            rows, bounds = "two random halves of the rows", "the central 95 % of random splits"
         else:
-            rows, bounds = f"each two of the {self.errors_over}", "in brackets the lowest and the highest"
-        return f"Rankings from {rows} agree with Kendall's tau {self.stability.text()}; {bounds}"
+            rows, bounds = f"pairs of the {self.errors_over}", "minimum and maximum"
+        return (
+            f"Kendall's tau between rankings from {rows} is {self.stability.text()} on average (in brackets: {bounds})"
+        )
 
     def sorted_by_value(self) -> list[HeadCell]:
-        """Return all heads that have a value, the highest first."""
+        """Return all heads that have a value, highest value first."""
         cells = [
             HeadCell(layer, head, value, error)
             for layer, (values, errors) in enumerate(zip(self.values, self.standard_errors, strict=True))
@@ -87,16 +89,17 @@ class HeadScores:
         return sorted(cells, key=lambda cell: -cell.value)
 
     def most_important_first(self) -> list[HeadCell]:
-        """Return all heads that have a value in the reverse of the order in which they would be removed."""
+        """Return all heads that have a value, in the reverse of the order in which they would be removed."""
         cells = {(cell.layer, cell.head): cell for cell in self.sorted_by_value()}
         return [cells[layer, head] for layer, head in reversed(self.order) if (layer, head) in cells]
 
 
 @dataclass(frozen=True)
 class PruningCurve:
-    """Scores as heads go in the order of a method: at each share removed, and their mean over the shares.
+    """The scores when heads are removed in the order of a method, at each share of heads removed, and their mean.
 
-    `reverse` is the mean when the most important go first: the further below, the more the ranking tells.
+    `reverse` is the mean when the most important heads are removed first. The lower it is, the more informative the
+    ranking.
     """
 
     method: str
@@ -107,7 +110,13 @@ class PruningCurve:
 
 @dataclass(frozen=True)
 class RandomBand:
-    """Scores as heads go in random order: the mean, lowest and highest of several orders at each share."""
+    """The scores when heads are removed in random order: mean, minimum and maximum of several orders at each share.
+
+    Attributes:
+        mean: mean score over all shares and orders.
+        spread: standard deviation of the orders' means; None for one order.
+        highest_mean: the best mean of one order.
+    """
 
     orders: int
     mean_scores: list[float]
@@ -120,12 +129,12 @@ class RandomBand:
 
 @dataclass(frozen=True)
 class PruningCurves:
-    """How well rankings foretell what removal does, on rows that no ranking saw.
+    """Pruning curves of all methods, measured on rows that were not used for the rankings.
 
     Attributes:
-        metric: what is scored; higher is better, errors are negated.
+        metric: the metric of the scores; higher is better, error metrics are negated.
         whole: the score with all heads.
-        shares: of heads removed, for every curve.
+        shares: the shares of heads removed, the same for every curve.
     """
 
     metric: str
@@ -139,7 +148,7 @@ class PruningCurves:
 
 @dataclass(frozen=True)
 class RankAgreement:
-    """How far two methods rank the heads alike."""
+    """The agreement of two rankings of the heads."""
 
     first: str
     second: str
@@ -148,14 +157,14 @@ class RankAgreement:
 
 @dataclass(frozen=True)
 class HeadTest:
-    """What removal of one head alone does to the rows that are right, paired row by row.
+    """The effect of removing one head alone, with a paired test over the rows.
 
     Attributes:
-        change: accuracy without the head minus accuracy with it (regression: rise of the mean squared error).
+        change: accuracy without the head minus accuracy with it (regression: increase of the mean squared error).
         low, high: 95 % bootstrap interval of the change.
-        lost, gained: rows that only the whole model, only the model without the head, gets right.
-        p_value: McNemar's exact test (regression: Wilcoxon's signed-rank test).
-        p_holm: the same, corrected for having tested all heads (Holm 1979).
+        lost, gained: number of rows that become wrong, or right, without the head.
+        p_value: p-value of McNemar's exact test (regression: Wilcoxon's signed-rank test).
+        p_holm: the p-value corrected for the number of heads tested (Holm 1979).
     """
 
     layer: int
@@ -171,7 +180,7 @@ class HeadTest:
 
 @dataclass(frozen=True)
 class LeaveOneOut:
-    """Every head removed alone, on rows that no ranking saw."""
+    """The effect of removing each head alone, measured on rows that were not used for the rankings."""
 
     split: str
     rows: int
@@ -181,36 +190,34 @@ class LeaveOneOut:
 
 @dataclass(frozen=True)
 class HeadChanges:
-    """What training changed of every head, against the base checkpoint; all tables are (L, H).
-
-    A layer with fewer heads than another has None in the places it lacks.
+    """How training changed each head, compared with the base checkpoint; all tables are (L, H).
 
     Attributes:
-        split, rows: what the effects were measured on.
+        split, rows: the split and number of rows that the effects were measured on.
         output_value: relative change of W_V W_O, ||after - before||_F / ||before||_F.
-        query_key: the same of W_Q W_K^T.
-        output_value_rank, query_key_rank: effective rank of the change (Roy and Vetterli 2007), 0 for none.
-        effect: how far predictions move when the head's own change is taken back, in the unit of `effect_measure`.
-        loss_change: mean loss a row without the head's change, minus with it.
-        effect_errors, loss_change_errors: standard errors over rows; None where a single row gave them.
+        query_key: the same for W_Q W_K^T.
+        output_value_rank, query_key_rank: effective rank of the change (Roy and Vetterli 2007), 0 for no change.
+        effect: how much the predictions change when the change of this head is undone, in units of `effect_measure`.
+        loss_change: mean loss per row without the change of the head, minus the loss with it.
+        effect_errors, loss_change_errors: standard errors over rows; None for a single row.
     """
 
     split: str
     rows: int
     effect_measure: str
-    output_value: Table
-    query_key: Table
-    output_value_rank: Table
-    query_key_rank: Table
-    effect: Table
-    effect_errors: Table
-    loss_change: Table
-    loss_change_errors: Table
+    output_value: HeadTable
+    query_key: HeadTable
+    output_value_rank: HeadTable
+    query_key_rank: HeadTable
+    effect: HeadTable
+    effect_errors: HeadTable
+    loss_change: HeadTable
+    loss_change_errors: HeadTable
 
 
 @dataclass(frozen=True)
 class ChangeAgreement:
-    """Whether the heads that matter are those that training changed: Kendall's tau of importance with each change."""
+    """Kendall's tau between the importance of the heads and each measure of their change in training."""
 
     importance: str
     output_value: TauValue
@@ -221,7 +228,7 @@ class ChangeAgreement:
 
 @dataclass(frozen=True)
 class HeadAnalysis:
-    """All that is known of the heads. The first method is the one by which heads are ranked."""
+    """All results of the head analysis. The first method is the one whose ranking is used."""
 
     methods: list[HeadScores]
     truth: PruningCurves | None = None
@@ -234,16 +241,17 @@ class HeadAnalysis:
 
 @dataclass(frozen=True)
 class PruningResult:
-    """What cutting heads out did.
+    """The result of pruning heads.
 
     Attributes:
         chosen_by: how the heads were chosen.
-        heads: those that went, by layer, in the numbers of the model before.
-        share: of all heads.
-        difference: largest difference of a logit, before healing, between the pruned model and the whole one with the
-            heads gated.
-        scores_before, scores_after, scores_healed: metrics by split, None where undefined.
-        before, after: parameters, bytes on disk and speed; `before` with adapters merged, speeds measured in turns.
+        heads: the removed heads by layer, numbered as in the model before pruning.
+        share: share of all heads that was removed.
+        difference: largest difference of a logit, before recovery fine-tuning, between the pruned model and the full
+            model with the same heads gated.
+        scores_before, scores_after, scores_healed: metrics by split, None if undefined.
+        before, after: parameters, bytes on disk and speed; `before` has its adapters merged, and the two speeds are
+            measured in alternation.
     """
 
     chosen_by: str

@@ -1,8 +1,8 @@
-"""One writer per folder: a lock file that the operating system releases when its process ends, however it ends.
+"""Locks that allow one writer per folder. The operating system releases a lock when its process ends, even if killed.
 
-The lock is `flock` (a byte range on Windows), which is taken at one moment by one process alone, also where two start
-together, and on disks that several machines share. The file names its holder, and is removed when the lock is released;
-the file of a process that was killed stays, holds no lock and keeps nobody out.
+The lock is `flock` (a byte range on Windows). Only one process can take it, also if several start at the same moment,
+and also on disks that several machines share. The lock file names the process that holds it, and is removed when the
+lock is released. The file of a killed process remains, but holds no lock and blocks no other process.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from finetune.errors import TrainingError
 from finetune.runs.atomic_files import report_write_errors
 
 LOCK = ".finetune.lock"
-_HELD = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK, errno.EDEADLK}
-_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
-_READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # in a folder that somebody else made it may lead to any file, to be emptied
-_TRIES = 10  # of reading the holder, who may have locked the file and not written to it yet
-_LONGEST_COMMAND = 300
+_BUSY_ERRORS = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK, errno.EDEADLK}
+_UNSUPPORTED_ERRORS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+_READ_ONLY_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # a symbolic link could lead to any file, which would be truncated
+_ATTEMPTS = 10  # to read the holder, who may have locked the file but not written to it yet
+_MAX_COMMAND_LENGTH = 300
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Holder:
 
 @contextmanager
 def locked_folder(folder: Path, *, read_only_ok: bool = False) -> Iterator[None]:
-    """Hold the lock of a folder, which is made if there is none, and removed again if nothing was put there.
+    """Hold the lock of a folder; the folder is created if it does not exist, and removed at the end if it is empty.
 
     Args:
-        read_only_ok: do without the lock where the folder cannot be written, for work that only reads there.
+        read_only_ok: continue without a lock if the folder is read-only, for a command that only reads it.
 
     Raises:
         TrainingError: another process holds the lock (the message says which), or the folder cannot be written.
@@ -58,49 +58,49 @@ def locked_folder(folder: Path, *, read_only_ok: bool = False) -> Iterator[None]
 
 @contextmanager
 def locked_file(file: Path, target: Path, *, read_only_ok: bool = False) -> Iterator[None]:
-    """Hold the lock that `file` stands for, as `locked_folder` does; messages name `target` as what is written."""
-    made: list[Path] = []
+    """Hold the lock of a lock file, as `locked_folder` does; messages name `target` as the folder being written."""
+    created: list[Path] = []
     handle: int | None = None
     try:
         try:
             with report_write_errors(target):
-                made = [path for path in file.parents if not path.exists()]
+                created = [path for path in file.parents if not path.exists()]
                 handle = _acquire(file, target)
         except TrainingError as error:
             cause = error.__cause__
-            if not (read_only_ok and isinstance(cause, OSError) and cause.errno in _READ_ONLY):
+            if not (read_only_ok and isinstance(cause, OSError) and cause.errno in _READ_ONLY_ERRORS):
                 raise
         yield
     finally:
         if handle is not None:
             _release(file, handle)
-        for path in made:
+        for path in created:
             with suppress(OSError):  # it is not empty
                 path.rmdir()
 
 
 def _acquire(file: Path, target: Path) -> int:
-    """Return an open handle that holds the lock of `file`, which names this process."""
+    """Take the lock of `file`, write this process into it, and return its open handle."""
     while True:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            handle = os.open(file, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o666)
-        except FileNotFoundError:  # the process that made the folder has just removed it
+            handle = os.open(file, os.O_RDWR | os.O_CREAT | _NOFOLLOW, 0o666)
+        except FileNotFoundError:  # the process that created the folder has just removed it
             continue
         try:
             _lock(handle)
         except OSError as error:
-            if error.errno in _HELD:
+            if error.errno in _BUSY_ERRORS:
                 os.close(handle)
                 raise TrainingError(_busy(file, target)) from error
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in _UNSUPPORTED_ERRORS:
                 os.close(handle)
                 raise
-            print(f"{target} lies on a disk without file locks: let no other process write there.", file=sys.stderr)
+            print(f"{target} is on a disk without file locks: no other process may write there.", file=sys.stderr)
         if _is_at(handle, file):
             break
-        os.close(handle)  # the holder before has just removed this file, and another may have made a new one
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:_LONGEST_COMMAND]
+        os.close(handle)  # the previous holder has just removed this file; another process may have created a new one
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:_MAX_COMMAND_LENGTH]
     since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     os.ftruncate(handle, 0)
     os.write(handle, json.dumps(asdict(Holder(os.getpid(), socket.gethostname(), command, since))).encode())
@@ -108,7 +108,7 @@ def _acquire(file: Path, target: Path) -> int:
 
 
 def _is_at(handle: int, file: Path) -> bool:
-    """Return whether an open file is the one that lies at this path now."""
+    """Return whether an open file is still the one at this path."""
     try:
         return os.path.samestat(os.fstat(handle), file.stat())
     except FileNotFoundError:
@@ -116,9 +116,9 @@ def _is_at(handle: int, file: Path) -> bool:
 
 
 def _busy(file: Path, target: Path) -> str:
-    """Return that `target` is being written, and by whom."""
+    """Return the message that another process is writing `target`."""
     who = "another process"
-    for _ in range(_TRIES):
+    for _ in range(_ATTEMPTS):
         try:
             holder = Holder(**json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
@@ -126,22 +126,22 @@ def _busy(file: Path, target: Path) -> str:
             continue
         who = f"process {holder.pid} on {holder.host} since {holder.since} ({holder.command})"
         break
-    return f"{target} is being written by {who}; wait until it has ended, or name another folder"
+    return f"{target} is being written by {who}; wait until it ends, or name another folder"
 
 
 if sys.platform == "win32":
     import msvcrt
 
-    _FAR = 2**30  # a locked byte cannot be read, so one beyond the content
+    _LOCK_OFFSET = 2**30  # a locked byte cannot be read, so the lock is beyond the content
 
     def _lock(handle: int) -> None:
-        os.lseek(handle, _FAR, os.SEEK_SET)
+        os.lseek(handle, _LOCK_OFFSET, os.SEEK_SET)
         msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
         os.lseek(handle, 0, os.SEEK_SET)
 
     def _release(file: Path, handle: int) -> None:
         os.close(handle)
-        with suppress(OSError):  # another process has opened it
+        with suppress(OSError):  # another process has the file open
             file.unlink()
 
 else:
@@ -152,5 +152,5 @@ else:
 
     def _release(file: Path, handle: int) -> None:
         with suppress(OSError):
-            file.unlink()  # while the lock is held: no other process can have taken this file's lock
+            file.unlink()  # before the lock is released: no other process can hold the lock of this file
         os.close(handle)

@@ -1,17 +1,17 @@
-"""What the stages hand on, and the run folder in which it lies as JSON. Imports no torch.
+"""The results of data preparation, training and scoring, as stored in the JSON files of a run.
 
-L layers, H heads, C classes
+C classes
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-HIGH_UNKNOWN_SHARE = 0.1
+_MAX_UNKNOWN_SHARE = 0.1  # of the tokens; above it a split gets a warning
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
-    """Return "0.884" with so many decimals, or "undefined" for None."""
+    """Return a value with `digits` decimals, such as "0.884", or "undefined" for None."""
     return "undefined" if value is None else f"{value:.{digits}f}"
 
 
@@ -19,7 +19,7 @@ def format_number(value: float | None, digits: int = 3) -> str:
 class MetricValue:
     """A metric and its 95 % bootstrap interval.
 
-    The value is None where the metric is undefined; the bounds are None where an interval would mislead.
+    The value is None if the metric is undefined. The bounds are None if an interval would be misleading.
     """
 
     value: float | None
@@ -27,13 +27,13 @@ class MetricValue:
     high: float | None = None
 
     def interval(self) -> str:
-        """Return "[0.862, 0.905]", or "" where there is no interval."""
+        """Return "[0.862, 0.905]", or "" if there is no interval."""
         return "" if self.low is None or self.high is None else f"[{self.low:.3f}, {self.high:.3f}]"
 
 
 @dataclass(frozen=True)
 class ClassScores:
-    """One row of the per-class table; `support` counts the rows that carry the label."""
+    """Precision, recall and F1 of one class; `support` is the number of rows with its label."""
 
     label: str
     precision: MetricValue
@@ -44,11 +44,11 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class SplitScores:
-    """How the classifier did on one split.
+    """The scores of the classifier on one split.
 
     Attributes:
-        confusion: rows of label i predicted as j, (C, C).
-        warnings: what speaks against the classifier having learned anything, see baseline.py.
+        confusion: number of rows with label i that were predicted as j, (C, C).
+        warnings: reasons to doubt that the classifier has learned anything, see evaluation/baseline.py.
     """
 
     rows: int
@@ -62,7 +62,13 @@ class SplitScores:
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """What one split holds: rows, rows by label, lengths, shares cut and unknown, rows also in train or left out."""
+    """The size, labels and token lengths of one split.
+
+    Attributes:
+        truncated_share: share of the rows that were truncated to the maximum length.
+        rows_also_in_train: rows whose text is also a training row.
+        unknown_share: share of the tokens that the tokenizer does not know.
+    """
 
     rows: int
     label_counts: dict[str, int]
@@ -71,46 +77,45 @@ class SplitSummary:
     truncated_share: float
     rows_also_in_train: int = 0
     unlabeled_rows_dropped: int = 0
-    unknown_share: float = 0.0  # of the tokens
+    unknown_share: float = 0.0
 
     def notes(self, split: str) -> list[str]:
-        """Return what to know before the scores of `split` are believed."""
-        notes = (self.dropped_note(split), self.memory_note(split), self.unknown_note(split))
+        """Return the notes that a reader of the scores of `split` must know."""
+        notes = (self.dropped_note(split), self.overlap_note(split), self.unknown_note(split))
         return [note for note in notes if note]
 
     def unknown_note(self, split: str) -> str:
-        """Return a warning if the tokenizer does not know much of the text, or ""."""
-        if self.unknown_share <= HIGH_UNKNOWN_SHARE:
+        """Return a warning if many tokens are unknown to the tokenizer, or ""."""
+        if self.unknown_share <= _MAX_UNKNOWN_SHARE:
             return ""
         return (
-            f"{self.unknown_share:.0%} of the {split} tokens are unknown to the tokenizer, so the model cannot tell "
-            "them apart. Check that the checkpoint fits these texts; a new model knows only the words of its training "
-            "rows."
+            f"{self.unknown_share:.0%} of the {split} tokens are unknown to the tokenizer, so the model cannot "
+            "distinguish them. Check that the checkpoint fits these texts. A model trained from scratch knows only the "
+            "words of its training rows."
         )
 
     def dropped_note(self, split: str) -> str:
-        """Return how many rows without a label were left out of `split`, or "" when there were none."""
+        """Return how many rows without a label were dropped from `split`, or "" if there were none."""
         dropped = self.unlabeled_rows_dropped
-        rows = "1 row without a label is" if dropped == 1 else f"{dropped} rows without a label are"
-        return f"{rows} left out of the {split} rows." if dropped else ""
+        rows = "1 row without a label was" if dropped == 1 else f"{dropped} rows without a label were"
+        return f"{rows} dropped from the {split} split." if dropped else ""
 
-    def memory_note(self, split: str) -> str:
-        """Return what rows shared with training mean for the scores of `split`, or "" when there are none."""
+    def overlap_note(self, split: str) -> str:
+        """Return how rows that are also training rows affect the scores of `split`, or "" if there are none."""
         shared = self.rows_also_in_train
         if not shared:
             return ""
         if shared == self.rows:
             return (
-                f"All {self.rows} {split} rows are training rows too: scores on them show memory, not generalisation."
+                f"All {self.rows} {split} rows are also training rows: their scores measure memorization, not "
+                "generalization."
             )
-        return (
-            f"{shared} of {self.rows} {split} rows are training rows too, so scores on {split} are a little too good."
-        )
+        return f"{shared} of {self.rows} {split} rows are also training rows, so the {split} scores are optimistic."
 
 
 @dataclass(frozen=True)
 class TrainingSpeed:
-    """How fast training went. Seconds count training steps alone, without evaluation and saving."""
+    """The speed of training. Its times cover the training steps only, without evaluation and saving."""
 
     train_seconds: float
     train_samples_per_second: float
@@ -122,7 +127,11 @@ class TrainingSpeed:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How training ended: steps, the best evaluation, why it stopped, its speed; notes on how the model was built."""
+    """The outcome of training: steps, best evaluation, reason for the end, parameters, speed, notes on the model.
+
+    Attributes:
+        stopped: why training ended, such as "all epochs done".
+    """
 
     steps: int
     best_step: int | None
@@ -136,7 +145,7 @@ class TrainingResult:
     notes: list[str] = field(default_factory=list)
 
     def best_text(self) -> str:
-        """Return "best accuracy 0.9000 at step 30", or "" where nothing was evaluated."""
+        """Return "best accuracy 0.9000 at step 30", or "" if there was no evaluation."""
         if self.best_step is None:
             return ""
         if self.best_value is None:
@@ -146,8 +155,30 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What a classifier costs to keep and to run: parameters, bytes of its weight files, rows per second."""
+    """The cost of a classifier: parameters, size of its weight files, and prediction speed."""
 
     parameters: int
     model_bytes: int
     rows_per_second: float
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The part of `environment.json` that the report shows."""
+
+    started: str
+    finetune: str
+    packages: dict[str, str]
+    python: str
+    device: str
+    processes: int
+    mixed_precision: str
+    seed: int
+    commit: str | None = None
+
+
+@dataclass(frozen=True)
+class HeadFailure:
+    """Why the head analysis of a finished run failed."""
+
+    reason: str

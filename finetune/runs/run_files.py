@@ -1,12 +1,11 @@
-"""Read the files of a run, each checked as a whole: what fits the types but not itself is damaged too.
-
-Imports no torch.
+"""Reading of each file of a run. Content that has the right types but is inconsistent is reported as damaged.
 
 L layers, H heads, C classes
 """
 
 from __future__ import annotations
 
+import json
 import math
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,50 +16,29 @@ from pydantic import TypeAdapter, ValidationError
 
 from finetune.errors import DataError, FinetuneError
 from finetune.recipe import Recipe, load_recipe
-from finetune.runs.head_results import HeadAnalysis, HeadScores, PruningCurves, Table
-from finetune.runs.json_files import damaged, read_bytes, read_json
-from finetune.runs.results import SplitScores, SplitSummary
+from finetune.runs.atomic_files import write_text
+from finetune.runs.head_results import HeadAnalysis, HeadScores, HeadTable, PruningCurves
+from finetune.runs.json_files import damaged_file, read_bytes, read_json
+from finetune.runs.results import Environment, SplitScores, SplitSummary
 from finetune.runs.run_folder import RunFolder
 
-CLAIM = ".claimed"  # lies in a folder while it is made a run's: whoever is killed then can start again
+OWNERSHIP_MARKER = ".claimed"  # in a folder while it becomes a run's, so that a killed process can start again there
 _ENTRY = TypeAdapter(dict[str, int | float | None])
 
 
 @dataclass(frozen=True)
-class Claim:
-    """What the file that marks a folder as claimed holds: which version claimed it, and when."""
+class OwnershipMarker:
+    """The content of the marker file: the version that takes ownership of the folder, and the time."""
 
     finetune: str
     since: str
 
 
-@dataclass(frozen=True)
-class Environment:
-    """What a run ran on, as far as the report shows it; `environment.json` holds more."""
-
-    started: str
-    finetune: str
-    packages: dict[str, str]
-    python: str
-    device: str
-    processes: int
-    mixed_precision: str
-    seed: int
-    commit: str | None = None
-
-
-@dataclass(frozen=True)
-class HeadFailure:
-    """Why a finished run has no new analysis of its heads."""
-
-    reason: str
-
-
 def existing_run(path: Path) -> RunFolder:
-    """Return the run folder at a path that a user gave.
+    """Return the run folder at a path that the user gave.
 
     Raises:
-        DataError: there is no folder, it cannot be read, or nothing in it is named as a run's recipe.
+        DataError: there is no folder, it cannot be read, or it contains no recipe.yaml.
     """
     try:
         reason = "" if stat.S_ISDIR(path.stat().st_mode) else "it is a file"
@@ -71,19 +49,19 @@ def existing_run(path: Path) -> RunFolder:
     except (OSError, ValueError) as error:  # ValueError: a NUL character
         reason = getattr(error, "strerror", None) or str(error)
     if reason:
-        raise DataError(f"{path} holds no finished run ({reason}); name the folder that `train` wrote")
+        raise DataError(f"{path} is not a finished run ({reason}); name the folder that `train` wrote")
     return RunFolder(path.absolute())
 
 
 def not_a_run(folder: RunFolder) -> str:
-    """Return why the files of a folder are not those of a run, or "" if they are: by what they hold, not by names."""
+    """Return why a folder is not a run, or "" if it is one. The content of its files decides, not their names."""
     try:
-        if (folder.path / CLAIM).is_file():
-            read_json(folder.path / CLAIM, Claim)
+        if (folder.path / OWNERSHIP_MARKER).is_file():
+            read_json(folder.path / OWNERSHIP_MARKER, OwnershipMarker)
             return ""
-        # The recipe of a run that wrote ranks.json has a rank_pattern that is no longer valid.
-        valid = ["peft.rank_pattern={}"] if folder.ranks.is_file() else []
-        read_recipe(folder, valid, read_data=False)
+        # A run with a ranks.json has a rank_pattern in its recipe that is no longer valid.
+        overrides = ["peft.rank_pattern={}"] if folder.ranks.is_file() else []
+        read_recipe(folder, overrides, read_data=False)
         read_json(folder.environment, Environment)
         read_summary(folder)
     except FinetuneError as error:
@@ -95,30 +73,30 @@ def read_recipe(folder: RunFolder, overrides: Sequence[str] = (), *, read_data: 
     """Return a run's recipe with `section.key=value` overrides.
 
     Args:
-        read_data: whether the data files must be there, as they are read again.
+        read_data: whether the data files must exist, because they are read again.
 
     Raises:
-        DataError: the file is missing or was cut, which need not make it a wrong recipe.
+        DataError: the file is missing or truncated (a truncated recipe can still be valid).
         RecipeError: the recipe or an override is wrong.
     """
     if not read_bytes(folder.recipe).endswith(b"\n"):
-        raise damaged(folder.recipe, "it ends in the middle of a line")
+        raise damaged_file(folder.recipe, "its last line is incomplete")
     return load_recipe(folder.recipe, overrides, read_data=read_data)
 
 
 def read_summary(folder: RunFolder) -> dict[str, SplitSummary]:
-    """Return what each split of a run held; DataError if the file is missing or damaged."""
+    """Return the summary of each split of a run; DataError if the file is missing or damaged."""
     summary = read_json(folder.data, dict[str, SplitSummary])
     if "train" not in summary:
-        raise damaged(folder.data, "it describes no training rows")
+        raise damaged_file(folder.data, "it has no train split")
     return summary
 
 
 def read_history(folder: RunFolder) -> list[dict[str, int | float | None]]:
-    """Return the entries of a run's history, each with its step. A last line that was cut off does not count.
+    """Return the entries of a run's history, each with its step; an incomplete last line is ignored.
 
     Raises:
-        DataError: the file is missing, or a line is not an entry.
+        DataError: the file is missing, or a line is not a valid entry.
     """
     entries = []
     for number, line in enumerate(read_bytes(folder.history).splitlines(keepends=True), 1):
@@ -127,77 +105,84 @@ def read_history(folder: RunFolder) -> list[dict[str, int | float | None]]:
         try:
             entry = _ENTRY.validate_json(line, strict=True)
         except ValidationError as error:
-            raise damaged(folder.history, f"line {number}: {error.errors()[0]['msg']}") from error
+            raise damaged_file(folder.history, f"line {number}: {error.errors()[0]['msg']}") from error
         if entry.get("step") is None:
-            raise damaged(folder.history, f"line {number} has no step")
+            raise damaged_file(folder.history, f"line {number} has no step")
         entries.append(entry)
     return entries
+
+
+def truncate_history(folder: RunFolder, step: int) -> None:
+    """Remove the history entries after `step`, because a resumed run writes them again."""
+    entries = read_history(folder) if folder.history.is_file() else []
+    kept = [json.dumps(entry, allow_nan=False) + "\n" for entry in entries if (entry["step"] or 0) <= step]
+    write_text(folder.history, "".join(kept))
 
 
 def read_scores(folder: RunFolder) -> dict[str, SplitScores]:
     """Return the scores of each split of a run; DataError if the file is missing or damaged."""
     scores = read_json(folder.scores, dict[str, SplitScores])
-    for split, found in scores.items():
-        labels = len(found.per_class)
-        if found.metrics.keys() != next(iter(scores.values())).metrics.keys():
-            raise damaged(folder.scores, f"{split} has other metrics than the first split")
-        if found.confusion is not None and [len(row) for row in found.confusion] != [labels] * labels:
-            raise damaged(folder.scores, f"the confusion matrix of {split} is not of {labels} by {labels} classes")
+    for split, split_scores in scores.items():
+        classes = len(split_scores.per_class)
+        if split_scores.metrics.keys() != next(iter(scores.values())).metrics.keys():
+            raise damaged_file(folder.scores, f"the metrics of {split} differ from those of the first split")
+        if split_scores.confusion is not None and [len(row) for row in split_scores.confusion] != [classes] * classes:
+            raise damaged_file(folder.scores, f"the confusion matrix of {split} is not {classes} by {classes}")
     return scores
 
 
 def read_heads(folder: RunFolder) -> HeadAnalysis:
-    """Return the analysis of a run's heads; DataError if the file is missing or damaged."""
+    """Return the head analysis of a run; DataError if the file is missing or damaged."""
     analysis = read_json(folder.heads, HeadAnalysis)
-    if fault := next(_head_faults(analysis), None):
-        raise damaged(folder.heads, fault)
+    if problem := next(_head_problems(analysis), None):
+        raise damaged_file(folder.heads, problem)
     return analysis
 
 
-def _head_faults(analysis: HeadAnalysis) -> Iterator[str]:
-    """Yield what does not fit together in an analysis of heads."""
+def _head_problems(analysis: HeadAnalysis) -> Iterator[str]:
+    """Yield the inconsistencies of a head analysis."""
     if not analysis.methods:
-        yield "methods: there are none"
+        yield "methods: the list is empty"
         return
     shape = _shape(analysis.methods[0].values)
     for scores in analysis.methods:
-        yield from _score_faults(scores, shape)
+        yield from _score_problems(scores, shape)
     if analysis.truth is not None:
-        yield from _truth_faults(analysis.truth, len(analysis.methods))
+        yield from _curve_problems(analysis.truth, len(analysis.methods))
     if analysis.leave_one_out is not None and not analysis.leave_one_out.tests:
         yield "leave_one_out: no head was tested"
     if analysis.changes is not None:
         for name, table in vars(analysis.changes).items():
             if isinstance(table, list) and _shape(table) != shape:
-                yield f"changes.{name} is not a table of the same heads"
+                yield f"changes.{name} has another shape than the scores"
 
 
-def _shape(table: Table) -> list[int]:
-    """Return the numbers of heads by layer, (L,)."""
+def _shape(table: HeadTable) -> list[int]:
+    """Return the number of heads of each layer, (L,)."""
     return [len(row) for row in table]
 
 
-def _score_faults(scores: HeadScores, shape: Sequence[int]) -> Iterator[str]:
-    """Yield what is wrong with the values of one method; `shape` is the number of heads in each layer, (L,)."""
+def _score_problems(scores: HeadScores, shape: Sequence[int]) -> Iterator[str]:
+    """Yield the inconsistencies of one method's values; `shape` is the number of heads in each layer, (L,)."""
     if not shape or min(shape) < 1 or len(set(shape)) > 1:
-        yield f"{scores.method}: the values are not a table of layers by heads"
+        yield f"{scores.method}: the values are not a layers-by-heads table"
     elif _shape(scores.values) != shape or _shape(scores.standard_errors) != shape:
-        yield f"{scores.method}: values and standard errors are not tables of the same heads"
+        yield f"{scores.method}: values and standard errors have different shapes"
     else:
         heads = {(cell.layer, cell.head) for cell in scores.sorted_by_value()}
         if not heads or not heads <= set(scores.order) or len(set(scores.order)) != len(scores.order):
-            yield f"{scores.method}: the order does not name each head once"
+            yield f"{scores.method}: the order does not contain each head exactly once"
         elif any(not (0 <= layer < len(shape) and 0 <= head < shape[layer]) for layer, head in scores.order):
-            yield f"{scores.method}: the order names a head that the table lacks"
+            yield f"{scores.method}: the order contains a head that the table does not have"
 
 
-def _truth_faults(truth: PruningCurves, methods: int) -> Iterator[str]:
-    """Yield what is wrong with the test of the rankings."""
-    if len(truth.curves) != methods:
-        yield f"truth: {len(truth.curves)} curves for {methods} methods"
-    curves: Mapping[str, Sequence[float]] = {curve.method: curve.scores for curve in truth.curves}
-    if truth.random is not None:
-        curves = {**curves, **{name: getattr(truth.random, name) for name in ("mean_scores", "low", "high")}}
+def _curve_problems(result: PruningCurves, methods: int) -> Iterator[str]:
+    """Yield the inconsistencies of the pruning curves."""
+    if len(result.curves) != methods:
+        yield f"truth: {len(result.curves)} curves for {methods} methods"
+    curves: Mapping[str, Sequence[float]] = {curve.method: curve.scores for curve in result.curves}
+    if result.random is not None:
+        curves = {**curves, **{name: getattr(result.random, name) for name in ("mean_scores", "low", "high")}}
     for name, scores in curves.items():
-        if len(scores) != len(truth.shares) or not scores or not all(map(math.isfinite, scores)):
-            yield f"truth: {name} has {len(scores)} scores for {len(truth.shares)} shares of heads"
+        if len(scores) != len(result.shares) or not scores or not all(map(math.isfinite, scores)):
+            yield f"truth: {name} has {len(scores)} scores for {len(result.shares)} shares of heads"

@@ -1,35 +1,37 @@
-"""Where each file of a run lies. Imports no torch."""
+"""The paths of all files in a run folder."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """The names in a run folder; nobody else spells them."""
+    """The files and folders of one run; no other module contains their names."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.environment = path / "environment.json"
+        self.data = path / "data.json"
+        self.history = path / "history.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.trackers = path / "trackers"
+        self.model = path / "model"
+        self.merged = path / "merged"
+        self.pruned = path / "pruned"
+        self.ranks = path / "ranks.json"  # of earlier versions, with rank_pattern: by_importance
+        self.training = path / "training.json"
+        self.scores = path / "scores.json"
+        self.predictions = path / "predictions.parquet"
+        self.heads = path / "heads.json"
+        self.heads_failure = path / "heads_failure.json"
+        self.report = path / "report.html"
+        self.card = path / "README.md"
 
-    recipe = property(lambda self: self.path / "recipe.yaml")
-    environment = property(lambda self: self.path / "environment.json")
-    data = property(lambda self: self.path / "data.json")
-    history = property(lambda self: self.path / "history.jsonl")
-    checkpoints = property(lambda self: self.path / "checkpoints")
-    trackers = property(lambda self: self.path / "trackers")
-    model = property(lambda self: self.path / "model")
-    merged = property(lambda self: self.path / "merged")
-    pruned = property(lambda self: self.path / "pruned")
-    ranks = property(lambda self: self.path / "ranks.json")  # of earlier versions, with rank_pattern: by_importance
-    training = property(lambda self: self.path / "training.json")
-    scores = property(lambda self: self.path / "scores.json")
-    predictions = property(lambda self: self.path / "predictions.parquet")
-    heads = property(lambda self: self.path / "heads.json")
-    heads_failure = property(lambda self: self.path / "heads_failure.json")
-    report = property(lambda self: self.path / "report.html")
-    card = property(lambda self: self.path / "README.md")
-
-    def written(self) -> list[Path]:
-        """Return every place a run writes to."""
-        return [getattr(self, name) for name, value in vars(type(self)).items() if isinstance(value, property)]
+    def outputs(self) -> list[Path]:
+        """Return every path that a run may write to."""
+        return [
+            *(self.recipe, self.environment, self.data, self.history, self.checkpoints, self.trackers),
+            *(self.model, self.merged, self.pruned, self.ranks, self.training),
+            *(self.scores, self.predictions, self.heads, self.heads_failure, self.report, self.card),
+        ]

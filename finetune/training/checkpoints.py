@@ -29,7 +29,8 @@ from torch import nn
 
 from finetune.distributed import on_main_process
 from finetune.errors import TrainingError
-from finetune.runs.atomic_files import COMPLETE_MARKER, find_damage, fsync_path, mark_complete, report_write_errors
+from finetune.runs.atomic_files import fsync_path, report_write_errors
+from finetune.runs.completion_marker import COMPLETE_MARKER, find_damage, mark_complete
 from finetune.training.resume_check import refuse_differences
 from finetune.training.snapshot import Snapshot
 from finetune.training.state import TrainState

@@ -128,6 +128,6 @@ def test_rows_without_a_label_are_counted_and_keep_the_numbers_of_the_others() -
 
 def test_rows_left_out_are_reported() -> None:
     summary = SplitSummary(3, {"neg": 1, "pos": 2}, 4.0, 5, 0.0, unlabeled_rows_dropped=2)
-    assert summary.notes("test") == ["2 rows without a label are left out of the test rows."]
-    assert replace(summary, unlabeled_rows_dropped=1).notes("test")[0].startswith("1 row without a label is left")
+    assert summary.notes("test") == ["2 rows without a label were dropped from the test split."]
+    assert replace(summary, unlabeled_rows_dropped=1).notes("test")[0].startswith("1 row without a label was dropped")
     assert replace(summary, unlabeled_rows_dropped=0).notes("test") == []

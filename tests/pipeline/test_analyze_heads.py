@@ -114,7 +114,7 @@ def test_runs_that_cannot_be_compared_are_told(
 
     assert "the runs have different numbers of layers or heads" in refused(small_run, lora_run)
     assert "a run is named twice" in refused(small_run, small_run)
-    assert "nowhere holds no finished run (there is no such folder)" in refused(small_run, run.parent / "nowhere")
+    assert "nowhere is not a finished run (there is no such folder)" in refused(small_run, run.parent / "nowhere")
     found = json.loads((run / "heads.json").read_text())
     found["methods"].reverse()
     (run / "heads.json").write_text(json.dumps(found))

@@ -41,9 +41,9 @@ def test_a_finished_run_comes_back_as_it_was(lora_run: Path, tmp_path: Path) -> 
 def test_a_folder_that_holds_no_finished_run_is_named(small_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
     shutil.rmtree(run / "model")
-    with pytest.raises(DataError, match=r"run holds no finished run \(no model\); name the folder that `train` wrote"):
+    with pytest.raises(DataError, match=r"run is not a finished run \(no model\); name the folder that `train` wrote"):
         read_back(run)
-    with pytest.raises(DataError, match="nowhere holds no finished run \\(there is no such folder"):
+    with pytest.raises(DataError, match="nowhere is not a finished run \\(there is no such folder"):
         read_back(tmp_path / "nowhere")
 
 

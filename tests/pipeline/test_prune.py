@@ -347,7 +347,7 @@ def test_a_folder_that_is_taken_is_left_alone(run: Path, capsys: pytest.CaptureF
     before = contents(tmp_path)
     for taken in (tmp_path / "taken", tmp_path / "file", run):
         assert main(["prune", str(run), "--share", "0.5", "--output", str(taken)]) == 2
-        assert f"{taken} is there already and not empty; name another folder with --output" in capsys.readouterr().err
+        assert f"{taken} already exists and is not empty; name another folder with --output" in capsys.readouterr().err
     assert main(["prune", str(run), "--share", "0.5", "--output", str(tmp_path / "file" / "below")]) == 2
     assert "cannot be written: Not a directory; name another folder" in capsys.readouterr().err
     assert contents(tmp_path) == before
@@ -374,7 +374,7 @@ def test_a_folder_without_a_finished_run_is_named(
     (run / "training.json").unlink()
     for folder, reason in ((run, "no training.json"), (tmp_path / "nowhere", "there is no such folder")):
         assert main(["prune", str(folder), "--share", "0.5"]) == 2
-        assert f"{folder} holds no finished run ({reason})" in capsys.readouterr().err
+        assert f"{folder} is not a finished run ({reason})" in capsys.readouterr().err
     assert not (tmp_path / "nowhere").exists()
 
 

@@ -76,7 +76,7 @@ def scratch_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("elsewhere")
     done = start(["accelerate", "launch", ROOT / "finetune" / "run.py", SCRATCH], folder)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "All 4 validation rows are training rows too" in done.stdout
+    assert "All 4 validation rows are also training rows" in done.stdout
     return folder / "runs" / "toy_from_scratch"
 
 
@@ -149,7 +149,7 @@ def test_toy_reaches_four_of_four_and_says_what_that_means(toy_run: Path) -> Non
     assert scores(toy_run)["validation"]["confusion"] == [[2, 0], [0, 2]]
     assert list(toy_run.glob("trackers/**/events*"))
     for name in ("report.html", "README.md"):
-        assert "All 4 validation rows are training rows too" in (toy_run / name).read_text()
+        assert "All 4 validation rows are also training rows" in (toy_run / name).read_text()
     heads = leading(toy_run)
     assert [len(row) for row in heads["values"]] == [12] * 6
     training = json.loads((toy_run / "training.json").read_text())
@@ -171,7 +171,7 @@ def test_merged_weights_are_read_by_stock_transformers(toy_run: Path, tmp_path: 
     torch.testing.assert_close(probabilities, expected, atol=2e-2, rtol=0)  # the run scored in bf16: measured 3e-3
     again = finetune("merge", toy_run, "--output", tmp_path / "plain", folder=tmp_path)
     assert again.returncode == 2
-    assert "is there already and not empty" in again.stderr
+    assert "already exists and is not empty" in again.stderr
 
 
 def test_lora_on_a_model_trained_here(scratch_run: Path, tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ def test_what_a_run_reads_is_not_written_over(
     shutil.copytree(scratch_run, run)
     source = f"model.model_name_or_path={run / 'model'}"
     assert main(["train", str(RECIPES / "toy.yaml"), source, f"output_dir={run}"]) == 2
-    assert "model.model_name_or_path lies in output_dir" in capsys.readouterr().err
+    assert "model.model_name_or_path is inside output_dir" in capsys.readouterr().err
     assert {path.name for path in run.iterdir()} == COMPLETE
 
 
@@ -360,7 +360,7 @@ def test_an_earlier_run_is_replaced_only_when_asked(scratch_run: Path, tmp_path:
     (tmp_path / "runs" / "toy_from_scratch" / "notes.txt").write_text("mine")
     refused = finetune("train", SCRATCH, "overwrite_output_dir=false", folder=tmp_path)
     assert refused.returncode == 2
-    assert "holds an earlier run" in refused.stderr
+    assert "contains an earlier run" in refused.stderr
     done = finetune("train", SCRATCH, "seed=9", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {path.name for path in (tmp_path / "runs" / "toy_from_scratch").iterdir()} == {*COMPLETE, "notes.txt"}

@@ -14,7 +14,6 @@ from finetune.errors import DataError
 from finetune.report import write_report
 from finetune.report.figures import head_heatmap
 from finetune.report.page import interval
-from finetune.report.run_record import worst_rows
 from finetune.runs.head_results import (
     ChangeAgreement,
     HeadAnalysis,
@@ -29,6 +28,7 @@ from finetune.runs.head_results import (
     TauValue,
 )
 from finetune.runs.json_files import append_line, read_json, write_json
+from finetune.runs.predictions import worst_predictions
 from finetune.runs.results import ClassScores, MetricValue, SplitScores, SplitSummary, TrainingResult, TrainingSpeed
 from finetune.runs.run_folder import RunFolder
 from tests.support.helpers import HANG_SECONDS
@@ -102,7 +102,7 @@ def test_the_report_tells_what_the_run_found(run: RunFolder) -> None:
     write_report(run)
     html = run.report.read_text()
     for said in (
-        "0.875", "[0.825, 0.925]", "3 of 40 test rows are training rows too", "E|dL/dgate|",
+        "0.875", "[0.825, 0.925]", "3 of 40 test rows are also training rows", "E|dL/dgate|",
         "layer 0 head 1 (0.09 ± 0.002)", "1,234 of 56,789 parameters", "12.5 %", "LoRA rank 8 on query, value",
         "0.4321",
     ):  # fmt: skip
@@ -169,7 +169,7 @@ def test_the_report_tells_all_that_an_analysis_holds(run: RunFolder) -> None:
     html = run.report.read_text()
     text = " ".join(re.sub(r"<[^>]+>", " ", html[html.index('<section id="heads">') :]).replace("&#39;", "'").split())
     for said in (
-        "agree with Kendall's tau 0.50 [0.40, 0.60]; in brackets the central 95 % of halvings. a note.",
+        "halves of the rows is 0.50 [0.40, 0.60] on average (in brackets: the central 95 % of random splits). a note.",
         "Most important is what would be removed last",
         "Most important: layer 1 head 10 (0.14 ± 0.1), layer 1 head 9", "beware of &lt;this&gt;",
         "iterative method 2 0.7500 0.2500 40 1.5 0.50 [0.40, 0.60]", "3 random orders 0.5000 ± 0.0125 –",
@@ -204,7 +204,7 @@ def test_text_of_rows_is_never_markup(run: RunFolder) -> None:
 
 
 def test_the_ten_worst_errors_come_worst_first(run: RunFolder) -> None:
-    rows = worst_rows(run, 10)
+    rows = worst_predictions(run, 10)
     assert [row.row for row in rows] == list(range(14, 4, -1))
     assert (rows[0].label, rows[0].predicted, rows[0].confidence) == ("no", "yes", 0.75)
 

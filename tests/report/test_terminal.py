@@ -43,7 +43,7 @@ def test_data_is_shown_by_split() -> None:
     assert "rows.csv" in shown
     assert "50.0%" in shown
     assert "4 more" in shown
-    assert "All 2 test rows are training rows too" in shown
+    assert "All 2 test rows are also training rows" in shown
 
 
 def test_scores_are_shown_with_intervals() -> None:

@@ -4,16 +4,20 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
 from finetune.errors import TrainingError
-from finetune.runs.atomic_files import find_damage, fsync_path, mark_complete, report_write_errors
-from finetune.runs.json_files import write_text
+from finetune.runs.atomic_files import atomic_replace_dir, fsync_path, report_write_errors, write_text
 from tests.support import ROOT
 from tests.support.helpers import HANG_SECONDS
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(
@@ -25,24 +29,24 @@ from tests.support.helpers import HANG_SECONDS
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
     ],
 )
-def test_what_cannot_be_written_is_named(error: Exception) -> None:
-    match = r"cannot write a/b: .*(No space left|unexpected pos).*; make room or name another folder"
+def test_a_write_error_names_the_path(error: Exception) -> None:
+    match = r"cannot write a/b: .*(No space left|unexpected pos).*; free disk space or name another folder"
     with pytest.raises(TrainingError, match=match), report_write_errors(Path("a/b")):
         raise error
 
 
-def test_other_errors_stay_what_they_are() -> None:
+def test_other_errors_are_unchanged() -> None:
     with pytest.raises(RuntimeError, match="shapes"), report_write_errors(Path("a")):
         raise RuntimeError("shapes do not fit")
 
 
-def test_on_windows_files_are_flushed_through_a_handle_that_may_write_and_folders_are_not(
+def test_on_windows_files_are_flushed_through_a_writable_handle_and_folders_are_not_flushed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "a").write_text("text")
     opened: list[tuple[Path, int]] = []
-    plain = os.open
-    monkeypatch.setattr(os, "open", lambda path, flags: opened.append((path, flags)) or plain(path, flags))
+    real_open = os.open
+    monkeypatch.setattr(os, "open", lambda path, flags: opened.append((path, flags)) or real_open(path, flags))
     for platform, expected in (
         ("win32", [(tmp_path / "a", os.O_RDWR)]),
         ("linux", [(tmp_path / "a", os.O_RDONLY), (tmp_path, os.O_RDONLY)]),
@@ -54,19 +58,8 @@ def test_on_windows_files_are_flushed_through_a_handle_that_may_write_and_folder
         assert opened == expected
 
 
-def test_a_seal_tells_kind_and_version(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("text")
-    assert find_damage(tmp_path, "thing", 1) == "it has no COMPLETE mark, so it was never finished"
-    mark_complete(tmp_path, "thing", 1)
-    assert find_damage(tmp_path, "thing", 1) is None
-    assert find_damage(tmp_path, "other", 1) == "it is a thing of version 1, and a other of version 1 is asked for"
-    (tmp_path / "a").write_text("tent")
-    assert find_damage(tmp_path, "thing", 1) == "a was altered: its checksum is another"
-    assert find_damage(tmp_path / "nowhere", "thing", 1) == "there is no such folder"
-
-
-# A checkpoint of 100 kB is there; then no file may pass 200 kB (every writer then fails with "File too large"), or
-# the disk is full; the next checkpoint is of 800 kB.
+# A checkpoint of 100 kB exists. Then either no file may exceed 200 kB (every write fails with "File too large"), or the
+# disk is full. The next checkpoint has 800 kB.
 SAVES = """
 import resource, signal, sys, torch
 from pathlib import Path
@@ -104,41 +97,60 @@ print(sorted(path.name for path in root.iterdir()))
 
 
 @pytest.mark.parametrize("how", ["limit", "full disk"])
-def test_a_disk_that_is_full_costs_nothing_that_is_there(tmp_path: Path, how: str) -> None:
+def test_a_full_disk_loses_no_existing_file(tmp_path: Path, how: str) -> None:
     command = [sys.executable, "-c", SAVES, str(tmp_path), how.split()[0]]
     if how == "full disk":
         mount = f'mount -t tmpfs -o size=600k none {tmp_path} && exec "$@"'
         command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh", *command]
         allowed = [*command[:6], f"mount -t tmpfs none {tmp_path}"]
         if not shutil.which("unshare") or subprocess.run(allowed, capture_output=True, check=False).returncode:
-            pytest.skip("a disk of its own for one process needs user namespaces, which are off here")
+            pytest.skip("a private disk for one process needs user namespaces, which are disabled here")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=HANG_SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
-    said = done.stdout.splitlines()
+    output = done.stdout.splitlines()
     reason = "No space left on device" if how == "full disk" else "File too large"
-    for line, name in zip(said, ("step-000002", "scores.json", "history.jsonl"), strict=False):
+    for line, name in zip(output, ("step-000002", "scores.json", "history.jsonl"), strict=False):
         assert line.startswith(f"cannot write {tmp_path / name}: ")
         assert reason in line
-    assert said[3] == f"{tmp_path / 'step-000001'} ()"
-    assert "step-000002" not in said[4]
-    assert ".tmp" not in said[4]
+    assert output[3] == f"{tmp_path / 'step-000001'} ()"
+    assert "step-000002" not in output[4]
+    assert ".tmp" not in output[4]
 
 
-def test_a_file_that_cannot_be_read_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "weights").write_text("1")
-    mark_complete(tmp_path, "checkpoint", 1)
-
-    def bad_sector(file: Path) -> str:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr("finetune.runs.atomic_files._checksum", bad_sector)
-    assert find_damage(tmp_path, "checkpoint", 1) == "weights cannot be read: Input/output error"
-
-
-def test_a_link_beside_a_file_is_not_followed(tmp_path: Path) -> None:
+def test_a_symbolic_link_with_the_temporary_name_is_not_followed(tmp_path: Path) -> None:
     mine = tmp_path / "mine.txt"
     mine.write_text("mine")
     (tmp_path / ".report.html.tmp").symlink_to(mine)
     write_text(tmp_path / "report.html", "new")
     assert (mine.read_text(), (tmp_path / "report.html").read_text()) == ("mine", "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt", "report.html"]
+
+
+def test_a_folder_is_replaced(tmp_path: Path) -> None:
+    for text in ("old", "new"):
+        with atomic_replace_dir(tmp_path / "model") as temporary:
+            (temporary / "weights").write_text(text)
+    assert files(tmp_path) == {"model/weights": "new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("where", ["writing", "rename", "replace"])
+def test_an_interrupted_replacement_keeps_the_old_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    with atomic_replace_dir(tmp_path / "model") as temporary:
+        (temporary / "weights").write_text("old")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    rename = Path.rename
+    with suppress(KeyboardInterrupt), atomic_replace_dir(tmp_path / "model") as temporary:
+        (temporary / "weights").write_text("new")
+        if where == "writing":
+            interrupt()
+        elif where == "replace":
+            monkeypatch.setattr(Path, "replace", interrupt)
+        else:
+            monkeypatch.setattr(Path, "rename", lambda p, to: interrupt() if p.name == "model" else rename(p, to))
+    assert files(tmp_path) == {"model/weights": "old"}

@@ -1,4 +1,4 @@
-"""What is finished, or somebody else's, is not lost: to a failing stage, to a second process, to an overwriting run."""
+"""No finished run and no foreign file is lost: by a failing stage, a second process or an overwriting run."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ FAILURES = [
 ]
 
 
-@pytest.mark.parametrize(("error", "said"), FAILURES, ids=[type(error).__name__ for error, _ in FAILURES])
-def test_a_failing_head_analysis_costs_no_scores(
-    run: Path, capsys: pytest.CaptureFixture[str], error: Exception, said: str
+@pytest.mark.parametrize(("error", "message"), FAILURES, ids=[type(error).__name__ for error, _ in FAILURES])
+def test_a_failing_head_analysis_loses_no_scores(
+    run: Path, capsys: pytest.CaptureFixture[str], error: Exception, message: str
 ) -> None:
     before = contents(run)
     (run / "predictions.parquet").unlink()
@@ -59,15 +59,15 @@ def test_a_failing_head_analysis_costs_no_scores(
         patch.setattr("finetune.heads.analysis.analyze_heads", fail_with(error))
         assert main(["evaluate", str(run)]) == 0
     shown = capsys.readouterr()
-    assert said in shown.out
+    assert message in shown.out
     assert "Scores and report are written" in shown.out
     after = contents(run)
     assert after["scores.json"] == before["scores.json"]
     assert after["predictions.parquet"] == before["predictions.parquet"]
     assert after["heads.json"] == before["heads.json"]  # the earlier analysis is not lost
     for name in ("report.html", "README.md"):
-        assert said in after[name].decode()
-        assert "what is shown below is an earlier analysis" in after[name].decode()
+        assert message in after[name].decode()
+        assert "the results below are from an earlier analysis" in after[name].decode()
     assert main(["heads", str(run), "head_importance.method=fisher"]) == 0
     assert "heads_failure.json" not in contents(run)
     assert "The head analysis failed" not in (run / "report.html").read_text()
@@ -82,7 +82,7 @@ def test_a_run_whose_head_analysis_fails_is_finished(
     assert "The head analysis failed: no gate fits here" in capsys.readouterr().out
     assert {"scores.json", "predictions.parquet", "report.html", "heads_failure.json"} <= contents(run).keys()
     assert "heads.json" not in contents(run)
-    assert "what is shown below" not in (run / "report.html").read_text()
+    assert "the results below" not in (run / "report.html").read_text()
     assert main(["train", str(small_recipe), f"output_dir={tmp_path / 'dry'}", "--dry-run"]) == 2
     said = capsys.readouterr()
     assert "the head analysis fails: no gate fits here; change head_importance, or set it to null" in said.err
@@ -121,7 +121,7 @@ STRANGERS = {
 
 @pytest.mark.parametrize("name", STRANGERS)
 @pytest.mark.parametrize("override", [OVERWRITE, AUTO])
-def test_a_strangers_folder_is_no_run(small_recipe: Path, tmp_path: Path, name: str, override: str) -> None:
+def test_a_folder_with_other_files_is_not_a_run(small_recipe: Path, tmp_path: Path, name: str, override: str) -> None:
     folder = tmp_path / "theirs"
     for file, content in STRANGERS[name].items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def test_a_strangers_folder_is_no_run(small_recipe: Path, tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize("left", [{}, {".claimed": ""}, {LOCK: "", ".claimed": ""}, {"..claimed.tmp": "{"}])
-def test_what_a_killed_process_left_in_an_empty_folder_is_no_obstacle(
+def test_files_of_a_killed_process_in_an_empty_folder_are_ignored(
     small_recipe: Path, tmp_path: Path, left: dict[str, str]
 ) -> None:
     (tmp_path / "run").mkdir()
@@ -144,8 +144,8 @@ def test_what_a_killed_process_left_in_an_empty_folder_is_no_obstacle(
     check_output_dir(RunFolder(tmp_path / "run"), load_recipe(small_recipe, [f"output_dir={tmp_path / 'run'}"]))
 
 
-def test_a_run_is_known_by_its_files_alone(run: Path, small_recipe: Path, tmp_path: Path) -> None:
-    """Also where its data have moved, and only with the user's word is it replaced."""
+def test_a_run_is_recognized_by_the_content_of_its_files(run: Path, small_recipe: Path, tmp_path: Path) -> None:
+    """A run is recognized even if its data have moved; it is replaced only if the user says so."""
     text = (run / "recipe.yaml").read_text()
     moved = yaml.safe_load(text)
     for split in ("train", "validation", "test"):
@@ -153,13 +153,13 @@ def test_a_run_is_known_by_its_files_alone(run: Path, small_recipe: Path, tmp_pa
     (run / "recipe.yaml").write_text(yaml.safe_dump(moved))
     folder = RunFolder(run)
     check_output_dir(folder, load_recipe(small_recipe, [f"output_dir={run}", OVERWRITE]))
-    with pytest.raises(TrainingError, match="holds an earlier run; name another"):
+    with pytest.raises(TrainingError, match="contains an earlier run; name another folder"):
         check_output_dir(folder, load_recipe(small_recipe, [f"output_dir={run}"]))
     (run / "recipe.yaml").write_text(text)
     source = [f"output_dir={run}", AUTO, "model.model_type=null", f"model.model_name_or_path={run / 'model'}"]
     content = yaml.safe_load(small_recipe.read_text()) | {"model": {"model_name_or_path": str(run / "model")}}
     small_recipe.write_text(yaml.safe_dump(content))
-    with pytest.raises(TrainingError, match=r"model\.model_name_or_path lies in output_dir"):
+    with pytest.raises(TrainingError, match=r"model\.model_name_or_path is inside output_dir"):
         check_output_dir(folder, load_recipe(small_recipe, source[:2]))
 
 
@@ -183,18 +183,18 @@ def test_the_old_run_is_kept_until_the_new_one_has_a_model(
     saved = ["checkpoint.save_strategy=steps", "checkpoint.save_steps=2"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "optimizer_step", fail_at(1))
-        assert main([*again, *saved]) == 2  # before it has anything to show
+        assert main([*again, *saved]) == 2  # before the first checkpoint
     assert "the loss is not finite" in capsys.readouterr().err
     assert contents(run) == old
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "optimizer_step", fail_at(3))
-        assert main([*again, *saved]) == 2  # it has a checkpoint, from which it can go on
+        assert main([*again, *saved]) == 2  # after a checkpoint, from which it can be resumed
     kept = {name.removeprefix(".previous/"): text for name, text in contents(run).items() if "/" in name}
     assert kept.items() >= {name: text for name, text in old.items() if name != "notes.txt"}.items()
     assert yaml.safe_load((run / "recipe.yaml").read_text())["seed"] == 5
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "optimizer_step", fail_at(1))
-        assert main([*again, *saved]) == 2  # the unfinished run is given up, and the old one is back
+        assert main([*again, *saved]) == 2  # the unfinished run is deleted and the old one restored
     assert contents(run) == old
     assert main(again) == 0
     new = contents(run)
@@ -205,7 +205,7 @@ def test_the_old_run_is_kept_until_the_new_one_has_a_model(
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "heads", "prune", "merge", "report"])
-def test_a_folder_that_another_process_writes_is_left_alone(
+def test_a_folder_that_another_process_is_writing_is_not_changed(
     run: Path, small_recipe: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     arguments = {
@@ -215,7 +215,7 @@ def test_a_folder_that_another_process_writes_is_left_alone(
     with locked_folder(run):
         before = contents(run)
         assert main(arguments) == 2
-        said = capsys.readouterr().err
-        assert f"{run} is being written by process " in said
-        assert "wait until it has ended, or name another folder" in said
+        message = capsys.readouterr().err
+        assert f"{run} is being written by process " in message
+        assert "wait until it ends, or name another folder" in message
         assert contents(run) == before

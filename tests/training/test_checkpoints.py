@@ -113,12 +113,12 @@ def of_another_version(file: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "name", "said"),
     [
-        (Path.unlink, "COMPLETE", "it has no COMPLETE mark, so it was never finished"),
-        (cut, "COMPLETE", "its COMPLETE mark cannot be read"),
-        (of_another_version, "COMPLETE", r"a finetune checkpoint of version 1, and .* version 3 is asked for"),
+        (Path.unlink, "COMPLETE", "it has no COMPLETE marker, so it was never finished"),
+        (cut, "COMPLETE", "its COMPLETE marker cannot be read"),
+        (of_another_version, "COMPLETE", r"a finetune checkpoint of version 1; expected .* version 3"),
         (Path.unlink, "best.safetensors", "best.safetensors is missing"),
         (cut, "optimizer.pt", r"optimizer.pt has \d+ bytes instead of \d+"),
-        *((flip, name, f"{name} was altered") for name in ("weights.safetensors", "optimizer.pt", "state.json")),
+        *((flip, name, f"{name} was changed") for name in ("weights.safetensors", "optimizer.pt", "state.json")),
     ],
 )
 def test_a_damaged_one_is_skipped_or_refused(

@@ -1,0 +1,103 @@
+"""Reading of `predictions.parquet`: the rows that the classifier predicted worst."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from finetune.runs.json_files import damaged_file, read_bytes
+from finetune.runs.run_folder import RunFolder
+
+_IS_TEXT = (pa.types.is_string, pa.types.is_large_string)
+_IS_LIST = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+_IS_LABEL = (*_IS_TEXT, *_IS_LIST, pa.types.is_floating)
+# Column -> the types that it may have.
+_COLUMNS: dict[str, tuple[Callable[[pa.DataType], bool], ...]] = {
+    "split": _IS_TEXT,
+    "row": (pa.types.is_integer,),
+    "text": _IS_TEXT,
+    "label": _IS_LABEL,
+    "predicted": _IS_LABEL,
+    "probabilities": _IS_LIST,
+    "loss": (pa.types.is_floating,),
+}
+
+
+@dataclass(frozen=True)
+class WrongRow:
+    """A row that the classifier predicted wrong (regression: a row with a high loss)."""
+
+    split: str
+    row: int
+    text: str
+    label: str
+    predicted: str
+    confidence: float | None
+    loss: float
+
+
+def worst_predictions(folder: RunFolder, count: int) -> list[WrongRow]:
+    """Return the wrongly predicted rows with the highest loss, highest first.
+
+    Raises:
+        DataError: the file with the predictions is missing or damaged.
+    """
+    content = read_bytes(folder.predictions)
+    try:
+        table = pq.read_table(pa.BufferReader(content))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise damaged_file(folder.predictions, str(error).strip().splitlines()[0]) from error
+    if problem := _problem(table):
+        raise damaged_file(folder.predictions, problem)
+    pairs = zip(table["label"].to_pylist(), table["predicted"].to_pylist(), strict=True)
+    wrong = [index for index, (label, predicted) in enumerate(pairs) if label != predicted]
+    rows = table.take(pa.array(wrong, pa.int64()))
+    rows = rows.take(pc.sort_indices(rows["loss"], sort_keys=[("", "descending")])[:count])
+    return [_wrong_row(row) for row in rows.to_pylist()]
+
+
+def _problem(table: pa.Table) -> str:
+    """Return why a table is not one of predictions, or ""."""
+    for name, checks in _COLUMNS.items():
+        if name not in table.column_names:
+            return f"it has no column {name}"
+        if not any(check(table[name].type) for check in checks):
+            return f"column {name} is of type {table[name].type}"
+        if table[name].null_count:
+            return f"column {name} has empty cells"
+    if _type_name(table["label"].type) != _type_name(table["predicted"].type):
+        return "labels and predictions are of different types"
+    if table.num_rows and not pc.min(pc.list_value_length(table["probabilities"])).as_py():
+        return "a row has no probabilities"
+    return ""
+
+
+def _type_name(column: pa.DataType) -> str:
+    """Return "text", "list" or "number"."""
+    if any(check(column) for check in _IS_TEXT):
+        return "text"
+    return "list" if any(check(column) for check in _IS_LIST) else "number"
+
+
+def _wrong_row(row: dict[str, Any]) -> WrongRow:
+    single_label = isinstance(row["label"], str)
+    return WrongRow(
+        split=row["split"],
+        row=row["row"],
+        text=" ⏐ ".join(row[name] for name in ("text", "text_1") if row.get(name)),
+        label=_label_text(row["label"]),
+        predicted=_label_text(row["predicted"]),
+        confidence=max(row["probabilities"]) if single_label else None,
+        loss=row["loss"],
+    )
+
+
+def _label_text(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
