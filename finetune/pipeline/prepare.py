@@ -91,7 +91,8 @@ def required_splits(recipe: Recipe) -> dict[str, str]:
     heads = recipe.head_importance
     if heads is not None and heads.split not in required:
         required[heads.split] = (
-            f"head_importance.split is {heads.split}, but there are no such rows; {NO_VALIDATION}, or set another split"
+            f"head_importance.split is {heads.split}, but there are no {heads.split} rows; {NO_VALIDATION}, or set "
+            "another split"
         )
     return required
 

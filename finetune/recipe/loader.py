@@ -1,4 +1,4 @@
-"""Read a recipe: strict YAML, key=value overrides, every mistake at once."""
+"""Load a recipe from YAML, apply overrides, and report all mistakes in one error."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from finetune.recipe.validation import (
 )
 from finetune.recipe.yaml_parser import MAX_DEPTH, Location, NotYamlError, YamlValues, compose
 
-MAX_BYTES = 20_000_000  # of a recipe
-MAX_SHOWN = 50  # mistakes in one message
+MAX_BYTES = 20_000_000  # size of a recipe file
+MAX_SHOWN = 50  # mistakes in one error message
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML, with those characters escaped that it writes plain but reads as line breaks or refuses."""
+    """PyYAML's dumper, which also escapes the characters that PyYAML cannot read back unescaped."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -43,18 +43,17 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, read_data: bool = True) -> Recipe:
-    """Return the checked recipe in `path`, with `section.key=value` overrides applied.
+    """Return the validated recipe in a file, with `section.key=value` overrides.
 
-    Relative paths are taken from the working directory and made absolute, so that the resolved recipe
-    runs from anywhere.
+    Relative paths are resolved against the working directory, so that the resolved recipe can be used from any
+    directory.
 
     Args:
-        read_data: whether the data files must be there and the tracker installed; not for a finished run whose data
-            are not read again.
+        read_data: whether data files must exist and the tracker must be installed. False for a finished run whose
+            data are not read again.
 
     Raises:
-        RecipeError: the file cannot be read, or anything in it or in the overrides is wrong; the message
-            has one line for each mistake.
+        RecipeError: the file cannot be read, or it or an override has mistakes; the message has one line per mistake.
     """
     path = Path(path)
     values = YamlValues()
@@ -65,103 +64,105 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, read_data: b
     problems = [Problem(location, text) for location, text in values.faults]
     disk = (disk_problems,) if read_data else ()
     for check in (metric_problems, weight_problems, freezing_problems, *disk):
-        problems += _others(problems, islice(check(document), MAX_SHOWN + 1))
+        problems += _at_other_locations(problems, islice(check(document), MAX_SHOWN + 1))
     recipe = None
     try:
         recipe = Recipe.model_validate(document)
     except ValidationError as error:
-        problems += _others(problems, schema_problems(error, document, values.lines, MAX_SHOWN + 1))
-    # What one section asks of another comes last: it often follows from another mistake.
+        problems += _at_other_locations(problems, schema_problems(error, document, values.lines, MAX_SHOWN + 1))
+    # What one section needs of another is checked last, because it often follows from another mistake.
     problems = problems or list(stage_problems(document))
     if problems or recipe is None:
         raise RecipeError(_message(path, problems, values.lines))
-    return _absolute(recipe)
+    return _with_absolute_paths(recipe)
 
 
-def _others(known: Sequence[Problem], found: Iterable[Problem]) -> list[Problem]:
-    """Return the problems that are not where there is a known one already."""
+def _at_other_locations(known: Sequence[Problem], more: Iterable[Problem]) -> list[Problem]:
+    """Return those of `more` that are at a location without a known problem."""
     locations = {problem.location for problem in known}
-    return [problem for problem in found if problem.location not in locations]
+    return [problem for problem in more if problem.location not in locations]
 
 
 def _message(path: Path, problems: Sequence[Problem], lines: Mapping[Location, str]) -> str:
-    """Return one line per mistake, in the order of the file; of very many, the first."""
+    """Return the error message: one line per mistake, in the order of the file, at most MAX_SHOWN of them."""
     count = f"{len(problems)} mistakes" if len(problems) > 1 else "a mistake"
     if len(problems) > MAX_SHOWN:
-        count = f"more than {MAX_SHOWN} mistakes, of which {MAX_SHOWN}"
-    by_place: dict[Location, list[Problem]] = {}
+        count = f"more than {MAX_SHOWN} mistakes; the first {MAX_SHOWN}"
+    by_location: dict[Location, list[Problem]] = {}
     for problem in problems:
-        by_place.setdefault(problem.location, []).append(problem)
-    ordered = [problem for location in in_order(by_place, lines) for problem in by_place[location]]
+        by_location.setdefault(problem.location, []).append(problem)
+    ordered = [problem for location in in_order(by_location, lines) for problem in by_location[location]]
     return "\n  ".join([f"{path} has {count}:", *(problem.line(lines) for problem in ordered[:MAX_SHOWN])])
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """Return the recipe as YAML with every default written out; `load_recipe` gives the same recipe back."""
+    """Return the recipe as YAML with all default values. `load_recipe` reads the same recipe from it."""
     document = recipe.model_dump(mode="json")
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _read_document(path: Path, values: YamlValues) -> dict[str, Any]:
+    """Return the file as a mapping, and note line numbers and faults in `values`."""
     text = _read_text(path)
     try:
         root = compose(text)
     except NotYamlError as error:
         line = "" if error.line is None else f", line {error.line}"
-        reason = shorten(str(error)) if ";" in str(error) else f"{shorten(str(error))}; correct it there"
-        raise RecipeError(f"{path}{line} is not YAML that can be read: {reason}") from error
+        reason = shorten(str(error)) if ";" in str(error) else f"{shorten(str(error))}; correct it"
+        raise RecipeError(f"{path}{line} is not valid YAML: {reason}") from error
     if not isinstance(root, yaml.MappingNode):
-        raise RecipeError(f"{path} holds no sections; a recipe is a mapping with at least model and data")
+        raise RecipeError(f"{path} has no sections; a recipe is a mapping with at least the sections model and data")
     document: dict[str, Any] = values.build(root, ())
     return document
 
 
 def _read_text(path: Path) -> str:
+    """Return the content of the file; RecipeError if it cannot be read."""
     fault = path_problem(path)
     if fault is not None:
         raise RecipeError(f"the recipe's path '{shorten(str(path), 120)}' {fault}")
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.y*ml"))[:5] if path.parent.is_dir() else []
-        repair = f"there are {', '.join(near)}" if near else "correct the path"
-        raise RecipeError(f"no recipe '{path}'; {repair}")
+        fix = f"correct the path; this folder has {', '.join(near)}" if near else "correct the path"
+        raise RecipeError(f"there is no recipe '{path}'; {fix}")
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise RecipeError(
-                f"{path} has {size:,} bytes, and a recipe has {MAX_BYTES:,} at most; put rows into a file and name it "
-                "as data.train_file"
+                f"{path} has {size:,} bytes, but a recipe may have at most {MAX_BYTES:,}; put the rows into a file and "
+                "give it as data.train_file"
             )
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
     except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror}") from error
+        raise RecipeError(f"{path} cannot be read: {error.strerror}; correct the path or its permissions") from error
 
 
 def _apply(override: str, document: dict[str, Any], values: YamlValues) -> None:
-    """Put one `section.key=value` into the document, its value typed as in the file, and note what is wrong with it."""
+    """Apply one `section.key=value` to the document, with the value read as YAML, and note faults in `values`."""
     name, equals, text = override.partition("=")
     parts = tuple(name.strip().split("."))
     if not equals or not all(parts) or len(parts) > MAX_DEPTH:
-        values.faults.append(((), f"override '{shorten(override, 120)}' is not of the form section.key=value"))
+        values.faults.append(((), f"override '{shorten(override, 120)}' does not have the form section.key=value"))
         return
     values.lines[parts] = "override"
     try:
         node = compose(text)
     except NotYamlError as error:
         reason = str(error) if ";" in str(error) else f"{error}; quote it"
-        reason = f"the value '{shorten(text, 120)}' is not YAML that can be read: {reason}"
+        reason = f"the value '{shorten(text, 120)}' is not valid YAML: {reason}"
         values.faults.append((parts, reason))
         return
     section = document
     for part in parts[:-1]:
-        below = section.get(part)
-        if isinstance(below, list):
-            values.faults.append((parts, "an item of a list cannot be changed by itself; give the whole list"))
+        child = section.get(part)
+        if isinstance(child, list):
+            values.faults.append((parts, "a single item of a list cannot be changed; give the full list"))
             return
-        if not isinstance(below, dict):
-            below = section[part] = {}
-        section = below
+        if not isinstance(child, dict):
+            child = section[part] = {}
+        section = child
     value = None if node is None else values.build(node, parts)
     for other in () if value is None else _other_sources(parts):
         section.pop(str(other), None)
@@ -169,23 +170,24 @@ def _apply(override: str, document: dict[str, Any], values: YamlValues) -> None:
 
 
 def _other_sources(parts: Location) -> Iterable[str]:
-    """Return the keys that an override of this key replaces: those of the section's other sources."""
+    """Return the keys of the section's other sources, which an override of this key replaces."""
     groups = SOURCES.get(str(parts[0]), ()) if len(parts) > 1 else ()
     if not any(parts[1] in group for group in groups):
         return ()
     return [key for group in groups if parts[1] not in group for key in group]
 
 
-def _absolute(recipe: Recipe) -> Recipe:
-    files = {f"{split}_file": _whole(file) for split, file in recipe.data.local_files().items()}
+def _with_absolute_paths(recipe: Recipe) -> Recipe:
+    """Return the recipe with absolute paths."""
+    files = {f"{split}_file": _absolute(file) for split, file in recipe.data.local_files().items()}
     rows = recipe.data.dataset_name
-    files |= {"dataset_name": _whole(rows)} if rows and absolute_path(rows).is_dir() else {}
+    files |= {"dataset_name": _absolute(rows)} if rows and absolute_path(rows).is_dir() else {}
     name, resume = recipe.model.model_name_or_path, recipe.checkpoint.resume_from_checkpoint
-    folder = {"model_name_or_path": _whole(name)} if name and absolute_path(name).is_dir() else {}
-    resumed = {"resume_from_checkpoint": _whole(resume)} if resume not in (None, "auto") else {}
+    folder = {"model_name_or_path": _absolute(name)} if name and absolute_path(name).is_dir() else {}
+    resumed = {"resume_from_checkpoint": _absolute(resume)} if resume not in (None, "auto") else {}
     return recipe.model_copy(
         update={
-            "output_dir": _whole(recipe.output_dir),
+            "output_dir": _absolute(recipe.output_dir),
             "data": recipe.data.model_copy(update=files),
             "model": recipe.model.model_copy(update=folder),
             "checkpoint": recipe.checkpoint.model_copy(update=resumed),
@@ -193,5 +195,5 @@ def _absolute(recipe: Recipe) -> Recipe:
     )
 
 
-def _whole(path: str | None) -> str:
+def _absolute(path: str | None) -> str:
     return str(absolute_path(path or ""))

@@ -1,4 +1,4 @@
-"""What is wrong with single values of a recipe: pydantic's findings in plain words, with the nearest right name."""
+"""Checks of single values of a recipe: pydantic's errors in plain words, with the nearest correct name."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pydantic import BaseModel, ValidationError
 
 from finetune.errors import did_you_mean
 from finetune.recipe.schema import Recipe
-from finetune.recipe.validation import Problem, written
+from finetune.recipe.validation import Problem, nearest_written
 from finetune.recipe.yaml_parser import Location
 
-# What other tools call a thing -> where it is here.
+_LESS_MEMORY = "there is no such setting: to save memory, use smaller batches with gradient accumulation"
+# Key of another tool -> the key here.
 FOREIGN_NAMES = {
-    "warmup_ratio": "training.warmup_steps (a number below 1 is a share of all steps)",
+    "warmup_ratio": "training.warmup_steps (a number below 1 is a fraction of all steps)",
     "group_by_length": "training.train_sampling_strategy: group_by_length",
     "evaluation_strategy": "evaluation.eval_strategy",
     "lora_r": "peft.r",
@@ -44,22 +45,23 @@ FOREIGN_NAMES = {
     "sequence_len": "data.max_length",
     "dataset": "data.dataset_name",
     "labels": "task.label_names",
-    "num_labels": "task.label_names (their number follows)",
-    "load_best_model_at_end": "nothing to set: the best evaluation's weights are always kept",
-    "greater_is_better": "nothing to set: it follows from evaluation.metric_for_best_model",
+    "num_labels": "task.label_names (num_labels is their number)",
+    "load_best_model_at_end": "no setting is needed: the weights of the best evaluation are always kept",
+    "greater_is_better": "no setting is needed: evaluation.metric_for_best_model determines it",
     "adapter": "peft.peft_type",
-    "lora_bias": "nothing to set: biases are not trained under adapters",
-    "modules_to_save": "nothing to set: what the checkpoint does not hold is always trained and saved",
+    "lora_bias": "there is no such setting: biases are not trained with adapters",
+    "modules_to_save": "no setting is needed: modules that the checkpoint does not have are always trained and saved",
     "task_type": "task.problem_type",
-    "dropout": "peft.lora_dropout (of the model: model.config_overrides)",
-    "optim": "nothing to set: the optimizer is AdamW",
-    "gradient_checkpointing": "nothing to set: activations are kept; smaller batches with accumulation save memory",
-    "activation_checkpointing": "nothing to set: activations are kept; smaller batches with accumulation save memory",
+    "dropout": "peft.lora_dropout (dropout of a new model: model.config_overrides)",
+    "optim": "there is no such setting: the optimizer is AdamW",
+    "gradient_checkpointing": _LESS_MEMORY,
+    "activation_checkpointing": _LESS_MEMORY,
     "logging_strategy": "logging.logging_steps",
-    "do_train": "nothing to set: finetune train does all of it",
-    "do_eval": "nothing to set: finetune train does all of it",
-    "do_predict": "nothing to set: finetune train does all of it",
+    "do_train": "no setting is needed: finetune train does all stages",
+    "do_eval": "no setting is needed: finetune train does all stages",
+    "do_predict": "no setting is needed: finetune train does all stages",
 }
+NO_KEY = ("no setting", "there is no such setting")  # how a hint begins that does not name a key
 
 _RULES = {
     "int_type": "must be a whole number",
@@ -75,24 +77,24 @@ _RULES = {
 }
 
 
-_SIMILAR = 0.8  # of difflib: a letter or two of a usual key
-_LONGEST_NAME = 60
-_GIVEN = reprlib.Repr()
-_GIVEN.maxlevel, _GIVEN.maxstring, _GIVEN.maxlong, _GIVEN.maxother = 3, 77, 77, 77
+_SIMILARITY = 0.8  # for difflib: one or two letters of a typical key may differ
+_MAX_NAME_LENGTH = 60
+_SHORT_REPR = reprlib.Repr()
+_SHORT_REPR.maxlevel, _SHORT_REPR.maxstring, _SHORT_REPR.maxlong, _SHORT_REPR.maxother = 3, 77, 77, 77
 
 
 def schema_problems(
     error: ValidationError, document: Mapping[str, Any], lines: Mapping[Location, str], limit: int
 ) -> list[Problem]:
-    """Return pydantic's findings about a document as problems, one for each place; of more than `limit`, the first."""
-    found: dict[Location, list[Any]] = {}
+    """Return pydantic's errors as one problem per location; only the first `limit` of them."""
+    errors: dict[Location, list[Any]] = {}
     for item in error.errors(include_url=False):
-        found.setdefault(_place(item, document), []).append(item)
-    around = {location[:n] for location in found for n in range(len(location))}
-    # A mapping that holds a mistake is meant as a mapping: that it is not the word either would mislead.
+        errors.setdefault(_location(item, document), []).append(item)
+    enclosing = {location[:n] for location in errors for n in range(len(location))}
+    # If a key takes a word or a mapping, and a mapping with a mistake is given, then only that mistake is reported.
     kept = {
-        location: [item for item in items if not (location in around and item["type"] == "literal_error")]
-        for location, items in found.items()
+        location: [item for item in items if not (location in enclosing and item["type"] == "literal_error")]
+        for location, items in errors.items()
     }
     first = in_order([location for location, items in kept.items() if items], lines)[:limit]
     return [
@@ -102,31 +104,32 @@ def schema_problems(
 
 
 def in_order(locations: Iterable[Location], lines: Mapping[Location, str]) -> list[Location]:
-    """Return the locations in the order in which their keys were written down."""
+    """Return the locations in the order in which the file contains them."""
     order = {location: number for number, location in enumerate(lines)}
 
     def position(location: Location) -> int:
-        known = written(location, lines)
+        known = nearest_written(location, lines)
         return -1 if known is None else order[known]
 
     return sorted(locations, key=position)
 
 
-def _place(item: Any, document: Mapping[str, Any]) -> Location:
-    """Return where a finding is in the document: pydantic's location without the names of its types."""
+def _location(item: Any, document: Mapping[str, Any]) -> Location:
+    """Return the location of an error in the document: pydantic's location without the names of types."""
     value: Any = document
-    place: list[str | int] = []
+    location: list[str | int] = []
     for number, part in enumerate(item["loc"], start=1):
         if (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int)):
             value = value[part]
         elif item["type"] != "missing" or number < len(item["loc"]):
             continue
-        place.append(part)
-    return tuple(place)
+        location.append(part)
+    return tuple(location)
 
 
 def _describe(item: Any, location: Location) -> str:
-    kind, given = item["type"], item.get("input")
+    """Return an error of pydantic as a message: the value that was given, and the rule."""
+    kind, value = item["type"], item.get("input")
     if kind == "missing":
         return "is missing and has no default; add it"
     if kind == "extra_forbidden":
@@ -136,54 +139,55 @@ def _describe(item: Any, location: Location) -> str:
     if kind == "literal_error":
         choices = item["ctx"]["expected"]
         rule = f"must be {choices}"
-        near = did_you_mean(str(given), [choice.strip(" '") for choice in choices.replace(" or ", ",").split(",")])
+        near = did_you_mean(str(value), [choice.strip(" '") for choice in choices.replace(" or ", ",").split(",")])
     else:
         rule = _RULES.get(kind, item["msg"].replace("Input should be", "must be").replace("Input should", "must"))
         near = ""
-    if given is None:
-        return f"is empty (null), but it {rule}; fill it in, or leave it out"
-    return f"given {_shown(given)}; {rule}{near}"
+    if value is None:
+        return f"is empty (null), but {rule}; give a value, or remove the key"
+    return f"given {_as_yaml(value)}; {rule}{near}"
 
 
-def _shown(given: object) -> str:
-    """Return a value as YAML writes it, shortened."""
-    text = _GIVEN.repr(given)
-    return text.lower() if isinstance(given, bool) else text
+def _as_yaml(value: object) -> str:
+    """Return a value as it is written in YAML, shortened."""
+    text = _SHORT_REPR.repr(value)
+    return text.lower() if isinstance(value, bool) else text
 
 
 def _unknown_key(location: Location) -> str:
+    """Return the message for an unknown key, with the key that was probably meant."""
     name, section = str(location[-1]), location[:-1]
     if name in FOREIGN_NAMES:
         hint = FOREIGN_NAMES[name]
-        return f"unknown key; {hint}" if hint.startswith("nothing") else f"unknown key; here it is {hint}"
-    places = _key_places()
-    if name in places:  # the same name elsewhere says more than a near name here
-        return f"unknown key; it belongs in {'.'.join(map(str, places[name][0])) or 'the top level'}"
-    here = [key for key, sections in places.items() if section in sections]
+        return f"unknown key; {hint}" if hint.startswith(NO_KEY) else f"unknown key; use {hint}"
+    sections_of = _sections_of_keys()
+    if name in sections_of:  # the same name in another section is a better hint than a similar name in this one
+        return f"unknown key; it belongs in {'.'.join(map(str, sections_of[name][0])) or 'the top level'}"
+    here = [key for key, sections in sections_of.items() if section in sections]
     near = _near_key(name, here)
     if near is None:
-        elsewhere = _near_key(name, places)
-        near = None if elsewhere is None else ".".join(map(str, (*places[elsewhere][0], elsewhere)))
+        elsewhere = _near_key(name, sections_of)
+        near = None if elsewhere is None else ".".join(map(str, (*sections_of[elsewhere][0], elsewhere)))
     return f"unknown key; did you mean '{near}'?" if near else "unknown key"
 
 
 def _near_key(name: str, keys: Iterable[str]) -> str | None:
-    """Return the key that a name is a misspelling or the unique beginning of, or None."""
-    if len(name) > _LONGEST_NAME:
+    """Return the key of which a name is a misspelling or the unique beginning, or None."""
+    if len(name) > _MAX_NAME_LENGTH:
         return None
-    near = difflib.get_close_matches(name, sorted(keys), n=1, cutoff=_SIMILAR)
+    near = difflib.get_close_matches(name, sorted(keys), n=1, cutoff=_SIMILARITY)
     longer = [key for key in keys if key.startswith(f"{name}_")]
     return near[0] if near else longer[0] if len(longer) == 1 else None
 
 
 @cache
-def _key_places() -> dict[str, list[Location]]:
-    """Return the sections of every key."""
-    places: dict[str, list[Location]] = {}
+def _sections_of_keys() -> dict[str, list[Location]]:
+    """Return, for every key, the sections that have it."""
+    sections: dict[str, list[Location]] = {}
     for name, field in Recipe.model_fields.items():
-        places.setdefault(name, []).append(())
+        sections.setdefault(name, []).append(())
         for kind in (field.annotation, *get_args(field.annotation)):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 for key in kind.model_fields:
-                    places.setdefault(key, []).append((name,))
-    return places
+                    sections.setdefault(key, []).append((name,))
+    return sections

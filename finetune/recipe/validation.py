@@ -1,6 +1,6 @@
-"""What is wrong with a recipe, one line per mistake, each with its repair.
+"""Checks of a recipe that need two keys or the disk. Checks of single values are in schema_validation.py.
 
-The checks here need two sections, or the disk; those of a single value are in schema_problems.py.
+Each mistake is one line of the error message, with the way to fix it.
 """
 
 from __future__ import annotations
@@ -17,30 +17,32 @@ from finetune.recipe.names import METRICS, ProblemType
 from finetune.recipe.schema import LoggingSection
 from finetune.recipe.yaml_parser import Location
 
-NO_VALIDATION = "give data.validation_file (or rows, or split), or hold some out with data.validation_size: 0.1"
+NO_VALIDATION = (
+    "give data.validation_file (or rows, or split), or hold out training rows with data.validation_size: 0.1"
+)
 
 FILE_TYPES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: where it is, and the text about it."""
+    """One mistake in a recipe: the location of the key, and the message."""
 
     location: Location
     text: str
 
     def line(self, lines: Mapping[Location, str]) -> str:
-        """Return one line: the key's path, where it was written, and the text, shortened where it is long."""
-        found = written(self.location, lines)
-        where = f" ({lines[found]})" if found else ""
+        """Return the mistake as one line: path of the key, line of the file, and message, shortened if it is long."""
+        known = nearest_written(self.location, lines)
+        where = f" ({lines[known]})" if known else ""
         path = ".".join(str(part) for part in self.location) or "recipe"
         return printable(f"{shorten(path)}{where}: {shorten(self.text)}".replace("\n", "\\n"))
 
 
-def written(location: Location, lines: Mapping[Location, str]) -> Location | None:
-    """Return the key itself, or the nearest around it, that was written down."""
-    around = (location[:n] for n in range(len(location), 0, -1))
-    return next((known for known in around if known in lines), None)
+def nearest_written(location: Location, lines: Mapping[Location, str]) -> Location | None:
+    """Return the key, or else the innermost section around it, that the file or an override contains."""
+    enclosing = (location[:n] for n in range(len(location), 0, -1))
+    return next((known for known in enclosing if known in lines), None)
 
 
 def _metric_hint(name: str, choices: Sequence[str], problem_type: str) -> str:
@@ -59,7 +61,7 @@ def _metric_hint(name: str, choices: Sequence[str], problem_type: str) -> str:
 
 
 def metric_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield the metrics that the problem type does not have."""
+    """Yield metrics that the problem type does not have, and early stopping without evaluations."""
     task, evaluation = _section(document, "task"), _section(document, "evaluation")
     problem_type = task.get("problem_type", "single_label_classification")
     if problem_type not in get_args(ProblemType):
@@ -78,71 +80,75 @@ def metric_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
         rule = f"given {best!r}; must be one of {', '.join(choices)}{_metric_hint(best, choices, problem_type)}"
         yield Problem(("evaluation", "metric_for_best_model"), rule)
     if evaluation.get("early_stopping_patience") and evaluation.get("eval_strategy") == "no":
-        yield Problem(("evaluation", "early_stopping_patience"), "needs evaluations, but eval_strategy is no")
+        yield Problem(
+            ("evaluation", "early_stopping_patience"), "needs evaluations, but eval_strategy is no; remove one"
+        )
 
 
 def freezing_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield freezing beside LoRA, which freezes all but the adapters anyway."""
+    """Yield keys for frozen layers that have no effect or cannot be used together."""
     training = _section(document, "training")
     for key in ("freeze_embeddings", "freeze_layers"):
         if document.get("peft") is not None and training.get(key):
-            yield Problem(("training", key), "LoRA trains its adapters alone; remove this, or the peft section")
+            yield Problem(("training", key), "LoRA trains only its adapters; remove this key, or the peft section")
     if training.get("cache_frozen_layers") is True:
         text = ""
         if document.get("peft") is not None:
-            text = "LoRA adapts every layer, and none is frozen whole; remove this, or the peft section"
+            text = "LoRA adapts every layer, so no layer is completely frozen; remove this key, or the peft section"
         elif _section(document, "model").get("model_type"):
-            text = "a new model has nothing worth freezing; remove this"
+            text = "a new model has random weights, which should not be frozen; remove this key"
         elif not (training.get("freeze_embeddings") and training.get("freeze_layers")):
-            text = "needs freeze_embeddings: true and freeze_layers of 1 or more: only what is frozen stays the same"
+            text = "needs freeze_embeddings: true and freeze_layers of at least 1; only frozen layers can be cached"
         if text:
             yield Problem(("training", "cache_frozen_layers"), text)
 
 
 def weight_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield class weights that name no label or do not apply."""
+    """Yield class weights that do not apply or do not name a label."""
     task, weights = _section(document, "task"), _section(document, "training").get("class_weights")
     if weights and task.get("problem_type") in ("regression", "multi_label_classification"):
-        yield Problem(("training", "class_weights"), "apply to single_label_classification only; remove them")
+        yield Problem(("training", "class_weights"), "applies only to single_label_classification; remove it")
     names = task.get("label_names")
     if isinstance(weights, dict) and isinstance(names, list):
         for name in weights:
             if name not in names:
-                text = f"is no label; labels are {', '.join(map(str, names))}{did_you_mean(str(name), map(str, names))}"
+                suggestion = did_you_mean(str(name), map(str, names))
+                text = f"is not a label; the labels are {', '.join(map(str, names))}{suggestion}"
                 yield Problem(("training", "class_weights", name), text)
 
 
 def stage_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield what one section asks of another that the other does not give."""
+    """Yield what one section needs and another section does not provide."""
     model, data, training = (_section(document, name) for name in ("model", "data", "training"))
     if document.get("peft") is not None and model.get("model_type"):
-        text = "peft adapts pretrained weights, but model.model_type builds new ones; remove the peft section"
+        text = "adapters need pretrained weights, but model.model_type builds a new model; remove the peft section"
         yield Problem(("peft",), text)
     if training.get("mixed_precision") == "fp16" and training.get("use_cpu"):
         yield Problem(("training", "mixed_precision"), "fp16 needs a GPU, but use_cpu is true; use bf16 or no")
-    asked = _section(document, "head_importance").get("method")
-    if "ablation_accuracy" in str(asked) and _section(document, "task").get("problem_type") == "regression":
-        text = "accuracy needs classes, and this is a regression; ask for ablation_loss or ablation_kl"
+    method = _section(document, "head_importance").get("method")
+    if "ablation_accuracy" in str(method) and _section(document, "task").get("problem_type") == "regression":
+        text = "ablation_accuracy needs classes, but problem_type is regression; use ablation_loss or ablation_kl"
         yield Problem(("head_importance", "method"), text)
-    known = data.get("validation_file") or data.get("validation_rows") or data.get("validation_size")
+    has_validation = data.get("validation_file") or data.get("validation_rows") or data.get("validation_size")
     if data.get("dataset_name") and data.get("validation_split", "validation"):
-        known = True
+        has_validation = True
     strategy = _section(document, "evaluation").get("eval_strategy", "epoch")
-    if not known and strategy != "no":
+    if not has_validation and strategy != "no":
         yield Problem(
             ("data",),
             f"there are no validation rows to evaluate on; {NO_VALIDATION}, or set evaluation.eval_strategy: no",
         )
     heads = document.get("head_importance", {})
     split = heads.get("split") if isinstance(heads, dict) else None
-    if not known and strategy == "no" and split == "validation":
+    if not has_validation and strategy == "no" and split == "validation":
         yield Problem(
-            ("head_importance",), f"split is validation, but there are no such rows; {NO_VALIDATION}, or name another"
+            ("head_importance",),
+            f"split is validation, but there are no validation rows; {NO_VALIDATION}, or set another split",
         )
 
 
 def disk_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield paths that cannot be used or hold no such file, and libraries that are not installed."""
+    """Yield paths that cannot be used, missing files, and trackers that are not installed."""
     for split in ("train", "validation", "test"):
         file = _section(document, "data").get(f"{split}_file")
         if isinstance(file, str) and file:
@@ -169,26 +175,26 @@ def _file_problems(location: Location, file: str) -> Iterator[Problem]:
     if fault is not None:
         yield Problem(location, f"{_quoted(file)} {fault}")
     elif absolute_path(file).is_dir():
-        yield Problem(location, f"{_quoted(file)} is a folder; name one file, or the folder as data.dataset_name")
+        yield Problem(location, f"{_quoted(file)} is a folder; name one file, or give the folder as data.dataset_name")
     elif not absolute_path(file).is_file():
-        text = f"no such file {_quoted(file)} (looked in {absolute_path(file).parent}); correct the path"
+        text = f"there is no file {_quoted(file)} (full path: {absolute_path(file)}); correct the path"
         yield Problem(location, text)
     elif Path(file).suffix.lower() not in FILE_TYPES:
-        yield Problem(location, f"given {_quoted(file)}; a data file ends in {', '.join(FILE_TYPES)}")
+        yield Problem(location, f"given {_quoted(file)}; the name of a data file must end in {', '.join(FILE_TYPES)}")
 
 
 def _folder_problems(location: Location, name: str) -> Iterator[Problem]:
-    """Yield what is wrong with a name that may be a folder: what can only be one must be there."""
+    """Yield what is wrong with a folder or a name on the hub; a value that can only be a folder must exist."""
     fault = path_problem(name)
-    only_a_folder = name.startswith(("/", "./", "../", "~")) or location[0] == "checkpoint"
+    must_be_folder = name.startswith(("/", "./", "../", "~")) or location[0] == "checkpoint"
     if fault is not None:
         yield Problem(location, f"{_quoted(name)} {fault}")
-    elif only_a_folder and name != "auto" and not absolute_path(name).exists():
+    elif must_be_folder and name != "auto" and not absolute_path(name).exists():
         yield Problem(
-            location, f"there is no folder {_quoted(name)} (looked for {absolute_path(name)}); correct the path"
+            location, f"there is no folder {_quoted(name)} (full path: {absolute_path(name)}); correct the path"
         )
     elif location[0] == "data" and absolute_path(name).is_file():
-        yield Problem(location, f"{_quoted(name)} is a file; name it as data.train_file")
+        yield Problem(location, f"{_quoted(name)} is a file; give it as data.train_file")
 
 
 def _quoted(path: str) -> str:

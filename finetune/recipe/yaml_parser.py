@@ -1,7 +1,7 @@
-"""Read YAML text as plain values, with the line of every key and limits that no real recipe reaches.
+"""Parse YAML into plain values, with the line number of every key and limits far above any real recipe.
 
-PyYAML composes the nodes, with the scalar rules of YAML 1.2 (`2e-5` is a float, `no` is a word). Values are built
-from the nodes here, so that duplicate keys are seen and each mistake can name its line.
+PyYAML composes the nodes, with the scalar rules of YAML 1.2 (`2e-5` is a float, `no` is a string). The values are built
+from the nodes here, so that duplicate keys are detected and every mistake can be reported with its line.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import yaml
 
 Location = tuple[str | int, ...]
 
-MAX_DEPTH = 50  # sections, lists and mappings inside one another
-MAX_REPEATED = 20_000_000  # characters that aliases may repeat, see `_Loader.compose_node`
-_NODE_SIZE = 100  # a value's own share of that, besides its characters
+MAX_DEPTH = 50  # levels of nested mappings and lists
+MAX_REPEATED = 20_000_000  # total size of what aliases repeat, see `_Loader.compose_node`
+_NODE_SIZE = 100  # size of a value without its characters
 _MAX_DIGITS = 100
 
 _TAG = "tag:yaml.org,2002:"
@@ -31,7 +31,7 @@ _CORE_SCHEMA = (
 
 
 class NotYamlError(ValueError):
-    """The text cannot be read. `line` counts from 1; None where the reader does not know it."""
+    """The text is not valid YAML. `line` counts from 1; None if the line is unknown."""
 
     def __init__(self, reason: str, line: int | None) -> None:
         self.line = line
@@ -40,14 +40,14 @@ class NotYamlError(ValueError):
 
 @dataclass
 class _Extent:
-    """How much a value holds once its aliases are written out."""
+    """The size and depth of a value with its aliases expanded."""
 
     size: int = _NODE_SIZE
     height: int = 0
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML with the core schema, and with limits that are checked while the nodes are composed."""
+    """PyYAML's loader with the core schema of YAML 1.2, and with limits that are checked during composing."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  (PyYAML's own attribute)
 
@@ -58,7 +58,7 @@ class _Loader(yaml.SafeLoader):
         self._repeated = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Return the next node; a fault of YAML if it is too deep, repeats too much, or has a tag that is not read."""
+        """Return the next node; a YAML error if it is nested too deeply, too large, or has an unsupported tag."""
         event: yaml.Event = self.peek_event()  # type: ignore[no-untyped-call]
         self._open.append(_Extent())
         if len(self._open) > MAX_DEPTH:
@@ -66,24 +66,25 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         extent = self._open.pop()
         if isinstance(event, yaml.AliasEvent):
-            if id(node) not in self._extents:  # still open, so it is around the alias
-                _fail("an alias that holds itself; write the value out", event)
+            if id(node) not in self._extents:  # the node is not complete, so the alias is inside it
+                _fail("an alias that contains itself; write the value without an alias", event)
             extent = self._extents[id(node)]
             self._repeated += extent.size
             if self._repeated > MAX_REPEATED or len(self._open) + extent.height > MAX_DEPTH:
-                _fail("aliases repeat too much; write the values out, or put rows into a file", event)
+                _fail("aliases repeat too much; write the values without aliases, or put rows into a file", event)
         elif node is not None:
             _check_tag(node, event)
             extent.size += len(node.value) if isinstance(node, yaml.ScalarNode) else 0
             self._extents[id(node)] = extent
         if self._open:
-            around = self._open[-1]
-            around.size, around.height = around.size + extent.size, max(around.height, extent.height + 1)
+            parent_extent = self._open[-1]
+            parent_extent.size += extent.size
+            parent_extent.height = max(parent_extent.height, extent.height + 1)
         return node
 
 
 def _fail(reason: str, event: yaml.Event) -> None:
-    raise yaml.MarkedYAMLError(problem=reason, problem_mark=event.start_mark)  # type: ignore[arg-type]  # of either reader
+    raise yaml.MarkedYAMLError(problem=reason, problem_mark=event.start_mark)  # type: ignore[arg-type]  # of the Python or the C reader
 
 
 for _name, _pattern, _first in _CORE_SCHEMA:
@@ -91,7 +92,7 @@ for _name, _pattern, _first in _CORE_SCHEMA:
 
 
 def _check_tag(node: yaml.Node, event: yaml.Event) -> None:
-    """Refuse a tag that is not of the core schema, or that the value does not fit."""
+    """Raise a YAML error for a tag that is not in the core schema, or that does not fit the value."""
     name = node.tag.removeprefix(_TAG)
     patterns = [pattern for known, pattern, _ in _CORE_SCHEMA if known == name]
     if isinstance(node, yaml.ScalarNode) and patterns:
@@ -105,10 +106,10 @@ def _check_tag(node: yaml.Node, event: yaml.Event) -> None:
 
 
 def compose(text: str) -> yaml.Node | None:
-    """Return the root node of a YAML text, None where it is empty.
+    """Return the root node of a YAML text, or None if the text is empty.
 
     Raises:
-        NotYamlError: the text is not YAML, or outside the limits.
+        NotYamlError: the text is not valid YAML, or exceeds the limits.
     """
     try:
         loader = _Loader(text)
@@ -122,20 +123,20 @@ def compose(text: str) -> yaml.Node | None:
         reason = error.problem or error.context or ""
         reason = f"{error.context}, {reason}" if reason.startswith("but ") else reason
         raise NotYamlError(reason, mark.line + 1 if mark else None) from error
-    except (yaml.YAMLError, ValueError, OverflowError) as error:  # chr() and int() of what an escape or directive says
-        raise NotYamlError("an escape or a directive that cannot be read", loader.get_mark().line + 1) from error
+    except (yaml.YAMLError, ValueError, OverflowError) as error:  # from chr() and int(), for an escape or a directive
+        raise NotYamlError("an invalid escape or directive", loader.get_mark().line + 1) from error
     return node
 
 
 @dataclass
 class YamlValues:
-    """What was read: the line of each key, and what is wrong with keys and scalars, as (location, text)."""
+    """Builds plain values, and collects the line of each key and the faults, as (location, text)."""
 
     lines: dict[Location, str] = field(default_factory=dict)
     faults: list[tuple[Location, str]] = field(default_factory=list)
 
     def build(self, node: yaml.Node, path: Location) -> Any:
-        """Return the node's plain value, and note its lines and faults; of a key given twice the first counts."""
+        """Return the plain value of a node, and note lines and faults. Of a duplicate key the first value is used."""
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -144,11 +145,11 @@ class YamlValues:
         for key, value in node.value:
             line = f"line {key.start_mark.line + 1}"
             if not isinstance(key, yaml.ScalarNode):
-                self.faults.append((path, f"has a list or a mapping as a key on {line}; a key is a plain word"))
+                self.faults.append((path, f"has a list or a mapping as a key on {line}; a key must be a word"))
                 continue
             where = (*path, key.value)
             if key.value in values:
-                self.faults.append((where, f"is given again on {line}; a key is given once, remove one"))
+                self.faults.append((where, f"is given again on {line}; remove one of the two"))
                 continue
             self.lines[where] = line
             if self._is_unicode(key.value, where):
@@ -157,7 +158,7 @@ class YamlValues:
 
     def _scalar(self, node: yaml.ScalarNode, path: Location) -> object:
         text, kind = node.value, node.tag.removeprefix(_TAG)
-        if kind == "str" or _is_word(path, kind, text):
+        if kind == "str" or _is_text(path, kind, text):
             return text if self._is_unicode(text, path) else text.encode(errors="replace").decode()
         if kind == "null":
             return None
@@ -166,7 +167,7 @@ class YamlValues:
         if kind == "float":
             return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
         if len(text) > _MAX_DIGITS:
-            self.faults.append((path, f"is a number of {len(text)} digits; put quotation marks around a text"))
+            self.faults.append((path, f"is a number of {len(text)} digits; if it is text, put it in quotation marks"))
             return None
         return int(text)
 
@@ -175,15 +176,15 @@ class YamlValues:
             text.encode()
         except UnicodeEncodeError as error:
             bad = text[error.start]
-            self.faults.append((path, f"holds {bad!a}, half of a surrogate pair, which is no character; remove it"))
+            self.faults.append((path, f"contains {bad!a}, an unpaired surrogate, which is not a character; remove it"))
             return False
         return True
 
 
-def _is_word(path: Location, kind: str, text: str) -> bool:
-    """Return whether a value is text whatever it looks like: a label name, or a cell of a row written in the recipe.
+def _is_text(path: Location, kind: str, text: str) -> bool:
+    """Return whether a scalar is always text: a label name, or a cell of a row in the recipe.
 
-    `label_names: [true, 1]` are two words, and `007` in a row is the text that a csv file would hold.
+    `label_names: [true, 1]` are two strings, and `007` in a row is the same text as in a csv file.
     """
     if path[:2] == ("task", "label_names"):
         return len(path) == 3

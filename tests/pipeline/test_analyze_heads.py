@@ -68,7 +68,7 @@ def test_a_run_without_an_analysis_is_given_one(run: Path, capsys: pytest.Captur
     [
         (["head_importance.method=[gradient, fishr]"], "given 'fishr'; must be .*did you mean 'fisher'"),
         (["head_importance.methode=gradient"], "head_importance.methode .*unknown key; did you mean 'method'"),
-        (["=method"], "override '=method' is not of the form section.key=value"),
+        (["=method"], "override '=method' does not have the form section.key=value"),
         (["task.label_names=[1, 0]"], "task cannot be changed: the run in .* was trained with it"),
         (["model.config_overrides.vocab_size=50"], "model.config_overrides cannot be changed"),
         (["seed=5"], "seed cannot be changed"),

@@ -48,7 +48,7 @@ def test_a_folder_that_holds_no_finished_run_is_named(small_run: Path, tmp_path:
 
 
 def test_a_change_that_asks_for_rows_which_are_not_there_is_refused(small_run: Path) -> None:
-    with pytest.raises(DataError, match=r"head_importance\.split is test, but there are no such rows"):
+    with pytest.raises(DataError, match=r"head_importance\.split is test, but there are no test rows"):
         read_back(small_run, "head_importance.split=test", "data.test_rows=null")
     with pytest.raises(RecipeError, match=r"'fishr'.*did you mean 'fisher'"):
         read_back(small_run, "head_importance.method=fishr")
@@ -144,7 +144,7 @@ def test_what_a_machine_lacks_is_changed_on_the_command_line(
     (run / "recipe.yaml").write_text(yaml.safe_dump(content))
     before = contents(run)
     there = [f"data.{split}_file={file}" for split, file in rows.items()]
-    with pytest.raises(RecipeError, match=r"no such file '/gone/train\.jsonl'"):
+    with pytest.raises(RecipeError, match=r"there is no file '/gone/train\.jsonl'"):
         read_back(run, "training.mixed_precision=no")
     with pytest.raises(TrainingError, match="fp16 needs a GPU"):
         read_back(run, *there)

@@ -290,7 +290,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (["data.validation_rows=null"], "there are no validation rows to evaluate on"),
         (
             ["data.validation_rows=null", "evaluation.eval_strategy=no", "head_importance.split=validation"],
-            "split is validation, but there are no such rows",
+            "split is validation, but there are no validation rows",
         ),
         (["peft.r=2"], "peft adapts pretrained weights"),
         (["model.model_type=berd"], "model.model_type 'berd' is unknown"),

@@ -1,3 +1,5 @@
+"""Parsing YAML: finetune/recipe/yaml_parser.py."""
+
 from __future__ import annotations
 
 import pytest
@@ -27,13 +29,13 @@ def test_scalars_follow_yaml_1_2(text: str, expected: object) -> None:
 
 
 def _laughs() -> str:
-    """Ten values, ten lists of them, and so on: a billion in all."""
+    """Return nested aliases that expand to a billion values."""
     lines = [f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)]
     return "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(lines)
 
 
 def _chain(links: int) -> str:
-    """Lists that are deep only through their aliases."""
+    """Return lists that are nested deeply only because of aliases."""
     return "k0: &k0 []\n" + "".join(f"k{n}: &k{n} [*k{n - 1}]\n" for n in range(1, links))
 
 
@@ -43,14 +45,14 @@ def _chain(links: int) -> str:
         ("a: [1\n", 2, "expected ',' or ']'"),
         ("a: 1\nb: " + "[" * 100_000, 2, f"nested more than {MAX_DEPTH} deep"),
         ("\n".join(" " * depth + "a:" for depth in range(200)), MAX_DEPTH, f"nested more than {MAX_DEPTH} deep"),
-        ("a: &x [*x]\n", 1, "an alias that holds itself"),
-        ("a: &x {b: {c: *x}}\n", 1, "an alias that holds itself"),
+        ("a: &x [*x]\n", 1, "an alias that contains itself"),
+        ("a: &x {b: {c: *x}}\n", 1, "an alias that contains itself"),
         (_laughs(), 6, "aliases repeat too much"),
         ("a: &a '" + "x" * 1_000_000 + "'\nb: [" + ",".join(["*a"] * 50) + "]", 2, "aliases repeat too much"),
         (_chain(2 * MAX_DEPTH), MAX_DEPTH + 1, "aliases repeat too much"),
-        ('"\\UFFFFFFFF": 1\n', 1, "an escape or a directive that cannot be read"),
-        ('a: 1\nb: "\\U00110000"\n', 2, "an escape or a directive that cannot be read"),
-        ("%YAML 1." + "9" * 5000 + "\n---\na: 1\n", 1, "an escape or a directive that cannot be read"),
+        ('"\\UFFFFFFFF": 1\n', 1, "an invalid escape or directive"),
+        ('a: 1\nb: "\\U00110000"\n', 2, "an invalid escape or directive"),
+        ("%YAML 1." + "9" * 5000 + "\n---\na: 1\n", 1, "an invalid escape or directive"),
         ("a: 1\nb: '\0'\n", 2, r"the character '\x00' is not allowed"),
         ("a: 1\n---\nb: 1\n", 2, "expected a single document in the stream, but found another document"),
         ("a: *x\n", 1, "undefined alias 'x'"),
@@ -70,14 +72,14 @@ def _chain(links: int) -> str:
     ],
     ids=range(27),
 )  # fmt: skip
-def test_what_cannot_be_read_is_named_with_its_line(text: str, line: int, reason: str) -> None:
+def test_invalid_yaml_is_reported_with_its_line(text: str, line: int, reason: str) -> None:
     with pytest.raises(NotYamlError) as caught:
         compose(text)
     assert reason in str(caught.value)
     assert caught.value.line == line
 
 
-def test_aliases_of_ordinary_size_are_read() -> None:
+def test_aliases_of_ordinary_size_are_expanded() -> None:
     rows = "[" + ",".join(["{sentence: a good film, label: 1}"] * 1000) + "]"
     value, _ = build(f"a: &a {rows}\nb: *a\nc: [*a, *a]\n")
     assert isinstance(value, dict)
@@ -88,32 +90,32 @@ def test_aliases_of_ordinary_size_are_read() -> None:
 @pytest.mark.parametrize(
     ("text", "location", "reason"),
     [
-        ("a: 1\na: 2\n", ("a",), "is given again on line 2"),
+        ("a: 1\na: 2\n", ("a",), "is given again on line 2; remove one of the two"),
         ("b:\n  ? [a]\n  : 1\n", ("b",), "a list or a mapping as a key on line 2"),
-        ('a: ["\\ud800"]\n', ("a", 0), r"holds '\ud800', half of a surrogate pair"),
-        ('"\\udfff": 1\n', ("\udfff",), r"holds '\udfff', half of a surrogate pair"),
-        (f"a: {'9' * 101}\n", ("a",), "is a number of 101 digits; put quotation marks around"),
+        ('a: ["\\ud800"]\n', ("a", 0), r"contains '\ud800', an unpaired surrogate"),
+        ('"\\udfff": 1\n', ("\udfff",), r"contains '\udfff', an unpaired surrogate"),
+        (f"a: {'9' * 101}\n", ("a",), "is a number of 101 digits; if it is text, put it in quotation marks"),
     ],
 )
-def test_faults_of_keys_and_scalars_are_noted(text: str, location: tuple[object, ...], reason: str) -> None:
+def test_faults_of_keys_and_scalars_are_collected(text: str, location: tuple[object, ...], reason: str) -> None:
     _, values = build(text)
-    ((where, said),) = values.faults
-    assert where == location
-    assert reason in said
+    ((fault_location, message),) = values.faults
+    assert fault_location == location
+    assert reason in message
 
 
-def test_of_a_key_given_twice_the_first_counts() -> None:
+def test_of_a_duplicate_key_the_first_value_is_used() -> None:
     value, values = build("a: 1\na: 2\nb: 3\n")
     assert value == {"a": 1, "b": 3}
     assert values.lines == {("a",): "line 1", ("b",): "line 3"}
 
 
-def test_an_alias_is_a_word_only_where_words_are_asked_for() -> None:
+def test_an_alias_is_text_only_where_text_is_expected() -> None:
     value, _ = build("seed: &n 7\ntask: {label_names: [*n, true]}\ntraining: {*n : *n}\n")
     assert value == {"seed": 7, "task": {"label_names": ["7", "true"]}, "training": {"7": 7}}
 
 
-def test_cells_of_rows_are_text_as_they_are_written() -> None:
+def test_cells_of_rows_are_read_as_written() -> None:
     row = "{sentence: 1.50, label: 007, other: true, list: [1, 0.0], date: 2020-01-01, empty: null, nan: .nan}"
     value, _ = build(f"data: {{train_rows: [{row}], max_length: 16}}\n")
     assert isinstance(value, dict)

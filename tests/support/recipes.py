@@ -1,0 +1,14 @@
+"""Recipes for tests: the smallest valid one, and those of the repository."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.support import ROOT
+
+WriteRecipe = Callable[[str], Path]
+
+RECIPES = sorted(ROOT.joinpath("recipes").glob("*.yaml"))
+ROWS = "[{sentence: a b, label: x}, {sentence: c d, label: y}]"
+MINIMAL = f"model: {{model_name_or_path: some/model}}\ndata: {{train_rows: {ROWS}, validation_rows: {ROWS}}}\n"
