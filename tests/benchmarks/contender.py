@@ -1,9 +1,9 @@
-"""One side of a contest, in a process of its own: train, score, print what it took as one line of JSON.
+"""One contender in its own process: train, score, and print the measurements as one line of JSON.
 
     python -m tests.benchmarks.contender '{"side": "ours", "lora": false, "precision": "bf16", ...}'
 
-Both sides see the same rows, model, batch size, schedule and optimiser. A process of its own, because some of what
-makes us fast (memory) holds for a whole process, and would speed up the other side too.
+Both sides get the same rows, model, batch size, schedule and optimizer. Each runs in its own process, because some of
+our speedups (memory allocation) act on the whole process and would speed up the other side too.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ Timed = tuple[float, float, float, float]  # seconds of training and of scoring,
 
 @dataclass(frozen=True)
 class Contender:
-    """Who trains what.
+    """What one contender trains, and how.
 
     Attributes:
-        side: ours, Trainer (its defaults), or grouped (Trainer with batches by length).
+        side: ours, Trainer (with its defaults), or grouped (Trainer with batches grouped by length).
         precision: no or bf16.
-        file: rows to train on, with the columns sentence and label; None: random words with the lengths of SST-2.
-        test: rows to score, and measure accuracy on; None: the training rows.
+        file: parquet file of training rows (columns sentence, label); None: random words with the lengths of SST-2.
+        test: parquet file with the rows to score; None: the training rows.
     """
 
     side: str
@@ -68,22 +68,22 @@ class Contender:
     test: str | None = None
 
     def run(self) -> dict[str, float]:
-        """Return what it took, from a process of its own."""
+        """Return the measurements, taken in a new process."""
         command = [sys.executable, "-m", "tests.benchmarks.contender", json.dumps(asdict(self))]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{self} failed:\n{done.stderr}")
-        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-        return found
+        result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        return result
 
 
 def read(file: str | None, rows: int) -> RawSplit:
-    """Return rows of a file, drawn at random, or of random words with the lengths of SST-2's sentences."""
+    """Return random rows of a file, or generated rows of random words with the lengths of SST-2's sentences."""
     if file is not None:
-        found = datasets.load_dataset("parquet", data_files=file, split="train").shuffle(seed=0)
-        return RawSplit(found.select(range(min(rows, len(found)))).flatten_indices(), file)
+        dataset = datasets.load_dataset("parquet", data_files=file, split="train").shuffle(seed=0)
+        return RawSplit(dataset.select(range(min(rows, len(dataset)))).flatten_indices(), file)
     rng = np.random.default_rng(0)
-    # 25 tokens on average, half of them between 17 and 31, as in SST-2's training sentences.
+    # 25 tokens on average, and the middle half between 17 and 31, as in SST-2's training sentences.
     lengths = np.clip(rng.gamma(4.3, 5.3, rows).round(), 1, 64).astype(int)
     texts = sentences(rng, lengths)
     return RawSplit(
@@ -92,10 +92,10 @@ def read(file: str | None, rows: int) -> RawSplit:
 
 
 def sentences(rng: np.random.Generator, lengths: np.ndarray) -> list[str]:
-    """Return a sentence of so many words for each length, each word one token.
+    """Return one sentence per length; each word is one token.
 
-    The n-th word is drawn n times as rarely as the first (Zipf's law): 960 rows then hold 5,000 words and 6,920 rows
-    12,000, as SST-2's do (4,685 and 11,584).
+    Word frequencies follow Zipf's law, so that 960 rows hold about 5,000 different words and 6,920 rows about 12,000,
+    as in SST-2 (4,685 and 11,584).
     """
     words = sorted(word for word in load_tokenizer(MODEL).get_vocab() if word.isascii() and word.isalpha())
     shares = 1 / np.arange(1, WORDS + 1)
@@ -104,14 +104,14 @@ def sentences(rng: np.random.Generator, lengths: np.ndarray) -> list[str]:
 
 
 def encode(raw: RawSplit) -> tuple[EncodedSplit, list[str]]:
-    """Return rows as token ids, and the names of the labels."""
+    """Return the tokenized rows and the label names."""
     names = label_names(raw, "label", "single_label_classification", None)
     labels = encode_labels(raw, "label", "single_label_classification", names)
     return encode_split(raw, labels, load_tokenizer(MODEL), ["sentence"], 128), names
 
 
 def build(names: list[str], contender: Contender) -> Classifier:
-    """Return the classifier that both sides start from."""
+    """Return the classifier that both sides start with."""
     set_seed(contender.seed)
     return pretrained_classifier(
         MODEL,
@@ -142,7 +142,7 @@ def ours(contender: Contender, classifier: Classifier, split: EncodedSplit, test
 
 
 def theirs(contender: Contender, classifier: Classifier, split: EncodedSplit, test: EncodedSplit) -> Timed:
-    """Train and score by Trainer."""
+    """Train and score with Trainer."""
     grouped = {"train_sampling_strategy": "group_by_length"} if contender.side == "grouped" else {}
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
@@ -162,62 +162,62 @@ def theirs(contender: Contender, classifier: Classifier, split: EncodedSplit, te
         return trained, scored, memory, float((found.predictions.argmax(-1) == found.label_ids).mean())
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Return the seconds that some work takes."""
+def timed(function: Callable[[], object]) -> float:
+    """Return the seconds that a call takes."""
     started = time.perf_counter()
-    work()
+    function()
     return time.perf_counter() - started
 
 
 def peak_memory() -> float:
-    """Return the most memory that the process took so far, in 10^6 bytes; on Linux alone.
+    """Return the peak memory of this process so far, in 10^6 bytes (Linux only).
 
-    Not `ru_maxrss`, which begins with that of the process that started this one.
+    `ru_maxrss` is not used, because it starts at the value of the parent process.
     """
-    (line,) = [each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("VmHWM:")]
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024 / 1e6
 
 
 def operations(classifier: Classifier, tokens: int, pairs: int, rows: int) -> tuple[float, float]:
-    """Return the floating-point operations of training on real tokens: what the model asks for, and what we do of it.
+    """Return the floating-point operations of one training epoch: of the model, and those that are really computed.
 
-    2 a weight and token forward, 2 backward for what lies below, 2 for the weight's own gradient where it is trained;
-    and those of attention's scores and weighted sum, which have no weights. We do less in the last layer: behind
-    attention only the first token goes on.
+    Per weight and token: 2 in the forward pass, 2 for the gradient of the input, and 2 for the gradient of the weight
+    if it is trained. The scores and the weighted sum of attention are added. Fewer operations are computed than the
+    model has, because after attention in the last layer only the first token is computed.
 
     Args:
-        tokens: of all rows.
-        pairs: the sum of their squared lengths.
+        tokens: number of tokens of all rows.
+        pairs: sum of the squared lengths of the rows.
     """
     base = classifier.base
     layers = len(attention_sites(base))
-    asked, spared = 0.0, 0.0
+    model_flops, saved = 0.0, 0.0
     for name, module in base.base_model.named_modules():
         if isinstance(module, nn.Linear) and "pooler" not in name:
-            each = module.weight.numel() * (6.0 if module.weight.requires_grad else 4.0)
-            asked += each * tokens
+            per_token = module.weight.numel() * (6.0 if module.weight.requires_grad else 4.0)
+            model_flops += per_token * tokens
             if f"layer.{layers - 1}." in name and (".output." in name or ".intermediate." in name):
-                spared += each * (tokens - rows)
-    asked += 12.0 * layers * base.config.hidden_size * pairs
-    return asked, asked - spared
+                saved += per_token * (tokens - rows)
+    model_flops += 12.0 * layers * base.config.hidden_size * pairs
+    return model_flops, model_flops - saved
 
 
 def product_rate(classifier: Classifier, tokens: int, precision: str) -> float:
-    """Return operations a second of the matrix products of a training step alone, in its shapes and dtype.
+    """Return the operations per second of the matrix products of a training step, run without anything else.
 
     Args:
-        tokens: of a step.
+        tokens: number of tokens in a step.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     width, inner = classifier.base.config.hidden_size, classifier.base.config.intermediate_size
     seconds, count = 0.0, 0.0
     for rows, columns, times in ((width, width, 4), (width, inner, 1), (inner, width, 1)):
-        given, weight = torch.randn(tokens, rows).to(dtype), torch.randn(columns, rows).to(dtype)
+        inputs, weight = torch.randn(tokens, rows).to(dtype), torch.randn(columns, rows).to(dtype)
         gradient = torch.randn(tokens, columns).to(dtype)
         products: list[Callable[[], object]] = [
-            lambda given=given, weight=weight: nn.functional.linear(given, weight),
+            lambda inputs=inputs, weight=weight: nn.functional.linear(inputs, weight),
             lambda gradient=gradient, weight=weight: gradient @ weight,
-            lambda gradient=gradient, given=given: gradient.t() @ given,
+            lambda gradient=gradient, inputs=inputs: gradient.t() @ inputs,
         ]
         for product in products:
             product()
@@ -227,7 +227,7 @@ def product_rate(classifier: Classifier, tokens: int, precision: str) -> float:
 
 
 def main(contender: Contender) -> dict[str, float]:
-    """Train, score, and return what it took."""
+    """Train and score, and return speeds, memory and accuracy."""
     quiet_libraries()
     datasets.disable_progress_bars()
     split, names = encode(read(contender.file, contender.rows))
@@ -236,17 +236,22 @@ def main(contender: Contender) -> dict[str, float]:
     tokens = int(split.lengths.sum())
     mean = round(BATCH * tokens / len(split))
     before = product_rate(classifier, mean, contender.precision)
-    work = ours if contender.side == "ours" else theirs
-    asked, done = operations(classifier, tokens, int((split.lengths.astype(np.int64) ** 2).sum()), len(split))
-    trained, scored, memory, accuracy = work(contender, classifier, split, test)
+    contest = ours if contender.side == "ours" else theirs
+    model_flops, computed_flops = operations(
+        classifier, tokens, int((split.lengths.astype(np.int64) ** 2).sum()), len(split)
+    )
+    trained, scored, memory, accuracy = contest(contender, classifier, split, test)
     rate = (before + product_rate(classifier, mean, contender.precision)) / 2
     return {
         "train": contender.epochs * len(split) / trained,
         "score": len(test) / scored,
         "memory": memory,
         "product_rate": rate / 1e9,
-        "asked_share": contender.epochs * asked / trained / rate,
-        "done_share": contender.epochs * (done if contender.side == "ours" else asked) / trained / rate,
+        "model_flops_utilization": contender.epochs * model_flops / trained / rate,
+        "computed_flops_share": contender.epochs
+        * (computed_flops if contender.side == "ours" else model_flops)
+        / trained
+        / rate,
         "accuracy": accuracy,
     }
 

@@ -1,8 +1,8 @@
-"""What gradients of all heads cost, as a multiple of one plain scoring pass over the same rows.
+"""Cost of the gradients of all heads, as a multiple of one plain scoring pass over the same rows.
 
     python -m tests.benchmarks.gradients
 
-Random rows as short as SST-2's sentences, all-MiniLM-L6-v2, all weights or LoRA; in turns in one run, medians.
+Random rows as short as SST-2's sentences, all-MiniLM-L6-v2, all weights or LoRA; medians of interleaved rounds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROUNDS, STEPS = 3, 8
 
 
 def multiples(rows: GatedRows) -> tuple[float, float, float]:
-    """Return the median seconds of a scoring pass, and the multiples of it that the two gradients cost."""
+    """Return the median seconds of a scoring pass, and the cost of the two gradient methods as multiples of it."""
 
     def score() -> object:
         return predict(rows.classifier, rows.split, batch_size=rows.batch_size, accelerator=rows.accelerator)
@@ -40,7 +40,7 @@ def main() -> None:
     """Measure both kinds of weights at three sizes, and print the table."""
     quiet_libraries()
     datasets.disable_progress_bars()
-    table = Table("weights", "rows", "scoring pass, s", "gradient", f"integrated, {STEPS} steps", "a step")
+    table = Table("weights", "rows", "scoring pass, s", "gradient", f"integrated, {STEPS} steps", "per step")
     for lora in (False, True):
         for count in (32, 64, 128):
             seconds, single, path = multiples(sample(lora, count, 8, 30, 32))

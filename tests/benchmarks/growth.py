@@ -1,9 +1,10 @@
-"""How training time grows with sentence length, batch size, layers and rows, so that a run can be foretold.
+"""Training time by sentence length, batch size, layers and rows, to predict the time of a run.
 
     python -m tests.benchmarks.growth
 
-One thing is changed at a time, from rows of 32 tokens, batches of 32, 6 layers of width 384 (MiniLM). Rows are counted
-by whole runs, reading and encoding included, each in a process of its own, that the most memory can be compared.
+One value is changed at a time, starting from rows of 32 tokens, batches of 32, and 6 layers of width 384 (MiniLM). The
+effect of the number of rows is measured on complete runs with reading and tokenization, each in its own process, so
+that their peak memory can be compared.
 """
 
 from __future__ import annotations
@@ -44,16 +45,16 @@ RESULT = Path("runs/bench-growth.json")
 
 
 def with_layers(classifier: Classifier, layers: int) -> Classifier:
-    """Return the classifier with so many layers, its own over and over."""
+    """Return the classifier with this number of layers, which are copies of its own."""
     encoder = classifier.base.base_model.encoder
-    own = list(encoder.layer)
-    encoder.layer = torch.nn.ModuleList(copy.deepcopy(own[index % len(own)]) for index in range(layers))
+    original = list(encoder.layer)
+    encoder.layer = torch.nn.ModuleList(copy.deepcopy(original[index % len(original)]) for index in range(layers))
     classifier.base.config.num_hidden_layers = layers
     return classifier
 
 
 def step_time(tokens: int, batch: int, layers: int, precision: str) -> float:
-    """Return the median seconds of an optimiser step on rows of exactly so many tokens."""
+    """Return the median seconds of an optimizer step on rows of exactly this number of tokens."""
     AcceleratorState._reset_state()
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
     steps = WARM_UP + STEPS
@@ -75,7 +76,7 @@ def step_time(tokens: int, batch: int, layers: int, precision: str) -> float:
 
 
 def whole_run(rows: int) -> dict[str, float]:
-    """Return seconds and peak memory of reading, encoding, training and scoring so many rows, with 2 layers."""
+    """Return seconds and peak memory of reading, tokenizing, training and scoring, with 2 layers."""
     quiet_libraries()
     datasets.disable_progress_bars()
     keep_freed_memory()
@@ -96,20 +97,20 @@ def whole_run(rows: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, print the tables, write them as JSON."""
+    """Measure, print the tables, and write them as JSON."""
     quiet_libraries()
     datasets.disable_progress_bars()
     keep_freed_memory()
     console, record = Console(highlight=False), {}
     for name, values in VARIED.items():
-        table = Table(name, "float32: ms a row", "rows a second", "bf16: ms a row", "rows a second")
+        table = Table(name, "float32: ms per row", "rows/s", "bf16: ms per row", "rows/s")
         for value in values:
             setting = BASE | {name: value}
             times = [step_time(**setting, precision=precision) / setting["batch"] for precision in ("no", "bf16")]
             record[f"{name} {value}"] = times
             table.add_row(str(value), *(cell for t in times for cell in (f"{1000 * t:.2f}", f"{1 / t:.0f}")))
         console.print(table)
-    table = Table("rows", "ms a row, reading to scoring", "peak MB")
+    table = Table("rows", "ms per row, reading to scoring", "peak MB")
     for rows in ROWS:
         command = [sys.executable, "-m", "tests.benchmarks.growth", str(rows)]
         found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])

