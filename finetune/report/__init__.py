@@ -1,4 +1,4 @@
-"""One HTML file that tells a run, and a model card; both from the run folder alone. Imports no torch."""
+"""Output for people: the HTML report, the model card, terminal tables and progress. Imports no torch."""
 
 from finetune.report.page import write_report
 from finetune.report.run_record import read_record

@@ -1,4 +1,4 @@
-"""The report's figures, drawn by Plotly; each is a function from results to an HTML fragment.
+"""The figures of the report, drawn by Plotly. Each function returns an HTML fragment.
 
 L layers, H heads, C classes
 """
@@ -22,36 +22,36 @@ _FONT = {
 _BLUE, _ORANGE = "#2563eb", "#ea580c"
 _SCALE = [[0, "#f8fafc"], [0.25, "#fde68a"], [0.6, "#f97316"], [1, "#7c2d12"]]
 _LINES = (_BLUE, _ORANGE, "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#4d7c0f", "#be185d", "#475569")
-_MOST_CELLS = 30  # classes up to which a confusion matrix shows its numbers
+_MAX_LABELED_CLASSES = 30  # a confusion matrix of more classes shows no numbers
 
 
 def plotly_script() -> str:
-    """Return Plotly's own JavaScript, so that the report needs no network."""
+    """Return the JavaScript of Plotly, so that the report needs no network."""
     script: str = get_plotlyjs()
     return script
 
 
 def loss_curve(history: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return training loss by optimiser step, with evaluation loss where there was one."""
-    trained = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-    judged = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
-    if not trained:
+    """Return training and validation loss by optimizer step, or None if nothing was logged."""
+    training = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    validation = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    if not training:
         return None
     figure = go.Figure()
     for name, points, color, mode in (
-        ("training", trained, _BLUE, "lines"),
-        ("validation", judged, _ORANGE, "lines+markers"),
+        ("training", training, _BLUE, "lines"),
+        ("validation", validation, _ORANGE, "lines+markers"),
     ):
         if points:
             steps, losses = zip(*points, strict=True)
             figure.add_scatter(x=steps, y=losses, name=name, mode=mode, line={"color": color, "width": 2})
-    figure.update_xaxes(title="optimiser step", rangemode="tozero")
+    figure.update_xaxes(title="optimizer step", rangemode="tozero")
     figure.update_yaxes(title="loss", rangemode="tozero")
     return _html(figure, 320)
 
 
 def confusion_heatmap(scores: SplitScores) -> str | None:
-    """Return the confusion matrix: colour is the share of the label's rows, numbers are rows."""
+    """Return the confusion matrix: numbers are rows, and the color is their share of the rows with the same label."""
     if scores.confusion is None:
         return None
     names = [row.label for row in scores.per_class]
@@ -59,11 +59,11 @@ def confusion_heatmap(scores: SplitScores) -> str | None:
     figure = go.Figure(
         go.Heatmap(
             z=shares,
-            x=[f"{name} " for name in names],  # the blank keeps Plotly from reading "0" as a number
+            x=[f"{name} " for name in names],  # the space prevents Plotly from reading "0" as a number
             y=[f"{name} " for name in names],
             customdata=scores.confusion,
-            text=scores.confusion if len(names) <= _MOST_CELLS else None,
-            texttemplate="%{text}" if len(names) <= _MOST_CELLS else None,
+            text=scores.confusion if len(names) <= _MAX_LABELED_CLASSES else None,
+            texttemplate="%{text}" if len(names) <= _MAX_LABELED_CLASSES else None,
             hovertemplate="label %{y}<br>predicted %{x}<br>%{customdata} rows (%{z:.1%})<extra></extra>",
             colorscale=[[0, "#f8fafc"], [1, _BLUE]],
             zmin=0,
@@ -77,11 +77,11 @@ def confusion_heatmap(scores: SplitScores) -> str | None:
 
 
 def head_heatmap(heads: HeadScores) -> str:
-    """Return importance as an L x H map, numbers in % of the highest; hovering shows value and error."""
-    layers, width = len(heads.values), len(heads.values[0])
-    found = [cell.value for cell in heads.sorted_by_value()]
-    lowest = min(0.0, found[-1])
-    highest = found[0] if found[0] > lowest else lowest + 1.0
+    """Return head importance as an L x H map with numbers from 0 to 100; hovering shows value and standard error."""
+    num_layers, num_heads = len(heads.values), len(heads.values[0])
+    values = [cell.value for cell in heads.sorted_by_value()]
+    lowest = min(0.0, values[-1])
+    highest = values[0] if values[0] > lowest else lowest + 1.0
     percent = [
         ["" if cell is None else f"{100 * (cell - lowest) / (highest - lowest):.0f}" for cell in row]
         for row in heads.values
@@ -90,8 +90,8 @@ def head_heatmap(heads: HeadScores) -> str:
     figure = go.Figure(
         go.Heatmap(
             z=heads.values,
-            x=[str(head) for head in range(width)],
-            y=[str(layer) for layer in range(layers)],
+            x=[str(head) for head in range(num_heads)],
+            y=[str(layer) for layer in range(num_layers)],
             customdata=errors,
             text=percent,
             texttemplate="%{text}",
@@ -99,7 +99,7 @@ def head_heatmap(heads: HeadScores) -> str:
             hovertemplate="layer %{y}, head %{x}<br>%{z:.4g}%{customdata}<extra></extra>",
             colorscale=_SCALE,
             zmin=lowest,
-            zmax=highest,  # Plotly heeds zmin only beside zmax
+            zmax=highest,  # Plotly ignores zmin without zmax
             xgap=2,
             ygap=2,
             colorbar={"title": {"text": "importance"}, "thickness": 12},
@@ -107,15 +107,15 @@ def head_heatmap(heads: HeadScores) -> str:
     )
     figure.update_xaxes(title="head", type="category")
     figure.update_yaxes(title="layer", type="category", autorange="reversed")
-    return _html(figure, max(240, 130 + 42 * layers))
+    return _html(figure, max(240, 130 + 42 * num_layers))
 
 
-def pruning_curves(truth: PruningCurves) -> str:
-    """Return the score by share of heads removed, a line a method, over the band of random orders."""
-    figure, percent = go.Figure(), [100 * share for share in (0.0, *truth.shares)]
-    band = truth.random
+def pruning_plot(result: PruningCurves) -> str:
+    """Return the score by share of heads removed: one line per method, and a band for the random orders."""
+    figure, percent = go.Figure(), [100 * share for share in (0.0, *result.shares)]
+    band = result.random
     if band is not None:
-        low, high = ([truth.whole, *edge] for edge in (band.low, band.high))
+        low, high = ([result.whole, *edge] for edge in (band.low, band.high))
         figure.add_scatter(
             x=[*percent, *percent[::-1]],
             y=[*high, *low[::-1]],
@@ -123,21 +123,21 @@ def pruning_curves(truth: PruningCurves) -> str:
             fillcolor="rgba(95, 108, 123, 0.18)",
             line={"width": 0},
             hoverinfo="skip",
-            name=f"{band.orders} random orders, lowest to highest",
+            name=f"{band.orders} random orders, minimum to maximum",
         )
         dashed = {"color": "#5f6c7b", "width": 1, "dash": "dot"}
-        figure.add_scatter(x=percent, y=[truth.whole, *band.mean_scores], line=dashed, name="random, mean")
-    for number, curve in enumerate(truth.curves):
+        figure.add_scatter(x=percent, y=[result.whole, *band.mean_scores], line=dashed, name="random orders, mean")
+    for number, curve in enumerate(result.curves):
         figure.add_scatter(
             x=percent,
-            y=[truth.whole, *curve.scores],
+            y=[result.whole, *curve.scores],
             mode="lines+markers",
             name=curve.method.replace("_", " "),
             line={"color": _LINES[number % len(_LINES)], "width": 2.5 if number == 0 else 1.5},
         )
     figure.update_xaxes(title="% of heads removed")
-    figure.update_yaxes(title=truth.metric.replace("_", " "))
-    return _html(figure, 360 + 11 * len(truth.curves))  # the legend grows
+    figure.update_yaxes(title=result.metric.replace("_", " "))
+    return _html(figure, 360 + 11 * len(result.curves))  # the legend needs height too
 
 
 def _html(figure: go.Figure, height: int) -> str:
@@ -146,7 +146,7 @@ def _html(figure: go.Figure, height: int) -> str:
         font=_FONT,
         height=height,
         margin={"l": 60, "r": 20, "t": 40, "b": 50},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},  # grows upwards, off the plot
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},  # above the plot, growing upwards
         paper_bgcolor="rgba(0,0,0,0)",
     )
     fragment: str = figure.to_html(

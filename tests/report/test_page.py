@@ -98,22 +98,22 @@ def run(tmp_path: Path) -> RunFolder:
     return folder
 
 
-def test_the_report_tells_what_the_run_found(run: RunFolder) -> None:
+def test_the_report_and_the_card_contain_the_results(run: RunFolder) -> None:
     write_report(run)
     html = run.report.read_text()
-    for said in (
+    for expected in (
         "0.875", "[0.825, 0.925]", "3 of 40 test rows are also training rows", "E|dL/dgate|",
         "layer 0 head 1 (0.09 ± 0.002)", "1,234 of 56,789 parameters", "12.5 %", "LoRA rank 8 on query, value",
         "0.4321",
     ):  # fmt: skip
-        assert said in html, said
+        assert expected in html, expected
     card = run.card.read_text()
     assert "| accuracy | 0.8750 [0.825, 0.925] |" in card
     assert "\n- GPU: not tested. " in card
     assert "| f1_macro | 0.8000 – |" in card
 
 
-def test_a_model_that_learned_nothing_is_warned_about(run: RunFolder) -> None:
+def test_baseline_warnings_are_shown(run: RunFolder) -> None:
     scores = read_json(run.scores, dict[str, SplitScores])["test"]
     write_json(run.scores, {"test": replace(scores, warnings=["accuracy is not above <0.5>"])})
     write_report(run)
@@ -121,7 +121,7 @@ def test_a_model_that_learned_nothing_is_warned_about(run: RunFolder) -> None:
     assert "\n> test: accuracy is not above <0.5>.\n" in run.card.read_text()
 
 
-def test_what_became_of_the_head_is_told(run: RunFolder) -> None:
+def test_training_notes_are_shown(run: RunFolder) -> None:
     training = read_json(run.training, TrainingResult)
     write_json(run.training, replace(training, notes=["The classification head is new: it was for <a>."]))
     write_report(run)
@@ -129,7 +129,7 @@ def test_what_became_of_the_head_is_told(run: RunFolder) -> None:
     assert "\n> The classification head is new: it was for <a>.\n" in run.card.read_text()
 
 
-def test_what_is_undefined_is_shown_as_undefined(run: RunFolder) -> None:
+def test_undefined_metrics_are_shown_as_undefined(run: RunFolder) -> None:
     scores = read_json(run.scores, dict[str, SplitScores])["test"]
     write_json(run.scores, {"test": replace(scores, metrics={"pearson": MetricValue(None)})})
     training = replace(read_json(run.training, TrainingResult), best_metric="pearson", best_value=None)
@@ -137,12 +137,12 @@ def test_what_is_undefined_is_shown_as_undefined(run: RunFolder) -> None:
     write_report(run)
     html = run.report.read_text()
     assert "<b>undefined</b>" in html
-    assert "pearson undefined in every evaluation, lowest loss at step 2, whose weights are kept" in html
+    assert "pearson undefined in every evaluation, lowest loss at step 2." in html
     assert "| pearson | undefined – |" in run.card.read_text()
 
 
-def whole_analysis(methods: int, measure: str = "accuracy") -> HeadAnalysis:
-    """All that an analysis can hold, of 2 layers of 12 and 11 heads."""
+def full_analysis(methods: int, measure: str = "accuracy") -> HeadAnalysis:
+    """Return an analysis with every optional part, of 2 layers with 12 and 11 heads."""
     table: list[list[float | None]] = [[0.0, *[head / 100 for head in range(1, 12)]], [0.14] * 11 + [None]]
     heads = [(layer, head) for layer in range(2) for head in range(12 - layer)]
     names = [f"iterative_method_{number}" for number in range(methods)]
@@ -156,36 +156,36 @@ def whole_analysis(methods: int, measure: str = "accuracy") -> HeadAnalysis:
             RandomBand(3, [0.5] * 9, [0.4] * 9, [0.6] * 9, 0.5, 0.0125, 0.51),
         ),
         [RankAgreement(names[0], name, tau) for name in names[1:]],
-        LeaveOneOut("test", 40, measure, [HeadTest(*at, -0.1, -0.2, 0.0, 4, 0, 0.125, 1.0) for at in heads]),
+        LeaveOneOut("test", 40, measure, [HeadTest(*head, -0.1, -0.2, 0.0, 4, 0, 0.125, 1.0) for head in heads]),
         HeadChanges("train", 40, "KL", *tables[:8]),
         ChangeAgreement(names[0], tau, tau, tau, "No such tie is seen."),
         ["beware of <this>"],
     )  # fmt: skip
 
 
-def test_the_report_tells_all_that_an_analysis_holds(run: RunFolder) -> None:
-    write_json(run.heads, whole_analysis(3))
+def test_the_report_shows_every_part_of_an_analysis(run: RunFolder) -> None:
+    write_json(run.heads, full_analysis(3))
     write_report(run)
     html = run.report.read_text()
     text = " ".join(re.sub(r"<[^>]+>", " ", html[html.index('<section id="heads">') :]).replace("&#39;", "'").split())
-    for said in (
+    for expected in (
         "halves of the rows is 0.50 [0.40, 0.60] on average (in brackets: the central 95 % of random splits). a note.",
-        "Most important is what would be removed last",
+        "The ranking is the reverse of the order in which heads would be removed.",
         "Most important: layer 1 head 10 (0.14 ± 0.1), layer 1 head 9", "beware of &lt;this&gt;",
         "iterative method 2 0.7500 0.2500 40 1.5 0.50 [0.40, 0.60]", "3 random orders 0.5000 ± 0.0125 –",
         "iterative method 0, iterative method 1 0.50 [0.40, 0.60]",
-        "McNemar's exact test corrected for 23 heads (Holm). The ten with the smallest p.",
-        "0.0 -0.1000 [-0.2000, +0.0000] 4 0 1", "No such tie is seen.", "output-value , layers down, heads across",
+        "McNemar's exact test, corrected for 23 heads (Holm). The table shows the ten heads with the smallest",
+        "0.0 -0.1000 [-0.2000, +0.0000] 4 0 1", "No such tie is seen.", "output-value (rows: layers, columns: heads)",
     ):  # fmt: skip
-        assert said in text, said
-    # The most changed head is the darkest; one without a change has no colour.
+        assert expected in text, expected
+    # The most changed head is the darkest; a head without a change has no color.
     cells = re.findall(
         r"<td(?: style=\"background: rgba\(249, 115, 22, (\S+)\)\")?>(\d+\.\d)</td>", html[html.index('id="changes"') :]
     )
     assert cells[:3] == [("", "0.0"), ("0.06", "1.0"), ("0.11", "2.0")]
     assert ("0.80", "14.0") in cells
     assert len(cells) == 2 * 23
-    write_json(run.heads, whole_analysis(1, "mean squared error"))
+    write_json(run.heads, full_analysis(1, "mean squared error"))
     write_report(run)
     assert "Wilcoxon's signed-rank test" in run.report.read_text().replace("&#39;", "'")
 
@@ -194,22 +194,22 @@ def test_the_report_needs_no_network(run: RunFolder) -> None:
     write_report(run)
     html = run.report.read_text()
     assert not re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=", html)
-    assert len(html) > 1_000_000  # Plotly itself is inside
+    assert len(html) > 1_000_000  # the JavaScript of Plotly is included
 
 
-def test_text_of_rows_is_never_markup(run: RunFolder) -> None:
+def test_the_text_of_rows_is_escaped(run: RunFolder) -> None:
     write_report(run)
     assert "<script>alert(" not in run.report.read_text()
     assert "&lt;script&gt;alert(13)" in run.report.read_text()
 
 
-def test_the_ten_worst_errors_come_worst_first(run: RunFolder) -> None:
+def test_the_ten_worst_errors_are_sorted_by_loss(run: RunFolder) -> None:
     rows = worst_predictions(run, 10)
     assert [row.row for row in rows] == list(range(14, 4, -1))
     assert (rows[0].label, rows[0].predicted, rows[0].confidence) == ("no", "yes", 0.75)
 
 
-def test_a_run_that_is_not_finished_is_named(run: RunFolder, tmp_path: Path) -> None:
+def test_an_unfinished_or_damaged_run_is_refused(run: RunFolder, tmp_path: Path) -> None:
     run.scores.write_text(json.dumps({"test": {"rows": "many"}}))
     with pytest.raises(DataError, match=r"scores\.json is damaged or of another version \(test\.rows"):
         write_report(run)
@@ -220,7 +220,7 @@ def test_a_run_that_is_not_finished_is_named(run: RunFolder, tmp_path: Path) -> 
         write_report(RunFolder(tmp_path))
 
 
-def test_other_problem_types_are_told_too(run: RunFolder) -> None:
+def test_a_regression_run_without_head_analysis(run: RunFolder) -> None:
     run.recipe.write_text(RECIPE + "task: {problem_type: regression}\nhead_importance: null\n")
     write_json(run.scores, {"test": SplitScores(40, 0.5, {"pearson": cell(0.5)})})
     run.heads.unlink()
@@ -231,12 +231,12 @@ def test_other_problem_types_are_told_too(run: RunFolder) -> None:
     write_report(run)
     html = run.report.read_text()
     assert "pearson" in html
-    assert "No scored row was predicted wrongly" in html
+    assert "Every scored row was predicted correctly" in html
     assert 'id="confusion"' not in html
     assert 'id="heads"' not in html
 
 
-def test_intervals_are_written_or_dashed() -> None:
+def test_a_missing_interval_is_a_dash() -> None:
     assert interval(MetricValue(0.5, 0.4, 0.6)) == "[0.400, 0.600]"
     assert interval(MetricValue(0.5)) == "–"
 
@@ -245,33 +245,33 @@ def test_intervals_are_written_or_dashed() -> None:
 def test_a_browser_draws_every_figure_without_an_error(run: RunFolder) -> None:
     from playwright.sync_api import sync_playwright
 
-    write_json(run.heads, whole_analysis(7))
+    write_json(run.heads, full_analysis(7))
     write_report(run)
-    said: list[str] = []
+    errors: list[str] = []
     with sync_playwright() as browsers:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
         browser = browsers.chromium.launch(executable_path=CHROMIUM, args=flags, timeout=1000 * HANG_SECONDS)
         page = browser.new_page(viewport={"width": 1100, "height": 900})
         page.set_default_timeout(1000 * HANG_SECONDS)
-        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: None if request.url.startswith("file:") else said.append(request.url))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", lambda request: None if request.url.startswith("file:") else errors.append(request.url))
         page.goto(run.report.as_uri())
         page.wait_for_selector("#heads .heatmaplayer image, #heads .hm image", state="attached")
-        drawn = page.locator(".main-svg").count()
-        wide = page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        legend, plot = (page.locator(f"#truth {name}").bounding_box() for name in (".legend", ".nsewdrag"))
+        figures = page.locator(".main-svg").count()
+        fits = page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        legend, plot = (page.locator(f"#pruning-curves {name}").bounding_box() for name in (".legend", ".nsewdrag"))
         browser.close()
-    assert said == []
-    assert drawn >= 3
+    assert errors == []
+    assert figures >= 3
     assert legend is not None
     assert plot is not None
-    assert legend["y"] + legend["height"] <= plot["y"]  # of seven methods, above the plot
+    assert legend["y"] + legend["height"] <= plot["y"]  # the legend of seven methods is above the plot
     assert plot["height"] > 200
-    assert wide
+    assert fits
 
 
-def test_head_colours_start_at_zero() -> None:
+def test_head_colors_start_at_zero() -> None:
     html = head_heatmap(HeadScores("gradient", "E|g|", "test", 9, [[0.5, 0.4]], [[None, None]], [(0, 1), (0, 0)]))
     assert '"zmin":0.0,' in html.replace(" ", "")
     assert '"zmax":0.5' in html.replace(" ", "")

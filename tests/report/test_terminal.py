@@ -33,7 +33,7 @@ def terminal(width: int = 100) -> tuple[Console, io.StringIO]:
     return Console(file=text, width=width, highlight=False), text
 
 
-def test_data_is_shown_by_split() -> None:
+def test_data_are_shown_per_split() -> None:
     console, text = terminal(200)
     counts = {f"label{n}": n for n in range(12)}
     print_data(
@@ -68,7 +68,7 @@ def test_scores_are_shown_with_intervals() -> None:
     assert text.getvalue() == ""
 
 
-def test_heads_are_shown_in_percent_of_the_highest() -> None:
+def test_head_values_are_scaled_to_100() -> None:
     console, text = terminal()
     heads = HeadScores(
         "gradient", "E|g|", "test", 9, [[0.5, 0.25], [0.1, None]], [[0.01, 0.02], [0.03, None]],
@@ -76,18 +76,18 @@ def test_heads_are_shown_in_percent_of_the_highest() -> None:
     )  # fmt: skip
     print_heads(console, HeadAnalysis([heads], warnings=["a [/b] warning"]))
     lines = text.getvalue().splitlines()
-    assert lines[0] == "Head importance by gradient (E|g|) on 9 test rows; 100 is the highest, 0.5, and 0 is 0"
+    assert lines[0] == "Head importance by gradient (E|g|) on 9 test rows, scaled from 0 (0) to 100 (0.5)"
     assert lines[2].split() == ["0", "100", "50"]
     assert lines[3].split() == ["1", "20"]
-    assert lines[4].endswith("1.0 0.1 ± 0.03, 0.0 0.5 ± 0.01, 0.1 0.25 ± 0.02")  # in the reverse of the order
+    assert lines[4].endswith("1.0 0.1 ± 0.03, 0.0 0.5 ± 0.01, 0.1 0.25 ± 0.02")  # reverse order of removal
     assert lines[5] == "a [/b] warning"
     console, text = terminal()
-    alone = HeadScores("gradient", "E|g|", "test", 1, [[0.0]], [[None]], [(0, 0)])
-    print_heads(console, HeadAnalysis([alone]))  # all zero: nothing divided by it
+    zero = HeadScores("gradient", "E|g|", "test", 1, [[0.0]], [[None]], [(0, 0)])
+    print_heads(console, HeadAnalysis([zero]))  # all values are zero: no division by zero
     assert "0.0 0" in text.getvalue()
 
 
-def test_heads_that_do_not_fit_go_in_a_second_table() -> None:
+def test_heads_that_do_not_fit_are_printed_in_a_second_table() -> None:
     console, text = terminal(45)
     heads = HeadScores("gradient", "", "test", 9, [[1.0] * 13], [[None] * 13], [(0, head) for head in range(13)])
     print_heads(console, HeadAnalysis([heads]))
@@ -98,7 +98,7 @@ def test_heads_that_do_not_fit_go_in_a_second_table() -> None:
 
 
 @pytest.mark.parametrize(("width", "scale"), [(12, 1.0), (16, 1.0), (12, -123456.0), (32, 1.0)])
-def test_no_table_is_cut_at_80_columns(width: int, scale: float) -> None:
+def test_no_table_is_truncated_at_80_columns(width: int, scale: float) -> None:
     methods = ["iterative_integrated_gradients", "iterative_gradient_layer_norm", "iterative_ablation_accuracy"]
     heads = [(layer, head) for layer in range(12) for head in range(width)]
     table: list[list[float | None]] = [[0.5 + layer / 30 + head / 999 for head in range(width)] for layer in range(12)]
@@ -130,8 +130,8 @@ def test_no_table_is_cut_at_80_columns(width: int, scale: float) -> None:
     shown = text.getvalue()
     assert "…" not in shown
     assert f"{_score(scale / 3)}" in shown  # the last column
-    assert "Cut out 1 head (10%): named were 0.1." in shown
-    assert "healed" in shown
+    assert "Removed 1 head (10%): named were 0.1." in shown
+    assert "fine-tuned" in shown
     assert "109,483,778" in shown
     assert "runs/one, runs/two: 0.50 [0.40, 0.60]" in shown
     tables = [line for line in shown.splitlines() if line.startswith(("│", "┃", " ", "layer"))]
@@ -139,11 +139,11 @@ def test_no_table_is_cut_at_80_columns(width: int, scale: float) -> None:
     assert max(map(len, tables)) <= 80
 
 
-def test_a_pruned_run_without_scores_says_so() -> None:
+def test_pruning_without_scores_is_reported() -> None:
     console, text = terminal(80)
     cost = ModelCost(2, 20_000, 1.0)
     print_pruning(console, PruningResult("", {"0": [1, 2]}, 0.1, 0.0, {}, {}, 0, None, cost, cost), "[/x]")
-    assert "No rows were held out, so nothing was scored." in text.getvalue()
+    assert "There are no validation or test rows, so there are no scores." in text.getvalue()
     assert "0.02 to 0.02 MB" in text.getvalue()
     assert "[/x]/model" in text.getvalue()
 
@@ -160,7 +160,7 @@ def test_an_evaluation_is_one_line_and_a_quiet_console_prints_nothing() -> None:
     assert silence.getvalue() == ""
 
 
-def test_names_that_look_like_markup_are_text() -> None:
+def test_names_that_look_like_markup_are_escaped() -> None:
     console, text = terminal(200)
     print_data(console, {"train": SplitSummary(1, {"[/pos]": 1}, 1, 1, 0)}, "dir [v2]/rows.csv", 8)
     assert "[/pos] 1" in text.getvalue()
