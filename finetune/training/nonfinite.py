@@ -128,6 +128,6 @@ def _describe(info: StepInfo) -> str:
 def _not_finite(problem: str, info: StepInfo) -> TrainingError:
     """Return the error for a step: the problem, the step, and what may help."""
     return TrainingError(
-        f"{problem} {_describe(info)}; the weights are those before this step, and no checkpoint was saved after it. "
+        f"{problem} {_describe(info)}; the weights are those before the step, and no checkpoint was written since. "
         "Check these rows, lower training.learning_rate, or set training.mixed_precision: no"
     )

@@ -302,7 +302,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (["output_dir=file"], "is a file; name a folder"),
         (["checkpoint.resume_from_checkpoint=nowhere"], "no folder 'nowhere'"),
         (["checkpoint.resume_from_checkpoint=taken"], "taken is not a complete checkpoint"),
-        (["training.class_weights={maybe: 2.0}", "task.label_names=null"], "class_weights: maybe is no label"),
+        (["training.class_weights={maybe: 2.0}", "task.label_names=null"], "class_weights: maybe is not a label"),
     ],
 )
 def test_a_mistake_is_one_message_and_leaves_nothing(

@@ -54,18 +54,18 @@ def load(folder: Path, model: nn.Module, optimizer: Any, fingerprint: Mapping[st
     return snapshot
 
 
-def test_a_run_that_goes_on_forgets_what_a_killed_one_did_not(tmp_path: Path, accelerator: Accelerator) -> None:
+def test_a_resumed_run_deletes_what_a_killed_one_did_not(tmp_path: Path, accelerator: Accelerator) -> None:
     for step in (2, 4, 6, 8):
         save(tmp_path, step, accelerator)
     delete_old_checkpoints(tmp_path, None, 8)
     assert len(complete_checkpoints(tmp_path)) == 4
-    delete_old_checkpoints(tmp_path, 2, 4)  # goes on from an earlier one, which was named
+    delete_old_checkpoints(tmp_path, 2, 4)  # resumed from an earlier checkpoint, which was named
     assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["step-000004", "step-000006", "step-000008"]
     delete_old_checkpoints(tmp_path, 1, 8)
     assert [folder.name for folder in tmp_path.iterdir()] == ["step-000008"]
 
 
-def test_the_newest_are_kept(tmp_path: Path, accelerator: Accelerator) -> None:
+def test_the_newest_checkpoints_are_kept(tmp_path: Path, accelerator: Accelerator) -> None:
     for step in (9, 10, 1000000):
         save(tmp_path, step, accelerator, keep=2)
     assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["step-000010", "step-1000000"]
@@ -75,78 +75,78 @@ def test_the_newest_are_kept(tmp_path: Path, accelerator: Accelerator) -> None:
     assert find_checkpoint(str(tmp_path / "step-000010"), tmp_path).folder == tmp_path / "step-000010"
 
 
-def test_one_that_was_just_written_is_kept_beside_newer_ones(tmp_path: Path, accelerator: Accelerator) -> None:
-    for step in (20, 30, 11):  # the third by a run that goes on from step 10
+def test_the_checkpoint_just_written_is_kept_next_to_newer_ones(tmp_path: Path, accelerator: Accelerator) -> None:
+    for step in (20, 30, 11):  # the third by a run resumed at step 10
         save(tmp_path, step, accelerator, keep=2)
     assert {folder.name for folder in tmp_path.iterdir()} == {"step-000011", "step-000020", "step-000030"}
 
 
-def test_all_of_it_comes_back(tmp_path: Path, accelerator: Accelerator) -> None:
+def test_everything_is_restored(tmp_path: Path, accelerator: Accelerator) -> None:
     saved = save(tmp_path, 3, accelerator)
-    expected = torch.rand(3)  # what is drawn next after the save
+    expected = torch.rand(3)  # the next random numbers after saving
     other, optimizer = build(8)
-    found = load(tmp_path / "step-000003", other, optimizer)
+    snapshot = load(tmp_path / "step-000003", other, optimizer)
     assert torch.equal(torch.rand(3), expected)
-    assert found.state == TrainState(step=3)
-    assert found.best is not None
-    assert found.best["weight"].tolist() == [[7.0, 7.0]] * 2
-    assert found.losses.tolist() == [0.5, 0.25]
+    assert snapshot.state == TrainState(step=3)
+    assert snapshot.best is not None
+    assert snapshot.best["weight"].tolist() == [[7.0, 7.0]] * 2
+    assert snapshot.losses.tolist() == [0.5, 0.25]
     assert torch.equal(other.weight, saved.weight)
     assert float(optimizer.state[other.weight]["exp_avg"].abs().sum()) > 0
 
 
-def cut(file: Path) -> None:
+def truncate(file: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
 
-def flip(file: Path) -> None:
+def flip_bit(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
 
 
-def of_another_version(file: Path) -> None:
-    mark = json.loads(file.read_text())
-    file.write_text(json.dumps(mark | {"version": 1}))
+def change_version(file: Path) -> None:
+    marker = json.loads(file.read_text())
+    file.write_text(json.dumps(marker | {"version": 1}))
 
 
 @pytest.mark.parametrize(
-    ("harm", "name", "said"),
+    ("damage", "name", "message"),
     [
         (Path.unlink, "COMPLETE", "it has no COMPLETE marker, so it was never finished"),
-        (cut, "COMPLETE", "its COMPLETE marker cannot be read"),
-        (of_another_version, "COMPLETE", r"a finetune checkpoint of version 1; expected .* version 3"),
+        (truncate, "COMPLETE", "its COMPLETE marker cannot be read"),
+        (change_version, "COMPLETE", r"a finetune checkpoint of version 1; expected .* version 3"),
         (Path.unlink, "best.safetensors", "best.safetensors is missing"),
-        (cut, "optimizer.pt", r"optimizer.pt has \d+ bytes instead of \d+"),
-        *((flip, name, f"{name} was changed") for name in ("weights.safetensors", "optimizer.pt", "state.json")),
+        (truncate, "optimizer.pt", r"optimizer.pt has \d+ bytes instead of \d+"),
+        *((flip_bit, name, f"{name} was changed") for name in ("weights.safetensors", "optimizer.pt", "state.json")),
     ],
 )
-def test_a_damaged_one_is_skipped_or_refused(
-    tmp_path: Path, accelerator: Accelerator, harm: Callable[[Path], None], name: str, said: str
+def test_a_damaged_checkpoint_is_skipped_or_refused(
+    tmp_path: Path, accelerator: Accelerator, damage: Callable[[Path], None], name: str, message: str
 ) -> None:
     save(tmp_path, 1, accelerator)
     save(tmp_path, 2, accelerator)
-    harm(tmp_path / "step-000002" / name)
+    damage(tmp_path / "step-000002" / name)
     found = find_checkpoint("auto", tmp_path)
     assert found.folder == tmp_path / "step-000001"
     (line,) = found.skipped
     assert line.startswith(f"Skipped {tmp_path / 'step-000002'}: ")
     with pytest.raises(
-        TrainingError, match=rf"step-000002 is not a complete checkpoint: .*{said}.*; name another, or use"
+        TrainingError, match=rf"step-000002 is not a complete checkpoint: .*{message}.*; name another, or use"
     ):
         find_checkpoint(str(tmp_path / "step-000002"), tmp_path)
 
 
-def test_every_bit_of_every_file_counts(tmp_path: Path, accelerator: Accelerator) -> None:
+def test_a_changed_bit_in_any_file_is_detected(tmp_path: Path, accelerator: Accelerator) -> None:
     save(tmp_path, 1, accelerator)
     files = [file for file in (tmp_path / "step-000001").iterdir() if file.name != "COMPLETE"]
     assert len(files) == 5
     for file in files:
-        whole = file.read_bytes()
-        for place in (0, len(whole) // 3, len(whole) - 1):
-            file.write_bytes(whole[:place] + bytes([whole[place] ^ 0x80]) + whole[place + 1 :])
+        content = file.read_bytes()
+        for index in (0, len(content) // 3, len(content) - 1):
+            file.write_bytes(content[:index] + bytes([content[index] ^ 0x80]) + content[index + 1 :])
             assert find_checkpoint("auto", tmp_path).folder is None
-        file.write_bytes(whole)
+        file.write_bytes(content)
     assert find_checkpoint("auto", tmp_path).folder == tmp_path / "step-000001"
 
 
@@ -154,7 +154,7 @@ def unchanged(model: nn.Module, optimizer: Any, before: dict[str, Tensor]) -> bo
     return not optimizer.state and all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
-def test_what_does_not_fit_changes_nothing(tmp_path: Path, accelerator: Accelerator) -> None:
+def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path: Path, accelerator: Accelerator) -> None:
     save(tmp_path, 1, accelerator, seed=1)
     folder = tmp_path / "step-000001"
     model, optimizer = build(5)
@@ -165,15 +165,15 @@ def test_what_does_not_fit_changes_nothing(tmp_path: Path, accelerator: Accelera
     fewer = torch.optim.AdamW([model.weight])
     with pytest.raises(TrainingError, match=r"another model or optimizer: the number of the optimizer's parameters"):
         load(folder, model, fewer, {"seed": 1})
-    turned = torch.optim.AdamW([model.bias, model.weight])
+    reordered = torch.optim.AdamW([model.bias, model.weight])
     with pytest.raises(TrainingError, match=r"the optimizer's state of parameter 0 does not fit; name another"):
-        load(folder, model, turned, {"seed": 1})
-    wide, of_wide = build(5, width=3)
-    of_wide.param_groups[0]["params"] = list(model.parameters())
+        load(folder, model, reordered, {"seed": 1})
+    wide, wide_optimizer = build(5, width=3)
+    wide_optimizer.param_groups[0]["params"] = list(model.parameters())
     before_wide = trained_weights(wide)
     with pytest.raises(TrainingError, match=r"another model or LoRA setting: it differs in weight; restore"):
-        load(folder, wide, of_wide, {"seed": 1})
-    assert unchanged(wide, of_wide, before_wide)
+        load(folder, wide, wide_optimizer, {"seed": 1})
+    assert unchanged(wide, wide_optimizer, before_wide)
     with pytest.raises(TrainingError, match=r"another model or optimizer: scaler does not fit"):
         load_checkpoint(folder, {"seed": 1}, model, {"optimizer": optimizer, "scaler": optimizer})
     assert unchanged(model, optimizer, before)
@@ -197,34 +197,34 @@ def test_a_failed_save_leaves_earlier_checkpoints(
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
 
 
-def test_saving_a_step_again_loses_it_at_no_moment(
+def test_replacing_a_checkpoint_never_loses_it(
     tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 1, accelerator)
-    rename, seen = Path.rename, []
+    rename, targets = Path.rename, []
 
     def killed(self: Path, target: Path) -> Path:
-        seen.append(target.name)
-        if len(seen) == stop:
-            raise KeyboardInterrupt  # what comes after does not happen
+        targets.append(target.name)
+        if len(targets) == stop:
+            raise KeyboardInterrupt
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", killed)
     for stop in (1, 2):
-        seen.clear()
+        targets.clear()
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, 1, accelerator)
         stop = 0
         clean_up_checkpoints(tmp_path)
         assert find_checkpoint("auto", tmp_path).folder == tmp_path / "step-000001"
         assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
-    seen.clear()
+    targets.clear()
     save(tmp_path, 1, accelerator)
-    assert seen == [".step-000001.old", "step-000001"]
+    assert targets == [".step-000001.old", "step-000001"]
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
 
 
-def test_weights_of_another_shape_are_refused() -> None:
+def test_weights_of_another_shape_or_dtype_are_refused() -> None:
     weights = trained_weights(nn.Linear(2, 2))
     restore_weights(nn.Linear(2, 2), weights)
     with pytest.raises(TrainingError, match=r"differs in (bias, )?weight"):

@@ -1,4 +1,4 @@
-"""Two processes that share the model out, by FSDP 2: the same as one that holds it whole."""
+"""FSDP 2 with two processes gives the same results as one process with the full model."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tests.support.killing import bits, unlike, write_recipe
 
 STEPS = ("values", "LoRA, clipped, class weights")  # the first: all weights, and a step with one row
 
-# Everything in one start, as the libraries take most of the time. In the last run both processes are killed once a
-# checkpoint behind the best step is written; where it is there already, it is gone on with.
+# All runs share one start, because importing the libraries takes most of the time. In the run "killed" both processes
+# are killed after a checkpoint later than the best step; if the run exists already, it is resumed.
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
@@ -61,12 +61,13 @@ for name in runs:
 
 
 def start_two(folder: Path, *arguments: object) -> Done:
-    """Start the script as people start a run, with the config file of the README."""
-    found = re.search(r"^    distributed_type: FSDP\n(?:    .*\n)+", (ROOT / "README.md").read_text(), re.MULTILINE)
+    """Start the script with accelerate launch and the config file of the guide."""
+    guide = (ROOT / "finetune" / "docs" / "distributed.md").read_text()
+    found = re.search(r"^```yaml\n(.*\ndistributed_type: FSDP\n(?:.+\n)+)```", guide, re.MULTILINE)
     assert found
     script, config = folder / "script.py", folder / "fsdp.yaml"
     script.write_text(SCRIPT)
-    config.write_text(yaml.safe_dump(yaml.safe_load(found[0])))
+    config.write_text(yaml.safe_dump(yaml.safe_load(found[1])))
     launch = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", 2]
     command = [sys.executable, *launch, "--main_process_port", 0, script, folder, *arguments]  # 0: any that is free
     return subprocess.run(
@@ -77,7 +78,7 @@ def start_two(folder: Path, *arguments: object) -> Done:
 
 @pytest.fixture(scope="module")
 def started(still_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
-    """The folder with what two processes left, and what they said: steps, full and LoRA runs, one that was killed."""
+    """Folder and output of two processes: optimizer steps, a full and a LoRA run, and a LoRA run that is killed."""
     folder = tmp_path_factory.mktemp("sharded")
     for name in ("full", "lora"):
         recipe = write_recipe(folder / f"recipes-{name}", still_bert, lora=name == "lora", processes=2, epochs=2)
@@ -87,12 +88,12 @@ def started(still_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return folder, start_two(folder, still_bert, "|".join(STEPS), "full", "lora", "killed")
 
 
-def test_steps_on_shares_are_those_of_one_plain_batch(started: tuple[Path, Done]) -> None:
+def test_sharded_steps_equal_steps_on_one_batch(started: tuple[Path, Done]) -> None:
     folder, done = started
     first, second = (torch.load(folder / f"2-{rank}.pt")["cases"] for rank in (0, 1))
     assert tuple(first) == STEPS, done.stdout + done.stderr
     for name, case in first.items():
-        assert 0.4 < case["share"] < 0.6  # or nothing was shared out
+        assert 0.4 < case["share"] < 0.6  # the model is sharded
         assert case["share"] + second[name]["share"] == pytest.approx(1)
         check_steps(case)  # measured 2.3e-6 of the gradient, 2.6e-6 of the loss
         assert case["losses"] == second[name]["losses"]
@@ -105,33 +106,33 @@ def entries(run: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize(("name", "best_step"), [("full", 4), ("lora", 8)])
-def test_a_run_on_shares_is_that_of_one_process(started: tuple[Path, Done], name: str, best_step: int) -> None:
+def test_a_sharded_run_equals_that_of_one_process(started: tuple[Path, Done], name: str, best_step: int) -> None:
     folder, done = started
     two, one = folder / name, folder / "one" / name
     assert done.stdout.count("code 0\n") == 4, done.stdout + done.stderr  # two runs; the third was killed
     assert "2 processes, cpu, model sharded with FSDP 2" in done.stdout
-    whole = [f"output_dir={one}", "training.per_device_train_batch_size=2"]
-    train(load_recipe(folder / f"recipes-{name}" / "recipe.yaml", whole))
+    one_process = [f"output_dir={one}", "training.per_device_train_batch_size=2"]
+    train(load_recipe(folder / f"recipes-{name}" / "recipe.yaml", one_process))
     assert len(entries(one)) == 5
     for entry, other in zip(entries(two), entries(one), strict=True):
         assert entry == pytest.approx(other, rel=FLOAT32)  # measured 1.4e-6
         assert entry.get("learning_rate") == other.get("learning_rate")
-    told, expected = (json.loads((run / "training.json").read_text()) for run in (two, one))
-    assert told["best_step"] == expected["best_step"] == best_step
-    assert told["total_parameters"] == expected["total_parameters"]
+    result, expected = (json.loads((run / "training.json").read_text()) for run in (two, one))
+    assert result["best_step"] == expected["best_step"] == best_step
+    assert result["total_parameters"] == expected["total_parameters"]
     scores, others = (json.loads((run / "scores.json").read_text())["validation"] for run in (two, one))
     assert scores["metrics"] == others["metrics"]
-    assert scores["loss"] == pytest.approx(told["best_value"], rel=FLOAT32)  # the best weights are those that are saved
+    assert scores["loss"] == pytest.approx(result["best_value"], rel=FLOAT32)  # the best weights were saved
     (file,) = (one / "model").glob("*.safetensors")
     weights = load_file(two / "model" / file.name)
     for key, weight in load_file(file).items():
         torch.testing.assert_close(weights[key], weight, atol=TRAINED, rtol=0)  # measured 4.8e-7
 
 
-def test_a_run_on_shares_survives_being_killed(started: tuple[Path, Done]) -> None:
+def test_a_killed_sharded_run_resumes_to_the_same_bits(started: tuple[Path, Done]) -> None:
     folder, done = started
     shares = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("share ")]
-    assert len(shares) == 2 * (4 + 4 + 3)  # checkpoints of two whole runs and of the one that was killed
+    assert len(shares) == 2 * (4 + 4 + 3)  # checkpoints of two full runs and of the killed one
     assert all(0.4 < share < 0.6 for share in shares)
     assert not (folder / "killed" / "model").exists()
     again = start_two(folder, "-", "-", "killed")
@@ -143,7 +144,7 @@ def test_a_run_on_shares_survives_being_killed(started: tuple[Path, Done]) -> No
 
 
 @pytest.mark.parametrize(
-    ("variables", "training", "said"),
+    ("variables", "training", "message"),
     [
         (
             {"FSDP_VERSION": "1"},
@@ -158,14 +159,14 @@ def test_a_run_on_shares_survives_being_killed(started: tuple[Path, Done]) -> No
         ({"FSDP_AUTO_WRAP_POLICY": "X"}, {}, "rejects its FSDP settings: .*policy: X.*; correct its config file"),
     ],
 )
-def test_what_cannot_be_shared_out_is_refused(
+def test_unsupported_fsdp_settings_are_refused(
     monkeypatch: pytest.MonkeyPatch,
     variables: dict[str, str],
     training: dict[str, Any],
-    said: str,
+    message: str,
 ) -> None:
-    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")  # the plugin sets it, and it is put back
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")  # the plugin sets it; monkeypatch restores it
     for key, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", **variables}.items():
         monkeypatch.setenv(key, value)
-    with pytest.raises(TrainingError, match=said):
+    with pytest.raises(TrainingError, match=message):
         fsdp_plugin(TrainingSection(**training))

@@ -9,7 +9,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from finetune.errors import TrainingError
-from finetune.training.nonfinite import FiniteCheck, StepInfo
+from finetune.training.nonfinite import MAX_SKIPPED, FiniteCheck, SkippedSteps, StepInfo
 
 NAN, ONE = torch.tensor(float("nan")), torch.tensor(1.0)
 
@@ -18,7 +18,7 @@ def info(step: int, rows: int = 2) -> StepInfo:
     return StepInfo(step, 0.01, np.arange(1, rows + 1), "a.csv")
 
 
-def test_a_step_is_told_at_once_or_one_step_later() -> None:
+def test_the_error_is_raised_immediately_or_one_step_later() -> None:
     with pytest.raises(
         TrainingError, match=r"the loss is nan at step 3 \(learning rate 0.01\), rows 1, 2 of a.csv; the"
     ):
@@ -30,21 +30,21 @@ def test_a_step_is_told_at_once_or_one_step_later() -> None:
     late.record(ONE, ONE * float("inf"), info(5))
     with pytest.raises(TrainingError, match=r"the loss is 1, but its gradient is not finite at step 5"):
         late.check()
-    late.check()  # told once
+    late.check()  # raised only once
 
 
-def test_many_rows_are_counted() -> None:
+def test_a_long_list_of_rows_is_cut() -> None:
     with pytest.raises(TrainingError, match=r"63, 64 and 36 more of a.csv"):
         FiniteCheck(late=False).record(NAN, ONE, info(1, rows=100))
 
 
-class Pretended(TorchFunctionMode):
-    """Every tensor says that it is on another device; copies to the host are noted."""
+class OnDevice(TorchFunctionMode):
+    """Makes every tensor report another device, and records whether copies to the CPU are blocking."""
 
     def __init__(self, device: str) -> None:
         super().__init__()
         self.device = torch.device(device)
-        self.waited: list[bool] = []
+        self.blocking: list[bool] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
@@ -52,25 +52,44 @@ class Pretended(TorchFunctionMode):
         if func == torch.Tensor.device.__get__:  # type: ignore[attr-defined]
             return self.device
         if func is torch.Tensor.to:
-            self.waited.append(not kwargs["non_blocking"])
+            self.blocking.append(not kwargs["non_blocking"])
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("device", "waits"), [("cuda", False), ("mps", True), ("xpu", True)])
-def test_values_are_read_once_they_have_arrived(monkeypatch: pytest.MonkeyPatch, device: str, waits: bool) -> None:
-    steps: list[str] = []
+@pytest.mark.parametrize(("device", "blocks"), [("cuda", False), ("mps", True), ("xpu", True)])
+def test_values_are_read_after_the_copy_is_complete(monkeypatch: pytest.MonkeyPatch, device: str, blocks: bool) -> None:
+    calls: list[str] = []
 
     class Event:
         def record(self) -> None:
-            steps.append("record")
+            calls.append("record")
 
         def synchronize(self) -> None:
-            steps.append("synchronize")
+            calls.append("synchronize")
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     check = FiniteCheck(late=device == "cuda")
-    with Pretended(device) as pretended:
+    with OnDevice(device) as mode:
         check.record(ONE, ONE, info(1))
         check.check()
-    assert pretended.waited == [waits]
-    assert steps == ([] if waits else ["record", "synchronize"])
+    assert mode.blocking == [blocks]
+    assert calls == ([] if blocks else ["record", "synchronize"])
+
+
+def test_fp16_may_skip_some_steps() -> None:
+    skipped = SkippedSteps()
+    for step in range(1, 3 * MAX_SKIPPED + 2):
+        skipped.record(step % MAX_SKIPPED != 0, info(step))
+    skipped.finish()
+
+
+def test_fp16_may_skip_the_last_step_of_a_resumed_run_and_the_step_of_a_dry_run() -> None:
+    resumed, dry = SkippedSteps(), SkippedSteps()
+    for skipped, step in ((resumed, 40), (dry, 1)):
+        skipped.record(True, info(step))
+        skipped.finish()
+    dry.record(True, info(2))
+    with pytest.raises(
+        TrainingError, match="fp16: the gradient was not finite in 2 consecutive steps, the last at step 2"
+    ):
+        dry.finish()

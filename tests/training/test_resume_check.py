@@ -37,7 +37,7 @@ def fingerprint_of(rows: str = "abc", **changes: Any) -> dict[str, Any]:
         ({"rows": "abd", "data__train_file": "b.csv"}, 'data.train_file: was "a.csv", now "b.csv"'),
     ],
 )
-def test_what_matters_is_refused_and_named(changes: dict[str, Any], line: str) -> None:
+def test_a_difference_that_changes_the_result_is_refused_and_listed(changes: dict[str, Any], line: str) -> None:
     with pytest.raises(TrainingError, match="checkpoint c is of a run that differs from this one:\n  ") as refused:
         refuse_differences(Path("c"), fingerprint_of(), fingerprint_of(**changes))
     assert line in str(refused.value)
@@ -45,32 +45,32 @@ def test_what_matters_is_refused_and_named(changes: dict[str, Any], line: str) -
     assert str(refused.value).count("\n  ") == len(changes)
 
 
-def test_what_does_not_matter_may_differ() -> None:
-    free = {
+def test_other_settings_may_differ() -> None:
+    ignored = {
         "output_dir": "y", "overwrite_output_dir": True, "checkpoint__save_strategy": "no", "logging__logging_steps": 3,
         "head_importance": None, "training__num_threads": 3, "evaluation__bootstrap_samples": 100,
         "evaluation__metric_for_best_model": "accuracy", "data__train_file": "moved/a.csv", "data__test_file": "t.csv",
         "model__allow_missing_weights": True,
     }  # fmt: skip
-    refuse_differences(Path("c"), fingerprint_of(), fingerprint_of(**free))
+    refuse_differences(Path("c"), fingerprint_of(), fingerprint_of(**ignored))
 
 
-def test_rows_are_known_by_what_they_hold(tiny_bert: Path) -> None:
+def test_the_checksum_of_a_split_depends_on_its_content_only(tiny_bert: Path) -> None:
     classifier = tiny_classifier(tiny_bert)
     split = encoded(classifier)
-    known = split_checksum(split)
-    assert split_checksum(replace(encoded(classifier), where="elsewhere")) == known
-    assert split_checksum(encoded(classifier, [*SENTENCES[:5], "clean the mat"])) != known
-    assert split_checksum(encoded(classifier, [*SENTENCES[1:], SENTENCES[0]])) != known
-    assert split_checksum(replace(split, labels=1 - np.asarray(split.labels))) != known
+    checksum = split_checksum(split)
+    assert split_checksum(replace(encoded(classifier), where="elsewhere")) == checksum
+    assert split_checksum(encoded(classifier, [*SENTENCES[:5], "clean the mat"])) != checksum
+    assert split_checksum(encoded(classifier, [*SENTENCES[1:], SENTENCES[0]])) != checksum
+    assert split_checksum(replace(split, labels=1 - np.asarray(split.labels))) != checksum
 
 
-def test_weights_that_are_not_trained_count(tiny_bert: Path) -> None:
+def test_frozen_weights_are_part_of_the_fingerprint(tiny_bert: Path) -> None:
     full, lora = tiny_classifier(tiny_bert), Lora(r=2, lora_alpha=4, lora_dropout=0.0, roles=ROLES)
     assert data_fingerprint({}, full.model)["frozen_weights"] is None
     adapted = tiny_classifier(tiny_bert, lora=lora)
-    known = data_fingerprint({}, adapted.model)["frozen_weights"]
-    assert data_fingerprint({}, tiny_classifier(tiny_bert, lora=lora).model)["frozen_weights"] == known
+    checksum = data_fingerprint({}, adapted.model)["frozen_weights"]
+    assert data_fingerprint({}, tiny_classifier(tiny_bert, lora=lora).model)["frozen_weights"] == checksum
     with torch.no_grad():
         next(p for p in adapted.model.parameters() if not p.requires_grad).view(-1)[0] += 1e-3
-    assert data_fingerprint({}, adapted.model)["frozen_weights"] != known
+    assert data_fingerprint({}, adapted.model)["frozen_weights"] != checksum

@@ -11,10 +11,10 @@ Evaluations = list[tuple[float | None, float]]  # metric, loss
     ("evaluations", "best_step", "since_best"),
     [
         ([(0.5, 1.0), (0.7, 1.2), (0.6, 0.1)], 2, 1),
-        ([(0.7, 1.0), (0.7, 0.8), (0.7, 0.9)], 2, 2),  # a tie goes to the lower loss, and is not a better score
+        ([(0.7, 1.0), (0.7, 0.8), (0.7, 0.9)], 2, 2),  # a tie goes to the lower loss and does not reset the count
         ([(0.7, 1.0), (0.7, 1.0)], 1, 1),
-        ([(None, 1.0), (None, 0.8), (None, 0.9)], 2, 1),  # undefined: the loss alone tells
-        ([(None, 0.1), (-0.2, 1.0), (None, 0.01)], 2, 1),  # any value is better than none
+        ([(None, 1.0), (None, 0.8), (None, 0.9)], 2, 1),  # undefined: only the loss decides
+        ([(None, 0.1), (-0.2, 1.0), (None, 0.01)], 2, 1),  # any value is better than undefined
         ([(None, 0.1)], 1, 0),
     ],
 )
@@ -27,9 +27,9 @@ def test_the_best_evaluation(evaluations: Evaluations, best_step: int, since_bes
     assert (state.best_value, state.best_loss) == evaluations[best_step - 1]
 
 
-def test_an_error_is_better_where_it_is_lower() -> None:
+def test_lower_is_better_for_errors() -> None:
     state = TrainState()
-    found = []
+    best = []
     for state.step, value in enumerate([0.5, 0.6, 0.4, None], start=1):
-        found.append(state.record_evaluation(value, loss=1.0, lower_is_better=True))
-    assert found == [True, False, True, False]
+        best.append(state.record_evaluation(value, loss=1.0, lower_is_better=True))
+    assert best == [True, False, True, False]
