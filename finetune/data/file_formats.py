@@ -9,10 +9,34 @@ import pyarrow as pa
 
 from finetune.data.cells import Column
 from finetune.data.csv_rows import read_delimited
-from finetune.data.file_signatures import refuse_other_format
 from finetune.data.json_rows import read_json
 from finetune.data.parquet_rows import read_parquet
 from finetune.errors import DataError
+
+_LENGTH = 4096
+_UNPACK = "unpack it, and name the file within"
+
+# first bytes -> what such a file is, and what to do with it
+_BINARY: tuple[tuple[bytes, str, str], ...] = (
+    (b"PAR1", "a parquet file", "name it .parquet"),
+    (b"\x1f\x8b", "a gzip archive", _UNPACK),
+    (b"BZh", "a bzip2 archive", _UNPACK),
+    (b"\xfd7zXZ\x00", "an xz archive", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive", _UNPACK),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+    (b"\xd0\xcf\x11\xe0", "an Excel workbook", "export the sheet as csv (UTF-8)"),
+    (b"ARROW1", "an Arrow or Feather file", "write it as parquet"),
+    (b"SQLite format 3\x00", "an SQLite database", "export the rows as csv or jsonl"),
+    (b"\x89HDF", "an HDF5 file", "export the rows as csv or jsonl"),
+    (b"%PDF", "a PDF file", "give the rows as csv or jsonl"),
+    (b"\x80\x04\x95", "a Python pickle", "export the rows as csv or jsonl"),
+    (b"\x80\x05\x95", "a Python pickle", "export the rows as csv or jsonl"),
+    (b"\xff\xfe\x00\x00", "UTF-32 text", "save it as UTF-8"),
+    (b"\x00\x00\xfe\xff", "UTF-32 text", "save it as UTF-8"),
+    (b"\xff\xfe", "UTF-16 text", "save it as UTF-8"),
+    (b"\xfe\xff", "UTF-16 text", "save it as UTF-8"),
+    (b"version https://git-lfs", "a Git LFS pointer and not the file itself", "run `git lfs pull`"),
+)
 
 
 def file_kind(file: Path) -> str:
@@ -53,3 +77,49 @@ def _not_utf8(file: Path) -> DataError:
                 bad = f"byte 0x{line[error.start]:02x} at position {error.start + 1}"
                 return DataError(f"{file} line {number} is not UTF-8 ({bad}); save the file as UTF-8")
     return DataError(f"{file} is not UTF-8; save it as UTF-8")
+
+
+def refuse_other_format(file: Path, kind: str) -> None:
+    """Raise DataError if the first bytes of a data file belong to another format than its name says.
+
+    Args:
+        kind: csv, tsv, json, jsonl or parquet.
+    """
+    with file.open("rb") as content:
+        start = content.read(_LENGTH)
+    found = _looks_like(start, kind)
+    if found is not None:
+        what, repair = found
+        raise DataError(f"{file} is named as {kind}, but its first bytes are those of {what}; {repair}")
+
+
+def _looks_like(start: bytes, kind: str) -> tuple[str, str] | None:
+    """Return what a file of this kind is instead, and the repair; None where its first bytes fit."""
+    if start.startswith(b"PK\x03\x04"):
+        workbook = b"xl/" in start or b"[Content_Types].xml" in start
+        return ("an Excel workbook", "export the sheet as csv (UTF-8)") if workbook else ("a zip archive", _UNPACK)
+    for first, what, repair in _BINARY:
+        if start.startswith(first):
+            return None if (what, kind) == ("a parquet file", "parquet") else (what, repair)
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text[:14].lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return "a web page or XML", "download the file itself, or export the rows as csv or jsonl"
+    if kind == "parquet":
+        return _text_kind(text)
+    if start[:64].count(0) > len(start[:64]) // 4:
+        return "UTF-16 text or of a binary file", "save it as UTF-8 text"
+    json_like = text.startswith((b'{"', b'[{"', b"[\n", b"[\r\n", b"{\n", b"{\r\n"))
+    if kind in ("csv", "tsv") and json_like:
+        return "JSON", "name it .jsonl, or .json if it is one list"
+    return _text_kind(text) if kind in ("json", "jsonl") and text[:1] not in (b"{", b"[") else None
+
+
+def _text_kind(text: bytes) -> tuple[str, str] | None:
+    head = text.split(b"\n", 1)[0]
+    if text[:1] in (b"{", b"["):
+        return "JSON", "name it .jsonl, or .json if it is one list"
+    if b"\x00" in head or b"\n" not in text:
+        return None
+    if b"\t" in head:
+        return "tab-separated text", "name it .tsv"
+    return ("csv", "name it .csv") if b"," in head else None

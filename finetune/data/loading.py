@@ -6,7 +6,7 @@ Rows stay in Arrow: a data set larger than memory is read from disk as it is use
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,14 +20,11 @@ from finetune.data.file_formats import file_kind, read_file
 from finetune.data.named_dataset import read_named
 from finetune.data.parquet_rows import parquet_class_names
 from finetune.data.row_cache import stored
-from finetune.data.rows import RawSplit, row_list
+from finetune.data.rows import RawSplit
 from finetune.errors import DataError
 from finetune.recipe import DataSection
 
-__all__ = ["RawSplit", "check_rows", "quiet_datasets", "read_splits", "row_list", "rows_also_in"]
-
 _UNLABELED = ("-1", "-1.0")  # what data sets write for a row without a label
-_BLOCK = 100_000  # rows whose texts are compared at once
 
 
 def quiet_datasets() -> None:
@@ -126,29 +123,3 @@ def _empty(cells: pa.Array) -> np.ndarray:
     if pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type):
         empty = pc.or_kleene(empty, pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(cells)), 0))
     return np.asarray(empty.to_numpy(zero_copy_only=False), dtype=bool)
-
-
-def rows_also_in(raw: RawSplit, train: RawSplit, columns: Sequence[str]) -> int:
-    """Return how many rows have a text that training has too, case and outer blanks aside.
-
-    Texts are taken in blocks, so that neither split is in memory as a whole.
-    """
-    found = 0
-    for texts in _texts_in_blocks(raw, columns):
-        wanted = pc.unique(texts)
-        seen = np.zeros(len(wanted), dtype=bool)
-        for others in _texts_in_blocks(train, columns):
-            places = pc.index_in(others, value_set=wanted).drop_null().to_numpy(zero_copy_only=False)
-            seen[places] = True
-            if seen.all():
-                break
-        found += int(seen[pc.index_in(texts, value_set=wanted).to_numpy()].sum())
-    return found
-
-
-def _texts_in_blocks(raw: RawSplit, columns: Sequence[str]) -> Iterator[pa.Array]:
-    table = raw.rows.data.table.select(list(columns))
-    for start in range(0, len(table), _BLOCK):
-        block = table.slice(start, _BLOCK)
-        texts = [pc.utf8_lower(pc.utf8_trim_whitespace(block[name].cast(pa.string()))) for name in columns]
-        yield (texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, "\x1f")).combine_chunks()

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune.data.holdout import sample_training_rows, sample_validation_rows
 from finetune.data.labels import check_training_labels, encode_labels, label_counts, label_names, refuse_unseen
-from finetune.data.loading import read_splits, rows_also_in
+from finetune.data.loading import read_splits
+from finetune.data.overlap import count_shared_rows
 from finetune.data.rows import RawSplit
 from finetune.data.tokenization import EncodedSplit, encode_split
 from finetune.errors import DataError
@@ -158,6 +159,6 @@ def _summarize(labeled: LabeledSplits, split: str, encoded: EncodedSplit) -> Spl
         tokens_longest=int(encoded.lengths.max()),
         truncated_share=encoded.truncated,
         unknown_share=encoded.unknown,
-        rows_also_in_train=0 if split == "train" else rows_also_in(raw, train, labeled.text_columns),
+        rows_also_in_train=0 if split == "train" else count_shared_rows(raw, train, labeled.text_columns),
         unlabeled_rows_dropped=raw.dropped,
     )

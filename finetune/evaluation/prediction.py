@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from finetune.data.batching import LocalBatch, load_batches, plan_scoring, split_batch
+from finetune.data.batching import LocalBatch, load_batches, split_batch
+from finetune.data.sampler import plan_scoring
 from finetune.data.tokenization import EncodedSplit
 from finetune.distributed import gather_results
 from finetune.evaluation.metrics import compute_metrics, defined

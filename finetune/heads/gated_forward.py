@@ -16,7 +16,8 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from finetune.data.batching import LocalBatch, load_batches, plan_scoring
+from finetune.data.batching import LocalBatch, load_batches
+from finetune.data.sampler import plan_scoring
 from finetune.data.tokenization import EncodedSplit
 from finetune.distributed import gather_results
 from finetune.models.attention_sites import AttentionSite, attention_sites

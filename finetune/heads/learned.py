@@ -18,7 +18,7 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
-from finetune.data.batching import plan_scoring
+from finetune.data.sampler import plan_scoring
 from finetune.heads.estimate import Estimate
 from finetune.heads.gated_forward import GatedRows, broadcast_decision, gate_gradients
 from finetune.heads.gradients import gradient_layer_norm

@@ -29,7 +29,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from finetune.data.activation_store import RowStates
-from finetune.data.batching import load_batches, plan_scoring
+from finetune.data.batching import load_batches
+from finetune.data.sampler import plan_scoring
 from finetune.data.tokenization import EncodedSplit
 from finetune.errors import ModelError, TrainingError
 from finetune.models.classifier import Classifier

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
-from finetune.data.batching import steps_in_epoch
+from finetune.data.sampler import steps_in_epoch
 from finetune.recipe import Recipe, TrainingSection
 from finetune.training.state import TrainState
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from finetune.data.batching import Step
+from finetune.data.sampler import Step
 
 _NAME_IN_JSON = {"weight_decay_factor": "undecayed"}  # the field's name in checkpoints since version 3
 

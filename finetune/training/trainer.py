@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from finetune.data.batching import LocalBatch, load_batches, plan_epoch
+from finetune.data.batching import LocalBatch, load_batches
+from finetune.data.sampler import plan_epoch
 from finetune.data.tokenization import EncodedSplit
 from finetune.errors import TrainingError
 from finetune.models.classifier import Classifier

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.table import Table
 
-from finetune.data.loading import RawSplit
+from finetune.data.rows import RawSplit
 from finetune.data.tokenization import encode_split
 from finetune.heads.ablation import ablation, sample_savings
 from finetune.heads.gated_forward import GatedRows

@@ -26,7 +26,7 @@ from torch import nn
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from finetune.data.labels import encode_labels, label_names
-from finetune.data.loading import RawSplit
+from finetune.data.rows import RawSplit
 from finetune.data.tokenization import EncodedSplit, encode_split
 from finetune.evaluation.prediction import Predictions, predict
 from finetune.models.attention_sites import attention_sites

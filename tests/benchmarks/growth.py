@@ -26,7 +26,7 @@ from accelerate.state import AcceleratorState
 from rich.console import Console
 from rich.table import Table
 
-from finetune.data.loading import RawSplit
+from finetune.data.rows import RawSplit
 from finetune.evaluation.prediction import predict
 from finetune.models.classifier import Classifier
 from finetune.models.cpu_kernels import keep_freed_memory

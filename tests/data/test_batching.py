@@ -1,3 +1,5 @@
+"""Batches of padded tensors: finetune/data/batching.py."""
+
 from __future__ import annotations
 
 import threading
@@ -10,55 +12,14 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from finetune.data.batching import load_batches, one_ahead, plan_epoch, plan_scoring, steps_in_epoch
-from finetune.data.loading import RawSplit
+from finetune.data.batching import load_batches, prefetch_one
+from finetune.data.rows import RawSplit
 from finetune.data.tokenization import EncodedSplit, encode_split
 from tests.conftest import SENTENCES
 from tests.support.helpers import HANG_SECONDS
-
-strategies = st.sampled_from(["sequential", "random", "group_by_length"])
-
-
-@given(strategies, st.integers(1, 300), st.integers(1, 9), st.integers(1, 4), st.integers(0, 5))
-def test_each_row_is_seen_once_an_epoch(strategy: str, rows: int, size: int, accumulation: int, epoch: int) -> None:
-    lengths = np.random.default_rng(0).integers(1, 50, rows)
-    steps = plan_epoch(lengths, batch_size=size, accumulation=accumulation, strategy=strategy, seed=3, epoch=epoch)
-    assert sorted(np.concatenate([batch for step in steps for batch in step])) == list(range(rows))
-    assert len(steps) == steps_in_epoch(rows, batch_size=size, accumulation=accumulation)
-    assert sum(len(batch) < size for step in steps for batch in step) <= 1
-
-
-def test_epochs_differ_and_repeat() -> None:
-    lengths = np.random.default_rng(0).integers(1, 50, 200)
-
-    def plan(epoch: int, seed: int = 0) -> list[int]:
-        steps = plan_epoch(lengths, batch_size=8, accumulation=2, strategy="group_by_length", seed=seed, epoch=epoch)
-        return [int(row) for step in steps for batch in step for row in batch]
-
-    assert plan(0) == plan(0)
-    assert plan(0) != plan(1)
-    assert plan(0) != plan(0, seed=1)
-
-
-def test_grouping_by_length_spares_padding() -> None:
-    lengths = np.random.default_rng(0).geometric(0.05, 5000)
-
-    def padded(strategy: str) -> float:
-        steps = plan_epoch(lengths, batch_size=32, accumulation=1, strategy=strategy, seed=0, epoch=0)
-        return sum(len(b) * lengths[b].max() for step in steps for b in step) / lengths.sum()
-
-    assert padded("random") > 2.5
-    assert padded("group_by_length") < 1.15
-
-
-def test_scoring_goes_from_long_to_short() -> None:
-    batches = plan_scoring(np.array([3, 9, 1, 9, 5]), 2)
-    assert [batch.tolist() for batch in batches] == [[1, 3], [4, 0], [2]]
 
 
 def six_rows(checkpoint: Path) -> tuple[EncodedSplit, PreTrainedTokenizerBase]:
@@ -87,7 +48,7 @@ def test_processes_share_each_batch(tiny_bert: Path, processes: int) -> None:
     assert torch.equal(torch.get_rng_state(), state)  # loading draws nothing from the run's random state
 
 
-def test_batches_are_listed_as_they_are_needed(tiny_bert: Path) -> None:
+def test_batches_are_made_lazily(tiny_bert: Path) -> None:
     split, tokenizer = six_rows(tiny_bert)
     row = np.array([0])
 
@@ -158,7 +119,7 @@ def test_an_accelerator_gets_the_same_batches_padded_by_a_thread(
     assert copies.copied == [(device, pinned, pinned)] * tensors
 
 
-def test_one_item_is_made_ahead_and_no_more() -> None:
+def test_only_one_item_is_prepared_ahead() -> None:
     made: list[int] = []
     ready = [threading.Event() for _ in range(5)]
 
@@ -168,7 +129,7 @@ def test_one_item_is_made_ahead_and_no_more() -> None:
             ready[number].set()
             yield number
 
-    found = one_ahead(items())
+    found = prefetch_one(items())
     assert made == []
     for number in range(3):
         assert next(found) == number
@@ -176,15 +137,15 @@ def test_one_item_is_made_ahead_and_no_more() -> None:
         assert made == list(range(number + 2))
     found.close()
     assert made == [0, 1, 2, 3]
-    assert list(one_ahead(iter([]))) == []
+    assert list(prefetch_one(iter([]))) == []
 
 
-def test_an_error_in_the_thread_is_the_callers() -> None:
+def test_an_error_in_the_thread_is_raised_in_the_caller() -> None:
     def items() -> Iterator[int]:
         yield 1
         raise ZeroDivisionError
 
-    found = one_ahead(items())
+    found = prefetch_one(items())
     assert next(found) == 1
     with pytest.raises(ZeroDivisionError):
         next(found)

@@ -13,8 +13,9 @@ import pytest
 from finetune.data import loading as read_module
 from finetune.data.cells import wanted_columns
 from finetune.data.labels import encode_labels, label_counts, label_names
-from finetune.data.loading import RawSplit, read_splits, row_list, rows_also_in
+from finetune.data.loading import read_splits
 from finetune.data.named_dataset import from_dataset
+from finetune.data.rows import RawSplit, row_list
 from finetune.data.splits import LabeledSplits, read_labeled
 from finetune.errors import DataError
 from finetune.recipe import DataSection
@@ -267,28 +268,6 @@ def test_held_out_rows_and_limits(tmp_path: Path) -> None:
         expected = [int(text.split()[1]) % 2 for text in texts]
         assert one.labels[name].tolist() == expected
     assert not set(one.raw["train"].rows["sentence"]) & set(one.raw["validation"].rows["sentence"])
-
-
-def test_rows_shared_with_training_are_counted() -> None:
-    train = RawSplit(datasets.Dataset.from_dict({"a": ["One", "two"], "b": ["x", "y"]}), "train")
-    other = RawSplit(datasets.Dataset.from_dict({"a": [" one ", "two", "three"], "b": ["x", "z", "y"]}), "other")
-    assert rows_also_in(other, train, ["a"]) == 2
-    assert rows_also_in(other, train, ["a", "b"]) == 1
-
-
-def test_rows_shared_with_training_are_found_in_any_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng, taken = np.random.default_rng(0), []
-    train = RawSplit(datasets.Dataset.from_dict({"a": [f"t{n}" for n in rng.integers(0, 40, 50)]}), "train")
-    other = RawSplit(datasets.Dataset.from_dict({"a": [f"T{n}" for n in rng.integers(20, 60, 30)]}), "other")
-    expected = sum(text.lower() in train.rows["a"][:] for text in other.rows["a"])
-    assert 5 < expected < 25
-    lower = read_module.pc.utf8_lower
-    monkeypatch.setattr(read_module.pc, "utf8_lower", lambda texts: taken.append(len(texts)) or lower(texts))
-    for block in (7, 50):
-        monkeypatch.setattr(read_module, "_BLOCK", block)
-        taken.clear()
-        assert rows_also_in(other, train, ["a"]) == expected
-        assert max(taken) <= block  # no more texts than that are in memory at once
 
 
 def test_empty_rows_are_numbered_over_all_blocks(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from finetune.data.loading import RawSplit
+from finetune.data.rows import RawSplit
 from finetune.data.tokenization import encode_split, word_tokenizer
 from finetune.errors import ModelError
 from tests.conftest import SENTENCES

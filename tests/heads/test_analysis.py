@@ -16,7 +16,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from finetune.data.loading import RawSplit
+from finetune.data.rows import RawSplit
 from finetune.data.tokenization import EncodedSplit, encode_split
 from finetune.heads.ablation import ablation
 from finetune.heads.analysis import analyze_heads, leave_one_out, separate_rows, untested, warnings

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from finetune.data.loading import RawSplit
+from finetune.data.rows import RawSplit
 from finetune.data.tokenization import encode_split
 from finetune.errors import ModelError
 from finetune.heads.pruning import pruned_classifier, write_zeroed

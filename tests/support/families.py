@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from finetune.data.loading import RawSplit
+from finetune.data.rows import RawSplit
 from finetune.data.tokenization import EncodedSplit, encode_split, word_tokenizer
 from finetune.models import toy_classifier
 from finetune.models.architectures import FAMILIES

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import ArrayLike
 
-from finetune.data.loading import RawSplit
+from finetune.data.rows import RawSplit
 from finetune.data.tokenization import EncodedSplit, encode_split
 from finetune.heads.gated_forward import GatedRows
 from finetune.models.building import pretrained_classifier

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from finetune.data.loading import RawSplit
+from finetune.data.rows import RawSplit
 from finetune.data.tokenization import EncodedSplit, encode_split, word_tokenizer
 from finetune.heads.gated_forward import GatedRows
 from finetune.models.building import new_classifier

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from finetune.data.batching import plan_epoch, steps_in_epoch
-from finetune.data.loading import RawSplit
+from finetune.data.rows import RawSplit
+from finetune.data.sampler import plan_epoch, steps_in_epoch
 from finetune.data.tokenization import EncodedSplit, encode_split
 from finetune.models.building import pretrained_classifier
 from finetune.models.classifier import Classifier

@@ -1,0 +1,48 @@
+"""Which rows are in which step: finetune/data/sampler.py."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune.data.sampler import plan_epoch, plan_scoring, steps_in_epoch
+
+strategies = st.sampled_from(["sequential", "random", "group_by_length"])
+
+
+@given(strategies, st.integers(1, 300), st.integers(1, 9), st.integers(1, 4), st.integers(0, 5))
+def test_each_row_occurs_once_per_epoch(strategy: str, rows: int, size: int, accumulation: int, epoch: int) -> None:
+    lengths = np.random.default_rng(0).integers(1, 50, rows)
+    steps = plan_epoch(lengths, batch_size=size, accumulation=accumulation, strategy=strategy, seed=3, epoch=epoch)
+    assert sorted(np.concatenate([batch for step in steps for batch in step])) == list(range(rows))
+    assert len(steps) == steps_in_epoch(rows, batch_size=size, accumulation=accumulation)
+    assert sum(len(batch) < size for step in steps for batch in step) <= 1
+
+
+def test_epochs_differ_and_are_reproducible() -> None:
+    lengths = np.random.default_rng(0).integers(1, 50, 200)
+
+    def plan(epoch: int, seed: int = 0) -> list[int]:
+        steps = plan_epoch(lengths, batch_size=8, accumulation=2, strategy="group_by_length", seed=seed, epoch=epoch)
+        return [int(row) for step in steps for batch in step for row in batch]
+
+    assert plan(0) == plan(0)
+    assert plan(0) != plan(1)
+    assert plan(0) != plan(0, seed=1)
+
+
+def test_grouping_by_length_reduces_padding() -> None:
+    lengths = np.random.default_rng(0).geometric(0.05, 5000)
+
+    def padded(strategy: str) -> float:
+        steps = plan_epoch(lengths, batch_size=32, accumulation=1, strategy=strategy, seed=0, epoch=0)
+        return sum(len(b) * lengths[b].max() for step in steps for b in step) / lengths.sum()
+
+    assert padded("random") > 2.5
+    assert padded("group_by_length") < 1.15
+
+
+def test_the_longest_rows_are_scored_first() -> None:
+    batches = plan_scoring(np.array([3, 9, 1, 9, 5]), 2)
+    assert [batch.tolist() for batch in batches] == [[1, 3], [4, 0], [2]]
