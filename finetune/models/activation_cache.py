@@ -34,7 +34,7 @@ from finetune.data.sampler import plan_scoring
 from finetune.data.tokenization import EncodedSplit
 from finetune.errors import ModelError, TrainingError
 from finetune.models.classifier import Classifier
-from finetune.models.frozen_encoder import FrozenEncoder, cache_refusal
+from finetune.models.frozen_encoder import FrozenEncoder, cannot_cache_message
 from finetune.models.precision import without_flash_attention
 from finetune.report.progress import stage
 
@@ -117,11 +117,11 @@ def check(encoder: FrozenEncoder, classifier: Classifier, split: EncodedSplit, d
             logits = encoder.model(**cached.inputs).logits.float()
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ModelError(
-                cache_refusal(encoder.model, f"it needs its lower layers' own results ({error})")
+                cannot_cache_message(encoder.model, f"it needs its lower layers' own results ({error})")
             ) from error
     difference = float((logits - expected).abs().max() / max(1.0, float(expected.abs().max())))
     if not difference <= (1e-4 if lowest_bits >= 32 else 3e-2):
-        raise ModelError(cache_refusal(encoder.model, f"its logits differ by {difference:.1g} with the cache"))
+        raise ModelError(cannot_cache_message(encoder.model, f"its logits differ by {difference:.1g} with the cache"))
 
 
 def _check_frozen(encoder: FrozenEncoder, states: Tensor) -> None:
@@ -131,7 +131,7 @@ def _check_frozen(encoder: FrozenEncoder, states: Tensor) -> None:
         gradients = torch.autograd.grad(states.sum(), [p for _, p in trained], allow_unused=True)
         used = [name for (name, _), gradient in zip(trained, gradients, strict=True) if gradient is not None]
         raise ModelError(
-            cache_refusal(encoder.model, f"{', '.join(used[:3])} is trained, and its frozen layers use it")
+            cannot_cache_message(encoder.model, f"{', '.join(used[:3])} is trained, and its frozen layers use it")
         )
 
 

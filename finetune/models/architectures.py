@@ -1,8 +1,14 @@
 """The table of supported model families: everything that differs between BERT, DeBERTa, XLM and the others.
 
-To add a family, add a row to `FAMILIES` below, and a small config to `CONFIGS` in `tests/support/families.py`; the
-tests then check all columns. Values come from the family's `modeling_*.py` in transformers and from
-`print(AutoModelForSequenceClassification.from_config(config))`. The columns are the attributes of `Family`.
+To add a family:
+
+1. Print a small model, `print(AutoModelForSequenceClassification.from_config(config))`, and open its `modeling_*.py` in
+   transformers.
+2. Add a row to `FAMILIES` below. The columns are the attributes of `Family`, which say where to find each value. Most
+   families differ from BERT in one or two columns: `replace(_BERT, ...)`.
+3. Add a small config to `CONFIGS` in `tests/support/families.py` and run `tests/models`. The tests compare the columns
+   with the model, gates with zeroed columns, and the pruned model with gates of 0.
+
 A model type that is not in the table is rejected by name.
 """
 

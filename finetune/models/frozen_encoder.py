@@ -68,7 +68,7 @@ class FrozenEncoder:
                 return states
         finally:
             self._stop_after_last = False
-        raise ModelError(cache_refusal(self.model, "its layers do not return one state per token"))
+        raise ModelError(cannot_cache_message(self.model, "its layers do not return one state per token"))
 
     def _take_states(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -119,7 +119,7 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
             module.forward = before
 
 
-def cache_refusal(model: PreTrainedModel, reason: str) -> str:
+def cannot_cache_message(model: PreTrainedModel, reason: str) -> str:
     """Return the error message that the frozen layers of this model cannot be cached, and why."""
     return (
         f"training.cache_frozen_layers cannot be used with this '{model.config.model_type}' model: {reason}; "

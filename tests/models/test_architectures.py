@@ -1,4 +1,4 @@
-"""Every family of the table, by small random models: gates, LoRA where it belongs, the same after reload."""
+"""Every family of the table, with small random models: gates, LoRA, reloading, columns of the table."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import peft
 import pytest
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForMaskedLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from finetune.errors import ModelError
 from finetune.heads.gated_forward import gate_gradients
-from finetune.models.architectures import FAMILIES
+from finetune.models.architectures import FAMILIES, encoder_layers
 from finetune.models.attention_sites import ROLES, attention_sites
+from finetune.models.checkpoint_checks import max_input_length
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import check_reload, logits_of
 from finetune.models.head_gates import head_gates
@@ -37,6 +38,7 @@ from tests.support.families import (
     SHAPES,
     TEXTS,
     build,
+    random_model,
     save_checkpoint,
     split_of,
     train_three_steps,
@@ -46,11 +48,11 @@ from tests.support.helpers import FLOAT32, assert_equal_up_to_rounding, sample_o
 CPU = torch.device("cpu")
 
 
-# Projections that LoRA adapts for all four roles, where it is not 2 layers x 4: a fused one counts once, and so
-# does one that layers share.
+# Number of projections that LoRA adapts for all four roles, where it is not 2 layers x 4: fused and shared projections
+# count once.
 ADAPTED = {"modernbert": 4, "deberta": 4}
-SAVED: dict[tuple[str, str, str], tuple[Path, Tensor]] = {}  # what was saved on the way, for a fresh process
-GATES: dict[str, tuple[str, float]] = {}  # shape of the gates, and the largest difference from zeroed columns
+SAVED: dict[tuple[str, str, str], tuple[Path, Tensor]] = {}  # models saved by the tests, for a new process
+GATES: dict[str, tuple[str, float]] = {}  # shape of the gates and largest difference from zeroed columns
 COUNTED: dict[str, int] = {}  # projections that LoRA adapted
 
 
@@ -70,15 +72,15 @@ def saved(family: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.
 
 @pytest.fixture(scope="module")
 def classifier(family: str, tmp_path_factory: pytest.TempPathFactory) -> Classifier:
-    found = build(save_checkpoint(family, tmp_path_factory.mktemp(family)))
-    found.model.eval()
-    return found
+    result = build(save_checkpoint(family, tmp_path_factory.mktemp(family)))
+    result.model.eval()
+    return result
 
 
 @pytest.fixture(scope="module")
 def inputs(classifier: Classifier) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = classifier.tokenizer([text for (text,) in TEXTS], return_tensors="pt").data
-    return found
+    result: dict[str, Tensor] = classifier.tokenizer([text for (text,) in TEXTS], return_tensors="pt").data
+    return result
 
 
 def test_gates_of_one_change_nothing(family: str, classifier: Classifier, inputs: dict[str, Tensor]) -> None:
@@ -90,7 +92,7 @@ def test_gates_of_one_change_nothing(family: str, classifier: Classifier, inputs
             assert torch.equal(base(**inputs).logits, plain)
 
 
-def test_a_new_head_can_start_at_the_mean_of_the_labels(classifier: Classifier) -> None:
+def test_the_output_bias_of_a_new_head_can_be_initialized(classifier: Classifier) -> None:
     changed = copy.deepcopy(classifier)
     changed.base.config.problem_type = "multi_label_classification"
     assert init_output_bias(changed, np.eye(len(LABELS), dtype=int))
@@ -103,7 +105,7 @@ def test_a_gate_of_zero_equals_zeroed_columns(family: str, classifier: Classifie
     for head in range(heads):
         gates = torch.ones(layers, heads)
         shared = [site.layer for site in sites if site.output == sites[-1].output]
-        gates[shared, head] = 0  # zeroed columns of a shared projection are zeroed for each of its layers
+        gates[shared, head] = 0  # a shared projection is zeroed in all its layers
         with head_gates(base, sites, gates):
             gated = base(**inputs).logits
         weight = base.get_submodule(sites[-1].output).weight  # (out, in) or (out, in, 1)
@@ -112,13 +114,13 @@ def test_a_gate_of_zero_equals_zeroed_columns(family: str, classifier: Classifie
             weight[:, head * width : (head + 1) * width] = 0
             zeroed = base(**inputs).logits
             weight.copy_(kept)
-        assert_equal_up_to_rounding(gated, zeroed)  # measured: the table that is printed below
+        assert_equal_up_to_rounding(gated, zeroed)  # measured values: see the table printed below
         worst = max(worst, float((gated - zeroed).detach().abs().max()))
         assert not torch.allclose(gated, plain, atol=1e-5)
     GATES[family] = f"{layers} x {heads}", worst
 
 
-def test_gradients_have_a_row_for_each_layer_and_head(
+def test_gradients_have_one_entry_per_layer_and_head(
     family: str, classifier: Classifier, accelerator: Accelerator
 ) -> None:
     gradients = gate_gradients(sample_of(classifier, 4, batch_size=4, split=split_of(classifier)))
@@ -128,9 +130,9 @@ def test_gradients_have_a_row_for_each_layer_and_head(
     assert_equal_up_to_rounding(gradients, alone)
 
 
-@pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer with groups")  # SqueezeBERT's, not to be merged
+@pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer with groups")  # SqueezeBERT, never merged
 @pytest.mark.parametrize("lora", [None, Lora(4, 8, 0.0, ROLES)], ids=["full", "lora"])
-def test_what_was_trained_comes_back(
+def test_a_trained_model_is_the_same_after_reloading(
     family: str, saved: Path, lora: Lora | None, accelerator: Accelerator, tmp_path: Path
 ) -> None:
     if lora is not None and family in NO_LORA:
@@ -154,19 +156,36 @@ def test_what_was_trained_comes_back(
 
 
 @pytest.mark.parametrize("family", sorted(NO_LORA))
-def test_what_peft_cannot_adapt_is_refused(family: str, tmp_path: Path) -> None:
+def test_families_that_peft_cannot_adapt_are_rejected(family: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=rf"peft cannot adapt .*query of a '{family}' model"):
         build(save_checkpoint(family, tmp_path), Lora(4, 8, 0.0, ROLES))
 
 
-def test_transformers_has_every_family_of_the_table() -> None:
+def test_columns_describe_the_model(family: str) -> None:
+    model = random_model(family).eval()
+    config, columns = model.config, FAMILIES[family]
+    modules, layers = dict(model.base_model.named_modules()), encoder_layers(model)
+    if columns.embedding_projection:
+        assert columns.embedding_projection in modules
+    if columns.after_attention_path(config):
+        assert f"{columns.layer_path(config, 0)}.{columns.after_attention_path(config)}" in modules
+    attention = model.get_submodule(attention_sites(model)[0].query.rpartition(".")[0])
+    assert all(isinstance(getattr(attention, name), nn.Parameter) for name in columns.separate_biases.values())
+    calls: list[nn.Module] = []
+    for layer in layers:
+        layer.register_forward_hook(lambda module, args, result: calls.append(module))
+    model(input_ids=torch.full((1, max_input_length(config) or 16), 5))  # fails if positions are reserved
+    assert set(calls) == (set() if columns.forward_bypasses_hooks else set(layers))
+
+
+def test_every_family_of_the_table_is_in_transformers() -> None:
     assert set(FAMILIES) - set(CONFIG_MAPPING_NAMES) == {"multi_head_classifier"}
     assert set(CONFIGS) == set(FAMILIES)
     assert len(FAMILIES) >= 30
 
 
 def test_a_fresh_process_gives_the_same_logits(capsys: pytest.CaptureFixture[str]) -> None:
-    """All that the tests above saved, loaded by one new process under another seed; prints family x check."""
+    """One new process with another seed loads all models that the tests above saved; a table is printed."""
     expected = 4 * len(FAMILIES) - 2 * len(NO_LORA) - 2 * len(NO_MASKED_LM)
     if len(SAVED) < expected:
         pytest.skip(f"{len(SAVED)} of {expected} models were saved: run the whole file")
@@ -181,15 +200,15 @@ def test_a_fresh_process_gives_the_same_logits(capsys: pytest.CaptureFixture[str
     )
     folders = json.dumps([str(folder) for folder, _ in SAVED.values()])
     done = subprocess.run([sys.executable, "-c", program], input=folders, capture_output=True, text=True, check=True)
-    found = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("LOGITS ")]
-    assert len(found) == len(SAVED) == expected
+    result = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("LOGITS ")]
+    assert len(result) == len(SAVED) == expected
     differences = {
         key: float((torch.tensor(there) - here).abs().max() / here.abs().max())
-        for (key, (_, here)), there in zip(SAVED.items(), found, strict=True)
+        for (key, (_, here)), there in zip(SAVED.items(), result, strict=True)
     }
     with capsys.disabled():
         _print_table(differences)
-    # Measured 0.0 for all; the same weights at another address may be added up in another order on other machines.
+    # Measured 0.0 for all; on other machines weights at another address may be summed in another order.
     assert max(differences.values()) < FLOAT32
 
 

@@ -114,13 +114,13 @@ def test_weights_that_the_encoder_lacks_are_named(part: str, first: str, tiny_be
     folder = without(tiny_bert, tmp_path / "model", part)
     with pytest.raises(ModelError, match=rf"model '{folder}' has no weights for {first} it is not a checkpoint"):
         build(folder)
-    found = build(folder, allow_missing_weights=True)
-    assert any(part in name for name in found.new_parameters)
-    assert re.match(rf"The checkpoint has no weights for {first} initialized at random\.$", only_note(found))
+    built = build(folder, allow_missing_weights=True)
+    assert any(part in name for name in built.new_parameters)
+    assert re.match(rf"The checkpoint has no weights for {first} initialized at random\.$", only_note(built))
 
 
-def only_note(found: Classifier) -> str:
-    (note,) = found.notes
+def only_note(built: Classifier) -> str:
+    (note,) = built.notes
     return note
 
 
@@ -136,15 +136,15 @@ def test_missing_weights_are_trained_and_saved_with_an_adapter_and_never_frozen(
         build(folder, freeze_layers=2, allow_missing_weights=True)
 
 
-def test_layers_that_the_config_leaves_out_are_told(tiny_masked_lm: Path, tmp_path: Path) -> None:
-    found = build(changed(tiny_masked_lm, tmp_path / "model", {"num_hidden_layers": 1}))
-    (note,) = found.notes
+def test_a_note_names_layers_that_the_config_does_not_list(tiny_masked_lm: Path, tmp_path: Path) -> None:
+    built = build(changed(tiny_masked_lm, tmp_path / "model", {"num_hidden_layers": 1}))
+    (note,) = built.notes
     assert note.startswith("The checkpoint has weights for layers that its config.json does not list: ")
     assert "layer.1.attention" in note
     assert note.endswith(" and 15 more.")
 
 
-def test_a_head_whose_parts_are_numbered_is_no_layer(tiny_bert: Path, tmp_path: Path) -> None:
+def test_a_head_with_numbered_parts_is_not_a_layer(tiny_bert: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
     weights = load_file(folder / "model.safetensors") | {"classifier.2.weight": torch.ones(2)}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
@@ -152,26 +152,24 @@ def test_a_head_whose_parts_are_numbered_is_no_layer(tiny_bert: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("entry", [{"output_attentions": True}, {"output_hidden_states": True}, {"return_dict": False}])
-def test_what_a_model_returns_is_not_the_checkpoints_to_say(
-    entry: dict[str, bool], tiny_bert: Path, tmp_path: Path
-) -> None:
-    found = build(changed(tiny_bert, tmp_path / "model", entry))
-    assert sorted(found.model(torch.tensor([[1, 2]])).keys()) == ["logits"]
-    save_classifier(found, tmp_path / "saved")
+def test_a_config_cannot_change_what_a_model_returns(entry: dict[str, bool], tiny_bert: Path, tmp_path: Path) -> None:
+    built = build(changed(tiny_bert, tmp_path / "model", entry))
+    assert sorted(built.model(torch.tensor([[1, 2]])).keys()) == ["logits"]
+    save_classifier(built, tmp_path / "saved")
     again = load_classifier(changed(tmp_path / "saved", tmp_path / "damaged", entry))
     assert sorted(again.model(torch.tensor([[1, 2]])).keys()) == ["logits"]
 
 
-def test_gradient_checkpointing_is_not_the_checkpoints_to_say(tiny_bert: Path, tmp_path: Path) -> None:
-    found = build(changed(tiny_bert, tmp_path / "model", {"gradient_checkpointing": True}))
+def test_a_config_cannot_turn_on_gradient_checkpointing(tiny_bert: Path, tmp_path: Path) -> None:
+    built = build(changed(tiny_bert, tmp_path / "model", {"gradient_checkpointing": True}))
     flags = [
-        module.gradient_checkpointing for module in found.base.modules() if hasattr(module, "gradient_checkpointing")
+        module.gradient_checkpointing for module in built.base.modules() if hasattr(module, "gradient_checkpointing")
     ]
     assert flags == [False] * len(flags)
     assert len(flags) > 2
 
 
-def test_a_config_that_cannot_be_saved_is_refused(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_config_that_cannot_be_saved_is_rejected(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("not valid")
 
@@ -181,13 +179,13 @@ def test_a_config_that_cannot_be_saved_is_refused(tiny_bert: Path, monkeypatch: 
 
 
 def test_the_pooler_and_another_head_may_be_missing(tiny_masked_lm: Path) -> None:
-    found = tiny_classifier(tiny_masked_lm)
-    assert found.new_parameters[0] == "bert.pooler.dense.bias"
-    assert found.notes == ()
+    built = tiny_classifier(tiny_masked_lm)
+    assert built.new_parameters[0] == "bert.pooler.dense.bias"
+    assert built.notes == ()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_weight_that_is_not_finite_is_the_checkpoints(value: float, tiny_bert: Path, tmp_path: Path) -> None:
+def test_a_weight_that_is_not_finite_is_named(value: float, tiny_bert: Path, tmp_path: Path) -> None:
     folder = without(tiny_bert, tmp_path / "model", "attention.self.query.weight", value)
     message = (
         r"has 1 values in bert\.encoder\.layer\.0\.attention\.self\.query\.weight that are not finite in float32, "
@@ -204,7 +202,7 @@ def test_a_weight_that_is_too_large_for_its_dtype_is_named(tiny_bert: Path, tmp_
 
 
 @pytest.mark.parametrize("kind", ["code", "cut", "garbage", "empty"])
-def test_a_damaged_or_evil_pickle_is_one_message(kind: str, tiny_bert: Path, tmp_path: Path) -> None:
+def test_a_damaged_or_malicious_pickle_is_one_message(kind: str, tiny_bert: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
     file = folder / "pytorch_model.bin"
     torch.save(load_file(folder / "model.safetensors"), file)
@@ -228,7 +226,7 @@ class Evil:
         return (pytest.fail, ("code of a pickle was run",))
 
 
-def test_token_ids_without_an_embedding_are_refused(tiny_bert: Path, tmp_path: Path) -> None:
+def test_token_ids_without_an_embedding_are_rejected(tiny_bert: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
     size = json.loads((folder / "config.json").read_text())["vocab_size"]
     text = json.loads((folder / "tokenizer.json").read_text())
@@ -240,7 +238,7 @@ def test_token_ids_without_an_embedding_are_refused(tiny_bert: Path, tmp_path: P
             build(folder, lora=lora)
 
 
-POSITIONS = {  # of 20, those that a token can have
+POSITIONS = {  # usable ones of 20
     **dict.fromkeys(("roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "xmod", "roberta-prelayernorm"), 19),
     **dict.fromkeys(("data2vec-text", "ibert", "esm"), 19),
     "mpnet": 18,
@@ -248,7 +246,7 @@ POSITIONS = {  # of 20, those that a token can have
 
 
 @pytest.mark.parametrize("family", ["bert", "electra", "layoutlm", "nystromformer", "deberta-v2", *POSITIONS])
-def test_the_longest_input_is_the_longest_that_runs(family: str) -> None:
+def test_the_largest_input_length_is_the_largest_that_runs(family: str) -> None:
     assert POSITIONS.keys() <= FAMILIES.keys()
     config = AutoConfig.for_model(
         family,
@@ -260,12 +258,12 @@ def test_the_longest_input_is_the_longest_that_runs(family: str) -> None:
     assert limit == POSITIONS.get(family, 20)
     model = AutoModelForSequenceClassification.from_config(config).eval()
     model(input_ids=torch.full((1, limit), 5))
-    if family != "deberta-v2":  # its positions are relative, and clamped
+    if family != "deberta-v2":  # its positions are relative and clamped
         with pytest.raises((IndexError, RuntimeError)):
             model(input_ids=torch.full((1, limit + 1), 5))
 
 
-def test_more_than_the_memory_is_refused() -> None:
+def test_a_model_larger_than_the_memory_is_rejected() -> None:
     check_fits_in_memory(1000, "small")
     with pytest.raises(ModelError, match=r"'large' has 1,000,000,000,000,000 parameters by its config, more than fit"):
         check_fits_in_memory(10**15, "large")

@@ -35,12 +35,12 @@ def build(
 def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Classifier]:
     """A saved classifier with labels NAMES, and the same in memory."""
     folder = tmp_path_factory.mktemp(request.param)
-    found = build(save_checkpoint(request.param, folder / "base"), NAMES)
+    built = build(save_checkpoint(request.param, folder / "base"), NAMES)
     with torch.no_grad():
-        for p in found.model.parameters():
+        for p in built.model.parameters():
             p.add_(0.1 * torch.randn_like(p))
-    save_classifier(found, folder / "tuned")
-    return folder / "tuned", found
+    save_classifier(built, folder / "tuned")
+    return folder / "tuned", built
 
 
 @pytest.mark.parametrize("problem", ["single_label_classification", "multi_label_classification"])
@@ -50,23 +50,23 @@ def test_logits_follow_their_names(
 ) -> None:
     folder, before = tuned
     order = ("mid", "zeta", "alpha")
-    found = build(folder, order, lora, problem)
+    built = build(folder, order, lora, problem)
     expected = logits_of(before, TEXTS, CPU)[:, [NAMES.index(name) for name in order]]
-    torch.testing.assert_close(logits_of(found, TEXTS, CPU), expected, atol=1e-6, rtol=1e-6)  # the same products
-    assert found.notes == (
+    torch.testing.assert_close(logits_of(built, TEXTS, CPU), expected, atol=1e-6, rtol=1e-6)  # the same matrix products
+    assert built.notes == (
         "The rows of the checkpoint's classification head, for the labels zeta, alpha, mid, were reordered.",
     )
-    save_classifier(found, tmp_path)  # with an adapter, the base keeps its order and the adapter has the head
+    save_classifier(built, tmp_path)  # with an adapter, the base keeps its order and the adapter has the head
     again = load_classifier(tmp_path)
-    assert check_reload(found, again, TEXTS, CPU) <= 1e-6
-    assert found.new_parameters == ()
+    assert check_reload(built, again, TEXTS, CPU) <= 1e-6
+    assert built.new_parameters == ()
     assert again.label_names == list(order)
 
 
-def test_the_same_order_keeps_the_head_as_it_is(tuned: tuple[Path, Classifier]) -> None:
-    found = build(tuned[0], NAMES)
-    assert logits_of(found, TEXTS, CPU).equal(logits_of(tuned[1], TEXTS, CPU))
-    assert (found.notes, found.new_parameters) == ((), ())
+def test_with_the_same_order_the_head_is_unchanged(tuned: tuple[Path, Classifier]) -> None:
+    built = build(tuned[0], NAMES)
+    assert logits_of(built, TEXTS, CPU).equal(logits_of(tuned[1], TEXTS, CPU))
+    assert (built.notes, built.new_parameters) == ((), ())
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_the_same_order_keeps_the_head_as_it_is(tuned: tuple[Path, Classifier]) 
     ],
 )
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-def test_other_labels_get_a_new_head_and_that_is_said(
+def test_other_labels_get_a_new_head_and_a_note(
     tuned: tuple[Path, Classifier], labels: tuple[str, ...], note: str, lora: Lora | None
 ) -> None:
     folder, before = tuned
@@ -88,15 +88,15 @@ def test_other_labels_get_a_new_head_and_that_is_said(
         drawn.append(build(folder, labels, lora))
     assert drawn[0].notes == (f"The classification head is new: the checkpoint's is for the {note}.",)
     last = [name for name in drawn[0].new_parameters if name.endswith("weight")][-1]
-    weights = [dict(found.base.named_parameters()) for found in drawn]
+    weights = [dict(built.base.named_parameters()) for built in drawn]
     key = last if lora is None else f"{last.rpartition('.')[0]}.modules_to_save.default.weight"
     assert weights[0][key].equal(weights[1][key])
     assert not weights[0][key].equal(weights[2][key])
-    held = before.base.get_parameter(last)
-    assert weights[0][key].shape != held.shape or not weights[0][key].equal(held)
+    stored = before.base.get_parameter(last)
+    assert weights[0][key].shape != stored.shape or not weights[0][key].equal(stored)
 
 
-def test_labels_without_names_are_their_ids(tiny_bert: Path, tmp_path: Path) -> None:
+def test_labels_without_names_are_matched_by_id(tiny_bert: Path, tmp_path: Path) -> None:
     first = tiny_classifier(tiny_bert, labels=("LABEL_0", "LABEL_1"))
     save_classifier(first, tmp_path)
     same = build(tmp_path, ("0", "1"))
@@ -112,7 +112,7 @@ def test_labels_without_names_are_their_ids(tiny_bert: Path, tmp_path: Path) -> 
     assert other.new_parameters == ("classifier.bias", "classifier.weight")
 
 
-def test_a_head_of_a_regression_stays_one(tiny_bert: Path, tmp_path: Path) -> None:
+def test_a_regression_head_is_kept_for_regression(tiny_bert: Path, tmp_path: Path) -> None:
     first = build(tiny_bert, ("value",), problem="regression")
     save_classifier(first, tmp_path)
     assert build(tmp_path, ("value",), problem="regression").new_parameters == ()
@@ -120,12 +120,12 @@ def test_a_head_of_a_regression_stays_one(tiny_bert: Path, tmp_path: Path) -> No
     assert other.notes == ("The classification head is new: the checkpoint's is for the labels value.",)
 
 
-def test_heads_that_were_cut_out_do_not_hide_the_head(tiny_bert: Path, tmp_path: Path) -> None:
+def test_the_head_of_a_pruned_model_is_recognized(tiny_bert: Path, tmp_path: Path) -> None:
     from finetune.models.head_pruning import prune_heads
 
     first = tiny_classifier(tiny_bert, labels=NAMES)
     prune_heads(first.base, {0: [1]})
     save_classifier(first, tmp_path)
-    found = build(tmp_path, ("mid", "zeta", "alpha"))
+    built = build(tmp_path, ("mid", "zeta", "alpha"))
     expected = logits_of(first, TEXTS, CPU)[:, [2, 0, 1]]
-    torch.testing.assert_close(logits_of(found, TEXTS, CPU), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(logits_of(built, TEXTS, CPU), expected, atol=1e-6, rtol=1e-6)

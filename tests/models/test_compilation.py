@@ -32,7 +32,7 @@ COMPILER = shutil.which("g++")
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """Compile without a compiler's minutes: graphs are traced, differentiated and then run as they are."""
+    """Trace and differentiate graphs but run them uncompiled, which saves minutes."""
     graphs: list[Any] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
@@ -60,28 +60,28 @@ def train(classifier: Classifier, accelerator: Accelerator, compiled: bool) -> t
 @pytest.mark.parametrize(
     ("lora", "bf16"), [(None, False), (Lora(2, 4, 0.0, ROLES), True)], ids=["full float32", "lora bf16"]
 )
-def test_the_same_is_trained(
+def test_compiled_training_is_the_same(
     tiny_bert: Path, accelerator: Accelerator, traced: list[Any], lora: Lora | None, bf16: bool
 ) -> None:
-    found, names = [], []
+    results, names = [], []
     for compiled in (False, True):
         torch.manual_seed(0)
         classifier = tiny_classifier(tiny_bert, lora=lora)
         context = compiled_layers(classifier.base, CPU) if compiled else nullcontext()
-        # Accelerate casts anew in each pass: without a cache, which would keep weights as they were before a step.
+        # No autocast cache, as in Accelerate: it would keep the weights of the step before.
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False), context:
-            found.append(train(classifier, accelerator, compiled))
+            results.append(train(classifier, accelerator, compiled))
             names.append(list(classifier.model.state_dict()))
-    # The probe; then training and scoring, with and without a mask: both layers share each of them.
+    # One graph of the compiler test, then of training and scoring, with and without a mask; layers share graphs.
     assert 3 <= len(traced) <= 5
     assert names[0] == names[1]
-    # Kernels differ, and so does rounding: measured 4e-6, and two steps of a logit near 4 in bfloat16, 0.031.
-    for plain, other in zip(*found, strict=True):
+    # Other kernels round differently: measured 4e-6, and in bfloat16 0.031, two units in the last place near 4.
+    for plain, other in zip(*results, strict=True):
         assert float((plain - other).abs().max()) < (5e-2 if bf16 else 2e-5)
-    assert float((found[0][0] - found[0][1]).abs().max()) > 2e-1
+    assert float((results[0][0] - results[0][1]).abs().max()) > 2e-1
 
 
-def test_a_model_is_as_it_was(tiny_bert: Path, traced: list[Any]) -> None:
+def test_the_model_is_restored(tiny_bert: Path, traced: list[Any]) -> None:
     classifier = tiny_classifier(tiny_bert)
     layers = classifier.base.bert.encoder.layer
     with compiled_layers(classifier.base, CPU, first=1) as number:
@@ -93,7 +93,7 @@ def test_a_model_is_as_it_was(tiny_bert: Path, traced: list[Any]) -> None:
 
 
 def test_no_compiler_is_one_message(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing compiled before may be found
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing compiled before may be results
     cpp_builder.cpp_compiler_search.cache_clear()
     message = r"training\.torch_compile needs a C\+\+ compiler .*; install it, or set training\.torch_compile: false"
     try:
@@ -106,7 +106,7 @@ def test_no_compiler_is_one_message(tiny_bert: Path, tmp_path: Path, monkeypatch
         torch._dynamo.reset()
 
 
-def test_a_whole_run_with_cached_layers(tiny_bert: Path, tmp_path: Path, traced: list[Any]) -> None:
+def test_a_complete_run_with_cached_layers(tiny_bert: Path, tmp_path: Path, traced: list[Any]) -> None:
     rows = [{"sentence": text, "label": "yes" if n % 2 else "no"} for n, text in enumerate(SENTENCES)]
     content = {
         "output_dir": str(tmp_path / "run"),
@@ -133,10 +133,10 @@ def test_a_whole_run_with_cached_layers(tiny_bert: Path, tmp_path: Path, traced:
 def test_compiled_code_gives_the_same_logits(
     tiny_bert: Path, accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Code that was compiled for other instructions of this processor must not be found.
+    # Code that was compiled for other instructions of this processor must not be results.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     classifier = tiny_classifier(tiny_bert)
     plain = predict(classifier, encoded(classifier), batch_size=3, accelerator=accelerator)
     with compiled_layers(classifier.base, CPU):
-        found = predict(classifier, encoded(classifier), batch_size=3, accelerator=accelerator)
-    assert_equal_up_to_rounding(found.logits, plain.logits)
+        results = predict(classifier, encoded(classifier), batch_size=3, accelerator=accelerator)
+    assert_equal_up_to_rounding(results.logits, plain.logits)

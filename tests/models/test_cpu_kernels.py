@@ -1,4 +1,10 @@
+"""The CPU kernels agree with PyTorch's; the allocator keeps freed memory."""
+
 from __future__ import annotations
+
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -23,7 +29,7 @@ def masks() -> dict[str, Tensor | None]:
 
 @pytest.mark.parametrize("mask", ["none", "seen", "added"])
 @pytest.mark.parametrize("scale", [None, 0.3])
-def test_attention_is_that_of_torch(mask: str, scale: float | None) -> None:
+def test_attention_equals_torchs(mask: str, scale: float | None) -> None:
     parts = [random(*SHAPE, seed=seed) for seed in range(3)]
     weight = random(*SHAPE, seed=9).detach()
     found = []
@@ -35,8 +41,8 @@ def test_attention_is_that_of_torch(mask: str, scale: float | None) -> None:
         assert torch.allclose(own, theirs, rtol=0, atol=1e-12)
 
 
-def test_attention_drops_weights_as_it_says() -> None:
-    # With the identity for values, attention returns its weights as they are used.
+def test_attention_drops_weights_at_the_given_rate() -> None:
+    # If the values are the identity matrix, attention returns its weights.
     query, key = random(1, 2, 64, 64, seed=0), random(1, 2, 64, 64, seed=1)
     value = torch.eye(64, dtype=torch.float64).expand(1, 2, 64, 64).clone().requires_grad_()
     torch.manual_seed(3)
@@ -63,18 +69,18 @@ def test_dropout_zeroes_a_share_and_keeps_the_mean(shape: tuple[int, ...], dtype
     found = cpu_kernels.dropout(values, 0.1)
     assert found is not None
     (gradient,) = torch.autograd.grad(found.sum(), values)
-    assert torch.equal(gradient, found)  # the same mask, divided alike
+    assert torch.equal(gradient, found)  # the same mask and scale
     assert set(found.flatten().tolist()) <= {0.0, torch.tensor(65536 / (65536 - 6554), dtype=dtype).item()}
     if values.numel() > 1000:
         kept = (found != 0).double()
         assert abs(kept.mean().item() - 0.9) < 0.002  # 401,000 draws: standard error 0.0005
-        # Four values share a draw; they are independent all the same.
+        # Four values share one random number, but must be independent.
         lanes = kept.flatten().unflatten(0, (-1, 4)) - 0.9
         shared = lanes.T @ lanes / len(lanes)
         assert (shared - torch.diag(shared.diag())).abs().max() < 0.002
 
 
-def test_every_rate_is_met() -> None:
+def test_dropout_has_the_given_rate() -> None:
     values = torch.ones(1_000_000)
     for rate in (0.01, 0.5, 0.95):
         found = cpu_kernels.dropout(values, rate)
@@ -82,7 +88,7 @@ def test_every_rate_is_met() -> None:
         assert abs((found == 0).double().mean().item() - rate) < 0.002
 
 
-def test_what_the_kernels_cannot_do_is_left_to_torch() -> None:
+def test_unsupported_calls_return_none() -> None:
     values, parts = torch.ones(4), [random(*SHAPE, seed=seed) for seed in range(3)]
     assert cpu_kernels.dropout(values, 0.0) is None
     assert cpu_kernels.dropout(values, 1.0) is None
@@ -96,7 +102,7 @@ def test_what_the_kernels_cannot_do_is_left_to_torch() -> None:
         assert cpu_kernels.attention(*parts) is None
 
 
-def test_the_context_stands_in_for_torch_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_context_replaces_torchs_kernels_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     values, parts = torch.ones(5), [random(*SHAPE, seed=seed) for seed in range(3)]
     names = {"DropoutBackward0", "_DropoutBackward", "_AttentionBackward"}
 
@@ -112,7 +118,7 @@ def test_the_context_stands_in_for_torch_and_ends(monkeypatch: pytest.MonkeyPatc
     assert used() == set()
 
 
-def test_masks_come_from_the_generator_that_checkpoints_keep() -> None:
+def test_masks_come_from_torchs_default_generator() -> None:
     def draw() -> Tensor:
         with CpuKernels():
             return F.dropout(torch.ones(100), 0.5)
@@ -125,7 +131,7 @@ def test_masks_come_from_the_generator_that_checkpoints_keep() -> None:
     assert not torch.equal(first, second)
 
 
-def test_attention_under_autocast_has_its_dtype() -> None:
+def test_attention_under_autocast_has_autocasts_dtype() -> None:
     parts = [random(*SHAPE, seed=seed, dtype=torch.float32) for seed in range(3)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = cpu_kernels.attention(*parts)
@@ -142,7 +148,7 @@ def eager(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return (query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5).softmax(-1) @ value
 
 
-@pytest.mark.parametrize("tokens", [12, 16, 29, 32, 40])  # each way through float32, or not
+@pytest.mark.parametrize("tokens", [12, 16, 29, 32, 40])  # with and without conversion to float32
 def test_attention_in_bfloat16_rounds_as_eager_attention_does(tokens: int) -> None:
     exact = [random(2, 3, tokens, 4, seed=seed).detach().bfloat16().double() for seed in range(4)]
     found = []
@@ -158,7 +164,7 @@ def test_attention_in_bfloat16_rounds_as_eager_attention_does(tokens: int) -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_that_sees_nothing_is_a_number(dtype: torch.dtype) -> None:
+def test_a_fully_masked_row_is_finite(dtype: torch.dtype) -> None:
     parts = [random(*SHAPE, seed=seed, dtype=dtype) for seed in range(3)]
     hidden = torch.zeros(2, 1, 5, 5)
     for lowest in (-torch.inf, torch.finfo(torch.float32).min):
@@ -166,3 +172,27 @@ def test_a_row_that_sees_nothing_is_a_number(dtype: torch.dtype) -> None:
         assert found is not None
         assert found.isfinite().all()
         assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(found.float().sum(), parts))
+
+
+# Count the page faults while a large tensor is allocated repeatedly.
+SCRIPT = """
+import resource, torch
+from finetune.models.cpu_kernels import keep_freed_memory
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(12_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+before = pages()
+assert keep_freed_memory()
+pages()
+print(before, pages())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no such setting")
+def test_freed_memory_is_used_again() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before > 1000  # 480 MB in pages of 4 KiB or larger
+    assert after < before / 100

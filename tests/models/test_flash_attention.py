@@ -1,4 +1,4 @@
-"""Flash attention, which takes only float16 and bfloat16: what computes without autocast must do without it."""
+"""Flash attention supports only float16 and bfloat16, so code that runs without autocast must not use it."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ TEXTS = [("the cat sat",), ("a dog chased the mat on the floor",)]
 FLASH = "flash_attention_2"
 
 
-def half_only(
+def fake_flash_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """Stand in for flash attention on this machine: its precisions, its masks (B, S), another's arithmetic."""
+    """A fake of flash attention: the same dtypes and masks (B, S), computed by another kernel."""
     dtype = query.dtype
     if dtype == torch.float32:
         autocast = torch.is_autocast_enabled("cpu")
@@ -53,13 +53,13 @@ def half_only(
         raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
     mask = None if attention_mask is None else attention_mask[:, None, None, :].bool()
     query, key, value = (part.to(dtype) for part in (query, key, value))
-    found = F.scaled_dot_product_attention(query, key, value, mask, scale=options.get("scaling"))
-    return found.transpose(1, 2), None
+    result = F.scaled_dot_product_attention(query, key, value, mask, scale=options.get("scaling"))
+    return result.transpose(1, 2), None
 
 
 @pytest.fixture
 def bf16(monkeypatch: pytest.MonkeyPatch) -> Iterator[Accelerator]:
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, FLASH, half_only)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, FLASH, fake_flash_attention)
     AcceleratorState._reset_state()
     yield Accelerator(cpu=True, mixed_precision="bf16")
     AcceleratorState._reset_state()
@@ -72,7 +72,7 @@ def flashing(classifier: Classifier) -> Classifier:
     return classifier
 
 
-def test_the_stand_in_takes_no_float32(tiny_bert: Path, bf16: Accelerator) -> None:
+def test_the_fake_kernel_rejects_float32(tiny_bert: Path, bf16: Accelerator) -> None:
     base = flashing(tiny_classifier(tiny_bert)).base
     inputs = {"input_ids": torch.tensor([[3, 4, 5]]), "attention_mask": torch.tensor([[1, 1, 0]])}
     with pytest.raises(RuntimeError, match="only support fp16 and bf16"):
@@ -80,9 +80,9 @@ def test_the_stand_in_takes_no_float32(tiny_bert: Path, bf16: Accelerator) -> No
     with bf16.autocast():
         logits = base(**inputs).logits
     with without_flash_attention(base):
-        openly = base(**inputs).logits
+        eager = base(**inputs).logits
     assert uses_flash_attention(base)
-    torch.testing.assert_close(logits.float(), openly, atol=0.05, rtol=0)  # bfloat16 rounds; see precision.py
+    torch.testing.assert_close(logits.float(), eager, atol=0.05, rtol=0)  # bfloat16 rounding; see precision.py
 
 
 def test_a_model_is_saved_read_back_and_merged(tiny_bert: Path, bf16: Accelerator, tmp_path: Path) -> None:
@@ -94,18 +94,18 @@ def test_a_model_is_saved_read_back_and_merged(tiny_bert: Path, bf16: Accelerato
     assert uses_flash_attention(reloaded.base)
     first, second = measure_speed(classifier, reloaded, TEXTS, turns=1)
     assert min(first, second) > 0
-    # The merged model is read back with sdpa, which adds up in another order: measured 1.2e-6.
+    # The merged model is loaded with sdpa, which sums in another order: measured 1.2e-6.
     assert merge_classifier(reloaded, tmp_path / "merged", TEXTS) <= 1e-5
 
 
-def test_heads_are_measured_without_shortcuts_through_its_masks(tiny_bert: Path, bf16: Accelerator) -> None:
+def test_heads_are_measured_without_fast_ablation(tiny_bert: Path, bf16: Accelerator) -> None:
     torch.manual_seed(0)
     sample = sample_of(flashing(tiny_classifier(tiny_bert)))
     object.__setattr__(sample, "accelerator", bf16)
     check_all_ones(sample)
-    found = ablation(sample)
-    assert found.savings is None
-    assert np.isfinite(found.loss()).all()
+    result = ablation(sample)
+    assert result.savings is None
+    assert np.isfinite(result.loss()).all()
     assert np.isfinite(gate_gradients(sample)).all()
     assert np.isfinite(confidence(sample).values).all()
     assert uses_flash_attention(sample.classifier.base)
@@ -143,7 +143,7 @@ def test_training_works_with_frozen_layers_cached_and_without(
         (False, False, "bf16", "float32", r"flash_attention_2 needs a GPU, .* model.attn_implementation: sdpa"),
     ],
 )
-def test_what_it_cannot_compute_is_refused_before_any_work(
+def test_unsupported_settings_are_rejected_before_training(
     monkeypatch: pytest.MonkeyPatch, gpu: bool, use_cpu: bool, precision: str, dtype: str, message: str | None
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)

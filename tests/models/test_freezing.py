@@ -15,26 +15,26 @@ def trained(model: object) -> set[str]:
     return {name for name, p in model.named_parameters() if p.requires_grad}  # type: ignore[attr-defined]
 
 
-def test_embeddings_and_lower_layers_stop(tiny_bert: Path) -> None:
-    found = tiny_classifier(tiny_bert)
-    everything = trained(found.model)
-    freeze(found.base, freeze_embeddings=True, freeze_layers=1)
-    stopped = everything - trained(found.model)
+def test_embeddings_and_lower_layers_are_frozen(tiny_bert: Path) -> None:
+    built = tiny_classifier(tiny_bert)
+    everything = trained(built.model)
+    freeze(built.base, freeze_embeddings=True, freeze_layers=1)
+    stopped = everything - trained(built.model)
     assert stopped == {n for n in everything if n.startswith(("bert.embeddings.", "bert.encoder.layer.0."))}
     assert len(stopped) == 5 + 16
 
 
 @pytest.mark.parametrize("family", ["xlm", "distilbert", "modernbert", "deberta-v2", "mpnet"])
 def test_other_families_too(family: str, tmp_path: Path) -> None:
-    found = build(save_checkpoint(family, tmp_path))
-    everything = trained(found.model)
-    freeze(found.base, freeze_embeddings=False, freeze_layers=1)
-    stopped = everything - trained(found.model)
+    built = build(save_checkpoint(family, tmp_path))
+    everything = trained(built.model)
+    freeze(built.base, freeze_embeddings=False, freeze_layers=1)
+    stopped = everything - trained(built.model)
     assert stopped
     assert all(".0." in name for name in stopped)
-    assert not {name for name in trained(found.base) if ".0." in name}
-    freeze(found.base, freeze_embeddings=True, freeze_layers=1)
-    assert not any("embeddings" in name for name in trained(found.base))
+    assert not {name for name in trained(built.base) if ".0." in name}
+    freeze(built.base, freeze_embeddings=True, freeze_layers=1)
+    assert not any("embeddings" in name for name in trained(built.base))
 
 
 @pytest.mark.parametrize(
@@ -50,16 +50,16 @@ def test_other_families_too(family: str, tmp_path: Path) -> None:
         ("xlm", "transformer.layer_norm_emb"),
     ],
 )
-def test_norm_and_projection_of_the_embeddings_stop_too(family: str, name: str, tmp_path: Path) -> None:
-    found = build(save_checkpoint(family, tmp_path)).base
+def test_norm_and_projection_of_the_embeddings_are_frozen_too(family: str, name: str, tmp_path: Path) -> None:
+    built = build(save_checkpoint(family, tmp_path)).base
     stopped = {f"{name}.{which}" for which in ("weight", "bias")}
-    assert stopped <= trained(found)
-    freeze(found, freeze_embeddings=True, freeze_layers=0)
-    assert not stopped & trained(found)
-    assert {f"{site.output}.weight" for site in attention_sites(found)} <= trained(found)
+    assert stopped <= trained(built)
+    freeze(built, freeze_embeddings=True, freeze_layers=0)
+    assert not stopped & trained(built)
+    assert {f"{site.output}.weight" for site in attention_sites(built)} <= trained(built)
 
 
-def test_what_cannot_be_frozen_is_refused(tiny_bert: Path, tmp_path: Path) -> None:
+def test_too_many_or_shared_layers_are_rejected(tiny_bert: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"freeze_layers is 3, but this 'bert' model has 2 layers"):
         freeze(tiny_classifier(tiny_bert).base, freeze_embeddings=False, freeze_layers=3)
     with pytest.raises(ModelError, match="shares weights between them"):

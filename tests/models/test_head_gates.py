@@ -27,7 +27,7 @@ def bert_lora(checkpoint: Path) -> Classifier:
     found = tiny_classifier(checkpoint, lora=Lora(2, 4, 0.0, ROLES))
     torch.manual_seed(3)
     for name, parameter in found.model.named_parameters():
-        if "lora_B" in name:  # LoRA starts at zero, where it could not be told from its absence
+        if "lora_B" in name:  # LoRA starts at zero, where it could not be printed from its absence
             nn.init.normal_(parameter)
     return found
 
@@ -143,7 +143,7 @@ def test_gates_follow_the_dtype_of_the_states(tiny_bert: Path) -> None:
         assert base(input_ids=ids).logits.dtype == torch.bfloat16
 
 
-def test_a_site_that_is_not_called_is_told(tiny_bert: Path) -> None:
+def test_a_site_that_is_not_called_is_an_error(tiny_bert: Path) -> None:
     base = bert(tiny_bert).base.eval()
     ids = torch.tensor([[2, 3, 4]])
     base.bert.encoder.layer[1].attention.output.forward = lambda hidden, inputs: inputs  # never calls `dense`

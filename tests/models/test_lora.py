@@ -42,28 +42,28 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def trained(checkpoint: Path, lora: Lora, accelerator: Accelerator) -> Classifier:
-    """Return a classifier after three steps."""
+    """Return a classifier after three training steps."""
     torch.manual_seed(0)
-    found = tiny_classifier(checkpoint, lora=lora)
+    built = tiny_classifier(checkpoint, lora=lora)
     settings = TrainingSection(learning_rate=1e-2)
-    trainer = build_trainer(found, encoded(found), plan(total_steps=3), Hyperparameters(settings, seed=0), accelerator)
+    trainer = build_trainer(built, encoded(built), plan(total_steps=3), Hyperparameters(settings, seed=0), accelerator)
     for micro_batches, rows in trainer.epoch_steps():
         trainer.optimizer_step(micro_batches, rows)
-    return found
+    return built
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_every_option_trains_and_comes_back(
+def test_every_option_trains_and_reloads(
     name: str, tiny_masked_lm: Path, accelerator: Accelerator, tmp_path: Path
 ) -> None:
-    found = trained(tiny_masked_lm, replace(PLAIN, **OPTIONS[name]), accelerator)
-    # PiSSA and OLoRA take what they put into the adapter out of the weights under it.
-    assert len(found.initial) == (8 if name in ("pissa", "olora") else 0)
-    found = with_plain_adapters(found, TEXTS, CPU)
-    save_classifier(found, tmp_path)
+    built = trained(tiny_masked_lm, replace(PLAIN, **OPTIONS[name]), accelerator)
+    # PiSSA and OLoRA subtract the initial adapter from the weight under it.
+    assert len(built.initial) == (8 if name in ("pissa", "olora") else 0)
+    built = with_plain_adapters(built, TEXTS, CPU)
+    save_classifier(built, tmp_path)
     torch.manual_seed(50)
-    check_reload(found, load_classifier(tmp_path), TEXTS, CPU)
-    adapted = sum(isinstance(m, peft.tuners.lora.LoraLayer) for m in found.base.modules())
+    check_reload(built, load_classifier(tmp_path), TEXTS, CPU)
+    adapted = sum(isinstance(m, peft.tuners.lora.LoraLayer) for m in built.base.modules())
     assert adapted == (4 if name == "one layer" else 8)
 
 
@@ -85,39 +85,39 @@ CHANGED = {
 def test_stock_peft_on_the_plain_base_gives_the_same_logits(
     name: str, tiny_masked_lm: Path, accelerator: Accelerator, tmp_path: Path
 ) -> None:
-    found = trained(tiny_masked_lm, replace(PLAIN, **CHANGED.get(name, {})), accelerator)
-    expected = logits_of(found, TEXTS, CPU)
-    save_classifier(with_plain_adapters(found, TEXTS, CPU), tmp_path)
+    built = trained(tiny_masked_lm, replace(PLAIN, **CHANGED.get(name, {})), accelerator)
+    expected = logits_of(built, TEXTS, CPU)
+    save_classifier(with_plain_adapters(built, TEXTS, CPU), tmp_path)
     base = AutoModelForSequenceClassification.from_pretrained(tiny_masked_lm, num_labels=2)
-    stock = replace(found, model=peft.PeftModel.from_pretrained(base, str(tmp_path)))
-    # Float32 sums in another order, of a base that is SVD or QR plus rest: measured 2e-6 on logits of size 1.
+    stock = replace(built, model=peft.PeftModel.from_pretrained(base, str(tmp_path)))
+    # float32 sums in another order, of a weight that was split by SVD or QR: measured 2e-6 on logits of size 1.
     torch.testing.assert_close(logits_of(stock, TEXTS, CPU), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_adapters_on_changed_weights_are_not_saved_as_they_are(tiny_bert: Path, tmp_path: Path) -> None:
-    found = tiny_classifier(tiny_bert, lora=replace(PLAIN, init_lora_weights="olora"))
+def test_adapters_on_changed_weights_must_be_rewritten_before_saving(tiny_bert: Path, tmp_path: Path) -> None:
+    built = tiny_classifier(tiny_bert, lora=replace(PLAIN, init_lora_weights="olora"))
     with pytest.raises(ModelError, match="must be rewritten before they are saved"):
-        save_classifier(found, tmp_path)
-    wrong = replace(found, initial=dict(list(found.initial.items())[1:]))
+        save_classifier(built, tmp_path)
+    wrong = replace(built, initial=dict(list(built.initial.items())[1:]))
     with pytest.raises(ModelError, match="only 7 of 8 adapters can be rewritten"):
         with_plain_adapters(wrong, TEXTS, CPU)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_merged_weights_are_plain_and_equal(
+def test_merged_weights_have_no_adapters_and_equal_logits(
     name: str, tiny_masked_lm: Path, accelerator: Accelerator, tmp_path: Path
 ) -> None:
-    found = trained(tiny_masked_lm, replace(PLAIN, **OPTIONS[name]), accelerator)
-    expected = logits_of(found, TEXTS, CPU)
-    assert merge_classifier(found, tmp_path, TEXTS) < 1e-4
+    built = trained(tiny_masked_lm, replace(PLAIN, **OPTIONS[name]), accelerator)
+    expected = logits_of(built, TEXTS, CPU)
+    assert merge_classifier(built, tmp_path, TEXTS) < 1e-4
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert not [key for key in plain.state_dict() if "lora" in key]
-    again = replace(found, model=plain)
+    again = replace(built, model=plain)
     assert_equal_up_to_rounding(logits_of(again, TEXTS, CPU), expected)
     assert plain.config.id2label == {0: "no", 1: "yes"}
 
 
-def test_options_do_what_they_say(tiny_bert: Path) -> None:
+def test_options_have_their_effect(tiny_bert: Path) -> None:
     layers = {
         name: next(m for m in tiny_classifier(tiny_bert, lora=replace(PLAIN, **options)).base.modules()
                    if isinstance(m, peft.tuners.lora.LoraLayer))
@@ -131,7 +131,7 @@ def test_options_do_what_they_say(tiny_bert: Path) -> None:
     assert float(layers["pissa"].lora_B["default"].weight.detach().abs().max()) > 0
 
 
-def test_ranks_by_layer_win_over_ranks_by_role(tiny_bert: Path) -> None:
+def test_ranks_per_layer_override_ranks_per_role(tiny_bert: Path) -> None:
     lora = replace(PLAIN, rank_pattern={"1.value": 3, "value": 5})
     base = tiny_classifier(tiny_bert, lora=lora).base
     ranks = [base.get_submodule(site.value).r["default"] for site in attention_sites(base)]
@@ -147,16 +147,16 @@ def test_ranks_by_layer_win_over_ranks_by_role(tiny_bert: Path) -> None:
         ({"layers": [0], "rank_pattern": {"1.query": 3}}, r"peft\.rank_pattern: '1\.query' is not an adapted role"),
     ],
 )
-def test_what_is_not_there_cannot_be_adapted(tiny_bert: Path, options: dict[str, Any], message: str) -> None:
+def test_unknown_layers_and_roles_are_rejected(tiny_bert: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         tiny_classifier(tiny_bert, lora=replace(PLAIN, **options))
 
 
-def test_loraplus_gives_b_a_rate_of_its_own(tiny_bert: Path) -> None:
-    found = tiny_classifier(tiny_bert, lora=PLAIN)
-    trained = {name: p for name, p in found.model.named_parameters() if p.requires_grad}
+def test_loraplus_sets_a_separate_learning_rate_for_b(tiny_bert: Path) -> None:
+    built = tiny_classifier(tiny_bert, lora=PLAIN)
+    trained = {name: p for name, p in built.model.named_parameters() if p.requires_grad}
     groups = build_optimizer(trained, TrainingSection(learning_rate=1e-3), 16.0).param_groups
-    names = {id(p): name for name, p in found.model.named_parameters()}
+    names = {id(p): name for name, p in built.model.named_parameters()}
     rates = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
     assert len(rates) == 8 * 2 + 2
     assert all(rate == (0.016 if "lora_B" in name else 0.001) for name, rate in rates.items())
@@ -174,7 +174,7 @@ def test_trained_weights_are_float32_on_a_base_of_lower_precision(
 
     name = str(dtype).removeprefix("torch.")
     source = Source(str(half), dtype=name)
-    found = pretrained_classifier(
+    built = pretrained_classifier(
         source,
         load_tokenizer(source),
         label_names=("no", "yes"),
@@ -182,35 +182,34 @@ def test_trained_weights_are_float32_on_a_base_of_lower_precision(
         max_length=16,
         lora=lora,
     )
-    held = {p.dtype for p in found.model.parameters() if not p.requires_grad}
-    assert {p.dtype for p in found.model.parameters() if p.requires_grad} == {torch.float32}
-    assert held >= {dtype} if lora else not held
-    assert found.notes == (() if lora else (
+    frozen = {p.dtype for p in built.model.parameters() if not p.requires_grad}
+    assert {p.dtype for p in built.model.parameters() if p.requires_grad} == {torch.float32}
+    assert frozen >= {dtype} if lora else not frozen
+    assert built.notes == (() if lora else (
         f"model.dtype {name} applies to frozen weights under adapters; without adapters weights are float32. "
         "For faster training set training.mixed_precision: bf16.",
     ))  # fmt: skip
     settings = TrainingSection(learning_rate=1e-2)
-    trainer = build_trainer(found, encoded(found), plan(total_steps=3), Hyperparameters(settings, seed=0), accelerator)
+    trainer = build_trainer(built, encoded(built), plan(total_steps=3), Hyperparameters(settings, seed=0), accelerator)
     for micro_batches, rows in trainer.epoch_steps():
         trainer.optimizer_step(micro_batches, rows)
-    save_classifier(found, tmp_path / "model")
+    save_classifier(built, tmp_path / "model")
     again = load_classifier(tmp_path / "model")
-    assert check_reload(found, again, TEXTS, CPU) <= 1e-5
+    assert check_reload(built, again, TEXTS, CPU) <= 1e-5
     assert {p.dtype for n, p in again.model.named_parameters() if "modules_to_save" in n or "lora_" in n} <= {
         torch.float32
     }
 
 
-def test_a_fused_projection_says_what_it_adapts_besides(tmp_path: Path) -> None:
+def test_a_note_names_the_other_roles_of_a_fused_projection(tmp_path: Path) -> None:
     from tests.support.families import build, save_checkpoint
 
     fused = build(save_checkpoint("modernbert", tmp_path))
-    said = fused_roles_note(fused.base, ["query", "output"])
-    assert (
-        said == "query, key, value are one fused projection in this model (Wqkv): adapting query adapts key, value too."
+    assert fused_roles_note(fused.base, ["query", "output"]) == (
+        "query, key, value are one fused projection in this model (Wqkv): adapting query adapts key, value too."
     )
     assert fused_roles_note(fused.base, ROLES) == ""
 
 
-def test_nothing_is_said_of_projections_that_are_apart(tiny_bert: Path) -> None:
+def test_separate_projections_have_no_note(tiny_bert: Path) -> None:
     assert fused_roles_note(tiny_classifier(tiny_bert).base, ["query"]) == ""

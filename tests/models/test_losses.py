@@ -34,7 +34,7 @@ def test_regression_by_hand() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_losses_are_float32_whatever_the_logits(dtype: torch.dtype) -> None:
+def test_losses_are_float32_for_logits_of_any_dtype(dtype: torch.dtype) -> None:
     loss = per_example_loss(torch.zeros(1, 2, dtype=dtype), torch.tensor([0]), "single_label_classification")
     assert loss.dtype == torch.float32
 

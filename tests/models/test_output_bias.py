@@ -36,7 +36,7 @@ def classifier(
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
-def test_several_labels_start_at_their_shares(tiny_bert: Path, lora: Lora | None) -> None:
+def test_multi_label_biases_start_at_the_label_frequencies(tiny_bert: Path, lora: Lora | None) -> None:
     built = classifier(tiny_bert, lora)
     before = {name: p.detach().clone() for name, p in built.model.named_parameters()}
     assert init_output_bias(built, LABELS)
@@ -48,11 +48,11 @@ def test_several_labels_start_at_their_shares(tiny_bert: Path, lora: Lora | None
                 module.weight.zero_()
         texts = built.tokenizer(["the cat sat", "a dog"], padding=True, return_tensors="pt")
         shares = built.model.eval()(**texts).logits.sigmoid()
-    # One half of a row with and one without is added, so that no share is 0 or 1.
+    # Frequencies are smoothed by half a row with and half a row without the label, so that none is 0 or 1.
     torch.testing.assert_close(shares, torch.tensor([[0.9, 0.3, 0.1]] * 2))
 
 
-def test_a_head_of_the_checkpoint_stays_as_it_is(tiny_bert: Path, tmp_path: Path) -> None:
+def test_a_head_from_the_checkpoint_is_unchanged(tiny_bert: Path, tmp_path: Path) -> None:
     merge_classifier(classifier(tiny_bert), tmp_path, [("the cat",)])
     again = classifier(tmp_path)
     assert again.new_parameters == ()
@@ -72,14 +72,14 @@ def test_a_regression_starts_at_the_mean(tiny_bert: Path) -> None:
         assert built.model.eval()(**texts).logits.tolist() == [[30.0], [30.0]]
 
 
-def test_one_label_a_row_has_no_mean_to_start_at(tiny_bert: Path) -> None:
+def test_a_single_label_bias_is_unchanged(tiny_bert: Path) -> None:
     built = classifier(tiny_bert, problem_type="single_label_classification")
     assert not init_output_bias(built, encoded(built).labels)
     assert built.base.classifier.bias.abs().max() == 0
 
 
 @pytest.mark.parametrize("peft", [None, {"r": 2}], ids=["full", "lora"])
-def test_runs_start_there(tiny_bert: Path, peft: dict[str, int] | None) -> None:
+def test_runs_initialize_the_output_bias(tiny_bert: Path, peft: dict[str, int] | None) -> None:
     rows = [{"sentence": "the cat sat", "label": ["cat"]}, {"sentence": "a dog and a cat", "label": ["cat", "dog"]}]
     recipe = Recipe.model_validate(
         {

@@ -1,4 +1,4 @@
-"""That training and scoring use what is faster, and leave nothing behind."""
+"""Training and scoring use the speedups, and the model is restored afterwards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def classifier(request: pytest.FixtureRequest, tiny_bert: Path) -> Classifier:
 
 
 def watch(classifier: Classifier) -> list[int]:
-    """Tokens that each pass has behind the last layer's attention."""
+    """Return a list that records the number of tokens after the last layer's attention, per forward pass."""
     sizes: list[int] = []
     last = classifier.base.base_model.encoder.layer[-1].intermediate
     last.register_forward_pre_hook(lambda module, args: sizes.append(args[0].shape[1]))
@@ -35,7 +35,7 @@ def hooks(classifier: Classifier) -> int:
     return sum(len(module._forward_pre_hooks) for module in classifier.model.modules())
 
 
-def test_training_and_its_evaluations_use_them(
+def test_training_and_evaluation_use_the_speedups(
     classifier: Classifier, accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split, sizes, drawn = encoded(classifier), watch(classifier), []
@@ -55,18 +55,18 @@ def test_training_and_its_evaluations_use_them(
         return {"loss": loss}
 
     trainer.fit(tmp_path, evaluation=Evaluation(evaluate))
-    assert sizes[2:] == [1] * (6 + 2 * 2)  # 6 steps and 2 evaluations of 2 batches; the first two passes try it
-    # A step drops out behind embeddings and pooler, in each layer of weights, attention and the rest; LoRA: of inputs.
+    assert sizes[2:] == [1] * (6 + 2 * 2)  # 6 steps, 2 evaluations of 2 batches; the first 2 passes test it
+    # Dropout per step: after embeddings and pooler, three times per layer, and on the inputs of adapters.
     assert len(drawn) == 6 * (2 + 2 * 3 + (2 * 4 if hasattr(classifier.model, "peft_config") else 0))
     assert hooks(classifier) == before
 
 
-def test_scores_are_those_of_the_whole_model(classifier: Classifier, accelerator: Accelerator) -> None:
+def test_scores_equal_those_of_the_full_model(classifier: Classifier, accelerator: Accelerator) -> None:
     split, sizes = encoded(classifier), watch(classifier)
-    found = predict(classifier, split, batch_size=4, accelerator=accelerator).logits
+    logits = predict(classifier, split, batch_size=4, accelerator=accelerator).logits
     assert sizes[2:] == [1, 1]
     classifier.model.eval()
     with torch.no_grad():
         for index, ids in enumerate(split.rows["input_ids"]):
             alone = classifier.model(input_ids=torch.tensor([ids])).logits[0]
-            assert_equal_up_to_rounding(found[index], alone)
+            assert_equal_up_to_rounding(logits[index], alone)

@@ -17,7 +17,7 @@ from finetune.models.toy_classifier import (
 )
 from tests.support.helpers import assert_equal_up_to_rounding
 
-# Float64 differs from PyTorch's own kernel by rounding alone: measured 2e-16 to 4e-16 here.
+# float64 differs from PyTorch's kernel only by rounding: measured 2e-16 to 4e-16.
 CLOSE = {"atol": 1e-14, "rtol": 1e-12}
 
 
@@ -42,7 +42,7 @@ def torch_twin(ours: MultiHeadAttention, width: int) -> nn.MultiheadAttention:
 
 @pytest.mark.parametrize(("hidden", "heads", "head_dim"), [(32, 2, 16), (32, 4, 8), (16, 2, 16), (16, 1, 32)])
 @pytest.mark.parametrize("padded", [False, True])
-def test_equals_torch_given_the_same_weights(hidden: int, heads: int, head_dim: int, padded: bool) -> None:
+def test_attention_equals_torchs_with_the_same_weights(hidden: int, heads: int, head_dim: int, padded: bool) -> None:
     torch.manual_seed(0)
     ours = MultiHeadAttention(hidden, heads, head_dim).double()
     states = torch.randn(3, 7, hidden, dtype=torch.float64)
@@ -105,7 +105,7 @@ def test_two_logits_are_one_sigmoid(small: MultiHeadClassifier) -> None:
     ("num_labels", "problem_type"),
     [(1, "regression"), (3, "single_label_classification"), (2, "multi_label_classification")],
 )
-def test_other_tasks_have_one_unit_a_label(num_labels: int, problem_type: str) -> None:
+def test_other_tasks_have_one_output_unit_per_label(num_labels: int, problem_type: str) -> None:
     config = MultiHeadClassifierConfig(num_labels=num_labels, problem_type=problem_type)
     logits: Tensor = MultiHeadClassifier(config)(torch.tensor([[5, 6]])).logits
     assert logits.shape == (1, num_labels)
@@ -120,5 +120,5 @@ def test_auto_classes_read_it_back(small: MultiHeadClassifier, tmp_path: Path) -
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     ids = torch.tensor([[5, 6, 7]])
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in small.state_dict().items())
-    assert_equal_up_to_rounding(again(ids).logits, small(ids).logits)  # from other places in memory
+    assert_equal_up_to_rounding(again(ids).logits, small(ids).logits)  # other memory addresses
     assert len(again(ids, output_attentions=True).attentions) == 2

@@ -308,7 +308,7 @@ def test_what_pruning_tells_comes_back(run: Path) -> None:
         (["--heads", "9.9"], "there is no layer 9; layers are 0 to 1"),
         (["--heads", "1.9"], "layer 1 has no head 9; its heads are 0 to 3"),
         (["--heads", "0.2,1.1,0.2"], "heads names 0.2 twice; name each head once"),
-        (["--heads", "0.0,0.1,0.2,0.3"], "layer 0 would lose all its 4 heads; leave it one"),
+        (["--heads", "0.0,0.1,0.2,0.3"], "layer 0 would lose all its 4 heads; keep at least one"),
         (["--share", "0.5", "--method", "gradeint"], "method is 'gradeint'; it must be one of gradient, .*did you"),
         (
             ["--heads", "0.1", "--method", "gradient"],

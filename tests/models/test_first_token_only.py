@@ -1,4 +1,4 @@
-"""The last layer without the tokens that nobody reads: every family, with padding, logits and gradients."""
+"""The last layer computes only the first token: logits and gradients of every family are the same."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from finetune.models.speedups import first_token_only
 from tests.support.families import random_model
 from tests.support.helpers import tiny_classifier
 
-# Families whose last layer can do without the other tokens. Of the rest, albert shares its layers,
-# multi_head_classifier averages all tokens, nomic_bert and eurobert keep the sum behind attention to themselves, xlm
-# and flaubert norm it in lists of their own, squeezebert has channels first.
+# Families whose last layer needs only the first token. Of the others, albert shares its layers, multi_head_classifier
+# averages all tokens, squeezebert has channels first, and the rest have no module right after the residual sum.
 CUT = {
     "bert", "big_bird", "camembert", "convbert", "data2vec-text", "deberta", "deberta-v2", "distilbert", "electra",
     "ernie", "esm", "ibert", "layoutlm", "megatron-bert", "mobilebert", "modernbert", "mpnet", "nystromformer",
@@ -25,7 +24,7 @@ CUT = {
 
 
 def outcome(model: PreTrainedModel) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits of three rows, one of them padded, and the gradient of every parameter."""
+    """Return the logits of three rows, one of them padded, and the gradient of every parameter."""
     ids = torch.randint(3, 30, (3, 6), generator=torch.Generator().manual_seed(2))
     seen = torch.ones_like(ids)
     seen[1, 4:] = 0
@@ -49,7 +48,7 @@ def test_logits_and_gradients_are_the_same(family: str) -> None:
     if cut:
         whole, expected = outcome(model)
         assert torch.allclose(logits, whole, rtol=0, atol=1e-9)
-        # In float64: in float32 MobileBERT alone rounds by 1e-5.
+        # float64, because float32 gives rounding errors up to 1e-5 (MobileBERT).
         largest = max(gradient.abs().max() for gradient in expected.values())
         assert gradients.keys() == expected.keys()
         assert max((gradients[name] - expected[name]).abs().max() for name in expected) < 1e-9 * largest
@@ -62,7 +61,7 @@ def test_a_head_that_averages_gets_all_tokens() -> None:
         assert cut
 
 
-def test_the_mode_of_training_is_left_as_it_was(tiny_bert: Path) -> None:
+def test_the_training_mode_is_restored(tiny_bert: Path) -> None:
     model = tiny_classifier(tiny_bert).base
     for mode in (True, False):
         model.train(mode)
@@ -71,7 +70,7 @@ def test_the_mode_of_training_is_left_as_it_was(tiny_bert: Path) -> None:
         assert not any(p.grad is not None for p in model.parameters())
 
 
-def test_the_last_layer_works_on_one_token(tiny_bert: Path) -> None:
+def test_the_last_layer_computes_one_token(tiny_bert: Path) -> None:
     model, sizes = tiny_classifier(tiny_bert).base, []
     for layer in model.base_model.encoder.layer:
         layer.intermediate.register_forward_pre_hook(lambda module, args: sizes.append(args[0].shape[1]))

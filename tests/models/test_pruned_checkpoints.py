@@ -1,0 +1,141 @@
+"""Checkpoints of pruned models: those of transformers 4, wrong configs, adapters on a pruned base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification
+
+from finetune.errors import ModelError
+from finetune.models.attention_sites import attention_sites, pruned_heads
+from finetune.models.classifier import Classifier
+from finetune.models.comparison import check_reload, logits_of
+from finetune.models.head_gates import head_gates
+from finetune.models.head_pruning import prune_heads
+from finetune.models.loading import load_classifier
+from finetune.models.lora import Lora
+from finetune.models.merging import merge_classifier
+from finetune.models.saving import save_classifier
+from tests.conftest import SENTENCES
+from tests.support.families import build, save_checkpoint, train_three_steps
+from tests.support.helpers import ROLES, assert_equal_up_to_rounding
+
+CPU = torch.device("cpu")
+
+
+TEXTS = [(sentence,) for sentence in SENTENCES]  # of different lengths, so that rows are padded
+
+
+CUT = {0: [1], 1: [0, 2]}
+
+
+ROUNDING = 1e-4  # well above measured rounding; pruned heads change logits by more than 2e-3
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Classifier:
+    result = build(save_checkpoint("bert", tmp_path / "bert"))
+    return replace(result, model=result.model.eval())
+
+
+def gated(classifier: Classifier, heads: dict[int, list[int]]) -> Tensor:
+    sites = attention_sites(classifier.base)
+    gates = torch.ones(len(sites), max(site.num_heads for site in sites))
+    for layer, numbers in heads.items():
+        gates[layer, numbers] = 0
+    with head_gates(classifier.base, sites, gates):
+        return logits_of(classifier, TEXTS, CPU)
+
+
+# Paths of a layer's projections in transformers 4: query, key, value, output.
+V4 = {
+    "bert": ("bert.encoder.layer.{}.attention.{}", ("self.query", "self.key", "self.value", "output.dense")),
+    "distilbert": ("distilbert.transformer.layer.{}.attention.{}", ("q_lin", "k_lin", "v_lin", "out_lin")),
+}
+
+
+@pytest.fixture(params=sorted(V4))
+def transformers_4(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Classifier, Path]:
+    """Return an unpruned classifier and the folder that transformers 4 would write after pruning heads 1.0 and 1.2."""
+    whole, folder = build(save_checkpoint(request.param, tmp_path / "whole")), tmp_path / "version-4"
+    whole.base.save_pretrained(folder)
+    whole.tokenizer.save_pretrained(folder)
+    weights, rows = load_file(folder / "model.safetensors"), slice(8, 16)
+    place, (*inner, output) = V4[request.param]
+    for name in inner:
+        for kind in ("weight", "bias"):
+            key = f"{place.format(1, name)}.{kind}"
+            weights[key] = weights[key][rows].contiguous()
+    key = f"{place.format(1, output)}.weight"
+    weights[key] = weights[key][:, rows].contiguous()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"pruned_heads": {"1": [2, 0]}, "transformers_version": "4.57.1"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return replace(whole, model=whole.model.eval()), folder
+
+
+def test_checkpoints_of_transformers_4_are_read(
+    transformers_4: tuple[Classifier, Path], accelerator: Accelerator, tmp_path: Path
+) -> None:
+    whole, folder = transformers_4
+    with pytest.raises(RuntimeError, match=r"size mismatch|mismatch"):
+        AutoModelForSequenceClassification.from_pretrained(folder)
+    read = build(folder)
+    assert not read.new_parameters
+    assert pruned_heads(read.base.config) == {1: [0, 2]}
+    read.model.eval()
+    assert_equal_up_to_rounding(logits_of(read, TEXTS, CPU), gated(whole, {1: [0, 2]}))
+    read.model.train()
+    train_three_steps(read, accelerator)
+    save_classifier(read, tmp_path / "trained")
+    assert check_reload(read, load_classifier(tmp_path / "trained"), TEXTS, CPU) <= 1e-5
+
+
+def test_sizes_that_do_not_match_the_config_are_rejected(transformers_4: tuple[Classifier, Path]) -> None:
+    _, folder = transformers_4
+    config = json.loads((folder / "config.json").read_text())
+    for printed in ({}, {"0": [1], "1": [0, 2]}, {"1": [0]}):
+        (folder / "config.json").write_text(json.dumps(config | {"pruned_heads": printed}))
+        with pytest.raises(ModelError, match=r"has no weights for .*, or its sizes differ from its config\.json"):
+            build(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"pruned_heads": {"1": [0, 1, 2]}}))
+    with pytest.raises(ModelError, match="layer 1 would lose all its 3 heads"):
+        build(folder)
+
+
+def test_saved_classifiers_that_do_not_match_their_config_are_rejected(bert: Classifier, tmp_path: Path) -> None:
+    prune_heads(bert.base, CUT)
+    save_classifier(bert, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"pruned_heads": {"0": [1]}}))
+    with pytest.raises(ModelError, match=r"has no weights for .*layer\.1.*, or its sizes differ from its config"):
+        load_classifier(tmp_path / "model")
+    path.write_text(json.dumps(config | {"intermediate_size": 16}))
+    with pytest.raises(ModelError, match=r"has no weights for bert\.encoder.*, or its sizes differ from its config"):
+        load_classifier(tmp_path / "model")
+
+
+def test_adapters_on_a_pruned_base(bert: Classifier, accelerator: Accelerator, tmp_path: Path) -> None:
+    prune_heads(bert.base, CUT)
+    bert.base.save_pretrained(tmp_path / "base")
+    bert.tokenizer.save_pretrained(tmp_path / "base")
+    trained = build(tmp_path / "base", Lora(2, 4, 0.0, ROLES))
+    train_three_steps(trained, accelerator)
+    save_classifier(trained, tmp_path / "adapter")
+    assert check_reload(trained, load_classifier(tmp_path / "adapter"), TEXTS, CPU) <= 1e-5
+    assert merge_classifier(load_classifier(tmp_path / "adapter"), tmp_path / "merged", TEXTS) < ROUNDING
+    # The same adapter on the unpruned base: its attention would be new and random.
+    shutil.rmtree(tmp_path / "base")
+    shutil.copytree(tmp_path / "bert", tmp_path / "base")
+    with pytest.raises(ModelError, match=r"has no weights for .*, or its sizes differ from its config\.json"):
+        load_classifier(tmp_path / "adapter")
