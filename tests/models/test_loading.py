@@ -73,7 +73,7 @@ def test_a_fresh_process_gives_the_same_logits(tiny_masked_lm: Path, tmp_path: P
         "import sys, json, torch, pathlib\n"
         "from finetune.models.comparison import logits_of\n"
         "from finetune.models.loading import load_classifier\n"
-        f"found = load_classifier(pathlib.Path({str(tmp_path)!r}))\n"
+        f"built = load_classifier(pathlib.Path({str(tmp_path)!r}))\n"
         f"print(json.dumps(logits_of(built, {TEXTS!r}, torch.device('cpu')).tolist()))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
