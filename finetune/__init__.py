@@ -15,8 +15,10 @@ from finetune.version import __version__ as __version__
 if TYPE_CHECKING:
     from finetune.models.classifier import Classifier
     from finetune.models.inference import Prediction
+    from finetune.pipeline.analyze_heads import analyze_heads
     from finetune.pipeline.evaluate import evaluate
     from finetune.pipeline.load_classifier import load_classifier
+    from finetune.pipeline.prune import prune
     from finetune.pipeline.train import train
     from finetune.recipe.loader import load_recipe
     from finetune.recipe.schema import Recipe
@@ -26,9 +28,11 @@ __all__ = [
     "Classifier",
     "Prediction",
     "Recipe",
+    "analyze_heads",
     "evaluate",
     "load_classifier",
     "load_recipe",
+    "prune",
     "train",
 ]
 
@@ -36,9 +40,11 @@ _MODULES = {
     "Classifier": "models.classifier",
     "Prediction": "models.inference",
     "Recipe": "recipe.schema",
+    "analyze_heads": "pipeline.analyze_heads",
     "evaluate": "pipeline.evaluate",
     "load_classifier": "pipeline.load_classifier",
     "load_recipe": "recipe.loader",
+    "prune": "pipeline.prune",
     "train": "pipeline.train",
 }
 

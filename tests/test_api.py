@@ -18,9 +18,11 @@ NAMES = [
     "Classifier",
     "Prediction",
     "Recipe",
+    "analyze_heads",
     "evaluate",
     "load_classifier",
     "load_recipe",
+    "prune",
     "train",
 ]
 
