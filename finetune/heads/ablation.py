@@ -1,12 +1,12 @@
-"""What is lost without each attention head: exact leave-one-out, and the measures made from it.
+"""Ablation of each attention head: exact leave-one-out logits, and the scores computed from them.
 
-N rows, B batch, S tokens, L layers, H heads (of the layer that has most), C classes
+N rows, B batch, L layers, H heads (of the layer with the most heads), C classes
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,76 +17,83 @@ from transformers import PreTrainedModel
 
 from finetune.data.batching import LocalBatch
 from finetune.errors import ModelError
-from finetune.heads.fast_ablation import SAVINGS, Shortcut, logits_without, rows_at_a_time, take_shortcut
+from finetune.heads.fast_ablation import PrefixReuse, logits_without, prefix_reuse, rows_per_batch
 from finetune.heads.gated_forward import GatedRows
 from finetune.models.attention_sites import AttentionSite
 from finetune.models.head_gates import head_gates, max_num_heads, shared_projection_gated
 from finetune.models.losses import decisions, divergence, per_example_loss
 from finetune.models.precision import uses_flash_attention
+from finetune.models.speedups import first_token_only
 
-# Of the largest logit, in float32. Another order of sums leaves up to 3e-6 of it (as in MobileBERT); a saving that
-# a model does not allow changes logits as much as a head does.
+PREFIX = "prefix"  # layers below the ablated head are computed once
+SHARED_ATTENTION = "shared attention"  # the attention of a layer is computed once for all its heads
+FIRST_TOKEN = "first token"  # the last layer computes only the first token (`first_token_only`)
+# Relative to the largest logit, in float32. Another order of summation changes logits by up to 3e-6 of it (measured on
+# MobileBERT); prefix reuse that does not fit a model changes them as much as a head does.
 _TOLERANCE = 1e-4
-# What a layer of another make raises when it is handed what it does not take. Caught in the trial only, which then
-# says no; the same error later is an error.
-_MISFITS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
+# Errors of layers that differ from what prefix reuse expects. They are caught in the trial only, which then fails;
+# the same error later is raised.
+_TRIAL_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """The logits of every row with all heads and without each.
+    """The logits of every row with all heads and without each head.
 
     Attributes:
-        whole: (N, C), float32.
-        without: (N, L, H, C), float32; NaN where a layer has no such head.
+        full: (N, C), float32.
+        without: (N, L, H, C), float32; NaN where a layer lacks the head.
         labels: ids (N,), 0/1 sets (N, C) or values (N,).
         problem_type: as transformers names it.
-        savings: of `finetune.heads.fast_ablation`, those that were used; None: a gated forward pass for each head.
+        savings: of PREFIX, SHARED_ATTENTION and FIRST_TOKEN, those that were used; empty: one gated forward pass per
+            head.
     """
 
-    whole: np.ndarray
+    full: np.ndarray
     without: np.ndarray
     labels: np.ndarray
     problem_type: str
-    savings: frozenset[str] | None
+    savings: frozenset[str]
 
     def loss(self) -> np.ndarray:
-        """Return each row's loss without each head, minus with it: (N, L, H)."""
-        return self._compare(lambda logits, labels: per_example_loss(logits, labels, self.problem_type).double())
+        """Return the rise of each row's loss without each head, (N, L, H)."""
+        return self._rise(lambda logits, labels: per_example_loss(logits, labels, self.problem_type).double())
 
     def accuracy(self) -> np.ndarray:
-        """Return whether a row is right with each head (1 or 0), minus without it: (N, L, H); 1, 0 or -1.
+        """Return whether each row is right (1 or 0) with all heads, minus without each head: (N, L, H); 1, 0 or -1.
 
-        A multi-label row is right when its set is.
+        A multi-label row is right if all its labels are.
 
         Raises:
-            ModelError: the classifier predicts a value, which is not right or wrong.
+            ModelError: the problem is a regression, whose predictions are not right or wrong.
         """
         if self.problem_type == "regression":
-            raise ModelError("ablation by accuracy needs classes, and this is a regression; ask for loss or kl")
+            raise ModelError("ablation by accuracy needs classes, and this is a regression; use loss or kl")
 
         def wrong(logits: Tensor, labels: Tensor) -> Tensor:
             missed = decisions(logits, self.problem_type) != labels
             missed = missed.any(-1) if missed.dim() > 1 else missed
             return missed.double().masked_fill(logits.isnan().any(-1), torch.nan)
 
-        return self._compare(wrong)
+        return self._rise(wrong)
 
     def kl(self) -> np.ndarray:
-        """Return the divergence KL(p with || p without) of each row's prediction, in nats: (N, L, H).
+        """Return the divergence KL(p with all heads || p without the head) of each row's prediction: (N, L, H).
 
-        For multi-label problems the mean over labels of that of each yes or no; for regression the squared
-        difference of the predicted values, which is the divergence of two normal distributions of variance 1/2.
+        In nats. For multi-label problems it is the mean over labels of the divergence of each binary decision; for
+        regression the squared difference of the predictions, which is the divergence of two normal distributions of
+        variance 1/2.
         """
-        whole = torch.from_numpy(self.whole).double()[:, None, None]  # (N, 1, 1, C)
-        return np.asarray(divergence(whole, torch.from_numpy(self.without).double(), self.problem_type))
+        full = torch.from_numpy(self.full).double()[:, None, None]  # (N, 1, 1, C)
+        return np.asarray(divergence(full, torch.from_numpy(self.without).double(), self.problem_type))
 
-    def _compare(self, badness: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
-        whole, labels = torch.from_numpy(self.whole), torch.from_numpy(self.labels)
+    def _rise(self, error: Callable[[Tensor, Tensor], Tensor]) -> np.ndarray:
+        """Return the error of each row without each head, minus that with all heads: (N, L, H)."""
+        full, labels = torch.from_numpy(self.full), torch.from_numpy(self.labels)
         rows, layers, heads, _ = self.without.shape
         flat = torch.from_numpy(self.without).flatten(0, 2)  # (N * L * H, C)
-        each = badness(flat, labels.repeat_interleave(layers * heads, 0)).unflatten(0, (rows, layers, heads))
-        return np.asarray(each - badness(whole, labels)[:, None, None])
+        without = error(flat, labels.repeat_interleave(layers * heads, 0)).unflatten(0, (rows, layers, heads))
+        return np.asarray(without - error(full, labels)[:, None, None])
 
 
 MEASURES: Mapping[str, Callable[[Ablation], np.ndarray]] = {
@@ -97,33 +104,37 @@ MEASURES: Mapping[str, Callable[[Ablation], np.ndarray]] = {
 
 
 def ablation(sample: GatedRows, *, fast: bool = True) -> Ablation:
-    """Return the logits of every row with all heads and without each, as gates of 0 make them.
+    """Return the logits of every row with all heads and without each head, as gates of 0 compute them.
 
     Args:
-        fast: share between heads what can be shared; the savings that fit the model are found by trial. Where none
-            fits, and with False, there is one gated forward pass for each head.
+        fast: do the work that heads share once, as far as it fits the model. Otherwise, or if nothing fits, there is
+            one gated forward pass per head.
     """
     base, sites, accelerator = sample.classifier.base, sample.sites, sample.accelerator
-    savings = sample_savings(sample) if fast and not shared_projection_gated(base, sites) else None
-    if savings is not None:
-        sample = replace(sample, batch_size=rows_at_a_time(sites, float(sample.split.lengths[sample.rows].mean())))
-    shortcuts: list[Shortcut] = []
+    # Flash attention does not compute in float32, in which prefix reuse is tried, and its masks have another form.
+    fast = fast and not shared_projection_gated(base, sites) and not uses_flash_attention(base)
+    with first_token_only(base) if fast else nullcontext(False) as first_token:
+        savings = sample_savings(sample) if fast else frozenset[str]()
+        if savings:
+            sample = replace(sample, batch_size=rows_per_batch(sites, float(sample.split.lengths[sample.rows].mean())))
+        reuse: list[PrefixReuse] = []  # built in the first batch, when the model is on its device
 
-    def measure(batch: LocalBatch, places: np.ndarray) -> Tensor:
-        if savings is not None and not shortcuts:
-            shortcuts.append(take_shortcut(base, sites, savings))
-        with accelerator.autocast():
-            if shortcuts:
-                whole, without = logits_without(shortcuts[0], batch.inputs)
-            else:
-                whole, without = naive_logits_without(base, sites, batch.inputs)
-        wide = max_num_heads(sites)
-        table = [F.pad(part.float(), (0, 0, 0, wide - part.shape[1]), value=torch.nan) for part in without]
-        return torch.cat([whole.float()[:, None], *table], 1)  # (B, 1 + L * H, C)
+        def logits_of(batch: LocalBatch, positions: np.ndarray) -> Tensor:
+            if savings and not reuse:
+                reuse.append(prefix_reuse(base, sites, shared_attention=SHARED_ATTENTION in savings))
+            with accelerator.autocast():
+                if reuse:
+                    full, without = logits_without(reuse[0], batch.inputs)
+                else:
+                    full, without = naive_logits_without(base, sites, batch.inputs)
+            width = max_num_heads(sites)
+            table = [F.pad(part.float(), (0, 0, 0, width - part.shape[1]), value=torch.nan) for part in without]
+            return torch.cat([full.float()[:, None], *table], 1)  # (B, 1 + L * H, C)
 
-    found = sample.map_batches(measure)
-    without = found[:, 1:].reshape(len(found), len(sites), -1, found.shape[-1])
-    return Ablation(found[:, 0], without, sample.labels, sample.classifier.problem_type, savings)
+        logits = sample.map_batches(logits_of)
+    without = logits[:, 1:].reshape(len(logits), len(sites), -1, logits.shape[-1])
+    savings |= {FIRST_TOKEN} if first_token else set()
+    return Ablation(logits[:, 0], without, sample.labels, sample.classifier.problem_type, savings)
 
 
 def naive_logits_without(
@@ -132,80 +143,80 @@ def naive_logits_without(
     inputs: Mapping[str, Tensor],
     heads: Sequence[Sequence[int]] | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return what `logits_without` returns, by a gated forward pass for each head."""
+    """Return the same as `logits_without`, by one gated forward pass per head."""
     heads = heads or [range(site.num_heads) for site in sites]
     without = []
     with torch.no_grad():
-        whole = base(**inputs).logits
-        for layer, left_out in enumerate(heads):
-            found = []
-            for head in left_out:
-                gates = torch.ones(len(sites), max_num_heads(sites), device=whole.device)
+        full = base(**inputs).logits
+        for layer, ablated in enumerate(heads):
+            logits = []
+            for head in ablated:
+                gates = torch.ones(len(sites), max_num_heads(sites), device=full.device)
                 gates[layer, head] = 0
                 with head_gates(base, sites, gates):
-                    found.append(base(**inputs).logits)
-            without.append(torch.stack(found, 1))
-    return whole, without
+                    logits.append(base(**inputs).logits)
+            without.append(torch.stack(logits, 1))
+    return full, without
 
 
-def sample_savings(sample: GatedRows) -> frozenset[str] | None:
-    """Return the savings that fit with padding and without it: tried on the longest row and the shortest.
+def sample_savings(sample: GatedRows) -> frozenset[str]:
+    """Return which of PREFIX and SHARED_ATTENTION fit the model, with padding and without it.
 
-    The trial costs as much as the slow way on about two rows, whatever the size of the sample.
+    They are tried on the longest and the shortest row. The trial costs as much as about two rows of the naive
+    ablation, whatever the size of the sample.
     """
     base, sites = sample.classifier.base, sample.sites
     lengths = sample.split.lengths[sample.rows]
-    ends = sample.rows[[int(lengths.argmax()), int(lengths.argmin())]]
+    extremes = sample.rows[[int(lengths.argmax()), int(lengths.argmin())]]
 
-    def measure(batch: LocalBatch, places: np.ndarray) -> np.ndarray:
+    def trial(batch: LocalBatch, positions: np.ndarray) -> np.ndarray:
         fitting = fitting_savings(base, sites, batch.inputs)
-        flags = [fitting is not None, *(saving in (fitting or ()) for saving in SAVINGS)]
-        return np.tile(flags, (len(batch.labels), 1))
+        return np.tile([PREFIX in fitting, SHARED_ATTENTION in fitting], (len(batch.labels), 1))
 
-    trials = [ends[:1]] if lengths.min() == lengths.max() else [ends, ends[1:]]
-    tried = np.concatenate([replace(sample, rows=rows, batch_size=2).map_batches(measure) for rows in trials])
-    any_fits, *fits = [bool(column.all()) for column in tried.T]
-    return frozenset(saving for saving, fit in zip(SAVINGS, fits, strict=True) if fit) if any_fits else None
+    trials = [extremes[:1]] if lengths.min() == lengths.max() else [extremes, extremes[1:]]
+    results = np.concatenate([replace(sample, rows=rows, batch_size=2).map_batches(trial) for rows in trials])
+    prefix, shared_attention = (bool(column.all()) for column in results.T)
+    return frozenset({PREFIX, SHARED_ATTENTION} if shared_attention else {PREFIX} if prefix else ())
 
 
 @torch.no_grad()
 def fitting_savings(
     base: PreTrainedModel, sites: Sequence[AttentionSite], inputs: Mapping[str, Tensor]
-) -> frozenset[str] | None:
-    """Return the savings that leave the logits of `inputs` without a head what gates make them; None: no shortcut.
+) -> frozenset[str]:
+    """Return which of PREFIX and SHARED_ATTENTION give the same logits of `inputs` without a head as gates do.
 
-    Tried in float32 with the first and the last head of each layer, to 1e-4 of the largest logit. Flash attention does
-    not compute in float32, and its masks are not those that the shortcuts read: it has none.
+    Tried in float32 with the first and the last head of each layer, to 1e-4 of the largest logit.
     """
-    if uses_flash_attention(base):
-        return None
     with float32(base), torch.autocast(inputs["input_ids"].device.type, enabled=False):
         heads = [sorted({0, site.num_heads - 1}) for site in sites]
-        whole, without = naive_logits_without(base, sites, inputs, heads)
-        expected = torch.cat([whole[:, None], *without], 1)  # (B, 1 + 2 * L, C)
-        allowed = _TOLERANCE * max(0.1, float(expected.abs().max()))
+        full, without = naive_logits_without(base, sites, inputs, heads)
+        expected = torch.cat([full[:, None], *without], 1)  # (B, 1 + 2 * L, C)
+        tolerance = _TOLERANCE * max(0.1, float(expected.abs().max()))
 
-        def fit(*savings: str) -> bool:
+        def fits(*, shared_attention: bool) -> bool:
             try:
-                found, parts = logits_without(take_shortcut(base, sites, frozenset(savings)), inputs, heads)
-            except _MISFITS:
+                full, without = logits_without(
+                    prefix_reuse(base, sites, shared_attention=shared_attention), inputs, heads
+                )
+            except _TRIAL_ERRORS:
                 return False
-            return bool((torch.cat([found[:, None], *parts], 1) - expected).abs().max() <= allowed)  # not with a NaN
+            difference = (torch.cat([full[:, None], *without], 1) - expected).abs().max()
+            return bool(difference <= tolerance)  # False for NaN
 
-        if fit(*SAVINGS):
-            return frozenset(SAVINGS)
-        return frozenset(saving for saving in SAVINGS if fit(saving)) if fit() else None
+        if fits(shared_attention=True):
+            return frozenset({PREFIX, SHARED_ATTENTION})
+        return frozenset({PREFIX} if fits(shared_attention=False) else ())
 
 
 @contextmanager
 def float32(base: nn.Module) -> Iterator[None]:
-    """Hold all weights in float32; they come back to the bit."""
+    """Cast all weights to float32 inside the block; the originals are restored bit for bit."""
     narrow = [t for t in [*base.parameters(), *base.buffers()] if t.is_floating_point() and t.dtype != torch.float32]
-    before = [tensor.data for tensor in narrow]
+    originals = [tensor.data for tensor in narrow]
     try:
         for tensor in narrow:
             tensor.data = tensor.data.float()
         yield
     finally:
-        for tensor, data in zip(narrow, before, strict=True):
+        for tensor, data in zip(narrow, originals, strict=True):
             tensor.data = data

@@ -130,10 +130,10 @@ def leave_one_out(sample: GatedRows, seed: int) -> LeaveOneOut:
     """Return what removal of each head alone does to the sample's rows, tested row by row."""
     found = ablation(sample)
     if sample.problem_type == "regression":
-        whole, without = (_squared_errors(torch.from_numpy(logits), sample) for logits in (found.whole, found.without))
+        whole, without = (_squared_errors(torch.from_numpy(logits), sample) for logits in (found.full, found.without))
         tests, measure = paired_error_tests(whole, without, sample.sites, seed=seed), "mean squared error"
     else:
-        whole, without = (_right(torch.from_numpy(logits), sample) for logits in (found.whole, found.without))
+        whole, without = (_right(torch.from_numpy(logits), sample) for logits in (found.full, found.without))
         several = sample.problem_type == "multi_label_classification"
         tests = paired_tests(whole, without, sample.sites, seed=seed)
         measure = "subset_accuracy" if several else "accuracy"

@@ -129,6 +129,12 @@ def _gate_hooks(base: nn.Module, sites: Sequence[AttentionSite], gates: Tensor) 
     # By path: where LoRA adapts the projection, this is LoRA's wrapper, so the adapter is gated too.
     hooks = {path: _GateHook(called, gates) for path, called in sites_of.items()}
     handles = [base.get_submodule(path).register_forward_pre_hook(hook) for path, hook in hooks.items()]
+
+    def restart(module: nn.Module, args: tuple[Any, ...]) -> None:
+        for hook in hooks.values():
+            hook.next_site = 0  # a pass that failed may have ended between two sites
+
+    handles.append(getattr(base, "base_model", base).register_forward_pre_hook(restart))
     try:
         yield list(hooks.values())
     finally:
@@ -140,11 +146,12 @@ class _GateHook:
     """Forward pre-hook that gates one projection's input; call k of a forward pass belongs to the k-th site."""
 
     def __init__(self, sites: Sequence[AttentionSite], gates: Tensor) -> None:
-        self.sites, self.gates, self.calls = sites, gates, 0
+        self.sites, self.gates, self.calls, self.next_site = sites, gates, 0, 0
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         states, *rest = args  # (B, S, H * D), or (B, H * D, S)
-        site = self.sites[self.calls % len(self.sites)]
+        site = self.sites[self.next_site]
+        self.next_site = (self.next_site + 1) % len(self.sites)
         self.calls += 1
         gate = self.gates[..., site.layer, : site.num_heads].to(states)  # (H,) or (B, H)
         if site.channels_first:

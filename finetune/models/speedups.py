@@ -68,8 +68,8 @@ def _after_last_attention(base: PreTrainedModel) -> nn.Module | None:
 
 
 def _keep_first_token(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Keep the first token of every (B, S, E)."""
-    return tuple(arg[:, :1] if isinstance(arg, Tensor) and arg.dim() == 3 else arg for arg in args)
+    """Keep the first token of every (B, S, E), and of (K, B, S, E) where head ablation runs K copies of a batch."""
+    return tuple(arg[..., :1, :] if isinstance(arg, Tensor) and arg.dim() in (3, 4) else arg for arg in args)
 
 
 def _reads_first_token(base: PreTrainedModel, module: nn.Module) -> bool:

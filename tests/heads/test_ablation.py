@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,21 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from finetune.errors import ModelError
-from finetune.heads.ablation import MEASURES, Ablation, ablation, fitting_savings
-from finetune.heads.fast_ablation import FIRST_TOKEN, OWN_ATTENTION, logits_without, take_shortcut
+from finetune.heads.ablation import (
+    FIRST_TOKEN,
+    MEASURES,
+    PREFIX,
+    SHARED_ATTENTION,
+    Ablation,
+    ablation,
+    fitting_savings,
+    naive_logits_without,
+)
+from finetune.heads.fast_ablation import logits_without, prefix_reuse
 from finetune.heads.gated_forward import GatedRows, gated_logits
 from finetune.models.architectures import FAMILIES
 from finetune.models.classifier import Classifier
+from finetune.models.speedups import first_token_only
 from finetune.models.lora import Lora
 from tests.models.test_head_gates import bert, bert_lora, small
 from tests.support.families import NO_LORA, SHAPES, build, save_checkpoint, split_of
@@ -33,16 +44,15 @@ from tests.support.helpers import (
     tiny_classifier,
 )
 
-ALL, OWN, FIRST = frozenset({OWN_ATTENTION, FIRST_TOKEN}), frozenset({OWN_ATTENTION}), frozenset({FIRST_TOKEN})
-# Which savings fit which family; ALL where it is not named here, None where there is no shortcut.
-EXPECTED: dict[str, frozenset[str] | None] = {
-    **dict.fromkeys(("albert", "convbert", "deberta", "deberta-v2", "distilbert", "esm", "eurobert"), OWN),
-    **dict.fromkeys(("mobilebert", "modernbert", "mpnet", "multi_head_classifier", "nomic_bert", "roformer"), OWN),
-    "nystromformer": OWN,
-    "xmod": FIRST,  # its adapters pick rows out of the batch
-    "ibert": frozenset(),  # its projections hand on a pair
-    **dict.fromkeys(("xlm", "flaubert"), None),  # no module holds a layer
-    "squeezebert": None,  # a layer's result is a dict
+NONE: frozenset[str] = frozenset()
+SHARED, ALL = frozenset({PREFIX, SHARED_ATTENTION}), frozenset({PREFIX, SHARED_ATTENTION, FIRST_TOKEN})
+# Which savings fit which family; ALL for those not listed.
+EXPECTED: dict[str, frozenset[str]] = {
+    **dict.fromkeys(("albert", "eurobert", "multi_head_classifier", "nomic_bert"), SHARED),
+    "xmod": frozenset({PREFIX, FIRST_TOKEN}),  # its adapters index rows of the batch
+    "ibert": frozenset({PREFIX, FIRST_TOKEN}),  # its projections return a pair
+    **dict.fromkeys(("xlm", "flaubert"), NONE),  # a layer is not a module
+    "squeezebert": NONE,  # the result of a layer is a dict
 }
 
 
@@ -62,11 +72,11 @@ def test_fast_equals_naive(family: str, lora: Lora | None, tmp_path: Path) -> No
     sample = sample_of(classifier, 4, batch_size=4, split=split)
     fast, naive = ablation(sample), ablation(sample, fast=False)
     assert naive.without.shape == (4, *SHAPES.get(family, (2, 3)), 5)
-    assert naive.savings is None
+    assert naive.savings == NONE
     assert fast.savings == EXPECTED.get(family, ALL)
     assert_equal_up_to_rounding(fast.without, naive.without, FLOAT64)
-    assert_equal_up_to_rounding(fast.whole, naive.whole, FLOAT64)
-    effect = np.abs(naive.without - naive.whole[:, None, None]).max((0, 3))
+    assert_equal_up_to_rounding(fast.full, naive.full, FLOAT64)
+    effect = np.abs(naive.without - naive.full[:, None, None]).max((0, 3))
     assert (effect > 1e-4).all()  # each head does something, so that one taken for another would show
 
 
@@ -78,7 +88,7 @@ def sample(request: pytest.FixtureRequest, tiny_bert: Path) -> GatedRows:
 
 def test_naive_is_a_gate_of_zero_on_each_head(sample: GatedRows) -> None:
     found = ablation(sample, fast=False)
-    np.testing.assert_array_equal(found.whole, gated_logits(sample, sample.gates()).numpy())
+    np.testing.assert_array_equal(found.full, gated_logits(sample, sample.gates()).numpy())
     for layer in range(2):
         for head in range(3):
             gates = sample.gates()
@@ -90,39 +100,50 @@ def test_layers_below_are_not_called_again(tiny_bert: Path) -> None:
     found = bert(tiny_bert)
     layers, seen = found.base.bert.encoder.layer, []
     inputs = {"input_ids": torch.tensor([[2, 3, 4, 5], [2, 3, 4, 5]])}
-    shortcut = take_shortcut(found.base.eval(), sample_of(found).sites, ALL)
+    reuse = prefix_reuse(found.base.eval(), sample_of(found).sites, shared_attention=True)
     handles = [
         layer.output.register_forward_pre_hook(lambda module, args, number=number: seen.append((number, args[0].shape)))
         for number, layer in enumerate(layers)
     ]
-    logits_without(shortcut, inputs)
+    with first_token_only(found.base):
+        seen.clear()
+        logits_without(reuse, inputs)
     for handle in handles:
         handle.remove()
     assert seen == [
         (0, (2, 4, 32)),
-        (1, (2, 4, 32)),  # the whole model
+        (1, (2, 1, 32)),  # the full model; in the last layer only the first token
         (0, (3, 2, 4, 32)),  # without each head of layer 0, its attention having been computed for two rows
-        (1, (6, 1, 32)),  # of the last layer only the first token
+        (1, (6, 1, 32)),  # layer 1 on a copy per head
         (1, (3, 2, 1, 32)),  # without each head of layer 1: layer 0 is not called
     ]
 
 
-@pytest.mark.parametrize("savings", [frozenset(), OWN, FIRST, ALL], ids=lambda s: "+".join(sorted(s)) or "prefix")
+@pytest.mark.parametrize("shared_attention", [False, True], ids=["attention per head", "shared attention"])
+@pytest.mark.parametrize("first_token", [False, True], ids=["all tokens", "first token"])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("most", [1, 10**6], ids=["a head at a time", "all heads at once"])
 def test_each_saving_by_itself(
-    tiny_bert: Path, savings: frozenset[str], implementation: str, most: int, monkeypatch: pytest.MonkeyPatch
+    tiny_bert: Path,
+    shared_attention: bool,
+    first_token: bool,
+    implementation: str,
+    most: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     found = bert_lora(tiny_bert)
     found.base.set_attn_implementation(implementation)
     base, sites = found.base.eval(), sample_of(found).sites
     inputs = found.tokenizer(["the cat sat on the mat", "a dog"], padding=True, return_tensors="pt").data
     monkeypatch.setattr("finetune.heads.fast_ablation._TOKENS", most)
-    whole, without = logits_without(take_shortcut(base, sites, savings), inputs)
-    naive = ablation(sample_of(found, 1, split=encoded(found, ["the cat sat on the mat", "a dog"])), fast=False)
-    assert_equal_up_to_rounding(whole[:1], naive.whole)
-    assert_equal_up_to_rounding(torch.stack(without, 1)[:1], naive.without)
-    assert fitting_savings(base, sites, inputs) == ALL
+    reuse = prefix_reuse(base, sites, shared_attention=shared_attention)
+    expected_full, expected_without = naive_logits_without(base, sites, inputs)
+    with first_token_only(base) if first_token else nullcontext(False) as cut:
+        full, without = logits_without(reuse, inputs)
+        assert fitting_savings(base, sites, inputs) == SHARED
+    assert cut == first_token
+    assert_equal_up_to_rounding(full.detach(), expected_full)
+    assert_equal_up_to_rounding(torch.stack(without), torch.stack(expected_without))
 
 
 def test_a_saving_that_would_be_wrong_is_not_taken(tiny_bert: Path) -> None:
@@ -130,20 +151,20 @@ def test_a_saving_that_would_be_wrong_is_not_taken(tiny_bert: Path) -> None:
     found.base.bert.pooler.forward = lambda states: torch.tanh(states[:, :2].mean(1))  # reads two positions
     sample = sample_of(found, batch_size=4)
     fast, naive = ablation(sample), ablation(sample, fast=False)
-    assert fast.savings == OWN
+    assert fast.savings == SHARED
     assert_equal_up_to_rounding(fast.without, naive.without)
 
 
-@pytest.mark.parametrize(("rounding", "savings"), [(3e-5, ALL), (1e-3, None)])
+@pytest.mark.parametrize(("rounding", "savings"), [(3e-5, SHARED), (1e-3, NONE)])
 def test_rounding_is_no_reason_to_go_the_slow_way(
-    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch, rounding: float, savings: frozenset[str] | None
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch, rounding: float, savings: frozenset[str]
 ) -> None:
     found = bert(tiny_bert)
     inputs = found.tokenizer(["the cat sat on the mat", "a dog"], padding=True, return_tensors="pt").data
 
     def rounded(*arguments: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        whole, without = logits_without(*arguments)
-        return whole + rounding * whole.abs().max(), without
+        full, without = logits_without(*arguments)
+        return full + rounding * full.abs().max(), without
 
     monkeypatch.setattr("finetune.heads.ablation.logits_without", rounded)
     assert fitting_savings(found.base.eval(), sample_of(found).sites, inputs) == savings
@@ -262,9 +283,9 @@ def test_the_model_is_restored_even_after_an_error(sample: GatedRows) -> None:
     assert base.training
     assert {name for name, p in base.named_parameters() if p.requires_grad} == asking
     inputs = {"input_ids": torch.tensor([[2, 3, 4]])}
-    shortcut = take_shortcut(base, sample.sites, EXPECTED.get(base.config.model_type, ALL) or frozenset())
+    reuse = prefix_reuse(base, sample.sites, shared_attention=True)
     base.eval()
-    whole, _ = logits_without(shortcut, inputs)
+    full, _ = logits_without(reuse, inputs)
     for failing in (1, 2, 3, 4):  # the full pass, and the passes of either layer
         calls = []
 
@@ -276,19 +297,19 @@ def test_the_model_is_restored_even_after_an_error(sample: GatedRows) -> None:
         handle = base.get_submodule(sample.sites[1].output).register_forward_pre_hook(fail)
         if failing <= 3:
             with pytest.raises(ZeroDivisionError):
-                logits_without(shortcut, inputs)
+                logits_without(reuse, inputs)
         else:
-            logits_without(shortcut, inputs)
+            logits_without(reuse, inputs)
         handle.remove()
         assert len(calls) == min(failing, 3)
         assert hooks(base) == []
-    assert torch.equal(logits_without(shortcut, inputs)[0], whole)
+    assert torch.equal(logits_without(reuse, inputs)[0], full)
 
 
 def numbers(problem_type: str, labels: list[object], logits: list[list[float]], other: list[list[float]]) -> Ablation:
     """An ablation of rows with one layer and one head."""
     without = np.array(other, dtype=np.float32)[:, None, None]
-    return Ablation(np.array(logits, dtype=np.float32), without, np.array(labels), problem_type, None)
+    return Ablation(np.array(logits, dtype=np.float32), without, np.array(labels), problem_type, NONE)
 
 
 def test_measures_of_single_labels() -> None:
@@ -318,7 +339,7 @@ def test_measures_of_values() -> None:
     found = numbers("regression", [1.0, 2.0], [[1.5], [2.0]], [[3.0], [0.0]])
     np.testing.assert_allclose(found.loss().ravel(), [4 - 0.25, 4 - 0])
     np.testing.assert_allclose(found.kl().ravel(), [2.25, 4])
-    with pytest.raises(ModelError, match=r"accuracy needs classes.*regression; ask for loss or kl"):
+    with pytest.raises(ModelError, match=r"accuracy needs classes.*regression; use loss or kl"):
         found.accuracy()
 
 

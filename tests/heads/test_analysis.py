@@ -118,7 +118,7 @@ def test_removal_of_single_heads_is_counted_row_by_row(tiny_bert: Path, problem_
     assert len(found.tests) == 6
     measures = {"single_label_classification": "accuracy", "multi_label_classification": "subset_accuracy"}
     assert found.measure == measures.get(problem_type, "mean squared error")
-    whole = decisions(torch.from_numpy(logits.whole), problem_type).numpy()
+    whole = decisions(torch.from_numpy(logits.full), problem_type).numpy()
     for test in found.tests:
         without = decisions(torch.from_numpy(logits.without[:, test.layer, test.head]), problem_type).numpy()
         if problem_type == "regression":

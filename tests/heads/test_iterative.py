@@ -59,11 +59,11 @@ def test_leave_one_out_among_the_rest_is_the_same_fast_and_slow(sample: GatedRow
     with head_gates(sample.classifier.base, sample.sites, some_removed(sample), check_calls=False):
         fast, slow = ablation(sample), ablation(sample, fast=False)
     assert_equal_up_to_rounding(fast.without, slow.without)
-    assert_equal_up_to_rounding(fast.whole, slow.whole)
-    assert np.abs(slow.whole - ablation(sample).whole).max() > 1e-4  # the removed heads mattered
+    assert_equal_up_to_rounding(fast.full, slow.full)
+    assert np.abs(slow.full - ablation(sample).full).max() > 1e-4  # the removed heads mattered
     gone = (some_removed(sample) == 0).numpy()
-    assert np.abs(slow.without - slow.whole[:, None, None])[:, gone].max() == 0
-    assert np.abs(slow.without - slow.whole[:, None, None])[:, ~gone].max(0).max(-1).min() > 1e-6
+    assert np.abs(slow.without - slow.full[:, None, None])[:, gone].max() == 0
+    assert np.abs(slow.without - slow.full[:, None, None])[:, ~gone].max(0).max(-1).min() > 1e-6
 
 
 def test_the_fast_way_is_taken_where_heads_are_removed(tiny_bert: Path) -> None:
