@@ -30,8 +30,8 @@ from finetune.heads.fast_ablation import logits_without, prefix_reuse
 from finetune.heads.gated_forward import GatedRows, gated_logits
 from finetune.models.architectures import FAMILIES
 from finetune.models.classifier import Classifier
-from finetune.models.speedups import first_token_only
 from finetune.models.lora import Lora
+from finetune.models.speedups import first_token_only
 from tests.models.test_head_gates import bert, bert_lora, small
 from tests.support.families import NO_LORA, SHAPES, build, save_checkpoint, split_of
 from tests.support.helpers import (
