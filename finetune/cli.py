@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _check_processes(args)
         _check_paths(args)
+        _check_runs_exist(args)
         with stop_immediately():
             args.command(args)
     except FinetuneError as error:
@@ -248,6 +249,15 @@ def _check_paths(args: Arguments) -> None:
             problem = path_problem(path) if isinstance(path, Path) else None
             if problem is not None:
                 raise DataError(f"{name} '{shorten(str(path), 120)}' {problem}")
+
+
+def _check_runs_exist(args: Arguments) -> None:
+    """Raise DataError for a folder that is not a run, before PyTorch is imported."""
+    if hasattr(args, "run"):
+        from finetune.runs.run_files import existing_run
+
+        for run in args.run if isinstance(args.run, list) else [args.run]:
+            existing_run(run)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from finetune.cli import main
+from finetune.cli import _loading_libraries, main
 from finetune.version import __version__
 from tests.support import ROOT
 
@@ -17,13 +18,13 @@ def test_check_reports_a_valid_recipe(capsys: pytest.CaptureFixture[str]) -> Non
     assert f"{TOY} is valid. Output directory: " in capsys.readouterr().out
 
 
-def test_a_mistake_ends_with_2_and_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_exits_with_2_and_one_message(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("check", "train"):
         assert main([command, str(TOY), "sed=3"]) == 2
-        said = capsys.readouterr()
-        assert said.out == ""
-        assert said.err.startswith("error: ")
-        assert "did you mean 'seed'" in said.err
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.startswith("error: ")
+        assert "did you mean 'seed'" in printed.err
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_a_mistake_ends_with_2_and_one_message(capsys: pytest.CaptureFixture[str
         ("loop/run", "contains symbolic links that point at each other"),
     ],
 )
-def test_a_path_that_none_can_be_is_one_message_in_every_command(
+def test_an_impossible_path_is_one_message_in_every_command(
     path: str, reason: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -50,10 +51,10 @@ def test_a_path_that_none_can_be_is_one_message_in_every_command(
     ]  # fmt: skip
     for command in commands:
         assert main(command) == 2, command
-        said = capsys.readouterr()
-        assert said.out == ""
-        assert said.err.count("error: ") == 1
-        assert reason in said.err or (r"\ud800" in said.err and "unpaired surrogate" in said.err)
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.count("error: ") == 1
+        assert reason in printed.err or (r"\ud800" in printed.err and "unpaired surrogate" in printed.err)
     assert [path.name for path in tmp_path.iterdir()] == ["loop"]
 
 
@@ -65,7 +66,7 @@ def test_check_refuses_the_output_folder_that_train_would_refuse(
     assert f"error: output_dir {tmp_path} " in capsys.readouterr().err
 
 
-def test_what_a_terminal_cannot_show_is_escaped(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_characters_that_a_terminal_cannot_show_are_escaped(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     recipe = tmp_path / "caf\udce9\x1b.yaml"  # the name in latin-1, as a terminal hands it on
     recipe.write_text(TOY.read_text())
     assert main(["check", str(recipe)]) == 0
@@ -75,7 +76,7 @@ def test_what_a_terminal_cannot_show_is_escaped(capsys: pytest.CaptureFixture[st
     assert r"caf\udce9\x1b.yaml" in capsys.readouterr().err
 
 
-def test_of_a_machines_processes_one_speaks(
+def test_only_one_process_per_machine_prints_errors(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "3")
@@ -85,12 +86,14 @@ def test_of_a_machines_processes_one_speaks(
 
 
 @pytest.mark.parametrize("command", ["evaluate", "report"])
-def test_a_folder_that_is_no_run_is_named(command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_an_error(
+    command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert main([command, str(tmp_path)]) == 2
-    assert f"{tmp_path} holds no" in capsys.readouterr().err
+    assert f"{tmp_path} is not a finished run" in capsys.readouterr().err
 
 
-def test_an_interrupt_is_no_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_is_not_a_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -99,12 +102,38 @@ def test_an_interrupt_is_no_traceback(capsys: pytest.CaptureFixture[str], monkey
     assert capsys.readouterr().err == "stopped by SIGINT\n"
 
 
+@pytest.mark.parametrize(
+    ("is_loaded", "rank", "expected"),
+    [(False, "0", "Loading PyTorch and Transformers.\n"), (False, "1", ""), (True, "0", "")],
+)
+def test_loading_the_libraries_is_announced_once_by_the_main_process(
+    is_loaded: bool, rank: str, expected: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    with monkeypatch.context() as patch:
+        if not is_loaded:
+            patch.delitem(sys.modules, "torch")
+        with _loading_libraries():
+            assert capsys.readouterr().out == expected
+    assert "torch" in sys.modules
+
+
+def test_a_missing_run_is_an_error_before_libraries_are_loaded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("finetune.cli._loading_libraries", lambda: pytest.fail("libraries were loaded"))
+    missing = str(tmp_path / "nowhere")
+    for command in (["evaluate", missing], ["merge", missing], ["heads", missing], ["prune", missing, "--share", "1"]):
+        assert main(command) == 2
+        assert f"{missing} is not a finished run" in capsys.readouterr().err
+
+
 def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     assert {"model", "data", "training", "peft"} <= json.loads(capsys.readouterr().out)["properties"].keys()
 
 
-def test_wrong_usage_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["nothing"], ["train"]):
         with pytest.raises(SystemExit) as ended:
             main(arguments)

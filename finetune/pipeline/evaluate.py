@@ -18,6 +18,7 @@ from finetune.pipeline.analyze_heads import analyze, describe_error, write_heads
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.finished_run import finished_folder, open_run
 from finetune.report import read_record, write_report
+from finetune.report.progress import stage
 from finetune.report.terminal import print_heads, print_scores
 from finetune.runs.json_files import write_json
 from finetune.runs.results import HeadFailure, SplitScores
@@ -55,6 +56,16 @@ def _figures(scores: Mapping[str, SplitScores]) -> dict[str, SplitScores]:
 
 def evaluate_stage(context: RunContext, inputs: RunInputs) -> dict[str, SplitScores]:
     """Score every held-out split and write the report, then analyze the heads and add them; return the scores."""
+    with stage("evaluating"):
+        scores = _score_and_write(context, inputs)
+    print_scores(context.console, scores, inputs.summary)
+    _add_head_analysis(context, inputs)
+    context.print_line(f"Report: {escape(str(context.folder.report))}")
+    return scores
+
+
+def _score_and_write(context: RunContext, inputs: RunInputs) -> dict[str, SplitScores]:
+    """Score every held-out split, write scores, predictions and report, and return the scores."""
     recipe, folder, classifier = context.recipe, context.folder, inputs.classifier
     scores, tables = {}, []
     for name, split in inputs.held_out_splits().items():
@@ -76,9 +87,6 @@ def evaluate_stage(context: RunContext, inputs: RunInputs) -> dict[str, SplitSco
         write_report(folder)
 
     on_main_process(context.accelerator, write)
-    print_scores(context.console, scores, inputs.summary)
-    _add_head_analysis(context, inputs)
-    context.print_line(f"Report: {escape(str(folder.report))}")
     return scores
 
 

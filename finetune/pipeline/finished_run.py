@@ -55,7 +55,8 @@ def open_run(path: Path, overrides: Sequence[str] = (), *, read_only_ok: bool = 
     trained_on = read_summary(folder)
     context = start(recipe, folder)
     with run_locked(context, read_only_ok=read_only_ok):
-        inputs = local_main_process_first(context.accelerator, partial(_saved_inputs, folder, recipe, overrides))
+        with stage("opening the run"):
+            inputs = local_main_process_first(context.accelerator, partial(_saved_inputs, folder, recipe, overrides))
         splits = trained_on | inputs.summary
         if changed := [name for name in splits if inputs.summary.get(name) != trained_on.get(name)]:
             context.print_line(f"[yellow]The rows differ from those at training: {', '.join(changed)}.[/]")
@@ -116,13 +117,12 @@ def load_saved_classifier(folder: RunFolder, recipe: Recipe, overrides: Sequence
         ModelError: see `load_classifier`; or the tokenizer has ids for which the model has no embedding.
     """
     moved = _keys(overrides) & {"model", "model.model_name_or_path"}
-    with stage("loading the model"):
-        classifier = load_classifier(
-            folder.model,
-            trust_remote_code=recipe.model.trust_remote_code,
-            use_safetensors=recipe.model.use_safetensors,
-            base=recipe.model.model_name_or_path if moved else None,
-        )
+    classifier = load_classifier(
+        folder.model,
+        trust_remote_code=recipe.model.trust_remote_code,
+        use_safetensors=recipe.model.use_safetensors,
+        base=recipe.model.model_name_or_path if moved else None,
+    )
     check_token_ids(classifier.base, classifier.tokenizer, str(folder.model))
     return classifier
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from finetune.models.merging import merge_classifier
 from finetune.models.pretrained import quiet_libraries
 from finetune.pipeline.finished_run import finished_folder, finished_recipe, load_saved_classifier
-from finetune.report.progress import stage
 from finetune.runs.locks import locked_folder
 from finetune.runs.new_dirs import atomic_new_dir, lock_new_dir
 
@@ -34,6 +33,4 @@ def merge(path: str | Path, overrides: Sequence[str] = (), *, output: Path | Non
         lock_new_dir(target),
         atomic_new_dir(target) as temporary,
     ):
-        classifier = load_saved_classifier(folder, recipe, overrides)
-        with stage("merging"):
-            return target, merge_classifier(classifier, temporary, _TEXTS)
+        return target, merge_classifier(load_saved_classifier(folder, recipe, overrides), temporary, _TEXTS)

@@ -39,7 +39,8 @@ def prepare(context: RunContext) -> tuple[RunContext, RunInputs, Plan]:
     One process of each machine works first, so that its caches are written once.
     """
     recipe, accelerator = context.recipe, context.accelerator
-    inputs = local_main_process_first(accelerator, partial(new_inputs, recipe))
+    with stage("preparing data and model"):
+        inputs = local_main_process_first(accelerator, partial(new_inputs, recipe))
     train, base = inputs.splits["train"], inputs.classifier.base
     print_data(context.console, inputs.summary, train.where, recipe.data.max_length)
     notes = [FAMILIES[base.config.model_type].note]
@@ -73,8 +74,7 @@ def new_inputs(recipe: Recipe) -> RunInputs:
         suggested=checkpoint_labels(checkpoint_source(model)) if model.model_name_or_path else None,
         required=required_splits(recipe),
     )
-    with stage("building the model"):
-        classifier = build_classifier(recipe, labeled)
+    classifier = build_classifier(recipe, labeled)
     splits = encode_splits(labeled, classifier.tokenizer, recipe.data.max_length)
     init_output_bias(classifier, splits.encoded["train"].labels)
     try_longest_row(classifier, splits.encoded)

@@ -63,7 +63,8 @@ def prune(
         read_heads(folder)
     with open_run(Path(path), overrides, read_only_ok=output is not None) as run, lock_new_dir(target):
         _check_run(run, choice)
-        result = _prune(run, choice, heal_epochs, target)
+        with stage("pruning"):
+            result = _prune(run, choice, heal_epochs, target)
         print_pruning(run.context.console, result, str(target))
     return result
 
@@ -86,10 +87,9 @@ def _prune(run: FinishedRun, choice: HeadChoice, heal_epochs: int, target: Path)
         removed, chosen_by = choose_heads(run, choice)
     if not any(removed.values()):
         raise DataError(f"nothing to prune: {chosen_by}; increase share or keep_within")
-    with stage("pruning"):
-        pruned = pruned_classifier(classifier, removed)
-        unpruned = pruned_classifier(classifier, {})  # with adapters merged, for a fair comparison
-        difference = check_pruned(classifier, pruned, removed, run.inputs.sample_texts())
+    pruned = pruned_classifier(classifier, removed)
+    unpruned = pruned_classifier(classifier, {})  # with adapters merged, for a fair comparison
+    difference = check_pruned(classifier, pruned, removed, run.inputs.sample_texts())
     scores_before, scores_after = _score_splits(run, unpruned), _score_splits(run, pruned)
     scores_healed = None
     if heal_epochs:

@@ -31,7 +31,7 @@ def analysis(run: Path) -> HeadAnalysis:
     return read_json(run / "heads.json", HeadAnalysis)
 
 
-def test_a_run_is_analysed_anew(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_analyzed_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(run)
     old = analysis(run)
     assert (
@@ -47,12 +47,12 @@ def test_a_run_is_analysed_anew(run: Path, capsys: pytest.CaptureFixture[str]) -
     assert "entropy" in html
     after = contents(run)
     assert {name for name in after if after[name] != before.get(name)} == {"heads.json", "report.html"}
-    said = capsys.readouterr().out
-    assert "Head importance by fisher" in said
-    assert f"Report: {run / 'report.html'}" in said
+    printed = capsys.readouterr().out
+    assert "Head importance by fisher" in printed
+    assert f"Report: {run / 'report.html'}" in printed
 
 
-def test_a_run_without_an_analysis_is_given_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_an_analysis_gets_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (run / "recipe.yaml").read_text()
     (run / "recipe.yaml").write_text(text[: text.index("head_importance:")] + "head_importance: null\n")
     (run / "heads.json").unlink()
@@ -64,7 +64,7 @@ def test_a_run_without_an_analysis_is_given_one(run: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "printed"),
     [
         (["head_importance.method=[gradient, fishr]"], "given 'fishr'; must be .*did you mean 'fisher'"),
         (["head_importance.methode=gradient"], "head_importance.methode .*unknown key; did you mean 'method'"),
@@ -76,13 +76,13 @@ def test_a_run_without_an_analysis_is_given_one(run: Path, capsys: pytest.Captur
         (["head_importance.split=nowhere"], "given 'nowhere'; must be"),
     ],
 )
-def test_a_wrong_change_leaves_the_run_alone(
-    small_run: Path, capsys: pytest.CaptureFixture[str], changes: list[str], said: str
+def test_a_wrong_override_changes_no_file(
+    small_run: Path, capsys: pytest.CaptureFixture[str], changes: list[str], printed: str
 ) -> None:
     before = contents(small_run)
     assert main(["heads", str(small_run), *changes]) == 2
     shown = capsys.readouterr()
-    assert re.search(said, shown.err), shown.err
+    assert re.search(printed, shown.err), shown.err
     assert shown.err.startswith("error: ")
     assert "Traceback" not in shown.err
     assert shown.out == ""
@@ -100,12 +100,12 @@ def test_runs_of_different_seeds_are_compared(
     assert -1 <= pair.tau.low <= pair.tau.value <= pair.tau.high <= 1
     capsys.readouterr()
     assert main(["heads", str(small_run), str(other_run)]) == 0
-    said = capsys.readouterr().out
-    assert "Kendall's tau between the runs' rankings by gradient, with 95 % intervals over heads" in said
-    assert f"{pair.tau.value:.2f} [{pair.tau.low:.2f}, {pair.tau.high:.2f}]" in said
+    printed = capsys.readouterr().out
+    assert "Kendall's tau between the runs' rankings by gradient, with 95 % intervals over heads" in printed
+    assert f"{pair.tau.value:.2f} [{pair.tau.low:.2f}, {pair.tau.high:.2f}]" in printed
 
 
-def test_runs_that_cannot_be_compared_are_told(
+def test_runs_that_cannot_be_compared_are_refused(
     small_run: Path, lora_run: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refused(*runs: Path) -> str:
@@ -121,7 +121,7 @@ def test_runs_that_cannot_be_compared_are_told(
     assert "the runs rank by fisher, gradient; analyze them with one method first" in refused(small_run, run)
 
 
-def test_several_runs_are_analysed_anew_and_compared(
+def test_several_runs_are_analyzed_again_and_compared(
     run: Path, other_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = Path(shutil.copytree(other_run, tmp_path / "other"))
@@ -136,7 +136,7 @@ def test_several_runs_are_analysed_anew_and_compared(
     assert "rankings by entropy" in capsys.readouterr().out
 
 
-def test_a_ranking_that_no_rows_try_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_ranking_without_test_rows_has_a_warning(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (run / "recipe.yaml").read_text()
     rows = text[text.index("  test_rows:") : text.index("  validation_size:")]
     (run / "recipe.yaml").write_text(text.replace(rows, "  test_rows: null\n"))

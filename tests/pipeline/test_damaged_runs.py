@@ -130,7 +130,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("file", "name", "damage"), CASES, ids=[f"{file}: {name}" for file, name, _ in CASES])
-def test_a_damaged_file_is_found_before_any_work(
+def test_a_damaged_file_is_an_error_before_the_run_is_opened(
     small_run: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -145,9 +145,11 @@ def test_a_damaged_file_is_found_before_any_work(
     (run / file).write_bytes(damage(whole))
     assert (run / file).read_bytes() != whole
     before = contents(run)
-    monkeypatch.setattr("finetune.pipeline.finished_run.start", lambda *args, **kwargs: pytest.fail("the work began"))
     monkeypatch.setattr(
-        "finetune.pipeline.merge.load_saved_classifier", lambda *args, **kwargs: pytest.fail("the work began")
+        "finetune.pipeline.finished_run.start", lambda *args, **kwargs: pytest.fail("the run was opened")
+    )
+    monkeypatch.setattr(
+        "finetune.pipeline.merge.load_saved_classifier", lambda *args, **kwargs: pytest.fail("the run was opened")
     )
     for command in sorted(READ_BY[file]):
         arguments = [{"RUN": str(run), "OTHER": str(other)}.get(part, part) for part in COMMANDS[command]]
@@ -162,7 +164,7 @@ def test_a_damaged_file_is_found_before_any_work(
 
 
 @pytest.mark.parametrize("file", READ_BY)
-def test_a_missing_file_is_named_where_it_is_needed(
+def test_a_missing_file_is_an_error_where_it_is_needed(
     small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
@@ -171,7 +173,7 @@ def test_a_missing_file_is_named_where_it_is_needed(
     before = contents(run)
 
     def begin(*args: object, **kwargs: object) -> None:
-        raise KeyError("the work began")
+        raise KeyError("the run was opened")
 
     monkeypatch.setattr("finetune.pipeline.finished_run.start", begin)
     # What is written again, and what a run need not have.
@@ -184,7 +186,7 @@ def test_a_missing_file_is_named_where_it_is_needed(
                 assert "The heads have not been analyzed" in (run / "report.html").read_text()
                 shutil.copy(small_run / "report.html", run), shutil.copy(small_run / "README.md", run)
             else:
-                with pytest.raises(KeyError, match="the work began"):
+                with pytest.raises(KeyError, match="the run was opened"):
                     main(arguments)
             continue
         assert main(arguments) == 2, command

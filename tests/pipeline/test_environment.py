@@ -12,7 +12,7 @@ from finetune.pipeline import environment
 from finetune.pipeline.environment import describe_environment
 
 
-def test_a_checkout_that_was_never_installed_is_described_too(
+def test_a_checkout_without_an_installed_package_is_described(
     monkeypatch: pytest.MonkeyPatch, accelerator: Accelerator
 ) -> None:
     def version(name: str) -> str:

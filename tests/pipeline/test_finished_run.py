@@ -18,7 +18,7 @@ from tests.support.finished_runs import contents, read_back
 from tests.support.helpers import FLOAT32
 
 
-def test_a_finished_run_comes_back_as_it_was(lora_run: Path, tmp_path: Path) -> None:
+def test_a_finished_run_is_opened_unchanged(lora_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(lora_run, tmp_path / "moved"))
     before = contents(run)
     found = read_back(run, "head_importance.method=fisher")
@@ -38,7 +38,7 @@ def test_a_finished_run_comes_back_as_it_was(lora_run: Path, tmp_path: Path) -> 
     assert contents(run) == before
 
 
-def test_a_folder_that_holds_no_finished_run_is_named(small_run: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_finished_run_is_an_error(small_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
     shutil.rmtree(run / "model")
     with pytest.raises(DataError, match=r"run is not a finished run \(no model\); name the folder that `train` wrote"):
@@ -47,7 +47,7 @@ def test_a_folder_that_holds_no_finished_run_is_named(small_run: Path, tmp_path:
         read_back(tmp_path / "nowhere")
 
 
-def test_a_change_that_asks_for_rows_which_are_not_there_is_refused(small_run: Path) -> None:
+def test_an_override_that_needs_missing_rows_is_refused(small_run: Path) -> None:
     with pytest.raises(DataError, match=r"head_importance\.split is test, but there are no test rows"):
         read_back(small_run, "head_importance.split=test", "data.test_rows=null")
     with pytest.raises(RecipeError, match=r"'fishr'.*did you mean 'fisher'"):
@@ -73,7 +73,7 @@ def received(lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return run, ran
 
 
-def test_a_folder_does_not_say_whether_its_code_is_run(received: tuple[Path, Path]) -> None:
+def test_a_folder_cannot_allow_its_own_code(received: tuple[Path, Path]) -> None:
     run, ran = received
     for use in (read_back, merge):
         with pytest.raises(ModelError, match=r"allow it with model\.trust_remote_code: true"):
@@ -94,14 +94,14 @@ def test_a_folder_does_not_say_whether_its_code_is_run(received: tuple[Path, Pat
         (["model.use_safetensors=false", "model.trust_remote_code=true"], (True, False)),
     ],
 )
-def test_trust_is_the_users_alone(changes: list[str], expected: tuple[bool, bool], received: tuple[Path, Path]) -> None:
+def test_only_overrides_set_trust(changes: list[str], expected: tuple[bool, bool], received: tuple[Path, Path]) -> None:
     text = (received[0] / "recipe.yaml").read_text()
     (received[0] / "recipe.yaml").write_text(text.replace("use_safetensors: true", "use_safetensors: false"))
     model = finished_recipe(RunFolder(received[0]), changes).model
     assert (model.trust_remote_code, model.use_safetensors) == expected
 
 
-def test_a_base_that_moved_is_named_on_the_command_line(lora_run: Path, tiny_bert: Path, tmp_path: Path) -> None:
+def test_a_moved_base_checkpoint_is_set_by_an_override(lora_run: Path, tiny_bert: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(lora_run, tmp_path / "run"))
     file = run / "model" / "classifier.json"
     file.write_text(file.read_text().replace(str(tiny_bert), str(tmp_path / "gone")))
@@ -112,7 +112,7 @@ def test_a_base_that_moved_is_named_on_the_command_line(lora_run: Path, tiny_ber
     assert found.inputs.classifier.source.name == str(tiny_bert)
 
 
-def test_a_tokenizer_of_other_tokens_is_refused(small_run: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_with_unknown_ids_is_refused(small_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
     file = run / "model" / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token": "another"}))  # so it gets an id of its own
@@ -128,7 +128,7 @@ def test_rows_longer_than_the_model_takes_are_refused(lora_run: Path) -> None:
         read_back(lora_run, "data.max_length=33")
 
 
-def test_what_a_machine_lacks_is_changed_on_the_command_line(
+def test_overrides_adapt_a_run_to_another_machine(
     small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run that was trained in fp16 on a GPU, in batches of its size, with files that are elsewhere now."""
@@ -155,6 +155,8 @@ def test_what_a_machine_lacks_is_changed_on_the_command_line(
     short = rows["test"].read_text().splitlines(keepends=True)[:3]
     rows["test"].write_text("".join(short))
     read_back(run, *there, "training.mixed_precision=no")
+    assert "The rows differ from those at training: test." in capsys.readouterr().out
+    read_back(run, "data.test_file=null", *there[:2], "training.mixed_precision=no")
     assert "The rows differ from those at training: test." in capsys.readouterr().out
     assert contents(run) == before
     assert main(["report", str(run)]) == 0  # which reads no rows

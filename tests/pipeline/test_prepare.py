@@ -18,7 +18,7 @@ from tests.support.helpers import encoded, tiny_classifier
 SMALL = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
 
 
-def test_the_longest_row_is_tried_and_nothing_else_changes(tiny_bert: Path) -> None:
+def test_the_longest_row_is_tried_without_side_effects(tiny_bert: Path) -> None:
     found = tiny_classifier(tiny_bert)
     splits = {"train": encoded(found, ["the cat"], [0]), "validation": encoded(found)}
     found.model.train()
@@ -35,14 +35,14 @@ def test_the_longest_row_is_tried_and_nothing_else_changes(tiny_bert: Path) -> N
     try_longest_row(found, {"train": splits["train"]})
 
 
-def test_logits_that_are_not_finite_before_training_are_the_models(tiny_bert: Path) -> None:
+def test_logits_that_are_not_finite_before_training_are_a_model_error(tiny_bert: Path) -> None:
     found = tiny_classifier(tiny_bert)
     found.base.bert.encoder.layer[0].output.LayerNorm.eps = float("nan")
     with pytest.raises(ModelError, match=r"gives logits that are not finite for train row 6, before any training; "):
         try_longest_row(found, {"train": encoded(found)})
 
 
-def test_memory_that_runs_out_keeps_its_own_message(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_out_of_memory_error_is_not_a_model_error(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = tiny_classifier(tiny_bert)
 
     def forward(*args: Any, **kwargs: Any) -> None:

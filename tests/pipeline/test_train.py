@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from finetune.cli import main
 from finetune.models import toy_classifier
 from tests.support import ROOT
-from tests.support.helpers import FLOAT32, HANG_SECONDS, TRAINED
+from tests.support.helpers import FLOAT32, TRAINED
+from tests.support.processes import finetune, start
 
 RECIPES = ROOT / "recipes"
 SCRATCH = RECIPES / "toy_from_scratch.yaml"
@@ -28,27 +26,6 @@ COMPLETE = {
     "recipe.yaml", "environment.json", "data.json", "history.jsonl", "checkpoints", "model", "training.json",
     "scores.json", "predictions.parquet", "heads.json", "report.html", "README.md",
 }  # fmt: skip
-
-Done = subprocess.CompletedProcess[str]
-
-
-def start(command: Sequence[str | Path], folder: Path, **environment: str) -> Done:
-    """Run a command of this Python's environment in `folder`, offline, with an empty cache."""
-    own = {
-        **os.environ,
-        "HF_HOME": str(folder / "cache"),
-        "HF_HUB_OFFLINE": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        **environment,
-    }
-    own.pop("COLUMNS", None)
-    return subprocess.run(
-        list(map(str, command)), cwd=folder, env=own, capture_output=True, text=True, check=False, timeout=HANG_SECONDS
-    )
-
-
-def finetune(*arguments: str | Path, folder: Path, **environment: str) -> Done:
-    return start([sys.executable, "-m", "finetune.cli", *arguments], folder, **environment)
 
 
 def scores(run: Path) -> dict[str, Any]:
@@ -97,7 +74,7 @@ def test_the_small_classifier_learns_its_four_rows(scratch_run: Path) -> None:
     assert len([entry for entry in history if "eval_loss" in entry]) == 10
 
 
-def test_the_small_classifier_is_the_one_described(scratch_run: Path) -> None:
+def test_the_small_classifier_has_the_configured_sizes(scratch_run: Path) -> None:
     toy_classifier.register()
     model = AutoModelForSequenceClassification.from_pretrained(scratch_run / "model")
     assert isinstance(model, toy_classifier.MultiHeadClassifier)
@@ -144,7 +121,7 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs" / "toy"
 
 
-def test_toy_reaches_four_of_four_and_says_what_that_means(toy_run: Path) -> None:
+def test_toy_reaches_four_of_four_and_warns_about_training_rows(toy_run: Path) -> None:
     assert {path.name for path in toy_run.iterdir()} == {*COMPLETE, "trackers"}
     assert scores(toy_run)["validation"]["confusion"] == [[2, 0], [0, 2]]
     assert list(toy_run.glob("trackers/**/events*"))
@@ -157,7 +134,7 @@ def test_toy_reaches_four_of_four_and_says_what_that_means(toy_run: Path) -> Non
     assert training["trainable_parameters"] == 6 * 4 * 8 * (384 + 384) + 384 * 2 + 2
 
 
-def test_merged_weights_are_read_by_stock_transformers(toy_run: Path, tmp_path: Path) -> None:
+def test_merged_weights_load_in_stock_transformers(toy_run: Path, tmp_path: Path) -> None:
     done = finetune("merge", toy_run, "--output", tmp_path / "plain", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"Plain weights in {tmp_path / 'plain'}" in done.stdout
@@ -195,7 +172,7 @@ def test_a_dry_run_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_two_processes_end_as_one(tmp_path: Path) -> None:
+def test_two_processes_give_the_results_of_one(tmp_path: Path) -> None:
     texts = ["the cat sat", "a dog chased the cat on the mat", "clean floor", "the mat is on the floor", "dog"]
     rows = [{"sentence": texts[n % 5] + f" {n}", "label": "yes" if n % 3 else "no"} for n in range(13)]
     turned = [{**row, "label": "no" if row["label"] == "yes" else "yes"} for row in rows]
@@ -256,7 +233,7 @@ def test_two_processes_end_as_one(tmp_path: Path) -> None:
     assert second["interval_note"] == ""
 
 
-def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = finetune("train", SCRATCH, "output_dir=whole", folder=tmp_path)
     assert whole.returncode == 0, whole.stdout + whole.stderr
     half = finetune("train", SCRATCH, "output_dir=half", folder=tmp_path)
@@ -283,55 +260,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000036", "step-000040"]
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["training.learning_rte=1"], "did you mean 'learning_rate'"),
-        (["data.validation_rows=null"], "there are no validation rows to evaluate on"),
-        (
-            ["data.validation_rows=null", "evaluation.eval_strategy=no", "head_importance.split=validation"],
-            "split is validation, but there are no validation rows",
-        ),
-        (["peft.r=2"], "peft adapts pretrained weights"),
-        (["model.model_type=berd"], "model.model_type 'berd' is unknown"),
-        (["model.config_overrides.head_dim=0"], "sizes must be whole numbers above 0"),
-        (["model.config_overrides.vocab_size=abc"], "it must be an integer of at least 3"),
-        (["model.model_name_or_path=nobody/nothing"], "cannot load model 'nobody/nothing'"),
-        (["output_dir=taken"], "is not empty and is not a finetune run"),
-        (["output_dir=taken", "checkpoint.resume_from_checkpoint=auto"], "is not a finetune run"),
-        (["output_dir=file"], "is a file; name a folder"),
-        (["checkpoint.resume_from_checkpoint=nowhere"], "no folder 'nowhere'"),
-        (["checkpoint.resume_from_checkpoint=taken"], "taken is not a complete checkpoint"),
-        (["training.class_weights={maybe: 2.0}", "task.label_names=null"], "class_weights: maybe is not a label"),
-    ],
-)
-def test_a_mistake_is_one_message_and_leaves_nothing(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    overrides: list[str],
-    message: str,
-) -> None:
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "recipe.yaml").write_text("mine")
-    (tmp_path / "file").write_text("mine")
-    monkeypatch.chdir(tmp_path)
-    assert main(["train", str(SCRATCH), "training.use_cpu=true", *overrides]) == 2
-    said = capsys.readouterr().err
-    assert message in said
-    assert said.startswith("error: ")
-    assert not (tmp_path / "runs").exists()
-    assert {path.name: path.read_text() for path in (tmp_path / "taken").iterdir()} == {"recipe.yaml": "mine"}
-
-
-def test_a_mistake_is_no_traceback_in_a_process_of_its_own(tmp_path: Path) -> None:
-    done = finetune("train", SCRATCH, "--dry-run", "model.model_type=berd", folder=tmp_path)
-    assert done.returncode == 2
-    assert "is unknown to transformers" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_what_a_run_reads_is_not_written_over(
+def test_an_input_of_the_run_is_not_overwritten(
     scratch_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -342,7 +271,7 @@ def test_what_a_run_reads_is_not_written_over(
     assert {path.name for path in run.iterdir()} == COMPLETE
 
 
-def test_a_run_goes_on_only_with_the_same_steps(
+def test_a_run_resumes_only_with_the_same_batch_size(
     scratch_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -355,7 +284,7 @@ def test_a_run_goes_on_only_with_the_same_steps(
     assert "resume_from_checkpoint: null" in before
 
 
-def test_an_earlier_run_is_replaced_only_when_asked(scratch_run: Path, tmp_path: Path) -> None:
+def test_an_earlier_run_is_replaced_only_with_overwrite_output_dir(scratch_run: Path, tmp_path: Path) -> None:
     shutil.copytree(scratch_run, tmp_path / "runs" / "toy_from_scratch")
     (tmp_path / "runs" / "toy_from_scratch" / "notes.txt").write_text("mine")
     refused = finetune("train", SCRATCH, "overwrite_output_dir=false", folder=tmp_path)

@@ -18,9 +18,10 @@ from finetune.errors import TrainingError
 from finetune.pipeline.train import train
 from finetune.recipe import TrainingSection, load_recipe
 from finetune.training.fsdp import fsdp_plugin
-from tests.pipeline.test_session import ROOT, Done, check_steps, own
+from tests.support import ROOT
 from tests.support.helpers import FLOAT32, HANG_SECONDS, TRAINED
 from tests.support.killing import bits, unlike, write_recipe
+from tests.support.processes import Done, check_steps, process_environment
 
 STEPS = ("values", "LoRA, clipped, class weights")  # the first: all weights, and a step with one row
 
@@ -71,8 +72,8 @@ def start_two(folder: Path, *arguments: object) -> Done:
     launch = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", 2]
     command = [sys.executable, *launch, "--main_process_port", 0, script, folder, *arguments]  # 0: any that is free
     return subprocess.run(
-        list(map(str, command)), env=own(folder.with_name("caches")), capture_output=True, text=True, check=False,
-        timeout=HANG_SECONDS,
+        list(map(str, command)), env=process_environment(folder.with_name("caches")), capture_output=True, text=True,
+        check=False, timeout=HANG_SECONDS,
     )  # fmt: skip
 
 

@@ -1,0 +1,222 @@
+"""Several processes: the same steps, results and files as one."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from finetune.out_of_memory import oom_message
+from tests.support import plain_steps
+from tests.support.finished_runs import SCRATCH, recipe
+from tests.support.helpers import FLOAT32, HANG_SECONDS, TRAINED
+from tests.support.processes import Done, check_steps, process_environment
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run"]
+
+
+@pytest.fixture(scope="module")
+def steps_of_one(still_bert: Path) -> dict[str, plain_steps.Found]:
+    accelerator = Accelerator(cpu=True)
+    return {name: plain_steps.follow(still_bert, case, accelerator) for name, case in plain_steps.CASES.items()}
+
+
+@pytest.mark.parametrize("name", plain_steps.CASES)
+def test_micro_batches_give_the_gradient_of_one_batch(steps_of_one: dict[str, plain_steps.Found], name: str) -> None:
+    found, case = steps_of_one[name], plain_steps.CASES[name]
+    batches = -(-plain_steps.ROWS // case.batch_size)
+    assert len(found["losses"]) == plain_steps.EPOCHS * -(-batches // case.accumulation)
+    assert case.clip is None or min(found["norms"]) > 10 * case.clip  # or clipping would be no part of it
+    check_steps(found)
+
+
+def test_two_processes_take_the_steps_of_one(
+    steps_of_one: dict[str, plain_steps.Found], still_bert: Path, tmp_path: Path
+) -> None:
+    command = [
+        *LAUNCH,
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "tests.support.plain_steps",
+        still_bert,
+        tmp_path,
+    ]
+    done = subprocess.run(
+        list(map(str, command)),
+        env=process_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANG_SECONDS,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, second = (torch.load(tmp_path / f"2-{rank}.pt") for rank in (0, 1))
+    assert first["processes"] == second["processes"] == 2  # or nothing below would mean anything
+    assert first["cases"].keys() == steps_of_one.keys()
+    for name, one in steps_of_one.items():
+        two, other = first["cases"][name], second["cases"][name]
+        check_steps(two)
+        assert two["rates"] == one["rates"] == other["rates"]
+        assert two["losses"] == other["losses"]
+        assert two["losses"] == pytest.approx(one["losses"], rel=FLOAT32)  # measured 2.6e-6 after two epochs
+        assert two["weights"].keys() == one["weights"].keys()
+        assert not two["wrapped"]  # DistributedDataParallel would hold every gradient twice
+        assert two["buffers"].keys() == one["buffers"].keys() != set()
+        assert all(torch.equal(buffer, one["buffers"][key]) for key, buffer in two["buffers"].items())
+        for key, weight in two["weights"].items():
+            assert torch.equal(weight, other["weights"][key])
+            torch.testing.assert_close(weight, one["weights"][key], atol=TRAINED, rtol=0)  # measured 2.4e-7
+    # Memory that runs out in one process halves the parts of both, as if it had run out in both: to the bit.
+    for found in (first["cases"], second["cases"]):
+        together, apart = (found[f"memory runs out {where}"] for where in ("everywhere", "on the second process"))
+        assert together["rows at a time"] == apart["rows at a time"] == 1
+        assert together["notes"] == apart["notes"] == [oom_message(1, 2, 1)]
+        assert all(torch.equal(weight, apart["weights"][key]) for key, weight in together["weights"].items())
+
+
+# Several commands in one start, as the libraries take most of the time. Each of two processes takes itself for a
+# machine: it has its own folder to work in and its own caches. What the second writes is told twice: Python reports
+# each file opened for writing, and a file that other code makes is for its owner alone to read.
+MACHINES = """
+import os, signal, sys
+from pathlib import Path
+from accelerate import Accelerator
+from finetune.pipeline import launch_checks
+from finetune.cli import main
+from finetune.training.trainer import Trainer
+shared = sys.argv[1]
+rank = int(os.environ["RANK"])
+os.umask((0o022, 0o077)[rank])
+changes = {"open": os.O_WRONLY | os.O_RDWR | os.O_CREAT, "os.mkdir": 0, "os.rename": 0, "os.remove": 0, "os.rmdir": 0}
+def watch(event, arguments):
+    if event in changes and str(arguments[0]).startswith(shared) and (event != "open" or arguments[2] & changes[event]):
+        print("changed", event, arguments[0], flush=True)
+sys.addaudithook(watch)
+launch_checks.DISK_SECONDS = 0.5
+Accelerator.end_training = lambda self: None  # the next command works with the same group
+optimizer_step = Trainer.optimizer_step
+def signalled(trainer, *step):  # only once, and in one process
+    if rank == 1 and trainer.state.step == 4:
+        Trainer.optimizer_step = optimizer_step
+        os.kill(os.getpid(), signal.SIGTERM)
+    optimizer_step(trainer, *step)
+Trainer.optimizer_step = signalled
+Path("cache").mkdir(exist_ok=True)  # a data file that is another on each machine, and wrong on the second
+Path("cache/rows.csv").write_text(("sentence", "text")[rank] + ",label\\n" + "the cat sat,0\\na dog sat,1\\n" * 4)
+run = shared + "/runs/a"
+stopped = "output_dir=" + shared + "/runs/stopped"
+recipe = shared + "/recipe.yaml"
+rows = ["data.train_file=cache/rows.csv", "data.validation_size=0.5"]
+for name, *rest in (
+    ["train", recipe, "output_dir=mine/run"],
+    ["train", recipe, "output_dir=" + shared + "/runs/rows", *rows],
+    ["train", recipe, "output_dir=" + shared + "/dry/run", "--dry-run"],
+    ["train", recipe, stopped, "head_importance=null"],
+    ["train", recipe, stopped, "head_importance=null", "checkpoint.resume_from_checkpoint=auto"],
+    ["train", recipe, "output_dir=" + run],
+    ["evaluate", run],
+    ["heads", run, "head_importance.method=fisher"],
+    ["prune", run, "--share", "0.5"],
+    ["merge", run],
+    ["report", run],
+):
+    print("==", name, flush=True)
+    print("code", main([name, *rest]), flush=True)
+"""
+
+
+def free_port() -> int:
+    """Return a port that is free, and below those that the system hands out unasked, as to tests beside this one."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
+
+
+def start_machines(folder: Path, script: Path, *arguments: str) -> list[Done]:
+    """Start the script as two machines of one process each, as the README says; return both when they have ended."""
+    port, machines = free_port(), []
+    for rank in (0, 1):
+        place = folder / f"machine{rank}"
+        place.mkdir()
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2"]
+        command += ["--machine_rank", str(rank), "--num_processes", "2"]
+        command += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port), str(script), *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        machines.append(subprocess.Popen(command, cwd=place, env=process_environment(place), text=True, **pipes))
+    try:
+        return [Done(machine.args, 0, *machine.communicate(timeout=HANG_SECONDS)) for machine in machines]
+    finally:
+        for machine in machines:
+            machine.terminate()  # one that waits for the other still runs; torchrun ends what it started
+
+
+def codes(done: Done) -> dict[str, list[int]]:
+    """What each command returned."""
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith(("== ", "code "))]
+    names, values = ([words[1] for words in lines if words[0] == first] for first in ("==", "code"))
+    found: dict[str, list[int]] = {}
+    for name, value in zip(names, values, strict=True):
+        found.setdefault(name, []).append(int(value))
+    return found
+
+
+def test_two_machines_run_or_refuse_every_command(tmp_path: Path) -> None:
+    shared, script = tmp_path / "shared", tmp_path / "machines.py"
+    shared.mkdir()
+    content = recipe(SCRATCH, training={"num_train_epochs": 2, "use_cpu": False})
+    (shared / "recipe.yaml").write_text(yaml.safe_dump(content))
+    script.write_text(MACHINES)
+    first, second = start_machines(tmp_path, script, str(shared))
+    printed = first.stdout + first.stderr + second.stdout + second.stderr
+    expected = {"train": [2, 2, 0, 143, 0, 0], "evaluate": [0], "heads": [0], "prune": [2], "merge": [2], "report": [2]}
+    assert codes(first) == codes(second) == expected, printed
+    assert first.stdout.count("2 processes on 2 machines, cpu") == 8
+    # An error of one process ends all, by the same message.
+    missing = "has no column 'sentence'"
+    assert missing in second.stderr
+    assert [line for line in first.stderr.splitlines() if missing in line and line.endswith("(on process 1)")]
+    for machine in (first, second):  # each tells its own user
+        assert "is not the same folder for all processes (not visible on: " in machine.stderr
+        assert "output_dir must be on a shared disk" in machine.stderr
+        for name in ("prune", "merge", "report"):
+            assert f"error: {name} runs in one process, and the launcher started 2; run it without" in machine.stderr
+    assert "Traceback" not in printed
+    assert "Dry run passed" in first.stdout
+    assert "These scores are identical, to the last digit, to those in the folder before." in first.stdout
+    # Nothing is left of what was refused or tried, and the second machine has caches of its own and wrote nothing else.
+    assert {path.name for path in shared.iterdir()} == {"recipe.yaml", "runs"}
+    assert [[path.name for path in (tmp_path / f"machine{rank}").iterdir()] for rank in (0, 1)] == [
+        ["cache"],
+        ["cache"],
+    ]
+    run, stopped = shared / "runs" / "a", shared / "runs" / "stopped"
+    # A signal that one process hears stops all after the same step, and what goes on from there ends as if unbroken.
+    for machine in (first, second):
+        assert f"stopped by SIGTERM after step 5 of 12, saved in {stopped / 'checkpoints'}; to resume" in machine.stderr
+    assert f"Resuming from {stopped / 'checkpoints' / 'step-000005'} at step 5 of 12." in " ".join(first.stdout.split())
+    weights, expected_weights = (load_file(folder / "model" / "model.safetensors") for folder in (stopped, run))
+    assert weights.keys() == expected_weights.keys()
+    assert all(torch.equal(weight, expected_weights[name]) for name, weight in weights.items())
+    assert json.loads((run / "environment.json").read_text())["processes"] == 2
+    written = [path for path in shared.rglob("*") if path != shared / "recipe.yaml"]
+    assert len(written) > 12
+    assert "changed open" in first.stdout
+    assert "changed" not in second.stdout
+    closed = {path.name for path in written if not path.stat().st_mode & 0o044}
+    assert closed <= {"model.safetensors", "weights.safetensors"}  # safetensors closes its files to others itself
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in history if "eval_loss" in entry] == [6, 12]  # each line once
