@@ -1,14 +1,14 @@
 """Checkpoints on disk: written atomically, found, and deleted.
 
-A checkpoint is one folder, `step-000120`. It is written to a temporary folder, sealed with checksums, and renamed. A
-checkpoint that is unfinished, altered, or of another run is never loaded.
+A checkpoint is one folder, `step-000120`. It is written to a temporary folder, marked complete with checksums, and
+renamed. A checkpoint that is unfinished, altered, or of another run is never loaded.
 
     weights.safetensors   the trainable parameters
     best.safetensors      the same at the best evaluation so far, if that was an earlier step
     optimizer.pt          optimizer, scheduler, loss scaler, losses not logged yet, random state of each process
     state.json            TrainState
     run.json              what a resumed run must have in common with this one
-    COMPLETE              the seal, see finetune/runs/atomic_files.py
+    COMPLETE              checksums of these files, see finetune/runs/completion_marker.py
 """
 
 from __future__ import annotations

@@ -93,8 +93,8 @@ def make_embedding_subset(
 ) -> EmbeddingSubset | None:
     """Return the embeddings of the tokens in `split`; None if they are frozen, shared, or not a plain embedding table.
 
-    None also on an accelerator: the gain was measured on a CPU, where a token outside the subset is an IndexError; on a
-    GPU it is a device-side assert, after which the process cannot continue.
+    None also on an accelerator: the gain was measured on a CPU. There, a token outside the subset is an IndexError;
+    on a GPU it is a device-side assert, after which the process cannot continue.
 
     Args:
         padding: the id that rows are padded with.

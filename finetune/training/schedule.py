@@ -50,13 +50,13 @@ class Plan:
     patience: int | None
 
     def due(self, every: int | None, step: int) -> bool:
-        """Return whether something that happens `every` n steps (0: every epoch) happens after step `step`."""
+        """Return whether a task with the interval `every` (0: one epoch, None: never) is due after step `step`."""
         if every is None:
             return False
         return step == self.total_steps or step % (every or self.steps_per_epoch) == 0
 
     def fingerprint(self, rows: int, accelerator: Accelerator) -> dict[str, object]:
-        """Return the plan's part of the run fingerprint; `rows`: number of training rows."""
+        """Return the part of the run fingerprint that the plan determines; `rows`: number of training rows."""
         return {
             "training rows": rows,
             "rows of a batch over all processes": self.batch_size,
@@ -77,7 +77,7 @@ class Plan:
         return (
             f"The warm-up takes {self.warmup_steps:,} steps, but the run has only {self.total_steps:,}: the learning "
             f"rate ends at {reached:.3g} and never reaches {rate:g}. Set training.warmup_steps to a "
-            "share of the run, such as 0.06, or train for longer."
+            "share of all steps, such as 0.06, or train for longer."
         )
 
     def stop_reason(self, state: TrainState) -> str | None:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, in memory: taken from a training run, and restored into one.
+"""What a checkpoint holds, in memory.
 
 P processes, N losses not logged yet
 """
@@ -22,7 +22,7 @@ class Snapshot:
 
     Attributes:
         state: counters and the best evaluation.
-        weights: the trainable parameters by name. Empty on all but the main process, which alone writes them.
+        weights: the trainable parameters by name. Empty on all processes except the main process, which writes them.
         best: the trainable parameters at the best evaluation; None if there was none, or if it is this step.
         losses: losses of the steps that are not logged yet, (N,).
         objects: `state_dict` of optimizer, scheduler and loss scaler, by name.

@@ -52,7 +52,7 @@ class Stepper:
     Attributes:
         model: the model during training.
         optimizer: AdamW, prepared by Accelerate.
-        scheduler: of the learning rate. Not prepared by Accelerate, which would advance it once per process.
+        scheduler: the learning rate scheduler, not prepared by Accelerate, which would advance it once per process.
         loss: returns the loss of each example, (B,), from logits (B, C) and labels.
         accelerator: device, precision and processes.
         training: the recipe's section.
@@ -115,9 +115,9 @@ class Stepper:
     def _accumulate_gradients(
         self, micro_batches: Sequence[LocalBatch], info: StepInfo, state: TrainState, stop_request: StopRequest | None
     ) -> tuple[Tensor | None, int]:
-        """Add up the gradients of a step.
+        """Add up the gradients of a step, and return this process's part of the loss and the stop signal.
 
-        Returns this process's part of the loss, None if memory ran out on any process, and the stop signal.
+        The loss is None if memory ran out on any process.
         """
         loss, out_of_memory = torch.zeros((), device=self.accelerator.device), False
         parts = [part for batch in micro_batches for part in split_batch(batch, state.micro_batch_rows)]
@@ -156,7 +156,7 @@ class Stepper:
             norm = gradient_norm(self.parameters)
             if max_norm is not None:
                 clip_gradients(optimizer, self.parameters, norm, max_norm)
-            # Fused AdamW skips a step where `found_inf` is set, without a copy to the CPU.
+            # Fused AdamW skips a step if `found_inf` is set, without a copy to the CPU.
             optimizer.found_inf = (~(loss.isfinite() & norm.isfinite())).float()
         else:
             self.accelerator.clip_grad_norm_(self.parameters, math.inf if max_norm is None else max_norm)

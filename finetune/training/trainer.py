@@ -1,4 +1,11 @@
-"""Training: `Trainer.fit` is the training loop. Start reading there."""
+"""Training: `Trainer.fit` is the training loop. Start reading there.
+
+build.py            creates the trainer: model, optimizer, scheduler and loss
+schedule.py         the plan: number of steps, and when to log, evaluate, save and stop
+step.py             one optimizer step: gradient accumulation, clipping, update, running out of memory
+training_model.py   the model in a step: the classifier's own, or sharded with FSDP (fsdp.py)
+snapshot.py         what a checkpoint holds; checkpoints.py writes and reads it
+"""
 
 from __future__ import annotations
 
@@ -54,11 +61,12 @@ class Trainer:
     """Trains a classifier. `build_trainer` (build.py) creates it.
 
     Attributes:
-        classifier: what is trained; outside `full_model()` its model may hold old weights.
-        split: the training rows.
+        classifier: the classifier to train; its model is up to date only inside `full_model()`.
+        split: the training split.
         plan: number of steps, and when to log, evaluate and save.
         training: the recipe's section.
-        seed: of the order of the rows.
+        seed: seed of the row order.
+        accelerator: device, precision and processes.
         stepper: runs one optimizer step; has model, optimizer and scheduler.
         run_fingerprint: what a resumed run must have in common with this one.
         state: counters and the best evaluation.
@@ -201,7 +209,7 @@ class Trainer:
         }
 
     def evaluate(self, evaluation: Evaluation) -> tuple[Entry, bool]:
-        """Evaluate, keep the weights if they are the best so far, and return the history entry and whether they are.
+        """Evaluate and return the history entry and whether it is the best so far; if so, keep a copy of the weights.
 
         Raises:
             TrainingError: the loss is not finite.
@@ -263,7 +271,7 @@ class Trainer:
         self.stepper.model.load(self.state.weight_decay_factor)
 
     def stateful_objects(self) -> dict[str, Any]:
-        """Return the objects whose `state_dict` belongs into a checkpoint, by name."""
+        """Return the objects whose `state_dict` a checkpoint holds, by name."""
         scaler = self.accelerator.scaler
         objects = {
             "optimizer": full_state(self.stepper.optimizer, self.accelerator),

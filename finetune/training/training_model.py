@@ -1,7 +1,7 @@
-"""The model during training: how it is run, and where its current weights are.
+"""The model during training: its forward pass, and the current weights.
 
-What is trained may differ from the classifier's own model: under FSDP it is a sharded copy, and on a CPU the embeddings
-of the training split's tokens are trained in a smaller table. The training loop need not know.
+The trained module may differ from the classifier's own model: under FSDP it is a sharded copy, and on a CPU only the
+embeddings of the training split's tokens are trained, in a smaller table. The training loop does not depend on this.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TrainingModel:
         full: the classifier's own model, which is evaluated and saved.
         module: the module that is trained, prepared by Accelerate: the same model, or under FSDP a sharded copy.
         embeddings: the token embeddings that are trained instead of the full table, None if the full table is.
-        device: where the module runs.
+        device: the device of the module.
         compiled: whether its layers are compiled.
     """
 

@@ -95,6 +95,18 @@ def test_everything_is_restored(tmp_path: Path, accelerator: Accelerator) -> Non
     assert float(optimizer.state[other.weight]["exp_avg"].abs().sum()) > 0
 
 
+def test_the_files_of_a_checkpoint_do_not_change(tmp_path: Path, accelerator: Accelerator) -> None:
+    save(tmp_path, 3, accelerator, seed=1)
+    folder = tmp_path / "step-000003"
+    assert {file.name for file in folder.iterdir()} == {
+        "weights.safetensors", "best.safetensors", "optimizer.pt", "state.json", "run.json", "COMPLETE",
+    }  # fmt: skip
+    assert list(torch.load(folder / "optimizer.pt", weights_only=True)) == ["optimizer", "losses", "random"]
+    assert json.loads((folder / "run.json").read_text()) == {"seed": 1}
+    marker = json.loads((folder / "COMPLETE").read_text())
+    assert (marker["kind"], marker["version"]) == ("finetune checkpoint", 3)
+
+
 def truncate(file: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 

@@ -53,22 +53,22 @@ if steps != "-":
     plain_steps.main(Path(checkpoint), Path(folder), steps.split("|"))
 sys.addaudithook(watch)
 for name in runs:
-    run, kind = f"{folder}/{name}", name.replace("killed", "lora")
+    run, recipe = f"{folder}/{name}", name.replace("killed", "lora")
     if name == "killed" and not os.path.exists(run):
         last.append(name)
     resume = "checkpoint.resume_from_checkpoint=auto"
-    write_line("code", main(["train", f"{folder}/recipes-{kind}/recipe.yaml", f"output_dir={run}", resume]))
+    write_line("code", main(["train", f"{folder}/recipes-{recipe}/recipe.yaml", f"output_dir={run}", resume]))
 """
 
 
 def start_two(folder: Path, *arguments: object) -> Done:
     """Start the script with accelerate launch and the config file of the guide."""
     guide = (ROOT / "finetune" / "docs" / "distributed.md").read_text()
-    found = re.search(r"^```yaml\n(.*\ndistributed_type: FSDP\n(?:.+\n)+)```", guide, re.MULTILINE)
-    assert found
+    match = re.search(r"^```yaml\n(.*\ndistributed_type: FSDP\n(?:.+\n)+)```", guide, re.MULTILINE)
+    assert match
     script, config = folder / "script.py", folder / "fsdp.yaml"
     script.write_text(SCRIPT)
-    config.write_text(yaml.safe_dump(yaml.safe_load(found[1])))
+    config.write_text(yaml.safe_dump(yaml.safe_load(match[1])))
     launch = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", 2]
     command = [sys.executable, *launch, "--main_process_port", 0, script, folder, *arguments]  # 0: any that is free
     return subprocess.run(
@@ -102,8 +102,8 @@ def test_sharded_steps_equal_steps_on_one_batch(started: tuple[Path, Done]) -> N
 
 
 def entries(run: Path) -> list[dict[str, float]]:
-    found = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in entry.items() if key != "samples_per_second"} for entry in found]
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in entry.items() if key != "samples_per_second"} for entry in history]
 
 
 @pytest.mark.parametrize(("name", "best_step"), [("full", 4), ("lora", 8)])

@@ -33,3 +33,15 @@ def test_lower_is_better_for_errors() -> None:
     for state.step, value in enumerate([0.5, 0.6, 0.4, None], start=1):
         best.append(state.record_evaluation(value, loss=1.0, lower_is_better=True))
     assert best == [True, False, True, False]
+
+
+def test_the_keys_of_a_stored_state_do_not_change() -> None:
+    state = TrainState(step=3, best_value=0.5, weight_decay_factor=0.25)
+    stored = state.to_json()
+    assert TrainState.from_json(stored) == state
+    assert stored["undecayed"] == 0.25
+    assert list(stored) == [
+        "step", "epoch", "step_in_epoch", "best_step", "best_value", "best_loss", "evaluations_since_best",
+        "micro_batch_rows", "undecayed", "train_seconds", "eval_seconds", "rows_seen", "tokens_seen", "padded_seen",
+        "rows_evaluated", "logged_seconds", "logged_rows",
+    ]  # fmt: skip

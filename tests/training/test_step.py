@@ -156,9 +156,9 @@ def test_fp16_gradients_that_are_never_finite_stop_the_run(
     assert largest_difference(before, trained_weights(classifier.model)) == 0.0
 
 
-@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("nonfinite", ["loss", "gradient"])
 def test_a_nonfinite_step_changes_no_weight_and_saves_no_checkpoint(
-    build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path, where: str
+    build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path, nonfinite: str
 ) -> None:
     classifier, before, calls = build(), {}, []
 
@@ -166,14 +166,14 @@ def test_a_nonfinite_step_changes_no_weight_and_saves_no_checkpoint(
         calls.append(1)
         if len(calls) == 3:
             before.update(trained_weights(classifier.model))
-            if where == "loss":
+            if nonfinite == "loss":
                 output.logits = output.logits * float("nan")
             else:
                 output.logits.register_hook(lambda gradient: gradient * float("inf"))
         return output
 
     classifier.model.register_forward_hook(make_nonfinite)
-    message = "the loss is nan" if where == "loss" else r"the loss is [\d.]+, but its gradient is not finite"
+    message = "the loss is nan" if nonfinite == "loss" else r"the loss is [\d.]+, but its gradient is not finite"
     with pytest.raises(
         TrainingError, match=message + r" at step 3 \(learning rate 0.01\), rows \d, \d of rows; the weights"
     ):
