@@ -1,13 +1,89 @@
-"""Rules of the project that no other tool holds."""
+"""Rules of the project that no other tool checks."""
 
 from __future__ import annotations
 
+import ast
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 from tests.support import ROOT
 
 LIBRARIES = {"accelerate", "datasets", "evaluate", "jinja2", "numpy", "peft", "plotly", "rich", "tokenizers", "torch"}
 LIBRARIES |= {"transformers", "yaml", "pydantic", "pyarrow", "scipy", "safetensors"}
+MODULES = sorted((ROOT / "finetune").rglob("*.py"))
+MAX_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS = 300, 60, 6
+# Functions with more arguments, and why.
+MANY_ARGUMENTS = {
+    "models/cpu_kernels.py attention": "the arguments of torch.nn.functional.scaled_dot_product_attention",
+    "models/toy_classifier.py __init__": "the fields of a transformers configuration",
+    "models/building.py pretrained_classifier": "the settings of from_pretrained, all by keyword",
+    "models/activation_cache.py cached_frozen_layers": "settings, all by keyword",
+    "heads/analysis.py analyze_heads": "settings, all by keyword",
+    "heads/pruning_curve.py pruning_curves": "settings, all by keyword",
+}
+# Modules without a test file of their own, and the test file that covers them.
+TESTED_IN = {
+    "data/cells.py": "data/test_loading.py",
+    "data/csv_rows.py": "data/test_loading.py",
+    "data/file_formats.py": "data/test_loading.py",
+    "data/file_signatures.py": "data/test_loading.py",
+    "data/json_rows.py": "data/test_loading.py",
+    "data/named_dataset.py": "data/test_splits.py",
+    "data/parquet_rows.py": "data/test_loading.py",
+    "data/row_cache.py": "data/test_loading.py",
+    "data/rows.py": "data/test_loading.py",
+    "heads/fast_ablation.py": "heads/test_ablation.py",
+    "heads/product_change.py": "heads/test_weight_changes.py",
+    "heads/ranking_statistics.py": "heads/test_stability.py",
+    "help.py": "test_docs.py",
+    "models/attention_sites.py": "models/test_head_gates.py",
+    "models/building.py": "models/test_classifier.py",
+    "models/comparison.py": "models/test_classifier.py",
+    "models/frozen_encoder.py": "models/test_activation_cache.py",
+    "models/loading.py": "models/test_classifier.py",
+    "models/merging.py": "models/test_lora.py",
+    "models/saving.py": "models/test_classifier.py",
+    "pipeline/build_model.py": "pipeline/test_train.py",
+    "pipeline/check.py": "test_cli.py",
+    "pipeline/choose_heads.py": "pipeline/test_prune.py",
+    "pipeline/compare_heads.py": "pipeline/test_analyze_heads.py",
+    "pipeline/context.py": "pipeline/test_session.py",
+    "pipeline/dry_run.py": "pipeline/test_train.py",
+    "pipeline/evaluate.py": "pipeline/test_finished_run.py",
+    "pipeline/head_choice.py": "pipeline/test_prune.py",
+    "pipeline/launch_checks.py": "pipeline/test_session.py",
+    "pipeline/load_classifier.py": "test_api.py",
+    "pipeline/merge.py": "pipeline/test_finished_run.py",
+    "pipeline/recovery.py": "pipeline/test_prune.py",
+    "pipeline/report.py": "pipeline/test_damaged_runs.py",
+    "pipeline/train_stage.py": "training/test_trainer.py",
+    "recipe/data_section.py": "recipe/test_schema.py",
+    "recipe/key_table.py": "test_docs.py",
+    "recipe/names.py": "heads/test_methods.py",
+    "recipe/section.py": "recipe/test_schema.py",
+    "report/figures.py": "report/test_page.py",
+    "report/run_record.py": "report/test_page.py",
+    "run.py": "pipeline/test_train.py",
+    "training/build.py": "training/test_trainer.py",
+    "training/optimizer.py": "training/test_trainer.py",
+    "training/snapshot.py": "training/test_checkpoints.py",
+    "training/step.py": "training/test_trainer.py",
+    "training/training_model.py": "training/test_trainer.py",
+    "version.py": "test_cli.py",
+}
+
+
+def short_name(module: Path) -> str:
+    return module.relative_to(ROOT / "finetune").as_posix()
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
+    """Yield every function and method of the package, as "package/module.py name"."""
+    for module in MODULES:
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                yield f"{short_name(module)} {node.name}", node
 
 
 def test_no_module_takes_the_name_of_a_library() -> None:
@@ -24,7 +100,29 @@ def test_the_top_level_is_what_it_should_be() -> None:
     assert found - ignored == allowed
 
 
-def test_every_module_is_short() -> None:
-    modules = sorted((ROOT / "finetune").rglob("*.py"))
-    assert len(modules) > 30
-    assert {str(m): n for m in modules if (n := len(m.read_text().splitlines())) > 300} == {}
+def test_every_module_and_function_is_short() -> None:
+    assert len(MODULES) > 100
+    lengths = {short_name(module): len(module.read_text(encoding="utf-8").splitlines()) for module in MODULES}
+    assert {module: lines for module, lines in lengths.items() if lines > MAX_LINES} == {}
+    spans = [(name, (node.end_lineno or 0) - node.lineno + 1) for name, node in functions()]
+    assert len(spans) > 600
+    assert [(name, lines) for name, lines in spans if lines > MAX_FUNCTION_LINES] == []
+
+
+def test_no_function_has_many_arguments() -> None:
+    wide = set()
+    for name, node in functions():
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        if sum(argument.arg not in ("self", "cls", "ctx") for argument in arguments) > MAX_ARGUMENTS:
+            wide.add(name)
+    assert wide == MANY_ARGUMENTS.keys()
+
+
+def test_the_tests_mirror_the_packages() -> None:
+    without = set()
+    for module in MODULES:
+        test_file = ROOT / "tests" / module.relative_to(ROOT / "finetune").with_name(f"test_{module.name}")
+        if module.name != "__init__.py" and not test_file.is_file():
+            without.add(short_name(module))
+    assert without == TESTED_IN.keys()
+    assert [name for name in TESTED_IN.values() if not (ROOT / "tests" / name).is_file()] == []

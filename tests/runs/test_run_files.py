@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finetune.errors import DataError
+from finetune.runs.head_results import HeadAnalysis, HeadScores, HeadTable
+from finetune.runs.json_files import write_json
+from finetune.runs.results import MetricValue, SplitScores
+from finetune.runs.run_files import existing_run, read_heads, read_history, read_scores, truncate_history
+from finetune.runs.run_folder import RunFolder
+
+
+def test_a_path_without_a_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, reason in (("file", "it is a file"), ("nowhere", "there is no such folder"), ("", "no recipe.yaml")):
+        with pytest.raises(DataError, match=rf"is not a finished run \({reason}\); name the folder that `train` wrote"):
+            existing_run(tmp_path / name)
+    (tmp_path / "recipe.yaml").touch()
+    assert existing_run(tmp_path).path == tmp_path
+
+
+def test_an_incomplete_last_line_of_the_history_is_ignored(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.history.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": null}\n{"step": 3, "lo')
+    assert read_history(folder) == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": None}]
+
+
+@pytest.mark.parametrize(("line", "reason"), [('{"loss": 1}', "line 2 has no step"), ('{"step": "x"}', "line 2: ")])
+def test_an_invalid_line_of_the_history_is_damage(tmp_path: Path, line: str, reason: str) -> None:
+    folder = RunFolder(tmp_path)
+    folder.history.write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(DataError, match=rf"history\.jsonl is damaged or of another version \({reason}"):
+        read_history(folder)
+
+
+def test_the_history_after_a_step_is_removed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.history.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n')
+    truncate_history(folder, 2)
+    assert folder.history.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_scores_of_different_metrics_or_shapes_are_damage(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    one, other = (SplitScores(3, 0.1, {name: MetricValue(0.5)}) for name in ("accuracy", "f1_macro"))
+    write_json(folder.scores, {"validation": one, "test": other})
+    with pytest.raises(DataError, match="the metrics of test differ from those of the first split"):
+        read_scores(folder)
+    write_json(folder.scores, {"test": SplitScores(3, 0.1, {}, [], [[1]])})
+    with pytest.raises(DataError, match="the confusion matrix of test is not 0 by 0"):
+        read_scores(folder)
+
+
+@pytest.mark.parametrize(
+    ("values", "order", "reason"),
+    [
+        ([[1.0, 2.0], [3.0]], [], "the values are not a layers-by-heads table"),
+        ([[1.0, 2.0]], [(0, 0), (0, 0)], "the order does not contain each head exactly once"),
+        ([[1.0, 2.0]], [(0, 0), (0, 1), (0, 2)], "the order contains a head that the table does not have"),
+    ],
+)
+def test_an_inconsistent_head_analysis_is_damage(
+    tmp_path: Path, values: HeadTable, order: list[tuple[int, int]], reason: str
+) -> None:
+    folder = RunFolder(tmp_path)
+    write_json(folder.heads, HeadAnalysis([HeadScores("gradient", "E|g|", "test", 9, values, values, order)]))
+    with pytest.raises(DataError, match=reason):
+        read_heads(folder)
+    write_json(folder.heads, HeadAnalysis([]))
+    with pytest.raises(DataError, match="methods: the list is empty"):
+        read_heads(folder)
