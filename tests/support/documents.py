@@ -23,8 +23,8 @@ from finetune.recipe import load_recipe
 ROOT = Path(__file__).parents[2]
 # In the order in which they are run: a later one may use what an earlier one made.
 GUIDES = (
-    "recipes", "data-formats", "models", "runs", "head-analysis", "one-head-or-many", "pruning", "distributed",
-    "performance", "troubleshooting",
+    "recipes", "data-formats", "models", "runs", "python", "head-analysis", "one-head-or-many", "pruning",
+    "distributed", "performance", "troubleshooting",
 )  # fmt: skip
 DOCUMENTS = ("README.md", *(f"finetune/docs/{name}.md" for name in GUIDES))
 
@@ -70,12 +70,13 @@ class Block:
 
 @dataclass
 class Result:
-    """What came of the blocks: what was run, skips by their key, failures, and what commands printed."""
+    """What came of the blocks: what was run, skips by their key, failures, what commands printed, and Python names."""
 
     run: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     outputs: dict[str, str] = field(default_factory=dict)
+    names: dict[str, object] = field(default_factory=lambda: {"__name__": "__main__"})
 
 
 def blocks(document: str) -> list[Block]:
@@ -101,7 +102,8 @@ def run_block(block: Block, bert: Path, result: Result) -> None:
             for command in commands(text):
                 _run_command(command, result)
         elif block.language == "python":
-            exec(compile(text, f"{block.document}:{block.line}", "exec"), {"__name__": "__main__"})
+            AcceleratorState._reset_state(True)
+            exec(compile(text, f"{block.document}:{block.line}", "exec"), result.names)
             result.run["python"] += 1
         elif block.language == "yaml":
             _load_yaml(text, bert, result)
