@@ -22,7 +22,6 @@ from finetune.data.tokenization import EncodedSplit
 from finetune.errors import ModelError
 from finetune.evaluation.prediction import predict
 from finetune.models import activation_cache, speedups
-from finetune.models.activation_cache import cached_frozen_layers
 from finetune.models.architectures import FAMILIES, family_of
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import freeze
@@ -33,6 +32,7 @@ from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.checkpoints import find_checkpoint
 from finetune.training.snapshot import trained_weights
 from tests.support.families import build, save_checkpoint
+from tests.support.frozen_layers import assert_restored, cached, frozen
 from tests.support.helpers import (
     FLOAT32,
     TRAINED,
@@ -43,8 +43,6 @@ from tests.support.helpers import (
 )
 
 CPU = torch.device("cpu")
-
-
 # Families that cannot use the cache, and why. albert is not listed: its layers share weights and cannot be frozen.
 REJECTED = {
     "convbert": r"its logits differ by",
@@ -64,22 +62,10 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def frozen(classifier: Classifier, layers: int = 1) -> Classifier:
-    freeze(classifier.base, freeze_embeddings=True, freeze_layers=layers)
-    return classifier
-
-
 def without_dropout(classifier: Classifier) -> Classifier:
     classifier.model.eval()
     classifier.model.train = lambda mode=True: classifier.model  # type: ignore[method-assign]
     return classifier
-
-
-def cached(classifier: Classifier, layers: int = 1, accelerator: Accelerator | None = None, **options: Any) -> Any:
-    """Cache the six sentences as two splits."""
-    options = {"batch_size": 4, "notify": lambda text: None, **options}
-    splits = {"train": encoded(classifier), "validation": encoded(classifier)}
-    return cached_frozen_layers(classifier, splits, layers, accelerator=accelerator or Accelerator(cpu=True), **options)
 
 
 def train(
@@ -102,12 +88,6 @@ def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> f
 
 def refuse_to_run(module: object, *args: Any) -> None:
     raise AssertionError("a frozen module was run")
-
-
-def assert_untouched(classifier: Classifier) -> None:
-    modules = list(classifier.model.modules())
-    assert len(modules) > 10
-    assert not [m for m in modules if "forward" in vars(m) or m._forward_pre_hooks or m._forward_hooks]
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - REJECTED.keys() - {"albert"}))
@@ -148,7 +128,7 @@ def test_families_that_need_their_lower_layers_are_rejected(family: str, tmp_pat
         cached(classifier),
     ):
         pass
-    assert_untouched(classifier)
+    assert_restored(classifier)
 
 
 @pytest.mark.parametrize("layers", [1, 2])
@@ -206,16 +186,16 @@ def test_a_resumed_run_is_bit_identical(tiny_bert: Path, accelerator: Accelerato
 
     first, second = fresh(), fresh()
     with cached(first, accelerator=accelerator) as splits:
-        whole = train(first, splits["train"], accelerator, tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "half")
+        uninterrupted = train(first, splits["train"], accelerator, tmp_path / "full")
+    shutil.copytree(tmp_path / "full", tmp_path / "half")
     for step in (4, 5, 6):
         shutil.rmtree(tmp_path / "half" / f"step-00000{step}")
     checkpoint = find_checkpoint("auto", tmp_path / "half").folder
     assert checkpoint is not None
     with cached(second, accelerator=accelerator) as splits:
         resumed = train(second, splits["train"], accelerator, tmp_path / "half", checkpoint)
-    assert largest_difference(whole, resumed) == 0.0
-    assert load_file(checkpoint / "weights.safetensors").keys() == whole.keys()
+    assert largest_difference(uninterrupted, resumed) == 0.0
+    assert load_file(checkpoint / "weights.safetensors").keys() == uninterrupted.keys()
 
 
 def test_a_trained_parameter_in_the_lower_part_is_named(tiny_bert: Path) -> None:

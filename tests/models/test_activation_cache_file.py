@@ -12,12 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from finetune.cli import main
@@ -25,10 +23,8 @@ from finetune.data.activation_store import FROZEN_STATES, RowStates
 from finetune.data.batching import load_batches
 from finetune.errors import TrainingError
 from finetune.models import activation_cache
-from finetune.models.activation_cache import cached_frozen_layers
-from finetune.models.classifier import Classifier
-from finetune.models.freezing import freeze
 from tests.conftest import SENTENCES
+from tests.support.frozen_layers import assert_restored, cached, frozen
 from tests.support.helpers import (
     HANG_SECONDS,
     assert_equal_up_to_rounding,
@@ -48,24 +44,6 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def frozen(classifier: Classifier, layers: int = 1) -> Classifier:
-    freeze(classifier.base, freeze_embeddings=True, freeze_layers=layers)
-    return classifier
-
-
-def cached(classifier: Classifier, layers: int = 1, accelerator: Accelerator | None = None, **options: Any) -> Any:
-    """Cache the six sentences as two splits."""
-    options = {"batch_size": 4, "notify": lambda text: None, **options}
-    splits = {"train": encoded(classifier), "validation": encoded(classifier)}
-    return cached_frozen_layers(classifier, splits, layers, accelerator=accelerator or Accelerator(cpu=True), **options)
-
-
-def assert_untouched(classifier: Classifier) -> None:
-    modules = list(classifier.model.modules())
-    assert len(modules) > 10
-    assert not [m for m in modules if "forward" in vars(m) or m._forward_pre_hooks or m._forward_hooks]
-
-
 def test_the_file_disappears_and_its_size_is_printed(tiny_bert: Path, temporary: Path) -> None:
     classifier, printed = frozen(tiny_classifier(tiny_bert)), []
     classifier.model.train()
@@ -74,7 +52,7 @@ def test_the_file_disappears_and_its_size_is_printed(tiny_bert: Path, temporary:
         assert not list(temporary.iterdir())  # the file has no name: it disappears with the process, even if killed
         assert splits["train"].states.file.seek(0, 2) == 2 * tokens * 24 * 4
     assert splits["train"].states.file.closed
-    assert_untouched(classifier)
+    assert_restored(classifier)
     assert classifier.model.training
     assert printed == [
         f"Cache of the 1 frozen layers: 12 rows of {tokens / 6:.1f} tokens on average x 24 x 4 bytes = 0.0 MB in "
@@ -113,7 +91,7 @@ def test_a_full_disk_is_one_message(tiny_bert: Path, temporary: Path, monkeypatc
     ):
         pass
     assert not list(temporary.iterdir())
-    assert_untouched(classifier)
+    assert_restored(classifier)
 
 
 def test_states_are_read_as_they_were_written(tiny_bert: Path) -> None:

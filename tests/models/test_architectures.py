@@ -46,8 +46,6 @@ from tests.support.families import (
 from tests.support.helpers import FLOAT32, assert_equal_up_to_rounding, sample_of
 
 CPU = torch.device("cpu")
-
-
 # Number of projections that LoRA adapts for all four roles, where it is not 2 layers x 4: fused and shared projections
 # count once.
 ADAPTED = {"modernbert": 4, "deberta": 4}
@@ -188,7 +186,7 @@ def test_a_fresh_process_gives_the_same_logits(capsys: pytest.CaptureFixture[str
     """One new process with another seed loads all models that the tests above saved; a table is printed."""
     expected = 4 * len(FAMILIES) - 2 * len(NO_LORA) - 2 * len(NO_MASKED_LM)
     if len(SAVED) < expected:
-        pytest.skip(f"{len(SAVED)} of {expected} models were saved: run the whole file")
+        pytest.skip(f"{len(SAVED)} of {expected} models were saved: run the complete file")
     program = (
         "import json, pathlib, sys, torch\n"
         "from finetune.models.comparison import logits_of\n"

@@ -23,8 +23,6 @@ from finetune.models.saving import save_classifier
 from tests.support.helpers import ROLES, tiny_classifier
 
 LORA = Lora(r=2, lora_alpha=4, lora_dropout=0.0, roles=ROLES)
-
-
 LABELS = ("zeta", "alpha", "no", "mid", "beta")
 
 

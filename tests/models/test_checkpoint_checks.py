@@ -207,10 +207,10 @@ def test_a_damaged_or_malicious_pickle_is_one_message(kind: str, tiny_bert: Path
     file = folder / "pytorch_model.bin"
     torch.save(load_file(folder / "model.safetensors"), file)
     (folder / "model.safetensors").unlink()
-    whole = file.read_bytes()
+    content = file.read_bytes()
     contents = {
         "code": pickle.dumps(Evil(), protocol=2),
-        "cut": whole[: len(whole) // 2],
+        "cut": content[: len(content) // 2],
         "garbage": b"\x00" * 500,
         "empty": b"",
     }

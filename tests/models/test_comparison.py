@@ -14,8 +14,6 @@ from finetune.models.saving import save_classifier
 from tests.support.helpers import tiny_classifier
 
 TEXTS = [("the cat sat",), ("a dog chased the mat on the floor",)]
-
-
 CPU = torch.device("cpu")
 
 

@@ -47,12 +47,12 @@ def test_attention_drops_weights_at_the_given_rate() -> None:
     value = torch.eye(64, dtype=torch.float64).expand(1, 2, 64, 64).clone().requires_grad_()
     torch.manual_seed(3)
     used = cpu_kernels.attention(query, key, value, dropout_p=0.25)
-    whole = cpu_kernels.attention(query, key, value)
+    undropped = cpu_kernels.attention(query, key, value)
     assert used is not None
-    assert whole is not None
+    assert undropped is not None
     kept = used != 0
     assert abs(kept.double().mean().item() - 0.75) < 0.02  # 8,192 draws: standard error 0.005
-    assert torch.allclose(used[kept], whole[kept] / 0.75, rtol=1e-12)
+    assert torch.allclose(used[kept], undropped[kept] / 0.75, rtol=1e-12)
     weight = random(1, 2, 64, 64, seed=4).detach()
     gradients = torch.autograd.grad((used * weight).sum(), (query, key, value))
     scores = (query @ key.transpose(-1, -2) / 8).softmax(-1) * kept / 0.75

@@ -46,8 +46,8 @@ def test_logits_and_gradients_are_the_same(family: str) -> None:
             logits, gradients = outcome(model)
     assert [len(module._forward_pre_hooks) for module in model.modules()] == hooks
     if cut:
-        whole, expected = outcome(model)
-        assert torch.allclose(logits, whole, rtol=0, atol=1e-9)
+        full, expected = outcome(model)
+        assert torch.allclose(logits, full, rtol=0, atol=1e-9)
         # float64, because float32 gives rounding errors up to 1e-5 (MobileBERT).
         largest = max(gradient.abs().max() for gradient in expected.values())
         assert gradients.keys() == expected.keys()

@@ -20,53 +20,37 @@ from finetune.models.architectures import FAMILIES
 from finetune.models.attention_sites import attention_sites, pruned_heads
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import check_reload, logits_of
-from finetune.models.head_gates import head_gates
 from finetune.models.head_pruning import prune_heads, unpruned_copy
 from finetune.models.loading import load_classifier
 from finetune.models.saving import save_classifier
 from tests.conftest import SENTENCES
 from tests.support.families import build, save_checkpoint, train_three_steps
+from tests.support.gated_heads import PRUNED, TEXTS, gated_logits
 from tests.support.helpers import assert_equal_up_to_rounding
 
 CPU = torch.device("cpu")
-
-
-TEXTS = [(sentence,) for sentence in SENTENCES]  # of different lengths, so that rows are padded
-
-
-CUT = {0: [1], 1: [0, 2]}
-
-
 ROUNDING = 1e-4  # well above measured rounding; pruned heads change logits by more than 2e-3
-
-
 # Case: family, changes of its config, heads to prune. All prunable families, and variants that a config can select.
 CASES: dict[str, tuple[str, dict[str, Any], dict[int, list[int]]]] = {
-    **{family: (family, {}, CUT) for family in FAMILIES if not FAMILIES[family].not_prunable},
+    **{family: (family, {}, PRUNED) for family in FAMILIES if not FAMILIES[family].not_prunable},
     "albert": ("albert", {}, {0: [1], 1: [1], 2: [0, 2], 3: [0, 2]}),
     "albert, two inner layers": (
         "albert",
         {"num_hidden_layers": 2, "num_hidden_groups": 1, "inner_group_num": 2},
         {0: [1], 1: [0, 2], 2: [1], 3: [0, 2]},
     ),
-    "deberta, content to position": ("deberta", {"pos_att_type": ["c2p"]}, CUT),
-    "deberta-v2, separate positions": ("deberta-v2", {"share_att_key": False}, CUT),
-    "deberta-v2, position to content": ("deberta-v2", {"share_att_key": False, "pos_att_type": ["p2c"]}, CUT),
+    "deberta, content to position": ("deberta", {"pos_att_type": ["c2p"]}, PRUNED),
+    "deberta-v2, separate positions": ("deberta-v2", {"share_att_key": False}, PRUNED),
+    "deberta-v2, position to content": ("deberta-v2", {"share_att_key": False, "pos_att_type": ["p2c"]}, PRUNED),
     "eurobert": (
         "eurobert",
         {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 4},
         {0: [2, 3], 1: [0, 1, 4, 5]},
     ),
-    "modernbert, with biases": ("modernbert", {"attention_bias": True}, CUT),
+    "modernbert, with biases": ("modernbert", {"attention_bias": True}, PRUNED),
 }
-
-
 WEAK = {"flaubert", "multi_head_classifier", "xlm"}  # their initial weights are too small for heads to matter
-
-
 SAVED: dict[str, tuple[Path, Tensor]] = {}  # models saved by the tests, for a new process
-
-
 ZEROED: dict[str, tuple[Path, Tensor]] = {}
 
 
@@ -102,22 +86,13 @@ def pruned(classifier: Classifier, heads: dict[int, list[int]]) -> Classifier:
     return result
 
 
-def gated(classifier: Classifier, heads: dict[int, list[int]]) -> Tensor:
-    sites = attention_sites(classifier.base)
-    gates = torch.ones(len(sites), max(site.num_heads for site in sites))
-    for layer, numbers in heads.items():
-        gates[layer, numbers] = 0
-    with head_gates(classifier.base, sites, gates):
-        return logits_of(classifier, TEXTS, CPU)
-
-
 def test_logits_of_the_pruned_model_equal_those_with_gates_of_zero(case: str, unpruned: Classifier) -> None:
     heads, small = CASES[case][2], pruned(unpruned, CASES[case][2])
     implementations = ["eager", "sdpa"] if unpruned.base._supports_sdpa else ["eager"]
     for implementation in implementations:
         for classifier in (unpruned, small):
             classifier.base.set_attn_implementation(implementation)
-        expected, result = gated(unpruned, heads), logits_of(small, TEXTS, CPU)
+        expected, result = gated_logits(unpruned, heads), logits_of(small, TEXTS, CPU)
         # Measured: 1.4e-5 for MobileBERT, at most 1.6e-6 for the others, with logits up to 4: shorter sums.
         assert_equal_up_to_rounding(result, expected)
         assert float((result - logits_of(unpruned, TEXTS, CPU)).abs().max()) > 2e-3

@@ -14,9 +14,8 @@ from finetune.models.classifier import Classifier
 from finetune.models.head_pruning import classifier_class, prune_heads, unpruned_copy
 from finetune.models.lora import Lora
 from tests.support.families import build, save_checkpoint
+from tests.support.gated_heads import PRUNED
 from tests.support.helpers import ROLES
-
-CUT = {0: [1], 1: [0, 2]}
 
 
 @pytest.fixture
@@ -33,7 +32,7 @@ def test_the_number_of_removed_parameters_is_that_computed_by_hand(bert: Classif
     hidden, width = 24, 8
     head = 3 * (width * hidden + width) + hidden * width  # query, key, value with biases; output, whose bias stays
     before = parameters(bert)
-    prune_heads(bert.base, CUT)
+    prune_heads(bert.base, PRUNED)
     assert before - parameters(bert) == 3 * head == 2376
     attention = bert.base.bert.encoder.layer[1].attention
     assert (attention.self.num_attention_heads, attention.self.all_head_size) == (1, 8)
@@ -44,7 +43,7 @@ def test_the_number_of_removed_parameters_is_that_computed_by_hand(bert: Classif
 def test_frozen_parameters_stay_frozen(bert: Classifier) -> None:
     bert.base.bert.encoder.layer[1].requires_grad_(False)
     before = {name: parameter.requires_grad for name, parameter in bert.base.named_parameters()}
-    prune_heads(bert.base, CUT)
+    prune_heads(bert.base, PRUNED)
     assert {name: parameter.requires_grad for name, parameter in bert.base.named_parameters()} == before
     assert len(set(before.values())) == 2
     assert all(p.is_contiguous() and p.is_leaf for p in bert.base.parameters())
@@ -52,7 +51,7 @@ def test_frozen_parameters_stay_frozen(bert: Classifier) -> None:
 
 def test_buffers_with_one_row_per_row_of_a_projection_are_pruned_too(tmp_path: Path) -> None:
     base = build(save_checkpoint("ibert", tmp_path)).base
-    prune_heads(base, CUT)
+    prune_heads(base, PRUNED)
     query = base.ibert.encoder.layer[1].attention.self.query
     assert query.weight_integer.shape == query.weight.shape == (8, 24)
     assert query.fc_scaling_factor.shape == query.bias_integer.shape == query.bias.shape == (8,)
@@ -104,7 +103,7 @@ def test_heads_that_cannot_be_pruned_are_rejected(bert: Classifier, heads: dict[
 
 
 def test_a_layer_cannot_be_emptied_in_several_steps(bert: Classifier) -> None:
-    prune_heads(bert.base, CUT)
+    prune_heads(bert.base, PRUNED)
     with pytest.raises(ModelError, match="layer 1 would lose all its 1 heads"):
         prune_heads(bert.base, {1: [0]})
 

@@ -27,14 +27,8 @@ from finetune.models.saving import save_classifier
 from tests.support.helpers import ROLES, assert_equal_up_to_rounding, tiny_classifier
 
 LORA = Lora(r=2, lora_alpha=4, lora_dropout=0.0, roles=ROLES)
-
-
 TEXTS = [("the cat sat",), ("a dog chased the mat on the floor",)]
-
-
 CPU = torch.device("cpu")
-
-
 LABELS = ("zeta", "alpha", "no", "mid", "beta")
 
 

@@ -27,7 +27,6 @@ from tests.support.helpers import ROLES, assert_equal_up_to_rounding, encoded, p
 PLAIN = Lora(r=2, lora_alpha=4, lora_dropout=0.0, roles=ROLES)
 TEXTS = [("the cat sat",), ("a dog chased the mat on the floor",)]
 CPU = torch.device("cpu")
-
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "rslora": {"use_rslora": True},

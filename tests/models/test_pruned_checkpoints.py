@@ -11,32 +11,22 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from finetune.errors import ModelError
-from finetune.models.attention_sites import attention_sites, pruned_heads
+from finetune.models.attention_sites import pruned_heads
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import check_reload, logits_of
-from finetune.models.head_gates import head_gates
 from finetune.models.head_pruning import prune_heads
 from finetune.models.loading import load_classifier
 from finetune.models.lora import Lora
 from finetune.models.merging import merge_classifier
 from finetune.models.saving import save_classifier
-from tests.conftest import SENTENCES
 from tests.support.families import build, save_checkpoint, train_three_steps
+from tests.support.gated_heads import PRUNED, TEXTS, gated_logits
 from tests.support.helpers import ROLES, assert_equal_up_to_rounding
 
 CPU = torch.device("cpu")
-
-
-TEXTS = [(sentence,) for sentence in SENTENCES]  # of different lengths, so that rows are padded
-
-
-CUT = {0: [1], 1: [0, 2]}
-
-
 ROUNDING = 1e-4  # well above measured rounding; pruned heads change logits by more than 2e-3
 
 
@@ -44,15 +34,6 @@ ROUNDING = 1e-4  # well above measured rounding; pruned heads change logits by m
 def bert(tmp_path: Path) -> Classifier:
     result = build(save_checkpoint("bert", tmp_path / "bert"))
     return replace(result, model=result.model.eval())
-
-
-def gated(classifier: Classifier, heads: dict[int, list[int]]) -> Tensor:
-    sites = attention_sites(classifier.base)
-    gates = torch.ones(len(sites), max(site.num_heads for site in sites))
-    for layer, numbers in heads.items():
-        gates[layer, numbers] = 0
-    with head_gates(classifier.base, sites, gates):
-        return logits_of(classifier, TEXTS, CPU)
 
 
 # Paths of a layer's projections in transformers 4: query, key, value, output.
@@ -65,9 +46,9 @@ V4 = {
 @pytest.fixture(params=sorted(V4))
 def transformers_4(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Classifier, Path]:
     """Return an unpruned classifier and the folder that transformers 4 would write after pruning heads 1.0 and 1.2."""
-    whole, folder = build(save_checkpoint(request.param, tmp_path / "whole")), tmp_path / "version-4"
-    whole.base.save_pretrained(folder)
-    whole.tokenizer.save_pretrained(folder)
+    unpruned, folder = build(save_checkpoint(request.param, tmp_path / "unpruned")), tmp_path / "version-4"
+    unpruned.base.save_pretrained(folder)
+    unpruned.tokenizer.save_pretrained(folder)
     weights, rows = load_file(folder / "model.safetensors"), slice(8, 16)
     place, (*inner, output) = V4[request.param]
     for name in inner:
@@ -80,20 +61,20 @@ def transformers_4(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Clas
     config = json.loads((folder / "config.json").read_text())
     config |= {"pruned_heads": {"1": [2, 0]}, "transformers_version": "4.57.1"}
     (folder / "config.json").write_text(json.dumps(config))
-    return replace(whole, model=whole.model.eval()), folder
+    return replace(unpruned, model=unpruned.model.eval()), folder
 
 
 def test_checkpoints_of_transformers_4_are_read(
     transformers_4: tuple[Classifier, Path], accelerator: Accelerator, tmp_path: Path
 ) -> None:
-    whole, folder = transformers_4
+    unpruned, folder = transformers_4
     with pytest.raises(RuntimeError, match=r"size mismatch|mismatch"):
         AutoModelForSequenceClassification.from_pretrained(folder)
     read = build(folder)
     assert not read.new_parameters
     assert pruned_heads(read.base.config) == {1: [0, 2]}
     read.model.eval()
-    assert_equal_up_to_rounding(logits_of(read, TEXTS, CPU), gated(whole, {1: [0, 2]}))
+    assert_equal_up_to_rounding(logits_of(read, TEXTS, CPU), gated_logits(unpruned, {1: [0, 2]}))
     read.model.train()
     train_three_steps(read, accelerator)
     save_classifier(read, tmp_path / "trained")
@@ -113,7 +94,7 @@ def test_sizes_that_do_not_match_the_config_are_rejected(transformers_4: tuple[C
 
 
 def test_saved_classifiers_that_do_not_match_their_config_are_rejected(bert: Classifier, tmp_path: Path) -> None:
-    prune_heads(bert.base, CUT)
+    prune_heads(bert.base, PRUNED)
     save_classifier(bert, tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     config = json.loads(path.read_text())
@@ -126,7 +107,7 @@ def test_saved_classifiers_that_do_not_match_their_config_are_rejected(bert: Cla
 
 
 def test_adapters_on_a_pruned_base(bert: Classifier, accelerator: Accelerator, tmp_path: Path) -> None:
-    prune_heads(bert.base, CUT)
+    prune_heads(bert.base, PRUNED)
     bert.base.save_pretrained(tmp_path / "base")
     bert.tokenizer.save_pretrained(tmp_path / "base")
     trained = build(tmp_path / "base", Lora(2, 4, 0.0, ROLES))
