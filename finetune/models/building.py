@@ -88,7 +88,8 @@ def pretrained_classifier(
     saved_modules = sorted({name.rpartition(".")[0] for name in saved})
     keep_float32(model, saved_modules)
     checksum, before = base_checksum(model, saved_modules), projection_weights(model, attention_sites(model))
-    adapted = add_lora(model, lora, saved, location=source.location(), revision=source.revision)
+    with stage("adding adapters"):  # PiSSA and OLoRA factorize every adapted weight
+        adapted = add_lora(model, lora, saved, location=source.location(), revision=source.revision)
     initial = initial_adapters(model, before)
     return Classifier(adapted, tokenizer, max_length, source, tuple(new), checksum, initial, tuple(notes))
 
