@@ -1,1 +1,1 @@
-"""From files, a hub or inline rows to batches: read, label, check, encode, batch."""
+"""Data: read rows from files, the hub or the recipe, label and tokenize them, and make batches."""

@@ -1,7 +1,7 @@
-"""Hidden states of rows in a file: what a frozen lower part of a model makes of them.
+"""A file of hidden states: the output of the frozen layers of a model for every row of a split.
 
-The file is read and written, not mapped: mapped pages count as the process's own memory, and a disk that runs full
-under a mapped page kills the process instead of raising an error.
+The file is read and written without memory mapping: mapped pages count as memory of the process, and a full disk kills
+a process that writes to a mapped page instead of raising an error.
 
     N rows, B batch, S tokens, E hidden size
 """
@@ -18,19 +18,19 @@ from torch import Tensor
 
 from finetune.errors import TrainingError
 
-FROZEN_STATES = "frozen_states"  # the model input that the states are
-_SEEKING = Lock()  # splits share a file, and batches may be loaded by a thread: one at a time moves its position
+FROZEN_STATES = "frozen_states"  # name of the model input with the states
+_SEEKING = Lock()  # splits share a file, and a thread may load batches: only one may move the file position
 
 
 @dataclass(frozen=True)
 class RowStates:
-    """The hidden states of a split's rows, in row order, without padding.
+    """The hidden states of all rows of a split, in row order, without padding.
 
     Attributes:
-        file: may hold other splits too.
-        starts: where each row's first token is in the file, in tokens, and where the last row ends, (N + 1,).
+        file: may also contain the states of other splits.
+        starts: position of the first token of each row in the file, and the end of the last row, in tokens, (N + 1,).
         width: the hidden size E.
-        left: padding comes before the tokens.
+        left: whether padding comes before the tokens.
     """
 
     file: BinaryIO
@@ -40,8 +40,8 @@ class RowStates:
     left: bool = False
 
     def write(self, rows: np.ndarray, states: Tensor) -> None:
-        """Write the states (B, S, E) of these rows; those of padding are left out."""
-        real = states.detach().cpu()[self._real(rows, states.shape[1])]  # (tokens of all rows, E)
+        """Write the states (B, S, E) of these rows, without those of padding."""
+        real = states.detach().cpu()[self._token_mask(rows, states.shape[1])]  # (tokens of all rows, E)
         with _SEEKING:
             for row, part in zip(rows, real.split(self._lengths(rows).tolist()), strict=True):
                 self._seek(row)
@@ -51,7 +51,7 @@ class RowStates:
         """Return the states (B, S, E) of these rows, padded with zeros to `tokens`.
 
         Raises:
-            TrainingError: the file is shorter than what was written.
+            TrainingError: the file is incomplete.
         """
         lengths = self._lengths(rows)
         real = torch.empty(int(lengths.sum()), self.width, dtype=self.dtype)
@@ -59,10 +59,10 @@ class RowStates:
             for row, part in zip(rows, real.split(lengths.tolist()), strict=True):
                 self._seek(row)
                 buffer = _bytes(part)
-                if self.file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]  # every file here has it
+                if self.file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]  # a method of every file that is used here
                     raise TrainingError(f"the cache of frozen layers ends before row {row + 1}; start the run again")
         padded = torch.zeros(len(rows), tokens, self.width, dtype=self.dtype)
-        padded[self._real(rows, tokens)] = real
+        padded[self._token_mask(rows, tokens)] = real
         return padded
 
     def _lengths(self, rows: np.ndarray) -> np.ndarray:
@@ -71,10 +71,10 @@ class RowStates:
     def _seek(self, row: int) -> None:
         self.file.seek(int(self.starts[row]) * self.width * self.dtype.itemsize)
 
-    def _real(self, rows: np.ndarray, tokens: int) -> Tensor:
-        """Return which places of a batch hold tokens, (B, S)."""
-        places, lengths = np.arange(tokens), self._lengths(rows)[:, None]
-        return torch.from_numpy(places >= tokens - lengths if self.left else places < lengths)
+    def _token_mask(self, rows: np.ndarray, tokens: int) -> Tensor:
+        """Return the mask of real tokens in a padded batch, (B, S)."""
+        positions, lengths = np.arange(tokens), self._lengths(rows)[:, None]
+        return torch.from_numpy(positions >= tokens - lengths if self.left else positions < lengths)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

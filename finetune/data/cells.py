@@ -1,8 +1,8 @@
-"""The one rule that turns cells into texts and labels, whatever file, data set or recipe they come from.
+"""How cells become texts and labels. The rule is the same for files, data sets and rows in the recipe.
 
-A cell is the text that is written: `007`, `NA`, `1984`, `true` and `2020-01-01` stay what they are. Only null, a
-missing key and the number NaN are empty cells. Numbers and booleans of a typed column are written as JSON writes them.
-What has no such text (a struct, bytes, a date of a typed column, an infinite number) is refused with its row.
+A cell is read as the text that is written in it: `007`, `NA`, `1984`, `true` and `2020-01-01` are not converted. Only
+null, a missing key and the number NaN are empty cells. Numbers and booleans of a typed column are formatted as in JSON.
+A value without such a text (a struct, bytes, a date in a typed column, an infinite number) is an error with its row.
 
     N rows
 """
@@ -20,20 +20,20 @@ import pyarrow.compute as pc
 from finetune.errors import DataError, did_you_mean, shorten
 from finetune.recipe import DataSection
 
-BATCH = 10_000  # rows read at a time
+BATCH_ROWS = 10_000  # number of rows read at a time
 PLAIN = "texts, numbers or booleans"
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column that the recipe names: its name, the recipe's key for it, and whether a cell is a list of labels."""
+    """A column that is read: its name, its key in the recipe, and whether its cells are lists of labels."""
 
     name: str
     key: str
     lists: bool = False
 
     def arrow_type(self) -> pa.DataType:
-        """Return the type that every source gives this column: text, or lists of texts."""
+        """Return the Arrow type of the column: text, or lists of texts."""
         return pa.list_(pa.string()) if self.lists else pa.string()
 
     def error(self, where: str, row: int, problem: str) -> DataError:
@@ -41,21 +41,21 @@ class Column:
         return DataError(f"{where} row {row}: column '{self.name}' (data.{self.key}) {problem}")
 
     def scalar_in_lists(self) -> str:
-        """Return what is wrong where a cell is not a list."""
+        """Return the message for a cell that is not a list."""
         return (
-            "holds one value, but multi_label_classification takes a list of labels per row; "
-            "json, jsonl and parquet files can hold lists, csv and tsv files cannot"
+            "has a single value, but multi_label_classification needs a list of labels per row; "
+            "use a json, jsonl or parquet file, because csv and tsv files cannot contain lists"
         )
 
     def list_in_scalars(self, kind: str = "a list") -> str:
-        """Return what is wrong where a cell is a list."""
+        """Return the message for a cell that is a list."""
         if self.key == "label_column":
-            return f"holds {kind}; one label per row is needed unless task.problem_type is multi_label_classification"
-        return f"holds {kind}; it must hold {PLAIN}"
+            return f"contains {kind}; give one label per row, or set task.problem_type: multi_label_classification"
+        return f"contains {kind}; it must contain {PLAIN}"
 
 
 def wanted_columns(data: DataSection, *, lists: bool) -> list[Column]:
-    """Return the columns that are read: texts, then labels, which are lists in multi-label classification."""
+    """Return the columns to read: the texts, then the label, which is a list if `lists` is true."""
     columns = [Column(data.text_column, "text_column")]
     if data.text_pair_column:
         columns.append(Column(data.text_pair_column, "text_pair_column"))
@@ -63,43 +63,43 @@ def wanted_columns(data: DataSection, *, lists: bool) -> list[Column]:
 
 
 def require_columns(columns: Sequence[Column], names: Sequence[str], where: str) -> None:
-    """Raise DataError unless each column is among `names`, and only once."""
+    """Raise DataError unless each column occurs in `names` exactly once."""
     for column in columns:
         if column.name not in names:
             shown = ", ".join(shorten(name, 40) for name in names[:20]) + (", ..." if len(names) > 20 else "")
             shown = shown or "no columns"
-            repair = did_you_mean(column.name, names) or f"; set data.{column.key} to the one that is meant"
-            raise DataError(f"{where} has no column '{column.name}' (data.{column.key}); it has {shown}{repair}")
+            fix = did_you_mean(column.name, names) or f"; set data.{column.key} to the right column"
+            raise DataError(f"{where} has no column '{column.name}' (data.{column.key}); it has {shown}{fix}")
         if list(names).count(column.name) > 1:
             raise DataError(f"{where} has two columns '{column.name}' (data.{column.key}); rename one of them")
 
 
 def batch_of(arrays: Sequence[pa.Array], columns: Sequence[Column]) -> pa.RecordBatch:
-    """Return one batch of rows with the types that all sources give."""
+    """Return the arrays as a batch of rows with the types of the columns."""
     return pa.RecordBatch.from_arrays(list(arrays), schema=schema_of(columns))
 
 
 def schema_of(columns: Sequence[Column]) -> pa.Schema:
-    """Return names and types of the columns."""
+    """Return the Arrow schema of the columns."""
     return pa.schema([(column.name, column.arrow_type()) for column in columns])
 
 
 def batches_of_objects(
     rows: Iterator[Mapping[str, object]], columns: Sequence[Column], where: str
 ) -> Iterator[pa.RecordBatch]:
-    """Yield rows of Python values (JSON, or rows in the recipe) in batches.
+    """Yield rows of Python values (from JSON or from the recipe) in batches.
 
     Raises:
-        DataError: no row has one of the columns, or a cell has no text.
+        DataError: a column is missing in all rows, or a cell cannot be read as text.
     """
     seen: dict[str, None] = {}
     first, block = 1, []
     for row in rows:
         seen.update(dict.fromkeys(row))
         block.append(row)
-        if len(block) == BATCH:
+        if len(block) == BATCH_ROWS:
             yield _objects(block, columns, where, first)
-            first, block = first + BATCH, []
+            first, block = first + BATCH_ROWS, []
     if first > 1 or block:
         require_columns(columns, list(seen), where)
     yield _objects(block, columns, where, first)
@@ -119,7 +119,7 @@ def from_values(values: Sequence[object], column: Column, where: str, first: int
         first: the number of the first row.
 
     Raises:
-        DataError: a value has no text; the message names its row.
+        DataError: a value cannot be read as text; the message names its row.
     """
     convert = _label_list if column.lists else _text
     cells = []
@@ -132,7 +132,9 @@ def from_values(values: Sequence[object], column: Column, where: str, first: int
         return pa.array(cells, column.arrow_type())
     except UnicodeEncodeError as error:
         row = first + next(index for index, cell in enumerate(cells) if not _is_unicode(cell))
-        raise column.error(where, row, "holds half of a surrogate pair, which is no character; correct it") from error
+        raise column.error(
+            where, row, "contains an unpaired surrogate, which is not a character; correct it"
+        ) from error
 
 
 def _is_unicode(cell: object) -> bool:
@@ -146,7 +148,7 @@ def _is_unicode(cell: object) -> bool:
 
 
 def _text(value: object, column: Column) -> str | None:
-    """Return a value as it is written, None for an empty one; ValueError says what is wrong with it."""
+    """Return a value as text, None for an empty one; ValueError with the message if it has no text."""
     if value is None or type(value) is str:
         return value
     if isinstance(value, bool):
@@ -154,13 +156,13 @@ def _text(value: object, column: Column) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
         if math.isnan(value):
             return None
-        raise ValueError("holds an infinite number; correct it, or remove the row")
+        raise ValueError("contains an infinite number; correct it, or remove the row")
     if isinstance(value, str | int | float):
         return str(value)
     if isinstance(value, list | tuple):
         raise ValueError(column.list_in_scalars())
     kind = "an object" if isinstance(value, Mapping) else f"a {type(value).__name__}"
-    raise ValueError(f"holds {kind}; it must hold {PLAIN}")
+    raise ValueError(f"contains {kind}; it must contain {PLAIN}")
 
 
 def _label_list(value: object, column: Column) -> list[str | None] | None:
@@ -168,7 +170,7 @@ def _label_list(value: object, column: Column) -> list[str | None] | None:
         return None
     if not isinstance(value, list | tuple):
         raise ValueError(column.scalar_in_lists())
-    inner = Column(column.name, "text_column")  # an item that is itself a list is refused as anywhere else
+    inner = Column(column.name, "text_column")  # a list in the list is an error, as in a text column
     return [_text(item, inner) for item in value]
 
 
@@ -177,10 +179,10 @@ def from_arrow(cells: pa.Array, column: Column, where: str, first: int, names: S
 
     Args:
         first: the number of the first row.
-        names: the names of a ClassLabel column, whose cells are codes.
+        names: the label names of a ClassLabel column, whose cells are codes.
 
     Raises:
-        DataError: the type or a value has no text; the message names the row.
+        DataError: the type or a value cannot be read as text; the message names the row.
     """
     rows = np.arange(first, first + len(cells))
     kind = cells.type
@@ -212,7 +214,7 @@ def _first_row(cells: pa.Array, rows: np.ndarray) -> int:
 def _plain(
     cells: pa.Array, column: Column, where: str, rows: np.ndarray, names: Sequence[str] | None
 ) -> pa.StringArray:
-    """Return scalars as texts; `rows` (N,) are the numbers of their rows."""
+    """Return a column of single values as texts; `rows` (N,) are their row numbers."""
     kind = cells.type
     if pa.types.is_dictionary(kind):
         return _plain(cells.dictionary_decode(), column, where, rows, names)
@@ -223,13 +225,13 @@ def _plain(
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     number = pa.types.is_integer(kind) or pa.types.is_decimal(kind) or pa.types.is_boolean(kind)
     if not (text or number or pa.types.is_null(kind)):
-        raise column.error(where, _first_row(cells, rows), f"holds {kind}; it must hold {PLAIN}")
+        raise column.error(where, _first_row(cells, rows), f"contains {kind}; it must contain {PLAIN}")
     texts = cells.cast(pa.string())
     try:
         texts.validate(full=True)
     except pa.ArrowInvalid as error:
         row = next(row for row, cell in zip(rows, texts, strict=True) if not _is_utf8(cell))
-        raise column.error(where, int(row), "holds bytes that are not UTF-8; correct the file") from error
+        raise column.error(where, int(row), "contains bytes that are not UTF-8; save the file as UTF-8") from error
     return texts
 
 
@@ -242,22 +244,24 @@ def _is_utf8(cell: pa.StringScalar) -> bool:
 
 
 def _floats(cells: pa.Array, column: Column, where: str, rows: np.ndarray) -> pa.StringArray:
-    """Return floating-point numbers as JSON writes them (1 as "1.0"), NaN as an empty cell."""
+    """Return floating-point numbers as in JSON (1 as "1.0"), and NaN as an empty cell."""
     numbers = cells.cast(pa.float32()) if pa.types.is_float16(cells.type) else cells
     infinite = np.flatnonzero(pc.fill_null(pc.is_inf(numbers), False).to_numpy(zero_copy_only=False))
     if len(infinite):
-        problem = "holds an infinite number; correct it, or remove the row"
+        problem = "contains an infinite number; correct it, or remove the row"
         raise column.error(where, int(rows[infinite[0]]), problem)
     numbers = pc.if_else(pc.is_nan(numbers), pa.scalar(None, numbers.type), numbers)
     return pc.replace_substring_regex(numbers.cast(pa.string()), r"^(-?\d+)$", r"\1.0")
 
 
 def _class_names(codes: pa.Array, column: Column, where: str, rows: np.ndarray, names: Sequence[str]) -> pa.StringArray:
-    """Return the names of a ClassLabel's codes; -1, which marks a row without a label, stays "-1"."""
+    """Return the label names for the codes of a ClassLabel column; -1, which marks an unlabeled row, becomes "-1"."""
     known = np.asarray(pc.fill_null(codes.cast(pa.int64()), -1))
-    beyond = np.flatnonzero((known < -1) | (known >= len(names)))
-    if len(beyond):
-        problem = f"holds the code {known[beyond[0]]}, but the data set names {len(names)} classes, from code 0"
-        raise column.error(where, int(rows[beyond[0]]), problem)
+    unknown = np.flatnonzero((known < -1) | (known >= len(names)))
+    if len(unknown):
+        problem = (
+            f"has the code {known[unknown[0]]}, but the data set has {len(names)} classes with codes from 0; correct it"
+        )
+        raise column.error(where, int(rows[unknown[0]]), problem)
     table = pa.array([*names, "-1"], pa.string())
     return table.take(pc.if_else(pc.equal(codes, -1), len(names), codes.cast(pa.int64())))

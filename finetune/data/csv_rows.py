@@ -1,7 +1,7 @@
-"""Rows of csv and tsv files, every cell as it is written.
+"""Reading csv and tsv files. Every cell is read as it is written.
 
-csv is read by RFC 4180: a text with a comma, a quotation mark or a line break stands in quotation marks, and a mark
-within is doubled. A tab-separated file has no quoting: a quotation mark is text, as in the published GLUE files.
+csv files follow RFC 4180: a text with a comma, a quotation mark or a line break is enclosed in quotation marks, and a
+quotation mark in it is doubled. tsv files have no quoting: a quotation mark is text, as in the published GLUE files.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from typing import Literal, NamedTuple, TextIO
 
 import pyarrow as pa
 
-from finetune.data.cells import BATCH, Column, batch_of, require_columns
+from finetune.data.cells import BATCH_ROWS, Column, batch_of, require_columns
 from finetune.errors import DataError
 
-# A first line with which spreadsheets say what separates the cells.
+# The optional first line in which spreadsheet programs name the separator.
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\1*[\r\n]*')
-_MOST_LABELS = 10_000  # more are numbers to predict
+_MAX_LABELS = 10_000  # more distinct values are probably numbers to predict
 _QUOTING = (
-    "a text with a separator or a quotation mark stands in quotation marks, and each mark within is doubled, "
-    "not escaped by a backslash"
+    "enclose a text with a separator or a quotation mark in quotation marks, and double each quotation mark in it "
+    "(do not escape it with a backslash)"
 )
 
 
 class _Row(NamedTuple):
-    """One row: its number (0: the header), its cells, and the lines where it begins and ends."""
+    """A row: its number (0: the header), its cells, and the first and last line of the file that it covers."""
 
     number: int
     cells: list[str]
@@ -36,8 +36,8 @@ class _Row(NamedTuple):
     last_line: int
 
 
-class _RowWithin(NamedTuple):
-    """A line within a text that looks like a row: the line, its label, and the row that the text belongs to."""
+class _EmbeddedRow(NamedTuple):
+    """A line inside a quoted text that looks like a row: the line, its label, and the row with the text."""
 
     text: str
     label: str
@@ -60,22 +60,22 @@ def read_delimited(file: Path, kind: str, columns: Sequence[Column]) -> Iterator
         rows = _parsed(text, file, delimiter, quoted=kind == "csv", skipped=skipped)
         header = next(rows, _Row(0, [], 1, 1))
         _check_header(file, header, columns)
-        places = [header.cells.index(column.name) for column in columns]
-        wanted = itemgetter(*places)  # two or three
+        indices = [header.cells.index(column.name) for column in columns]
+        select_cells = itemgetter(*indices)  # two or three columns
         labels: set[str] = set()
-        within: dict[str, _RowWithin] = {}
+        embedded: dict[str, _EmbeddedRow] = {}
         first, block = 1, []
-        for row in _of_one_width(rows, file, header.cells, _repair(kind, delimiter)):
-            if row.last_line > row.line and len(within) < _MOST_LABELS:
-                for line in _rows_within(row, delimiter, places[-1]):
-                    within.setdefault(line.label, line)
-            elif len(labels) < _MOST_LABELS:
-                labels.add(row.cells[places[-1]])
-            block.append(wanted(row.cells))
-            if len(block) == BATCH:
+        for row in _rows_of_equal_width(rows, file, header.cells, _width_fix(kind, delimiter)):
+            if row.last_line > row.line and len(embedded) < _MAX_LABELS:
+                for line in _embedded_rows(row, delimiter, indices[-1]):
+                    embedded.setdefault(line.label, line)
+            elif len(labels) < _MAX_LABELS:
+                labels.add(row.cells[indices[-1]])
+            block.append(select_cells(row.cells))
+            if len(block) == BATCH_ROWS:
                 yield _batch(block, columns, file, first)
-                first, block = first + BATCH, []
-        _refuse_rows_within(file, within, labels)
+                first, block = first + BATCH_ROWS, []
+        _refuse_embedded_rows(file, embedded, labels)
         yield _batch(block, columns, file, first)
 
 
@@ -89,7 +89,7 @@ def _batch(block: Sequence[tuple[str, ...]], columns: Sequence[Column], file: Pa
 
 
 def _parsed(text: TextIO, file: Path, delimiter: str, *, quoted: bool, skipped: int) -> Iterator[_Row]:
-    """Yield the header and the rows, blank lines left out; `skipped` lines of the file stand above."""
+    """Yield the header and the rows without blank lines; `skipped` lines of the file were read before."""
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
     number, line = 0, skipped + 1
@@ -103,7 +103,7 @@ def _parsed(text: TextIO, file: Path, delimiter: str, *, quoted: bool, skipped: 
     except csv.Error as error:
         last = reader.line_num + skipped
         problem = (
-            "a quotation mark opens a text and none closes it"
+            "a quotation mark opens a text that is never closed"
             if "end of data" in str(error)
             else f"text follows a closing quotation mark in line {last}"
         )
@@ -113,84 +113,85 @@ def _parsed(text: TextIO, file: Path, delimiter: str, *, quoted: bool, skipped: 
 
 
 def _check_header(file: Path, header: _Row, columns: Sequence[Column]) -> None:
-    """Raise DataError unless the header names each of the columns, and only once."""
+    """Raise DataError unless the header contains each of the columns exactly once."""
     named = [name for name in header.cells if name.strip()]
     if not named:
-        raise DataError(f"{file} has no header; the first line names the columns")
+        raise DataError(f"{file} has no header; write the names of the columns in the first line")
     other = next((sign for sign in ";\t|," if len(named) == 1 and sign in named[0]), None)
     if other:
         raise DataError(
-            f"{file} seems to be separated by {other!r}; separate csv by commas, name a tab-separated file .tsv, or "
-            f"write the line sep={other} above the header"
+            f"{file} seems to be separated by {other!r}; separate the cells by commas, rename a tab-separated file to "
+            f".tsv, or add the line sep={other} above the header"
         )
     require_columns(columns, named, str(file))
 
 
-def _repair(kind: str, delimiter: str) -> str:
-    """Return what to do about a row of another width: most often a text in it holds the separator or a line break."""
+def _width_fix(kind: str, delimiter: str) -> str:
+    """Return the fix for a row with another number of cells; usually a text contains the separator or a line break."""
     if kind == "tsv":
-        return "a tsv file cannot hold a text with a tab or a line break: give such rows as csv, jsonl or parquet"
-    return f"put quotation marks around a text with a {delimiter!r} or a line break in it, or correct the row"
+        return "a text in a tsv file cannot contain a tab or a line break: use csv, jsonl or parquet for such rows"
+    return f"put quotation marks around a text that contains {delimiter!r} or a line break, or correct the row"
 
 
-def _of_one_width(rows: Iterator[_Row], file: Path, header: Sequence[str], repair: str) -> Iterator[_Row]:
-    """Yield the rows, each of which has as many cells as the first and no text beyond the last named column.
+def _rows_of_equal_width(rows: Iterator[_Row], file: Path, header: Sequence[str], fix: str) -> Iterator[_Row]:
+    """Yield the rows; DataError if a row has another number of cells than the first, or text after the named columns.
 
-    Empty cells there come from a comma at the end of the lines; columns without a name before it are not read.
+    Empty cells after the named columns come from a comma at the end of the lines. Unnamed columns are ignored.
     """
-    core = max(index for index, name in enumerate(header, start=1) if name.strip())
+    named = max(index for index, name in enumerate(header, start=1) if name.strip())
     width = None
     for row in rows:
         count = len(row.cells)
         width = width or count
-        surplus = next((cell for cell in row.cells[core:] if cell.strip()), None) if count > core else None
-        if core <= count == width and surplus is None:
+        surplus = next((cell for cell in row.cells[named:] if cell.strip()), None) if count > named else None
+        if named <= count == width and surplus is None:
             yield row
             continue
         where = f"{file} row {row.number} (line {row.line})"
-        if core <= count <= len(header) and surplus is not None:
+        if named <= count <= len(header) and surplus is not None:
             raise DataError(
-                f"{where} has {surplus[:40]!r} in a column without a name; name the column in the header, or {repair}"
+                f"{where} has {surplus[:40]!r} in a column without a name; add its name to the header, or {fix}"
             )
-        rule = f"row 1 has {width}" if surplus is None and count >= core else f"the header names {core} columns"
-        raise DataError(f"{where} has {count} cell{'s' if count > 1 else ''}, but {rule}; {repair}")
+        rule = f"row 1 has {width}" if surplus is None and count >= named else f"the header names {named} columns"
+        raise DataError(f"{where} has {count} cell{'s' if count > 1 else ''}, but {rule}; {fix}")
 
 
-def _rows_within(row: _Row, delimiter: str, label: int) -> Iterator[_RowWithin]:
-    """Yield the lines with a label within each text that could be rows between two stray quotation marks.
+def _embedded_rows(row: _Row, delimiter: str, label: int) -> Iterator[_EmbeddedRow]:
+    """Yield the lines inside each text that could be rows between two unintended quotation marks.
 
-    Such a text is the end of a row, from the text's own column on, then whole rows, then the beginning of a row, up to
-    that column. There are no quotation marks between the two, so each separator counts; only before a mark that is
-    escaped by a backslash there can be more of them.
+    Such a text consists of the end of a row, from the column of the text on, then complete rows, then the beginning of
+    a row, up to that column. There are no quotation marks in it, so every separator separates cells. Only before a
+    quotation mark that is escaped with a backslash there can be more separators.
     """
     width = len(row.cells)
     for column, text in enumerate(row.cells):
         lines = [line for line in re.split(r"[\r\n]", text) if line]
         if len(lines) < 2:
             continue
-        first, *whole, last = [line.split(delimiter) for line in lines]
-        more = len(first) - (width - column)
-        if more < 0 or (more and '\\"' not in lines[0]):
+        first, *complete, last = [line.split(delimiter) for line in lines]
+        surplus = len(first) - (width - column)
+        if surplus < 0 or (surplus and '\\"' not in lines[0]):
             continue
-        if len(last) != column + 1 or any(len(cells) != width for cells in whole):
+        if len(last) != column + 1 or any(len(cells) != width for cells in complete):
             continue
         if label >= column:
-            yield _RowWithin(lines[0], first[label - width], row)
-        for line, cells in zip(lines[1:-1], whole, strict=True):
-            yield _RowWithin(line, cells[label], row)
+            yield _EmbeddedRow(lines[0], first[label - width], row)
+        for line, cells in zip(lines[1:-1], complete, strict=True):
+            yield _EmbeddedRow(line, cells[label], row)
         if label < column:
-            yield _RowWithin(lines[-1], last[label], row)
+            yield _EmbeddedRow(lines[-1], last[label], row)
 
 
-def _refuse_rows_within(file: Path, within: Mapping[str, _RowWithin], labels: set[str]) -> None:
-    """Raise DataError for a text that has swallowed rows: a line within it looks like a row, with a label of others.
+def _refuse_embedded_rows(file: Path, embedded: Mapping[str, _EmbeddedRow], labels: set[str]) -> None:
+    """Raise DataError for a text that contains rows: a line in it looks like a row, with a label that other rows have.
 
-    A stray quotation mark that happens to be closed further below is well-formed, and only this gives it away.
+    If an unintended quotation mark is closed by another one further below, the file is well-formed csv, and this is the
+    only sign of the mistake.
     """
-    for label, line in within.items():
+    for label, line in embedded.items():
         if label in labels:
             raise DataError(
                 f"{file} row {line.row.number} (lines {line.row.line} to {line.row.last_line}): a text in quotation "
-                f"marks runs over line breaks, and its line {line.text[:60]!r} looks like a row; {_QUOTING}; "
-                "if it is one text, give the rows as jsonl or parquet"
+                f"marks contains line breaks, and its line {line.text[:60]!r} looks like a row; {_QUOTING}; "
+                "if it really is one text, use jsonl or parquet"
             )

@@ -1,4 +1,4 @@
-"""One file of rows, read by the ending of its name."""
+"""The data formats: csv, tsv, json, jsonl and parquet, chosen by the ending of the file name."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from finetune.data.json_rows import read_json
 from finetune.data.parquet_rows import read_parquet
 from finetune.errors import DataError
 
-_LENGTH = 4096
-_UNPACK = "unpack it, and name the file within"
+_NUM_FIRST_BYTES = 4096
+_UNPACK = "unpack it, and give the file inside"
 
-# first bytes -> what such a file is, and what to do with it
+# first bytes, what such a file is, how to fix it
 _BINARY: tuple[tuple[bytes, str, str], ...] = (
-    (b"PAR1", "a parquet file", "name it .parquet"),
+    (b"PAR1", "a parquet file", "rename it to .parquet"),
     (b"\x1f\x8b", "a gzip archive", _UNPACK),
     (b"BZh", "a bzip2 archive", _UNPACK),
     (b"\xfd7zXZ\x00", "an xz archive", _UNPACK),
@@ -35,7 +35,7 @@ _BINARY: tuple[tuple[bytes, str, str], ...] = (
     (b"\x00\x00\xfe\xff", "UTF-32 text", "save it as UTF-8"),
     (b"\xff\xfe", "UTF-16 text", "save it as UTF-8"),
     (b"\xfe\xff", "UTF-16 text", "save it as UTF-8"),
-    (b"version https://git-lfs", "a Git LFS pointer and not the file itself", "run `git lfs pull`"),
+    (b"version https://git-lfs", "a Git LFS pointer instead of the file itself", "run `git lfs pull`"),
 )
 
 
@@ -53,7 +53,7 @@ def read_file(file: Path, columns: Sequence[Column]) -> Iterator[pa.RecordBatch]
     kind = file_kind(file)
     try:
         if not file.stat().st_size:
-            raise DataError(f"{file} is empty (0 bytes); it needs rows")
+            raise DataError(f"{file} is empty (0 bytes); add rows")
         refuse_other_format(file, kind)
         if kind == "parquet":
             yield from read_parquet(file, columns)
@@ -64,11 +64,13 @@ def read_file(file: Path, columns: Sequence[Column]) -> Iterator[pa.RecordBatch]
     except UnicodeDecodeError as error:
         raise _not_utf8(file) from error
     except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror or error}; correct the path or its rights") from error
+        raise DataError(
+            f"{file} cannot be read: {error.strerror or error}; correct the path or its permissions"
+        ) from error
 
 
 def _not_utf8(file: Path) -> DataError:
-    """Return the error that names the line which is not UTF-8."""
+    """Return the error for a file that is not UTF-8, with the line."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
@@ -80,46 +82,46 @@ def _not_utf8(file: Path) -> DataError:
 
 
 def refuse_other_format(file: Path, kind: str) -> None:
-    """Raise DataError if the first bytes of a data file belong to another format than its name says.
+    """Raise DataError if the first bytes of a file belong to another format than the ending of its name.
 
     Args:
         kind: csv, tsv, json, jsonl or parquet.
     """
     with file.open("rb") as content:
-        start = content.read(_LENGTH)
-    found = _looks_like(start, kind)
-    if found is not None:
-        what, repair = found
-        raise DataError(f"{file} is named as {kind}, but its first bytes are those of {what}; {repair}")
+        start = content.read(_NUM_FIRST_BYTES)
+    actual = _other_format(start, kind)
+    if actual is not None:
+        what, fix = actual
+        raise DataError(f"the name of {file} ends in .{kind}, but its first bytes are those of {what}; {fix}")
 
 
-def _looks_like(start: bytes, kind: str) -> tuple[str, str] | None:
-    """Return what a file of this kind is instead, and the repair; None where its first bytes fit."""
+def _other_format(start: bytes, kind: str) -> tuple[str, str] | None:
+    """Return what the file really is and how to fix it, or None if its first bytes fit the format."""
     if start.startswith(b"PK\x03\x04"):
         workbook = b"xl/" in start or b"[Content_Types].xml" in start
         return ("an Excel workbook", "export the sheet as csv (UTF-8)") if workbook else ("a zip archive", _UNPACK)
-    for first, what, repair in _BINARY:
+    for first, what, fix in _BINARY:
         if start.startswith(first):
-            return None if (what, kind) == ("a parquet file", "parquet") else (what, repair)
+            return None if (what, kind) == ("a parquet file", "parquet") else (what, fix)
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text[:14].lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
-        return "a web page or XML", "download the file itself, or export the rows as csv or jsonl"
+        return "a web page or XML", "download the data file itself, or export the rows as csv or jsonl"
     if kind == "parquet":
         return _text_kind(text)
     if start[:64].count(0) > len(start[:64]) // 4:
-        return "UTF-16 text or of a binary file", "save it as UTF-8 text"
+        return "UTF-16 text or a binary file", "save it as UTF-8 text"
     json_like = text.startswith((b'{"', b'[{"', b"[\n", b"[\r\n", b"{\n", b"{\r\n"))
     if kind in ("csv", "tsv") and json_like:
-        return "JSON", "name it .jsonl, or .json if it is one list"
+        return "JSON", "rename it to .jsonl, or to .json if it is one list"
     return _text_kind(text) if kind in ("json", "jsonl") and text[:1] not in (b"{", b"[") else None
 
 
 def _text_kind(text: bytes) -> tuple[str, str] | None:
     head = text.split(b"\n", 1)[0]
     if text[:1] in (b"{", b"["):
-        return "JSON", "name it .jsonl, or .json if it is one list"
+        return "JSON", "rename it to .jsonl, or to .json if it is one list"
     if b"\x00" in head or b"\n" not in text:
         return None
     if b"\t" in head:
-        return "tab-separated text", "name it .tsv"
-    return ("csv", "name it .csv") if b"," in head else None
+        return "tab-separated text", "rename it to .tsv"
+    return ("csv", "rename it to .csv") if b"," in head else None

@@ -1,4 +1,4 @@
-"""Which rows are held out or kept when a recipe asks for a share or a number of rows.
+"""Random choice of validation rows (data.validation_size) and of training rows (data.max_train_samples).
 
 N rows, C classes
 """
@@ -11,42 +11,42 @@ from finetune.errors import DataError
 
 
 def sample_validation_rows(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Return the row numbers (from 0) to hold out for validation: `share` of the rows, rounded.
+    """Return the positions (from 0) of the rows to hold out for validation: a fraction `share` of all rows, rounded.
 
-    Of ids (N,) each class gives its share as nearly as whole rows allow, and never its last row.
+    With class ids (N,) the split is stratified, and every class keeps at least one training row.
 
     Raises:
-        DataError: there are too few rows to hold any out.
+        DataError: there are too few rows.
     """
     classes = _classes(labels)
     sizes = np.bincount(classes)
     count = min(int(len(labels) * share + 0.5), int((sizes - 1).sum()))
     if count < 1:
         raise DataError(
-            f"data.validation_size: {share:g} of {len(labels)} training rows is no row, or would take the last row of "
-            "a class; give more rows, or a file"
+            f"data.validation_size: {share:g} of {len(labels)} training rows is less than one row, or the last row of "
+            "a class; give more rows, or give data.validation_file"
         )
     return _draw(classes, _apportioned(count, sizes, np.zeros_like(sizes), sizes - 1), seed)
 
 
 def sample_training_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Return the row numbers (from 0) of `count` training rows; of ids (N,) each class keeps its share, one at least.
+    """Return the positions (from 0) of `count` training rows; stratified, at least one per class, for class ids (N,).
 
     Raises:
-        DataError: there are more classes than rows to keep.
+        DataError: `count` is smaller than the number of classes.
     """
     classes = _classes(labels)
     sizes = np.bincount(classes)
     if count < len(sizes):
         raise DataError(
-            f"data.max_train_samples: {count} is fewer than the {len(sizes)} classes of the training rows; "
-            f"give {len(sizes)} or more"
+            f"data.max_train_samples: {count} is less than the {len(sizes)} classes of the training rows; "
+            f"set it to at least {len(sizes)}"
         )
     return _draw(classes, _apportioned(count, sizes, np.ones_like(sizes), sizes), seed)
 
 
 def _classes(labels: np.ndarray) -> np.ndarray:
-    """Return the class of each row, counted from 0, (N,): one for all where rows have sets of labels or values."""
+    """Return the class of each row, numbered from 0, (N,); all rows are class 0 for label sets and values."""
     if labels.ndim > 1 or labels.dtype.kind == "f":
         return np.zeros(len(labels), dtype=np.int64)
     classes: np.ndarray = np.searchsorted(np.unique(labels), labels)
@@ -54,7 +54,7 @@ def _classes(labels: np.ndarray) -> np.ndarray:
 
 
 def _apportioned(count: int, sizes: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Return how many of `count` rows each class gives, (C,): in proportion to its size, within its bounds."""
+    """Return the number of rows to draw per class, (C,): proportional to class size, between `low` and `high`."""
     share = sizes * (count / sizes.sum())
     given: np.ndarray = np.clip(np.floor(share).astype(np.int64), low, high)
     while given.sum() < count:
@@ -65,7 +65,7 @@ def _apportioned(count: int, sizes: np.ndarray, low: np.ndarray, high: np.ndarra
 
 
 def _draw(classes: np.ndarray, given: np.ndarray, seed: int) -> np.ndarray:
-    """Return the positions of rows drawn at random, so many of each class, in order."""
+    """Return the sorted positions of rows drawn at random, `given` rows per class."""
     order = np.random.default_rng(seed).permutation(len(classes))
-    drawn = [order[classes[order] == kind][:number] for kind, number in enumerate(given)]
+    drawn = [order[classes[order] == number][:count] for number, count in enumerate(given)]
     return np.sort(np.concatenate(drawn))

@@ -1,6 +1,7 @@
-"""Rows of json and jsonl files: strings as they are, numbers and true and false as they are written.
+"""Reading json and jsonl files. Strings, numbers, true and false are read as they are written.
 
-Both kinds may hold an object per line or one list of objects; json also one object of columns, as pandas writes it.
+Both formats may have one object per line, or one list of objects. A json file may also be one object of columns, as
+pandas writes it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import pyarrow as pa
 from finetune.data.cells import Column, batches_of_objects
 from finetune.errors import DataError
 
-_SHAPE = "a file of rows holds one object per line, or one list of objects"
+_SHAPE = "write one object per line, or one list of objects"
 
 
 def read_json(file: Path, kind: str, columns: Sequence[Column]) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a json or jsonl file in batches.
 
     Raises:
-        DataError: something is not JSON, or no object; the message names the line or row.
+        DataError: the file is not JSON, or a row is not an object; the message names the line or row.
     """
     yield from batches_of_objects(_objects(file, kind), columns, str(file))
 
@@ -36,12 +37,12 @@ def _objects(file: Path, kind: str) -> Iterator[Mapping[str, object]]:
             if line.strip():
                 row = _decoded(line, f"{file} line {number}")
                 if not isinstance(row, dict):
-                    raise DataError(f"{file} line {number} holds {_name(row)}; {_SHAPE}")
+                    raise DataError(f"{file} line {number} contains {_name(row)} instead of an object; {_SHAPE}")
                 yield row
 
 
 def _is_one_document(text: TextIO, kind: str) -> bool:
-    """Return whether the file is one JSON value rather than one per line; leaves the file at its start."""
+    """Return whether the file is a single JSON value, not one per line. The file position is reset to the start."""
     start = next((line.strip() for line in text if line.strip()), "")
     more = next((line for line in text if line.strip()), None) is not None
     text.seek(0)
@@ -50,23 +51,23 @@ def _is_one_document(text: TextIO, kind: str) -> bool:
     if kind == "jsonl":
         return False
     if not more:
-        return True  # one line: an object of columns, a row, or no object at all
+        return True  # one line: an object of columns, one row, or something else
     try:
         _DECODER.decode(start)
     except (ValueError, RecursionError):
-        return True  # an object written over several lines
+        return True  # an object that covers several lines
     return False
 
 
 def _of_document(value: object, file: Path) -> Iterator[Mapping[str, object]]:
-    """Yield the rows of a whole document: a list of objects, an object of columns, or one row."""
+    """Yield the rows of a single JSON value: a list of objects, an object of columns, or one row."""
     if isinstance(value, list):
         for number, row in enumerate(value, start=1):
             if not isinstance(row, dict):
-                raise DataError(f"{file} row {number} holds {_name(row)}; {_SHAPE}")
+                raise DataError(f"{file} row {number} contains {_name(row)} instead of an object; {_SHAPE}")
             yield row
     elif not isinstance(value, dict):
-        raise DataError(f"{file} holds {_name(value)} and no rows; {_SHAPE}")
+        raise DataError(f"{file} contains {_name(value)} instead of rows; {_SHAPE}")
     elif value and all(isinstance(column, list | dict) for column in value.values()):
         yield from _of_columns(value, file)
     elif value:
@@ -74,30 +75,30 @@ def _of_document(value: object, file: Path) -> Iterator[Mapping[str, object]]:
 
 
 def _of_columns(columns: Mapping[str, Any], file: Path) -> Iterator[Mapping[str, object]]:
-    """Yield rows from an object of columns: lists of cells, or objects from a row's index to its cell."""
+    """Yield the rows of an object of columns, which are lists of cells, or objects from row index to cell."""
     named = {name: dict(enumerate(cells)) if isinstance(cells, list) else cells for name, cells in columns.items()}
     lengths = {name: len(cells) for name, cells in named.items()}
     keys = next(iter(named.values())).keys()
     if any(cells.keys() != keys for cells in named.values()):
-        raise DataError(f"{file} holds one object whose columns differ in their rows ({lengths}); {_SHAPE}")
+        raise DataError(f"{file} is one object whose columns have different rows ({lengths}); {_SHAPE}")
     for key in keys:
         yield {name: cells[key] for name, cells in named.items()}
 
 
 def _pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key '{twice[:40]}' is given twice in one object")
-    return found
+        raise ValueError(f"the key '{twice[:40]}' occurs twice in one object")
+    return values
 
 
 def _constant(name: str) -> float | None:
     return None if name == "NaN" else float(name.replace("Infinity", "inf"))
 
 
-# Numbers as they are written: 1.50 is not 1.5, and a number of any length has its digits.
+# Numbers are kept as text: 1.50 does not become 1.5, and a long number keeps all its digits.
 _DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_int=str, parse_float=str, parse_constant=_constant)
 
 
@@ -107,11 +108,11 @@ def _decoded(text: str, where: str) -> object:
     except json.JSONDecodeError as error:
         line = f" line {error.lineno}" if error.lineno > 1 else ""
         problem = f"{error.msg} at character {error.colno}"
-        raise DataError(f"{where}{line} is not JSON: {problem}; correct it there ({_SHAPE})") from error
+        raise DataError(f"{where}{line} is not valid JSON: {problem}; correct it ({_SHAPE})") from error
     except ValueError as error:
         raise DataError(f"{where} cannot be read: {error}; correct it") from error
     except RecursionError as error:
-        raise DataError(f"{where} nests lists or objects too deeply to be read; write plain rows") from error
+        raise DataError(f"{where} has lists or objects that are nested too deeply; write plain rows") from error
 
 
 def _name(value: object) -> str:

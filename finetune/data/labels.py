@@ -1,7 +1,8 @@
-"""The labels contract: ids are fixed once, from the training rows or the recipe, and hold for all splits.
+"""Labels: the label names, and the labels of all rows as class ids, label sets or values.
 
-Cells are texts by now (see cells.py), so all formats meet the same rules here. A whole float is the id it stands for:
-`0.0` is the label 0.
+The class ids are determined once, from the recipe or the training rows, and are used for all splits. All formats follow
+the same rules, because cells are already texts (see cells.py). An integer written as a float is that integer: `0.0` is
+the label 0.
 
     N rows, C classes
 """
@@ -19,11 +20,11 @@ import pyarrow.compute as pc
 from finetune.data.rows import RawSplit
 from finetune.errors import DataError, did_you_mean, shorten
 
-_MOST_CLASSES = 1000
-_WHOLE = re.compile(r"[+-]?[0-9]{1,300}")
-_WHOLE_FLOAT = re.compile(r"([+-]?[0-9]{1,300})\.0+")
+_MAX_CLASSES = 1000
+_INTEGER = re.compile(r"[+-]?[0-9]{1,300}")
+_INTEGER_AS_FLOAT = re.compile(r"([+-]?[0-9]{1,300})\.0+")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-_LARGEST = float(np.finfo(np.float32).max)  # what a model computes with
+_MAX_VALUE = float(np.finfo(np.float32).max)  # models compute in float32
 
 
 def label_names(
@@ -35,13 +36,13 @@ def label_names(
 ) -> list[str]:
     """Return the label names in the order of their ids.
 
-    Declared names win; then the names of a ClassLabel feature; then what the training rows hold, in the order
-    of `suggested` (a checkpoint's own names) where these are the same, else sorted (by number where all are whole
-    numbers).
+    These are the declared names, or else the names of a ClassLabel feature, or else the labels of the training rows.
+    The last are in the order of `suggested` (the names in a checkpoint) if they are the same names, or else sorted, as
+    numbers if all are integers.
 
     Raises:
-        DataError: training has fewer than two labels, or so many that they look like numbers to predict; or two
-            labels differ in their spelling alone.
+        DataError: the training rows have fewer than two labels, or so many that they are probably numbers to predict;
+            or two labels differ only in spelling.
     """
     if problem_type == "regression":
         return ["value"]
@@ -51,26 +52,26 @@ def label_names(
         return list(train.class_names)
     counts = _counts(train.column(column))
     _refuse_nan(train, column, counts)
-    if all(_is_whole(_id_text(name)) for name in counts):
+    if all(_is_integer(_id_text(name)) for name in counts):
         counts = _summed([(_id_text(name), rows) for name, rows in counts.items()])
-    found = list(counts)
-    if len(found) < 2:
-        held = f"the one label '{found[0]}'" if found else "no label"
-        raise DataError(f"{train.where} has {held} in column '{column}'; a classifier needs two or more")
-    if len(found) > _MOST_CLASSES:
+    names = list(counts)
+    if len(names) < 2:
+        only = f"only the label '{names[0]}'" if names else "no label"
+        raise DataError(f"{train.where} has {only} in column '{column}'; a classifier needs at least two labels")
+    if len(names) > _MAX_CLASSES:
         raise DataError(
-            f"{train.where} has {len(found)} different labels in '{column}'; "
-            "for numbers set task.problem_type: regression, else name the labels in task.label_names"
+            f"{train.where} has {len(names)} different labels in column '{column}'; to predict numbers set "
+            "task.problem_type: regression, otherwise list the labels in task.label_names"
         )
     _refuse_minus_one(train, column, counts)
     _refuse_same_spelling(train, column, counts)
-    if suggested is not None and sorted(suggested) == sorted(found):
+    if suggested is not None and sorted(suggested) == sorted(names):
         return list(suggested)
-    return sorted(found, key=int) if all(_is_whole(name) for name in found) else sorted(found)
+    return sorted(names, key=int) if all(_is_integer(name) for name in names) else sorted(names)
 
 
 def _counts(cells: pa.ChunkedArray) -> dict[str, int]:
-    """Return label -> how often it occurs."""
+    """Return label -> number of occurrences."""
     counted = pc.value_counts(_flat(cells).combine_chunks()).to_pylist()
     return {str(item["values"]): int(item["counts"]) for item in counted}
 
@@ -82,18 +83,18 @@ def _summed(counts: Sequence[tuple[str, int]]) -> dict[str, int]:
     return total
 
 
-def _is_whole(text: str) -> bool:
-    return _WHOLE.fullmatch(text) is not None
+def _is_integer(text: str) -> bool:
+    return _INTEGER.fullmatch(text) is not None
 
 
 def _id_text(text: str) -> str:
-    """Return a whole float as the whole number it stands for, any other text as it is."""
-    match = _WHOLE_FLOAT.fullmatch(text)
+    """Return an integer written as a float (1.0) as an integer (1), and any other text unchanged."""
+    match = _INTEGER_AS_FLOAT.fullmatch(text)
     return text if match is None else match[1].replace("-0", "0") if match[1] in ("-0", "+0") else match[1]
 
 
 def _folded(name: str) -> str:
-    """Return a name without what cannot be seen, or is seen late: case, spaces, and the form of its Unicode."""
+    """Return a name without differences that are hard to see: case, white space, Unicode form, invisible characters."""
     plain = unicodedata.normalize("NFKC", name)
     return " ".join("".join(c for c in plain if unicodedata.category(c) != "Cf").casefold().split())
 
@@ -106,8 +107,8 @@ def _refuse_same_spelling(train: RawSplit, column: str, counts: Mapping[str, int
         if other != name:
             both = " and ".join(f"{shorten(each, 60)!a} ({_times(counts[each])})" for each in (other, name))
             raise DataError(
-                f"{train.where}: labels {both} in column '{column}' differ only in case, spaces or Unicode form; write "
-                "them in one way, or name both in task.label_names if they are two"
+                f"{train.where}: labels {both} in column '{column}' differ only in case, spaces or Unicode form; use "
+                "one spelling, or list both in task.label_names if they are different labels"
             )
 
 
@@ -116,59 +117,60 @@ def _times(count: int) -> str:
 
 
 def _refuse_nan(train: RawSplit, column: str, counts: Mapping[str, int]) -> None:
-    """Raise DataError if "nan" stands among numbers, where it marks a label that is missing."""
+    """Raise DataError if "nan" occurs among numbers, where it means a missing label."""
     marks = [name for name in counts if name.strip().lower() == "nan"]
     if marks and len(marks) < len(counts) and all(_NUMBER.fullmatch(name) for name in counts if name not in marks):
         rows = _rows_with(train.column(column), marks)
         raise DataError(
-            f"{train.named(rows)}: label {marks[0]!r} among numbers in column '{column}' marks a missing label; give "
+            f"{train.named(rows)}: label {marks[0]!r} among numbers in column '{column}' means a missing label; give "
             "the label, or leave the cell empty and set data.drop_unlabeled: true"
         )
 
 
 def _refuse_minus_one(train: RawSplit, column: str, counts: Mapping[str, int]) -> None:
-    """Raise DataError if -1 stands beside 0 and other whole numbers, which says either a class or no label."""
-    if {"-1", "0"} <= set(counts) and all(_is_whole(name) and int(name) >= -1 for name in counts):
+    """Raise DataError if -1 occurs together with 0: it can be a class, or mark rows without a label."""
+    if {"-1", "0"} <= set(counts) and all(_is_integer(name) and int(name) >= -1 for name in counts):
         names = ", ".join(f'"{name}"' for name in sorted(counts, key=int)[:20])
         raise DataError(
-            f"{train.where}: label -1 ({_times(counts['-1'])}) in column '{column}' may mark rows without a label, or "
-            f"be a class; set data.drop_unlabeled: true to leave them out, or task.label_names: [{names}] to keep them"
+            f"{train.where}: label -1 ({_times(counts['-1'])}) in column '{column}' can mark rows without a label, or "
+            f"be a class; set data.drop_unlabeled: true to skip these rows, or task.label_names: [{names}] to keep them"
         )
 
 
 def _rows_with(cells: pa.ChunkedArray, names: Sequence[str]) -> np.ndarray:
-    """Return the positions of the rows that have one of the labels."""
-    hit = np.flatnonzero(pc.is_in(_flat(cells), value_set=pa.array(names)).to_numpy(zero_copy_only=False))
-    return np.unique(_rows_of_labels(cells)[hit])
+    """Return the positions of the rows that have any of the labels."""
+    matches = np.flatnonzero(pc.is_in(_flat(cells), value_set=pa.array(names)).to_numpy(zero_copy_only=False))
+    return np.unique(_rows_of_labels(cells)[matches])
 
 
 def _rows_of_labels(cells: pa.ChunkedArray) -> np.ndarray:
-    """Return the position of the row that each label stands in."""
+    """Return the position of the row of each label."""
     rows = np.arange(len(cells))
     return np.repeat(rows, pc.list_value_length(cells).to_numpy()) if pa.types.is_list(cells.type) else rows
 
 
 def _flat(cells: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the labels of all rows in one array."""
     return pc.list_flatten(cells) if pa.types.is_list(cells.type) else cells
 
 
 def _by_id(cells: pa.ChunkedArray, names: Sequence[str], *, ids_allowed: bool) -> bool:
-    """Return whether the cells are ids of the names, rather than the names themselves."""
-    if not ids_allowed or any(_is_whole(_id_text(name)) for name in names):
+    """Return whether the cells are class ids, not label names."""
+    if not ids_allowed or any(_is_integer(_id_text(name)) for name in names):
         return False
-    return all(_is_whole(_id_text(str(kind))) for kind in pc.unique(_flat(cells)).to_pylist())
+    return all(_is_integer(_id_text(str(label))) for label in pc.unique(_flat(cells)).to_pylist())
 
 
 def encode_labels(
     raw: RawSplit, column: str, problem_type: str, names: Sequence[str], *, ids_allowed: bool = False
 ) -> np.ndarray:
-    """Return labels as training takes them: ids (N,), 0/1 sets (N, C), or values (N,).
+    """Return the labels as class ids (N,), 0/1 label sets (N, C), or values (N,).
 
-    A column holds names throughout; or ids throughout, if these are allowed (the recipe or the data set declares the
-    names) and no name is itself a number.
+    A column has either only names or only class ids. Ids are allowed if the recipe or the data set declares the names,
+    and no name is an integer.
 
     Raises:
-        DataError: a row's label is none of `names` (nor an id of one), or no number in regression.
+        DataError: a label is not one of `names` nor a class id, or is not a number in regression.
     """
     cells = raw.column(column)
     if problem_type == "regression":
@@ -181,22 +183,22 @@ def encode_labels(
     twice = np.flatnonzero((sets > 1).any(1))
     if len(twice):
         raise DataError(
-            f"{raw.named(twice)}: a label is listed twice in column '{column}'; "
-            "list the names or ids that apply, once each (a vector of zeros and ones is not read)"
+            f"{raw.named(twice)}: a label is listed twice in column '{column}'; list each name or id that applies once "
+            "(vectors of zeros and ones are not supported)"
         )
     return sets
 
 
 def _ids(raw: RawSplit, column: str, names: Sequence[str], *, by_id: bool) -> np.ndarray:
-    """Return the id of each label, in the order of the rows."""
+    """Return the class id of each label, in the order of the rows."""
     flat = _flat(raw.column(column))
     if not len(flat):
         return np.zeros(0, dtype=np.int64)
     table = {str(index) if by_id else _id_text(name): index for index, name in enumerate(names)}
     table |= {} if by_id else {name: index for index, name in enumerate(names)}
     encoded = flat.combine_chunks().dictionary_encode()
-    kinds = [str(kind) for kind in encoded.dictionary.to_pylist()]
-    lookup = np.array([table.get(kind, table.get(_id_text(kind), -1)) for kind in kinds], dtype=np.int64)
+    distinct = [str(label) for label in encoded.dictionary.to_pylist()]
+    lookup = np.array([table.get(label, table.get(_id_text(label), -1)) for label in distinct], dtype=np.int64)
     ids: np.ndarray = lookup[encoded.indices.to_numpy()]
     bad = np.flatnonzero(ids < 0)
     if len(bad):
@@ -206,78 +208,80 @@ def _ids(raw: RawSplit, column: str, names: Sequence[str], *, by_id: bool) -> np
 
 
 def _unknown(given: str, column: str, names: Sequence[str], *, by_id: bool) -> str:
-    """Say what is wrong with a label that is none of the names."""
+    """Return the message for a label that is not one of the names."""
     shown = ", ".join(shorten(name, 60) for name in names[:10]) + (", ..." if len(names) > 10 else "")
     last, given = len(names) - 1, shorten(given, 80)
-    ids = f"ids run from 0 ({names[0]}) to {last} ({names[last]})"
+    ids = f"ids are 0 ({names[0]}) to {last} ({names[last]})"
     if _id_text(given) == "-1":
-        marks = "label -1 marks rows without a label; remove these rows, or set data.drop_unlabeled: true"
-        return f"{marks}; if -1 is a class in column '{column}', write names, since {ids}" if by_id else marks
+        unlabeled = "label -1 marks rows without a label; remove these rows, or set data.drop_unlabeled: true"
+        return f"{unlabeled}; if -1 is a class, write label names in column '{column}': {ids}" if by_id else unlabeled
     if by_id:
-        return f"label '{given}' in column '{column}' is none of the labels {shown} and no id of one: {ids}"
+        return f"label '{given}' in column '{column}' is not one of the labels {shown}, nor a class id: {ids}"
     near = next((name for name in names if _folded(name) == _folded(given)), None)
     if near is not None:
-        repair = f"; {given!a} differs from {near!a} only in case, spaces or Unicode form: write {near!a}"
+        fix = f"; {given!a} differs from {near!a} only in case, spaces or Unicode form: write {near!a}"
     else:
-        repair = did_you_mean(given, names) or "; correct it, or add it to the training rows and task.label_names"
-    return f"label '{given}' in column '{column}' is none of the labels {shown}{repair}"
+        fix = did_you_mean(given, names) or "; correct it, or add it to the training rows and to task.label_names"
+    return f"label '{given}' in column '{column}' is not one of the labels {shown}{fix}"
 
 
 def check_training_labels(
     train: RawSplit, column: str, problem_type: str, names: Sequence[str], *, ids_allowed: bool
 ) -> None:
-    """Raise DataError for labels that could be read, but hardly as they are meant.
+    """Raise DataError for labels that could be read, but probably mean something else.
 
-    These are ids that count from 1, and vectors of zeros and ones where lists of labels belong.
+    These are class ids that are counted from 1, and vectors of zeros and ones instead of lists of labels.
     """
     cells = train.column(column)
-    kinds = {_id_text(str(kind)) for kind in pc.unique(_flat(cells)).to_pylist()}
+    distinct = {_id_text(str(label)) for label in pc.unique(_flat(cells)).to_pylist()}
     by_id = problem_type == "single_label_classification" and _by_id(cells, names, ids_allowed=ids_allowed)
-    if by_id and not kinds & {"0", "-1"}:
-        ids = ", ".join(sorted(kinds, key=int)[:10])
+    if by_id and not distinct & {"0", "-1"}:
+        ids = ", ".join(sorted(distinct, key=int)[:10])
         raise DataError(
-            f"{train.where}: column '{column}' holds the ids {ids}, and no row has id 0 ({names[0]}); ids of "
-            f"task.label_names run from 0 to {len(names) - 1}. Count from 0, write names, or remove '{names[0]}' "
+            f"{train.where}: column '{column}' has the ids {ids}, and no row has id 0 ({names[0]}); the ids of "
+            f"task.label_names are 0 to {len(names) - 1}. Count from 0, write names, or remove '{names[0]}' "
             "from the names"
         )
     if problem_type == "multi_label_classification" and len(cells):
         lengths = pc.list_value_length(cells).to_numpy()
-        if (lengths == len(names)).all() and (kinds <= {"0", "1"} or kinds <= {"false", "true"}):
+        if (lengths == len(names)).all() and (distinct <= {"0", "1"} or distinct <= {"false", "true"}):
             raise DataError(
-                f"{train.where}: every row of column '{column}' has {len(names)} entries, as many as there are labels, "
-                f"all of them {' or '.join(sorted(kinds))}: vectors of zeros and ones are not read; list the names or "
-                "ids that apply, [1] or ['spam'] for [0, 1]"
+                f"{train.where}: every row of column '{column}' has {len(names)} entries, one per label, and all are "
+                f"{' or '.join(sorted(distinct))}: vectors of zeros and ones are not supported; list the names or ids "
+                "that apply, such as [1] or ['spam'] instead of [0, 1]"
             )
 
 
 def _numbers(raw: RawSplit, column: str) -> np.ndarray:
+    """Return the values of a regression, (N,)."""
     cells = pc.utf8_trim_whitespace(raw.column(column))
     try:
-        numbers = np.array(cells.cast(pa.float64()).to_numpy(), dtype=np.float64)  # a copy: Arrow's own is read-only
+        numbers = np.array(
+            cells.cast(pa.float64()).to_numpy(), dtype=np.float64
+        )  # a copy, because Arrow arrays are read-only
     except pa.ArrowInvalid:
         numbers = np.array([float(text) if _NUMBER.fullmatch(text) else np.nan for text in cells.to_pylist()])
-    bad = np.flatnonzero(~(np.abs(numbers) <= _LARGEST))
+    bad = np.flatnonzero(~(np.abs(numbers) <= _MAX_VALUE))
     if len(bad):
         raise DataError(
             f"{raw.named(bad)}: '{cells[int(bad[0])].as_py()}' in column '{column}' is not a number, or exceeds "
-            f"{_LARGEST:.3g}; regression predicts numbers such as 1.5, so correct the row or set another "
-            "task.problem_type"
+            f"{_MAX_VALUE:.3g}; regression needs numbers such as 1.5: correct the row, or set another task.problem_type"
         )
     return numbers
 
 
 def refuse_unseen(raw: RawSplit, labels: np.ndarray, train_labels: np.ndarray, names: Sequence[str]) -> None:
-    """Raise DataError if a split has a class (ids (N,)) of which training has no row: it cannot be learned."""
+    """Raise DataError if a split has a class (ids (N,)) without any training row, which cannot be learned."""
     bad = np.flatnonzero(~np.isin(labels, train_labels))
     if len(bad):
         raise DataError(
-            f"{raw.named(bad)}: label '{names[int(labels[bad[0]])]}' occurs in no training row, "
-            "so it cannot be learned; add training rows with it or remove these rows"
+            f"{raw.named(bad)}: label '{names[int(labels[bad[0]])]}' does not occur in the training rows, "
+            "so it cannot be learned; add training rows with it, or remove these rows"
         )
 
 
 def label_counts(labels: np.ndarray, names: Sequence[str]) -> dict[str, int]:
-    """Return label name -> rows; none for regression."""
+    """Return label name -> number of rows; empty for regression."""
     if labels.dtype.kind == "f":
         return {}
     counts = labels.sum(0) if labels.ndim == 2 else np.bincount(labels, minlength=len(names))

@@ -1,6 +1,6 @@
-"""Read the rows of each split, and check them before anything costs time.
+"""Reading the rows of every split, with checks for missing texts and labels.
 
-Rows stay in Arrow: a data set larger than memory is read from disk as it is used.
+Rows stay in Arrow files on disk, so a data set may be larger than memory.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from finetune.data.cells import Column, batches_of_objects, schema_of, wanted_co
 from finetune.data.file_formats import file_kind, read_file
 from finetune.data.named_dataset import read_named
 from finetune.data.parquet_rows import parquet_class_names
-from finetune.data.row_cache import stored
+from finetune.data.row_cache import store_rows
 from finetune.data.rows import RawSplit
 from finetune.errors import DataError
 from finetune.recipe import DataSection
 
-_UNLABELED = ("-1", "-1.0")  # what data sets write for a row without a label
+_UNLABELED = ("-1", "-1.0")  # used by data sets to mark a row without a label
 
 
 def quiet_datasets() -> None:
-    """Keep the library's bars and log lines off the terminal: what goes wrong is told by DataError."""
+    """Turn off the progress bars and log messages of `datasets`; errors are reported as DataError."""
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)
 
@@ -36,14 +36,14 @@ def quiet_datasets() -> None:
 def read_splits(
     data: DataSection, problem_type: str = "single_label_classification", declared: Sequence[str] | None = None
 ) -> dict[str, RawSplit]:
-    """Return split name -> rows for every split that the recipe names.
+    """Return split name -> rows for every split in the recipe.
 
     Args:
-        declared: the label names of the recipe; where -1 is one of them, it is a label like any other.
+        declared: the label names of the recipe; if -1 is one of them, it does not mark rows without a label.
 
     Raises:
-        DataError: a file or the hub's data set cannot be read, or a row is unusable; the message names the
-            file and the row (counted from 1, the header left out).
+        DataError: a file or data set cannot be read, or a row is wrong; the message names the file and the row (counted
+            from 1, without the header).
     """
     columns = wanted_columns(data, lists=problem_type == "multi_label_classification")
     if data.train_rows is not None:
@@ -60,25 +60,27 @@ def read_splits(
     marks = () if problem_type == "regression" or set(declared or ()) & set(_UNLABELED) else _UNLABELED
     for split, raw in splits.items():
         if data.drop_unlabeled:
-            splits[split] = _labeled(raw, data.label_column, marks)
+            splits[split] = _drop_unlabeled(raw, data.label_column, marks)
         check_rows(splits[split], data)
     return splits
 
 
 def _from_recipe(rows: list[dict[str, object]], where: str, columns: Sequence[Column]) -> RawSplit:
+    """Return rows that are written in the recipe."""
     table = pa.Table.from_batches(batches_of_objects(iter(rows), columns, where), schema_of(columns))
     return RawSplit(datasets.Dataset(datasets.table.InMemoryTable(table)), where)
 
 
 def _from_file(name: str, columns: Sequence[Column]) -> RawSplit:
+    """Return the rows of a file."""
     file = Path(name)
-    rows = stored(read_file(file, columns), schema_of(columns))
+    rows = store_rows(read_file(file, columns), schema_of(columns), name)
     names = parquet_class_names(file, columns[-1].name) if file_kind(file) == "parquet" else None
     return RawSplit(rows, name, class_names=names)
 
 
-def _labeled(raw: RawSplit, column: str, marks: Sequence[str]) -> RawSplit:
-    """Return the split without the rows that have no label: an empty cell, or one of `marks`."""
+def _drop_unlabeled(raw: RawSplit, column: str, marks: Sequence[str]) -> RawSplit:
+    """Return the split without rows that have no label: an empty cell, or one of `marks`."""
     cells = raw.column(column)
     missing = _empty_cells(cells)
     if pa.types.is_string(cells.type) and marks:
@@ -87,33 +89,33 @@ def _labeled(raw: RawSplit, column: str, marks: Sequence[str]) -> RawSplit:
     if not missing.any():
         return raw
     if missing.all():
-        raise DataError(f"{raw.where} has no row with a label in column '{column}'; leave this split out")
+        raise DataError(f"{raw.where} has no row with a label in column '{column}'; remove this split from the recipe")
     return replace(raw.select(np.flatnonzero(~missing)), dropped=int(missing.sum()))
 
 
 def check_rows(raw: RawSplit, data: DataSection) -> None:
     """Raise DataError if a split is empty, or has a row without text or label."""
     if not raw.rows.num_rows:
-        raise DataError(f"{raw.where} has no rows; give it at least one")
+        raise DataError(f"{raw.where} has no rows; add at least one")
     for name in filter(None, (data.text_column, data.text_pair_column, data.label_column)):
         cells = raw.column(name)
         label = name == data.label_column
-        repair = "fill it or remove the row"
+        fix = "give a value or remove the row"
         if label:
-            repair += ", or set data.drop_unlabeled: true to leave out rows without a label"
+            fix += ", or set data.drop_unlabeled: true to skip rows without a label"
         empty = np.flatnonzero(_empty_cells(cells))
         if len(empty):
-            raise DataError(f"{raw.named(empty)}: column '{name}' is empty; {repair}")
+            raise DataError(f"{raw.named(empty)}: column '{name}' is empty; {fix}")
         if pa.types.is_list(cells.type):
             lengths = pc.list_value_length(cells).to_numpy()
             blank = _empty_cells(pc.list_flatten(cells))
             rows = np.unique(np.repeat(np.arange(len(cells)), lengths)[blank])
             if len(rows):
-                raise DataError(f"{raw.named(rows)}: column '{name}' lists an empty label; name it or remove it")
+                raise DataError(f"{raw.named(rows)}: column '{name}' lists an empty label; give its name or remove it")
 
 
 def _empty_cells(cells: pa.ChunkedArray) -> np.ndarray:
-    """Return which cells hold nothing, or nothing but blanks, (N,)."""
+    """Return which cells are null or contain only white space, (N,)."""
     parts = [_empty(chunk) for chunk in cells.chunks]
     return np.concatenate(parts) if parts else np.zeros(0, dtype=bool)
 

@@ -1,4 +1,4 @@
-"""Rows of `data.dataset_name`: a local folder of files, read like any file, or a data set that the hub serves."""
+"""Reading `data.dataset_name`: a local folder of data files, or a data set on the hub."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ import numpy as np
 from finetune.data.cells import Column, schema_of
 from finetune.data.file_formats import file_kind, read_file
 from finetune.data.parquet_rows import feature_names, parquet_class_names, read_dataset
-from finetune.data.row_cache import cache_fault, stored
+from finetune.data.row_cache import cache_error, store_rows
 from finetune.data.rows import RawSplit
 from finetune.errors import DataError
 from finetune.recipe import DataSection
 from finetune.recipe.validation import FILE_TYPES
+from finetune.report.progress import stage
 
-_BUILDERS = ("csv", "json", "parquet")  # of the library, for the files that are read here
+_BUILDERS = ("csv", "json", "parquet")  # builders of `datasets` for formats that are read by this package
 
 
 @dataclass(frozen=True)
 class _Folder:
-    """A local folder of data files: its name, the files of each split, and the class names that it declares."""
+    """A local folder of data files: its name, the files of each split, and the class names in its README."""
 
     name: str
     files: dict[str, list[Path]]
@@ -34,27 +35,27 @@ class _Folder:
 
 
 def read_named(data: DataSection, columns: Sequence[Column]) -> dict[str, RawSplit]:
-    """Return split name -> rows of the data set that the recipe names.
+    """Return split name -> rows of the data set in the recipe.
 
     Raises:
-        DataError: the data set cannot be loaded, lacks a split, or has a validation split beside
-            `data.validation_size`.
+        DataError: the data set cannot be loaded, a split is missing, or `data.validation_size` is given although there
+            is a validation split.
     """
     name, config = str(data.dataset_name), data.dataset_config_name
     wanted = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
     folder = _folder(name, config, columns) if Path(name).expanduser().is_dir() else None
     if folder is None and name.isidentifier() and importlib.util.find_spec(f"datasets.packaged_modules.{name}"):
-        # The library would read whatever files of this format lie in the working directory, pickles among them.
+        # `datasets` would read all files of this format in the working directory, including pickles.
         raise DataError(
-            f"data.dataset_name '{name}' is a file format, and not a data set; give the file as data.train_file"
+            f"data.dataset_name '{name}' is a file format, not a data set; give the file as data.train_file"
         )
     if data.validation_size and data.validation_split:
         with _loading(name):
             splits = list(folder.files) if folder else datasets.get_dataset_split_names(name, config)
         if data.validation_split in splits:
             raise DataError(
-                f"data.validation_size holds out training rows, but {name} has a split '{data.validation_split}' of "
-                "its own; remove validation_size to use it, or set data.validation_split: null"
+                f"data.validation_size holds out training rows, but {name} has a split '{data.validation_split}'; "
+                "remove validation_size to use that split, or set data.validation_split: null"
             )
         del wanted["validation"]
     parts = {split: part for split, part in wanted.items() if part is not None}
@@ -65,21 +66,21 @@ def read_named(data: DataSection, columns: Sequence[Column]) -> dict[str, RawSpl
 
 @contextmanager
 def _loading(what: str) -> Iterator[None]:
-    """Turn what the library raises into one message about a data set.
+    """Convert errors of `datasets` to one message about the data set.
 
     Raises:
-        DataError: loading failed within.
+        DataError: loading failed in the block.
     """
     try:
         yield
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
         root = _root(error)
-        if fault := cache_fault(root):
-            raise fault from error
-        said = " ".join(str(root).split()).rstrip(".")
+        if about_cache := cache_error(root):
+            raise about_cache from error
+        reason = " ".join(str(root).split()).rstrip(".")
         raise DataError(
-            f"data.dataset_name: cannot load {what}: {said}; correct the name, go online, "
-            "give local files as data.train_file and data.validation_file, or name its splits "
+            f"data.dataset_name: cannot load {what}: {reason}; correct the name, go online, "
+            "give local files as data.train_file and data.validation_file, or give the names of its splits "
             "(data.train_split, data.validation_split, data.test_split; null for none)"
         ) from error
 
@@ -91,7 +92,7 @@ def _root(error: BaseException) -> BaseException:
 
 
 def _folder(name: str, config: str | None, columns: Sequence[Column]) -> _Folder | None:
-    """Return what a folder holds, None where the library has to read it (Arrow files, text files)."""
+    """Return the contents of a folder, or None if `datasets` has to read it (Arrow files, text files)."""
     with _loading(name):
         builder = datasets.load_dataset_builder(str(Path(name).expanduser()), config)
         files = {str(split): [Path(file) for file in listed] for split, listed in builder.config.data_files.items()}
@@ -99,52 +100,57 @@ def _folder(name: str, config: str | None, columns: Sequence[Column]) -> _Folder
         return None
     for file in chain.from_iterable(files.values()):
         if file.suffix.lower() not in FILE_TYPES:
-            raise DataError(f"{file}: a data file ends in {', '.join(FILE_TYPES)}; unpack or convert it")
+            raise DataError(
+                f"{file}: the name of a data file must end in {', '.join(FILE_TYPES)}; unpack or convert it"
+            )
     features, label = builder.info.features or {}, columns[-1].name
     return _Folder(name, files, feature_names(features, label) if label in features else None)
 
 
 def _from_folder(folder: _Folder, part: str, columns: Sequence[Column]) -> RawSplit:
-    """Return the rows of a split, or of a part such as `train[:10%]`."""
+    """Return the rows of a split, or of a slice such as `train[:10%]`."""
     where = f"{folder.name} (split {part})"
 
-    def whole(split: str) -> datasets.Dataset:
+    def read_split(split: str) -> datasets.Dataset:
         files = folder.files[split]
-        return stored(chain.from_iterable(read_file(file, columns) for file in files), schema_of(columns))
+        return store_rows(chain.from_iterable(read_file(file, columns) for file in files), schema_of(columns), where)
 
     if part in folder.files:
-        return RawSplit(whole(part), where, class_names=_class_names(folder, [part], columns))
-    rows = {split: whole(split) for split in folder.files if split in part}  # other splits may lack these columns
+        return RawSplit(read_split(part), where, class_names=_class_names(folder, [part], columns))
+    rows = {
+        split: read_split(split) for split in folder.files if split in part
+    }  # other splits may not have these columns
     with _loading(where):
         instruction = datasets.ReadInstruction.from_spec(part)
         pieces = instruction.to_absolute({split: len(rows.get(split, ())) for split in folder.files})
-    taken = datasets.concatenate_datasets(
+    selected = datasets.concatenate_datasets(
         [rows[piece.splitname].select(range(piece.from_, piece.to)) for piece in pieces]
     )
     numbers = np.concatenate([np.arange(piece.from_, piece.to) + 1 for piece in pieces])
     names = _class_names(folder, [piece.splitname for piece in pieces], columns)
-    return RawSplit(taken.flatten_indices(), where, numbers, names)
+    return RawSplit(selected.flatten_indices(), where, numbers, names)
 
 
 def _class_names(folder: _Folder, splits: Sequence[str], columns: Sequence[Column]) -> list[str] | None:
-    """Return the class names that the folder's README declares, or else a parquet file of these splits."""
+    """Return the class names from the README of the folder, or else from a parquet file of these splits."""
     files = (file for split in splits for file in folder.files[split])
-    noted = (parquet_class_names(file, columns[-1].name) for file in files if file_kind(file) == "parquet")
-    return folder.class_names or next(filter(None, noted), None)
+    declared = (parquet_class_names(file, columns[-1].name) for file in files if file_kind(file) == "parquet")
+    return folder.class_names or next(filter(None, declared), None)
 
 
 def _from_library(name: str, config: str | None, part: str, columns: Sequence[Column]) -> RawSplit:
+    """Return the rows of a split that `datasets` loads."""
     where = f"{name} (split {part})"
-    with _loading(where):
+    with _loading(where), stage(f"loading {where}"):
         rows = datasets.load_dataset(name, config, split=part)
     return from_dataset(rows, where, columns)
 
 
 def from_dataset(rows: datasets.Dataset, where: str, columns: Sequence[Column]) -> RawSplit:
-    """Return the rows of a loaded data set, whose columns are typed.
+    """Return the rows of a loaded data set.
 
     Raises:
-        DataError: a column is missing, or a cell has no text.
+        DataError: a column is missing, or a cell cannot be read as text.
     """
-    cells = stored(read_dataset(rows, columns, where), schema_of(columns))
+    cells = store_rows(read_dataset(rows, columns, where), schema_of(columns), where)
     return RawSplit(cells, where, class_names=feature_names(rows.features, columns[-1].name))

@@ -1,4 +1,4 @@
-"""Rows of typed columns: parquet files, and data sets that the `datasets` library has loaded."""
+"""Reading typed columns: parquet files, and data sets loaded by the `datasets` library."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finetune.data.cells import BATCH, Column, batch_of, from_arrow, require_columns
+from finetune.data.cells import BATCH_ROWS, Column, batch_of, from_arrow, require_columns
 from finetune.errors import DataError
 
 
@@ -17,7 +17,7 @@ def read_parquet(file: Path, columns: Sequence[Column]) -> Iterator[pa.RecordBat
     """Yield the rows of a parquet file in batches.
 
     Raises:
-        DataError: the file is damaged, or a cell has no text; the message names the row.
+        DataError: the file is damaged, or a cell cannot be read as text; the message names the row.
     """
     with _opened(file) as opened:
         schema = opened.schema_arrow
@@ -30,7 +30,7 @@ def read_parquet(file: Path, columns: Sequence[Column]) -> Iterator[pa.RecordBat
 
 
 def parquet_class_names(file: Path, label: str) -> list[str] | None:
-    """Return the names of a ClassLabel column in a parquet file that `datasets` wrote, else None."""
+    """Return the label names of a ClassLabel column in a parquet file written by `datasets`, or None."""
     with _opened(file) as opened:
         return class_names(opened.schema_arrow, label)
 
@@ -44,26 +44,26 @@ def _opened(file: Path) -> pq.ParquetFile:
 
 def _batches(opened: pq.ParquetFile, file: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
     try:
-        yield from opened.iter_batches(BATCH, columns=list(names))
+        yield from opened.iter_batches(BATCH_ROWS, columns=list(names))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(file, error) from error
 
 
 def _damaged(file: Path, error: Exception) -> DataError:
-    return DataError(f"{file} cannot be read as parquet: {' '.join(str(error).split())}; write the file again")
+    return DataError(f"{file} cannot be read as parquet: {' '.join(str(error).split())}; create the file again")
 
 
 def read_dataset(rows: datasets.Dataset, columns: Sequence[Column], where: str) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a loaded data set in batches.
 
     Raises:
-        DataError: a column is missing, or a cell has no text; the message names the row.
+        DataError: a column is missing, or a cell cannot be read as text; the message names the row.
     """
     require_columns(columns, rows.column_names, where)
     names = feature_names(rows.features, columns[-1].name)
-    wanted = rows.select_columns([column.name for column in columns]).with_format("arrow")
+    selected = rows.select_columns([column.name for column in columns]).with_format("arrow")
     first = 1
-    for table in wanted.iter(batch_size=BATCH):
+    for table in selected.iter(batch_size=BATCH_ROWS):
         yield _converted(table, columns, where, first, names)
         first += len(table)
 
@@ -80,16 +80,16 @@ def _converted(
 
 
 def class_names(schema: pa.Schema, label: str) -> list[str] | None:
-    """Return the names of a ClassLabel column from what `datasets` notes in an Arrow schema, else None."""
-    alone = pa.schema([schema.field(label)], metadata=schema.metadata)
+    """Return the label names of a ClassLabel column from the metadata that `datasets` writes to a schema, or None."""
+    label_schema = pa.schema([schema.field(label)], metadata=schema.metadata)
     try:
-        return feature_names(datasets.Features.from_arrow_schema(alone), label)
-    except (ValueError, TypeError, KeyError, AttributeError):  # a note that another tool wrote, or that is damaged
+        return feature_names(datasets.Features.from_arrow_schema(label_schema), label)
+    except (ValueError, TypeError, KeyError, AttributeError):  # metadata of another tool, or damaged
         return None
 
 
 def feature_names(features: datasets.Features, label: str) -> list[str] | None:
-    """Return the names of a ClassLabel feature, or of a list of them, else None."""
+    """Return the label names of a ClassLabel feature or of a list of them, or None."""
     feature = features[label]
     feature = getattr(feature, "feature", feature)
     return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None

@@ -1,7 +1,7 @@
-"""Rows on disk, read through memory mapping, under a name that is the checksum of their content.
+"""The cache of rows on disk: memory-mapped Arrow files, named by the checksum of their content.
 
-Every run reads its files again, and what it finds is what it trains on; only token ids computed from the same content
-are used again. So no time stamp or path can bring back rows of an earlier file.
+Every run reads its data files again. Only token ids are reused, and only if the content of the rows is the same. An
+outdated file can therefore never be used because of its path or time stamp.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ import datasets
 import pyarrow as pa
 
 from finetune.errors import DataError
+from finetune.report.progress import stage
 
 
 def cache_folder() -> Path:
-    """Return the folder in which rows and token ids are kept."""
+    """Return the cache folder for rows and token ids."""
     return Path(datasets.config.HF_DATASETS_CACHE) / "finetune"
 
 
 @contextmanager
-def cache_written() -> Iterator[None]:
-    """Turn what a full disk or a read-only cache folder raises into one message that names the folder.
+def report_cache_errors() -> Iterator[None]:
+    """Convert the errors of a full disk or a read-only cache folder to one message with the folder.
 
     Raises:
-        DataError: writing failed within.
+        DataError: writing failed in the block.
     """
     try:
         yield
@@ -37,44 +38,50 @@ def cache_written() -> Iterator[None]:
         raise _not_written(cache_folder(), error) from error
 
 
-def cache_fault(error: BaseException) -> DataError | None:
-    """Return the message for an error of the library about its own cache folder, None for any other error."""
+def cache_error(error: BaseException) -> DataError | None:
+    """Return the message if an error of `datasets` concerns its cache folder, None for any other error."""
     folder = Path(datasets.config.HF_DATASETS_CACHE)
     file = getattr(error, "filename", None)
-    about = isinstance(error, OSError) and file is not None and Path(str(file)).is_relative_to(folder)
-    return _not_written(folder, error) if about and isinstance(error, OSError) else None
+    in_cache = isinstance(error, OSError) and file is not None and Path(str(file)).is_relative_to(folder)
+    return _not_written(folder, error) if in_cache and isinstance(error, OSError) else None
 
 
 def _not_written(folder: Path, error: OSError) -> DataError:
     return DataError(
-        f"cannot write to the cache folder {folder}: {error.strerror or error}; make room, or name another folder in "
-        "the environment variable HF_DATASETS_CACHE"
+        f"cannot write to the cache folder {folder}: {error.strerror or error}; free disk space, or set the "
+        "environment variable HF_DATASETS_CACHE to another folder"
     )
 
 
-def stored(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> datasets.Dataset:
-    """Return rows as a data set that is read from disk as it is used.
+def store_rows(batches: Iterator[pa.RecordBatch], schema: pa.Schema, where: str) -> datasets.Dataset:
+    """Write rows to the cache, and return them as a memory-mapped data set.
+
+    Args:
+        where: the file or data set of the rows, shown with the progress.
 
     Raises:
-        DataError: the cache folder cannot be written; or whatever `batches` raises.
+        DataError: the cache folder cannot be written; or any error of `batches`.
     """
-    with cache_written():
+    with report_cache_errors(), stage(f"reading {where}") as running:
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"{os.getpid()}-{uuid.uuid4().hex}.part"
         try:
             with part.open("xb") as sink, pa.ipc.new_stream(sink, schema) as stream:
+                rows = 0
                 for batch in batches:
                     stream.write_batch(batch)
+                    rows += len(batch)
+                    running.describe(f"{rows:,} rows")
             with part.open("rb") as file:
                 checksum = hashlib.file_digest(file, "sha256").hexdigest()[:32]
-            whole = folder / checksum / "rows.arrow"
-            whole.parent.mkdir(exist_ok=True)
+            file_path = folder / checksum / "rows.arrow"
+            file_path.parent.mkdir(exist_ok=True)
             try:
-                part.replace(whole)
+                part.replace(file_path)
             except PermissionError:
-                if not whole.is_file():  # on Windows a file that is open is not replaced; its content is the same
+                if not file_path.is_file():  # on Windows an open file cannot be replaced, but has the same content
                     raise
         finally:
             part.unlink(missing_ok=True)
-        return datasets.Dataset(datasets.table.MemoryMappedTable.from_file(str(whole)), fingerprint=checksum)
+        return datasets.Dataset(datasets.table.MemoryMappedTable.from_file(str(file_path)), fingerprint=checksum)

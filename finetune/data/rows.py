@@ -1,4 +1,4 @@
-"""The rows of a split as every later stage takes them, and how messages name them.
+"""The rows of a split after reading, and how messages refer to them.
 
 N rows
 """
@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
-_SHOWN = 5  # row numbers named in one message
+_MAX_SHOWN = 5  # number of row numbers in one message
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class RawSplit:
 
     Attributes:
         rows: text columns, and labels as text or lists of texts.
-        where: the file, data set or recipe key that they are from.
-        numbers: the rows' numbers there, from 1, (N,); None: in order.
-        class_names: the names of the labels where the data set declares them (a ClassLabel feature).
-        dropped: rows without a label that were left out.
+        where: the file, data set or recipe key from which the rows were read.
+        numbers: the row numbers there, counted from 1, (N,); None: 1 to N.
+        class_names: the label names, if the data set declares them (a ClassLabel feature).
+        dropped: number of rows without a label that were skipped.
     """
 
     rows: datasets.Dataset
@@ -34,15 +34,15 @@ class RawSplit:
     dropped: int = 0
 
     def row_numbers(self) -> np.ndarray:
-        """Return the number of each row where it is from, (N,)."""
+        """Return the number of each row in its file or data set, counted from 1, (N,)."""
         return np.arange(1, len(self.rows) + 1) if self.numbers is None else self.numbers
 
     def select(self, kept: np.ndarray) -> RawSplit:
-        """Return the split with these rows alone, which keep the numbers they have."""
+        """Return the split with only these rows (positions from 0). Row numbers stay the same."""
         return replace(self, rows=self.rows.select(kept).flatten_indices(), numbers=self.row_numbers()[kept])
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """Return one column as Arrow."""
+        """Return one column as an Arrow array."""
         return self.rows.data[name]
 
     def named(self, rows: Sequence[int] | np.ndarray) -> str:
@@ -52,6 +52,6 @@ class RawSplit:
 
 def row_list(numbers: Sequence[int]) -> str:
     """Return "row 3" or "rows 3, 8 and 9 more" for row numbers counted from 1."""
-    shown = ", ".join(map(str, numbers[:_SHOWN]))
-    more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
+    shown = ", ".join(map(str, numbers[:_MAX_SHOWN]))
+    more = f" and {len(numbers) - _MAX_SHOWN} more" if len(numbers) > _MAX_SHOWN else ""
     return f"row{'s' if len(numbers) > 1 else ''} {shown}{more}"

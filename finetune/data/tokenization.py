@@ -1,4 +1,4 @@
-"""Turn rows into token ids, once, and say what was cut off.
+"""Tokenization: the rows of a split as token ids, and the tokenizer of a new model.
 
 N rows
 """
@@ -12,29 +12,31 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+from datasets.fingerprint import update_fingerprint
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from finetune.data.activation_store import RowStates
-from finetune.data.row_cache import cache_written
+from finetune.data.row_cache import report_cache_errors
 from finetune.data.rows import RawSplit
 from finetune.errors import ModelError
+from finetune.report.progress import stage
 
 
 @dataclass(frozen=True)
 class EncodedSplit:
-    """A split ready for the model.
+    """A split as token ids.
 
     Attributes:
         rows: token ids (and segment ids where the tokenizer has them) and `labels`, in Arrow.
         labels: ids (N,), 0/1 sets (N, C) or values (N,).
-        lengths: tokens a row after truncation, (N,).
-        truncated: share of the rows that were cut to `max_length`.
-        texts: the columns shown to people, in Arrow.
-        where: the file, data set or recipe key that the rows come from.
-        numbers: the rows' numbers there, from 1, (N,).
-        states: what the model's frozen lower part makes of the rows, if that was computed beforehand.
-        unknown: share of the tokens that are the tokenizer's unknown token.
+        lengths: tokens per row after truncation, (N,).
+        truncated: fraction of the rows that were cut to `max_length`.
+        texts: the text columns, in Arrow.
+        where: the file, data set or recipe key from which the rows were read.
+        numbers: the row numbers there, counted from 1, (N,).
+        states: the cached output of the frozen layers, if it was computed.
+        unknown: fraction of the tokens that are the unknown token.
     """
 
     rows: datasets.Dataset
@@ -54,37 +56,44 @@ class EncodedSplit:
 def encode_split(
     raw: RawSplit, labels: np.ndarray, tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], max_length: int
 ) -> EncodedSplit:
-    """Return the split's rows as token ids, cut to `max_length` tokens, with their labels.
+    """Return the rows as token ids, truncated to `max_length` tokens, with their labels.
 
     Raises:
-        ModelError: the tokenizer fails on a text, as one does that lacks its own token for unknown words.
+        ModelError: the tokenizer fails on a text, for example because its unknown token is not in its vocabulary.
     """
 
     def tokenize(batch: dict[str, list[str]]) -> dict[str, Any]:
-        """Return token ids of a batch of rows, their number, whether some were cut off, and how many are unknown."""
+        """Return the token ids of a batch of rows, lengths, truncation and numbers of unknown tokens."""
         texts = [batch[name] for name in columns]
         try:
             encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
         except Exception as error:
-            # The tokenizers library has no class of its own for what a tokenizer.json cannot do with a text.
+            # The tokenizers library raises a plain Exception for a text that a tokenizer.json cannot encode.
             if type(error) is not Exception:
                 raise
             raise ModelError(
-                f"the model's tokenizer cannot read the texts of {raw.where}: {error}; its tokenizer.json is damaged, "
-                "so put the one there that belongs to the model"
+                f"the model's tokenizer cannot read the texts of {raw.where}: {error}; its tokenizer.json is damaged; "
+                "replace it with that of the model"
             ) from error
         if encoded.encodings is not None:
             cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
         else:
-            whole = tokenizer(*texts, truncation=False, return_attention_mask=False, verbose=False)
-            cut = [len(ids) > max_length for ids in whole["input_ids"]]
+            full = tokenizer(*texts, truncation=False, return_attention_mask=False, verbose=False)
+            cut = [len(ids) > max_length for ids in full["input_ids"]]
         lengths = [len(ids) for ids in encoded["input_ids"]]
         unknown = [ids.count(tokenizer.unk_token_id) for ids in encoded["input_ids"]]
         return {**encoded, "length": lengths, "cut": cut, "unknown": unknown}
 
     texts = raw.rows.select_columns(list(columns))
-    with cache_written():
-        encoded = texts.map(tokenize, batched=True, remove_columns=list(columns))
+    with report_cache_errors(), stage(f"tokenizing {raw.where}", total=len(texts)) as running:
+
+        def tokenize_and_show(batch: dict[str, list[str]]) -> dict[str, Any]:
+            running.advance(len(batch[columns[0]]))
+            return tokenize(batch)
+
+        # The fingerprint, which identifies the cached token ids, must not depend on the progress display.
+        fingerprint = update_fingerprint(texts._fingerprint, tokenize, {"columns": list(columns)})
+        encoded = texts.map(tokenize_and_show, batched=True, remove_columns=list(columns), new_fingerprint=fingerprint)
     lengths, cut, unknown = (encoded.data[name].to_numpy() for name in ("length", "cut", "unknown"))
     rows = encoded.remove_columns(["length", "cut", "unknown"]).add_column("labels", as_arrow(labels))
     share = float(unknown.sum() / max(1, lengths.sum()))
@@ -92,7 +101,7 @@ def encode_split(
 
 
 def as_arrow(values: np.ndarray) -> pa.Array:
-    """Return values, one a row (N,) or a list a row (N, C), without a Python object for each row."""
+    """Return values (N,) or (N, C) as an Arrow array of numbers or lists, without a Python object per row."""
     if values.ndim == 1:
         return pa.array(values)
     ends = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
@@ -100,11 +109,11 @@ def as_arrow(values: np.ndarray) -> pa.Array:
 
 
 def word_tokenizer(texts: datasets.Dataset, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of the most frequent lower-cased words, one id a word, `[UNK]` for all others.
+    """Return a word-level tokenizer of the most frequent lowercase words; all other words are `[UNK]`.
 
     Args:
-        texts: rows whose columns are all text.
-        vocab_size: words at most, `[PAD]` (id 0) and `[UNK]` (id 1) included.
+        texts: rows with text columns only.
+        vocab_size: maximum number of words, including `[PAD]` (id 0) and `[UNK]` (id 1).
     """
     words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     words.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])

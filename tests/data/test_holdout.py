@@ -48,7 +48,9 @@ def test_values_and_sets_of_labels_are_held_out_from_all_rows(labels: np.ndarray
 
 @pytest.mark.parametrize(("sizes", "share"), [([2], 0.2), ([1, 1, 1, 1], 0.5)])
 def test_too_few_rows_to_hold_any_out(sizes: list[int], share: float) -> None:
-    with pytest.raises(DataError, match=rf"validation_size: {share} of {sum(sizes)} training rows is no row, or would"):
+    with pytest.raises(
+        DataError, match=rf"validation_size: {share} of {sum(sizes)} training rows is less than one row, or"
+    ):
         sample_validation_rows(labels_of(*sizes), share, seed=0)
 
 
@@ -65,7 +67,7 @@ def test_fewer_training_rows_hold_every_class(sizes: list[int], count: int, coun
 
 
 def test_rows_that_cannot_hold_every_class_are_refused() -> None:
-    with pytest.raises(DataError, match=r"max_train_samples: 2 is fewer than the 3 classes .*give 3 or more"):
+    with pytest.raises(DataError, match=r"max_train_samples: 2 is less than the 3 classes .*at least 3"):
         sample_training_rows(labels_of(5, 5, 5), 2, seed=0)
 
 

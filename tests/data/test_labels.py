@@ -52,22 +52,22 @@ def test_labels_that_are_read(
     assert (found.label_names, found.labels["train"].tolist()) == (read_names, ids)
 
 
-IDS = r"ids .*run from 0"
+IDS = r"the ids of .* are 0"
 
 
 @pytest.mark.parametrize(
     ("labels", "names", "message"),
     [
         # ids that count from 1
-        ([1, 2, 3], ["bad", "ok", "good"], rf"holds the ids 1, 2, 3, and no row has id 0 \(bad\); {IDS} to 2"),
-        ([1, 2, 1], ["bad", "ok", "good"], rf"holds the ids 1, 2, and no row has id 0 \(bad\); {IDS} to 2"),
-        ([0, 1, 3], ["bad", "ok", "good"], r"row 3: label '3' .*ids run from 0 \(bad\) to 2 \(good\)"),
+        ([1, 2, 3], ["bad", "ok", "good"], rf"has the ids 1, 2, 3, and no row has id 0 \(bad\); {IDS} to 2"),
+        ([1, 2, 1], ["bad", "ok", "good"], rf"has the ids 1, 2, and no row has id 0 \(bad\); {IDS} to 2"),
+        ([0, 1, 3], ["bad", "ok", "good"], r"row 3: label '3' .*ids are 0 \(bad\) to 2 \(good\)"),
         # rows without a label
-        ([0, -1, 1, "-1.0"], ["neg", "pos"], r"rows 2, 4: label -1 marks rows without a label; .*drop_unlabeled.*run"),
-        ([0, None, 1], None, r"row 2: column 'label' is empty; fill it or remove the row, or set data\.drop_unlabeled"),
+        ([0, -1, 1, "-1.0"], ["neg", "pos"], r"rows 2, 4: label -1 marks rows .*drop_unlabeled.*ids are"),
+        ([0, None, 1], None, r"row 2: column 'label' is empty; give a value or remove .* set data\.drop_unlabeled"),
         ([0.0, float("nan"), 1.0], None, r"row 2: column 'label' is empty"),
         (["0.0", "-1", "1", "-1.0"], None, r'label -1 \(2 rows\) .*drop_unlabeled: true .*: \["-1", "0", "1"\] to'),
-        (["0.0", "nan", "1.0", "NaN"], None, r"rows 2, 4: label 'nan' among numbers .*marks a missing label"),
+        (["0.0", "nan", "1.0", "NaN"], None, r"rows 2, 4: label 'nan' among numbers .*means a missing label"),
         # one label, two spellings
         (["pos", "Pos", "neg", "pos"], None, r"labels 'pos' \(2 rows\) and 'Pos' \(1 row\) .*differ only in case"),
         (["pos", "pos ", "neg"], None, r"labels 'pos' \(1 row\) and 'pos ' \(1 row\)"),
@@ -120,9 +120,9 @@ def test_rows_without_a_label_are_counted_and_keep_the_numbers_of_the_others() -
     assert {split: raw.dropped for split, raw in found.raw.items()} == {"train": 2, "test": 1}
     kept = read([0, -1, 1, None], names=["-1", "0", "1"], drop_unlabeled=True)
     assert (kept.labels["train"].tolist(), kept.raw["train"].dropped) == ([1, 0, 2], 1)
-    with pytest.raises(DataError, match=r"data\.test_rows row 3: label 'what' .*none of the labels"):
+    with pytest.raises(DataError, match=r"data\.test_rows row 3: label 'what' .*not one of the labels"):
         read(["neg", "pos", None], names=["neg", "pos"], drop_unlabeled=True, test=["neg", None, "what"])
-    with pytest.raises(DataError, match=r"data\.test_rows row 4: label 'no' occurs in no training row"):
+    with pytest.raises(DataError, match=r"data\.test_rows row 4: label 'no' does not occur in the training rows"):
         read(["yes", "maybe"], names=["yes", "maybe", "no"], drop_unlabeled=True, test=["yes", "", "yes", "no"])
 
 

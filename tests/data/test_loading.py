@@ -119,7 +119,7 @@ LISTS = [["x", "y"], ["y", "x"], ["x", "z"]]
 def test_lists_of_any_kind_are_sets_of_labels(tmp_path: Path, kind: pa.DataType) -> None:
     file = parquet(tmp_path, label=pa.array(LISTS, kind))
     assert [label for _, label in cells(file, MULTI)] == LISTS
-    with pytest.raises(DataError, match=r"d\.parquet row 1: column 'label' .*holds lists .*one label per row"):
+    with pytest.raises(DataError, match=r"d\.parquet row 1: column 'label' .*contains lists .*one label per row"):
         cells(file)
 
 
@@ -133,13 +133,13 @@ def test_lists_keep_their_rows_where_some_are_empty_or_dropped(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        (pa.array([None, b"\xff", b"y"]), r"row 2: .*holds binary; it must hold texts"),
-        (pa.array([0.0, float("inf"), 1.0]), r"row 2: .*holds an infinite number"),
-        (pa.array([1, 2, 3], pa.date32()), r"row 1: .*holds date32"),
-        (pa.array([1, 2, 3], pa.timestamp("s")), r"row 1: .*holds timestamp"),
-        (pa.array([1, 2, 3], pa.duration("s")), r"row 1: .*holds duration"),
-        (pa.array([{"a": 1}, {"a": 2}, None]), r"row 1: .*holds struct<a: int64>"),
-        (pa.array([["x"], ["y"], ["z"]]), r"row 1: .*holds lists"),
+        (pa.array([None, b"\xff", b"y"]), r"row 2: .*contains binary; it must contain texts"),
+        (pa.array([0.0, float("inf"), 1.0]), r"row 2: .*contains an infinite number"),
+        (pa.array([1, 2, 3], pa.date32()), r"row 1: .*contains date32"),
+        (pa.array([1, 2, 3], pa.timestamp("s")), r"row 1: .*contains timestamp"),
+        (pa.array([1, 2, 3], pa.duration("s")), r"row 1: .*contains duration"),
+        (pa.array([{"a": 1}, {"a": 2}, None]), r"row 1: .*contains struct<a: int64>"),
+        (pa.array([["x"], ["y"], ["z"]]), r"row 1: .*contains lists"),
         (pa.array([1.0, float("nan"), 2.0]), r"row 2: column '\w+' is empty"),
         (pa.array(np.array([1.0, np.nan, 2.0], np.float16)), r"row 2: column '\w+' is empty"),
         (pa.nulls(3), r"rows 1, 2, 3: column '\w+' is empty"),
@@ -156,10 +156,10 @@ def test_what_has_no_text_is_refused_with_its_row(tmp_path: Path, column: str, v
     [
         (pa.array([["x", None], ["y"]]), r"row 1: column 'label' lists an empty label"),
         (pa.array([["x", " "], ["y"]]), r"row 1: column 'label' lists an empty label"),
-        (pa.array([[["x"]], [["y"]]]), r"row 1: .*holds list<"),
-        (pa.array([["x"], [b"y"]]).cast(pa.list_(pa.binary())), r"row 1: .*holds binary"),
+        (pa.array([[["x"]], [["y"]]]), r"row 1: .*contains list<"),
+        (pa.array([["x"], [b"y"]]).cast(pa.list_(pa.binary())), r"row 1: .*contains binary"),
         (pa.array([[1.0], [float("inf")]]), r"row 2: .*infinite"),
-        (pa.array(["a,b", "b"]), r"row 1: .*takes a list of labels per row; json, jsonl and parquet files can"),
+        (pa.array(["a,b", "b"]), r"row 1: .*needs a list of labels per row; use a json, jsonl or parq"),
     ],
 )
 def test_sets_of_labels_are_checked_item_by_item(tmp_path: Path, values: pa.Array, problem: str) -> None:
@@ -179,7 +179,7 @@ def test_text_that_is_no_unicode_is_refused_with_its_row(tmp_path: Path) -> None
     column = wanted_columns(DataSection(train_file="unread"), lists=False)[0]
     with pytest.raises(DataError, match=r"here row 8: column 'sentence' .*not UTF-8"):
         from_arrow(texts, column, "here", 7)
-    with pytest.raises(DataError, match=r"here row 9: column 'sentence' .*half of a surrogate pair"):
+    with pytest.raises(DataError, match=r"here row 9: column 'sentence' .*unpaired surrogate"):
         from_values(["a", "b", "\ud83d"], column, "here", 7)
 
 
@@ -187,11 +187,11 @@ def test_text_that_is_no_unicode_is_refused_with_its_row(tmp_path: Path) -> None
     ("content", "row"),
     [
         ({"sentence": "a", "label": float("nan")}, "column 'label' is empty"),
-        ({"sentence": "a", "label": float("inf")}, "holds an infinite number"),
+        ({"sentence": "a", "label": float("inf")}, "contains an infinite number"),
         ({"sentence": "a"}, "column 'label' is empty"),
         ({"sentence": None, "label": "x"}, "column 'sentence' is empty"),
-        ({"sentence": {"a": 1}, "label": "x"}, "holds an object"),
-        ({"sentence": "a", "label": ["x"]}, "holds a list; one label per row"),
+        ({"sentence": {"a": 1}, "label": "x"}, "contains an object"),
+        ({"sentence": "a", "label": ["x"]}, "contains a list; give one label per row"),
     ],
 )
 def test_json_cells_are_checked_by_the_same_rule(tmp_path: Path, content: dict[str, Any], row: str) -> None:
@@ -203,26 +203,30 @@ def test_json_cells_are_checked_by_the_same_rule(tmp_path: Path, content: dict[s
 @pytest.mark.parametrize(
     ("ending", "content", "message"),
     [
-        ("json", "null", r"d\.json holds null and no rows"),
-        ("json", "3", r"d\.json holds a text or a number and no rows"),
-        ("json", '"a, b"', r"d\.json holds a text or a number and no rows"),
+        ("json", "null", r"d\.json contains null instead of rows"),
+        ("json", "3", r"d\.json contains a text or a number instead of rows"),
+        ("json", '"a, b"', r"d\.json contains a text or a number instead of rows"),
         ("json", "[]", r"d\.json has no rows"),
         ("json", "{}", r"d\.json has no rows"),
-        ("json", "[1, 2]", r"d\.json row 1 holds a text or a number"),
-        ("json", "[null]", r"d\.json row 1 holds null"),
-        ("json", '{"sentence": ["a", "b"], "label": ["x"]}', r"columns differ in their rows"),
+        ("json", "[1, 2]", r"d\.json row 1 contains a text or a number"),
+        ("json", "[null]", r"d\.json row 1 contains null"),
+        ("json", '{"sentence": ["a", "b"], "label": ["x"]}', r"columns have different rows"),
         ("json", '{"data": [{"sentence": "a"}]}', r"has no column 'sentence'.*it has data"),
-        ("json", '{\n "sentence": ["a"],\n "label": ["x"\n}', r"d\.json line 4 is not JSON"),
-        ("jsonl", "null\n", r"line 1 holds null; a file of rows holds one object per line"),
-        ("jsonl", '{"sentence": "a", "label": "x"}\n\n[1]\n', r"line 3 holds a list"),
+        ("json", '{\n "sentence": ["a"],\n "label": ["x"\n}', r"d\.json line 4 is not valid JSON"),
+        ("jsonl", "null\n", r"line 1 contains null instead of an object; write one object per line"),
+        ("jsonl", '{"sentence": "a", "label": "x"}\n\n[1]\n', r"line 3 contains a list"),
         (
             "jsonl",
             '{"sentence": "a", "label": "x"}\n{"sentence": "b" "label": "y"}\n',
-            r"line 2 is not JSON: Expecting",
+            r"line 2 is not valid JSON: Expecting",
         ),
-        ("jsonl", '{"sentence": "a", "label": 1, "label": 2}\n', r"line 1 .*'label' is given twice"),
-        ("jsonl", '{"sentence": "a", "z": ' + "[" * 100_000 + "\n", r"line 1 nests lists or objects too deeply"),
-        ("json", "[" * 100_000, r"d\.json nests lists or objects too deeply"),
+        ("jsonl", '{"sentence": "a", "label": 1, "label": 2}\n', r"line 1 .*'label' occurs twice"),
+        (
+            "jsonl",
+            '{"sentence": "a", "z": ' + "[" * 100_000 + "\n",
+            r"line 1 has lists or objects that are nested too deeply",
+        ),
+        ("json", "[" * 100_000, r"d\.json has lists or objects that are nested too deeply"),
         ("jsonl", '{"a": 1}\n', r"has no column 'sentence'"),
     ],
 )
@@ -256,9 +260,9 @@ def test_columns_without_a_name_and_lines_of_spreadsheets_are_passed_over(tmp_pa
     [
         # A stray mark at the start of a text; one that is escaped by a backslash; one that is never closed.
         ('a,x\n"b,y\nc,x\nit is 5" long,y\n', r"row 2 \(lines 3 to 5\): text follows a closing .* in line 5"),
-        ('a,x\n"b \\"c\\" d",y\ne,x\n', r"row 2 \(line 3\): text follows a closing quotation mark.*not escaped by a b"),
-        ('a,x\n"b \\"",y\nc,x\n', r"row 2 \(lines 3 to 4\): a quotation mark opens a text and none closes it"),
-        ('a,x\nb,"y\n', r"row 2 \(line 3\): a quotation mark opens a text and none closes it"),
+        ('a,x\n"b \\"c\\" d",y\ne,x\n', r"row 2 \(line 3\): text follows a closing quotation mark.*do not escape it"),
+        ('a,x\n"b \\"",y\nc,x\n', r"row 2 \(lines 3 to 4\): a quotation mark opens a text that is never closed"),
+        ('a,x\nb,"y\n', r"row 2 \(line 3\): a quotation mark opens a text that is never closed"),
         # One that happens to be closed further below is well-formed; what it swallowed looks like rows.
         ('a,x\n"b,y\nheight 5",x\nc,y\n', r"row 2 \(lines 3 to 4\): .*its line 'b,y' looks like a row"),
         ('a,x\n"b \\"",y\nc 5",x\nd,y\n', r"row 2 \(lines 3 to 4\): .*looks like a row"),
@@ -306,12 +310,12 @@ def test_columns_that_are_not_read_may_share_a_name(tmp_path: Path) -> None:
 
 
 def test_a_tab_in_a_tsv_text_has_its_own_repair(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"row 2 \(line 3\) has 3 cells, but .* 2 columns; a tsv file cannot hold"):
+    with pytest.raises(DataError, match=r"row 2 \(line 3\) has 3 cells, but .* 2 columns; a text in a tsv file cannot"):
         cells(written(tmp_path, "tsv", 'sentence\tlabel\na\tx\n"b\tc"\ty\n'))
 
 
 def test_text_in_a_column_without_a_name_at_the_end_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"row 1 \(line 2\) has 'x' in a column without a name; name the column"):
+    with pytest.raises(DataError, match=r"row 1 \(line 2\) has 'x' in a column without a name; add its name"):
         cells(written(tmp_path, "csv", "sentence,label,\nWell a, the tail,x\nb,y,\n"))
 
 
@@ -322,21 +326,21 @@ def test_a_text_over_several_lines_is_one_text(tmp_path: Path) -> None:
 
 
 SIGNATURES: list[tuple[str, bytes, str]] = [
-    ("csv", b"PAR1....PAR1", "a parquet file; name it .parquet"),
+    ("csv", b"PAR1....PAR1", "a parquet file; rename it to .parquet"),
     ("csv", b"PK\x03\x04....[Content_Types].xml", "an Excel workbook; export the sheet as csv"),
     ("jsonl", b"PK\x03\x04....data.jsonl", "a zip archive; unpack it"),
     ("csv", b"\x1f\x8b\x08rest", "a gzip archive; unpack it"),
     ("parquet", b"\x1f\x8b\x08rest", "a gzip archive; unpack it"),
     ("csv", "sentence,label\na,x\n".encode("utf-16"), "UTF-16 text; save it as UTF-8"),
-    ("csv", "sentence,label\na,x\n".encode("utf-16-le"), "UTF-16 text or of a binary file"),
+    ("csv", "sentence,label\na,x\n".encode("utf-16-le"), "UTF-16 text or a binary file"),
     ("tsv", "sentence\tlabel\na\tx\n".encode("utf-32"), "UTF-32 text; save it as UTF-8"),
     ("csv", b"<!DOCTYPE html><html>", "a web page or XML"),
     ("json", b"\n <html><body>", "a web page or XML"),
-    ("csv", b'{"sentence": "a", "label": "x"}\n', "JSON; name it .jsonl"),
-    ("jsonl", b"sentence,label\na,x\n", "csv; name it .csv"),
-    ("json", b"sentence\tlabel\na\tx\n", "tab-separated text; name it .tsv"),
-    ("parquet", b"sentence,label\na,x\n", "csv; name it .csv"),
-    ("parquet", b'[{"sentence": "a"}]', "JSON; name it .jsonl"),
+    ("csv", b'{"sentence": "a", "label": "x"}\n', "JSON; rename it to .jsonl"),
+    ("jsonl", b"sentence,label\na,x\n", "csv; rename it to .csv"),
+    ("json", b"sentence\tlabel\na\tx\n", "tab-separated text; rename it to .tsv"),
+    ("parquet", b"sentence,label\na,x\n", "csv; rename it to .csv"),
+    ("parquet", b'[{"sentence": "a"}]', "JSON; rename it to .jsonl"),
     ("csv", b"\xd0\xcf\x11\xe0\xa1\xb1", "an Excel workbook"),
     ("parquet", b"version https://git-lfs.github.com/spec/v1\n", r"a Git LFS pointer .*run `git lfs pull`"),
 ]
@@ -346,7 +350,9 @@ SIGNATURES: list[tuple[str, bytes, str]] = [
 def test_a_file_that_is_another_than_its_name_says_is_named(
     tmp_path: Path, ending: str, content: bytes, what: str
 ) -> None:
-    with pytest.raises(DataError, match=rf"d\.{ending} is named as {ending}, but its first bytes are those of {what}"):
+    with pytest.raises(
+        DataError, match=rf"the name of .*d\.{ending} ends in \.{ending}, but its first bytes are those of {what}"
+    ):
         cells(written(tmp_path, ending, content))
 
 
@@ -376,7 +382,7 @@ def test_rows_that_are_open_elsewhere_are_used_as_they_are(tmp_path: Path, monke
     rows = cells(file)
     monkeypatch.setattr(Path, "replace", refuse)
     assert cells(file) == rows
-    with pytest.raises(DataError, match=r"cannot write to the cache folder .*: Access is denied; make room"):
+    with pytest.raises(DataError, match=r"cannot write to the cache folder .*: Access is denied; free disk space"):
         cells(written(tmp_path, "csv", "sentence,label\nnever seen before,x\n"))
     assert not list(cache_folder().glob("*.part"))
 
@@ -423,7 +429,7 @@ def test_a_folder_of_files_is_read_like_the_files(folder: Callable[..., str], tm
     assert found["train"] == found["validation"] == [("NA", "007"), ("null", "1"), ("2020-01-01", "007")]
     part = read_splits(DataSection(dataset_name=str(tmp_path), train_split="train[1:]"))["train"]
     assert (part.rows["sentence"][:], part.row_numbers().tolist()) == (["null", "2020-01-01"], [2, 3])
-    with pytest.raises(DataError, match=r"cannot load .*split dev.*name its splits"):
+    with pytest.raises(DataError, match=r"cannot load .*split dev.*give the names of its splits"):
         named(str(tmp_path), validation_split="dev")
     with pytest.raises(DataError, match=r"test\.csv has no column 'sentence'"):
         named(str(tmp_path), validation_split="test[:1]")
@@ -436,7 +442,7 @@ def test_a_folder_s_own_validation_rows_are_not_passed_over(folder: Callable[...
     train = folder(train_csv=CSV)
     assert list(named(train, validation_size=0.5)) == ["train"]  # the rows held out are drawn later
     (tmp_path / "validation.csv").write_text(CSV)
-    with pytest.raises(DataError, match=r"validation_size holds out .* has a split 'validation' of its own; remove"):
+    with pytest.raises(DataError, match=r"validation_size holds out .* has a split 'validation'; remove"):
         named(train, validation_size=0.5)
     assert list(named(train, validation_size=0.5, validation_split=None)) == ["train"]
 
@@ -480,5 +486,7 @@ def test_rows_without_a_label_are_left_out_if_asked(tmp_path: Path) -> None:
     assert (numbers.rows["label"][:], numbers.dropped) == (["x", "-1", "y"], 2)  # -1 is a number like any other
     with pytest.raises(DataError, match=r"rows 2, 4: column 'label' is empty|row 4: column 'sentence' is empty"):
         cells(file)
-    with pytest.raises(DataError, match=r"d\.csv has no row with a label in column 'label'; leave this split out"):
+    with pytest.raises(
+        DataError, match=r"d\.csv has no row with a label in column 'label'; remove this split from the recipe"
+    ):
         cells(written(tmp_path, "csv", "sentence,label\na,-1\nb,\n"), drop_unlabeled=True)

@@ -82,17 +82,17 @@ def test_every_file_type_reads_the_same(tmp_path: Path, ending: str) -> None:
         ({"train_csv": "sentence,label\n  ,x\nb,y\n"}, r"train\.csv row 1: column 'sentence' is empty"),
         ({"train_csv": "sentence,label\na,x\nb,y,z\n"}, r"row 2 \(line 3\) has 3 cells.*quotation marks"),
         ({"train_csv": "sentence,sentence\na,x\n"}, r"two columns 'sentence' \(data\.text_column\); rename"),
-        ({"train_csv": "\n\n"}, r"has no header; the first line names the columns"),
+        ({"train_csv": "\n\n"}, r"has no header; write the names of the columns"),
         ({"train_csv": b"sentence,label\na,x\nb\xe9,y\n"}, r"line 3 is not UTF-8 \(byte 0xe9 at position 2\)"),
-        ({"train_csv": "sentence,label\na,x\nb,x\n"}, r"has the one label 'x' in column 'label'; a class"),
+        ({"train_csv": "sentence,label\na,x\nb,x\n"}, r"has only the label 'x' in column 'label'; a class"),
         ({"train_csv": "sentence,label\nWell a,the tail,x\nb,c,y\n"}, r"row 1 \(line 2\) has 3 cells"),
         ({"train_csv": "sentence;label\na;x\n"}, r"seems to be separated by ';'; .*the line sep=; above"),
-        ({"train_jsonl": [{"sentence": ["a"], "label": "x"}]}, r"row 1: column 'sentence' .*holds a list"),
-        ({"train_jsonl": [{"sentence": "a", "label": {"b": 1}}]}, r"row 1: column 'label' .*holds an object"),
-        ({"train_jsonl": '{"sentence": "a", "label": 1}\n{"sentence": '}, r"jsonl line 2 is not JSON: Exp"),
+        ({"train_jsonl": [{"sentence": ["a"], "label": "x"}]}, r"row 1: column 'sentence' .*contains a list"),
+        ({"train_jsonl": [{"sentence": "a", "label": {"b": 1}}]}, r"row 1: column 'label' .*contains an object"),
+        ({"train_jsonl": '{"sentence": "a", "label": 1}\n{"sentence": '}, r"jsonl line 2 is not valid JSON: Exp"),
         ({"train_parquet": b"no parquet"}, r"train\.parquet cannot be read as parquet"),
         ({"train_csv": GOOD, "validation_csv": "sentence,label\na,no\nb,yess\n"},
-         r"validation\.csv row 2: label 'yess' in column 'label' is none of the labels no, yes; did you mean 'yes'"),
+         r"validation\.csv row 2: label 'yess' in column 'label' is not one of the labels no, yes; did you mean 'yes'"),
     ],
 )  # fmt: skip
 def test_bad_data_is_named_by_file_and_row(tmp_path: Path, files: dict[str, Any], message: str) -> None:
@@ -101,12 +101,14 @@ def test_bad_data_is_named_by_file_and_row(tmp_path: Path, files: dict[str, Any]
 
 
 def test_a_label_unseen_in_training_is_an_error_even_when_declared(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"test\.csv rows 1, 3: label 'maybe' occurs in no training row"):
+    with pytest.raises(DataError, match=r"test\.csv rows 1, 3: label 'maybe' does not occur in the training rows"):
         read(tmp_path, ["no", "yes", "maybe"], train_csv=GOOD, test_csv="sentence,label\na,maybe\nb,no\nc,maybe\n")
 
 
 def test_one_label_of_numbers_is_not_taken_for_regression(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has the one label '1' in column 'label'; a classifier needs two or more"):
+    with pytest.raises(
+        DataError, match="has only the label '1' in column 'label'; a classifier needs at least two labels"
+    ):
         read(tmp_path, train_jsonl=[{"sentence": "a", "label": 1}, {"sentence": "b", "label": 1}])
 
 
@@ -119,7 +121,7 @@ def test_declared_names_may_be_met_by_ids(tmp_path: Path) -> None:
     rows = [{"sentence": "a", "label": 1}, {"sentence": "b", "label": 0}]
     splits = read(tmp_path, ["zero", "one"], train_jsonl=rows)
     assert splits.labels["train"].tolist() == [1, 0]
-    with pytest.raises(DataError, match=r"row 1: label '2' .*none of the labels zero, one"):
+    with pytest.raises(DataError, match=r"row 1: label '2' .*not one of the labels zero, one"):
         read(tmp_path, ["zero", "one"], train_jsonl=[{"sentence": "a", "label": 2}, rows[1]])
     with pytest.raises(DataError, match=r"row 2: label -1 marks rows without a label"):
         read(tmp_path, ["zero", "one"], train_jsonl=[rows[0], {"sentence": "b", "label": -1}])
@@ -176,11 +178,11 @@ def test_class_label_names_may_be_numbers_or_be_declared_in_another_order() -> N
 
 def test_ids_are_read_only_for_declared_names_that_are_words(tmp_path: Path) -> None:
     files = {"train_csv": "sentence,label\na,1\nb,2\nc,3\n", "test_csv": "sentence,label\na,0\n"}
-    with pytest.raises(DataError, match=r"test\.csv row 1: label '0' .*none of the labels 1, 2, 3"):
+    with pytest.raises(DataError, match=r"test\.csv row 1: label '0' .*not one of the labels 1, 2, 3"):
         read(tmp_path, **files)
-    with pytest.raises(DataError, match=r"test\.csv row 1: label '0' .*none of the labels 1, 2, 3"):
+    with pytest.raises(DataError, match=r"test\.csv row 1: label '0' .*not one of the labels 1, 2, 3"):
         read(tmp_path, ["1", "2", "3"], **files)
-    with pytest.raises(DataError, match="none of the labels no, yes"):
+    with pytest.raises(DataError, match="not one of the labels no, yes"):
         read(tmp_path, None, train_csv=GOOD, test_csv="sentence,label\na,1\n")
 
 
@@ -204,7 +206,7 @@ def test_held_out_rows_keep_their_numbers_and_classes_their_rows(tmp_path: Path)
         assert [f"text {number}" for number in raw.numbers] == raw.rows["sentence"][:]
     assert np.bincount(splits.labels["validation"]).tolist() == [9, 3]  # of 30, 9 and 1; each class keeps a row
     assert "c" in [splits.label_names[label] for label in splits.labels["train"]]
-    with pytest.raises(DataError, match=r"data\.validation_size: 0\.1 of 2 training rows is no row"):
+    with pytest.raises(DataError, match=r"data\.validation_size: 0\.1 of 2 training rows is less than one row"):
         read_labeled(section(tmp_path, train_csv=GOOD).model_copy(update={"validation_size": 0.1}), SINGLE, None, 0)
 
 
@@ -229,9 +231,9 @@ def test_multi_label_rows_become_sets(tmp_path: Path) -> None:
         read(tmp_path, ["x", "y"], "multi_label_classification", train_jsonl=twice)
     with pytest.raises(DataError, match="has no label in column 'label'"):
         read(tmp_path, None, "multi_label_classification", train_jsonl=[{"sentence": "a", "label": []}])
-    with pytest.raises(DataError, match=r"row 1: .*takes a list of labels per row; json, jsonl and parquet"):
+    with pytest.raises(DataError, match=r"row 1: .*needs a list of labels per row; use a json, jsonl or parq"):
         read(tmp_path, None, "multi_label_classification", train_csv=GOOD)
-    with pytest.raises(DataError, match=r"row 1: .*one label per row is needed unless"):
+    with pytest.raises(DataError, match=r"row 1: .*give one label per row"):
         read(tmp_path, None, SINGLE, train_jsonl=rows)
 
 
@@ -242,7 +244,7 @@ def test_regression_takes_numbers_alone(tmp_path: Path) -> None:
     assert spaced.labels["train"].tolist() == [1.5, 2.0]
     with pytest.raises(DataError, match=r"row 1: 'nan' in column 'label' is not a number"):
         read(tmp_path, None, "regression", train_csv="sentence,label\na,nan\nb,2\n")
-    with pytest.raises(DataError, match=r"row 1: .*holds a list; one label per row"):
+    with pytest.raises(DataError, match=r"row 1: .*contains a list; give one label per row"):
         read(tmp_path, None, "regression", train_jsonl=[{"sentence": "a", "label": [1.0]}])
     with pytest.raises(DataError, match=r"train\.csv row 2: 'high' in column 'label' is not a number"):
         read(tmp_path, None, "regression", train_csv="sentence,label\na,1.5\nb,high\n")
