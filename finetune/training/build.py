@@ -48,6 +48,7 @@ def build_trainer(
     """Return a trainer at step 0.
 
     Args:
+        plan: number of steps, and when to log, evaluate and save.
         run_fingerprint: what a resumed run must have in common with this one, in addition to the plan.
 
     Raises:
@@ -55,15 +56,13 @@ def build_trainer(
     """
     training, seed = hyperparameters.training, hyperparameters.seed
     weights = class_weights(training.class_weights, torch.as_tensor(split.labels), classifier.label_names)
+    module, embeddings = classifier.model, None
     if is_sharded(accelerator):
-        module, embeddings = _copy_for_sharding(classifier, accelerator), None
+        module = _copy_for_sharding(classifier, accelerator)
     else:
         broadcast_weights(classifier.model, accelerator)
         padding = classifier.tokenizer.pad_token_id
-        module, embeddings = (
-            classifier.model,
-            make_embedding_subset(classifier.base, split, padding, accelerator.device),
-        )
+        embeddings = make_embedding_subset(classifier.base, split, padding, accelerator.device)
     parameters = _trainable_parameters(module, embeddings)
     optimizer = build_optimizer(parameters, training, hyperparameters.loraplus_lr_ratio)
     scheduler = get_scheduler(training.lr_scheduler_type, optimizer, plan.warmup_steps, plan.total_steps)
@@ -86,7 +85,7 @@ def build_trainer(
         **plan.fingerprint(len(split), accelerator),
         "trained words": len(embeddings.ids) if embeddings else None,
     }
-    torch.manual_seed(seed + accelerator.process_index)  # each process drops other units
+    torch.manual_seed(seed + accelerator.process_index)  # each process draws other dropout masks
     return Trainer(classifier, split, plan, training, seed, accelerator, stepper, fingerprint)
 
 

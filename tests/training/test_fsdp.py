@@ -138,7 +138,7 @@ def test_a_killed_sharded_run_resumes_to_the_same_bits(started: tuple[Path, Done
     assert not (folder / "killed" / "model").exists()
     again = start_two(folder, "-", "-", "killed")
     assert again.stdout.count("code 0\n") == 2, again.stdout + again.stderr
-    assert "step-000006, step 6 of 8" in " ".join(again.stdout.split())
+    assert "step-000006 at step 6 of 8" in " ".join(again.stdout.split())
     assert unlike(bits(folder / "lora"), bits(folder / "killed")) == []
     assert "changed by 0" in done.stdout
     assert "changed by 1" not in done.stdout + again.stdout
