@@ -1,4 +1,4 @@
-"""All that is asked about the heads, in one result: rankings, their truth, their agreement, single heads' effects.
+"""The head analysis of a recipe: rankings, pruning curves, agreement of methods, leave-one-out tests, weight changes.
 
 N rows, L layers, H heads, C classes
 """
@@ -29,164 +29,172 @@ from finetune.heads.weight_changes import head_changes
 from finetune.models.classifier import Classifier
 from finetune.models.losses import decisions
 from finetune.recipe import HeadImportanceSection
+from finetune.report.progress import stage
 from finetune.runs.head_results import HeadAnalysis, HeadChanges, HeadScores, LeaveOneOut, PruningCurves, RankAgreement
 
 
 def analyze_heads(
     classifier: Classifier,
     splits: dict[str, EncodedSplit],
-    asked: HeadImportanceSection,
+    section: HeadImportanceSection,
     *,
     metric: str,
     batch_size: int,
     seed: int,
     accelerator: Accelerator,
 ) -> HeadAnalysis:
-    """Return the analysis that a recipe's `head_importance` asks for.
+    """Return the head analysis that the `head_importance` section of a recipe describes.
 
     Args:
-        splits: encoded rows by name; that of `asked.split` must be among them.
-        metric: of the pruning curves.
+        splits: tokenized splits by name; `section.split` must be among them.
+        metric: the metric of the pruning curves.
     """
 
     def sample_of(split: str, rows: np.ndarray) -> GatedRows:
         return GatedRows(classifier, splits[split], split, rows, batch_size, accelerator)
 
-    ranked, unseen = separate_rows(splits, asked, seed)
-    sample = sample_of(asked.split, ranked)
+    ranking_rows, test_rows = separate_rows(splits, section, seed)
+    sample = sample_of(section.split, ranking_rows)
     methods = [
-        measure_importance(sample, method, steps=asked.integration_steps, seed=seed, max_seconds=asked.max_seconds)
-        for method in asked.methods()
+        measure_importance(sample, method, steps=section.integration_steps, seed=seed, max_seconds=section.max_seconds)
+        for method in section.methods()
     ]
-    truth, removed = None, None
-    if asked.curve_split is not None and len(unseen):
-        others = sample_of(asked.curve_split, unseen)
+    curves, removed = None, None
+    if section.curve_split is not None and len(test_rows):
+        test_sample = sample_of(section.curve_split, test_rows)
         orders = {scores.method: scores.order for scores in methods}
-        truth = pruning_curves(others, orders, metric, random_orders=asked.random_orders, seed=seed)
-        removed = leave_one_out(others, seed) if asked.leave_one_out else None
-    changes, unknown = _changes(sample, effects=asked.leave_one_out)
+        curves = pruning_curves(test_sample, orders, metric, random_orders=section.random_orders, seed=seed)
+        removed = leave_one_out(test_sample, seed) if section.leave_one_out else None
+    changes, change_warnings = _changes(sample, effects=section.leave_one_out)
     leading = methods[0]
     return HeadAnalysis(
         methods=methods,
-        truth=truth,
+        truth=curves,
         agreement=agreement(methods),
         leave_one_out=removed,
         changes=changes,
         changes_agreement=None if changes is None else against_importance(changes, leading.values, leading.method),
-        warnings=[*untested(splits, asked, len(unseen)), *warnings(methods, truth, removed), *unknown],
+        warnings=[
+            *untested(splits, section, len(test_rows)),
+            *warnings(methods, curves, removed),
+            *change_warnings,
+        ],
     )
 
 
 def _changes(sample: GatedRows, *, effects: bool) -> tuple[HeadChanges | None, list[str]]:
-    """Return what training changed, or None and why it cannot be told where there is something to tell."""
+    """Return how training changed the heads, or None, and a warning if the comparison with the base fails."""
     classifier = sample.classifier
     if classifier.source is None:
         return None, []
     try:
         return head_changes(sample, effects=effects), []
-    except ModelError as error:  # a run is whole without: its base may be gone, or its heads no slices
-        return None, [f"What training changed of each head cannot be told: {error}."]
+    except ModelError as error:  # the analysis is useful without it
+        return None, [f"How training changed the heads could not be measured: {error}."]
 
 
 def separate_rows(
-    splits: dict[str, EncodedSplit], asked: HeadImportanceSection, seed: int
+    splits: dict[str, EncodedSplit], section: HeadImportanceSection, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the row numbers that rank, and those on which the ranking is tried.
+    """Return the indices of the rows that rank the heads, and of the rows that test the ranking.
 
-    Where both come from one split, no row is in both: at most half of the split ranks.
+    If both come from the same split, they are disjoint, and at most half of the split ranks the heads.
     """
-    most, split = asked.max_samples, splits[asked.split]
-    if asked.curve_split != asked.split:
-        ranked = np.array(sample_rows(len(split), most, seed))
-        unseen = splits.get(asked.curve_split or "")
-        rows = [] if unseen is None else sample_rows(len(unseen), asked.curve_samples, seed)
-        return ranked, np.array(rows, dtype=int)
+    max_rows, split = section.max_samples, splits[section.split]
+    if section.curve_split != section.split:
+        ranking_rows = np.array(sample_rows(len(split), max_rows, seed))
+        test_split = splits.get(section.curve_split or "")
+        rows = [] if test_split is None else sample_rows(len(test_split), section.curve_samples, seed)
+        return ranking_rows, np.array(rows, dtype=int)
     half = max(1, len(split) // 2)
-    ranked = np.array(sample_rows(len(split), half if most is None else min(most, half), seed))
-    rest = np.setdiff1d(np.arange(len(split)), ranked)
-    return ranked, rest[sample_rows(len(rest), asked.curve_samples, seed)]
+    ranking_rows = np.array(sample_rows(len(split), half if max_rows is None else min(max_rows, half), seed))
+    rest = np.setdiff1d(np.arange(len(split)), ranking_rows)
+    return ranking_rows, rest[sample_rows(len(rest), section.curve_samples, seed)]
 
 
-def untested(splits: Collection[str], asked: HeadImportanceSection, unseen: int) -> list[str]:
-    """Return a warning if a test of the ranking was asked for, and there are no rows for it.
+def untested(splits: Collection[str], section: HeadImportanceSection, num_test_rows: int) -> list[str]:
+    """Return a warning if the recipe wants the ranking tested and there are no rows for the test.
 
     Args:
-        unseen: rows of `asked.curve_split` that did not rank.
+        num_test_rows: rows of `section.curve_split` that do not rank the heads.
     """
-    name = asked.curve_split
-    if name is None or unseen:
+    name = section.curve_split
+    if name is None or num_test_rows:
         return []
-    lost = ", and no head was removed alone" if asked.leave_one_out else ""
-    others = ", ".join(split for split in splits if split != asked.split)
-    if name == asked.split:
-        reason, repair = f"the only row of {name} ranks the heads", "give more rows"
+    skipped = ", and leave-one-out was skipped" if section.leave_one_out else ""
+    others = ", ".join(split for split in splits if split != section.split)
+    if name == section.split:
+        reason, fix = f"the only row of {name} ranks the heads", "give more rows"
     else:
-        reason, repair = f"there are no {name} rows", f"give some (such as data.{name}_file)"
+        reason, fix = f"there are no {name} rows", f"give some (such as data.{name}_file)"
     named = f", or name another split as head_importance.curve_split ({others})" if others else ""
-    return [f"The ranking was not tested: {reason}{lost}; {repair}{named}."]
+    return [f"The ranking was not tested: {reason}{skipped}; {fix}{named}."]
 
 
 def leave_one_out(sample: GatedRows, seed: int) -> LeaveOneOut:
-    """Return what removal of each head alone does to the sample's rows, tested row by row."""
-    found = ablation(sample)
+    """Return the effect of removing each head alone, with paired tests over the rows."""
+    with stage("leave-one-out"):
+        result = ablation(sample)
     if sample.problem_type == "regression":
-        whole, without = (_squared_errors(torch.from_numpy(logits), sample) for logits in (found.full, found.without))
-        tests, measure = paired_error_tests(whole, without, sample.sites, seed=seed), "mean squared error"
+        full, without = (_squared_errors(torch.from_numpy(logits), sample) for logits in (result.full, result.without))
+        tests, measure = paired_error_tests(full, without, sample.sites, seed=seed), "mean squared error"
     else:
-        whole, without = (_right(torch.from_numpy(logits), sample) for logits in (found.full, found.without))
-        several = sample.problem_type == "multi_label_classification"
-        tests = paired_tests(whole, without, sample.sites, seed=seed)
-        measure = "subset_accuracy" if several else "accuracy"
+        full, without = (_correct(torch.from_numpy(logits), sample) for logits in (result.full, result.without))
+        multi_label = sample.problem_type == "multi_label_classification"
+        tests = paired_tests(full, without, sample.sites, seed=seed)
+        measure = "subset_accuracy" if multi_label else "accuracy"
     return LeaveOneOut(sample.split_name, len(sample), measure, tests)
 
 
-def _right(logits: torch.Tensor, sample: GatedRows) -> np.ndarray:
-    """Return whether each row is right, (N, ...), from logits (N, ..., C); of several labels all must be."""
+def _correct(logits: torch.Tensor, sample: GatedRows) -> np.ndarray:
+    """Return whether each prediction is correct, (N, ...), from logits (N, ..., C); multi-label: all labels."""
     decided, labels = decisions(logits, sample.problem_type).numpy(), sample.labels
     between = (1,) * (logits.dim() - 2)
     if sample.problem_type == "single_label_classification":
-        right: np.ndarray = decided == labels.reshape(-1, *between)
-        return right
-    sets: np.ndarray = (decided == labels.reshape(len(labels), *between, -1)).all(-1)
-    return sets
+        correct: np.ndarray = decided == labels.reshape(-1, *between)
+        return correct
+    all_correct: np.ndarray = (decided == labels.reshape(len(labels), *between, -1)).all(-1)
+    return all_correct
 
 
 def _squared_errors(logits: torch.Tensor, sample: GatedRows) -> np.ndarray:
+    """Return the squared error of each prediction, (N, ...), from logits (N, ..., 1)."""
     values = decisions(logits, sample.problem_type).double().numpy()  # (N, ...)
     errors: np.ndarray = (values - sample.labels.reshape(-1, *(1,) * (values.ndim - 1))) ** 2
     return errors
 
 
 def agreement(methods: Sequence[HeadScores]) -> list[RankAgreement]:
-    """Return Kendall's tau between the values of each two methods."""
+    """Return Kendall's tau between the values of each pair of methods."""
     return [
         RankAgreement(first.method, second.method, kendall_tau(first.values, second.values))
         for first, second in combinations(methods, 2)
     ]
 
 
-def warnings(methods: Sequence[HeadScores], truth: PruningCurves | None, removed: LeaveOneOut | None) -> list[str]:
-    """Return what a reader must know before believing the ranking."""
-    found = []
-    leading = methods[0]
-    if truth is not None and truth.random is not None:
-        curve = truth.curves[0]
-        if curve.mean <= truth.random.highest_mean:
-            found.append(
-                f"Removal in the order of {leading.method} keeps {truth.metric} at {curve.mean:.3f} on average, no "
-                f"better than the best of {truth.random.orders} random orders ({truth.random.highest_mean:.3f}): this "
-                "ranking tells little here."
+def warnings(methods: Sequence[HeadScores], curves: PruningCurves | None, removed: LeaveOneOut | None) -> list[str]:
+    """Return what a reader must know before trusting the ranking of the first method."""
+    messages, leading = [], methods[0]
+    if curves is not None and curves.random is not None:
+        curve = curves.curves[0]
+        if curve.mean <= curves.random.highest_mean:
+            messages.append(
+                f"Removal in the order of {leading.method} keeps {curves.metric} at {curve.mean:.3f} on average, no "
+                f"better than the best of {curves.random.orders} random orders ({curves.random.highest_mean:.3f}): "
+                "this ranking is not informative here."
             )
-        best = max(range(len(truth.shares)), key=lambda place: curve.scores[place])
-        if curve.scores[best] > truth.whole:
-            found.append(
-                f"With {truth.shares[best]:.0%} of the heads removed, {truth.metric} is {curve.scores[best]:.3f}, "
-                f"above {truth.whole:.3f} with all: removal can help, and so small a rise can be chance."
+        best = max(range(len(curves.shares)), key=lambda index: curve.scores[index])
+        if curve.scores[best] > curves.whole:
+            messages.append(
+                f"With {curves.shares[best]:.0%} of the heads removed, {curves.metric} is {curve.scores[best]:.3f}, "
+                f"above {curves.whole:.3f} with all: removal can help, but so small a rise can be chance."
             )
-    if leading.stability is not None and leading.stability.value is not None and leading.stability.value < 0.5:
-        found.append(
-            f"Different rows rank the heads unlike (tau {leading.stability.text()}): raise head_importance.max_samples."
+    stability = leading.stability
+    if stability is not None and stability.value is not None and stability.value < 0.5:
+        messages.append(
+            f"The ranking is unstable across subsets of rows (tau {stability.text()}): raise "
+            "head_importance.max_samples."
         )
     if removed is not None and (helped := helped_by_removal(removed.tests, removed.measure)):
-        found.append(helped)
-    return found
+        messages.append(helped)
+    return messages

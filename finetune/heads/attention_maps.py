@@ -1,4 +1,4 @@
-"""Importance from attention weights alone: how focused a head is, whatever it does to the loss.
+"""Head importance from attention weights alone: how focused a head is, independent of its effect on the loss.
 
 B batch, S tokens, L layers, H heads
 """
@@ -21,25 +21,25 @@ from finetune.models.head_gates import max_num_heads
 
 
 def confidence(sample: GatedRows) -> Estimate:
-    """Return the mean over a row's tokens of the largest attention weight (Voita et al. 2019, section 4).
+    """Return the mean over tokens of the largest attention weight, (L, H), 0 to 1 (Voita et al. 2019, section 4).
 
-    Voita et al. leave out the end of the sentence; here special tokens count as all others, so a head that rests on
-    them is confident too.
+    Voita et al. exclude the end-of-sentence token. Here special tokens count like all others, so a head that attends
+    mostly to them is confident too.
     """
-    return mean_over_rows(_of_maps(sample, lambda weights: weights.amax(-1)))
+    return mean_over_rows(_mean_over_tokens(sample, lambda weights: weights.amax(-1)))
 
 
 def entropy(sample: GatedRows) -> Estimate:
-    """Return the mean over a row's tokens of sum a log a: minus the entropy of attention, in nats.
+    """Return the mean over tokens of sum a log a, (L, H): minus the entropy of the attention weights a, in nats.
 
-    Clark et al. 2019, section 3.3, with the sign turned, so that a focused head comes first here too.
+    Clark et al. 2019, section 3.3, with the sign reversed, so that a higher value means a more focused head.
     """
-    return mean_over_rows(_of_maps(sample, lambda weights: torch.xlogy(weights, weights).sum(-1)))
+    return mean_over_rows(_mean_over_tokens(sample, lambda weights: torch.xlogy(weights, weights).sum(-1)))
 
 
 @contextmanager
 def eager_attention(classifier: Classifier) -> Iterator[None]:
-    """Compute attention weights openly while the context lasts: other implementations do not give them."""
+    """Use eager attention inside the block; other implementations do not return attention weights."""
     config, base = classifier.base.config, classifier.base
     before = config._attn_implementation
     try:
@@ -48,43 +48,44 @@ def eager_attention(classifier: Classifier) -> Iterator[None]:
         yield
     finally:
         if before != "eager":
-            config._attn_implementation = before  # the method would check flash attention by where the weights lie now
+            config._attn_implementation = before  # the method would check flash attention for the current device
 
 
-def _of_maps(sample: GatedRows, summary: Callable[[Tensor], Tensor]) -> np.ndarray:
-    """Return (N, L, H): `summary`, from (B, H, S, S) to (B, H, S), averaged over each row's real tokens."""
+def _mean_over_tokens(sample: GatedRows, summary: Callable[[Tensor], Tensor]) -> np.ndarray:
+    """Return the mean over the real tokens of each row, (N, L, H), of `summary`, from (B, H, S, S) to (B, H, S)."""
     base, sites, accelerator = sample.classifier.base, sample.sites, sample.accelerator
     model_type = str(base.config.model_type)
 
     @torch.no_grad()
-    def measure(batch: LocalBatch, places: np.ndarray) -> Tensor:
+    def row_means(batch: LocalBatch, positions: np.ndarray) -> Tensor:
         with accelerator.autocast():
             maps = base(**batch.inputs, output_attentions=True).attentions
         if maps is None or len(maps) != len(sites):
             raise _no_maps(model_type, sites[0].num_heads)
         real = batch.inputs["attention_mask"].float()  # (B, S)
-        found = real.new_full((len(places), len(sites), max_num_heads(sites)), torch.nan)
+        means = real.new_full((len(positions), len(sites), max_num_heads(sites)), torch.nan)
         for site, weights in zip(sites, maps, strict=True):
-            _refuse_other_maps(weights, real, site.num_heads, model_type)
+            _check_maps(weights, real, site.num_heads, model_type)
             tokens = summary(weights.float())  # (B, H, S)
-            found[:, site.layer, : weights.shape[1]] = (tokens * real[:, None]).sum(-1) / real.sum(-1)[:, None]
-        return found
+            means[:, site.layer, : weights.shape[1]] = (tokens * real[:, None]).sum(-1) / real.sum(-1)[:, None]
+        return means
 
     with eager_attention(sample.classifier):
-        return sample.map_batches(measure)
+        return sample.map_batches(row_means)
 
 
-def _refuse_other_maps(weights: Tensor, real: Tensor, num_heads: int, model_type: str) -> None:
-    """Raise ModelError unless these are (B, H, S, S) weights that sum to 1 (SqueezeBERT hands out raw scores)."""
+def _check_maps(weights: Tensor, real: Tensor, num_heads: int, model_type: str) -> None:
+    """Raise ModelError unless the weights are (B, H, S, S) and sum to 1 (SqueezeBERT returns raw scores)."""
     tokens = real.shape[1]
     fits = weights.dim() == 4 and weights.shape[1] <= num_heads and weights.shape[2:] == (tokens, tokens)
-    room = 1e-4 if weights.dtype == torch.float32 else 3e-2
-    if not fits or not bool(((weights.float().sum(-1) - 1).abs() < room).all()):
+    tolerance = 1e-4 if weights.dtype == torch.float32 else 3e-2
+    if not fits or not bool(((weights.float().sum(-1) - 1).abs() < tolerance).all()):
         raise _no_maps(model_type, num_heads)
 
 
 def _no_maps(model_type: str, num_heads: int) -> ModelError:
+    """Return the error for a model without usable attention weights."""
     return ModelError(
-        f"a '{model_type}' model gives no attention weights of shape (B, {num_heads}, S, S) that sum to 1; "
-        "confidence and entropy do not apply, choose another method"
+        f"a '{model_type}' model returns no attention weights of shape (B, {num_heads}, S, S) that sum to 1; "
+        "confidence and entropy do not apply; choose another method"
     )

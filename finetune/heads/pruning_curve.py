@@ -1,4 +1,4 @@
-"""The test of a ranking: remove heads in its order, and score rows that it did not see.
+"""Pruning curves: the metric on held-out rows while heads are removed in the order of a ranking.
 
 N rows, L layers, H heads
 """
@@ -16,6 +16,7 @@ from finetune.heads.estimate import Head, last_heads_last
 from finetune.heads.gated_forward import GatedRows, gated_logits
 from finetune.models.losses import decisions
 from finetune.recipe import LOWER_IS_BETTER
+from finetune.report.progress import stage
 from finetune.runs.head_results import PruningCurve, PruningCurves, RandomBand
 
 SHARES = tuple(tenth / 10 for tenth in range(1, 10))
@@ -31,27 +32,35 @@ def pruning_curves(
     shares: Sequence[float] = SHARES,
     seed: int = 0,
 ) -> PruningCurves:
-    """Return the pruning curve of each order, its reverse, and the band of random orders.
+    """Return the pruning curve of each order and of its reverse, and the band of random orders.
 
-    Heads are removed by gates of 0. In every order a layer keeps its last head until all layers are down to one.
+    Heads are removed by gates of 0. In every order each layer keeps its last head until all layers are down to one.
 
     Args:
-        sample: rows that no ranking saw.
-        orders: heads by method, least important first.
-        metric: of the classifier's problem type; an error (lower is better) is negated.
+        sample: rows that were not used for the rankings.
+        orders: all heads by method, least important first.
+        metric: a metric of the problem type; error metrics are negated, so that higher is better.
+        random_orders: number of random orders to compare with.
+        reverse: also remove the most important heads first.
+        shares: of all heads removed, 0 to 1.
     """
-    score = scorer(sample, metric)
+    score, curves = scorer(sample, metric), []
+    passes = (len(orders) * (2 if reverse else 1) + random_orders) * len(shares)
+    with stage("pruning curves", total=passes) as progress:
 
-    def curve(order: Sequence[Head]) -> list[float]:
-        return [score(gates_without(sample, removed(order, share))) for share in shares]
+        def curve(order: Sequence[Head]) -> list[float]:
+            scores = []
+            for share in shares:
+                scores.append(score(gates_without(sample, removed(order, share))))
+                progress.advance()
+            return scores
 
-    curves = []
-    for method, order in orders.items():
-        scores = curve(order)
-        backwards = curve(last_heads_last(order[::-1], sample.sites)) if reverse else None
-        mean_backwards = None if backwards is None else float(np.mean(backwards))
-        curves.append(PruningCurve(method, scores, float(np.mean(scores)), mean_backwards))
-    band = [curve(random_order(sample, seed + number)) for number in range(random_orders)]
+        for method, order in orders.items():
+            scores = curve(order)
+            reversed_scores = curve(last_heads_last(order[::-1], sample.sites)) if reverse else None
+            reversed_mean = None if reversed_scores is None else float(np.mean(reversed_scores))
+            curves.append(PruningCurve(method, scores, float(np.mean(scores)), reversed_mean))
+        band = [curve(random_order(sample, seed + number)) for number in range(random_orders)]
     return PruningCurves(
         metric=metric,
         split=sample.split_name,
@@ -64,41 +73,41 @@ def pruning_curves(
 
 
 def scorer(sample: GatedRows, metric: str) -> Callable[[Tensor], float]:
-    """Return a function from gates (L, H) to the metric on the sample's rows, negated if it is an error."""
+    """Return a function from gates (L, H) to the metric on the rows of the sample, negated if lower is better."""
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
 
     def score(gates: Tensor) -> float:
         logits = gated_logits(sample, gates)
         decided = decisions(logits, sample.problem_type).numpy()
         value = compute_metrics(decided, sample.labels, sample.problem_type, logits.shape[-1])[metric]
-        # A correlation is undefined where the heads that are left predict the same for every row: nothing is explained.
+        # A correlation is undefined (NaN) if all predictions are equal; they then explain nothing.
         return sign * (0.0 if math.isnan(value) else value)
 
     return score
 
 
 def removed(order: Sequence[Head], share: float) -> list[Head]:
-    """Return the heads that go when this share of all is removed, to the nearest whole number; one stays always."""
+    """Return the heads that are removed at this share, rounded to a whole number; at least one head always remains."""
     return list(order[: min(round(share * len(order)), len(order) - 1)])
 
 
 def gates_without(sample: GatedRows, heads: Sequence[Head]) -> Tensor:
-    """Return gates (L, H) of 1, and 0 for these heads."""
+    """Return gates (L, H): 0 for these heads, 1 for all others."""
     gates = sample.gates()
-    for at in heads:
-        gates[at] = 0
+    for head in heads:
+        gates[head] = 0
     return gates
 
 
 def random_order(sample: GatedRows, seed: int) -> list[Head]:
-    """Return all heads in random order, each layer's last head at the end."""
+    """Return all heads in random order, the last head of each layer at the end."""
     heads = [(site.layer, head) for site in sample.sites for head in range(site.num_heads)]
     shuffled = np.random.default_rng(seed).permutation(len(heads))
-    return last_heads_last([heads[place] for place in shuffled], sample.sites)
+    return last_heads_last([heads[index] for index in shuffled], sample.sites)
 
 
 def _band(scores: np.ndarray) -> RandomBand:
-    """Return the band of scores (orders, shares)."""
+    """Return mean, minimum and maximum over random orders of scores (orders, shares)."""
     means = scores.mean(1)
     return RandomBand(
         orders=len(scores),

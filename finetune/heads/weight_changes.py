@@ -1,18 +1,18 @@
-"""What training changed, head by head, against the base checkpoint; adapters and full fine-tuning by one path.
+"""How training changed each head, compared with the base checkpoint, for adapters and for full fine-tuning.
 
 Adapters are merged into a copy of the classifier, and its attention projections are compared with those of the base
 checkpoint, which is loaded again.
 
-Slices of the update itself (the head's rows of a weight's change) would not do as a measure: with any orthogonal R,
-W_V R and R^T W_O make the same head as W_V and W_O, and a training that did nothing but turn a head's value space
-would seem to change both, although no output moves. What the head does is in two products that R drops out of,
+The change of a head's rows of one weight is not a good measure: for any orthogonal R, W_V R and R^T W_O define the
+same head as W_V and W_O, so training that only rotates the value space of a head would appear to change both weights
+although no output changes. Two products determine what a head does and do not depend on R:
 
-    W_V W_O      what is written for what is read,
-    W_Q W_K^T    which token attends to which,
+    W_V W_O      what the head writes for what it reads,
+    W_Q W_K^T    which token attends to which.
 
-and a head's relative change is ||after - before||_F / ||before||_F of each. Biases are not in them; they are in the
-effect. With DeBERTa's projected positions, or rotary ones, W_Q W_K^T is not all there is to a score, but its part
-from content, or at distance 0.
+The relative change of a head is ||after - before||_F / ||before||_F of each product. The products do not contain the
+biases; the effect does. With DeBERTa's projected positions or with rotary positions, W_Q W_K^T gives only one part of
+an attention score: that of the content, or that at distance 0.
 
     N rows, C classes, L layers, H heads, D head width, E hidden size
 """
@@ -40,6 +40,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.head_gates import max_num_heads
 from finetune.models.losses import divergence, per_example_loss
 from finetune.models.pretrained import load_config, model_load_errors
+from finetune.report.progress import stage
 from finetune.runs.head_results import HeadChanges
 
 EFFECT_MEASURES = {
@@ -51,7 +52,12 @@ EFFECT_MEASURES = {
 
 @dataclass(frozen=True)
 class MatchedHead:
-    """One head: where it is in the trained model and in the base, whose heads may be more."""
+    """One head in the trained model and in the base, which may have more heads.
+
+    Attributes:
+        number, base_number: the index of the head in its layer of the trained model, and of the base.
+        width: the head width D.
+    """
 
     trained: AttentionSite
     base: AttentionSite
@@ -60,7 +66,7 @@ class MatchedHead:
     width: int
 
     def slices(self, role: str) -> tuple[list[int], list[int]]:
-        """Return its rows (of the output projection: columns), in the trained model and in the base."""
+        """Return the head's rows of a projection (output: columns), in the trained model and in the base."""
         return (
             self.trained.slices(role, [self.number], self.width),
             self.base.slices(role, [self.base_number], self.width),
@@ -68,22 +74,22 @@ class MatchedHead:
 
 
 def head_changes(sample: GatedRows, *, effects: bool = True) -> HeadChanges:
-    """Return how far each head's products moved, and what taking the head's own change back does to the sample's rows.
+    """Return the relative change of each head's products, and the effect of undoing the change of one head at a time.
 
-    The effect costs a forward pass of the sample for each head that changed: bound its rows. A projection that
-    several layers share (ALBERT) is put back for all of them at once, and each reports it. Heads that share a key and a
-    value have these put back together. The classifier is left as it is; predictions are those of a merged copy, which
-    in lower precision than float32 rounds its weights once more.
+    The effects take one forward pass over the rows per changed head, so limit the number of rows. A projection that
+    several layers share (ALBERT) is reset for all of them, and each layer reports the same effect; so do heads that
+    share a key and a value. The classifier is not changed. Predictions are those of a merged copy; below float32,
+    merging rounds the weights once more.
 
     Args:
-        effects: whether to measure effects; without, no row is looked at.
+        effects: whether to measure effects; if not, no row is read.
 
     Raises:
         ModelError: the classifier was built from scratch, its heads are not slices of its projections, the base
             checkpoint cannot be loaded or lacks a head, or peft cannot merge the adapters.
     """
     classifier = sample.classifier
-    _refuse_mixed(classifier.base)
+    _check_heads_are_slices(classifier.base)
     base = load_base(classifier)
     plain = merged_copy(classifier)
     heads = matched_heads(plain, base)
@@ -101,21 +107,21 @@ def head_changes(sample: GatedRows, *, effects: bool = True) -> HeadChanges:
             change = product_change(old, new)
             tables[name][cell] = np.nan if change.relative is None else change.relative
             tables[f"{name}_rank"][cell] = change.effective_rank
-    found = _effects(replace(sample, classifier=replace(classifier, model=plain)), base, heads) if effects else ()
-    for head, (moved, losses) in zip(heads if effects else (), found, strict=True):
+    results = _effects(replace(sample, classifier=replace(classifier, model=plain)), base, heads) if effects else ()
+    for head, (moved, losses) in zip(heads if effects else (), results, strict=True):
         cell = head.trained.layer, head.number
         for name, values in (("effect", moved), ("loss_change", losses)):
             tables[name][cell] = values.mean()
             if len(values) > 1:
                 tables[f"{name}_errors"][cell] = values.std(ddof=1) / np.sqrt(len(values))
-    written = {name: [[None if np.isnan(v) else float(v) for v in row] for row in tables[name]] for name in tables}
+    lists = {name: [[None if np.isnan(v) else float(v) for v in row] for row in tables[name]] for name in tables}
     return HeadChanges(
-        sample.split_name, len(sample) if effects else 0, EFFECT_MEASURES[classifier.problem_type], **written
+        sample.split_name, len(sample) if effects else 0, EFFECT_MEASURES[classifier.problem_type], **lists
     )
 
 
 def load_base(classifier: Classifier) -> PreTrainedModel:
-    """Return the checkpoint that training started from; only its attention projections mean anything.
+    """Return the base checkpoint that training started from; only its attention projections are meaningful.
 
     Raises:
         ModelError: there is none, or it cannot be loaded.
@@ -128,7 +134,7 @@ def load_base(classifier: Classifier) -> PreTrainedModel:
         )
     load_config(source)  # refuses a config.json that would run code or fill memory
     base: PreTrainedModel
-    with model_load_errors(source), torch.random.fork_rng(devices=[]):  # a head that is not used is drawn at random
+    with model_load_errors(source), torch.random.fork_rng(devices=[]):  # the unused classification head is random
         base = AutoModelForSequenceClassification.from_pretrained(
             source.location(), ignore_mismatched_sizes=True, **source.loading_options()
         )
@@ -153,44 +159,46 @@ def merged_copy(classifier: Classifier) -> PreTrainedModel:
 
 
 @contextmanager
-def without_own_change(model: PreTrainedModel, base: PreTrainedModel, head: MatchedHead) -> Iterator[None]:
-    """Put one head's rows of query, key and value and its columns of the output projection back to the base's.
+def reset_head(model: PreTrainedModel, base: PreTrainedModel, head: MatchedHead) -> Iterator[None]:
+    """Reset one head's rows of query, key, value and its columns of the output projection to the base in the block.
 
-    All else stays as trained: the output projection's bias, which is no head's own, and DeBERTa's projections of
-    positions. The model is restored to the bit after.
+    Everything else stays as trained, such as the bias of the output projection, which belongs to no head, and DeBERTa's
+    position projections. The weights are restored bit for bit afterwards.
     """
-    kept = [(own, own.detach().clone()) for own, _ in _own_parts(model, base, head)]
+    saved = [(part, part.detach().clone()) for part, _ in _head_parts(model, base, head)]
     try:
-        for own, before in _own_parts(model, base, head):
-            own.copy_(before)
+        for part, before in _head_parts(model, base, head):
+            part.copy_(before)
         yield
     finally:
-        for own, trained in kept:
-            own.copy_(trained)
+        for part, trained in saved:
+            part.copy_(trained)
 
 
 def _effects(sample: GatedRows, base: PreTrainedModel, heads: Sequence[MatchedHead]) -> Iterator[tuple[Array, Array]]:
-    """Yield for each head how far each row's prediction moves without its change, and the rise of the loss, (N,)."""
+    """Yield for each head how much the predictions and the losses change when its change is undone, (N,) each."""
     classifier, labels = sample.classifier, torch.as_tensor(sample.labels)
 
-    def measure() -> tuple[Tensor, Tensor]:
+    def logits_and_losses() -> tuple[Tensor, Tensor]:
         logits = gated_logits(sample, sample.gates()).double()
         return logits, per_example_loss(logits, labels, classifier.problem_type).double()
 
-    trained, losses = measure()
-    known: dict[tuple[object, ...], tuple[Array, Array]] = {}
-    for head in heads:
-        key = (*head.trained.paths(ROLES), head.number)
-        if key not in known:
-            unchanged = all(own.equal(before) for own, before in _own_parts(classifier.base, base, head))
-            with without_own_change(classifier.base, base, head):
-                other, raised = (trained, losses) if unchanged else measure()
-            moved = divergence(trained, other, classifier.problem_type)
-            known[key] = moved.numpy(), (raised - losses).numpy()
-        yield known[key]
+    trained, losses = logits_and_losses()
+    results: dict[tuple[object, ...], tuple[Array, Array]] = {}  # one per head of shared layers
+    with stage("undoing the change of each head", total=len(heads)) as progress:
+        for head in heads:
+            key = (*head.trained.paths(ROLES), head.number)
+            if key not in results:
+                unchanged = all(part.equal(before) for part, before in _head_parts(classifier.base, base, head))
+                with reset_head(classifier.base, base, head):
+                    other, other_losses = (trained, losses) if unchanged else logits_and_losses()
+                moved = divergence(trained, other, classifier.problem_type)
+                results[key] = moved.numpy(), (other_losses - losses).numpy()
+            progress.advance()
+            yield results[key]
 
 
-def _refuse_mixed(model: PreTrainedModel) -> None:
+def _check_heads_are_slices(model: PreTrainedModel) -> None:
     """Raise ModelError unless each head is a slice of the query, key, value and output projections."""
     site = attention_sites(model)[0]
     query, output = (model.get_submodule(path).weight for path in (site.query, site.output))
@@ -199,63 +207,63 @@ def _refuse_mixed(model: PreTrainedModel) -> None:
     why = family_of(model.config).not_prunable
     if why and (query.dim() != 2 or len(query) != output.shape[1]):
         raise ModelError(
-            f"the heads of a '{model.config.model_type}' model cannot be compared with its base's one by one: {why}; "
-            "their importance can be measured all the same"
+            f"the heads of a '{model.config.model_type}' model cannot be compared one by one with those of the "
+            f"base: {why}; their importance can still be measured"
         )
 
 
 def matched_heads(plain: PreTrainedModel, base: PreTrainedModel) -> list[MatchedHead]:
-    """Return every head of the trained model with its counterpart in the base, from which fewer may have been cut."""
+    """Return every head of the trained model with the same head of the base, which may have more heads."""
     heads = []
     for site, before in zip(attention_sites(plain), attention_sites(base), strict=True):
         output: Any = plain.get_submodule(site.output)
         width = int(output.weight.shape[1]) // site.num_heads
-        there = _whole_numbers(base, before)
-        for number, whole in enumerate(_whole_numbers(plain, site)):
-            if whole not in there:
+        base_numbers = _original_numbers(base, before)
+        for number, original in enumerate(_original_numbers(plain, site)):
+            if original not in base_numbers:
                 raise ModelError(
-                    f"head {whole} of layer {site.layer} is not in the base checkpoint: it is another model's than "
-                    "the classifier's, or was pruned since; put the checkpoint back that training started from"
+                    f"head {original} of layer {site.layer} is not in the base checkpoint: it belongs to another "
+                    "model, or was pruned after training; restore the checkpoint that training started from"
                 )
-            heads.append(MatchedHead(site, before, number, there.index(whole), width))
+            heads.append(MatchedHead(site, before, number, base_numbers.index(original), width))
     return heads
 
 
-def _whole_numbers(model: PreTrainedModel, site: AttentionSite) -> list[int]:
-    """Return the numbers that a layer's heads had before any were cut out."""
-    lost = pruned_heads(model.config).get(site.layer, [])
-    return [number for number in range(site.num_heads + len(lost)) if number not in lost]
+def _original_numbers(model: PreTrainedModel, site: AttentionSite) -> list[int]:
+    """Return the numbers that the heads of a layer had before pruning."""
+    pruned = pruned_heads(model.config).get(site.layer, [])
+    return [number for number in range(site.num_heads + len(pruned)) if number not in pruned]
 
 
-def _factors(model: PreTrainedModel, head: MatchedHead, which: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """Return (W_V, W_O) and (W_Q, W_K^T) of a head, each (E, D) and (D, E); `which`: 0 trained, 1 base."""
+def _factors(model: PreTrainedModel, head: MatchedHead, side: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Return (W_V, W_O) and (W_Q, W_K^T) of a head, each (E, D) and (D, E); side 0: trained, 1: base."""
     weights = {}
     for role in ROLES:
-        path = getattr(head.base if which else head.trained, role)
-        rows = head.slices(role)[which]
+        path = getattr(head.base if side else head.trained, role)
+        rows = head.slices(role)[side]
         weight: Any = model.get_submodule(path).weight
-        taken = weight.detach()[:, rows].T if role == "output" else weight.detach()[rows]
-        weights[role] = taken.double().cpu().numpy()  # (D, E)
+        part = weight.detach()[:, rows].T if role == "output" else weight.detach()[rows]
+        weights[role] = part.double().cpu().numpy()  # (D, E)
     return (weights["value"].T, weights["output"]), (weights["query"].T, weights["key"])
 
 
-def _own_parts(model: PreTrainedModel, base: PreTrainedModel, head: MatchedHead) -> list[tuple[Tensor, Tensor]]:
-    """Return views of all that is the head's own in the trained model, each with the base's on the same device."""
+def _head_parts(model: PreTrainedModel, base: PreTrainedModel, head: MatchedHead) -> list[tuple[Tensor, Tensor]]:
+    """Return views of all weights of a head in the trained model, each with the base weight on the same device."""
     parts = []
     for role in ROLES:
-        (here, there), axis = head.slices(role), 1 if role == "output" else 0
+        (rows, base_rows), axis = head.slices(role), 1 if role == "output" else 0
         paths = getattr(head.trained, role), getattr(head.base, role)
-        own, before = (m.get_submodule(path) for m, path in zip((model, base), paths, strict=True))
-        tensors: list[Any] = [(own.weight, before.weight, here[0], there[0])]
-        if role != "output" and own.bias is not None:
-            tensors.append((own.bias, before.bias, here[0], there[0]))
+        projection, before = (m.get_submodule(path) for m, path in zip((model, base), paths, strict=True))
+        tensors: list[Any] = [(projection.weight, before.weight, rows[0], base_rows[0])]
+        if role != "output" and projection.bias is not None:
+            tensors.append((projection.bias, before.bias, rows[0], base_rows[0]))
         name = family_of(model.config).separate_biases.get(role)
-        around, around_before = (
+        parent, base_parent = (
             m.get_submodule(path.rpartition(".")[0]) for m, path in zip((model, base), paths, strict=True)
         )
         if name is not None:
             numbers = head.number * head.width, head.base_number * head.width
-            tensors.append((getattr(around, name), getattr(around_before, name), *numbers))
+            tensors.append((getattr(parent, name), getattr(base_parent, name), *numbers))
         for tensor, other, start, start_before in tensors:
             view = tensor.detach().narrow(axis, start, head.width)
             parts.append((view, other.detach().narrow(axis, start_before, head.width).to(view)))

@@ -59,12 +59,12 @@ def test_the_interval_holds_the_true_tau_as_often_as_it_says() -> None:
 
 
 def test_tables_of_other_heads_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"rows of \[2\] and \[3\] cells; they must be of the same heads"):
+    with pytest.raises(ValueError, match=r"\[2\] and \[3\] cells per layer; they must be tables of the same heads"):
         kendall_tau([[1.0, 2.0]], [[1.0, 2.0, 3.0]])
 
 
 def test_what_has_no_order_has_no_tau() -> None:
-    assert kendall_tau([[1.0, 1.0, 1.0]], [[1.0, 2.0, 3.0]]).text() == "not defined"
+    assert kendall_tau([[1.0, 1.0, 1.0]], [[1.0, 2.0, 3.0]]).text() == "undefined"
     assert kendall_tau([[None, 2.0]], [[1.0, 2.0]]) == TauValue(None)
     assert kendall_tau([[1.0, 2.0]], [[1.0, 2.0]]) == TauValue(1.0)
     assert kendall_tau([[1.0, 2.0, 3.0, 4.0]], [[1.0, 2.0, 3.0, 4.0]]).text() == "1.00 [1.00, 1.00]"
@@ -73,14 +73,14 @@ def test_what_has_no_order_has_no_tau() -> None:
 @pytest.mark.parametrize(
     ("signs", "said"),
     [
-        ((1, 1, 1), "Yes, adaptation goes to the heads that matter"),
+        ((1, 1, 1), "Yes, training changed the important heads more"),
         (
             (1, 0, 1),
-            "In part: heads that matter more changed more by output-value product and effect, not by query-key product",
+            "In part: important heads changed more by output-value product and effect, but not by query-key product",
         ),
-        ((-1, 0, 0), "No, rather the reverse: heads that matter more changed less by output-value product"),
-        ((1, -1, 0), "There is no one answer: more by output-value product, less by query-key product"),
-        ((0, 0, 0), "No such tie is seen"),
+        ((-1, 0, 0), "No, the reverse: important heads changed less by output-value product"),
+        ((1, -1, 0), "Mixed: important heads changed more by output-value product, less by query-key product"),
+        ((0, 0, 0), "No relation was found"),
         ((None, None, None), "There is no order to compare"),
     ],
 )
@@ -109,5 +109,5 @@ def test_an_effect_that_was_not_measured_does_not_weigh() -> None:
     nothing: list[list[float | None]] = [[None] * 4] * 2
     changes = HeadChanges("train", 0, "KL", table, table, table, table, nothing, nothing, nothing, nothing)
     found = against_importance(changes, table, "gradient")
-    assert found.answer.startswith("Yes, adaptation goes to the heads that matter")
+    assert found.answer.startswith("Yes, training changed the important heads more")
     assert "effect" not in found.answer

@@ -189,7 +189,7 @@ def test_a_ranking_that_was_not_tested_is_told() -> None:
     found = analyse(sample.classifier, {"train": sample.split}, asked())
     assert (found.truth, found.leave_one_out) == (None, None)
     assert found.warnings[0] == (
-        "The ranking was not tested: there are no validation rows, and no head was removed alone; "
+        "The ranking was not tested: there are no validation rows, and leave-one-out was skipped; "
         "give some (such as data.validation_file)."
     )
     splits = {"train": sample.split, "test": sample.split}
@@ -282,4 +282,4 @@ def test_a_base_that_is_gone_costs_the_changes_alone(tiny_bert: Path, tmp_path: 
     assert found.changes is None
     assert found.changes_agreement is None
     assert found.truth is not None
-    assert "What training changed of each head cannot be told: cannot load model" in found.warnings[-1]
+    assert "How training changed the heads could not be measured: cannot load model" in found.warnings[-1]

@@ -100,11 +100,13 @@ def test_the_implementation_of_attention_is_restored_even_after_an_error(
     assert config._attn_implementation == "eager"
     plain = base.forward
     monkeypatch.setattr(base, "forward", lambda **kwargs: plain(**kwargs | {"output_attentions": False}))
-    with pytest.raises(ModelError, match=r"a 'bert' model gives no attention weights"):
+    with pytest.raises(ModelError, match=r"a 'bert' model returns no attention weights"):
         confidence(sample)
 
 
 def test_raw_scores_are_refused_by_the_name_of_the_model(tmp_path: Path) -> None:
     classifier = build(save_checkpoint("squeezebert", tmp_path), None)
-    with pytest.raises(ModelError, match=r"a 'squeezebert' model gives no attention weights .* choose another method"):
+    with pytest.raises(
+        ModelError, match=r"a 'squeezebert' model returns no attention weights .* choose another method"
+    ):
         confidence(sample_of(classifier, split=split_of(classifier)))

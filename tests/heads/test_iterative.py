@@ -81,7 +81,7 @@ def test_heads_are_measured_as_in_a_model_without_the_removed_ones(tiny_bert: Pa
         "gradient": lambda sample: gradient(sample).values,
         "integrated_gradients": lambda sample: integrated_gradients(sample, 3).values,
         "ablation_kl": lambda sample: ablation(sample).kl().mean(0),
-        "shapley": lambda sample: shapley_values(sample, most=8).values,
+        "shapley": lambda sample: shapley_values(sample, max_permutations=8).values,
     }
     sample = sample_of(bert(tiny_bert))
     gates, base = some_removed(sample), sample.classifier.base

@@ -95,10 +95,10 @@ def test_query_heads_that_share_a_key_go_together() -> None:
     [
         (ORDER, 1.5, "share of heads to prune is 1.5; it must be from 0 to 1"),
         (ORDER, float("nan"), "share of heads to prune is nan"),
-        (ORDER[1:], 0.5, r"must name each of the 6 once; see layer and head \(1, 0\)"),
-        ([*ORDER[1:], (0, 2)], 0.5, r"must name each of the 6 once; see layer and head \(1, 0\)"),
-        ([*ORDER, (0, 2)], 0.5, r"must name each of the 6 once; see layer and head \(0, 2\)"),
-        ([*ORDER[1:], (1, 7)], 0.5, r"must name each of the 6 once; see layer and head \(1, 0\)"),
+        (ORDER[1:], 0.5, r"must name each of the 6 heads once; .*\(1, 0\) is wrong"),
+        ([*ORDER[1:], (0, 2)], 0.5, r"must name each of the 6 heads once; .*\(1, 0\) is wrong"),
+        ([*ORDER, (0, 2)], 0.5, r"must name each of the 6 heads once; .*\(0, 2\) is wrong"),
+        ([*ORDER[1:], (1, 7)], 0.5, r"must name each of the 6 heads once; .*\(1, 0\) is wrong"),
     ],
 )
 def test_strange_orders_are_refused(order: list[tuple[int, int]], share: float, said: str) -> None:
@@ -192,12 +192,12 @@ def test_families_are_pruned_by_groups_of_their_own(tmp_path: Path) -> None:
 
 def test_the_check_sees_other_heads_and_other_weights(tiny_bert: Path) -> None:
     whole = bert(tiny_bert)
-    with pytest.raises(ModelError, match=r"the pruned model's logits differ by .*; please report it"):
+    with pytest.raises(ModelError, match=r"the logits of the pruned model differ by .*; please report it"):
         check_pruned(whole, pruned_classifier(whole, CUT), {0: [0], 1: [0, 2]}, TEXTS)
     pruned = pruned_classifier(whole, CUT)
     with torch.no_grad():
         pruned.base.bert.encoder.layer[1].attention.self.value.bias.add_(0.1)
-    with pytest.raises(ModelError, match="the pruned model's logits differ by"):
+    with pytest.raises(ModelError, match="the logits of the pruned model differ by"):
         check_pruned(whole, pruned, CUT, TEXTS)
 
 
@@ -222,7 +222,7 @@ class _Slow(nn.Module):
 def test_speed_is_measured_in_turns(tiny_bert: Path) -> None:
     whole, calls = bert(tiny_bert), list[str]()
     pair = [replace(whole, model=_Slow(name, calls)) for name in "ba"]
-    before, after = measure_speed(*pair, TEXTS, batch_size=4, turns=4)
+    before, after = measure_speed(*pair, TEXTS, batch_size=4, rounds=4)
     assert before > 0
     assert after > 0
     assert "".join(calls) == "bbaa" + "aabb" + "bbaa" + "aabb" + "bbaa"  # two batches; the first turn warms up
@@ -233,7 +233,7 @@ def test_speed_of_real_classifiers_leaves_them_as_they_were(tiny_bert: Path) -> 
     whole = bert(tiny_bert)
     pruned = pruned_classifier(whole, CUT)
     expected = logits_of(whole, TEXTS, CPU)
-    rates = measure_speed(whole, pruned, TEXTS, batch_size=3, turns=1)
+    rates = measure_speed(whole, pruned, TEXTS, batch_size=3, rounds=1)
     assert all(rate > 1 for rate in rates)
     assert all(parameter.requires_grad for parameter in whole.model.parameters())
     assert logits_of(whole, TEXTS, CPU).equal(expected)

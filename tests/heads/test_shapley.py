@@ -75,7 +75,7 @@ def all_orders(monkeypatch: pytest.MonkeyPatch) -> int:
 
 def test_all_orders_give_the_exact_values(sample: GatedRows, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = enumerated(sample)
-    found = shapley_values(sample, most=all_orders(monkeypatch), precision=0.0)
+    found = shapley_values(sample, max_permutations=all_orders(monkeypatch), precision=0.0)
     assert (found.permutations, found.converged) == (24, False)
     assert_equal_up_to_rounding(found.contributions, exact)  # float32 against float64
     assert np.abs(exact).min() > 1e-4
@@ -83,7 +83,7 @@ def test_all_orders_give_the_exact_values(sample: GatedRows, monkeypatch: pytest
 
 def test_random_orders_come_near_the_exact_values(sample: GatedRows) -> None:
     exact = enumerated(sample).mean(0)
-    found = shapley_values(sample, most=64, precision=0.0)
+    found = shapley_values(sample, max_permutations=64, precision=0.0)
     assert found.permutations == 64
     assert found.standard_errors is not None
     distance = np.abs(found.values - exact) / found.standard_errors
@@ -94,7 +94,7 @@ def test_random_orders_come_near_the_exact_values(sample: GatedRows) -> None:
 def test_the_values_of_each_round_sum_to_what_all_heads_do(sample: GatedRows) -> None:
     base, sites = sample.classifier.base, sample.sites
     for most, seed in ((2, 0), (2, 1), (6, 2)):
-        found = shapley_values(sample, most=most, seed=seed)
+        found = shapley_values(sample, max_permutations=most, seed=seed)
         for place, row in enumerate(sample.rows):
             ids, label = torch.tensor([sample.split.rows["input_ids"][int(row)]]), int(sample.labels[place])
             loss = {}
@@ -110,7 +110,7 @@ def test_a_head_without_values_is_worth_nothing(sample: GatedRows) -> None:
     with torch.no_grad():
         value.weight[:8] = 0  # head 0 of width 8
         value.bias[:8] = 0
-    found = shapley_values(sample, most=8)
+    found = shapley_values(sample, max_permutations=8)
     assert (found.contributions[:, 1, 0] == 0).all()
     assert (np.delete(found.contributions.reshape(6, 4), 2, axis=1) != 0).all()
 
@@ -123,28 +123,28 @@ def test_twin_heads_are_worth_the_same(sample: GatedRows, monkeypatch: pytest.Mo
             module.weight[8:], module.bias[8:] = module.weight[:8].clone(), module.bias[:8].clone()
         output = base.get_submodule(site.output).weight
         output[:, 8:] = output[:, :8].clone()
-    found = shapley_values(sample, most=all_orders(monkeypatch), precision=0.0)
+    found = shapley_values(sample, max_permutations=all_orders(monkeypatch), precision=0.0)
     assert_equal_up_to_rounding(found.contributions[:, 0, 0], found.contributions[:, 0, 1])
     assert np.abs(found.contributions[:, 1, 0] - found.contributions[:, 1, 1]).max() > 1e-4
 
 
 def test_it_stops_at_the_precision(sample: GatedRows) -> None:
-    loose = shapley_values(sample, most=200, precision=0.2)
-    tight = shapley_values(sample, most=200, precision=0.05)
+    loose = shapley_values(sample, max_permutations=200, precision=0.2)
+    tight = shapley_values(sample, max_permutations=200, precision=0.05)
     assert loose.converged
     assert tight.converged
     assert 4 <= loose.permutations < tight.permutations < 200
     assert tight.standard_errors is not None
     assert tight.standard_errors.max() <= 0.05 * np.ptp(tight.values)
-    never = shapley_values(sample, most=9, precision=0.0)
+    never = shapley_values(sample, max_permutations=9, precision=0.0)
     assert (never.permutations, never.converged) == (8, False)
 
 
 def test_the_batch_size_changes_nothing(sample: GatedRows) -> None:
-    whole = shapley_values(sample, most=4)
-    alone = shapley_values(replace(sample, batch_size=1), most=4)
+    whole = shapley_values(sample, max_permutations=4)
+    alone = shapley_values(replace(sample, batch_size=1), max_permutations=4)
     assert_equal_up_to_rounding(alone.contributions, whole.contributions)
-    other = shapley_values(sample, most=4, seed=1)
+    other = shapley_values(sample, max_permutations=4, seed=1)
     assert np.abs(other.contributions - whole.contributions).max() > 1e-2
 
 
@@ -158,7 +158,7 @@ def test_each_row_has_orders_of_its_own() -> None:
 
 
 def test_the_error_over_orders_is_the_spread_over_seeds(sample: GatedRows) -> None:
-    found = [shapley_values(sample, most=8, precision=0.0, seed=seed) for seed in range(16)]
+    found = [shapley_values(sample, max_permutations=8, precision=0.0, seed=seed) for seed in range(16)]
     spread = np.std([one.values for one in found], axis=0, ddof=1)
     said = np.sqrt(np.mean([one.standard_errors**2 for one in found], axis=0))  # type: ignore[operator]
     ratio = np.sqrt((said**2).mean() / (spread**2).mean())
@@ -166,9 +166,9 @@ def test_the_error_over_orders_is_the_spread_over_seeds(sample: GatedRows) -> No
 
 
 def test_one_row_and_one_round_have_no_spread(sample: GatedRows) -> None:
-    found = shapley_values(sample.subset(sample.rows[:1]), most=3)
+    found = shapley_values(sample.subset(sample.rows[:1]), max_permutations=3)
     assert (found.permutations, found.standard_errors, found.row_standard_errors) == (2, None, None)
-    spread = shapley_values(sample, most=4)
+    spread = shapley_values(sample, max_permutations=4)
     assert spread.row_standard_errors is not None
     expected = spread.contributions.std(0, ddof=1) / np.sqrt(6)
     np.testing.assert_allclose(spread.row_standard_errors, expected)
@@ -177,11 +177,11 @@ def test_one_row_and_one_round_have_no_spread(sample: GatedRows) -> None:
 def test_the_model_is_left_as_it_was(sample: GatedRows) -> None:
     base = sample.classifier.base
     base.train()
-    shapley_values(sample, most=2)
+    shapley_values(sample, max_permutations=2)
     assert base.training
     assert sum(len(module._forward_pre_hooks) for module in base.modules()) == 0
 
 
 def test_less_than_a_pair_is_refused(sample: GatedRows) -> None:
-    with pytest.raises(ModelError, match=r"at most 1 permutations.*2 or more"):
-        shapley_values(sample, most=1)
+    with pytest.raises(ModelError, match=r"max_permutations is 1; .*at least 2"):
+        shapley_values(sample, max_permutations=1)

@@ -92,7 +92,7 @@ def test_a_model_is_saved_read_back_and_merged(tiny_bert: Path, bf16: Accelerato
     assert check_reload(classifier, reloaded, TEXTS, CPU) <= 1e-6
     assert uses_flash_attention(classifier.base)
     assert uses_flash_attention(reloaded.base)
-    first, second = measure_speed(classifier, reloaded, TEXTS, turns=1)
+    first, second = measure_speed(classifier, reloaded, TEXTS, rounds=1)
     assert min(first, second) > 0
     # The merged model is loaded with sdpa, which sums in another order: measured 1.2e-6.
     assert merge_classifier(reloaded, tmp_path / "merged", TEXTS) <= 1e-5
