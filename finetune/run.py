@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Started by path: Python put this folder first, where the project's own belongs. The recipe is read before
-    # anything heavy is imported, so that a mistake is reported at once.
+    # Python put this folder first on sys.path, because the file was started by path; the package needs its parent.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     from finetune.cli import main
 

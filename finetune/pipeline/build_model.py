@@ -37,8 +37,7 @@ def _build_untrained(recipe: Recipe, splits: LabeledSplits) -> Classifier:
     model = recipe.model
     if recipe.peft is not None:
         raise ModelError(
-            "peft adapts pretrained weights, but model.model_type builds a model with random weights; remove the peft "
-            "section"
+            "peft: adapters need pretrained weights, but model.model_type builds a new model; remove the peft section"
         )
     assert model.model_type is not None
     vocab_size = model.config_overrides.get("vocab_size", _DEFAULT_VOCAB_SIZE)

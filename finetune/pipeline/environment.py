@@ -1,4 +1,4 @@
-"""What a run ran on: versions, code, devices, seed."""
+"""Describe the environment of a run: versions, commit, device, seed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = ("accelerate", "datasets", "evaluate", "peft", "tokenizers", "torch"
 
 
 def describe_environment(accelerator: Accelerator, seed: int) -> dict[str, object]:
-    """Return what is needed to repeat a run elsewhere, as plain values."""
+    """Return versions, commit, device and seed of a run, as plain values."""
     device = accelerator.device
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -41,7 +41,7 @@ def _commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
     command = ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        root_and_commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return found[1] if Path(found[0]) == root else None
+    return root_and_commit[1] if Path(root_and_commit[0]) == root else None
