@@ -1,4 +1,4 @@
-"""Small models and rows that every test may use; nothing here needs a network."""
+"""Fixtures that all tests share: small models, rows and finished runs. None needs a network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import random
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any library reads it
-# Small models gain nothing by threads, and threads that wait for each other take a busy machine's time.
+# Small models do not run faster with threads, and threads that wait for each other slow down a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -26,7 +26,7 @@ from finetune.data.tokenization import word_tokenizer
 from finetune.models.pretrained import quiet_libraries
 from tests.support.finished_runs import SCRATCH, finished, recipe
 
-# A slow machine is no failure.
+# No deadline: a slow machine is not a failure.
 settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("steady")
 
@@ -42,7 +42,7 @@ SENTENCES = [
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Seed what fixtures and tests draw, so that none depends on the tests that ran before it in its process."""
+    """Seed the random generators, so that no test depends on the tests that ran before it in its process."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -52,18 +52,18 @@ def pytest_runtest_setup() -> None:
 def quiet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     quiet_libraries()
     datasets.disable_progress_bars()
-    before = datasets.config.HF_DATASETS_CACHE
+    previous = datasets.config.HF_DATASETS_CACHE
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets")
     yield
-    datasets.config.HF_DATASETS_CACHE = before
+    datasets.config.HF_DATASETS_CACHE = previous
 
 
 @pytest.fixture(autouse=True)
 def same_threads() -> Iterator[None]:
-    """Restore the number of threads, which a run sets, so that no test depends on those before it."""
-    before = torch.get_num_threads()
+    """Restore the number of threads, which a run changes, so that no test depends on earlier tests."""
+    previous = torch.get_num_threads()
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(previous)
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +71,7 @@ def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
 
 
-def _save_bert(folder: Path, kind: type[BertModel] | type[BertForMaskedLM]) -> Path:
+def _save_bert(folder: Path, model_class: type[BertModel] | type[BertForMaskedLM]) -> Path:
     tokenizer = word_tokenizer(datasets.Dataset.from_dict({"sentence": SENTENCES}), 40)
     torch.manual_seed(1)
     config = BertConfig(
@@ -82,9 +82,9 @@ def _save_bert(folder: Path, kind: type[BertModel] | type[BertForMaskedLM]) -> P
         intermediate_size=32,
         max_position_embeddings=32,
         pad_token_id=tokenizer.pad_token_id,
-        initializer_range=0.5,  # far from linear, so that heads differ
+        initializer_range=0.5,  # large weights, so that the heads differ
     )
-    kind(config).save_pretrained(folder)
+    model_class(config).save_pretrained(folder)
     tokenizer.model_max_length = 32
     tokenizer.save_pretrained(folder)
     return folder
@@ -98,13 +98,13 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_masked_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same saved from the masked-LM class, which has no pooler."""
+    """The same model saved from the masked-LM class, which has no pooler."""
     return _save_bert(tmp_path_factory.mktemp("tiny-mlm"), BertForMaskedLM)
 
 
 @pytest.fixture(scope="session")
 def still_bert(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny BERT without dropout, which is another in each process."""
+    """The tiny BERT without dropout, because dropout differs between processes."""
     folder = tmp_path_factory.mktemp("still") / "bert"
     folder.mkdir()
     for file in tiny_bert.iterdir():
@@ -117,7 +117,7 @@ def still_bert(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture
 def write_recipe(tmp_path: Path) -> Callable[[str], Path]:
-    """Write YAML to a file and return its path."""
+    """Return a function that writes YAML to a file and returns its path."""
 
     def write(text: str) -> Path:
         path = tmp_path / "recipe.yaml"

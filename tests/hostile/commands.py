@@ -1,7 +1,7 @@
-"""Commands given inputs that nobody checked, in this process, and what is wrong with how they end.
+"""Commands run with arbitrary inputs in this process, and the faults in how they end.
 
-Whatever comes in, a command ends with 0, or with 2 and one message; it leaves no traceback and nothing half-written.
-A short form is a test (test_hostile_inputs.py), a long one `make soak` (soak_inputs.py).
+For any input, a command must end with 0, or with 2 and one message, without a traceback and without unfinished files.
+test_hostile_inputs.py is the short version, `make soak` (soak_inputs.py) the long one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROWS = "sentence,label,other\na cat sat,x,1\na dog ran,y,0\nthe cat ran,x,1\nthe
 
 @dataclass
 class Outcome:
-    """How a command ended: its exit code, what it printed, and what is wrong with that, "" if nothing is."""
+    """The exit code of a command, its output, and the fault in them ("" if there is none)."""
 
     code: object
     printed: str
@@ -36,7 +36,7 @@ class Outcome:
 
 
 def call(arguments: list[str], folder: Path) -> Outcome:
-    """Run a command in this process and a folder, as the console would."""
+    """Run a command in this process, with `folder` as the working directory."""
     PartialState._reset_state()
     AcceleratorState._reset_state()
     out, err, code, fault = io.StringIO(), io.StringIO(), None, ""
@@ -44,40 +44,40 @@ def call(arguments: list[str], folder: Path) -> Outcome:
         warnings.simplefilter("ignore")
         try:
             code = main(arguments)
-        except SystemExit as ended:  # argparse: one message with the usage above it
+        except SystemExit as ended:  # argparse: one message below the usage
             code = ended.code
-        except BaseException as error:  # a panic of a library in Rust is no Exception
+        except BaseException as error:  # a panic of a Rust library is not an Exception
             if isinstance(error, KeyboardInterrupt):
                 raise
             fault = f"traceback: {''.join(traceback.format_exception(error)[-6:])}"
-    said = err.getvalue()
-    messages = said.count("error: ") if said.startswith(("error: ", "usage: ")) else 0
+    errors = err.getvalue()
+    messages = errors.count("error: ") if errors.startswith(("error: ", "usage: ")) else 0
     if not fault and code not in (0, 2):
         fault = f"exit code {code}"
-    elif not fault and code == 2 and (messages < 1 or said.count("\nerror: ") or "Traceback" in said):
-        fault = f"exit code 2 and not one message: {said!r}"
-    elif not fault and code == 0 and "error: " in said:
-        fault = f"exit code 0 and a message: {said!r}"
-    return Outcome(code, out.getvalue() + said, fault)
+    elif not fault and code == 2 and (messages < 1 or errors.count("\nerror: ") or "Traceback" in errors):
+        fault = f"exit code 2 and not one message: {errors!r}"
+    elif not fault and code == 0 and "error: " in errors:
+        fault = f"exit code 0 and a message: {errors!r}"
+    return Outcome(code, out.getvalue() + errors, fault)
 
 
 def snapshot(folder: Path) -> dict[str, bytes | str]:
-    """Return what is in a folder: every file's bytes, every link's target."""
-    found: dict[str, bytes | str] = {}
+    """Return the content of a folder: the bytes of every file and the target of every link."""
+    content: dict[str, bytes | str] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        found[name] = str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else "folder"
-    return found
+        content[name] = str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else "folder"
+    return content
 
 
 def changed(before: dict[str, bytes | str], after: dict[str, bytes | str]) -> str:
-    """Return what differs between two snapshots, "" if nothing does."""
+    """Return the differences between two snapshots, or ""."""
     names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     return f"changed: {', '.join(names)}" if names else ""
 
 
 class Inputs:
-    """A folder to work in, with a recipe and its rows, and one finished run to damage."""
+    """A working folder with a recipe and its rows, and a finished run to damage."""
 
     def __init__(self, folder: Path, run: Path) -> None:
         self.folder, self.run = folder, run
@@ -86,7 +86,7 @@ class Inputs:
         self.clear()
 
     def clear(self) -> None:
-        """Empty the folder but for the rows and a link that leads nowhere; the recipe is the right one."""
+        """Reset the folder to a valid recipe, the rows and a link that points to itself."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         (self.folder / "rows.csv").write_text(ROWS)
@@ -98,38 +98,38 @@ class Inputs:
         self.codes[outcome.code] += 1
         return outcome
 
-    def _leaves_all_as_it_is(self, arguments: list[str]) -> str:
+    def _changes_nothing(self, arguments: list[str]) -> str:
         before = snapshot(self.folder)
         outcome = self._call(arguments)
         return outcome.fault or changed(before, snapshot(self.folder))
 
     def check(self, text: bytes) -> str:
-        """Return what is wrong with how `check` takes a recipe."""
+        """Return the fault of `check` with a recipe, or ""."""
         self.recipe.write_bytes(text)
-        return self._leaves_all_as_it_is(["check", str(self.recipe)])
+        return self._changes_nothing(["check", str(self.recipe)])
 
     def override(self, changes: list[str]) -> str:
-        """Return what is wrong with how `check` takes overrides."""
+        """Return the fault of `check` with overrides, or ""."""
         self.recipe.write_text(yaml.safe_dump(BASE, sort_keys=False))
-        return self._leaves_all_as_it_is(["check", str(self.recipe), *changes])
+        return self._changes_nothing(["check", str(self.recipe), *changes])
 
     def settings(self, changes: list[str]) -> str:
-        """Return what is wrong with a dry run by these settings."""
+        """Return the fault of a dry run with these settings, or ""."""
         self.recipe.write_text(yaml.safe_dump(BASE, sort_keys=False))
-        return self._leaves_all_as_it_is(["train", str(self.recipe), "--dry-run", *changes])
+        return self._changes_nothing(["train", str(self.recipe), "--dry-run", *changes])
 
     def data(self, drawn: tuple[str, bytes, list[str]]) -> str:
-        """Return what is wrong with a dry run on a data file."""
+        """Return the fault of a dry run on a data file, or ""."""
         name, content, changes = drawn
         for old in self.folder.glob("data.*"):
             old.unlink()
         (self.folder / name).write_bytes(content)
         self.recipe.write_text(yaml.safe_dump(BASE, sort_keys=False))
         files = [f"data.train_file={self.folder / name}", f"data.validation_file={self.folder / name}"]
-        return self._leaves_all_as_it_is(["train", str(self.recipe), "--dry-run", *files, *changes])
+        return self._changes_nothing(["train", str(self.recipe), "--dry-run", *files, *changes])
 
     def damaged(self, drawn: tuple[str, int, list[str]]) -> str:
-        """Return what is wrong with a command on a run with one damaged file, drawn by name, number and arguments."""
+        """Return the fault of a command on a run with one damaged file, or ""."""
         name, number, command = drawn
         target = self.folder / "run"
         shutil.rmtree(target, ignore_errors=True)
@@ -138,6 +138,6 @@ class Inputs:
         before = snapshot(self.folder)
         outcome = self._call([command[0], str(target), *command[1:]])
         if outcome.fault or outcome.code == 0:
-            left = [path.name for pattern in (".*.tmp", ".*.old") for path in target.rglob(pattern)]
-            return outcome.fault or (f"left {left}" if left else "")
+            leftovers = [path.name for pattern in (".*.tmp", ".*.old") for path in target.rglob(pattern)]
+            return outcome.fault or (f"left {leftovers}" if leftovers else "")
         return changed(before, snapshot(self.folder))

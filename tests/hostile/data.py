@@ -1,4 +1,4 @@
-"""Data files in all formats, right but for a few cells or bytes."""
+"""Data files in all formats with a few wrong cells or bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAGIC = [
 
 @st.composite
 def data_files(draw: st.DrawFn) -> tuple[str, bytes, list[str]]:
-    """Draw a data file: its name, its content, and overrides about it."""
+    """Draw a data file: its name, its content, and overrides for it."""
     kind = draw(st.sampled_from(["csv", "tsv", "jsonl", "json", "parquet"]))
     content = {"csv": _table, "tsv": _table, "jsonl": _json, "json": _json, "parquet": _parquet}[kind](draw, kind)
     match draw(st.integers(0, 19)):

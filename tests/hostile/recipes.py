@@ -1,4 +1,4 @@
-"""Recipes and overrides, right but for a few places."""
+"""Recipes and overrides with a few wrong values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BASE: dict[str, Any] = {
     "head_importance": {"method": "gradient", "max_samples": 4, "curve_samples": 4, "random_orders": 1},
 }
 
-# Values that a recipe or an override may be given, as they are written.
+# Values for a recipe or an override, as YAML text.
 VALUES = [
     "1", "0", "-1", "2", "7", "0.5", "1e-3", "-0.0", "1e999", "1e308", ".nan", ".inf", "9" * 30, "9" * 5000, "true",
     "null", "", "''", "x", "x" * 300, "é", "😀", "[]", "{}", "[1, 2]", "[x]", "[null]", "[[x]]", "{a: 1}",
@@ -35,7 +35,7 @@ VALUES = [
     "[accuracy, f1]", "f1_macro", "loss", "bf16", "fp16", "auto", "no", "steps", "epoch", "regression",
     "multi_label_classification", "gradient", "train", "test", "validation", "bert", "some/model", "<<",
 ]  # fmt: skip
-# Small enough that whatever is built by them fits into memory.
+# Small values, so that every model built from them fits into memory.
 NUMBERS = [
     "0",
     "1",
@@ -64,7 +64,7 @@ STARTS = ["!!set", "%YAML 9.9", "---", "...", "&a", "%TAG ! x", "\ufeff", "- x"]
 
 
 def _section(name: str) -> type[BaseModel]:
-    """Return the model of a section, the recipe's own for ""."""
+    """Return the schema of a section; "" is the recipe itself."""
     if not name:
         return Recipe
     annotation = Recipe.model_fields[name].annotation
@@ -78,7 +78,7 @@ KEYS = [*Recipe.model_fields, *(f"{name}.{key}" for name in SECTIONS for key in 
 
 @st.composite
 def recipe_texts(draw: st.DrawFn) -> bytes:
-    """Draw a recipe, right but for a few places, or cut, or no recipe at all."""
+    """Draw the text of a recipe: with a few wrong values, truncated, or arbitrary."""
     lines = yaml.safe_dump(BASE, sort_keys=False).splitlines()
     for _ in range(draw(st.integers(1, 3))):
         where = draw(st.integers(0, len(lines) - 1))
@@ -128,7 +128,7 @@ def overrides(draw: st.DrawFn) -> list[str]:
 
 @st.composite
 def settings_of_a_run(draw: st.DrawFn) -> list[str]:
-    """Draw overrides most of which a recipe may hold, so that a run starts by them."""
+    """Draw overrides that are mostly valid, so that a run can start."""
     config = ["vocab_size", "hidden_size", "num_attention_heads", "num_hidden_layers", "head_dim", "intermediate_size"]
     config += ["hidden_dropout_prob", "max_position_embeddings", "pad_token_id", "num_labels", "nonsense", "hidden_act"]
     found = []
@@ -148,13 +148,13 @@ def settings_of_a_run(draw: st.DrawFn) -> list[str]:
                     "num_threads",
                     "integration_steps",
                     "torch_compile",
-                ):  # they only cost time
+                ):  # these only cost time
                     found.append(f"{section}.{key}={draw(st.sampled_from(words))}")
     return found
 
 
 def _words(annotation: Any) -> Iterator[str]:
-    """Yield values that fit a key's type, or nearly."""
+    """Yield values that match the type of a key, or almost match it."""
     plain = {bool: ["true", "false"], int: NUMBERS[:8], float: NUMBERS, str: ["sentence", "label", "other", "x"]}
     if isinstance(annotation, type):
         yield from plain.get(annotation, ["null"])

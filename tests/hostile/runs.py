@@ -17,7 +17,7 @@ from tests.support.finished_runs import SCRATCH, finished, recipe, rows
 
 
 def tiny_run(folder: Path) -> Path:
-    """Train for a moment and return the run folder, which has all that a run leaves but checkpoints."""
+    """Train for one epoch and return the run folder, which has every file of a run except checkpoints."""
     quick = recipe(
         {**SCRATCH, "config_overrides": {**SCRATCH["config_overrides"], "num_hidden_layers": 1}},
         data={"train_rows": rows(8, 1), "validation_rows": rows(8, 2), "test_rows": rows(8, 3), "max_length": 16},
@@ -39,12 +39,12 @@ VALUES_OF_JSON: list[Any] = [
 
 @st.composite
 def damages(draw: st.DrawFn, names: list[str]) -> tuple[str, int, list[str]]:
-    """Draw a file of a run folder, the number of its damage, and the command that meets it."""
+    """Draw a file of a run folder, the seed of its damage, and the command to run."""
     return draw(st.sampled_from(names)), draw(st.integers(0, 10**6)), draw(st.sampled_from(COMMANDS))
 
 
 def damage(file: Path, draw: random.Random) -> None:
-    """Damage a file, or take it away, in one of many ways."""
+    """Damage or delete a file in a random way."""
     content = file.read_bytes()
     ways: list[Callable[[], bytes | None]] = [
         lambda: None,

@@ -1,8 +1,8 @@
-"""Kill runs, go on, and compare every bit: `make soak`, and in a short form a test.
+"""Kill runs, resume them, and compare every bit (`make soak`); test_soak.py is a short version.
 
-At writes: a fork, made after the imports, kills itself at a write of the run folder, which falls into a save more often
-than not; at random ones (the test), or at each in turn. At times: real processes, one and two, are killed at a random
-moment after their first checkpoint.
+At writes: a process, forked after the imports, kills itself at a write to the run folder, usually during a save; the
+write is random (in the test), or every write is tried. At times: real runs of one and two processes are killed at a
+random time after their first checkpoint.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 from transformers import BertModel
 
 from tests.conftest import _save_bert
-from tests.support.killing import AUTO, KILLED, bits, in_fork, in_processes, unlike, write_recipe
+from tests.support.killing import AUTO, KILLED, bits, differences, in_fork, in_processes, write_recipe
 
 
 def at_random_writes(folder: Path, bert: Path, points: int, draw: random.Random) -> int:
-    """Kill forks at random writes, full and LoRA in turn; return how many were killed."""
+    """Kill forks at random writes, with full fine-tuning and with LoRA; return how many were killed."""
 
     def stops(writes: int) -> list[list[int]]:
-        # Now and then the run that goes on is killed too.
+        # Sometimes the resumed run is killed too.
         twice = [draw.random() < 0.3 for _ in range(points // 2)]
         return [[draw.randint(1, writes) for _ in range(1 + again)] for again in twice]
 
@@ -32,61 +32,64 @@ def at_random_writes(folder: Path, bert: Path, points: int, draw: random.Random)
 
 
 def at_every_write(folder: Path, bert: Path, *_: object) -> int:
-    """Kill a fork at each of its writes, full and LoRA; return how many were killed."""
+    """Kill a fork at every write, with full fine-tuning and with LoRA; return how many were killed."""
     return at_writes(folder, bert, lambda writes: [[stop] for stop in range(1, writes + 1)])
 
 
 def at_writes(folder: Path, bert: Path, plan: Callable[[int], list[list[int]]]) -> int:
-    """Kill forks at those writes that `plan` chooses from their number; return how many were killed."""
+    """Kill forks at the writes that `plan` chooses, given their number; return how many were killed."""
     killed = 0
     for lora in (False, True):
-        place = folder / ("lora" if lora else "full")
-        recipe = write_recipe(place, bert, lora=lora)
-        whole = place / "whole"
-        code, writes = in_fork(["train", str(recipe), f"output_dir={whole}", AUTO], whole)
-        assert (code, writes > 40) == (0, True), whole.with_suffix(".log").read_text()
-        expected = bits(whole)
+        subfolder = folder / ("lora" if lora else "full")
+        recipe = write_recipe(subfolder, bert, lora=lora)
+        reference = subfolder / "reference"
+        code, writes = in_fork(["train", str(recipe), f"output_dir={reference}", AUTO], reference)
+        assert (code, writes > 40) == (0, True), reference.with_suffix(".log").read_text()
+        expected = bits(reference)
         for number, stops in enumerate(plan(writes)):
-            run = place / f"run{number}"
+            run = subfolder / f"run{number}"
             command = ["train", str(recipe), f"output_dir={run}", AUTO]
             for stop in stops:
                 code, _ = in_fork(command, run, stop)
                 killed += code == KILLED
             code, _ = in_fork(command, run)
-            report(f"{place.name}, killed at write {stops} of {writes}", code, expected, run)
+            report(f"{subfolder.name}, killed at write {stops} of {writes}", code, expected, run)
     return killed
 
 
 def at_random_times(folder: Path, bert: Path, points: int, draw: random.Random) -> int:
-    """Kill real processes at random times, full and LoRA, one and two in turn; return how many were killed."""
+    """Kill runs of one and two processes, full and LoRA, at random times; return how many were killed."""
     killed = 0
     for processes in (1, 2):
         for lora in (False, True):
-            place = folder / f"{'lora' if lora else 'full'}-{processes}"
-            recipe = write_recipe(place, bert, lora=lora, processes=processes, epochs=40)
-            whole = place / "whole"
-            code, took = in_processes(["train", str(recipe), f"output_dir={whole}"], whole, processes)
-            assert code == 0, whole.with_suffix(".log").read_text()
-            expected = bits(whole)
+            subfolder = folder / f"{'lora' if lora else 'full'}-{processes}"
+            recipe = write_recipe(subfolder, bert, lora=lora, processes=processes, epochs=40)
+            reference = subfolder / "reference"
+            code, took = in_processes(["train", str(recipe), f"output_dir={reference}"], reference, processes)
+            assert code == 0, reference.with_suffix(".log").read_text()
+            expected = bits(reference)
             for number in range(-(-points // 4)):
-                run = place / f"run{number}"
+                run = subfolder / f"run{number}"
                 command = ["train", str(recipe), f"output_dir={run}", AUTO]
                 stop = took * draw.uniform(0.0, 0.7)
                 killed += in_processes(command, run, processes, stop)[0] == KILLED
                 code, _ = in_processes(command, run, processes)
                 report(
-                    f"{place.name}, killed {stop:.2f} of {took:.2f} s after the first checkpoint", code, expected, run
+                    f"{subfolder.name}, killed {stop:.2f} of {took:.2f} s after the first checkpoint",
+                    code,
+                    expected,
+                    run,
                 )
     return killed
 
 
 def report(what: str, code: int, expected: dict[str, object], run: Path) -> None:
-    """Say how a run that went on ended; AssertionError unless it is the same to the bit."""
+    """Print the result of a resumed run; raise AssertionError if it is not bit-identical."""
     log = run.with_suffix(".log").read_text()
     assert code == 0, f"{what}: exit code {code}\n{log}"
-    differ = unlike(expected, bits(run))
-    went_on = log.rpartition("Resuming from")[2].partition(" at step ")[2].partition(".\n")[0] or "step 0"
-    print(f"{what}; went on from {' '.join(went_on.split())}: {differ or 'the same bits'}", flush=True)
+    differ = differences(expected, bits(run))
+    resumed = log.rpartition("Resuming from")[2].partition(" at step ")[2].partition(".\n")[0] or "step 0"
+    print(f"{what}; resumed from {' '.join(resumed.split())}: {differ or 'the same bits'}", flush=True)
     assert not differ, what
 
 
@@ -94,21 +97,21 @@ KINDS = {"random-times": at_random_times, "random-writes": at_random_writes, "ev
 
 
 def main() -> None:
-    """Print the seed, and every point as it is done."""
+    """Print the seed and the result of every kill."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--points", type=int, default=24)
-    parser.add_argument("--seed", type=int, default=None, help="of the random points; none: another each time")
+    parser.add_argument("--seed", type=int, default=None, help="seed of the random points (default: a random seed)")
     parser.add_argument(
-        "--at", choices=KINDS, default="random-times", help="where to kill; every-write heeds no points"
+        "--at", choices=KINDS, default="random-times", help="where to kill; every-write ignores --points"
     )
-    asked = parser.parse_args()
-    seed = random.SystemRandom().randrange(2**32) if asked.seed is None else asked.seed
+    args = parser.parse_args()
+    seed = random.SystemRandom().randrange(2**32) if args.seed is None else args.seed
     print(f"seed {seed}", flush=True)
-    with tempfile.TemporaryDirectory() as aside:
-        bert = _save_bert(Path(aside) / "bert", BertModel)
-        killed = KINDS[asked.at](Path(aside), bert, asked.points, random.Random(seed))
-    print(f"{killed} processes killed, all gone on with to the same bits")
-    sys.exit(0 if killed else "nothing was killed: the points lie after the end")
+    with tempfile.TemporaryDirectory() as scratch:
+        bert = _save_bert(Path(scratch) / "bert", BertModel)
+        killed = KINDS[args.at](Path(scratch), bert, args.points, random.Random(seed))
+    print(f"{killed} processes killed; all resumed runs are bit-identical")
+    sys.exit(0 if killed else "nothing was killed: every point is after the end of the run")
 
 
 if __name__ == "__main__":

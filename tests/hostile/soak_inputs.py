@@ -1,6 +1,6 @@
-"""Give very many hostile inputs to the command line: `make soak`, and in a short form a test (test_hostile_inputs.py).
+"""Run the commands with thousands of hostile inputs (`make soak`); test_hostile_inputs.py is a short version.
 
-Prints how many were tried of each kind, and each fault once, with an input that shows it.
+Prints the number of inputs of each kind, and each fault once, with an input that causes it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from tests.hostile.data import data_files
 from tests.hostile.recipes import overrides, recipe_texts, settings_of_a_run
 from tests.hostile.runs import damages, files_of, tiny_run
 
-# Inputs of each kind, of 100 in all: a check takes milliseconds, all others train, score or measure.
+# Percentage of inputs of each kind: a check takes milliseconds, the others train, score or analyze.
 SHARES = {"recipes": 43, "overrides": 40, "settings": 3, "data files": 8, "damaged runs": 6}
 
 
-def tried(kind: str, count: int, seed: int, strategy: Any, fault_of: Callable[[Any], str]) -> int:
-    """Try `count` inputs of a kind; print how they went, and return how many different faults there are."""
+def try_inputs(kind: str, count: int, seed: int, strategy: Any, fault_of: Callable[[Any], str]) -> int:
+    """Try `count` inputs of a kind, print the results, and return the number of different faults."""
     faults: Counter[str] = Counter()
     number, started, slowest = 0, time.monotonic(), (0.0, "")
 
@@ -65,19 +65,19 @@ totals: dict[str, int] = {}
 
 
 def main() -> None:
-    """Try all kinds, and end with 1 if anything is wrong."""
+    """Try all kinds; the exit code is 1 if there is a fault."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--inputs", type=int, default=5500)
-    parser.add_argument("--seed", type=int, default=None, help="none: another each time")
+    parser.add_argument("--seed", type=int, default=None, help="default: a random seed")
     parser.add_argument("--kinds", nargs="*", choices=SHARES, default=list(SHARES))
-    asked = parser.parse_args()
-    seed = random.SystemRandom().randrange(2**32) if asked.seed is None else asked.seed
+    args = parser.parse_args()
+    seed = random.SystemRandom().randrange(2**32) if args.seed is None else args.seed
     print(f"seed {seed}", flush=True)
     quiet_libraries()
     datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory() as aside:
-        datasets.config.HF_DATASETS_CACHE = Path(aside) / "cache"
-        inputs = Inputs(Path(aside) / "work", tiny_run(Path(aside) / "made"))
+    with tempfile.TemporaryDirectory() as scratch:
+        datasets.config.HF_DATASETS_CACHE = Path(scratch) / "cache"
+        inputs = Inputs(Path(scratch) / "work", tiny_run(Path(scratch) / "made"))
         kinds = {
             "recipes": (recipe_texts(), inputs.check),
             "overrides": (overrides(), inputs.override),
@@ -86,10 +86,10 @@ def main() -> None:
             "damaged runs": (damages(files_of(inputs.run)), inputs.damaged),
         }
         faults = 0
-        for kind in asked.kinds:
+        for kind in args.kinds:
             inputs.clear()
             inputs.codes.clear()
-            faults += tried(kind, asked.inputs * SHARES[kind] // 100, seed, *kinds[kind])
+            faults += try_inputs(kind, args.inputs * SHARES[kind] // 100, seed, *kinds[kind])
             print(f"  exit codes: {dict(inputs.codes)}")
     each = ", ".join(f"{count} {kind}" for kind, count in totals.items())
     print(f"{sum(totals.values())} inputs: {each}; {faults} faults")

@@ -25,7 +25,7 @@ def cleared(inputs: Inputs) -> None:
 
 
 def some(count: int) -> settings:
-    # The first fault is shown as it is: a smaller one is sought by hand, since each try takes seconds.
+    # No shrinking: the first fault is shown unchanged, because each attempt takes seconds.
     return settings(max_examples=count, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 
 
@@ -62,23 +62,23 @@ def test_any_damaged_file_of_a_run_ends_with_one_message(inputs: Inputs) -> None
     each()
 
 
-def test_the_right_inputs_pass(inputs: Inputs) -> None:
-    """Else all of the above could be refused for a reason of its own."""
+def test_valid_inputs_pass(inputs: Inputs) -> None:
+    """Without this test, all inputs above could be refused for an unrelated reason."""
     for command in (["check"], ["train", "--dry-run"], ["train"]):
         outcome = call([command[0], str(inputs.recipe), *command[1:]], inputs.folder)
         assert (outcome.code, outcome.fault) == (0, ""), outcome.printed
     assert {"recipe.yaml", "model/config.json", "scores.json", "report.html"} <= snapshot(inputs.folder / "out").keys()
-    again = call(["train", str(inputs.recipe)], inputs.folder)  # there is a run by now
+    again = call(["train", str(inputs.recipe)], inputs.folder)  # the folder contains a run now
     assert (again.code, again.fault) == (2, "")
     assert "output_dir" in again.printed
 
 
-def test_faults_are_seen(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unsound(arguments: list[str]) -> int:
+def test_faults_are_detected(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(arguments: list[str]) -> int:
         Path("left").touch()
         raise ValueError("not caught")
 
-    monkeypatch.setattr("tests.hostile.commands.main", unsound)
+    monkeypatch.setattr("tests.hostile.commands.main", failing)
     assert "ValueError: not caught" in call(["check"], inputs.folder).fault
     assert changed({"a": b"1"}, snapshot(inputs.folder)).startswith("changed: a, left, loop")
     monkeypatch.setattr("tests.hostile.commands.main", lambda _: 1)
@@ -87,14 +87,14 @@ def test_faults_are_seen(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "not one message" in call(["check"], inputs.folder).fault
 
 
-def test_damage_is_done(inputs: Inputs) -> None:
+def test_damage_changes_every_file(inputs: Inputs) -> None:
     for name in files_of(inputs.run):
         content = (inputs.run / name).read_bytes()
-        found = set()
+        variants = set()
         for number in range(20):
             file = inputs.folder / Path(name).name
             file.write_bytes(content)
             damage(file, random.Random(number))
-            found.add(file.read_bytes() if file.is_file() else None)
-        assert len(found - {content}) > 3, name
+            variants.add(file.read_bytes() if file.is_file() else None)
+        assert len(variants - {content}) > 3, name
     assert BASE["output_dir"] == "out"

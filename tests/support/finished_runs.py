@@ -1,4 +1,4 @@
-"""Finished runs on a few made-up rows, for tests of what is done with a run afterwards."""
+"""Finished runs on a few artificial rows, for tests of the commands that read a run."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ SCRATCH = {
 
 
 def rows(count: int, seed: int, *, flipped: bool = False) -> list[dict[str, object]]:
-    """Rows of a few random words, labelled by whether there are both a cat and a dog; `flipped`: the other label."""
-    draw, found = random.Random(seed), []
+    """Return rows of random words, labeled by whether they contain both cat and dog; `flipped` swaps the labels."""
+    draw, result = random.Random(seed), []
     for number in range(count):
         words = draw.choices(WORDS, k=draw.randint(4, 8))
-        places = draw.sample(range(len(words)), 2)
-        for animal, place, lacks in zip(("cat", "dog"), places, (3, 1), strict=True):
-            if number % 4 != lacks:
-                words[place] = animal
-        found.append({"sentence": " ".join(words), "label": int((number % 2 == 0) != flipped)})
-    return found
+        positions = draw.sample(range(len(words)), 2)
+        for animal, position, missing in zip(("cat", "dog"), positions, (3, 1), strict=True):
+            if number % 4 != missing:
+                words[position] = animal
+        result.append({"sentence": " ".join(words), "label": int((number % 2 == 0) != flipped)})
+    return result
 
 
 def recipe(model: dict[str, Any], **sections: dict[str, Any]) -> dict[str, Any]:
     """Return a quick recipe; `sections` change or add keys of its sections."""
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "seed": 4,
         "model": model,
         "task": {"label_names": ["0", "1"]},
@@ -52,12 +52,12 @@ def recipe(model: dict[str, Any], **sections: dict[str, Any]) -> dict[str, Any]:
         "head_importance": {"method": ["gradient", "fisher"], "random_orders": 1},
     }  # fmt: skip
     for name, keys in sections.items():
-        found[name] = {**found.get(name, {}), **keys}
-    return found
+        result[name] = {**result.get(name, {}), **keys}
+    return result
 
 
 def finished(folder: Path, content: dict[str, Any], *overrides: str) -> Path:
-    """Train by the recipe and return the run folder."""
+    """Train a recipe and return the run folder."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -71,7 +71,7 @@ def read_back(run: Path, *overrides: str) -> FinishedRun:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return every file of a folder, to tell that nothing was written."""
-    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert found
-    return found
+    """Return the content of every file in a folder, to check that nothing was written."""
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert files
+    return files

@@ -1,4 +1,4 @@
-"""What several test files build: encoded rows, classifiers, plans."""
+"""Builders that several test files use (encoded rows, classifiers, plans), and the tolerances of comparisons."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from finetune.training.schedule import Plan
 from tests.conftest import SENTENCES
 
 ROLES = ("query", "key", "value", "output")
-# What float32 may leave of the largest number behind whole models, in another order of sums: another batch, kernel,
-# number of threads or processor. The random weights of the tests make rounding (6e-8) grow: measured up to 6e-6, with
-# AVX-512, with AVX2 and without either. What is computed wrongly is off by percents.
+# Tolerance, relative to the largest number, for the output of a whole model in float32 when the order of sums differs:
+# another batch, kernel, number of threads or processor. The random weights of the tests amplify rounding (6e-8):
+# measured up to 6e-6, with AVX-512, with AVX2 and without either. A wrong computation differs by percents.
 FLOAT32 = 1e-4
-FLOAT64 = 1e-5  # weights in float64, but logits and losses rounded to float32 once: measured up to 3e-7
-# What it may leave of weights of up to 2 after a few steps, each at most a tenth of the gradient (learning rate 1e-2,
-# epsilon 0.1): measured up to 5e-7. A row that weighs too much moves them by 1e-3.
+FLOAT64 = 1e-5  # for weights in float64 with logits and losses rounded to float32: measured up to 3e-7
+# For weights of up to 2 after a few training steps, each at most a tenth of the gradient (learning rate 1e-2,
+# epsilon 0.1): measured up to 5e-7. A row with a wrong weight changes them by 1e-3.
 TRAINED = 1e-5
-HANG_SECONDS = 900  # a process that takes longer hangs; on a busy machine one that works may take minutes
+HANG_SECONDS = 900  # a process that takes longer hangs; on a busy machine a working process can take minutes
 
 
 def in_float64(classifier: Classifier) -> Classifier:
-    """Hold all weights in float64, for tests of a formula: of the rounding, only that of float32 losses is left."""
+    """Convert all weights to float64, for tests of a formula: only the losses are still rounded to float32."""
     classifier.model.double()
     return classifier
 
 
-def assert_equal_up_to_rounding(found: ArrayLike, expected: ArrayLike, of_largest: float = FLOAT32) -> None:
-    """AssertionError unless each number differs by at most `of_largest` of the largest that is expected."""
-    found, expected = (
-        np.asarray(x.detach().double() if isinstance(x, torch.Tensor) else x, np.float64) for x in (found, expected)
+def assert_equal_up_to_rounding(actual: ArrayLike, expected: ArrayLike, of_largest: float = FLOAT32) -> None:
+    """Raise AssertionError if a number differs by more than `of_largest` times the largest expected number."""
+    actual, expected = (
+        np.asarray(x.detach().double() if isinstance(x, torch.Tensor) else x, np.float64) for x in (actual, expected)
     )
-    np.testing.assert_allclose(found, expected, rtol=0, atol=of_largest * float(np.nanmax(np.abs(expected))))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=of_largest * float(np.nanmax(np.abs(expected))))
 
 
 def tiny_classifier(

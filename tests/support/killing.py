@@ -1,4 +1,4 @@
-"""Runs that are killed, gone on with, and compared to the bit with one that was not; used by a test and by soak.py."""
+"""Runs that are killed, resumed, and compared bit by bit with a run that was not killed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TIMES = {"samples_per_second", "train_seconds", "eval_seconds", "logged_seconds
 
 
 def write_recipe(folder: Path, bert: Path, *, lora: bool, processes: int = 1, epochs: int = 3) -> Path:
-    """Thirteen rows in steps of four, the last of each epoch with one; saved often, and out of step with the log."""
+    """Write a recipe with 13 rows in steps of four (the last has one row); it saves and logs at different steps."""
     rows = [
         {"sentence": f"the cat sat on mat {'now ' * (n % 5)}{n}", "label": "yes" if n % 3 else "no"} for n in range(13)
     ]
@@ -52,22 +52,22 @@ def write_recipe(folder: Path, bert: Path, *, lora: bool, processes: int = 1, ep
 
 
 def count_writes(folder: Path, stop_at: int = 0) -> list[int]:
-    """Count this process's writes in a folder from now on, in the list's only place; at `stop_at` it kills itself."""
+    """Return a list whose one element counts this process's writes in a folder; it kills itself at write `stop_at`."""
     count = [0]
 
-    def hear(event: str, arguments: tuple[Any, ...]) -> None:
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
         opened = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
         if (opened or event in _WRITES) and f"{folder}{os.sep}" in f"{arguments[0]}{os.sep}":
             count[0] += 1
             if count[0] == stop_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.addaudithook(hear)
+    sys.addaudithook(audit)
     return count
 
 
 def in_fork(arguments: list[str], folder: Path, stop_at: int = 0, number: int = signal.SIGKILL) -> tuple[int, int]:
-    """Run a command of the console in a fork; return its exit code (-9 where it was killed), and its writes."""
+    """Run a command in a forked process; return its exit code (-9 if it was killed) and its number of writes."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -82,17 +82,17 @@ def in_fork(arguments: list[str], folder: Path, stop_at: int = 0, number: int = 
         os.write(writing, str(count[0]).encode())
         os._exit(code)
     os.close(writing)
-    told = os.read(reading, 100)
+    written = os.read(reading, 100)
     os.close(reading)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), int(told or 0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), int(written or 0)
 
 
 def in_processes(
     arguments: list[str], folder: Path, processes: int, kill_after: float | None = None
 ) -> tuple[int, float]:
-    """Run a command of the console as people start it; return its exit code, and the seconds from its first checkpoint.
+    """Run a command as a user starts it; return its exit code, and the seconds since its first checkpoint.
 
-    All its processes are killed `kill_after` seconds after that; before, most of the time goes by with imports.
+    All its processes are killed `kill_after` seconds after the first checkpoint; the time before is mostly imports.
     """
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [*(launch if processes > 1 else []), str(ROOT / "finetune" / "run.py"), *arguments[1:]]
@@ -109,17 +109,17 @@ def in_processes(
 
 
 def _kill(launcher: int) -> None:
-    """Kill a process and all that it started, which torchrun puts into sessions of their own."""
+    """Kill a process and all its children, because torchrun starts them in separate sessions."""
     for process in (psutil.Process(launcher), *psutil.Process(launcher).children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
             process.kill()
 
 
 def bits(run: Path) -> dict[str, Any]:
-    """Return all that a run leaves and that must not depend on its having been killed; tensors as tensors."""
+    """Return all results of a run that must not depend on whether it was killed; weights are tensors."""
     last = sorted((run / "checkpoints").iterdir())[-1]
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         "checkpoints": [path.name for path in sorted((run / "checkpoints").iterdir())],
         "optimizer": torch.load(last / "optimizer.pt", weights_only=True),
         "state": json.loads((last / "state.json").read_text()),
@@ -129,17 +129,17 @@ def bits(run: Path) -> dict[str, Any]:
         "files": sorted(str(path.relative_to(run)) for path in run.rglob("*")),
     }
     for file in (*last.glob("*.safetensors"), *(run / "model").glob("*.safetensors")):
-        found[str(file.relative_to(run))] = load_file(file)
-    return found
+        results[str(file.relative_to(run))] = load_file(file)
+    return results
 
 
-def unlike(one: Any, two: Any, path: str = "") -> list[str]:
-    """Return where two results differ in a bit; times are left out."""
+def differences(one: Any, two: Any, path: str = "") -> list[str]:
+    """Return the paths at which two results differ; times are ignored."""
     if isinstance(one, dict) and isinstance(two, dict):
         keys = sorted((one.keys() | two.keys()) - _TIMES, key=str)
-        return [line for key in keys for line in unlike(one.get(key), two.get(key), f"{path}/{key}")]
+        return [line for key in keys for line in differences(one.get(key), two.get(key), f"{path}/{key}")]
     if isinstance(one, list | tuple) and isinstance(two, list | tuple) and len(one) == len(two):
-        return [line for n, pair in enumerate(zip(one, two, strict=True)) for line in unlike(*pair, f"{path}/{n}")]
+        return [line for n, pair in enumerate(zip(one, two, strict=True)) for line in differences(*pair, f"{path}/{n}")]
     if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
         return [] if one.dtype == two.dtype and torch.equal(one, two) else [path]
     return [] if type(one) is type(two) and one == two else [f"{path}: {str(one)[:80]} and {str(two)[:80]}"]

@@ -1,4 +1,4 @@
-"""A classifier with a known answer: one head alone carries the label, the others only noise."""
+"""A classifier with a known most important head: one head carries the label, the others only noise."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def texts_and_labels(rows: int) -> tuple[list[str], list[int]]:
 
 
 def known_head(rows: int = 64) -> GatedRows:
-    """Return a sample of rows put to a classifier whose head THE_HEAD alone sees the word that tells the label.
+    """Return gated rows of a classifier in which only THE_HEAD reads the word that determines the label.
 
     "good" and "bad" are 1 and -1 in dimension 0 of the embedding, where all other words are 0. Only the value
-    projection of THE_HEAD reads that dimension; those of the other heads read the others, and all heads write to
-    places that the dense layer reads.
+    projection of THE_HEAD reads that dimension; the other heads read the other dimensions, and all heads write to
+    dimensions that the dense layer reads.
     """
     texts, labels = texts_and_labels(rows)
     table = datasets.Dataset.from_dict({"sentence": texts})
@@ -64,10 +64,10 @@ def known_head(rows: int = 64) -> GatedRows:
         output.mul_(0.3)
         output[:, own] = 0
         output[0] = 0
-        output[0, own.start] = 4  # the label's own place, which the other heads do not write to
+        output[0, own.start] = 4  # the dimension of the label, which no other head writes to
         base.dense.weight.mul_(0.3)
         base.dense.weight[:2] = 0
-        base.dense.weight[0, 0], base.dense.weight[1, 0] = 1, -1  # its positive and its negative part
+        base.dense.weight[0, 0], base.dense.weight[1, 0] = 1, -1  # the positive and the negative part of the label
         base.classifier.weight.mul_(0.1)
         base.classifier.weight[0, 0], base.classifier.weight[0, 1] = 2, -2
     return sample(classifier, encode_split(RawSplit(table, "rows"), np.array(labels), tokenizer, ["sentence"], 16))

@@ -20,7 +20,7 @@ from finetune.recipe import TrainingSection, load_recipe
 from finetune.training.fsdp import fsdp_plugin
 from tests.support import ROOT
 from tests.support.helpers import FLOAT32, HANG_SECONDS, TRAINED
-from tests.support.killing import bits, unlike, write_recipe
+from tests.support.killing import bits, differences, write_recipe
 from tests.support.processes import Done, check_steps, process_environment
 
 STEPS = ("values", "LoRA, clipped, class weights")  # the first: all weights, and a step with one row
@@ -139,7 +139,7 @@ def test_a_killed_sharded_run_resumes_to_the_same_bits(started: tuple[Path, Done
     again = start_two(folder, "-", "-", "killed")
     assert again.stdout.count("code 0\n") == 2, again.stdout + again.stderr
     assert "step-000006 at step 6 of 8" in " ".join(again.stdout.split())
-    assert unlike(bits(folder / "lora"), bits(folder / "killed")) == []
+    assert differences(bits(folder / "lora"), bits(folder / "killed")) == []
     assert "changed by 0" in done.stdout
     assert "changed by 1" not in done.stdout + again.stdout
 
