@@ -18,8 +18,8 @@ MAX_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS = 300, 60, 6
 REPLACED_WORDS = (
     r"analyse\w*", r"behaviour\w*", r"colour\w*", r"generalis\w*", r"initialis\w*", r"normalis\w*",
     r"optimis(?!tic)\w*", r"neighbour\w*", r"recognis\w*", r"regularis\w*", r"summaris\w*", r"tokenis\w*", "labelled",
-    "unlabelled", "learnt", "amongst", "whilst", "thereof", "besides", "aside", "heeds?", "foretells?", "wish", "whole or", "but for", "put to",
-    "shared out", "turned round", "go on", "goes on", "gone on", "went on", "going on", "healing", r"rehearse\w*",
+    "unlabelled", "learnt", "amongst", "whilst", "thereof", "besides", "aside", "heeds?", "foretells?", "wish",
+    "whole or", "but for", "put to", "shared out", "turned round", "go on", "goes on", "gone on", "went on", "going on", "healing", r"rehearse\w*",
     "what is left", "so that it is", "memory_told", "rows_told", "written_whole", "replaced_whole", "heads_wide",
     "PruningTruth", "Material", "machinery", "Effort", "speaks", "stopped_by",
 )  # fmt: skip
