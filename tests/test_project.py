@@ -17,11 +17,11 @@ MAX_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS = 300, 60, 6
 # British spellings, archaic wording, and old names, as whole words or word stems.
 REPLACED_WORDS = (
     r"analyse\w*", r"behaviour\w*", r"colour\w*", r"generalis\w*", r"initialis\w*", r"normalis\w*",
-    r"optimis(?!tic)\w*", r"neighbour\w*", r"recognis\w*", r"regularis\w*", r"summaris\w*", r"tokenis\w*", "labelled",
-    "unlabelled", "learnt", "amongst", "whilst", "thereof", "besides", "aside", "heeds?", "foretells?", "wish",
-    "whole or", "but for", "put to", "shared out", "turned round", "go on", "goes on", "gone on", "went on", "going on", "healing", r"rehearse\w*",
-    "what is left", "so that it is", "memory_told", "rows_told", "written_whole", "replaced_whole", "heads_wide",
-    "PruningTruth", "Material", "machinery", "Effort", "speaks", "stopped_by",
+    r"optimis(?!tic)\w*", r"neighbour\w*", r"recognis\w*", r"regularis\w*", r"summaris\w*", "labelled", "unlabelled",
+    "learnt", "amongst", "whilst", "thereof", "aside", "heeds?", "foretells?", "wish", "whole or", "but for",
+    "put to", "shared out", "turned round", "go on", "goes on", "gone on", "went on", "going on", "healing",
+    r"rehearse\w*", "what is left", "so that it is", "memory_told", "rows_told", "written_whole", "replaced_whole",
+    "heads_wide", "PruningTruth", "Material", "machinery", "Effort", "speaks", "stopped_by",
 )  # fmt: skip
 # Functions with more arguments, and why.
 MANY_ARGUMENTS = {
