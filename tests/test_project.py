@@ -34,14 +34,6 @@ MANY_ARGUMENTS = {
 }
 # Modules without a test file of their own, and the test file that covers them.
 TESTED_IN = {
-    "data/cells.py": "data/test_loading.py",
-    "data/csv_rows.py": "data/test_loading.py",
-    "data/file_formats.py": "data/test_loading.py",
-    "data/json_rows.py": "data/test_loading.py",
-    "data/named_dataset.py": "data/test_splits.py",
-    "data/parquet_rows.py": "data/test_loading.py",
-    "data/row_cache.py": "data/test_loading.py",
-    "data/rows.py": "data/test_loading.py",
     "heads/fast_ablation.py": "heads/test_ablation.py",
     "heads/product_change.py": "heads/test_weight_changes.py",
     "heads/ranking_statistics.py": "heads/test_stability.py",

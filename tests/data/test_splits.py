@@ -1,4 +1,4 @@
-"""Reading, labelling and checking rows: finetune/data/loading.py, labels.py and prepare.py."""
+"""Reading, labeling and splitting rows: finetune/data/splits.py."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ import datasets
 import numpy as np
 import pytest
 
-from finetune.data import loading as read_module
 from finetune.data.cells import wanted_columns
 from finetune.data.labels import encode_labels, label_counts, label_names
-from finetune.data.loading import read_splits
 from finetune.data.named_dataset import from_dataset
-from finetune.data.rows import RawSplit, row_list
+from finetune.data.rows import RawSplit
 from finetune.data.splits import LabeledSplits, read_labeled
 from finetune.errors import DataError
 from finetune.recipe import DataSection
@@ -43,7 +41,7 @@ def read(folder: Path, names: list[str] | None = None, problem_type: str = SINGL
 GOOD = "sentence,label\nalpha,no\nbeta,yes\n"
 
 
-def test_csv_is_text_as_it_stands(tmp_path: Path) -> None:
+def test_csv_is_read_as_written(tmp_path: Path) -> None:
     splits = read(
         tmp_path, train_csv='sentence,label\nNA,007\nnull,1\n"1,5",007\n', test_csv="\ufeffsentence,label\n12,1\n"
     )
@@ -54,7 +52,7 @@ def test_csv_is_text_as_it_stands(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "json", "jsonl", "parquet"])
-def test_every_file_type_reads_the_same(tmp_path: Path, ending: str) -> None:
+def test_all_formats_give_the_same_rows(tmp_path: Path, ending: str) -> None:
     rows = [{"sentence": "alpha", "label": "no"}, {"sentence": "beta", "label": "yes"}]
     path = tmp_path / f"train.{ending}"
     table = datasets.Dataset.from_list(rows)
@@ -95,7 +93,7 @@ def test_every_file_type_reads_the_same(tmp_path: Path, ending: str) -> None:
          r"validation\.csv row 2: label 'yess' in column 'label' is not one of the labels no, yes; did you mean 'yes'"),
     ],
 )  # fmt: skip
-def test_bad_data_is_named_by_file_and_row(tmp_path: Path, files: dict[str, Any], message: str) -> None:
+def test_bad_data_is_reported_with_file_and_row(tmp_path: Path, files: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(tmp_path, **files)
 
@@ -105,7 +103,7 @@ def test_a_label_unseen_in_training_is_an_error_even_when_declared(tmp_path: Pat
         read(tmp_path, ["no", "yes", "maybe"], train_csv=GOOD, test_csv="sentence,label\na,maybe\nb,no\nc,maybe\n")
 
 
-def test_one_label_of_numbers_is_not_taken_for_regression(tmp_path: Path) -> None:
+def test_a_single_numeric_label_is_not_regression(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match="has only the label '1' in column 'label'; a classifier needs at least two labels"
     ):
@@ -117,7 +115,7 @@ def test_a_validation_split_may_have_fewer_classes(tmp_path: Path) -> None:
     assert splits.labels["validation"].tolist() == [1]
 
 
-def test_declared_names_may_be_met_by_ids(tmp_path: Path) -> None:
+def test_rows_may_have_class_ids_of_declared_names(tmp_path: Path) -> None:
     rows = [{"sentence": "a", "label": 1}, {"sentence": "b", "label": 0}]
     splits = read(tmp_path, ["zero", "one"], train_jsonl=rows)
     assert splits.labels["train"].tolist() == [1, 0]
@@ -127,7 +125,7 @@ def test_declared_names_may_be_met_by_ids(tmp_path: Path) -> None:
         read(tmp_path, ["zero", "one"], train_jsonl=[rows[0], {"sentence": "b", "label": -1}])
 
 
-def labelled(values: list[Any], names: list[str] | None = None) -> RawSplit:
+def labeled_rows(values: list[Any], names: list[str] | None = None) -> RawSplit:
     """A loaded data set with these labels, or codes of these names, as the reader hands it on."""
     table = {"sentence": [f"text {n}" for n in range(len(values))], "label": values}
     rows = datasets.Dataset.from_dict(table)
@@ -150,10 +148,10 @@ def labelled(values: list[Any], names: list[str] | None = None) -> RawSplit:
     ],
 )
 def test_names_are_read_from_training_rows(values: list[Any], names: list[str]) -> None:
-    assert label_names(labelled(values), "label", SINGLE, None) == names
+    assert label_names(labeled_rows(values), "label", SINGLE, None) == names
 
 
-def test_a_checkpoint_s_own_order_is_kept_where_the_names_agree() -> None:
+def test_the_label_order_of_a_checkpoint_is_used_for_the_same_names() -> None:
     raw = RawSplit(datasets.Dataset.from_dict({"label": ["b", "a", "c"]}), "here")
     assert label_names(raw, "label", SINGLE, None, ["c", "a", "b"]) == ["c", "a", "b"]
     assert label_names(raw, "label", SINGLE, None, ["c", "a", "d"]) == ["a", "b", "c"]
@@ -161,22 +159,22 @@ def test_a_checkpoint_s_own_order_is_kept_where_the_names_agree() -> None:
 
 
 def test_class_label_features_keep_their_names() -> None:
-    raw = labelled([1, 0], ["neg", "pos"])
+    raw = labeled_rows([1, 0], ["neg", "pos"])
     names = label_names(raw, "label", SINGLE, None)
     assert names == ["neg", "pos"]
     assert encode_labels(raw, "label", SINGLE, names).tolist() == [1, 0]
 
 
 def test_class_label_names_may_be_numbers_or_be_declared_in_another_order() -> None:
-    raw = labelled([0, 2, 1], ["1", "2", "3"])
+    raw = labeled_rows([0, 2, 1], ["1", "2", "3"])
     assert encode_labels(raw, "label", SINGLE, label_names(raw, "label", SINGLE, None)).tolist() == [0, 2, 1]
     assert encode_labels(raw, "label", SINGLE, ["3", "2", "1"], ids_allowed=True).tolist() == [2, 0, 1]
-    unlabelled = labelled([-1, 2], ["1", "2", "3"])
+    unlabeled = labeled_rows([-1, 2], ["1", "2", "3"])
     with pytest.raises(DataError, match="row 1: label -1 marks rows without a label"):
-        encode_labels(unlabelled, "label", SINGLE, ["1", "2", "3"])
+        encode_labels(unlabeled, "label", SINGLE, ["1", "2", "3"])
 
 
-def test_ids_are_read_only_for_declared_names_that_are_words(tmp_path: Path) -> None:
+def test_class_ids_need_declared_names_that_are_not_numbers(tmp_path: Path) -> None:
     files = {"train_csv": "sentence,label\na,1\nb,2\nc,3\n", "test_csv": "sentence,label\na,0\n"}
     with pytest.raises(DataError, match=r"test\.csv row 1: label '0' .*not one of the labels 1, 2, 3"):
         read(tmp_path, **files)
@@ -191,7 +189,7 @@ def test_quotation_marks_are_text_in_a_tab_separated_file(tmp_path: Path) -> Non
     assert splits.raw["train"].rows["sentence"][:] == ['" a quote', "b", 'c "d"']
 
 
-def test_a_folder_s_name_is_no_pattern(tmp_path: Path) -> None:
+def test_the_name_of_a_folder_is_not_a_glob_pattern(tmp_path: Path) -> None:
     (tmp_path / "dir [v2]").mkdir()
     assert read(tmp_path / "dir [v2]", train_csv=GOOD).raw["train"].rows.num_rows == 2
 
@@ -210,13 +208,13 @@ def test_held_out_rows_keep_their_numbers_and_classes_their_rows(tmp_path: Path)
         read_labeled(section(tmp_path, train_csv=GOOD).model_copy(update={"validation_size": 0.1}), SINGLE, None, 0)
 
 
-def test_too_many_labels_look_like_regression() -> None:
+def test_too_many_labels_suggest_regression() -> None:
     raw = RawSplit(datasets.Dataset.from_dict({"label": [f"{n}.5" for n in range(1001)]}), "here")
     with pytest.raises(DataError, match=r"1001 different labels .*regression"):
         label_names(raw, "label", SINGLE, None)
 
 
-def test_multi_label_rows_become_sets(tmp_path: Path) -> None:
+def test_multi_label_rows_become_label_sets(tmp_path: Path) -> None:
     rows = [{"sentence": "a", "label": ["x", "z"]}, {"sentence": "b", "label": []}, {"sentence": "c", "label": ["y"]}]
     splits = read(tmp_path, None, "multi_label_classification", train_jsonl=rows)
     assert splits.labels["train"].tolist() == [[1, 0, 1], [0, 0, 0], [0, 1, 0]]
@@ -237,7 +235,7 @@ def test_multi_label_rows_become_sets(tmp_path: Path) -> None:
         read(tmp_path, None, SINGLE, train_jsonl=rows)
 
 
-def test_regression_takes_numbers_alone(tmp_path: Path) -> None:
+def test_regression_needs_numbers(tmp_path: Path) -> None:
     splits = read(tmp_path, None, "regression", train_csv="sentence,label\na,1.5\nb,-2\n")
     assert splits.labels["train"].tolist() == [1.5, -2.0]
     spaced = read(tmp_path, None, "regression", train_csv="sentence,label\na, 1.5\nb,2\n")
@@ -248,14 +246,6 @@ def test_regression_takes_numbers_alone(tmp_path: Path) -> None:
         read(tmp_path, None, "regression", train_jsonl=[{"sentence": "a", "label": [1.0]}])
     with pytest.raises(DataError, match=r"train\.csv row 2: 'high' in column 'label' is not a number"):
         read(tmp_path, None, "regression", train_csv="sentence,label\na,1.5\nb,high\n")
-
-
-def test_inline_rows_never_mix_types() -> None:
-    rows: list[dict[str, object]] = [{"sentence": 1, "label": True}, {"sentence": "b", "label": "no"}]
-    splits = read_splits(DataSection(train_rows=rows))
-    assert splits["train"].rows[:] == {"sentence": ["1", "b"], "label": ["true", "no"]}
-    with pytest.raises(DataError, match=r"data\.train_rows row 2: column 'label' is empty"):
-        read_splits(DataSection(train_rows=[{"sentence": "a", "label": "x"}, {"sentence": "b"}]))
 
 
 def test_held_out_rows_and_limits(tmp_path: Path) -> None:
@@ -270,33 +260,6 @@ def test_held_out_rows_and_limits(tmp_path: Path) -> None:
         expected = [int(text.split()[1]) % 2 for text in texts]
         assert one.labels[name].tolist() == expected
     assert not set(one.raw["train"].rows["sentence"]) & set(one.raw["validation"].rows["sentence"])
-
-
-def test_empty_rows_are_numbered_over_all_blocks(tmp_path: Path) -> None:
-    whole = datasets.Dataset.from_dict({"sentence": ["a", "b"], "label": ["x", "y"]})
-    part = datasets.Dataset.from_dict({"sentence": ["c", " ", "d"], "label": ["x", "y", "x"]})
-    rows = datasets.concatenate_datasets([whole, part])
-    assert len(rows.data["sentence"].chunks) == 2
-    with pytest.raises(DataError, match=r"here row 4: column 'sentence' is empty"):
-        read_module.check_rows(RawSplit(rows, "here"), DataSection(train_rows=[{"sentence": "a", "label": "x"}]))
-
-
-def test_the_hub_is_named_when_it_cannot_be_reached() -> None:
-    with pytest.raises(DataError, match=r"cannot load nobody/nothing \(split train\).*data\.train_file"):
-        read_splits(DataSection(dataset_name="nobody/nothing"))
-
-
-@pytest.mark.parametrize("name", ["csv", "json", "parquet", "pandas", "text"])
-def test_a_file_format_is_no_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    (tmp_path / "train.csv").write_text("sentence,label\na,b\n")  # which the library would read
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=rf"data\.dataset_name '{name}' is a file format, .* data\.train_file"):
-        read_splits(DataSection(dataset_name=name))
-
-
-def test_row_lists_stay_short() -> None:
-    assert row_list([3]) == "row 3"
-    assert row_list(list(range(1, 9))) == "rows 1, 2, 3, 4, 5 and 3 more"
 
 
 def test_label_counts_of_regression_are_none() -> None:

@@ -1,0 +1,88 @@
+"""Folders of data files and data sets on the hub: finetune/data/named_dataset.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune.data.loading import read_splits
+from finetune.data.splits import read_labeled
+from finetune.errors import DataError
+from finetune.recipe import DataSection
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[..., str]:
+    """Write files NAME_ENDING into a folder, and return its path."""
+
+    def write(**files: str) -> str:
+        for name, content in files.items():
+            (tmp_path / name.replace("_", ".")).write_text(content)
+        return str(tmp_path)
+
+    return write
+
+
+CSV = "sentence,label\nNA,007\nnull,1\n2020-01-01,007\n"
+
+
+def named(name: str, **keys: Any) -> dict[str, list[tuple[str, str]]]:
+    splits = read_splits(DataSection(dataset_name=name, **keys))
+    return {s: list(zip(raw.rows["sentence"][:], raw.rows["label"][:], strict=True)) for s, raw in splits.items()}
+
+
+def test_a_folder_of_files_is_read_like_the_files(folder: Callable[..., str], tmp_path: Path) -> None:
+    found = named(folder(train_csv=CSV, validation_csv=CSV, test_csv="text\nunread\n"))
+    assert found["train"] == found["validation"] == [("NA", "007"), ("null", "1"), ("2020-01-01", "007")]
+    part = read_splits(DataSection(dataset_name=str(tmp_path), train_split="train[1:]"))["train"]
+    assert (part.rows["sentence"][:], part.row_numbers().tolist()) == (["null", "2020-01-01"], [2, 3])
+    with pytest.raises(DataError, match=r"cannot load .*split dev.*give the names of its splits"):
+        named(str(tmp_path), validation_split="dev")
+    with pytest.raises(DataError, match=r"test\.csv has no column 'sentence'"):
+        named(str(tmp_path), validation_split="test[:1]")
+    (tmp_path / "validation.csv").write_text("sentence,label\na\n")
+    with pytest.raises(DataError, match=r"validation\.csv row 1 \(line 2\) has 1 cell"):
+        named(str(tmp_path))
+
+
+def test_the_validation_split_of_a_folder_is_not_ignored(folder: Callable[..., str], tmp_path: Path) -> None:
+    train = folder(train_csv=CSV)
+    assert list(named(train, validation_size=0.5)) == ["train"]  # the rows held out are drawn later
+    (tmp_path / "validation.csv").write_text(CSV)
+    with pytest.raises(DataError, match=r"validation_size holds out .* has a split 'validation'; remove"):
+        named(train, validation_size=0.5)
+    assert list(named(train, validation_size=0.5, validation_split=None)) == ["train"]
+
+
+README = """---
+dataset_info:
+  features:
+  - {name: sentence, dtype: string}
+  - name: label
+    dtype: {class_label: {names: {'0': neg, '1': pos}}}
+---
+"""
+
+
+def test_class_names_in_the_readme_of_a_folder_are_used(folder: Callable[..., str]) -> None:
+    data = DataSection(
+        dataset_name=folder(README_md=README, train_csv="sentence,label\na,1\nb,0\n"), validation_split=None
+    )
+    splits = read_labeled(data, "single_label_classification", None, seed=0)
+    assert (splits.label_names, splits.labels["train"].tolist()) == (["neg", "pos"], [1, 0])
+
+
+def test_an_unreachable_hub_is_reported() -> None:
+    with pytest.raises(DataError, match=r"cannot load nobody/nothing \(split train\).*data\.train_file"):
+        read_splits(DataSection(dataset_name="nobody/nothing"))
+
+
+@pytest.mark.parametrize("name", ["csv", "json", "parquet", "pandas", "text"])
+def test_the_name_of_a_file_format_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / "train.csv").write_text("sentence,label\na,b\n")  # which the library would read
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=rf"data\.dataset_name '{name}' is a file format, .* data\.train_file"):
+        read_splits(DataSection(dataset_name=name))

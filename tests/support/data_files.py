@@ -1,0 +1,34 @@
+"""Small data files, and what is read from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from finetune.data.loading import read_splits
+from finetune.recipe import DataSection
+
+MULTI = "multi_label_classification"
+
+
+def cells(file: Path, problem_type: str = "single_label_classification", **keys: Any) -> list[tuple[Any, Any]]:
+    """Return the texts and labels that are read from a file."""
+    rows = read_splits(DataSection(train_file=str(file), **keys), problem_type)["train"].rows
+    return list(zip(rows["sentence"][:], rows["label"][:], strict=True))
+
+
+def written(folder: Path, ending: str, content: str | bytes) -> Path:
+    file = folder / f"d.{ending}"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return file
+
+
+def parquet(folder: Path, sentence: Any = None, label: Any = None, metadata: dict[str, str] | None = None) -> Path:
+    label = pa.array(["x", "y", "x"]) if label is None else label
+    sentence = [f"text {n}" for n in range(len(label))] if sentence is None else sentence
+    table = pa.table({"sentence": sentence, "label": label})
+    pq.write_table(table.replace_schema_metadata(metadata), folder / "d.parquet")
+    return folder / "d.parquet"
