@@ -64,7 +64,7 @@ def test_fast_equals_naive(family: str, lora: Lora | None, tmp_path: Path) -> No
         pytest.skip(f"{family}: {NO_LORA[family]}")
     classifier = build(save_checkpoint(family, tmp_path), lora)
     for name, parameter in classifier.model.named_parameters():
-        if "lora_B" in name:  # LoRA starts at zero, where it could not be told from its absence
+        if "lora_B" in name:  # LoRA starts at zero, where it would have no effect
             nn.init.normal_(parameter, std=0.1)
     in_float64(classifier)
     # Nyströmformer fails on batches in which rows differ in length.

@@ -76,12 +76,12 @@ def case(tiny_bert: Path, problem_type: str, rows: int = 20) -> tuple[Classifier
     return classifier, encode_split(raw, labels, classifier.tokenizer, ["sentence"], 16)
 
 
-def asked(**changes: object) -> HeadImportanceSection:
+def section_with(**changes: object) -> HeadImportanceSection:
     methods = ["gradient", "integrated_gradients", "random"]
     return HeadImportanceSection(**{"method": methods, "leave_one_out": True, "random_orders": 2} | changes)  # type: ignore[arg-type]
 
 
-def analyse(
+def analyze(
     classifier: Classifier, splits: dict[str, EncodedSplit], section: HeadImportanceSection, metric: str = "accuracy"
 ) -> HeadAnalysis:
     accelerator = Accelerator(cpu=True)
@@ -92,7 +92,7 @@ def analyse(
 def test_all_parts_for_each_problem_type(tiny_bert: Path, tmp_path: Path, problem_type: str) -> None:
     classifier, split = case(tiny_bert, problem_type)
     splits = {"train": split, "validation": split}
-    found = analyse(classifier, splits, asked(), METRIC[problem_type])
+    found = analyze(classifier, splits, section_with(), METRIC[problem_type])
     assert [scores.method for scores in found.methods] == ["gradient", "integrated_gradients", "random"]
     assert [scores.rows for scores in found.methods] == [20, 20, 0]
     assert [len(scores.order) for scores in found.methods] == [6, 6, 6]
@@ -133,7 +133,7 @@ def test_removal_of_single_heads_is_counted_row_by_row(tiny_bert: Path, problem_
 def test_layers_with_different_numbers_of_heads(tiny_bert: Path, tmp_path: Path) -> None:
     classifier, split = case(tiny_bert, "single_label_classification")
     prune_heads(classifier.base, {0: [1, 2]})
-    found = analyse(replace(classifier, source=None), {"train": split, "validation": split}, asked())
+    found = analyze(replace(classifier, source=None), {"train": split, "validation": split}, section_with())
     for scores in found.methods:
         assert sorted(scores.order) == [(0, 0), (1, 0), (1, 1), (1, 2)]
         assert scores.values[0][1:] == [None, None]
@@ -147,7 +147,7 @@ def test_layers_with_different_numbers_of_heads(tiny_bert: Path, tmp_path: Path)
 @pytest.mark.parametrize("rows", [2, 7, 40])
 def test_rows_of_one_split_either_rank_or_test(most: int | None, rows: int) -> None:
     split = known_head(rows).split
-    section = asked(split="validation", curve_split="validation", max_samples=most, curve_samples=None)
+    section = section_with(split="validation", curve_split="validation", max_samples=most, curve_samples=None)
     ranked, unseen = separate_rows({"validation": split}, section, seed=0)
     assert not set(ranked) & set(unseen)
     assert set(ranked) | set(unseen) == set(range(rows))
@@ -160,7 +160,7 @@ def test_rows_of_one_split_either_rank_or_test(most: int | None, rows: int) -> N
 
 def test_rows_of_two_splits_are_drawn_from_each() -> None:
     train, other = known_head(30).split, known_head(12).split
-    section = asked(max_samples=10, curve_samples=5)
+    section = section_with(max_samples=10, curve_samples=5)
     ranked, unseen = separate_rows({"train": train, "validation": other}, section, seed=0)
     assert (len(set(ranked)), len(set(unseen))) == (10, 5)
     assert max(ranked) > 11 >= max(unseen)
@@ -170,8 +170,8 @@ def test_rows_of_two_splits_are_drawn_from_each() -> None:
 
 def test_the_known_head_comes_through(tmp_path: Path) -> None:
     sample = known_head(64)
-    section = asked(split="validation", curve_split="validation")
-    found = analyse(sample.classifier, {"validation": sample.split}, section)
+    section = section_with(split="validation", curve_split="validation")
+    found = analyze(sample.classifier, {"validation": sample.split}, section)
     assert found.methods[0].order[-1] == THE_HEAD
     assert found.truth is not None
     assert found.truth.random is not None
@@ -181,31 +181,31 @@ def test_the_known_head_comes_through(tmp_path: Path) -> None:
     (lost,) = [test for test in found.leave_one_out.tests if test.lost]
     assert (lost.layer, lost.head, lost.lost, lost.gained) == (*THE_HEAD, 7, 0)
     assert lost.p_holm == pytest.approx(4 * 2 * 0.5**7)  # four heads, two sides, seven throws of a coin
-    assert found.changes is None  # it started from nothing
+    assert found.changes is None  # it has no base checkpoint
 
 
-def test_a_ranking_that_was_not_tested_is_told() -> None:
+def test_a_ranking_that_was_not_tested_gives_a_warning() -> None:
     sample = known_head(6)
-    found = analyse(sample.classifier, {"train": sample.split}, asked())
+    found = analyze(sample.classifier, {"train": sample.split}, section_with())
     assert (found.truth, found.leave_one_out) == (None, None)
     assert found.warnings[0] == (
         "The ranking was not tested: there are no validation rows, and leave-one-out was skipped; "
         "give some (such as data.validation_file)."
     )
     splits = {"train": sample.split, "test": sample.split}
-    found = analyse(sample.classifier, splits, asked(leave_one_out=False))
+    found = analyze(sample.classifier, splits, section_with(leave_one_out=False))
     assert found.warnings[0].endswith(
         "no validation rows; give some (such as data.validation_file), or name another split as "
         "head_importance.curve_split (test)."
     )
-    section = asked(split="train", curve_split="train")
-    found = analyse(known_head(1).classifier, {"train": known_head(1).split}, section)
+    section = section_with(split="train", curve_split="train")
+    found = analyze(known_head(1).classifier, {"train": known_head(1).split}, section)
     assert found.warnings[0].startswith("The ranking was not tested: the only row of train ranks the heads")
-    assert untested({"train"}, asked(curve_split=None, leave_one_out=False), 0) == []
-    assert untested({"train", "validation"}, asked(), 5) == []
+    assert untested({"train"}, section_with(curve_split=None, leave_one_out=False), 0) == []
+    assert untested({"train", "validation"}, section_with(), 5) == []
 
 
-def test_what_a_reader_must_know_is_told() -> None:
+def test_warnings_about_the_ranking() -> None:
     scores = HeadScores("gradient", "", "train", 9, [], [], [], stability=TauValue(0.2, 0.1, 0.3))
     band = RandomBand(2, [0.7, 0.6], [0.6, 0.5], [0.8, 0.7], 0.65, 0.05, 0.7)
 
@@ -247,8 +247,8 @@ write_json(Path(sys.argv[1]) / f"{accelerator.num_processes}-{accelerator.proces
 """
 
 
-def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
-    script = tmp_path / "analyse.py"
+def test_two_processes_give_the_same_analysis_as_one(tmp_path: Path) -> None:
+    script = tmp_path / "analyze.py"
     script.write_text(SCRIPT)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     own = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -262,10 +262,10 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
             assert scores.pop("seconds") > 0
     one, first, second = found
     assert len(one["methods"]) == 3
-    assert one == first == second  # batches are the same, so it is so to the bit
+    assert one == first == second  # the batches are the same, so the results are bit-identical
 
 
-def test_a_base_that_is_gone_costs_the_changes_alone(tiny_bert: Path, tmp_path: Path) -> None:
+def test_a_missing_base_disables_only_the_weight_changes(tiny_bert: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(tiny_bert, tmp_path / "base")
     classifier = tiny_classifier(moved)
     shutil.rmtree(moved)

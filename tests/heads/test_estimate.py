@@ -17,10 +17,10 @@ VALUES = np.array([[3.0, 1.0, 2.0], [0.5, 0.25, np.nan]])
 
 def test_mean_and_its_standard_error() -> None:
     rows = np.array([[[1.0, 5.0]], [[2.0, 5.0]], [[6.0, 5.0]]])  # one layer, two heads
-    found = mean_over_rows(rows, "told")
+    found = mean_over_rows(rows, "remark")
     np.testing.assert_allclose(found.values, [[3.0, 5.0]])
     np.testing.assert_allclose(found.errors, [[np.sqrt((4 + 1 + 9) / 2 / 3), 0.0]])
-    assert found.note == "told"
+    assert found.note == "remark"
     assert mean_over_rows(rows[:1]).errors is None
 
 
@@ -30,10 +30,12 @@ def test_the_mean_of_many_small_numbers_is_that_of_float64() -> None:
 
 
 def test_layers_are_divided_by_their_norm_where_they_have_one() -> None:
-    found = layer_normalized(Estimate(np.array([[3.0, 4.0], [0.0, 0.0], [2.0, np.nan]]), np.ones((3, 2)), note="told"))
+    found = layer_normalized(
+        Estimate(np.array([[3.0, 4.0], [0.0, 0.0], [2.0, np.nan]]), np.ones((3, 2)), note="remark")
+    )
     np.testing.assert_allclose(found.values, [[0.6, 0.8], [0.0, 0.0], [1.0, np.nan]])
     np.testing.assert_allclose(found.errors, [[0.2, 0.2], [1.0, 1.0], [0.5, 0.5]])
-    assert (found.note, found.contributions) == ("told", None)
+    assert (found.note, found.contributions) == ("remark", None)
 
 
 def test_heads_go_least_important_first_and_each_layer_keeps_one() -> None:

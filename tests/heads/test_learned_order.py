@@ -23,7 +23,9 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def test_shares_are_even_between_5_and_95_percent() -> None:
-    masks, _ = draw_masks(torch.randn(1, 100, generator=generator(5)), 400, generator())  # one layer: none kept besides
+    masks, _ = draw_masks(
+        torch.randn(1, 100, generator=generator(5)), 400, generator()
+    )  # one layer, so no other head is kept
     kept = np.sort(masks.sum((1, 2)).numpy())
     assert set(masks.unique().tolist()) == {0.0, 1.0}
     # Each row has its own 400th of the span: measured at most .5 heads off, which is rounding.

@@ -25,7 +25,7 @@ from tests.support.helpers import assert_equal_up_to_rounding, encoded, sample_o
 from tests.support.known_head import THE_HEAD, known_head
 
 NAMES = HEAD_METHOD_NAMES
-BLIND = {"confidence", "entropy", "random"}  # they do not look at what a head does to the prediction
+BLIND = {"confidence", "entropy", "random"}  # they ignore the effect of a head on the prediction
 MEANS = {"gradient", "fisher", "integrated_gradients", "ablation_loss", "ablation_kl", "ablation_accuracy", "shapley"}
 HEADS = [(layer, head) for layer in range(2) for head in range(3)]
 
@@ -36,7 +36,7 @@ def known() -> GatedRows:
 
 
 def without_values(tiny_bert: Path) -> GatedRows:
-    """Six rows put to a BERT whose head 1.1 hands on zeros."""
+    """Six rows for a BERT whose head 1.1 outputs zeros."""
     found = bert(tiny_bert)
     value = found.base.bert.encoder.layer[1].attention.self.value
     with torch.no_grad():
@@ -45,7 +45,7 @@ def without_values(tiny_bert: Path) -> GatedRows:
 
 
 def unequal(tiny_bert: Path) -> GatedRows:
-    """Six rows put to a BERT whose first layer has lost a head."""
+    """Six rows for a BERT whose first layer has one head less."""
     found = bert(tiny_bert)
     prune_heads(found.base, {0: [1]})
     return sample_of(found)
@@ -146,7 +146,7 @@ def test_one_block_of_rows_is_measured_however_short_the_time(known: GatedRows, 
     assert found.order[-1] == THE_HEAD
 
 
-def test_a_note_tells_that_it_is_that_of_one_block(known: GatedRows) -> None:
+def test_the_note_says_that_it_belongs_to_the_last_block(known: GatedRows) -> None:
     sample = replace(known, batch_size=4)
     found = measure_importance(sample, "integrated_gradients", steps=1, seed=0, max_seconds=1e9)
     assert found.note.startswith("measured in 3 blocks of rows; note of the last block: the shares sum to")
@@ -173,7 +173,7 @@ def test_accuracy_of_values_is_refused(known: GatedRows, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("method", ["iterative_ablation_kl", "iterative_gradient"])
-def test_layers_that_share_their_weights_are_told_apart(
+def test_layers_that_share_their_weights_are_scored_separately(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     classifier = build(save_checkpoint("albert", tmp_path), None)

@@ -124,17 +124,17 @@ def test_help_by_removal_is_told_with_how_sure_it_is() -> None:
     nothing = head_test(0.0, -0.1, 0.1, 1.0)
     chance, sure = head_test(0.05, 0.01, 0.09, 0.4), head_test(0.2, 0.1, 0.3, 0.001)
     assert helped_by_removal([nothing, head_test(-0.2, -0.3, -0.1, 0.001)], "accuracy") == ""
-    told = helped_by_removal([nothing, chance], "accuracy")
-    assert told == (
+    message = helped_by_removal([nothing, chance], "accuracy")
+    assert message == (
         "Removing one head alone improves accuracy, most for 1.2 (+0.0500 [+0.0100, +0.0900]); "
         "none after Holm's correction for 2 tests, so this can be chance."
     )
-    told = helped_by_removal([nothing, chance, sure], "accuracy")
-    assert told.startswith("Removing each of 2 heads alone improves accuracy, most for 1.2 (+0.2000")
-    assert told.endswith("; 1 of them also after Holm's correction.")
+    message = helped_by_removal([nothing, chance, sure], "accuracy")
+    assert message.startswith("Removing each of 2 heads alone improves accuracy, most for 1.2 (+0.2000")
+    assert message.endswith("; 1 of them also after Holm's correction.")
 
 
-def test_an_error_that_falls_is_help() -> None:
+def test_a_lower_error_counts_as_improvement() -> None:
     falls, rises = head_test(-0.2, -0.3, -0.1, 0.001), head_test(0.2, 0.1, 0.3, 0.001)
     assert helped_by_removal([rises], "mean squared error") == ""
     assert "improves mean squared error, most for 1.2 (-0.2000" in helped_by_removal([falls], "mean squared error")

@@ -123,3 +123,27 @@ def test_a_block_in_which_the_gates_had_no_effect_is_an_error(tiny_bert: Path) -
     compiled(**inputs)
     with pytest.raises(ModelError, match="compiled before the gates were set"), classifier.heads_off(HEADS):
         compiled(**inputs)
+
+
+def test_a_failed_forward_pass_does_not_shift_the_gates_of_shared_layers(tmp_path: Path) -> None:
+    classifier = build(save_checkpoint("albert", tmp_path))
+    classifier.model.eval()
+    heads, calls = [(0, 1), (3, 2)], []  # layers 0 and 1 share their weights, and so do 2 and 3
+
+    def fail_once(module: torch.nn.Module, args: object) -> None:
+        calls.append(module)
+        if len(calls) == 1:
+            raise ZeroDivisionError
+
+    with classifier.heads_off(heads):
+        expected = logits(classifier, 4)
+    site = attention_sites(classifier.base)[0]
+    handle = classifier.base.get_submodule(site.output).register_forward_pre_hook(fail_once)
+    with classifier.heads_off(heads):
+        first = attention_sites(classifier.base)[0].output
+        gates = classifier.base.get_submodule(first)._forward_pre_hooks
+        gates.move_to_end(handle.id)  # fail after the gates of the first layer were applied
+        with pytest.raises(ZeroDivisionError):
+            logits(classifier, 4)
+        assert torch.equal(logits(classifier, 4), expected)
+    handle.remove()
