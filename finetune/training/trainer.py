@@ -223,9 +223,7 @@ class Trainer:
                     "training.mixed_precision: no"
                 )
             is_best = self.state.record_evaluation(
-                values[evaluation.best_metric],
-                loss=loss,
-                lower_is_better=evaluation.best_metric in LOWER_IS_BETTER,
+                values[evaluation.best_metric], loss=loss, lower_is_better=evaluation.best_metric in LOWER_IS_BETTER
             )
             if is_best:
                 self.best = trained_weights(model)
