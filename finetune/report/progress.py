@@ -1,4 +1,4 @@
-"""Progress of every stage that can take more than a few seconds.
+"""Progress of stages that can take more than a few seconds.
 
 In a terminal each running stage has a bar with the time left. Elsewhere (a log file, a notebook) a plain line is
 printed every ten seconds while a stage runs. Stages can be nested. Nothing is shown before `show_progress_on` sets a
@@ -25,7 +25,12 @@ INTERVAL_SECONDS = 10.0
 
 @dataclass
 class Stage:
-    """One running stage: what it does, how many steps it has (None: unknown) and how many are done."""
+    """One running stage: its description, its number of steps (None: unknown) and how many are done.
+
+    Attributes:
+        detail: a short text shown next to the steps, such as the current loss.
+        already_done: steps done before the stage started, which do not count for the time left.
+    """
 
     description: str
     total: int | None = None
@@ -41,7 +46,7 @@ class Stage:
         self._show()
 
     def describe(self, detail: str) -> None:
-        """Show a short text beside the steps, such as the current loss."""
+        """Set the text next to the steps, such as the current loss."""
         self.detail = detail
         self._show()
 
@@ -76,7 +81,7 @@ class _Display:
         self._finished = threading.Event()
 
     def push(self, new: Stage) -> None:
-        """Show a stage below those that are running."""
+        """Add a stage below the running ones, and open the display for the first one."""
         self.stages.append(new)
         if self.console.quiet:
             return
@@ -88,7 +93,7 @@ class _Display:
             )
 
     def pop(self, ended: Stage) -> None:
-        """Remove a stage, and the bars or the timer after the last one."""
+        """Remove a stage, and close the display after the last one."""
         self.stages.remove(ended)
         if self.bars is not None and ended._task is not None:
             self.bars.remove_task(ended._task)
@@ -137,7 +142,7 @@ def stage(description: str, total: int | None = None, *, done: int = 0) -> Itera
     Args:
         description: what is being done, such as "scoring validation".
         total: number of steps; None: unknown.
-        done: steps that were done before, such as those of a resumed run.
+        done: steps already done, such as those before a run was resumed.
     """
     new = Stage(description, total, done, already_done=done)
     _display.push(new)

@@ -88,8 +88,7 @@ class Trainer:
     messages: list[str] = field(default_factory=list)
     stop_signal: int = 0
     _stop_request: StopRequest | None = field(default=None, init=False)
-    # Mean losses over all processes, of the steps since the last history entry.
-    _losses: list[Tensor] = field(default_factory=list, init=False)
+    _losses: list[Tensor] = field(default_factory=list, init=False)  # of all processes, since the last entry
 
     def fit(
         self,
