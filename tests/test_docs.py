@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,11 +11,8 @@ import torch
 from datasets import Dataset
 from transformers import BertConfig, BertModel
 
-from finetune.cli import main
 from finetune.data.tokenization import word_tokenizer
-from finetune.help import guides, help_text, summary
-from finetune.recipe.key_table import END, GUIDE, START, key_table
-from finetune.recipe.schema import Recipe
+from finetune.help import guides
 from tests.support.documents import DOCUMENTS, REPLACED, ROOT, SKIPPED, Result, blocks, commands, replaced, run_block
 
 WORDS = {"negative": ["slow", "dull", "weak"], "positive": ["bright", "quick", "warm"]}
@@ -116,6 +111,10 @@ def test_commands_are_split_as_a_shell_does() -> None:
     assert commands(text) == ["a    b   # more", "cat > x <<'EOF'\n1\n2\nEOF", "c"]
 
 
+def test_every_guide_is_run() -> None:
+    assert sorted(f"finetune/docs/{topic}.md" for topic in guides()) == sorted(DOCUMENTS[1:])
+
+
 def test_readme_is_short() -> None:
     assert 800 < len((ROOT / "README.md").read_text().split()) <= MAX_README_WORDS
 
@@ -141,14 +140,6 @@ def test_every_link_leads_to_a_file_and_a_heading() -> None:
     assert count > 20
 
 
-def test_the_table_of_keys_is_that_of_the_schema() -> None:
-    written = GUIDE.read_text().partition(START)[2].partition(END)[0]
-    assert written == f"\n{key_table()}\n", "run `python -m finetune.recipe.key_table`"
-    keys = re.findall(r"^\| `(\w+)` \|", written, re.MULTILINE)
-    sections = [field.annotation for field in Recipe.model_fields.values()]
-    assert len(keys) > 70 > len(sections)
-
-
 def _package_text() -> str:
     """Return all text constants of the package; what is filled in is {}."""
     found = []
@@ -169,38 +160,3 @@ def test_every_message_in_troubleshooting_exists() -> None:
     assert len(messages) >= 20
     pieces = [piece for message in messages for piece in re.split(r"\bX\b", message)]
     assert [piece for piece in pieces if piece.strip(" '`.;:,()") and piece.strip() not in package] == []
-
-
-def test_help_lists_the_guides_and_shows_each(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["help"]) == 0
-    listed = capsys.readouterr().out
-    assert sorted(f"finetune/docs/{topic}.md" for topic in guides()) == sorted(DOCUMENTS[1:])
-    for topic, path in guides().items():
-        assert f"- **{topic}**: {summary(path)}\n" in listed
-        assert main(["help", topic]) == 0
-        assert capsys.readouterr().out == path.read_text()
-
-
-def test_help_in_a_terminal_is_formatted(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "80")
-    for topic in (None, *guides()):
-        assert main(["help", *([topic] if topic else [])]) == 0
-        shown = capsys.readouterr().out
-        assert help_text(topic).splitlines()[0].removeprefix("# ") in shown
-        assert "\n# " not in shown
-        assert "<!--" not in shown
-
-
-@pytest.mark.parametrize(("topic", "near"), [("prune", "pruning"), ("heads", "head-analysis"), ("recipe", "recipes")])
-def test_an_unknown_topic_is_one_message(topic: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["help", topic]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith(f"error: there is no guide on '{topic}'; topics are data-formats, ")
-    assert said.err.endswith(f"; did you mean '{near}'?\n")
-
-
-def test_help_imports_no_torch() -> None:
-    program = "import sys\nfrom finetune.cli import main\nmain(['help', 'recipes'])\nassert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
