@@ -43,7 +43,7 @@ def test_a_run_is_analyzed_again(run: Path, capsys: pytest.CaptureFixture[str]) 
     assert found.leave_one_out is not None
     assert len(found.leave_one_out.tests) == 8
     html = (run / "report.html").read_text()
-    assert "Each head removed alone" in html
+    assert "Removing one head at a time" in html
     assert "entropy" in html
     after = contents(run)
     assert {name for name in after if after[name] != before.get(name)} == {"heads.json", "report.html"}
