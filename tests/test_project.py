@@ -21,7 +21,8 @@ REPLACED_WORDS = (
     "learnt", "amongst", "whilst", "thereof", "aside", "heeds?", "foretells?", "wish", "whole or", "but for",
     "put to", "shared out", "turned round", "go on", "goes on", "gone on", "went on", "going on", "healing",
     r"rehearse\w*", "what is left", "so that it is", "memory_told", "rows_told", "written_whole", "replaced_whole",
-    "heads_wide", "PruningTruth", "Material", "machinery", "Effort", "speaks", "stopped_by",
+    "heads_wide", "PruningTruth", "Material", "machinery", "Effort", "speaks", "stopped_by", r"tokenis\w*", "besides",
+    "told", "anew", "in turns", "for good", "asked", "makes of", "lies",
 )  # fmt: skip
 # Functions with more arguments, and why.
 MANY_ARGUMENTS = {

@@ -1,6 +1,6 @@
 """Build a classifier for training: encoder, classification head, LoRA adapters.
 
-Besides the adapters, every parameter that the checkpoint did not contain must be trained and saved. The loader reports
+In addition to the adapters, every parameter that the checkpoint did not contain must be trained and saved. The loader reports
 their names, so no list of module names is kept here.
 """
 
