@@ -1,7 +1,7 @@
 """Build a classifier for training: encoder, classification head, LoRA adapters.
 
-In addition to the adapters, every parameter that the checkpoint did not contain must be trained and saved. The loader reports
-their names, so no list of module names is kept here.
+In addition to the adapters, every parameter that the checkpoint did not contain must be trained and saved. The loader
+reports their names, so no list of module names is kept here.
 """
 
 from __future__ import annotations
