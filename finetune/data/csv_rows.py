@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, TextIO
 
 import pyarrow as pa
 
-from finetune.data.cells import BATCH_ROWS, Column, batch_of, require_columns
+from finetune.data.cell_values import BATCH_ROWS, Column, batch_of, require_columns
 from finetune.errors import DataError
 
 # The optional first line in which spreadsheet programs name the separator.

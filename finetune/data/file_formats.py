@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from finetune.data.cells import Column
+from finetune.data.cell_values import Column
 from finetune.data.csv_rows import read_delimited
 from finetune.data.json_rows import read_json
 from finetune.data.parquet_rows import read_parquet

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import pyarrow as pa
 
-from finetune.data.cells import Column, batches_of_objects
+from finetune.data.cell_values import Column, batches_of_objects
 from finetune.errors import DataError
 
 _SHAPE = "write one object per line, or one list of objects"

@@ -1,8 +1,8 @@
 """Labels: the label names, and the labels of all rows as class ids, label sets or values.
 
-The class ids are determined once, from the recipe or the training rows, and are used for all splits. All formats follow
-the same rules, because cells are already texts (see cells.py). An integer written as a float is that integer: `0.0` is
-the label 0.
+The class ids are determined once, from the recipe or the training rows, and are used for all splits. All formats
+follow the same rules, because cells are already texts (see cell_values.py). An integer written as a float is that
+integer: `0.0` is the label 0.
 
     N rows, C classes
 """

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from finetune.data.cells import Column, batches_of_objects, schema_of, wanted_columns
+from finetune.data.cell_values import Column, batches_of_objects, schema_of, wanted_columns
 from finetune.data.file_formats import file_kind, read_file
 from finetune.data.named_dataset import read_named
 from finetune.data.parquet_rows import parquet_class_names

@@ -12,7 +12,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from finetune.data.cells import Column, schema_of
+from finetune.data.cell_values import Column, schema_of
 from finetune.data.file_formats import file_kind, read_file
 from finetune.data.parquet_rows import feature_names, parquet_class_names, read_dataset
 from finetune.data.row_cache import cache_error, store_rows

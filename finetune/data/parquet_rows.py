@@ -9,7 +9,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finetune.data.cells import BATCH_ROWS, Column, batch_of, from_arrow, require_columns
+from finetune.data.cell_values import BATCH_ROWS, Column, batch_of, from_arrow, require_columns
 from finetune.errors import DataError
 
 

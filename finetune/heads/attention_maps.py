@@ -14,8 +14,8 @@ from torch import Tensor
 
 from finetune.data.batching import LocalBatch
 from finetune.errors import ModelError
-from finetune.heads.estimate import Estimate, mean_over_rows
 from finetune.heads.gated_forward import GatedRows
+from finetune.heads.importance_estimate import Estimate, mean_over_rows
 from finetune.models.classifier import Classifier
 from finetune.models.head_gates import max_num_heads
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune.heads.estimate import Estimate, layer_normalized, mean_over_rows
 from finetune.heads.gated_forward import GatedRows, gate_gradients, row_losses
+from finetune.heads.importance_estimate import Estimate, layer_normalized, mean_over_rows
 from finetune.report.progress import stage
 
 

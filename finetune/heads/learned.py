@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from finetune.data.sampler import plan_scoring
-from finetune.heads.estimate import Estimate
 from finetune.heads.gated_forward import GatedRows, broadcast_decision, gate_gradients
 from finetune.heads.gradients import gradient_layer_norm
+from finetune.heads.importance_estimate import Estimate
 from finetune.models.head_gates import head_mask
 from finetune.report.progress import stage
 

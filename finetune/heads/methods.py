@@ -17,7 +17,9 @@ import torch
 
 from finetune.heads.ablation import MEASURES, ablation
 from finetune.heads.attention_maps import confidence, entropy
-from finetune.heads.estimate import (
+from finetune.heads.gated_forward import GatedRows, broadcast_decision, check_all_ones
+from finetune.heads.gradients import fisher, gradient, integrated_gradients, path_gradients
+from finetune.heads.importance_estimate import (
     Estimate,
     Head,
     as_table,
@@ -26,8 +28,6 @@ from finetune.heads.estimate import (
     mean_over_rows,
     removal_order,
 )
-from finetune.heads.gated_forward import GatedRows, broadcast_decision, check_all_ones
-from finetune.heads.gradients import fisher, gradient, integrated_gradients, path_gradients
 from finetune.heads.learned import learned_gates, learned_order
 from finetune.heads.ranking_statistics import fold_stability, split_half_stability
 from finetune.heads.shapley import shapley_values

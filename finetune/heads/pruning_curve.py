@@ -12,8 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from finetune.evaluation.metrics import compute_metrics
-from finetune.heads.estimate import Head, last_heads_last
 from finetune.heads.gated_forward import GatedRows, gated_logits
+from finetune.heads.importance_estimate import Head, last_heads_last
 from finetune.models.losses import decisions
 from finetune.recipe import LOWER_IS_BETTER
 from finetune.report.progress import stage

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 from scipy.stats import kendalltau
 
-from finetune.heads.estimate import Estimate
+from finetune.heads.importance_estimate import Estimate
 from finetune.models.attention_sites import AttentionSite
 from finetune.runs.head_results import ChangeAgreement, HeadChanges, HeadTest, TauValue
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from finetune.heads.estimate import Head
 from finetune.heads.gated_forward import GatedRows, sample_rows
+from finetune.heads.importance_estimate import Head
 from finetune.heads.methods import measure_importance
 from finetune.heads.pruning import heads_to_prune
 from finetune.heads.pruning_curve import gates_without, scorer

@@ -1,11 +1,9 @@
-"""Start and end the processes of a run: device, threads, seed, console, trackers and the lock on the run folder."""
+"""Start and end the processes of a run: device, threads, seed, console and the lock on the run folder."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -26,8 +24,6 @@ from finetune.report.progress import show_progress_on
 from finetune.runs.locks import locked_folder
 from finetune.runs.run_folder import RunFolder
 from finetune.training.fsdp import fsdp_plugin, shard_on_cpus
-
-_MAX_PROJECT_NAME = 128  # characters that wandb accepts
 
 
 def start(recipe: Recipe, folder: RunFolder, *, trackers: bool = False) -> RunContext:
@@ -114,28 +110,3 @@ def with_precision(recipe: Recipe) -> Recipe:
     if model.attn_implementation == "flash_attention_2":
         check_flash_attention(training.mixed_precision, model.dtype, use_cpu=training.use_cpu)
     return recipe.model_copy(update={"training": training})
-
-
-def start_trackers(context: RunContext) -> None:
-    """Start the recipe's tracker, if it names one, with the run folder's name as project and the recipe as config."""
-    # mlflow puts the name between quotation marks, and wandb allows no slash, among others.
-    name = re.sub(r"[^\w.-]+", "-", context.folder.path.absolute().name).strip("-.")[:_MAX_PROJECT_NAME]
-    context.accelerator.init_trackers(name or "finetune", config=hyperparameters(context.recipe))
-
-
-def hyperparameters(recipe: Recipe) -> dict[str, bool | int | float | str]:
-    """Return the recipe without its rows as one flat table, from `section.key` to a value that every tracker accepts.
-
-    None, lists, and mappings with arbitrary keys become JSON text, as TensorBoard does not accept None.
-    """
-    content = recipe.model_dump(mode="json")
-    content["data"] = {key: value for key, value in content["data"].items() if not key.endswith("_rows")}
-    return dict(_flatten(content))
-
-
-def _flatten(content: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping) and not prefix:  # a section
-            yield from _flatten(value, f"{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, bool | int | float | str) else json.dumps(value)

@@ -27,8 +27,8 @@ from accelerate import Accelerator
 
 from finetune.data.splits import load_splits
 from finetune.data.tokenization import EncodedSplit
-from finetune.heads.estimate import Head
 from finetune.heads.gated_forward import GatedRows, sample_rows
+from finetune.heads.importance_estimate import Head
 from finetune.heads.methods import measure_importance
 from finetune.heads.pruning_curve import pruning_curves
 from finetune.models.classifier import Classifier

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 
-from finetune.data.cells import wanted_columns
+from finetune.data.cell_values import wanted_columns
 from finetune.data.labels import encode_labels, label_counts, label_names
 from finetune.data.named_dataset import from_dataset
 from finetune.data.rows import RawSplit

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from finetune.heads.ablation import ablation
-from finetune.heads.estimate import Estimate, removal_order
 from finetune.heads.gated_forward import GatedRows
 from finetune.heads.gradients import gradient, integrated_gradients
+from finetune.heads.importance_estimate import Estimate, removal_order
 from finetune.heads.methods import iterative, measure_importance
 from finetune.heads.shapley import shapley_values
 from finetune.models.attention_sites import attention_sites

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from finetune.heads import learned as module
-from finetune.heads.estimate import removal_order
 from finetune.heads.gated_forward import row_losses
+from finetune.heads.importance_estimate import removal_order
 from finetune.heads.learned import draw_masks, learned_order
 from finetune.heads.pruning_curve import pruning_curves
 from finetune.models.head_pruning import prune_heads

@@ -7,7 +7,7 @@ import pytest
 
 from finetune.heads.ranking_statistics import helped_by_removal, holm, paired_error_tests, paired_tests
 from finetune.runs.head_results import HeadTest
-from tests.heads.test_estimate import SITES, site
+from tests.heads.test_importance_estimate import SITES, site
 
 
 def mcnemar(lost: int, gained: int) -> float:

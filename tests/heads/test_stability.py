@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from finetune.heads import ranking_statistics
-from finetune.heads.estimate import Estimate
+from finetune.heads.importance_estimate import Estimate
 from finetune.heads.ranking_statistics import HALVINGS, fold_stability, split_half_stability
 
 

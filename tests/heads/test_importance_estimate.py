@@ -3,7 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finetune.heads.estimate import Estimate, as_table, last_heads_last, layer_normalized, mean_over_rows, removal_order
+from finetune.heads.importance_estimate import (
+    Estimate,
+    as_table,
+    last_heads_last,
+    layer_normalized,
+    mean_over_rows,
+    removal_order,
+)
 from finetune.models.attention_sites import AttentionSite
 
 

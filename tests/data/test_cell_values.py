@@ -1,4 +1,4 @@
-"""How cells become texts and labels, in every format: finetune/data/cells.py."""
+"""How cells become texts and labels, in every format: finetune/data/cell_values.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from finetune.data.cells import from_arrow, from_values, wanted_columns
+from finetune.data.cell_values import from_arrow, from_values, wanted_columns
 from finetune.data.loading import read_splits
 from finetune.errors import DataError
 from finetune.recipe import DataSection

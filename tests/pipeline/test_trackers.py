@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
+from rich.console import Console
+
+from finetune.pipeline.context import RunContext
+from finetune.pipeline.trackers import hyperparameters, start_trackers
+from finetune.recipe import Recipe
+from finetune.runs.run_folder import RunFolder
+from tests.support.finished_runs import SCRATCH, recipe
+
+
+class Recorded(GeneralTracker):
+    """A tracker that keeps what it is given."""
+
+    name, requires_logging_directory = "recorded", False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[str, Any] = {}
+        self.logged: list[tuple[dict[str, Any], int | None]] = []
+
+    @property
+    def tracker(self) -> dict[str, Any]:
+        return self.values
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.values.update(values)
+
+    def log(self, values: dict[str, Any], step: int | None = None, **options: Any) -> None:
+        self.logged.append((values, step))
+
+
+def given_recipe(**sections: Any) -> Recipe:
+    return Recipe.model_validate({"output_dir": "x", **recipe(SCRATCH, **sections)})
+
+
+def context(recipe: Recipe, folder: Path, accelerator: Any) -> RunContext:
+    return RunContext(recipe, RunFolder(folder), accelerator, Console(quiet=True))
+
+
+def test_a_tracker_receives_the_recipe_without_its_rows() -> None:
+    tracker, given = Recorded(), given_recipe(training={"learning_rate": 0.003, "class_weights": {"yes": 2.0}})
+    accelerator = Accelerator(cpu=True, log_with=tracker)
+    start_trackers(context(given, Path("runs/a"), accelerator))
+    assert tracker.values == hyperparameters(given)
+    assert {type(value) for value in tracker.values.values()} <= {bool, int, float, str}
+    assert not any(key.endswith("_rows") for key in tracker.values)
+    assert "train_rows" in given.data.model_dump()
+    expected = {
+        "seed": given.seed, "training.learning_rate": 0.003, "training.class_weights": '{"yes": 2.0}',
+        "model.model_name_or_path": "null", "peft": "null", "evaluation.metrics": json.dumps(given.evaluation.metrics),
+    }  # fmt: skip
+    assert {key: tracker.values[key] for key in expected} == expected
+    accelerator.log({"loss": 1.0}, step=3)
+    assert tracker.logged == [({"loss": 1.0}, 3)]
+
+
+@pytest.mark.parametrize(
+    ("folder", "project"),
+    [
+        ("runs/sst2-lora", "sst2-lora"),
+        ("runs/it's a run: 3/", "it-s-a-run-3"),
+        ("/", "finetune"),
+        ("x" * 200, "x" * 128),
+    ],
+)
+def test_the_project_name_has_only_characters_that_trackers_accept(folder: str, project: str) -> None:
+    names: list[str] = []
+    tracker = SimpleNamespace(init_trackers=lambda name, config: names.append(name))
+    start_trackers(context(given_recipe(), Path(folder), tracker))
+    assert names == [project]
+
+
+def test_tensorboard_accepts_the_hyperparameters(tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=str(tmp_path))
+    start_trackers(context(given_recipe(), tmp_path / "a run", accelerator))
+    accelerator.log({"loss": 1.0}, step=1)
+    accelerator.end_training()
+    (written,) = tmp_path.rglob("hparams.yml")
+    assert written.is_relative_to(tmp_path / "a-run")
+    assert yaml.safe_load(written.read_text()) == hyperparameters(given_recipe())
+    assert len(list(tmp_path.rglob("events*"))) == 2  # the run's, and its hyperparameters'
