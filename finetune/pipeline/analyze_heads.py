@@ -1,4 +1,4 @@
-"""The command `heads` for one run: analyze its heads again. Training and evaluation analyze heads with it, too."""
+"""The command `heads` for one run, and the head analysis in `train` and `evaluate`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def analyze_heads(path: str | Path, overrides: Sequence[str] = ()) -> HeadAnalys
             write_heads(context.folder, result)
             write_report(context.folder)
 
-        on_main_process(context.accelerator, write)
+        with stage("writing the report"):
+            on_main_process(context.accelerator, write)
         print_heads(context.console, result)
         context.print_line(f"Report: {escape(str(context.folder.report))}")
     return result

@@ -11,7 +11,7 @@ from finetune.runs.run_folder import RunFolder
 
 
 def check(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Return the recipe, once it is valid and its output directory can be used.
+    """Return the recipe, after checking it and its output directory.
 
     Raises:
         FinetuneError: the recipe or an override is wrong, or `train` would refuse the output directory.

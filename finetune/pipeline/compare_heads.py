@@ -1,4 +1,4 @@
-"""The command `heads` for several runs: how well their rankings of the heads agree."""
+"""The command `heads` for several runs: compare their rankings of the heads."""
 
 from __future__ import annotations
 

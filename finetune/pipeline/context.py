@@ -1,4 +1,4 @@
-"""What the stages of a run pass on to each other: the run's context and its inputs."""
+"""The two arguments of every stage: `RunContext`, created in session.py, and `RunInputs`, created in prepare.py."""
 
 from __future__ import annotations
 
@@ -42,6 +42,6 @@ class RunInputs:
         return {name: split for name, split in self.splits.items() if name != "train"}
 
     def sample_texts(self, count: int = 8) -> list[tuple[str, ...]]:
-        """Return the texts of the first training rows, on which two classifiers are compared."""
+        """Return the texts of the first training rows, to compare the logits of two classifiers on them."""
         columns = self.splits["train"].texts[:count]
         return list(zip(*columns.values(), strict=True))

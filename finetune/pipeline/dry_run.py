@@ -1,4 +1,4 @@
-"""Try everything that a run does, with one training step and a few rows, and keep nothing."""
+"""The dry run of `train --dry-run`: every stage of a run with one training step and a few rows; nothing is kept."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FEW_SECONDS = 2.0
 
 
 def dry_run(context: RunContext) -> None:
-    """Train one step, save, reload and compare, and analyze the heads on a few rows; leave no file."""
+    """Train one step, save, reload and compare, and analyze the heads on a few rows; keep no file."""
     context, inputs, plan = prepare(context)
     with frozen_layers_cached(context, inputs, write=False):
         trained = _train_one_step(context, inputs, plan)
@@ -47,12 +47,12 @@ def _train_one_step(context: RunContext, inputs: RunInputs, plan: Plan) -> Class
     one_step = replace(plan, total_steps=1, warmup_steps=0, log_every=1, eval_every=None, save_every=None)
     with tempfile.TemporaryDirectory() as temporary:
         (shared,) = broadcast_object_list([temporary])  # all processes reload what the main process saves
-        trial = replace(context, folder=RunFolder(Path(shared)))
-        check_shared_folder(trial.folder.path, context.accelerator)
+        temporary_run = replace(context, folder=RunFolder(Path(shared)))
+        check_shared_folder(temporary_run.folder.path, context.accelerator)
         try:
-            trained = train_stage(trial, inputs, new_trainer(trial, inputs, one_step))
-        except Interrupted as stopped:  # its message names a checkpoint in the temporary folder
-            raise Interrupted(stopped.number, " in the dry run; nothing was kept") from None
+            trained = train_stage(temporary_run, inputs, new_trainer(temporary_run, inputs, one_step))
+        except Interrupted as interrupted:  # its message names a checkpoint in the temporary folder
+            raise Interrupted(interrupted.number, " in the dry run; nothing was kept") from None
         context.accelerator.wait_for_everyone()
     context.print_line(f"{trainable:,} of {total:,} parameters are trained; the full run has {plan.total_steps} steps.")
     return trained
@@ -67,8 +67,8 @@ def _try_head_analysis(context: RunContext, inputs: RunInputs) -> None:
     settings = context.recipe.head_importance
     if settings is None:
         return
-    few = {"max_samples": _FEW_ROWS, "curve_samples": _FEW_ROWS, "random_orders": 1, "max_seconds": _FEW_SECONDS}
-    recipe = context.recipe.model_copy(update={"head_importance": settings.model_copy(update=few)})
+    limits = {"max_samples": _FEW_ROWS, "curve_samples": _FEW_ROWS, "random_orders": 1, "max_seconds": _FEW_SECONDS}
+    recipe = context.recipe.model_copy(update={"head_importance": settings.model_copy(update=limits)})
     try:
         analyze(replace(context, recipe=recipe), inputs)
     except Exception as error:

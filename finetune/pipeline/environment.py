@@ -21,7 +21,7 @@ def describe_environment(accelerator: Accelerator, seed: int) -> dict[str, objec
     device = accelerator.device
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "finetune": __version__,  # not from metadata: a checkout need not be installed
+        "finetune": __version__,  # not from package metadata: a checkout may be used without installation
         "commit": _commit(),
         "packages": {name: version(name) for name in _PACKAGES},
         "python": platform.python_version(),

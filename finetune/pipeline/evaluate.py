@@ -26,30 +26,30 @@ from finetune.runs.results import HeadFailure, SplitScores
 
 @report_out_of_memory()
 def evaluate(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, SplitScores]:
-    """Score a finished run again from its folder, write its results again, and return the scores by split.
+    """Score a finished run again, and return the scores by split.
 
-    Scores, predictions, head analysis and report are written.
+    Scores, predictions, head analysis and report are written again.
 
     Args:
         overrides: to the run's recipe, as `section.key=value`.
 
     Raises:
-        FinetuneError: the folder holds no finished run, one of its files is damaged, or its data can no longer be
+        FinetuneError: the folder contains no finished run, one of its files is damaged, or its data can no longer be
             read.
     """
     path = Path(path)
-    # The report shows every file, so all are checked before the work starts.
-    before = read_record(finished_folder(path), overrides, before_scoring=True).scores
+    # The report shows every file, so all of them are checked before scoring starts.
+    previous = read_record(finished_folder(path), overrides, before_scoring=True).scores
     with open_run(path, overrides) as run:
         scores = evaluate_stage(run.context, run.inputs)
-        if before:
-            equal = _figures(before) == _figures(scores)
-            verdict = "identical, to the last digit, to" if equal else "[yellow]different from[/]"
-            run.context.print_line(f"These scores are {verdict} those in the folder before.")
+        if previous:
+            is_identical = _without_notes(previous) == _without_notes(scores)
+            verdict = "identical, to the last digit, to" if is_identical else "[yellow]different from[/]"
+            run.context.print_line(f"These scores are {verdict} the previous ones in the folder.")
     return scores
 
 
-def _figures(scores: Mapping[str, SplitScores]) -> dict[str, SplitScores]:
+def _without_notes(scores: Mapping[str, SplitScores]) -> dict[str, SplitScores]:
     """Return scores without their notes, whose wording may differ between versions."""
     return {name: replace(split_scores, interval_note="", warnings=[]) for name, split_scores in scores.items()}
 
@@ -69,8 +69,8 @@ def _score_and_write(context: RunContext, inputs: RunInputs) -> dict[str, SplitS
     recipe, folder, classifier = context.recipe, context.folder, inputs.classifier
     scores, tables = {}, []
     for name, split in inputs.held_out_splits().items():
-        size = recipe.evaluation.per_device_eval_batch_size
-        predictions = predict(classifier, split, batch_size=size, accelerator=context.accelerator)
+        batch_size = recipe.evaluation.per_device_eval_batch_size
+        predictions = predict(classifier, split, batch_size=batch_size, accelerator=context.accelerator)
         scores[name] = score(
             predictions,
             classifier.label_names,
@@ -91,14 +91,14 @@ def _score_and_write(context: RunContext, inputs: RunInputs) -> dict[str, SplitS
 
 
 def _add_head_analysis(context: RunContext, inputs: RunInputs) -> None:
-    """Add the head analysis to the report; if it fails, the report shows a warning instead."""
+    """Analyze the heads and add the result to the report; if this fails, the report shows a warning instead."""
     folder, failure, analysis = context.folder, "", None
     try:
         with report_out_of_memory():
             analysis = analyze(context, inputs)
-    except Exception as error:  # of any type: training and scores are complete and must not be lost
+    except Exception as error:  # every type: a failed analysis must not end a run whose scores are complete
         if context.accelerator.num_processes > 1 and not isinstance(error, FinetuneError):
-            raise  # the processes may no longer be in step with each other
+            raise  # the processes may have stopped at different points of the analysis
         failure = describe_error(error)
 
     def write() -> None:
@@ -110,7 +110,8 @@ def _add_head_analysis(context: RunContext, inputs: RunInputs) -> None:
             return
         write_report(folder)
 
-    on_main_process(context.accelerator, write)
+    with stage("writing the report"):
+        on_main_process(context.accelerator, write)
     if analysis is not None:
         print_heads(context.console, analysis)
     elif failure:

@@ -1,4 +1,4 @@
-"""Open a finished run from its folder."""
+"""Open a finished run: read its recipe, its classifier and its rows from its folder and data files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from finetune.data.splits import load_splits
 from finetune.distributed import local_main_process_first
 from finetune.errors import DataError, RecipeError
-from finetune.models.checkpoint_checks import check_max_length, check_token_ids
+from finetune.models.checkpoint_checks import check_max_length
 from finetune.models.classifier import Classifier
-from finetune.models.loading import load_classifier
 from finetune.pipeline.context import RunContext, RunInputs
+from finetune.pipeline.load_classifier import load_classifier
 from finetune.pipeline.prepare import required_splits
 from finetune.pipeline.session import finish, run_locked, start, with_precision
 from finetune.recipe import ModelSection, Recipe
@@ -38,13 +38,13 @@ class FinishedRun:
 
 @contextmanager
 def open_run(path: Path, overrides: Sequence[str] = (), *, read_only_ok: bool = False) -> Iterator[FinishedRun]:
-    """Yield the finished run in a folder: its saved classifier, and its rows read again by the recipe.
+    """Yield the finished run in a folder, with its saved classifier and with its rows read again.
 
-    The folder is locked in the meantime.
+    The folder is locked inside the block.
 
     Args:
         overrides: to the run's recipe, as `section.key=value`.
-        read_only_ok: the folder may be one that cannot be written.
+        read_only_ok: accept a folder that cannot be written, without a lock.
 
     Raises:
         FinetuneError: the folder is not a finished run, one of its files is damaged, its data can no longer be read,
@@ -57,8 +57,8 @@ def open_run(path: Path, overrides: Sequence[str] = (), *, read_only_ok: bool = 
     with run_locked(context, read_only_ok=read_only_ok):
         with stage("opening the run"):
             inputs = local_main_process_first(context.accelerator, partial(_saved_inputs, folder, recipe, overrides))
-        splits = trained_on | inputs.summary
-        if changed := [name for name in splits if inputs.summary.get(name) != trained_on.get(name)]:
+        split_names = trained_on | inputs.summary
+        if changed := [name for name in split_names if inputs.summary.get(name) != trained_on.get(name)]:
             context.print_line(f"[yellow]The rows differ from those at training: {', '.join(changed)}.[/]")
         yield FinishedRun(context, inputs)
         finish(context)
@@ -81,8 +81,8 @@ def finished_folder(path: Path) -> RunFolder:
 def finished_recipe(folder: RunFolder, overrides: Sequence[str] = (), *, read_data: bool = True) -> Recipe:
     """Return a finished run's recipe with `section.key=value` overrides.
 
-    A received folder must not decide what is trusted: `model.trust_remote_code` and `model.use_safetensors` have
-    their defaults unless an override sets them.
+    `model.trust_remote_code` and `model.use_safetensors` have their defaults unless an override sets them: a run
+    folder may come from someone else, and must not decide which code and files are trusted.
 
     Args:
         read_data: whether the data files must exist because they are read again.
@@ -102,33 +102,31 @@ def finished_recipe(folder: RunFolder, overrides: Sequence[str] = (), *, read_da
         raise RecipeError(
             f"{changed[0]} cannot be changed: the run in {folder.path} was trained with it; train a new run instead"
         )
-    given = _keys(overrides)
+    overridden = _override_keys(overrides)
     defaults = {
-        key: ModelSection.model_fields[key].default for key in _TRUST_KEYS if not given & {"model", f"model.{key}"}
+        key: ModelSection.model_fields[key].default for key in _TRUST_KEYS if not overridden & {"model", f"model.{key}"}
     }
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=defaults)})
     return with_precision(recipe)
 
 
 def load_saved_classifier(folder: RunFolder, recipe: Recipe, overrides: Sequence[str] = ()) -> Classifier:
-    """Return the classifier of a run folder, loaded as the recipe of `finished_recipe` says.
+    """Return the trained classifier in a run folder; `recipe` is that of `finished_recipe`.
 
     Raises:
-        ModelError: see `load_classifier`; or the tokenizer has ids for which the model has no embedding.
+        ModelError: see `load_classifier`.
     """
-    moved = _keys(overrides) & {"model", "model.model_name_or_path"}
-    classifier = load_classifier(
-        folder.model,
+    base_is_overridden = bool(_override_keys(overrides) & {"model", "model.model_name_or_path"})
+    return load_classifier(
+        folder.path,
         trust_remote_code=recipe.model.trust_remote_code,
         use_safetensors=recipe.model.use_safetensors,
-        base=recipe.model.model_name_or_path if moved else None,
+        base=recipe.model.model_name_or_path if base_is_overridden else None,
     )
-    check_token_ids(classifier.base, classifier.tokenizer, str(folder.model))
-    return classifier
 
 
 def _saved_inputs(folder: RunFolder, recipe: Recipe, overrides: Sequence[str]) -> RunInputs:
-    """Return the run's classifier and its rows."""
+    """Return the run's trained classifier, and its rows read again."""
     classifier = load_saved_classifier(folder, recipe, overrides)
     check_max_length(classifier.base.config, classifier.tokenizer, recipe.data.max_length, str(folder.path))
     splits = load_splits(
@@ -142,5 +140,6 @@ def _saved_inputs(folder: RunFolder, recipe: Recipe, overrides: Sequence[str]) -
     return RunInputs(classifier, splits.encoded, splits.summaries)
 
 
-def _keys(overrides: Sequence[str]) -> set[str]:
+def _override_keys(overrides: Sequence[str]) -> set[str]:
+    """Return the keys of `section.key=value` overrides."""
     return {override.partition("=")[0].strip() for override in overrides}

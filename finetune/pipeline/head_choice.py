@@ -1,4 +1,4 @@
-"""Which heads to prune, as the user chooses them. Imports no torch."""
+"""The user's choice of the heads to prune, and its checks. Imports no torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class HeadChoice(TypedDict, total=False):
 
 
 def check_choice(choice: HeadChoice) -> None:
-    """Raise DataError for a choice that is wrong for every run."""
+    """Raise DataError for a choice that is invalid for every run."""
     share, keep_within, heads = choice.get("share"), choice.get("keep_within"), choice.get("heads")
     method, methods = choice.get("method"), HEAD_METHOD_NAMES
     if sum(value is not None for value in (share, keep_within, heads)) != 1:
@@ -39,9 +39,10 @@ def check_choice(choice: HeadChoice) -> None:
         raise DataError(f"method is '{method}'; it must be one of {', '.join(methods)}{did_you_mean(method, methods)}")
     if heads is not None and method is not None:
         raise DataError("method ranks the heads to choose from, but heads names them; give one of the two")
-    twice = [head for index, head in enumerate(heads or ()) if head in (heads or ())[:index]]
-    if twice:
-        raise DataError(f"heads names {twice[0][0]}.{twice[0][1]} twice; name each head once")
+    duplicates = [head for index, head in enumerate(heads or ()) if head in (heads or ())[:index]]
+    if duplicates:
+        layer, head = duplicates[0]
+        raise DataError(f"heads names {layer}.{head} twice; name each head once")
 
 
 def check_epochs(heal_epochs: int) -> None:

@@ -1,4 +1,4 @@
-"""Checks that the launcher started the processes of a run so that they work together."""
+"""Checks of how the launcher started the processes of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from finetune.errors import TrainingError
 from finetune.training.fsdp import is_sharded
 
 DISK_SECONDS = 30.0  # a network disk may show a new folder to other machines only after this time
-# Environment variable of `accelerate launch` -> the strategy it selects. Without a GPU Accelerate ignores them.
+# The environment variables of `accelerate launch` and the strategies they select; without a GPU it ignores them.
 _SHARDING_VARIABLES = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
@@ -88,15 +88,15 @@ def describe_processes(accelerator: Accelerator) -> str:
 
 
 def _unused_main_address() -> str | None:
-    """Return the address that `accelerate launch` set for several processes, if it then started only one."""
-    by_accelerate = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys()
-    return os.environ.get("MASTER_ADDR") if by_accelerate and "WORLD_SIZE" not in os.environ else None
+    """Return the main address if `accelerate launch` was configured for several processes but started only one."""
+    launched_by_accelerate = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys()
+    return os.environ.get("MASTER_ADDR") if launched_by_accelerate and "WORLD_SIZE" not in os.environ else None
 
 
 def check_shared_folder(path: Path, accelerator: Accelerator) -> None:
-    """Raise TrainingError, on all processes, unless all of them see what the main process writes next to `path`.
+    """Raise TrainingError on all processes unless each of them sees a folder that the main process creates by `path`.
 
-    All processes read checkpoints and the saved model from there. The check leaves no file.
+    All processes read checkpoints and the saved model from `path`. The check leaves no file.
     """
     if accelerator.num_processes == 1:
         return
@@ -110,18 +110,19 @@ def check_shared_folder(path: Path, accelerator: Accelerator) -> None:
             problem = f"output_dir {path} cannot be written: {error.strerror}; use another folder"
     (problem,) = broadcast_object_list([problem])
     deadline = time.monotonic() + (0.0 if problem else DISK_SECONDS)
-    while not (seen := probe.is_dir()) and time.monotonic() < deadline:
+    while not (is_visible := probe.is_dir()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    blind = [host for host, sees in gather_object([(socket.gethostname(), seen)]) if not sees]
+    hosts = gather_object([(socket.gethostname(), is_visible)])
+    hosts_without_access = [host for host, has_access in hosts if not has_access]
     for folder in created:
         with suppress(OSError):  # another run may have written there in the meantime
             folder.rmdir()
-    if problem or blind:
+    if problem or hosts_without_access:
         raise TrainingError(
             problem
-            or f"{path.absolute()} is not the same folder for all processes (not visible on: {', '.join(blind)}); with "
-            "several machines output_dir must be on a shared disk, at the same path on each; start a dry run on one "
-            "machine"
+            or f"{path.absolute()} is not the same folder for all processes (not visible on: "
+            f"{', '.join(hosts_without_access)}); with several machines output_dir must be on a shared disk, at the "
+            "same path on each; start a dry run on one machine"
         )
 
 
@@ -130,7 +131,7 @@ def threads_per_process(processes: int) -> int:
 
     `accelerate launch` sets OMP_NUM_THREADS to 1 by default, so 1 does not count as the user's choice.
     """
-    requested = int(os.environ.get("OMP_NUM_THREADS", "1"))
-    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    num_threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return requested if requested > 1 else max(1, cores // on_this_machine)
+    return num_threads if num_threads > 1 else max(1, cores // local_processes)

@@ -1,4 +1,4 @@
-"""Load a trained classifier for use in Python."""
+"""Load the trained classifier of a run: in Python, and for every command that opens a finished run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ def load_classifier(
     """Return the classifier of a run, on the CPU and in evaluation mode.
 
     Args:
-        path: a run folder, or the `model` folder in it, which may have been moved.
+        path: a run folder or the `model` folder in it; both may have been moved.
         trust_remote_code: whether code that comes with the base model may run.
         use_safetensors: False allows a base model with pickled weights, which can run code when they are read.
-        base: hub id or folder of an adapter's base model; None: where it was during training.
+        base: hub id or folder of the base model, for a run with adapters; None: the one it was trained from.
 
     Raises:
         DataError: the folder is missing or holds no model.
-        ModelError: the model's files are damaged, or its base model is missing or has changed.
+        ModelError: the model's files are damaged, its base model is missing or has changed, or its tokenizer has token
+            ids without an embedding.
     """
     folder = Path(path)
     if not folder.is_dir():

@@ -11,11 +11,11 @@ from finetune.pipeline.finished_run import finished_folder, finished_recipe, loa
 from finetune.runs.locks import locked_folder
 from finetune.runs.new_dirs import atomic_new_dir, lock_new_dir
 
-_TEXTS = [("one short text",), ("another text, which is a little longer than the first",)]
+_SAMPLE_TEXTS = [("one short text",), ("another text, which is a little longer than the first",)]
 
 
 def merge(path: str | Path, overrides: Sequence[str] = (), *, output: Path | None = None) -> tuple[Path, float]:
-    """Save a finished run's model with its adapters merged; return the folder and the largest logit difference.
+    """Save a finished run's model with its adapters merged, and return the new folder and the largest logit difference.
 
     Args:
         overrides: to the run's recipe, as `section.key=value`.
@@ -33,4 +33,4 @@ def merge(path: str | Path, overrides: Sequence[str] = (), *, output: Path | Non
         lock_new_dir(target),
         atomic_new_dir(target) as temporary,
     ):
-        return target, merge_classifier(load_saved_classifier(folder, recipe, overrides), temporary, _TEXTS)
+        return target, merge_classifier(load_saved_classifier(folder, recipe, overrides), temporary, _SAMPLE_TEXTS)

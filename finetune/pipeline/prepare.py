@@ -1,4 +1,4 @@
-"""Prepare a run: read and encode the rows, build the classifier, plan the steps."""
+"""Create the `RunInputs` and the `Plan` of a new run: read and encode rows, build the classifier, plan the steps."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from finetune.training.schedule import Plan, fill_in, make_plan
 
 
 def prepare(context: RunContext) -> tuple[RunContext, RunInputs, Plan]:
-    """Return what training needs: the context with the recipe's open values filled in, the inputs, and the plan.
+    """Return what training needs: the context with a complete recipe, the inputs, and the plan.
 
-    One process of each machine works first, so that its caches are written once.
+    One process per machine prepares first; the others then read the caches that it has written.
     """
     recipe, accelerator = context.recipe, context.accelerator
     with stage("preparing data and model"):
@@ -50,16 +50,16 @@ def prepare(context: RunContext) -> tuple[RunContext, RunInputs, Plan]:
             context.print_line(f"[yellow]{escape(note)}[/]")
     labels = len(inputs.classifier.label_names)
     plan = make_plan(recipe, rows=len(train), processes=accelerator.num_processes, labels=labels)
-    recipe, chosen = fill_in(recipe, plan, base.config.hidden_size)
-    if chosen:
-        context.print_line(chosen)
+    recipe, filled_in = fill_in(recipe, plan, base.config.hidden_size)
+    if filled_in:
+        context.print_line(filled_in)
     if note := plan.warmup_note(recipe.training):
         context.print_line(f"[yellow]{note}[/]")
     return replace(context, recipe=recipe), inputs, plan
 
 
 def new_inputs(recipe: Recipe) -> RunInputs:
-    """Return the recipe's rows and its classifier before training, after one forward pass as a check.
+    """Return the recipe's rows and its untrained classifier, after one forward pass as a check.
 
     Raises:
         DataError: a file, a row or a label is wrong, or a required split is missing.
@@ -110,24 +110,24 @@ def try_longest_row(classifier: Classifier, splits: Mapping[str, EncodedSplit]) 
     index = int(split.lengths.argmax())
     row = f"{name} row {split.numbers[index]}"
     (batch,) = load_batches(split, [np.array([index])], classifier.tokenizer, device=torch.device("cpu"))
-    model = f"model '{classifier.source.name}'" if classifier.source else "the model of model.config_overrides"
-    training = classifier.model.training
+    model_name = f"model '{classifier.source.name}'" if classifier.source else "the model of model.config_overrides"
+    was_training = classifier.model.training
     try:
         logits = classifier.model.eval()(**batch.inputs).logits
     except Exception as error:
         if is_out_of_memory(error):
             raise
         raise ModelError(
-            f"{model} fails on {row}, of {split.lengths[index]} tokens: "
+            f"{model_name} fails on {row}, of {split.lengths[index]} tokens: "
             f"{type(error).__name__}: {' '.join(str(error).split())[:300]}; correct the sizes in its config.json or in "
             "model.config_overrides, or lower data.max_length"
         ) from error
     finally:
-        classifier.model.train(training)
+        classifier.model.train(was_training)
     if not logits.isfinite().all():
         raise ModelError(
-            f"{model} gives logits that are not finite for {row}, before any training; correct its config.json, or set "
-            "model.dtype: float32"
+            f"{model_name} gives logits that are not finite for {row}, before any training; correct its config.json, "
+            "or set model.dtype: float32"
         )
 
 
@@ -136,16 +136,16 @@ def frozen_layers_cached(context: RunContext, inputs: RunInputs, *, write: bool 
     """Yield the inputs with the outputs of the frozen layers cached, if the recipe sets `cache_frozen_layers`.
 
     Args:
-        write: false: only check that the outputs can be cached.
+        write: False: only check that the outputs can be cached.
     """
     recipe = context.recipe
     if not recipe.training.cache_frozen_layers:
         yield inputs
         return
-    repeated = ["train"] if recipe.evaluation.eval_strategy == "no" else ["train", "validation"]
+    used_in_training = ["train"] if recipe.evaluation.eval_strategy == "no" else ["train", "validation"]
     with cached_frozen_layers(
         inputs.classifier,
-        {name: inputs.splits[name] for name in repeated if name in inputs.splits},
+        {name: inputs.splits[name] for name in used_in_training if name in inputs.splits},
         recipe.training.freeze_layers,
         batch_size=recipe.evaluation.per_device_eval_batch_size,
         accelerator=context.accelerator,
@@ -156,9 +156,9 @@ def frozen_layers_cached(context: RunContext, inputs: RunInputs, *, write: bool 
 
 
 def layers_compiled(context: RunContext, classifier: Classifier) -> AbstractContextManager[int | None]:
-    """Return a context in which the trained layers are compiled, if the recipe sets `torch_compile`."""
+    """Return a context in which the layers that training runs are compiled, if the recipe sets `torch_compile`."""
     training = context.recipe.training
     if not training.torch_compile:
         return nullcontext()
-    first = training.freeze_layers if training.cache_frozen_layers else 0
-    return compiled_layers(classifier.base, context.accelerator.device, first=first)
+    first_layer = training.freeze_layers if training.cache_frozen_layers else 0
+    return compiled_layers(classifier.base, context.accelerator.device, first=first_layer)

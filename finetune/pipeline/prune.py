@@ -40,7 +40,7 @@ def prune(
     output: Path | None = None,
     **choice: Unpack[HeadChoice],
 ) -> PruningResult:
-    """Remove heads from a finished run's model, save the pruned model, and return what it costs and scores.
+    """Remove heads from a finished run's model, save it, and return scores, size and speed before and after.
 
     Heads are chosen by a ranking from training or validation rows and, for `keep_within`, by the validation score.
     Test rows are scored, but never used to choose heads.
@@ -52,7 +52,8 @@ def prune(
         choice: exactly one of `share`, `keep_within` and `heads`, and a `method`; see `HeadChoice`.
 
     Raises:
-        FinetuneError: the folder holds no finished run, the output folder is not empty, or the heads cannot be removed.
+        FinetuneError: the folder contains no finished run, the output folder is not empty, or the heads cannot be
+            removed.
     """
     check_choice(choice)
     check_epochs(heal_epochs)
@@ -60,7 +61,7 @@ def prune(
     target = (output or folder.pruned).absolute()
     check_dir_is_free(target)
     if folder.heads.exists():
-        read_heads(folder)
+        read_heads(folder)  # so that a damaged file is reported before the model is loaded
     with open_run(Path(path), overrides, read_only_ok=output is not None) as run, lock_new_dir(target):
         _check_run(run, choice)
         with stage("pruning"):
@@ -131,10 +132,10 @@ def _write_models(run: FinishedRun, pruned: Classifier, folder: Path) -> None:
 def _score_splits(run: FinishedRun, classifier: Classifier) -> dict[str, dict[str, float | None]]:
     """Return loss and the recipe's metrics on every held-out split."""
     recipe = run.context.recipe
-    size = recipe.evaluation.per_device_eval_batch_size
+    batch_size = recipe.evaluation.per_device_eval_batch_size
     scores: dict[str, dict[str, float | None]] = {}
     for name, split in run.inputs.held_out_splits().items():
-        values = predict(classifier, split, batch_size=size, accelerator=run.context.accelerator).metrics()
+        values = predict(classifier, split, batch_size=batch_size, accelerator=run.context.accelerator).metrics()
         scores[name] = {metric: values[metric] for metric in ("loss", *recipe.metric_names())}
     return scores
 

@@ -1,4 +1,4 @@
-"""Recovery fine-tuning: train a pruned classifier by the recipe of its run."""
+"""Recovery fine-tuning: train a pruned classifier with the recipe of its run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from finetune.training.schedule import fill_in, make_plan
 
 
 def recovery_finetune(run: FinishedRun, pruned: Classifier, epochs: int) -> Classifier:
-    """Return the pruned classifier after these epochs by the recipe; adapters are new, and merged at the end."""
+    """Return the pruned classifier after `epochs` of training with the run's recipe.
+
+    If the run trained adapters, new ones are trained, and merged at the end.
+    """
     training = {"num_train_epochs": epochs, "max_steps": None}
     recipe = run.context.recipe.model_copy(
         update={
@@ -58,12 +61,12 @@ def recovery_finetune(run: FinishedRun, pruned: Classifier, epochs: int) -> Clas
 
 
 def _with_new_adapters(adapters: PeftSection | None, pruned: Classifier, fully_trained: Sequence[str]) -> Classifier:
-    """Return the pruned classifier with new adapters, and with the modules that the run trained in full."""
+    """Return the pruned classifier with new adapters, and with the modules `fully_trained` trained in full."""
     assert adapters is not None
     assert pruned.source is not None
     lora = replace(lora_settings(adapters), init_lora_weights=True)
-    new = [name for name, _ in pruned.base.named_parameters() if name.rpartition(".")[0] in fully_trained]
+    trained_in_full = [name for name, _ in pruned.base.named_parameters() if name.rpartition(".")[0] in fully_trained]
     keep_float32(pruned.base, fully_trained)
     source = pruned.source
-    adapted = add_lora(pruned.base, lora, new, location=source.location(), revision=source.revision)
+    adapted = add_lora(pruned.base, lora, trained_in_full, location=source.location(), revision=source.revision)
     return replace(pruned, model=adapted)

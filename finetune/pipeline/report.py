@@ -17,7 +17,7 @@ def report(path: str | Path, overrides: Sequence[str] = ()) -> Path:
         overrides: to the run's recipe, as `section.key=value`.
 
     Raises:
-        FinetuneError: the folder holds no finished run, or one of its files is damaged.
+        FinetuneError: the folder contains no finished run, or one of its files is damaged.
     """
     folder = existing_run(Path(path))
     with locked_folder(folder.path):

@@ -1,4 +1,4 @@
-"""Start and end the processes of a run: device, threads, seed, console and the lock on the run folder."""
+"""Create the `RunContext` of a run and close it: device, threads, seed, console, and the lock on the run folder."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from finetune.training.fsdp import fsdp_plugin, shard_on_cpus
 
 
 def start(recipe: Recipe, folder: RunFolder, *, trackers: bool = False) -> RunContext:
-    """Set device, threads and seed, and return the context of the run.
+    """Set up device, threads, seed and console, and return the context of the run.
 
     Args:
-        trackers: whether the recipe's tracker will be used.
+        trackers: whether to prepare the experiment tracker that the recipe names.
 
     Raises:
         TrainingError: the launcher was called with options that would give wrong results or incomplete models.
@@ -42,9 +42,11 @@ def start(recipe: Recipe, folder: RunFolder, *, trackers: bool = False) -> RunCo
     tracker = recipe.logging.report_to if trackers and recipe.logging.report_to != "none" else None
     if recipe.training.mixed_precision == "fp16" and (recipe.training.use_cpu or not torch.cuda.is_available()):
         raise TrainingError("training.mixed_precision: fp16 needs a GPU, and none is used; set bf16 or no")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # otherwise Accelerate warns; the number is set below
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", "1"
+    )  # avoids a warning from Accelerate; the number of threads is set below
     accelerator = Accelerator(
-        # Without `cpu`, Accelerate runs each of several CPU processes alone.
+        # Without `cpu=True`, Accelerate would not connect several CPU processes.
         cpu=recipe.training.use_cpu or not torch.accelerator.is_available(),
         mixed_precision=recipe.training.mixed_precision,
         fsdp_plugin=plugin,
@@ -68,8 +70,8 @@ def start(recipe: Recipe, folder: RunFolder, *, trackers: bool = False) -> RunCo
 def finish(context: RunContext) -> None:
     """Close the trackers and destroy the process group.
 
-    Destroying a group hangs while a distributed model still refers to it, or while one of its threads waits for
-    Python's lock to free a tensor. So the models are freed first, and a barrier lets the threads finish.
+    Destroying the group hangs while a distributed model still refers to it, or while a thread of the group waits for
+    the GIL to free a tensor. So the models are freed first, and a barrier gives the threads time to finish.
     """
     context.accelerator.free_memory()
     context.accelerator.wait_for_everyone()
@@ -81,7 +83,7 @@ def run_locked(context: RunContext, *, read_only_ok: bool = False) -> Iterator[N
     """Lock the run folder; the main process holds the lock for all processes of this run.
 
     Args:
-        read_only_ok: the folder may be one that cannot be written; then there is no lock.
+        read_only_ok: accept a folder that cannot be written, without a lock.
 
     Raises:
         TrainingError: another process holds the lock. Every process raises it.
@@ -98,7 +100,7 @@ def run_locked(context: RunContext, *, read_only_ok: bool = False) -> Iterator[N
 def with_precision(recipe: Recipe) -> Recipe:
     """Return the recipe with `training.mixed_precision: auto` replaced by the precision for this machine.
 
-    The run folder records that precision, so that the run can be repeated or resumed on another machine.
+    The run folder stores that precision, so that the run can be repeated or resumed on another machine.
 
     Raises:
         TrainingError: the recipe's attention implementation does not support this precision or this machine.

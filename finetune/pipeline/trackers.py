@@ -13,8 +13,8 @@ _MAX_PROJECT_NAME = 128  # characters that wandb accepts
 
 
 def start_trackers(context: RunContext) -> None:
-    """Start the recipe's tracker, if it names one, with the run folder's name as project and the recipe as config."""
-    # mlflow puts the name between quotation marks, and wandb allows no slash, among others.
+    """Start the recipe's tracker, if any, with the run folder's name as the project and the recipe as its config."""
+    # mlflow puts the name between quotation marks, and wandb rejects slashes and some other characters.
     name = re.sub(r"[^\w.-]+", "-", context.folder.path.absolute().name).strip("-.")[:_MAX_PROJECT_NAME]
     context.accelerator.init_trackers(name or "finetune", config=hyperparameters(context.recipe))
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from finetune.distributed import on_main_process
 from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.context import RunContext
-from finetune.pipeline.dry_run import dry_run as try_run
+from finetune.pipeline.dry_run import dry_run as start_dry_run
 from finetune.pipeline.environment import describe_environment
 from finetune.pipeline.evaluate import evaluate_stage
 from finetune.pipeline.launch_checks import check_shared_folder
@@ -19,6 +19,7 @@ from finetune.pipeline.prepare import frozen_layers_cached, prepare
 from finetune.pipeline.session import finish, run_locked, start, with_precision
 from finetune.pipeline.train_stage import find_resume_checkpoint, new_trainer, train_stage
 from finetune.recipe import Recipe
+from finetune.report.progress import stage
 from finetune.runs.ownership import check_output_dir, restore_previous_on_failure, take_ownership
 from finetune.runs.run_folder import RunFolder
 
@@ -35,21 +36,21 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
     """
     recipe, folder = with_precision(recipe), RunFolder(Path(recipe.output_dir))
     if dry_run:
-        try_run(start(recipe, folder))
+        start_dry_run(start(recipe, folder))
         return folder
     check_output_dir(folder, recipe)
     context = start(recipe, folder, trackers=True)
     check_shared_folder(folder.path, context.accelerator)
     with run_locked(context):
-        # Again: another process may have written to the folder before it was locked.
+        # A second check: another process may have written to the folder before it was locked.
         on_main_process(context.accelerator, partial(check_output_dir, folder, recipe))
         _train(context)
     return folder
 
 
 def _train(context: RunContext) -> None:
-    """Run the recipe in a locked folder."""
-    # Before the data are read: a checkpoint that cannot be resumed is an error within seconds.
+    """Run the recipe; the caller has locked the run folder."""
+    # Before the data are read, so that a checkpoint that cannot be resumed is reported within seconds.
     checkpoint = find_resume_checkpoint(context)
     context, inputs, plan = prepare(context)
     accelerator = context.accelerator
@@ -57,14 +58,16 @@ def _train(context: RunContext) -> None:
         frozen_layers_cached(context, inputs) as cached,
         restore_previous_on_failure(context.folder, is_main_process=accelerator.is_main_process),
     ):
-        trainer = new_trainer(context, cached, plan)
+        with stage("building the trainer"):
+            trainer = new_trainer(context, cached, plan)
+            if checkpoint is not None:
+                trainer.resume(checkpoint)
         if checkpoint is not None:
-            trainer.resume(checkpoint)
             step = f"step {trainer.state.step} of {plan.total_steps}"
             context.print_line(f"Resuming from {escape(str(checkpoint))} at {step}.")
         environment = describe_environment(accelerator, context.recipe.seed)
-        claim = partial(take_ownership, context.folder, context.recipe, environment, inputs.summary)
-        on_main_process(accelerator, claim)
+        write_first_files = partial(take_ownership, context.folder, context.recipe, environment, inputs.summary)
+        on_main_process(accelerator, write_first_files)
         trained = train_stage(context, cached, trainer)
         del trainer
     evaluate_stage(context, replace(inputs, classifier=trained))

@@ -1,4 +1,4 @@
-"""Train a prepared classifier, save it, and load it again."""
+"""The training stage of a run: train the prepared classifier, save it, and load it again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from finetune.runs.run_files import truncate_history
 from finetune.signals import stop_after_step
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.checkpoints import (
-    FoundCheckpoint,
+    ResumeCheckpoint,
     clean_up_checkpoints,
     delete_old_checkpoints,
     find_checkpoint,
@@ -47,14 +47,15 @@ def find_resume_checkpoint(context: RunContext) -> Path | None:
     if requested is None:
         return None
 
-    def find() -> FoundCheckpoint | None:
-        if not context.accelerator.is_main_process:  # checksums are read once
+    def find() -> ResumeCheckpoint | None:
+        if not context.accelerator.is_main_process:  # one process computes the checksums
             return None
         with report_write_errors(checkpoints):
             clean_up_checkpoints(checkpoints)
         return find_checkpoint(requested, checkpoints)
 
-    result = gather_results(context.accelerator, find)[0]
+    with stage("looking for a checkpoint"):
+        result = gather_results(context.accelerator, find)[0]
     assert result is not None
     for line in result.skipped:
         context.print_line(f"[yellow]{escape(line)}[/]")
@@ -64,7 +65,7 @@ def find_resume_checkpoint(context: RunContext) -> Path | None:
 
 
 def new_trainer(context: RunContext, inputs: RunInputs, plan: Plan) -> Trainer:
-    """Return the trainer at step 0."""
+    """Return a trainer at step 0 with the settings of the recipe."""
     recipe, classifier = context.recipe, inputs.classifier
     return build_trainer(
         classifier,
@@ -80,7 +81,7 @@ def new_trainer(context: RunContext, inputs: RunInputs, plan: Plan) -> Trainer:
 
 
 def train_stage(context: RunContext, inputs: RunInputs, trainer: Trainer) -> Classifier:
-    """Train, save the model, and return it as loaded from disk."""
+    """Train and save the classifier, and return it as loaded from disk."""
     recipe, folder, accelerator = context.recipe, context.folder, context.accelerator
     start_trackers(context)
     state = trainer.state
@@ -89,7 +90,7 @@ def train_stage(context: RunContext, inputs: RunInputs, trainer: Trainer) -> Cla
         truncate_history(folder, state.step)
         with report_write_errors(folder.checkpoints):
             delete_old_checkpoints(folder.checkpoints, recipe.checkpoint.save_total_limit, state.step)
-        folder.training.unlink(missing_ok=True)  # of an earlier run that ended after this step
+        folder.training.unlink(missing_ok=True)  # written when an earlier run ended, after the current step
 
     def log(entry: Entry) -> None:
         values = {key: value for key, value in entry.items() if key != "step" and value is not None}
@@ -98,13 +99,14 @@ def train_stage(context: RunContext, inputs: RunInputs, trainer: Trainer) -> Cla
 
     def validate() -> dict[str, float | None]:
         started = time.perf_counter()
-        size = recipe.evaluation.per_device_eval_batch_size
+        batch_size = recipe.evaluation.per_device_eval_batch_size
         split = inputs.splits["validation"]
-        predictions = predict(inputs.classifier, split, batch_size=size, accelerator=accelerator)
+        predictions = predict(inputs.classifier, split, batch_size=batch_size, accelerator=accelerator)
         state.eval_seconds += time.perf_counter() - started
         state.rows_evaluated += len(predictions.labels)
         values = predictions.metrics()
-        return {name: values[name] for name in dict.fromkeys(("loss", *recipe.metric_names(), recipe.best_metric()))}
+        names = dict.fromkeys(("loss", *recipe.metric_names(), recipe.best_metric()))  # each name once, in this order
+        return {name: values[name] for name in names}
 
     on_main_process(accelerator, remove_later_results)
     with (

@@ -1,8 +1,8 @@
 """Progress of stages that can take more than a few seconds.
 
 In a terminal each running stage has a bar with the time left. Elsewhere (a log file, a notebook) a plain line is
-printed every ten seconds while a stage runs. Stages can be nested. Nothing is shown before `show_progress_on` sets a
-console, or on a quiet console.
+printed every ten seconds while stages run, even if each stage is shorter. Stages can be nested. Nothing is shown before
+`show_progress_on` sets a console, or on a quiet console.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ class _Display:
         self.console = Console(quiet=True)
         self.stages: list[Stage] = []
         self.bars: Progress | None = None
+        self.next_line = 0.0  # the time at which the next plain line is printed; kept from one stage to the next
         self._finished = threading.Event()
 
     def push(self, new: Stage) -> None:
@@ -120,10 +121,11 @@ class _Display:
             threading.Thread(target=self._print_lines, args=(self._finished,), daemon=True).start()
 
     def _print_lines(self, finished: threading.Event) -> None:
-        while not finished.wait(INTERVAL_SECONDS):
+        while not finished.wait(self.next_line - time.monotonic()):
             now = time.monotonic()
             text = "; ".join(stage.line(now) for stage in list(self.stages))
             if text:
+                self.next_line = now + INTERVAL_SECONDS
                 self.console.print(text, soft_wrap=True, markup=False)
 
 
@@ -133,6 +135,7 @@ _display = _Display()
 def show_progress_on(console: Console) -> None:
     """Show the progress of all further stages on this console."""
     _display.console = console
+    _display.next_line = time.monotonic() + INTERVAL_SECONDS
 
 
 @contextmanager

@@ -41,8 +41,8 @@ _REPAIR = "name another, or use resume_from_checkpoint: auto"
 
 
 @dataclass(frozen=True)
-class FoundCheckpoint:
-    """The checkpoint to resume from, None if there is none, and one line for each newer one that was skipped."""
+class ResumeCheckpoint:
+    """The folder of the checkpoint to resume from (None: none), and a message for each newer one that was skipped."""
 
     folder: Path | None
     skipped: tuple[str, ...] = ()
@@ -125,26 +125,26 @@ def _read_files(folder: Path) -> Snapshot:
     )
 
 
-def find_checkpoint(name: str | None, root: Path) -> FoundCheckpoint:
+def find_checkpoint(name: str | None, root: Path) -> ResumeCheckpoint:
     """Return the checkpoint to resume from: the newest complete and intact one for `auto`, else the folder `name`.
 
     Raises:
         TrainingError: the named folder is not a complete and intact checkpoint.
     """
     if name is None:
-        return FoundCheckpoint(None)
+        return ResumeCheckpoint(None)
     if name != "auto":
         problem = find_damage(Path(name), _KIND, _VERSION)
         if problem:
             raise TrainingError(f"{name} is not a complete checkpoint: {problem}; {_REPAIR}")
-        return FoundCheckpoint(Path(name))
+        return ResumeCheckpoint(Path(name))
     skipped: list[str] = []
     for folder in reversed(_checkpoint_folders(root)):
         problem = find_damage(folder, _KIND, _VERSION)
         if problem is None:
-            return FoundCheckpoint(folder, tuple(skipped))
+            return ResumeCheckpoint(folder, tuple(skipped))
         skipped.append(f"Skipped {folder}: {problem}.")
-    return FoundCheckpoint(None, tuple(skipped))
+    return ResumeCheckpoint(None, tuple(skipped))
 
 
 def complete_checkpoints(root: Path) -> list[Path]:

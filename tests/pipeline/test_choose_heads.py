@@ -11,7 +11,7 @@ import yaml
 from finetune.heads.pruning import heads_to_prune, pruned_classifier
 from finetune.models.attention_sites import attention_sites
 from finetune.models.loading import load_classifier
-from finetune.pipeline.choose_heads import PATIENCE, STEP, most_within, sample_of
+from finetune.pipeline.choose_heads import PATIENCE, STEP, gated_rows, max_heads_within
 from finetune.runs.head_results import HeadAnalysis
 from finetune.runs.json_files import read_json
 from tests.support.finished_runs import HEADS, LAYERS, SCRATCH, finished, read_back, recipe, rows
@@ -42,21 +42,21 @@ def test_keep_within_prunes_as_many_heads_as_validation_rows_allow(run: Path) ->
 
 def test_keep_within_tolerates_a_short_dip(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = read_back(run)
-    sample = sample_of(opened, "validation")
+    sample = gated_rows(opened, "validation")
     order = read_json(run / "heads.json", HeadAnalysis).methods[0].order
     for scores, kept in (([0.8, 0.5, 0.7, 0.5, 0.5, 0.5], 3), ([0.8, 0.5, 0.5, 0.5, 0.9], 1), ([0.69], 0)):
         left = iter([0.8, *scores, *[0.0] * 9])
         monkeypatch.setattr(
             "finetune.pipeline.choose_heads.scorer", lambda sample, metric, left=left: lambda gates: next(left)
         )
-        removed, whole = most_within(sample, order, "accuracy", 0.1)
+        removed, whole = max_heads_within(sample, order, "accuracy", 0.1)
         assert (sum(map(len, removed.values())), whole) == (kept, 0.8)
 
 
 def test_test_rows_do_not_influence_the_choice(run: Path) -> None:
     plain = prune_run(run, "--keep-within", "0.05")
     order = read_json(run / "heads.json", HeadAnalysis).methods[0].order
-    by_test, _ = most_within(sample_of(read_back(run), "test"), order, "accuracy", 0.05)
+    by_test, _ = max_heads_within(gated_rows(read_back(run), "test"), order, "accuracy", 0.05)
     assert sum(map(len, by_test.values())) > sum(map(len, plain.heads.values())) > 0  # they would allow more
     shutil.rmtree(run / "pruned")
     said = yaml.safe_load((run / "recipe.yaml").read_text())

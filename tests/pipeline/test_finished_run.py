@@ -175,4 +175,4 @@ def test_scores_of_an_earlier_version_are_compared_by_their_figures(
         scores["test"]["loss"] = loss
         (run / "scores.json").write_text(json.dumps(scores))
         assert main(["evaluate", str(run), "head_importance=null"]) == 0
-        assert f"These scores are {said} those" in " ".join(capsys.readouterr().out.split())
+        assert f"These scores are {said} the previous ones" in " ".join(capsys.readouterr().out.split())

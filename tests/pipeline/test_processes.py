@@ -196,7 +196,7 @@ def test_two_machines_run_or_refuse_every_command(tmp_path: Path) -> None:
             assert f"error: {name} runs in one process, and the launcher started 2; run it without" in machine.stderr
     assert "Traceback" not in printed
     assert "Dry run passed" in first.stdout
-    assert "These scores are identical, to the last digit, to those in the folder before." in first.stdout
+    assert "These scores are identical, to the last digit, to the previous ones in the folder." in first.stdout
     # Nothing is left of what was refused or tried, and the second machine has caches of its own and wrote nothing else.
     assert {path.name for path in shared.iterdir()} == {"recipe.yaml", "runs"}
     assert [[path.name for path in (tmp_path / f"machine{rank}").iterdir()] for rank in (0, 1)] == [

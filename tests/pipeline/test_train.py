@@ -96,7 +96,7 @@ def test_evaluating_a_moved_run_gives_the_same_scores(scratch_run: Path, tmp_pat
         (moved / name).unlink()
     done = finetune("evaluate", moved, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "These scores are identical, to the last digit, to those in the folder before." in done.stdout
+    assert "These scores are identical, to the last digit, to the previous ones in the folder." in done.stdout
     assert scores(moved) == scores(scratch_run)
     assert analysis(moved) == analysis(scratch_run)
     assert {path.name for path in moved.iterdir()} == COMPLETE

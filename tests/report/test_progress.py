@@ -39,6 +39,17 @@ def test_outside_a_terminal_running_stages_are_one_plain_line_per_interval(monke
     assert line.endswith(" left")
 
 
+def test_stages_shorter_than_the_interval_are_not_silent_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr(progress, "INTERVAL_SECONDS", 0.2)
+    show_progress_on(Console(file=file, force_terminal=False, width=200))
+    deadline = time.monotonic() + 30
+    while not file.getvalue() and time.monotonic() < deadline:
+        with stage("scoring"):
+            time.sleep(0.01)
+    assert file.getvalue().startswith("scoring, ")
+
+
 def test_a_terminal_shows_bars_that_are_removed_again() -> None:
     file = io.StringIO()
     show_progress_on(Console(file=file, force_terminal=True, width=120))
