@@ -1,4 +1,4 @@
-# Every verb sets up what it needs: a virtual environment in .venv, made anew when pyproject.toml changes.
+# Every target first installs the virtual environment in .venv, and installs it again after a change of pyproject.toml.
 VENV ?= .venv
 RUN ?= runs/toy
 BIN := $(VENV)/bin
@@ -23,18 +23,18 @@ lint: $(SETUP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# One worker per core, four at most, as each takes about 1 GB; a file stays with one worker, as its tests share what they
-# build. Plain `pytest` runs the same tests in one process.
+# One worker per core, but at most four, because each takes about 1 GB. The tests of a file share fixtures, so they run
+# in one worker. `pytest` without options runs the same tests in one process.
 test: $(SETUP)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-# The tests of tests/gpu alone; fails where torch finds no CUDA GPU, as all of them would be skipped.
+# Only the tests in tests/gpu. Fails if torch finds no CUDA GPU, because all of them would be skipped.
 test-gpu: $(SETUP)
 	$(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit('test-gpu: torch finds no CUDA GPU')"
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
-# Kills real runs at 24 random times, then runs at each write that they do, and compares every bit of what they leave;
-# about 25 minutes on two cores. Then gives 5,500 hostile inputs to the commands: recipes, overrides, data, damaged runs.
+# Kills runs at 24 random times and at each of their writes, resumes them, and compares the results bit by bit: about 25
+# minutes on two cores. Then tries 5,500 invalid inputs: recipes, overrides, data files and damaged runs.
 soak: $(SETUP)
 	$(BIN)/python -m tests.hostile.soak --at random-times
 	$(BIN)/python -m tests.hostile.soak --at every-write
@@ -43,22 +43,22 @@ soak: $(SETUP)
 toy: $(SETUP)
 	$(BIN)/accelerate launch finetune/run.py recipes/toy.yaml
 
-# Evaluates a finished run from its folder; trains the toy recipe first if it is asked for and not there.
+# Evaluates the finished run in RUN. If that is runs/toy and it does not exist, the toy recipe is trained first.
 eval: $(SETUP)
 	@test -d $(RUN)/model || test $(RUN) != runs/toy || $(MAKE) --no-print-directory toy
 	$(BIN)/finetune evaluate $(RUN)
 
-# Speed against Trainer, then how time grows with a run's sizes; 45 minutes, on a machine that does nothing else.
+# Speed compared with Trainer, then time by size of model and data: 45 minutes on a machine with no other load.
 bench: $(SETUP)
 	$(BIN)/python -m tests.benchmarks.speed
 	$(BIN)/python -m tests.benchmarks.growth
 
-# Accuracy of both over three seeds; DATA holds sst2/train.parquet and sst2/test.parquet.
+# Accuracy of finetune and Trainer over three seeds. DATA is a folder with sst2/train.parquet and sst2/test.parquet.
 bench-accuracy: $(SETUP)
 	$(BIN)/python -m tests.benchmarks.accuracy $(DATA)/sst2/train.parquet $(DATA)/sst2/test.parquet
 
-# Rankings of heads against each other, over tasks and seeds. DATA holds sst2, trec and banking77, each with
-# train, validation and test.parquet and labels.json; takes over an hour where nothing is trained yet.
+# Compares all head-ranking methods over tasks and seeds. DATA is a folder with sst2, trec and banking77, each with
+# train.parquet, validation.parquet, test.parquet and labels.json. Takes over an hour if no model is trained yet.
 bench-heads: $(SETUP)
 	$(BIN)/python -m tests.benchmarks.gradients
 	$(BIN)/python -m tests.benchmarks.ablation

@@ -19,7 +19,7 @@ from torch import Tensor
 from finetune.errors import TrainingError
 
 FROZEN_STATES = "frozen_states"  # name of the model input with the states
-_SEEKING = Lock()  # splits share a file, and a thread may load batches: only one may move the file position
+_FILE_LOCK = Lock()  # splits share a file, and a thread may load batches: only one may move the file position
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,20 @@ class RowStates:
         file: may also contain the states of other splits.
         starts: position of the first token of each row in the file, and the end of the last row, in tokens, (N + 1,).
         width: the hidden size E.
-        left: whether padding comes before the tokens.
+        left_padding: whether the tokenizer pads before the tokens.
     """
 
     file: BinaryIO
     starts: np.ndarray
     width: int
     dtype: torch.dtype
-    left: bool = False
+    left_padding: bool = False
 
     def write(self, rows: np.ndarray, states: Tensor) -> None:
         """Write the states (B, S, E) of these rows, without those of padding."""
-        real = states.detach().cpu()[self._token_mask(rows, states.shape[1])]  # (tokens of all rows, E)
-        with _SEEKING:
-            for row, part in zip(rows, real.split(self._lengths(rows).tolist()), strict=True):
+        tokens_only = states.detach().cpu()[self._token_mask(rows, states.shape[1])]  # (tokens of all rows, E)
+        with _FILE_LOCK:
+            for row, part in zip(rows, tokens_only.split(self._lengths(rows).tolist()), strict=True):
                 self._seek(row)
                 self.file.write(_bytes(part.contiguous()))
 
@@ -54,15 +54,15 @@ class RowStates:
             TrainingError: the file is incomplete.
         """
         lengths = self._lengths(rows)
-        real = torch.empty(int(lengths.sum()), self.width, dtype=self.dtype)
-        with _SEEKING:
-            for row, part in zip(rows, real.split(lengths.tolist()), strict=True):
+        tokens_only = torch.empty(int(lengths.sum()), self.width, dtype=self.dtype)
+        with _FILE_LOCK:
+            for row, part in zip(rows, tokens_only.split(lengths.tolist()), strict=True):
                 self._seek(row)
                 buffer = _bytes(part)
                 if self.file.readinto(buffer) != len(buffer):  # type: ignore[attr-defined]  # a method of every file that is used here
                     raise TrainingError(f"the cache of frozen layers ends before row {row + 1}; start the run again")
         padded = torch.zeros(len(rows), tokens, self.width, dtype=self.dtype)
-        padded[self._token_mask(rows, tokens)] = real
+        padded[self._token_mask(rows, tokens)] = tokens_only
         return padded
 
     def _lengths(self, rows: np.ndarray) -> np.ndarray:
@@ -74,7 +74,7 @@ class RowStates:
     def _token_mask(self, rows: np.ndarray, tokens: int) -> Tensor:
         """Return the mask of real tokens in a padded batch, (B, S)."""
         positions, lengths = np.arange(tokens), self._lengths(rows)[:, None]
-        return torch.from_numpy(positions >= tokens - lengths if self.left else positions < lengths)
+        return torch.from_numpy(positions >= tokens - lengths if self.left_padding else positions < lengths)
 
 
 def _bytes(tensor: Tensor) -> memoryview:

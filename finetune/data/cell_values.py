@@ -21,7 +21,7 @@ from finetune.errors import DataError, did_you_mean, shorten
 from finetune.recipe import DataSection
 
 BATCH_ROWS = 10_000  # number of rows read at a time
-PLAIN = "texts, numbers or booleans"
+_SCALARS = "texts, numbers or booleans"
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,21 @@ class Column:
         """Return the error for one row of this column."""
         return DataError(f"{where} row {row}: column '{self.name}' (data.{self.key}) {problem}")
 
-    def scalar_in_lists(self) -> str:
+    def not_a_list_message(self) -> str:
         """Return the message for a cell that is not a list."""
         return (
             "has a single value, but multi_label_classification needs a list of labels per row; "
             "use a json, jsonl or parquet file, because csv and tsv files cannot contain lists"
         )
 
-    def list_in_scalars(self, kind: str = "a list") -> str:
+    def list_message(self, kind: str = "a list") -> str:
         """Return the message for a cell that is a list."""
         if self.key == "label_column":
             return f"contains {kind}; give one label per row, or set task.problem_type: multi_label_classification"
-        return f"contains {kind}; it must contain {PLAIN}"
+        return f"contains {kind}; it must contain {_SCALARS}"
 
 
-def wanted_columns(data: DataSection, *, lists: bool) -> list[Column]:
+def columns_to_read(data: DataSection, *, lists: bool) -> list[Column]:
     """Return the columns to read: the texts, then the label, which is a list if `lists` is true."""
     columns = [Column(data.text_column, "text_column")]
     if data.text_pair_column:
@@ -74,17 +74,17 @@ def require_columns(columns: Sequence[Column], names: Sequence[str], where: str)
             raise DataError(f"{where} has two columns '{column.name}' (data.{column.key}); rename one of them")
 
 
-def batch_of(arrays: Sequence[pa.Array], columns: Sequence[Column]) -> pa.RecordBatch:
+def make_batch(arrays: Sequence[pa.Array], columns: Sequence[Column]) -> pa.RecordBatch:
     """Return the arrays as a batch of rows with the types of the columns."""
-    return pa.RecordBatch.from_arrays(list(arrays), schema=schema_of(columns))
+    return pa.RecordBatch.from_arrays(list(arrays), schema=arrow_schema(columns))
 
 
-def schema_of(columns: Sequence[Column]) -> pa.Schema:
+def arrow_schema(columns: Sequence[Column]) -> pa.Schema:
     """Return the Arrow schema of the columns."""
     return pa.schema([(column.name, column.arrow_type()) for column in columns])
 
 
-def batches_of_objects(
+def batches_from_objects(
     rows: Iterator[Mapping[str, object]], columns: Sequence[Column], where: str
 ) -> Iterator[pa.RecordBatch]:
     """Yield rows of Python values (from JSON or from the recipe) in batches.
@@ -98,21 +98,21 @@ def batches_of_objects(
         seen.update(dict.fromkeys(row))
         block.append(row)
         if len(block) == BATCH_ROWS:
-            yield _objects(block, columns, where, first)
+            yield _batch_from_objects(block, columns, where, first)
             first, block = first + BATCH_ROWS, []
     if first > 1 or block:
         require_columns(columns, list(seen), where)
-    yield _objects(block, columns, where, first)
+    yield _batch_from_objects(block, columns, where, first)
 
 
-def _objects(
+def _batch_from_objects(
     block: Sequence[Mapping[str, object]], columns: Sequence[Column], where: str, first: int
 ) -> pa.RecordBatch:
-    arrays = [from_values([row.get(column.name) for row in block], column, where, first) for column in columns]
-    return batch_of(arrays, columns)
+    arrays = [cells_from_values([row.get(column.name) for row in block], column, where, first) for column in columns]
+    return make_batch(arrays, columns)
 
 
-def from_values(values: Sequence[object], column: Column, where: str, first: int) -> pa.Array:
+def cells_from_values(values: Sequence[object], column: Column, where: str, first: int) -> pa.Array:
     """Return Python values as cells.
 
     Args:
@@ -160,21 +160,23 @@ def _text(value: object, column: Column) -> str | None:
     if isinstance(value, str | int | float):
         return str(value)
     if isinstance(value, list | tuple):
-        raise ValueError(column.list_in_scalars())
+        raise ValueError(column.list_message())
     kind = "an object" if isinstance(value, Mapping) else f"a {type(value).__name__}"
-    raise ValueError(f"contains {kind}; it must contain {PLAIN}")
+    raise ValueError(f"contains {kind}; it must contain {_SCALARS}")
 
 
 def _label_list(value: object, column: Column) -> list[str | None] | None:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if not isinstance(value, list | tuple):
-        raise ValueError(column.scalar_in_lists())
+        raise ValueError(column.not_a_list_message())
     inner = Column(column.name, "text_column")  # a list in the list is an error, as in a text column
     return [_text(item, inner) for item in value]
 
 
-def from_arrow(cells: pa.Array, column: Column, where: str, first: int, names: Sequence[str] | None = None) -> pa.Array:
+def cells_from_arrow(
+    cells: pa.Array, column: Column, where: str, first: int, names: Sequence[str] | None = None
+) -> pa.Array:
     """Return a typed column as cells.
 
     Args:
@@ -187,17 +189,17 @@ def from_arrow(cells: pa.Array, column: Column, where: str, first: int, names: S
     rows = np.arange(first, first + len(cells))
     kind = cells.type
     if pa.types.is_dictionary(kind):
-        return from_arrow(cells.dictionary_decode(), column, where, first, names)
+        return cells_from_arrow(cells.dictionary_decode(), column, where, first, names)
     if not _is_list(kind):
         if column.lists and not pa.types.is_null(kind):
-            raise column.error(where, _first_row(cells, rows), column.scalar_in_lists())
+            raise column.error(where, _first_row(cells, rows), column.not_a_list_message())
         if column.lists:
             return pa.nulls(len(cells), column.arrow_type())
-        return _plain(cells, column, where, rows, names)
+        return _scalar_cells(cells, column, where, rows, names)
     if not column.lists:
-        raise column.error(where, _first_row(cells, rows), column.list_in_scalars(f"lists ({kind})"))
+        raise column.error(where, _first_row(cells, rows), column.list_message(f"lists ({kind})"))
     lengths = pc.fill_null(pc.list_value_length(cells), 0).to_numpy()
-    inner = _plain(pc.list_flatten(cells), column, where, np.repeat(rows, lengths), names)
+    inner = _scalar_cells(pc.list_flatten(cells), column, where, np.repeat(rows, lengths), names)
     ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(ends), inner, mask=pc.is_null(cells))
 
@@ -211,13 +213,13 @@ def _first_row(cells: pa.Array, rows: np.ndarray) -> int:
     return int(rows[valid[0]]) if len(valid) else int(rows[0]) if len(rows) else 1
 
 
-def _plain(
+def _scalar_cells(
     cells: pa.Array, column: Column, where: str, rows: np.ndarray, names: Sequence[str] | None
 ) -> pa.StringArray:
     """Return a column of single values as texts; `rows` (N,) are their row numbers."""
     kind = cells.type
     if pa.types.is_dictionary(kind):
-        return _plain(cells.dictionary_decode(), column, where, rows, names)
+        return _scalar_cells(cells.dictionary_decode(), column, where, rows, names)
     if names is not None and pa.types.is_integer(kind):
         return _class_names(cells, column, where, rows, names)
     if pa.types.is_floating(kind):
@@ -225,7 +227,7 @@ def _plain(
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     number = pa.types.is_integer(kind) or pa.types.is_decimal(kind) or pa.types.is_boolean(kind)
     if not (text or number or pa.types.is_null(kind)):
-        raise column.error(where, _first_row(cells, rows), f"contains {kind}; it must contain {PLAIN}")
+        raise column.error(where, _first_row(cells, rows), f"contains {kind}; it must contain {_SCALARS}")
     texts = cells.cast(pa.string())
     try:
         texts.validate(full=True)

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, TextIO
 
 import pyarrow as pa
 
-from finetune.data.cell_values import BATCH_ROWS, Column, batch_of, require_columns
+from finetune.data.cell_values import BATCH_ROWS, Column, make_batch, require_columns
 from finetune.errors import DataError
 
 # The optional first line in which spreadsheet programs name the separator.
@@ -57,7 +57,7 @@ def read_delimited(file: Path, kind: str, columns: Sequence[Column]) -> Iterator
             delimiter, skipped = separator[1], 1
         else:
             text.seek(0)
-        rows = _parsed(text, file, delimiter, quoted=kind == "csv", skipped=skipped)
+        rows = _parse_rows(text, file, delimiter, quoted=kind == "csv", skipped=skipped)
         header = next(rows, _Row(0, [], 1, 1))
         _check_header(file, header, columns)
         indices = [header.cells.index(column.name) for column in columns]
@@ -75,20 +75,20 @@ def read_delimited(file: Path, kind: str, columns: Sequence[Column]) -> Iterator
             if len(block) == BATCH_ROWS:
                 yield _batch(block, columns, file, first)
                 first, block = first + BATCH_ROWS, []
-        _refuse_embedded_rows(file, embedded, labels)
+        _check_embedded_rows(file, embedded, labels)
         yield _batch(block, columns, file, first)
 
 
 def _batch(block: Sequence[tuple[str, ...]], columns: Sequence[Column], file: Path, first: int) -> pa.RecordBatch:
     cells = list(zip(*block, strict=True)) or [()] * len(columns)
     if columns[-1].lists and block:
-        raise columns[-1].error(str(file), first, columns[-1].scalar_in_lists())
-    return batch_of(
+        raise columns[-1].error(str(file), first, columns[-1].not_a_list_message())
+    return make_batch(
         [pa.array(values, column.arrow_type()) for values, column in zip(cells, columns, strict=True)], columns
     )
 
 
-def _parsed(text: TextIO, file: Path, delimiter: str, *, quoted: bool, skipped: int) -> Iterator[_Row]:
+def _parse_rows(text: TextIO, file: Path, delimiter: str, *, quoted: bool, skipped: int) -> Iterator[_Row]:
     """Yield the header and the rows without blank lines; `skipped` lines of the file were read before."""
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
@@ -182,7 +182,7 @@ def _embedded_rows(row: _Row, delimiter: str, label: int) -> Iterator[_EmbeddedR
             yield _EmbeddedRow(lines[-1], last[label], row)
 
 
-def _refuse_embedded_rows(file: Path, embedded: Mapping[str, _EmbeddedRow], labels: set[str]) -> None:
+def _check_embedded_rows(file: Path, embedded: Mapping[str, _EmbeddedRow], labels: set[str]) -> None:
     """Raise DataError for a text that contains rows: a line in it looks like a row, with a label that other rows have.
 
     If an unintended quotation mark is closed by another one further below, the file is well-formed csv, and this is the

@@ -23,10 +23,10 @@ def sample_validation_rows(labels: np.ndarray, share: float, seed: int) -> np.nd
     count = min(int(len(labels) * share + 0.5), int((sizes - 1).sum()))
     if count < 1:
         raise DataError(
-            f"data.validation_size: {share:g} of {len(labels)} training rows is less than one row, or the last row of "
-            "a class; give more rows, or give data.validation_file"
+            f"data.validation_size: {share:g} of {len(labels)} training rows is less than one row, or would take the "
+            "last row of a class; add rows, or give data.validation_file"
         )
-    return _draw(classes, _apportioned(count, sizes, np.zeros_like(sizes), sizes - 1), seed)
+    return _draw(classes, _rows_per_class(count, sizes, np.zeros_like(sizes), sizes - 1), seed)
 
 
 def sample_training_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -42,7 +42,7 @@ def sample_training_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarra
             f"data.max_train_samples: {count} is less than the {len(sizes)} classes of the training rows; "
             f"set it to at least {len(sizes)}"
         )
-    return _draw(classes, _apportioned(count, sizes, np.ones_like(sizes), sizes), seed)
+    return _draw(classes, _rows_per_class(count, sizes, np.ones_like(sizes), sizes), seed)
 
 
 def _classes(labels: np.ndarray) -> np.ndarray:
@@ -53,19 +53,19 @@ def _classes(labels: np.ndarray) -> np.ndarray:
     return classes
 
 
-def _apportioned(count: int, sizes: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def _rows_per_class(count: int, sizes: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Return the number of rows to draw per class, (C,): proportional to class size, between `low` and `high`."""
-    share = sizes * (count / sizes.sum())
-    given: np.ndarray = np.clip(np.floor(share).astype(np.int64), low, high)
-    while given.sum() < count:
-        given[np.argmax(np.where(given < high, share - given, -np.inf))] += 1
-    while given.sum() > count:
-        given[np.argmin(np.where(given > low, share - given, np.inf))] -= 1
-    return given
+    exact = sizes * (count / sizes.sum())
+    counts: np.ndarray = np.clip(np.floor(exact).astype(np.int64), low, high)
+    while counts.sum() < count:
+        counts[np.argmax(np.where(counts < high, exact - counts, -np.inf))] += 1
+    while counts.sum() > count:
+        counts[np.argmin(np.where(counts > low, exact - counts, np.inf))] -= 1
+    return counts
 
 
-def _draw(classes: np.ndarray, given: np.ndarray, seed: int) -> np.ndarray:
-    """Return the sorted positions of rows drawn at random, `given` rows per class."""
+def _draw(classes: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
+    """Return the sorted positions of rows drawn at random: `counts[c]` rows of class c."""
     order = np.random.default_rng(seed).permutation(len(classes))
-    drawn = [order[classes[order] == number][:count] for number, count in enumerate(given)]
+    drawn = [order[classes[order] == index][:count] for index, count in enumerate(counts)]
     return np.sort(np.concatenate(drawn))

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import pyarrow as pa
 
-from finetune.data.cell_values import Column, batches_of_objects
+from finetune.data.cell_values import Column, batches_from_objects
 from finetune.errors import DataError
 
 _SHAPE = "write one object per line, or one list of objects"
@@ -25,19 +25,19 @@ def read_json(file: Path, kind: str, columns: Sequence[Column]) -> Iterator[pa.R
     Raises:
         DataError: the file is not JSON, or a row is not an object; the message names the line or row.
     """
-    yield from batches_of_objects(_objects(file, kind), columns, str(file))
+    yield from batches_from_objects(_read_objects(file, kind), columns, str(file))
 
 
-def _objects(file: Path, kind: str) -> Iterator[Mapping[str, object]]:
+def _read_objects(file: Path, kind: str) -> Iterator[Mapping[str, object]]:
     with file.open(encoding="utf-8-sig") as text:
         if _is_one_document(text, kind):
-            yield from _of_document(_decoded(text.read(), f"{file}"), file)
+            yield from _rows_of_document(_decode(text.read(), f"{file}"), file)
             return
         for number, line in enumerate(text, start=1):
             if line.strip():
-                row = _decoded(line, f"{file} line {number}")
+                row = _decode(line, f"{file} line {number}")
                 if not isinstance(row, dict):
-                    raise DataError(f"{file} line {number} contains {_name(row)} instead of an object; {_SHAPE}")
+                    raise DataError(f"{file} line {number} contains {_type_name(row)} instead of an object; {_SHAPE}")
                 yield row
 
 
@@ -59,22 +59,22 @@ def _is_one_document(text: TextIO, kind: str) -> bool:
     return False
 
 
-def _of_document(value: object, file: Path) -> Iterator[Mapping[str, object]]:
+def _rows_of_document(value: object, file: Path) -> Iterator[Mapping[str, object]]:
     """Yield the rows of a single JSON value: a list of objects, an object of columns, or one row."""
     if isinstance(value, list):
         for number, row in enumerate(value, start=1):
             if not isinstance(row, dict):
-                raise DataError(f"{file} row {number} contains {_name(row)} instead of an object; {_SHAPE}")
+                raise DataError(f"{file} row {number} contains {_type_name(row)} instead of an object; {_SHAPE}")
             yield row
     elif not isinstance(value, dict):
-        raise DataError(f"{file} contains {_name(value)} instead of rows; {_SHAPE}")
+        raise DataError(f"{file} contains {_type_name(value)} instead of rows; {_SHAPE}")
     elif value and all(isinstance(column, list | dict) for column in value.values()):
-        yield from _of_columns(value, file)
+        yield from _rows_of_columns(value, file)
     elif value:
         yield value
 
 
-def _of_columns(columns: Mapping[str, Any], file: Path) -> Iterator[Mapping[str, object]]:
+def _rows_of_columns(columns: Mapping[str, Any], file: Path) -> Iterator[Mapping[str, object]]:
     """Yield the rows of an object of columns, which are lists of cells, or objects from row index to cell."""
     named = {name: dict(enumerate(cells)) if isinstance(cells, list) else cells for name, cells in columns.items()}
     lengths = {name: len(cells) for name, cells in named.items()}
@@ -85,7 +85,7 @@ def _of_columns(columns: Mapping[str, Any], file: Path) -> Iterator[Mapping[str,
         yield {name: cells[key] for name, cells in named.items()}
 
 
-def _pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def _object_with_unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
@@ -94,15 +94,17 @@ def _pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return values
 
 
-def _constant(name: str) -> float | None:
+def _parse_constant(name: str) -> float | None:
     return None if name == "NaN" else float(name.replace("Infinity", "inf"))
 
 
 # Numbers are kept as text: 1.50 does not become 1.5, and a long number keeps all its digits.
-_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_int=str, parse_float=str, parse_constant=_constant)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object_with_unique_keys, parse_int=str, parse_float=str, parse_constant=_parse_constant
+)
 
 
-def _decoded(text: str, where: str) -> object:
+def _decode(text: str, where: str) -> object:
     try:
         return _DECODER.decode(text)
     except json.JSONDecodeError as error:
@@ -115,7 +117,7 @@ def _decoded(text: str, where: str) -> object:
         raise DataError(f"{where} has lists or objects that are nested too deeply; write plain rows") from error
 
 
-def _name(value: object) -> str:
+def _type_name(value: object) -> str:
     if value is None:
         return "null"
     names = {bool: "true or false", str: "a text or a number", float: "a number", list: "a list", dict: "an object"}

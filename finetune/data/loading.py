@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from finetune.data.cell_values import Column, batches_of_objects, schema_of, wanted_columns
-from finetune.data.file_formats import file_kind, read_file
+from finetune.data.cell_values import Column, arrow_schema, batches_from_objects, columns_to_read
+from finetune.data.file_formats import file_format, read_file
 from finetune.data.named_dataset import read_named
 from finetune.data.parquet_rows import parquet_class_names
 from finetune.data.row_cache import store_rows
@@ -24,7 +24,7 @@ from finetune.data.rows import RawSplit
 from finetune.errors import DataError
 from finetune.recipe import DataSection
 
-_UNLABELED = ("-1", "-1.0")  # used by data sets to mark a row without a label
+_UNLABELED_MARKS = ("-1", "-1.0")  # used by data sets to mark a row without a label
 
 
 def quiet_datasets() -> None:
@@ -45,7 +45,7 @@ def read_splits(
         DataError: a file or data set cannot be read, or a row is wrong; the message names the file and the row (counted
             from 1, without the header).
     """
-    columns = wanted_columns(data, lists=problem_type == "multi_label_classification")
+    columns = columns_to_read(data, lists=problem_type == "multi_label_classification")
     if data.train_rows is not None:
         named = {"train": data.train_rows, "validation": data.validation_rows, "test": data.test_rows}
         splits = {
@@ -57,7 +57,8 @@ def read_splits(
         splits = {split: _from_file(file, columns) for split, file in data.local_files().items()}
     else:
         splits = read_named(data, columns)
-    marks = () if problem_type == "regression" or set(declared or ()) & set(_UNLABELED) else _UNLABELED
+    minus_one_is_label = problem_type == "regression" or not set(declared or ()).isdisjoint(_UNLABELED_MARKS)
+    marks = () if minus_one_is_label else _UNLABELED_MARKS
     for split, raw in splits.items():
         if data.drop_unlabeled:
             splits[split] = _drop_unlabeled(raw, data.label_column, marks)
@@ -66,21 +67,21 @@ def read_splits(
 
 
 def _from_recipe(rows: list[dict[str, object]], where: str, columns: Sequence[Column]) -> RawSplit:
-    """Return rows that are written in the recipe."""
-    table = pa.Table.from_batches(batches_of_objects(iter(rows), columns, where), schema_of(columns))
+    """Return the rows that are written in the recipe."""
+    table = pa.Table.from_batches(batches_from_objects(iter(rows), columns, where), arrow_schema(columns))
     return RawSplit(datasets.Dataset(datasets.table.InMemoryTable(table)), where)
 
 
 def _from_file(name: str, columns: Sequence[Column]) -> RawSplit:
     """Return the rows of a file."""
     file = Path(name)
-    rows = store_rows(read_file(file, columns), schema_of(columns), name)
-    names = parquet_class_names(file, columns[-1].name) if file_kind(file) == "parquet" else None
+    rows = store_rows(read_file(file, columns), arrow_schema(columns), name)
+    names = parquet_class_names(file, columns[-1].name) if file_format(file) == "parquet" else None
     return RawSplit(rows, name, class_names=names)
 
 
 def _drop_unlabeled(raw: RawSplit, column: str, marks: Sequence[str]) -> RawSplit:
-    """Return the split without rows that have no label: an empty cell, or one of `marks`."""
+    """Return the split without the rows whose label is an empty cell or one of the texts in `marks`."""
     cells = raw.column(column)
     missing = _empty_cells(cells)
     if pa.types.is_string(cells.type) and marks:
@@ -89,38 +90,39 @@ def _drop_unlabeled(raw: RawSplit, column: str, marks: Sequence[str]) -> RawSpli
     if not missing.any():
         return raw
     if missing.all():
-        raise DataError(f"{raw.where} has no row with a label in column '{column}'; remove this split from the recipe")
+        raise DataError(f"{raw.source} has no row with a label in column '{column}'; remove this split from the recipe")
     return replace(raw.select(np.flatnonzero(~missing)), dropped=int(missing.sum()))
 
 
 def check_rows(raw: RawSplit, data: DataSection) -> None:
     """Raise DataError if a split is empty, or has a row without text or label."""
     if not raw.rows.num_rows:
-        raise DataError(f"{raw.where} has no rows; add at least one")
+        raise DataError(f"{raw.source} has no rows; add at least one")
     for name in filter(None, (data.text_column, data.text_pair_column, data.label_column)):
         cells = raw.column(name)
-        label = name == data.label_column
         fix = "give a value or remove the row"
-        if label:
+        if name == data.label_column:
             fix += ", or set data.drop_unlabeled: true to skip rows without a label"
         empty = np.flatnonzero(_empty_cells(cells))
         if len(empty):
-            raise DataError(f"{raw.named(empty)}: column '{name}' is empty; {fix}")
+            raise DataError(f"{raw.describe_rows(empty)}: column '{name}' is empty; {fix}")
         if pa.types.is_list(cells.type):
             lengths = pc.list_value_length(cells).to_numpy()
             blank = _empty_cells(pc.list_flatten(cells))
             rows = np.unique(np.repeat(np.arange(len(cells)), lengths)[blank])
             if len(rows):
-                raise DataError(f"{raw.named(rows)}: column '{name}' lists an empty label; give its name or remove it")
+                raise DataError(
+                    f"{raw.describe_rows(rows)}: column '{name}' lists an empty label; give its name or remove it"
+                )
 
 
 def _empty_cells(cells: pa.ChunkedArray) -> np.ndarray:
     """Return which cells are null or contain only white space, (N,)."""
-    parts = [_empty(chunk) for chunk in cells.chunks]
+    parts = [_empty_cells_of_chunk(chunk) for chunk in cells.chunks]
     return np.concatenate(parts) if parts else np.zeros(0, dtype=bool)
 
 
-def _empty(cells: pa.Array) -> np.ndarray:
+def _empty_cells_of_chunk(cells: pa.Array) -> np.ndarray:
     empty = pc.is_null(cells)
     if pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type):
         empty = pc.or_kleene(empty, pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(cells)), 0))

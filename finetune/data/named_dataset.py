@@ -12,8 +12,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from finetune.data.cell_values import Column, schema_of
-from finetune.data.file_formats import file_kind, read_file
+from finetune.data.cell_values import Column, arrow_schema
+from finetune.data.file_formats import file_format, read_file
 from finetune.data.parquet_rows import feature_names, parquet_class_names, read_dataset
 from finetune.data.row_cache import cache_error, store_rows
 from finetune.data.rows import RawSplit
@@ -22,7 +22,7 @@ from finetune.recipe import DataSection
 from finetune.recipe.validation import FILE_TYPES
 from finetune.report.progress import stage
 
-_BUILDERS = ("csv", "json", "parquet")  # builders of `datasets` for formats that are read by this package
+_BUILDERS = ("csv", "json", "parquet")  # `datasets` only lists the files of these builders; this package reads them
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def read_named(data: DataSection, columns: Sequence[Column]) -> dict[str, RawSpl
             is a validation split.
     """
     name, config = str(data.dataset_name), data.dataset_config_name
-    wanted = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
+    requested = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
     folder = _folder(name, config, columns) if Path(name).expanduser().is_dir() else None
     if folder is None and name.isidentifier() and importlib.util.find_spec(f"datasets.packaged_modules.{name}"):
         # `datasets` would read all files of this format in the working directory, including pickles.
@@ -50,23 +50,23 @@ def read_named(data: DataSection, columns: Sequence[Column]) -> dict[str, RawSpl
             f"data.dataset_name '{name}' is a file format, not a data set; give the file as data.train_file"
         )
     if data.validation_size and data.validation_split:
-        with _loading(name):
+        with _report_load_errors(name):
             splits = list(folder.files) if folder else datasets.get_dataset_split_names(name, config)
         if data.validation_split in splits:
             raise DataError(
                 f"data.validation_size holds out training rows, but {name} has a split '{data.validation_split}'; "
                 "remove validation_size to use that split, or set data.validation_split: null"
             )
-        del wanted["validation"]
-    parts = {split: part for split, part in wanted.items() if part is not None}
+        del requested["validation"]
+    expressions = {split: expression for split, expression in requested.items() if expression is not None}
     if folder:
-        return {split: _from_folder(folder, part, columns) for split, part in parts.items()}
-    return {split: _from_library(name, config, part, columns) for split, part in parts.items()}
+        return {split: _from_folder(folder, expression, columns) for split, expression in expressions.items()}
+    return {split: _from_library(name, config, expression, columns) for split, expression in expressions.items()}
 
 
 @contextmanager
-def _loading(what: str) -> Iterator[None]:
-    """Convert errors of `datasets` to one message about the data set.
+def _report_load_errors(name: str) -> Iterator[None]:
+    """Convert an error of `datasets` to one message about the data set.
 
     Raises:
         DataError: loading failed in the block.
@@ -74,18 +74,19 @@ def _loading(what: str) -> Iterator[None]:
     try:
         yield
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
-        root = _root(error)
-        if about_cache := cache_error(root):
-            raise about_cache from error
+        root = _first_cause(error)
+        if cannot_write_cache := cache_error(root):
+            raise cannot_write_cache from error
         reason = " ".join(str(root).split()).rstrip(".")
         raise DataError(
-            f"data.dataset_name: cannot load {what}: {reason}; correct the name, go online, "
+            f"data.dataset_name: cannot load {name}: {reason}; correct the name, go online, "
             "give local files as data.train_file and data.validation_file, or give the names of its splits "
             "(data.train_split, data.validation_split, data.test_split; null for none)"
         ) from error
 
 
-def _root(error: BaseException) -> BaseException:
+def _first_cause(error: BaseException) -> BaseException:
+    """Return the error from which this one was raised, at the start of the chain."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -93,7 +94,7 @@ def _root(error: BaseException) -> BaseException:
 
 def _folder(name: str, config: str | None, columns: Sequence[Column]) -> _Folder | None:
     """Return the contents of a folder, or None if `datasets` has to read it (Arrow files, text files)."""
-    with _loading(name):
+    with _report_load_errors(name):
         builder = datasets.load_dataset_builder(str(Path(name).expanduser()), config)
         files = {str(split): [Path(file) for file in listed] for split, listed in builder.config.data_files.items()}
     if builder.name not in _BUILDERS:
@@ -107,21 +108,20 @@ def _folder(name: str, config: str | None, columns: Sequence[Column]) -> _Folder
     return _Folder(name, files, feature_names(features, label) if label in features else None)
 
 
-def _from_folder(folder: _Folder, part: str, columns: Sequence[Column]) -> RawSplit:
-    """Return the rows of a split, or of a slice such as `train[:10%]`."""
-    where = f"{folder.name} (split {part})"
+def _from_folder(folder: _Folder, expression: str, columns: Sequence[Column]) -> RawSplit:
+    """Return the rows of a split expression of `datasets`, such as `train` or `train[:10%]`."""
+    where = f"{folder.name} (split {expression})"
 
-    def read_split(split: str) -> datasets.Dataset:
+    def read_rows(split: str) -> datasets.Dataset:
         files = folder.files[split]
-        return store_rows(chain.from_iterable(read_file(file, columns) for file in files), schema_of(columns), where)
+        return store_rows(chain.from_iterable(read_file(file, columns) for file in files), arrow_schema(columns), where)
 
-    if part in folder.files:
-        return RawSplit(read_split(part), where, class_names=_class_names(folder, [part], columns))
-    rows = {
-        split: read_split(split) for split in folder.files if split in part
-    }  # other splits may not have these columns
-    with _loading(where):
-        instruction = datasets.ReadInstruction.from_spec(part)
+    if expression in folder.files:
+        return RawSplit(read_rows(expression), where, class_names=_class_names(folder, [expression], columns))
+    # Only the splits named in the expression are read, because others may not have these columns.
+    rows = {split: read_rows(split) for split in folder.files if split in expression}
+    with _report_load_errors(where):
+        instruction = datasets.ReadInstruction.from_spec(expression)
         pieces = instruction.to_absolute({split: len(rows.get(split, ())) for split in folder.files})
     selected = datasets.concatenate_datasets(
         [rows[piece.splitname].select(range(piece.from_, piece.to)) for piece in pieces]
@@ -132,17 +132,17 @@ def _from_folder(folder: _Folder, part: str, columns: Sequence[Column]) -> RawSp
 
 
 def _class_names(folder: _Folder, splits: Sequence[str], columns: Sequence[Column]) -> list[str] | None:
-    """Return the class names from the README of the folder, or else from a parquet file of these splits."""
+    """Return the class names in the README of the folder, or else those in a parquet file of these splits, or None."""
     files = (file for split in splits for file in folder.files[split])
-    declared = (parquet_class_names(file, columns[-1].name) for file in files if file_kind(file) == "parquet")
+    declared = (parquet_class_names(file, columns[-1].name) for file in files if file_format(file) == "parquet")
     return folder.class_names or next(filter(None, declared), None)
 
 
-def _from_library(name: str, config: str | None, part: str, columns: Sequence[Column]) -> RawSplit:
+def _from_library(name: str, config: str | None, expression: str, columns: Sequence[Column]) -> RawSplit:
     """Return the rows of a split that `datasets` loads."""
-    where = f"{name} (split {part})"
-    with _loading(where), stage(f"loading {where}"):
-        rows = datasets.load_dataset(name, config, split=part)
+    where = f"{name} (split {expression})"
+    with _report_load_errors(where), stage(f"loading {where}"):
+        rows = datasets.load_dataset(name, config, split=expression)
     return from_dataset(rows, where, columns)
 
 
@@ -152,5 +152,5 @@ def from_dataset(rows: datasets.Dataset, where: str, columns: Sequence[Column]) 
     Raises:
         DataError: a column is missing, or a cell cannot be read as text.
     """
-    cells = store_rows(read_dataset(rows, columns, where), schema_of(columns), where)
+    cells = store_rows(read_dataset(rows, columns, where), arrow_schema(columns), where)
     return RawSplit(cells, where, class_names=feature_names(rows.features, columns[-1].name))

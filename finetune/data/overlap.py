@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from finetune.data.rows import RawSplit
 
-_BLOCK = 100_000  # number of rows whose texts are compared at a time
+_BLOCK_ROWS = 100_000  # rows whose texts are compared at a time
 
 
 def count_shared_rows(raw: RawSplit, train: RawSplit, columns: Sequence[str]) -> int:
@@ -32,8 +32,9 @@ def count_shared_rows(raw: RawSplit, train: RawSplit, columns: Sequence[str]) ->
 
 
 def _texts_in_blocks(raw: RawSplit, columns: Sequence[str]) -> Iterator[pa.Array]:
+    """Yield the lowercase texts of each block of rows; the two texts of a pair are joined to one."""
     table = raw.rows.data.table.select(list(columns))
-    for start in range(0, len(table), _BLOCK):
-        block = table.slice(start, _BLOCK)
+    for start in range(0, len(table), _BLOCK_ROWS):
+        block = table.slice(start, _BLOCK_ROWS)
         texts = [pc.utf8_lower(pc.utf8_trim_whitespace(block[name].cast(pa.string()))) for name in columns]
         yield (texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, "\x1f")).combine_chunks()

@@ -9,7 +9,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from finetune.data.cell_values import BATCH_ROWS, Column, batch_of, from_arrow, require_columns
+from finetune.data.cell_values import BATCH_ROWS, Column, cells_from_arrow, make_batch, require_columns
 from finetune.errors import DataError
 
 
@@ -19,37 +19,37 @@ def read_parquet(file: Path, columns: Sequence[Column]) -> Iterator[pa.RecordBat
     Raises:
         DataError: the file is damaged, or a cell cannot be read as text; the message names the row.
     """
-    with _opened(file) as opened:
+    with _open(file) as opened:
         schema = opened.schema_arrow
         require_columns(columns, schema.names, str(file))
         names = class_names(schema, columns[-1].name)
         first = 1
         for batch in _batches(opened, file, [column.name for column in columns]):
-            yield _converted(pa.Table.from_batches([batch]), columns, str(file), first, names)
+            yield _convert(pa.Table.from_batches([batch]), columns, str(file), first, names)
             first += len(batch)
 
 
 def parquet_class_names(file: Path, label: str) -> list[str] | None:
     """Return the label names of a ClassLabel column in a parquet file written by `datasets`, or None."""
-    with _opened(file) as opened:
+    with _open(file) as opened:
         return class_names(opened.schema_arrow, label)
 
 
-def _opened(file: Path) -> pq.ParquetFile:
+def _open(file: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise _damaged(file, error) from error
+        raise _damaged_file(file, error) from error
 
 
 def _batches(opened: pq.ParquetFile, file: Path, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
     try:
         yield from opened.iter_batches(BATCH_ROWS, columns=list(names))
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise _damaged(file, error) from error
+        raise _damaged_file(file, error) from error
 
 
-def _damaged(file: Path, error: Exception) -> DataError:
+def _damaged_file(file: Path, error: Exception) -> DataError:
     return DataError(f"{file} cannot be read as parquet: {' '.join(str(error).split())}; create the file again")
 
 
@@ -64,19 +64,19 @@ def read_dataset(rows: datasets.Dataset, columns: Sequence[Column], where: str) 
     selected = rows.select_columns([column.name for column in columns]).with_format("arrow")
     first = 1
     for table in selected.iter(batch_size=BATCH_ROWS):
-        yield _converted(table, columns, where, first, names)
+        yield _convert(table, columns, where, first, names)
         first += len(table)
 
 
-def _converted(
+def _convert(
     table: pa.Table, columns: Sequence[Column], where: str, first: int, names: Sequence[str] | None
 ) -> pa.RecordBatch:
     arrays = []
     for column in columns:
         cells = table[column.name].combine_chunks()
         label = column.key == "label_column"
-        arrays.append(from_arrow(cells, column, where, first, names if label else None))
-    return batch_of(arrays, columns)
+        arrays.append(cells_from_arrow(cells, column, where, first, names if label else None))
+    return make_batch(arrays, columns)
 
 
 def class_names(schema: pa.Schema, label: str) -> list[str] | None:

@@ -1,7 +1,7 @@
 """The cache of rows on disk: memory-mapped Arrow files, named by the checksum of their content.
 
-Every run reads its data files again. Only token ids are reused, and only if the content of the rows is the same. An
-outdated file can therefore never be used because of its path or time stamp.
+Every run reads its data files again. Only token ids are reused, and only if the content of the rows is the same, so a
+changed data file is always noticed, whatever its path and time stamp.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def report_cache_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _not_written(cache_folder(), error) from error
+        raise _cannot_write(cache_folder(), error) from error
 
 
 def cache_error(error: BaseException) -> DataError | None:
@@ -43,10 +43,10 @@ def cache_error(error: BaseException) -> DataError | None:
     folder = Path(datasets.config.HF_DATASETS_CACHE)
     file = getattr(error, "filename", None)
     in_cache = isinstance(error, OSError) and file is not None and Path(str(file)).is_relative_to(folder)
-    return _not_written(folder, error) if in_cache and isinstance(error, OSError) else None
+    return _cannot_write(folder, error) if in_cache and isinstance(error, OSError) else None
 
 
-def _not_written(folder: Path, error: OSError) -> DataError:
+def _cannot_write(folder: Path, error: OSError) -> DataError:
     return DataError(
         f"cannot write to the cache folder {folder}: {error.strerror or error}; free disk space, or set the "
         "environment variable HF_DATASETS_CACHE to another folder"
@@ -65,23 +65,23 @@ def store_rows(batches: Iterator[pa.RecordBatch], schema: pa.Schema, where: str)
     with report_cache_errors(), stage(f"reading {where}") as running:
         folder = cache_folder()
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"{os.getpid()}-{uuid.uuid4().hex}.part"
+        temporary = folder / f"{os.getpid()}-{uuid.uuid4().hex}.part"
         try:
-            with part.open("xb") as sink, pa.ipc.new_stream(sink, schema) as stream:
+            with temporary.open("xb") as sink, pa.ipc.new_stream(sink, schema) as stream:
                 rows = 0
                 for batch in batches:
                     stream.write_batch(batch)
                     rows += len(batch)
                     running.describe(f"{rows:,} rows")
-            with part.open("rb") as file:
+            with temporary.open("rb") as file:
                 checksum = hashlib.file_digest(file, "sha256").hexdigest()[:32]
             file_path = folder / checksum / "rows.arrow"
             file_path.parent.mkdir(exist_ok=True)
             try:
-                part.replace(file_path)
+                temporary.replace(file_path)
             except PermissionError:
                 if not file_path.is_file():  # on Windows an open file cannot be replaced, but has the same content
                     raise
         finally:
-            part.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         return datasets.Dataset(datasets.table.MemoryMappedTable.from_file(str(file_path)), fingerprint=checksum)

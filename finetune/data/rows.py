@@ -1,4 +1,4 @@
-"""The rows of a split after reading, and how messages refer to them.
+"""The rows of a split after reading, and how messages name them.
 
 N rows
 """
@@ -21,14 +21,14 @@ class RawSplit:
 
     Attributes:
         rows: text columns, and labels as text or lists of texts.
-        where: the file, data set or recipe key from which the rows were read.
-        numbers: the row numbers there, counted from 1, (N,); None: 1 to N.
+        source: the file, data set or recipe key from which the rows were read.
+        numbers: the number of each row in that source, counted from 1, (N,); None: 1 to N.
         class_names: the label names, if the data set declares them (a ClassLabel feature).
         dropped: number of rows without a label that were skipped.
     """
 
     rows: datasets.Dataset
-    where: str
+    source: str
     numbers: np.ndarray | None = None
     class_names: Sequence[str] | None = None
     dropped: int = 0
@@ -37,20 +37,22 @@ class RawSplit:
         """Return the number of each row in its file or data set, counted from 1, (N,)."""
         return np.arange(1, len(self.rows) + 1) if self.numbers is None else self.numbers
 
-    def select(self, kept: np.ndarray) -> RawSplit:
-        """Return the split with only these rows (positions from 0). Row numbers stay the same."""
-        return replace(self, rows=self.rows.select(kept).flatten_indices(), numbers=self.row_numbers()[kept])
+    def select(self, positions: np.ndarray) -> RawSplit:
+        """Return the split with only the rows at these positions, counted from 0. Row numbers stay the same."""
+        rows = self.rows.select(positions).flatten_indices()
+        return replace(self, rows=rows, numbers=self.row_numbers()[positions])
 
     def column(self, name: str) -> pa.ChunkedArray:
         """Return one column as an Arrow array."""
         return self.rows.data[name]
 
-    def named(self, rows: Sequence[int] | np.ndarray) -> str:
+    def describe_rows(self, positions: Sequence[int] | np.ndarray) -> str:
         """Return "FILE row 3" or "FILE rows 3, 8 and 9 more" for positions counted from 0."""
-        return f"{self.where} {row_list(self.row_numbers()[np.asarray(rows, dtype=np.int64)].tolist())}"
+        numbers = self.row_numbers()[np.asarray(positions, dtype=np.int64)]
+        return f"{self.source} {format_row_numbers(numbers.tolist())}"
 
 
-def row_list(numbers: Sequence[int]) -> str:
+def format_row_numbers(numbers: Sequence[int]) -> str:
     """Return "row 3" or "rows 3, 8 and 9 more" for row numbers counted from 1."""
     shown = ", ".join(map(str, numbers[:_MAX_SHOWN]))
     more = f" and {len(numbers) - _MAX_SHOWN} more" if len(numbers) > _MAX_SHOWN else ""

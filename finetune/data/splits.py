@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.holdout import sample_training_rows, sample_validation_rows
-from finetune.data.labels import check_training_labels, encode_labels, label_counts, label_names, refuse_unseen
+from finetune.data.labels import check_training_labels, check_unseen_labels, encode_labels, label_counts, label_names
 from finetune.data.loading import read_splits
 from finetune.data.overlap import count_shared_rows
 from finetune.data.rows import RawSplit
@@ -105,7 +105,7 @@ def read_labeled(
     }
     if problem_type == "single_label_classification":
         for split, rows in raw.items():
-            refuse_unseen(rows, labels[split], labels["train"], names)
+            check_unseen_labels(rows, labels[split], labels["train"], names)
     if "validation" not in raw and data.validation_size:
         _hold_out_validation(raw, labels, data.validation_size, seed)
     _sample_down(raw, labels, data, seed)

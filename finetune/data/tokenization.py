@@ -31,10 +31,10 @@ class EncodedSplit:
         rows: token ids (and segment ids where the tokenizer has them) and `labels`, in Arrow.
         labels: ids (N,), 0/1 sets (N, C) or values (N,).
         lengths: tokens per row after truncation, (N,).
-        truncated: fraction of the rows that were cut to `max_length`.
+        truncated: fraction of the rows that were truncated to `max_length`.
         texts: the text columns, in Arrow.
-        where: the file, data set or recipe key from which the rows were read.
-        numbers: the row numbers there, counted from 1, (N,).
+        source: the file, data set or recipe key from which the rows were read.
+        numbers: the number of each row in that source, counted from 1, (N,).
         states: the cached output of the frozen layers, if it was computed.
         unknown: fraction of the tokens that are the unknown token.
     """
@@ -44,7 +44,7 @@ class EncodedSplit:
     lengths: np.ndarray
     truncated: float
     texts: datasets.Dataset
-    where: str
+    source: str
     numbers: np.ndarray
     states: RowStates | None = None
     unknown: float = 0.0
@@ -63,7 +63,7 @@ def encode_split(
     """
 
     def tokenize(batch: dict[str, list[str]]) -> dict[str, Any]:
-        """Return the token ids of a batch of rows, lengths, truncation and numbers of unknown tokens."""
+        """Return token ids, and per row: length, whether it was truncated, and number of unknown tokens."""
         texts = [batch[name] for name in columns]
         try:
             encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
@@ -72,20 +72,20 @@ def encode_split(
             if type(error) is not Exception:
                 raise
             raise ModelError(
-                f"the model's tokenizer cannot read the texts of {raw.where}: {error}; its tokenizer.json is damaged; "
+                f"the model's tokenizer cannot read the texts of {raw.source}: {error}; its tokenizer.json is damaged; "
                 "replace it with that of the model"
             ) from error
         if encoded.encodings is not None:
-            cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
+            truncated = [bool(encoding.overflowing) for encoding in encoded.encodings]
         else:
             full = tokenizer(*texts, truncation=False, return_attention_mask=False, verbose=False)
-            cut = [len(ids) > max_length for ids in full["input_ids"]]
+            truncated = [len(ids) > max_length for ids in full["input_ids"]]
         lengths = [len(ids) for ids in encoded["input_ids"]]
         unknown = [ids.count(tokenizer.unk_token_id) for ids in encoded["input_ids"]]
-        return {**encoded, "length": lengths, "cut": cut, "unknown": unknown}
+        return {**encoded, "length": lengths, "truncated": truncated, "unknown": unknown}
 
     texts = raw.rows.select_columns(list(columns))
-    with report_cache_errors(), stage(f"tokenizing {raw.where}", total=len(texts)) as running:
+    with report_cache_errors(), stage(f"tokenizing {raw.source}", total=len(texts)) as running:
 
         def tokenize_and_show(batch: dict[str, list[str]]) -> dict[str, Any]:
             running.advance(len(batch[columns[0]]))
@@ -94,10 +94,18 @@ def encode_split(
         # The fingerprint, which identifies the cached token ids, must not depend on the progress display.
         fingerprint = update_fingerprint(texts._fingerprint, tokenize, {"columns": list(columns)})
         encoded = texts.map(tokenize_and_show, batched=True, remove_columns=list(columns), new_fingerprint=fingerprint)
-    lengths, cut, unknown = (encoded.data[name].to_numpy() for name in ("length", "cut", "unknown"))
-    rows = encoded.remove_columns(["length", "cut", "unknown"]).add_column("labels", as_arrow(labels))
-    share = float(unknown.sum() / max(1, lengths.sum()))
-    return EncodedSplit(rows, labels, lengths, float(cut.mean()), texts, raw.where, raw.row_numbers(), unknown=share)
+    lengths, truncated, unknown = (encoded.data[name].to_numpy() for name in ("length", "truncated", "unknown"))
+    rows = encoded.remove_columns(["length", "truncated", "unknown"]).add_column("labels", as_arrow(labels))
+    return EncodedSplit(
+        rows,
+        labels,
+        lengths,
+        truncated=float(truncated.mean()),
+        texts=texts,
+        source=raw.source,
+        numbers=raw.row_numbers(),
+        unknown=float(unknown.sum() / max(1, lengths.sum())),
+    )
 
 
 def as_arrow(values: np.ndarray) -> pa.Array:

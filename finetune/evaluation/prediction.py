@@ -76,7 +76,7 @@ def predict(classifier: Classifier, split: EncodedSplit, *, batch_size: int, acc
         with (
             sped_up(classifier, accelerator),
             accelerator.autocast(),
-            stage(f"scoring {split.where}", total=len(batches)) as running,
+            stage(f"scoring {split.source}", total=len(batches)) as running,
         ):
             for rows, batch in zip(batches, loaded, strict=True):
                 logits, losses, max_rows = _predict_batch(classifier, batch, max_rows)

@@ -79,8 +79,8 @@ def _overlap_warning(split: str, summary: SplitSummary) -> str:
         return "The ranking was tested on training rows, which the model was fitted to; test it on other rows."
     if summary.rows_also_in_train:
         return (
-            f"{summary.rows_also_in_train} of {summary.rows} {split} rows are training rows too: scores on them show "
-            "memorization, for the ranking as for the classifier."
+            f"{summary.rows_also_in_train} of {summary.rows} {split} rows are also training rows: their scores "
+            "measure memorization, not generalization, of the ranking and of the classifier."
         )
     return ""
 

@@ -42,7 +42,7 @@ def prepare(context: RunContext) -> tuple[RunContext, RunInputs, Plan]:
     with stage("preparing data and model"):
         inputs = local_main_process_first(accelerator, partial(new_inputs, recipe))
     train, base = inputs.splits["train"], inputs.classifier.base
-    print_data(context.console, inputs.summary, train.where, recipe.data.max_length)
+    print_data(context.console, inputs.summary, train.source, recipe.data.max_length)
     notes = [FAMILIES[base.config.model_type].note]
     notes += [fused_roles_note(base, recipe.peft.target_modules)] if recipe.peft else []
     for note in (*notes, *inputs.classifier.notes):

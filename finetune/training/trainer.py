@@ -182,7 +182,7 @@ class Trainer:
         """
         started = time.perf_counter()
         learning_rate = float(self.stepper.scheduler.get_last_lr()[0])
-        info = StepInfo(self.state.step + 1, learning_rate, self.split.numbers[rows], self.split.where)
+        info = StepInfo(self.state.step + 1, learning_rate, self.split.numbers[rows], self.split.source)
         result = self.stepper.run(micro_batches, info, self.state, self._stop_request)
         self._losses.append(result.loss)
         self.messages += result.messages

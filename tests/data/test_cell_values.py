@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from finetune.data.cell_values import from_arrow, from_values, wanted_columns
+from finetune.data.cell_values import cells_from_arrow, cells_from_values, columns_to_read
 from finetune.data.loading import read_splits
 from finetune.errors import DataError
 from finetune.recipe import DataSection
@@ -56,11 +56,11 @@ def test_every_format_is_read_as_written(tmp_path: Path, ending: str) -> None:
 
 def test_invalid_unicode_is_reported_with_its_row(tmp_path: Path) -> None:
     texts = pa.Array.from_buffers(pa.string(), 2, pa.array([b"ok", b"\xffx"]).buffers())
-    column = wanted_columns(DataSection(train_file="unread"), lists=False)[0]
+    column = columns_to_read(DataSection(train_file="unread"), lists=False)[0]
     with pytest.raises(DataError, match=r"here row 8: column 'sentence' .*not UTF-8"):
-        from_arrow(texts, column, "here", 7)
+        cells_from_arrow(texts, column, "here", 7)
     with pytest.raises(DataError, match=r"here row 9: column 'sentence' .*unpaired surrogate"):
-        from_values(["a", "b", "\ud83d"], column, "here", 7)
+        cells_from_values(["a", "b", "\ud83d"], column, "here", 7)
 
 
 def test_two_columns_with_the_same_name_are_an_error(tmp_path: Path) -> None:

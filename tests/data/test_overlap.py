@@ -27,7 +27,7 @@ def test_the_size_of_blocks_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> 
     lower = overlap.pc.utf8_lower
     monkeypatch.setattr(overlap.pc, "utf8_lower", lambda texts: block_sizes.append(len(texts)) or lower(texts))
     for block in (7, 50):
-        monkeypatch.setattr(overlap, "_BLOCK", block)
+        monkeypatch.setattr(overlap, "_BLOCK_ROWS", block)
         block_sizes.clear()
         assert count_shared_rows(other, train, ["a"]) == expected
         assert max(block_sizes) <= block  # no more texts than that are in memory at once

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from finetune.data.rows import row_list
+from finetune.data.rows import format_row_numbers
 
 
 def test_long_row_lists_are_shortened() -> None:
-    assert row_list([3]) == "row 3"
-    assert row_list(list(range(1, 9))) == "rows 1, 2, 3, 4, 5 and 3 more"
+    assert format_row_numbers([3]) == "row 3"
+    assert format_row_numbers(list(range(1, 9))) == "rows 1, 2, 3, 4, 5 and 3 more"

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 
-from finetune.data.cell_values import wanted_columns
+from finetune.data.cell_values import columns_to_read
 from finetune.data.labels import encode_labels, label_counts, label_names
 from finetune.data.named_dataset import from_dataset
 from finetune.data.rows import RawSplit
@@ -131,7 +131,7 @@ def labeled_rows(values: list[Any], names: list[str] | None = None) -> RawSplit:
     rows = datasets.Dataset.from_dict(table)
     if names is not None:
         rows = rows.cast_column("label", datasets.ClassLabel(names=names))
-    return from_dataset(rows, "here", wanted_columns(DataSection(train_file="unread.csv"), lists=False))
+    return from_dataset(rows, "here", columns_to_read(DataSection(train_file="unread.csv"), lists=False))
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_the_checksum_of_a_split_depends_on_its_content_only(tiny_bert: Path) ->
     classifier = tiny_classifier(tiny_bert)
     split = encoded(classifier)
     checksum = split_checksum(split)
-    assert split_checksum(replace(encoded(classifier), where="elsewhere")) == checksum
+    assert split_checksum(replace(encoded(classifier), source="elsewhere")) == checksum
     assert split_checksum(encoded(classifier, [*SENTENCES[:5], "clean the mat"])) != checksum
     assert split_checksum(encoded(classifier, [*SENTENCES[1:], SENTENCES[0]])) != checksum
     assert split_checksum(replace(split, labels=1 - np.asarray(split.labels))) != checksum
