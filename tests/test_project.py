@@ -35,8 +35,6 @@ MANY_ARGUMENTS = {
 }
 # Modules without a test file of their own, and the test file that covers them.
 TESTED_IN = {
-    "heads/fast_ablation.py": "heads/test_ablation.py",
-    "heads/product_change.py": "heads/test_weight_changes.py",
     "heads/ranking_statistics.py": "heads/test_stability.py",
     "help.py": "test_docs.py",
     "models/attention_sites.py": "models/test_head_gates.py",

@@ -16,7 +16,7 @@ def table(values: list[float | None] | np.ndarray, width: int = 4) -> list[list[
 
 
 def tau_by_hand(first: list[float], second: list[float]) -> float | None:
-    """Tau-b from its definition: pairs that agree less those that do not, over pairs not tied in either table."""
+    """Return tau-b from its definition: concordant minus discordant pairs, divided by the pairs without ties."""
     agreement, untied = 0, [0, 0]
     for i in range(len(first)):
         for j in range(i):
@@ -28,42 +28,42 @@ def tau_by_hand(first: list[float], second: list[float]) -> float | None:
 
 @given(first=VALUES, second=VALUES)
 def test_tau_and_jackknife_from_their_definitions(first: list[float | None], second: list[float | None]) -> None:
-    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
-    expected = tau_by_hand([a for a, _ in both], [b for _, b in both])
-    found = kendall_tau(table(first), table(second))
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    expected = tau_by_hand([a for a, _ in pairs], [b for _, b in pairs])
+    result = kendall_tau(table(first), table(second))
     if expected is None:
-        assert found == TauValue(None)
+        assert result == TauValue(None)
         return
-    assert found.value == pytest.approx(expected, abs=1e-12)
-    rest = [both[:i] + both[i + 1 :] for i in range(len(both))]
-    without = [tau_by_hand([a for a, _ in kept], [b for _, b in kept]) for kept in rest]
-    if len(both) < 3 or None in without:
-        assert (found.low, found.high) == (None, None)
+    assert result.value == pytest.approx(expected, abs=1e-12)
+    jackknife_samples = [pairs[:i] + pairs[i + 1 :] for i in range(len(pairs))]
+    without = [tau_by_hand([a for a, _ in sample], [b for _, b in sample]) for sample in jackknife_samples]
+    if len(pairs) < 3 or None in without:
+        assert (result.low, result.high) == (None, None)
         return
     n, mean = len(without), sum(without) / len(without)
     error = ((n - 1) / n * sum((tau - mean) ** 2 for tau in without)) ** 0.5
-    assert found.low == pytest.approx(max(-1, expected - 1.96 * error), abs=1e-4)
-    assert found.high == pytest.approx(min(1, expected + 1.96 * error), abs=1e-4)
+    assert result.low == pytest.approx(max(-1, expected - 1.96 * error), abs=1e-4)
+    assert result.high == pytest.approx(min(1, expected + 1.96 * error), abs=1e-4)
 
 
-def test_the_interval_holds_the_true_tau_as_often_as_it_says() -> None:
+def test_the_interval_contains_the_true_tau_at_its_nominal_rate() -> None:
     rng = np.random.default_rng(0)
-    true, held, trials = 2 / np.pi * np.arcsin(0.6), 0, 60  # of a bivariate normal of correlation 0.6
+    true, covered, trials = 2 / np.pi * np.arcsin(0.6), 0, 60  # of a bivariate normal distribution with correlation 0.6
     for _ in range(trials):
         x, noise = rng.normal(size=(2, 36))
-        found = kendall_tau(table(x), table(0.6 * x + 0.8 * noise))
-        assert found.low is not None
-        assert found.high is not None
-        held += found.low < true < found.high
-    assert held >= 54  # measured 57 of 60
+        result = kendall_tau(table(x), table(0.6 * x + 0.8 * noise))
+        assert result.low is not None
+        assert result.high is not None
+        covered += result.low < true < result.high
+    assert covered >= 54  # measured 57 of 60
 
 
-def test_tables_of_other_heads_are_refused() -> None:
+def test_tables_of_different_heads_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"\[2\] and \[3\] cells per layer; they must be tables of the same heads"):
         kendall_tau([[1.0, 2.0]], [[1.0, 2.0, 3.0]])
 
 
-def test_what_has_no_order_has_no_tau() -> None:
+def test_tau_is_undefined_without_an_order() -> None:
     assert kendall_tau([[1.0, 1.0, 1.0]], [[1.0, 2.0, 3.0]]).text() == "undefined"
     assert kendall_tau([[None, 2.0]], [[1.0, 2.0]]) == TauValue(None)
     assert kendall_tau([[1.0, 2.0]], [[1.0, 2.0]]) == TauValue(1.0)
@@ -71,7 +71,7 @@ def test_what_has_no_order_has_no_tau() -> None:
 
 
 @pytest.mark.parametrize(
-    ("signs", "said"),
+    ("signs", "beginning"),
     [
         ((1, 1, 1), "Yes, training changed the important heads more"),
         (
@@ -84,7 +84,7 @@ def test_what_has_no_order_has_no_tau() -> None:
         ((None, None, None), "There is no order to compare"),
     ],
 )
-def test_the_answer_says_what_the_intervals_say(signs: tuple[int | None, ...], said: str) -> None:
+def test_the_answer_follows_from_the_intervals(signs: tuple[int | None, ...], beginning: str) -> None:
     rng = np.random.default_rng(1)
     importance = rng.permutation(24.0 + np.arange(24))
     unrelated = np.tile([1.0, 4.0, 2.0, 3.0], 6)[np.argsort(np.argsort(importance))]
@@ -92,22 +92,22 @@ def test_the_answer_says_what_the_intervals_say(signs: tuple[int | None, ...], s
         table(np.ones(24) if sign is None else unrelated if sign == 0 else sign * importance + rng.normal(size=24))
         for sign in signs
     ]
-    nothing = table([None] * 24)
+    missing = table([None] * 24)
     changes = HeadChanges(
-        "validation", 4, "KL", changed[0], changed[1], nothing, nothing, changed[2], nothing, nothing, nothing
+        "validation", 4, "KL", changed[0], changed[1], missing, missing, changed[2], missing, missing, missing
     )
-    found = against_importance(changes, table(importance), "gradient")
-    assert found.answer.startswith(said)
-    assert found.importance == "gradient"
-    assert [tau.value is None for tau in (found.output_value, found.query_key, found.effect)] == [
+    result = against_importance(changes, table(importance), "gradient")
+    assert result.answer.startswith(beginning)
+    assert result.importance == "gradient"
+    assert [tau.value is None for tau in (result.output_value, result.query_key, result.effect)] == [
         sign is None for sign in signs
     ]
 
 
-def test_an_effect_that_was_not_measured_does_not_weigh() -> None:
+def test_an_effect_that_was_not_measured_is_ignored() -> None:
     table = [[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]]
-    nothing: list[list[float | None]] = [[None] * 4] * 2
-    changes = HeadChanges("train", 0, "KL", table, table, table, table, nothing, nothing, nothing, nothing)
-    found = against_importance(changes, table, "gradient")
-    assert found.answer.startswith("Yes, training changed the important heads more")
-    assert "effect" not in found.answer
+    missing: list[list[float | None]] = [[None] * 4] * 2
+    changes = HeadChanges("train", 0, "KL", table, table, table, table, missing, missing, missing, missing)
+    result = against_importance(changes, table, "gradient")
+    assert result.answer.startswith("Yes, training changed the important heads more")
+    assert "effect" not in result.answer

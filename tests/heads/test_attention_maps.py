@@ -20,8 +20,8 @@ from tests.support.helpers import assert_equal_up_to_rounding, sample_of
 
 
 def maps_by_hand(sample: GatedRows, row: int) -> list[np.ndarray]:
-    """Return each layer's attention weights (H, S, S) of one row, by itself, without padding, in numpy."""
-    base, found = sample.classifier.base.eval(), []
+    """Return the attention weights (H, S, S) of each layer for one row without padding, computed in numpy."""
+    base, maps = sample.classifier.base.eval(), []
     ids = torch.tensor([sample.split.rows["input_ids"][row]])
     for site in attention_sites(base):
         projected: dict[str, np.ndarray] = {}
@@ -43,44 +43,46 @@ def maps_by_hand(sample: GatedRows, row: int) -> list[np.ndarray]:
         width = projected["query"].shape[1] // site.num_heads
         weights = []
         for head in range(site.num_heads):
-            own = slice(head * width, (head + 1) * width)
-            scores = projected["query"][:, own] @ projected["key"][:, own].T / np.sqrt(width)
+            columns = slice(head * width, (head + 1) * width)
+            scores = projected["query"][:, columns] @ projected["key"][:, columns].T / np.sqrt(width)
             scores = np.exp(scores - scores.max(1, keepdims=True))
             weights.append(scores / scores.sum(1, keepdims=True))
-        found.append(np.stack(weights))
-    return found
+        maps.append(np.stack(weights))
+    return maps
 
 
 @pytest.mark.parametrize("make", BUILDERS, ids=lambda make: make.__name__)
-def test_weights_are_those_computed_by_hand_whatever_the_padding(
+def test_attention_weights_equal_a_numpy_computation_for_any_padding(
     make: Callable[[Path], Classifier], tiny_bert: Path
 ) -> None:
     classifier = make(tiny_bert)
-    if classifier.base.config.model_type == "multi_head_classifier":  # else too small to tell heads apart
+    if (
+        classifier.base.config.model_type == "multi_head_classifier"
+    ):  # its default weights are too small: all heads would have nearly the same attention
         torch.nn.init.normal_(classifier.base.embedding.weight)
     sample = sample_of(classifier)  # six rows of 3 to 13 tokens in one batch
     assert len(set(sample.split.lengths)) > 3
-    largest, certain = np.zeros((6, 2, 3)), np.zeros((6, 2, 3))
+    largest, negative_entropy = np.zeros((6, 2, 3)), np.zeros((6, 2, 3))
     for row in range(6):
         for layer, weights in enumerate(maps_by_hand(sample, row)):
             largest[row, layer] = weights.max(-1).mean(-1)
-            certain[row, layer] = (weights * np.log(weights)).sum(-1).mean(-1)
-    for measure, expected in ((confidence, largest), (entropy, certain)):
-        found = measure(sample)
-        assert_equal_up_to_rounding(found.contributions, expected)
-        assert_equal_up_to_rounding(found.values, expected.mean(0))
-        assert_equal_up_to_rounding(found.errors, expected.std(0, ddof=1) / np.sqrt(6))
+            negative_entropy[row, layer] = (weights * np.log(weights)).sum(-1).mean(-1)
+    for measure, expected in ((confidence, largest), (entropy, negative_entropy)):
+        result = measure(sample)
+        assert_equal_up_to_rounding(result.contributions, expected)
+        assert_equal_up_to_rounding(result.values, expected.mean(0))
+        assert_equal_up_to_rounding(result.errors, expected.std(0, ddof=1) / np.sqrt(6))
         assert np.ptp(expected.mean(0)) > 0.01
 
 
-def test_a_layer_with_fewer_heads_has_none_in_their_place(tiny_bert: Path) -> None:
+def test_missing_heads_of_a_layer_have_nan(tiny_bert: Path) -> None:
     classifier = bert(tiny_bert)
     prune_heads(classifier.base, {0: [0]})
-    found = confidence(sample_of(classifier))
-    assert np.isnan(found.values).tolist() == [[False, False, True], [False] * 3]
+    result = confidence(sample_of(classifier))
+    assert np.isnan(result.values).tolist() == [[False, False, True], [False] * 3]
 
 
-def test_the_implementation_of_attention_is_restored_even_after_an_error(
+def test_the_attention_implementation_is_restored_even_after_an_error(
     tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sample = sample_of(bert(tiny_bert))
@@ -98,13 +100,13 @@ def test_the_implementation_of_attention_is_restored_even_after_an_error(
     base.set_attn_implementation("eager")
     confidence(sample)
     assert config._attn_implementation == "eager"
-    plain = base.forward
-    monkeypatch.setattr(base, "forward", lambda **kwargs: plain(**kwargs | {"output_attentions": False}))
+    original = base.forward
+    monkeypatch.setattr(base, "forward", lambda **kwargs: original(**kwargs | {"output_attentions": False}))
     with pytest.raises(ModelError, match=r"a 'bert' model returns no attention weights"):
         confidence(sample)
 
 
-def test_raw_scores_are_refused_by_the_name_of_the_model(tmp_path: Path) -> None:
+def test_a_model_that_returns_raw_scores_is_rejected_by_name(tmp_path: Path) -> None:
     classifier = build(save_checkpoint("squeezebert", tmp_path), None)
     with pytest.raises(
         ModelError, match=r"a 'squeezebert' model returns no attention weights .* choose another method"

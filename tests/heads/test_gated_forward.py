@@ -20,19 +20,19 @@ def classifier(request: pytest.FixtureRequest, tiny_bert: Path) -> Classifier:
 
 
 def loss_of_row(classifier: Classifier, row: int, gates: torch.Tensor) -> torch.Tensor:
-    """Return one row's loss, by itself, without padding, in float64."""
+    """Return the loss of one row in a batch of one, without padding, in float64."""
     split, base = encoded(classifier), classifier.base.eval()
     ids = torch.tensor([split.rows["input_ids"][row]])
     with head_gates(base, attention_sites(base), gates):
         logits = base(input_ids=ids).logits
-    # Not per_example_loss, which works in float32: finite differences would see its rounding.
+    # Not per_example_loss: it computes in float32, whose rounding is too coarse for finite differences.
     return torch.nn.functional.cross_entropy(logits, torch.tensor([int(split.labels[row])]))
 
 
-def test_gradients_are_those_of_finite_differences(classifier: Classifier) -> None:
-    found = gate_gradients(sample_of(classifier, 6, batch_size=4))
-    assert found.shape == (6, 2, 3)
-    step, numeric = 1e-5, np.zeros_like(found, dtype=np.float64)
+def test_gradients_equal_finite_differences(classifier: Classifier) -> None:
+    result = gate_gradients(sample_of(classifier, 6, batch_size=4))
+    assert result.shape == (6, 2, 3)
+    step, numeric = 1e-5, np.zeros_like(result, dtype=np.float64)
     with torch.no_grad():
         for row in range(6):
             for layer in range(2):
@@ -42,46 +42,46 @@ def test_gradients_are_those_of_finite_differences(classifier: Classifier) -> No
                     down[layer, head] -= step
                     difference = loss_of_row(classifier, row, up) - loss_of_row(classifier, row, down)
                     numeric[row, layer, head] = float(difference) / (2 * step)
-    # Rounding of a float64 loss of about 1, over the step: 2e-11; the third derivative times step²: 1e-10.
-    assert_equal_up_to_rounding(found, numeric, FLOAT64)
-    assert np.abs(found).max() > 1e-3
+    # Expected: rounding of a float64 loss near 1, divided by the step: 2e-11; third derivative times step²: 1e-10.
+    assert_equal_up_to_rounding(result, numeric, FLOAT64)
+    assert np.abs(result).max() > 1e-3
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_the_batch_size_changes_nothing(classifier: Classifier, batch_size: int) -> None:
-    whole = gate_gradients(sample_of(classifier, 6, batch_size=6))
-    parts = gate_gradients(sample_of(classifier, 6, batch_size=batch_size))
-    assert_equal_up_to_rounding(parts, whole, FLOAT64)
+    one_batch = gate_gradients(sample_of(classifier, 6, batch_size=6))
+    small_batches = gate_gradients(sample_of(classifier, 6, batch_size=batch_size))
+    assert_equal_up_to_rounding(small_batches, one_batch, FLOAT64)
 
 
-def test_the_batch_size_changes_nothing_but_rounding_in_float32(tiny_bert: Path) -> None:
-    found: Classifier = BUILDERS[0](tiny_bert)
-    whole, parts = (gate_gradients(sample_of(found, 6, batch_size=size)) for size in (6, 2))
-    assert_equal_up_to_rounding(parts, whole)
+def test_the_batch_size_changes_only_rounding_in_float32(tiny_bert: Path) -> None:
+    classifier: Classifier = BUILDERS[0](tiny_bert)
+    one_batch, small_batches = (gate_gradients(sample_of(classifier, 6, batch_size=size)) for size in (6, 2))
+    assert_equal_up_to_rounding(small_batches, one_batch)
 
 
-def test_the_classifier_is_left_as_it_was(classifier: Classifier) -> None:
+def test_the_classifier_is_not_changed(classifier: Classifier) -> None:
     classifier.model.train()
-    asking = {name for name, p in classifier.model.named_parameters() if p.requires_grad}
+    trainable = {name for name, p in classifier.model.named_parameters() if p.requires_grad}
     gate_gradients(sample_of(classifier, 2, batch_size=2))
     assert classifier.base.training
-    assert {name for name, p in classifier.model.named_parameters() if p.requires_grad} == asking
+    assert {name for name, p in classifier.model.named_parameters() if p.requires_grad} == trainable
     assert all(p.grad is None for p in classifier.model.parameters())
 
 
-def test_a_head_without_values_scores_zero(tiny_bert: Path) -> None:
-    found: Classifier = BUILDERS[0](tiny_bert)
-    site = attention_sites(found.base)[1]
-    value = found.base.get_submodule(site.value)
+def test_a_head_with_zero_values_has_zero_gradient(tiny_bert: Path) -> None:
+    classifier: Classifier = BUILDERS[0](tiny_bert)
+    site = attention_sites(classifier.base)[1]
+    value = classifier.base.get_submodule(site.value)
     with torch.no_grad():
         value.weight[8:16] = 0  # head 1 of width 8
         value.bias[8:16] = 0
-    gradients = gate_gradients(sample_of(found, 6, batch_size=6))
+    gradients = gate_gradients(sample_of(classifier, 6, batch_size=6))
     assert (gradients[:, 1, 1] == 0).all()
     assert (np.delete(gradients.reshape(6, 6), 4, axis=1) != 0).all()
 
 
-def test_rows_are_drawn_without_repeats() -> None:
+def test_rows_are_sampled_without_replacement() -> None:
     assert sample_rows(3, None, 0) == sample_rows(3, 5, 0) == [0, 1, 2]
     drawn = sample_rows(100, 10, 0)
     assert drawn == sorted(set(drawn)) == sample_rows(100, 10, 0)

@@ -22,24 +22,24 @@ def sigmoid(value: float) -> float:
 
 
 @pytest.mark.parametrize("log_alpha", [-3.0, -0.5, 0.0, 2.0])
-def test_gates_are_0_and_1_as_often_as_the_distribution_says(log_alpha: float) -> None:
-    drawn = hard_concrete(torch.tensor([[log_alpha]]), 200_000, torch.Generator().manual_seed(0))
-    assert drawn.shape == (200_000, 1, 1)
-    assert 0 <= float(drawn.min()) <= float(drawn.max()) <= 1
+def test_gates_are_0_and_1_at_the_rates_of_the_distribution(log_alpha: float) -> None:
+    gates = hard_concrete(torch.tensor([[log_alpha]]), 200_000, torch.Generator().manual_seed(0))
+    assert gates.shape == (200_000, 1, 1)
+    assert 0 <= float(gates.min()) <= float(gates.max()) <= 1
     # Louizos et al. 2018, equations 11 and 12: the stretched gate is below 0 where the concrete variable, whose
     # distribution function is sigmoid(TEMPERATURE logit(s) - log_alpha), is below -LOW / (HIGH - LOW).
-    shut = sigmoid(TEMPERATURE * math.log(-LOW / HIGH) - log_alpha)
-    wide_open = 1 - sigmoid(TEMPERATURE * math.log((1 - LOW) / (HIGH - 1)) - log_alpha)
-    # A share of 200,000 draws has a standard deviation of at most .0011: measured up to .0012.
-    assert float((drawn == 0).double().mean()) == pytest.approx(shut, abs=5e-3)
-    assert float((drawn == 1).double().mean()) == pytest.approx(wide_open, abs=5e-3)
-    assert 0.02 < shut + wide_open < 0.98
+    closed_rate = sigmoid(TEMPERATURE * math.log(-LOW / HIGH) - log_alpha)
+    open_rate = 1 - sigmoid(TEMPERATURE * math.log((1 - LOW) / (HIGH - 1)) - log_alpha)
+    # A proportion of 200,000 samples has a standard deviation of at most .0011: measured up to .0012.
+    assert float((gates == 0).double().mean()) == pytest.approx(closed_rate, abs=5e-3)
+    assert float((gates == 1).double().mean()) == pytest.approx(open_rate, abs=5e-3)
+    assert 0.02 < closed_rate + open_rate < 0.98
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_training_is_that_of_autograd_through_the_whole_model(tiny_bert: Path, seed: int) -> None:
+def test_training_equals_autograd_through_the_full_model(tiny_bert: Path, seed: int) -> None:
     sample, price = sample_of(in_float64(bert(tiny_bert))), 0.02
-    found = learned._train_gates(sample, price, seed, iter(range(3)))
+    result = learned._train_gates(sample, price, seed, iter(range(3)))
     base, noise = sample.classifier.base.eval(), torch.Generator().manual_seed(seed)
     (batch,) = load_batches(sample.split, [sample.rows], sample.classifier.tokenizer, device=torch.device("cpu"))
     log_alpha = torch.full((2, 3), 2.0, requires_grad=True)
@@ -48,47 +48,47 @@ def test_training_is_that_of_autograd_through_the_whole_model(tiny_bert: Path, s
         gates = hard_concrete(log_alpha, 6, noise)
         with head_gates(base, sample.sites, gates):
             logits = base(**batch.inputs).logits
-        open_gates = (1 - torch.sigmoid(TEMPERATURE * math.log(-LOW / HIGH) - log_alpha)).sum()  # as equation 12
+        open_gates = (1 - torch.sigmoid(TEMPERATURE * math.log(-LOW / HIGH) - log_alpha)).sum()  # equation 12
         optimizer.zero_grad()
         (torch.nn.functional.cross_entropy(logits, batch.labels) + price * open_gates).backward()
         optimizer.step()
-    # Adam's steps are near 0.2 whatever the gradient, so a wrong sign or a missing term shows. Gates are float32.
-    assert_equal_up_to_rounding(found, log_alpha)
-    assert np.ptp(found) > 0.1
+    # Adam's steps are near 0.2 for any gradient, so a wrong sign or a missing term is detected. Gates are float32.
+    assert_equal_up_to_rounding(result, log_alpha)
+    assert np.ptp(result) > 0.1
 
 
 def test_values_are_the_mean_over_folds_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
     sample, folds = known_head(18), []
-    plain = learned._train_gates
+    original = learned._train_gates
 
     def train(part: object, *rest: object) -> np.ndarray:
-        folds.append((part, plain(part, *rest), rest[1]))  # type: ignore[arg-type]
+        folds.append((part, original(part, *rest), rest[1]))  # type: ignore[arg-type]
         return folds[-1][1]
 
     monkeypatch.setattr(learned, "_train_gates", train)
-    found = learned_gates(sample, 5, seed=3)
+    result = learned_gates(sample, 5, seed=3)
     assert sorted(row for part, _, _ in folds for row in part.rows) == list(range(18))
     assert [len(part) for part, _, _ in folds] == [5, 5, 4, 4]
-    assert len({seed for _, _, seed in folds}) == 4  # noise of their own, so that the error tells it
+    assert len({seed for _, _, seed in folds}) == 4  # each fold has its own noise, so that the error includes it
     trained = np.stack([values for _, values, _ in folds])
-    assert_equal_up_to_rounding(found.values, trained.mean(0) - learned.SHIFT)  # log-odds of an open gate
-    assert_equal_up_to_rounding(found.errors, trained.std(0, ddof=1) / 2)
-    assert found.note == "4 folds of 4 rows, at most 5 steps each, at a price of 0.02 per open gate"
-    assert found.contributions is None
+    assert_equal_up_to_rounding(result.values, trained.mean(0) - learned.SHIFT)  # log-odds of an open gate
+    assert_equal_up_to_rounding(result.errors, trained.std(0, ddof=1) / 2)
+    assert result.note == "4 folds of 4 rows, at most 5 steps each, at a price of 0.02 per open gate"
+    assert result.contributions is None
 
 
-def test_a_dearer_gate_is_less_open_and_the_needed_one_stays() -> None:
+def test_a_higher_price_closes_gates_except_the_needed_one() -> None:
     sample = known_head(32)
-    cheap, dear = (learned_gates(sample, 20, price=price).values for price in (0.0, 0.05))
-    others = [head for head in range(4) if head != THE_HEAD[1]]
-    assert (dear[0, others] < cheap[0, others] - 1).all()
-    assert dear[THE_HEAD] > 2 > dear[0, others].max()
+    cheap, expensive = (learned_gates(sample, 20, price=price).values for price in (0.0, 0.05))
+    other_heads = [head for head in range(4) if head != THE_HEAD[1]]
+    assert (expensive[0, other_heads] < cheap[0, other_heads] - 1).all()
+    assert expensive[THE_HEAD] > 2 > expensive[0, other_heads].max()
 
 
-def test_one_row_has_no_error_and_a_missing_head_no_value(tiny_bert: Path) -> None:
+def test_one_row_has_no_error_and_a_missing_head_has_no_value(tiny_bert: Path) -> None:
     classifier = bert(tiny_bert)
     prune_heads(classifier.base, {0: [2]})
     sample = sample_of(classifier)
-    found = learned_gates(sample.subset(sample.rows[:1]), 2)
-    assert found.errors is None
-    assert np.isnan(found.values).tolist() == [[False, False, True], [False] * 3]
+    result = learned_gates(sample.subset(sample.rows[:1]), 2)
+    assert result.errors is None
+    assert np.isnan(result.values).tolist() == [[False, False, True], [False] * 3]

@@ -1,4 +1,4 @@
-"""Every method by its name, on classifiers whose answer is known."""
+"""Every head method by its name, on classifiers whose important heads are known."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.helpers import assert_equal_up_to_rounding, encoded, sample_o
 from tests.support.known_head import THE_HEAD, known_head
 
 NAMES = HEAD_METHOD_NAMES
-BLIND = {"confidence", "entropy", "random"}  # they ignore the effect of a head on the prediction
+BLIND = {"confidence", "entropy", "random"}  # these ignore the effect of a head on the prediction
 MEANS = {"gradient", "fisher", "integrated_gradients", "ablation_loss", "ablation_kl", "ablation_accuracy", "shapley"}
 HEADS = [(layer, head) for layer in range(2) for head in range(3)]
 
@@ -35,20 +35,20 @@ def known() -> GatedRows:
     return known_head(48)
 
 
-def without_values(tiny_bert: Path) -> GatedRows:
-    """Six rows for a BERT whose head 1.1 outputs zeros."""
-    found = bert(tiny_bert)
-    value = found.base.bert.encoder.layer[1].attention.self.value
+def with_a_zero_head(tiny_bert: Path) -> GatedRows:
+    """Return six rows with a BERT whose head 1.1 outputs zeros."""
+    classifier = bert(tiny_bert)
+    value = classifier.base.bert.encoder.layer[1].attention.self.value
     with torch.no_grad():
         value.weight[8:16], value.bias[8:16] = 0, 0
-    return sample_of(found)
+    return sample_of(classifier)
 
 
-def unequal(tiny_bert: Path) -> GatedRows:
-    """Six rows for a BERT whose first layer has one head less."""
-    found = bert(tiny_bert)
-    prune_heads(found.base, {0: [1]})
-    return sample_of(found)
+def with_unequal_layers(tiny_bert: Path) -> GatedRows:
+    """Return six rows with a BERT whose first layer has only two heads."""
+    classifier = bert(tiny_bert)
+    prune_heads(classifier.base, {0: [1]})
+    return sample_of(classifier)
 
 
 def hooks(sample: GatedRows) -> int:
@@ -65,7 +65,7 @@ def test_every_name_has_a_function_and_the_recipe_accepts_it() -> None:
         HeadImportanceSection(method="iterative_random")
 
 
-def test_the_known_classifier_needs_its_head_and_no_other(known: GatedRows) -> None:
+def test_the_known_classifier_needs_only_its_known_head(known: GatedRows) -> None:
     def accuracy(*without: int) -> float:
         gates = known.gates()
         gates[0, list(without)] = 0
@@ -78,95 +78,95 @@ def test_the_known_classifier_needs_its_head_and_no_other(known: GatedRows) -> N
 @pytest.mark.parametrize("method", [name for name in NAMES if name not in BLIND])
 def test_each_method_finds_the_head_that_carries_the_label(known: GatedRows, method: str) -> None:
     before = {name: tensor.clone() for name, tensor in known.classifier.base.state_dict().items()}
-    found = measure_importance(known, method, steps=2, seed=0)
-    assert (found.method, found.split, found.rows) == (method, "validation", 48)
-    assert found.order[-1] == THE_HEAD
-    assert sorted(found.order) == [(0, head) for head in range(4)]
-    best = found.sorted_by_value()[0]
-    assert (best.layer, best.head) == THE_HEAD
-    others = [cell.value for cell in found.sorted_by_value()[1:]]
-    assert best.value > 2 * max(0.0, *others)
-    assert best.error is not None
+    scores = measure_importance(known, method, steps=2, seed=0)
+    assert (scores.method, scores.split, scores.rows) == (method, "validation", 48)
+    assert scores.order[-1] == THE_HEAD
+    assert sorted(scores.order) == [(0, head) for head in range(4)]
+    highest = scores.sorted_by_value()[0]
+    assert (highest.layer, highest.head) == THE_HEAD
+    others = [cell.value for cell in scores.sorted_by_value()[1:]]
+    assert highest.value > 2 * max(0.0, *others)
+    assert highest.error is not None
     assert hooks(known) == 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in known.classifier.base.state_dict().items())
 
 
 @pytest.mark.parametrize("method", sorted(MEANS | {"gradient_layer_norm"}))
-def test_a_head_without_values_scores_zero(tiny_bert: Path, method: str) -> None:
-    found = measure_importance(without_values(tiny_bert), method, steps=2, seed=0)
-    assert found.values[1][1] == found.standard_errors[1][1] == 0
-    if method != "ablation_accuracy":  # of six rows few heads turn one
-        assert sum(value == 0 for row in found.values for value in row) == 1
+def test_a_head_with_zero_values_scores_zero(tiny_bert: Path, method: str) -> None:
+    scores = measure_importance(with_a_zero_head(tiny_bert), method, steps=2, seed=0)
+    assert scores.values[1][1] == scores.standard_errors[1][1] == 0
+    if method != "ablation_accuracy":  # on six rows most heads change no prediction
+        assert sum(value == 0 for row in scores.values for value in row) == 1
 
 
 @pytest.mark.parametrize("method", ["gates", "learned_order"])
-def test_learned_scores_have_no_zero_but_put_such_a_head_low(tiny_bert: Path, method: str) -> None:
-    found = measure_importance(without_values(tiny_bert), method, steps=1, seed=0)
-    assert found.values[1][1] <= np.median(found.values)
+def test_learned_scores_of_a_head_with_zero_values_are_low(tiny_bert: Path, method: str) -> None:
+    scores = measure_importance(with_a_zero_head(tiny_bert), method, steps=1, seed=0)
+    assert scores.values[1][1] <= np.median(scores.values)
 
 
 @pytest.mark.parametrize("method", NAMES)
 def test_layers_with_different_numbers_of_heads(tiny_bert: Path, method: str) -> None:
-    sample = unequal(tiny_bert)
-    found = measure_importance(sample, method, steps=1, seed=0)
-    assert sorted(found.order) == [at for at in HEADS if at != (0, 2)]
-    for table in (found.values, found.standard_errors):
+    sample = with_unequal_layers(tiny_bert)
+    scores = measure_importance(sample, method, steps=1, seed=0)
+    assert sorted(scores.order) == [cell for cell in HEADS if cell != (0, 2)]
+    for table in (scores.values, scores.standard_errors):
         assert [len(row) for row in table] == [3, 3]
         assert table[0][2] is None
-    assert sum(value is None for row in found.values for value in row) == 1
-    assert np.isfinite([value for row in found.values for value in row if value is not None]).all()
-    assert {layer for layer, _ in found.order[-2:]} == {0, 1}  # one head stays in each layer
+    assert sum(value is None for row in scores.values for value in row) == 1
+    assert np.isfinite([value for row in scores.values for value in row if value is not None]).all()
+    assert {layer for layer, _ in scores.order[-2:]} == {0, 1}  # one head stays in each layer
 
 
-def test_missing_heads_do_not_make_a_ranking_steadier(tiny_bert: Path) -> None:
-    sample, seen = unequal(tiny_bert), []
+def test_missing_heads_do_not_make_a_ranking_more_stable(tiny_bert: Path) -> None:
+    sample, missing_counts = with_unequal_layers(tiny_bert), []
     for method in ("gradient", "fisher", "integrated_gradients"):
         estimate = METHODS[method].measure(sample, Budget(1, 0))
         assert estimate.contributions is not None
         assert np.isnan(estimate.contributions[:, 0, 2]).all()
-        seen.append(int(np.isnan(estimate.contributions).sum()))
-    assert seen == [6, 6, 6]
+        missing_counts.append(int(np.isnan(estimate.contributions).sum()))
+    assert missing_counts == [6, 6, 6]
 
 
 @pytest.mark.parametrize("method", ["gradient", "gradient_layer_norm", "fisher", "ablation_kl", "ablation_loss"])
-def test_blocks_of_rows_give_what_all_rows_at_once_give(known: GatedRows, method: str) -> None:
+def test_blocks_of_rows_give_the_result_of_all_rows_at_once(known: GatedRows, method: str) -> None:
     sample = replace(known, batch_size=4)  # blocks of 16 rows
-    whole = measure_importance(sample, method, steps=1, seed=0)
-    parts = measure_importance(sample, method, steps=1, seed=0, max_seconds=1e9)
-    assert parts.rows == whole.rows == 48
-    assert_equal_up_to_rounding(parts.values, whole.values)
-    assert_equal_up_to_rounding(parts.standard_errors, whole.standard_errors)
+    all_rows = measure_importance(sample, method, steps=1, seed=0)
+    in_blocks = measure_importance(sample, method, steps=1, seed=0, max_seconds=1e9)
+    assert in_blocks.rows == all_rows.rows == 48
+    assert_equal_up_to_rounding(in_blocks.values, all_rows.values)
+    assert_equal_up_to_rounding(in_blocks.standard_errors, all_rows.standard_errors)
 
 
 @pytest.mark.parametrize("method", ["gradient", "fisher", "iterative_gradient", "shapley"])
-def test_one_block_of_rows_is_measured_however_short_the_time(known: GatedRows, method: str) -> None:
+def test_at_least_one_block_of_rows_is_measured(known: GatedRows, method: str) -> None:
     sample = replace(known, batch_size=4)
-    found = measure_importance(sample, method, steps=1, seed=0, max_seconds=1e-9)
-    assert found.rows == 16
-    assert found.order[-1] == THE_HEAD
+    scores = measure_importance(sample, method, steps=1, seed=0, max_seconds=1e-9)
+    assert scores.rows == 16
+    assert scores.order[-1] == THE_HEAD
 
 
 def test_the_note_says_that_it_belongs_to_the_last_block(known: GatedRows) -> None:
     sample = replace(known, batch_size=4)
-    found = measure_importance(sample, "integrated_gradients", steps=1, seed=0, max_seconds=1e9)
-    assert found.note.startswith("measured in 3 blocks of rows; note of the last block: the shares sum to")
+    scores = measure_importance(sample, "integrated_gradients", steps=1, seed=0, max_seconds=1e9)
+    assert scores.note.startswith("measured in 3 blocks of rows; note of the last block: the shares sum to")
 
 
 def test_one_row_has_values_and_no_errors(known: GatedRows) -> None:
     for method in NAMES:
-        found = measure_importance(known.subset(known.rows[:1]), method, steps=1, seed=0)
-        assert all(error is None for row in found.standard_errors for error in row)
-        assert np.isfinite(found.values).all()
-        assert found.stability is None
+        scores = measure_importance(known.subset(known.rows[:1]), method, steps=1, seed=0)
+        assert all(error is None for row in scores.standard_errors for error in row)
+        assert np.isfinite(scores.values).all()
+        assert scores.stability is None
 
 
-def test_a_random_ranking_looks_at_no_row_and_follows_the_seed(known: GatedRows) -> None:
+def test_a_random_ranking_uses_no_rows_and_follows_the_seed(known: GatedRows) -> None:
     first, same, other = (measure_importance(known, "random", steps=1, seed=seed) for seed in (0, 0, 1))
     assert first.rows == 0
     assert first.values == same.values != other.values
 
 
-def test_accuracy_of_values_is_refused(known: GatedRows, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accuracy_of_regression_is_rejected(known: GatedRows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known.classifier.base.config, "problem_type", "regression")
     with pytest.raises(ModelError, match="ablation by accuracy needs classes"):
         methods.ablated(known, "accuracy")
@@ -177,21 +177,21 @@ def test_layers_that_share_their_weights_are_scored_separately(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     classifier = build(save_checkpoint("albert", tmp_path), None)
-    # Of one length: with two lengths the shortcuts are tried twice, after which calls may be in step again by luck.
+    # All rows have one length. With two lengths the savings are checked twice, which could hide a wrong call order.
     sample = sample_of(classifier, split=encoded(classifier, [SENTENCES[2]] * 3 + [SENTENCES[0]], [0, 1, 2, 3]))
-    found = measure_importance(sample, method, steps=1, seed=0)
-    plain = methods.ablation
-    monkeypatch.setattr(methods, "ablation", lambda sample: plain(sample, fast=False))
+    scores = measure_importance(sample, method, steps=1, seed=0)
+    original = methods.ablation
+    monkeypatch.setattr(methods, "ablation", lambda sample: original(sample, fast=False))
     slow = measure_importance(sample, method, steps=1, seed=0)
-    assert found.order == slow.order
-    assert_equal_up_to_rounding(found.values, slow.values)
+    assert scores.order == slow.order
+    assert_equal_up_to_rounding(scores.values, slow.values)
 
 
 @pytest.mark.parametrize("method", ["learned_order", "gates"])
-def test_what_is_learned_keeps_to_the_time_with_all_rows(known: GatedRows, method: str) -> None:
+def test_learned_methods_stop_in_time_and_use_all_rows(known: GatedRows, method: str) -> None:
     sample = replace(known, batch_size=4)
-    found = measure_importance(sample, method, steps=1, seed=0, max_seconds=1e-9)
-    assert found.rows == len(sample)  # none left out: only steps are
-    assert found.errors_over == "4 folds"
-    one = learned_order(sample, 1) if method == "learned_order" else learned_gates(sample, 1)
-    assert_equal_up_to_rounding(np.array(found.values, dtype=float), one.values)  # one step a fold, no more
+    scores = measure_importance(sample, method, steps=1, seed=0, max_seconds=1e-9)
+    assert scores.rows == len(sample)  # rows are never skipped, only steps
+    assert scores.errors_over == "4 folds"
+    single_step = learned_order(sample, 1) if method == "learned_order" else learned_gates(sample, 1)
+    assert_equal_up_to_rounding(np.array(scores.values, dtype=float), single_step.values)  # exactly one step per fold

@@ -18,75 +18,79 @@ from tests.support.known_head import THE_HEAD, known_head
 ORDER = [(1, 2), (0, 0), (0, 1), (1, 0), (0, 2), (1, 1)]  # least important first, each layer's last head last
 
 
-def test_heads_go_to_the_nearest_whole_number_in_the_order_given() -> None:
+def test_the_number_of_removed_heads_is_rounded_to_the_nearest_integer() -> None:
     assert [len(removed(ORDER, share)) for share in SHARES] == [1, 1, 2, 2, 3, 4, 4, 5, 5]
     assert removed(ORDER, 0.3) == ORDER[:2]
     assert removed(list(range(72)), 0.9) == list(range(65))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("count", range(7))
-def test_scores_are_those_of_a_model_with_zeroed_columns(tiny_bert: Path, count: int) -> None:
+def test_scores_equal_those_of_a_model_with_zeroed_columns(tiny_bert: Path, count: int) -> None:
     torch.manual_seed(count)
     sample = sample_of(bert(tiny_bert))
     gates = gates_without(sample, ORDER[:count])
     assert int((gates == 0).sum()) == count
     gated, score = gated_logits(sample, gates), scorer(sample, "f1_macro")(gates)
-    truth = pruning_curves(sample, {"known": ORDER}, "f1_macro", random_orders=0, shares=[count / 6])
+    curves = pruning_curves(sample, {"known": ORDER}, "f1_macro", random_orders=0, shares=[count / 6])
     for layer, head in ORDER[:count]:
         zero_columns(sample.classifier.base.get_submodule(sample.sites[layer].output), slice(8 * head, 8 * head + 8))
     plain = gated_logits(sample, sample.gates())
     torch.testing.assert_close(gated, plain, rtol=0, atol=0)
-    right, predicted = sample.labels, plain.argmax(-1).numpy()
+    labels, predicted = sample.labels, plain.argmax(-1).numpy()
     f1 = [
-        2 * ((predicted == c) & (right == c)).sum() / max(1, (predicted == c).sum() + (right == c).sum())
+        2 * ((predicted == c) & (labels == c)).sum() / max(1, (predicted == c).sum() + (labels == c).sum())
         for c in (0, 1)
     ]
     assert score == pytest.approx(np.mean(f1))
-    assert truth.curves[0].scores == [score]
-    assert truth.random is None
+    assert curves.curves[0].scores == [score]
+    assert curves.random is None
 
 
-def test_curve_reverse_and_band_are_means_of_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curve_reversed_curve_and_random_band_use_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     sample = known_head(32)
     score = scorer(sample, "accuracy")
     order = [(0, 0), (0, 3), (0, 1), THE_HEAD]
-    truth = pruning_curves(sample, {"best": order, "worst": order[::-1]}, "accuracy", random_orders=3, seed=7)
-    assert (truth.metric, truth.split, truth.rows, truth.whole) == ("accuracy", "validation", 32, 1.0)
-    assert truth.shares == list(SHARES)
+    curves = pruning_curves(sample, {"best": order, "worst": order[::-1]}, "accuracy", random_orders=3, seed=7)
+    assert (curves.metric, curves.split, curves.rows, curves.whole) == ("accuracy", "validation", 32, 1.0)
+    assert curves.shares == list(SHARES)
 
     def by_hand(heads: list[tuple[int, int]]) -> list[float]:
         return [score(gates_without(sample, heads[: min(round(share * 4), 3)])) for share in SHARES]
 
-    best, worst = truth.curves
+    best, worst = curves.curves
     assert (best.method, worst.method) == ("best", "worst")
     assert best.scores == by_hand(order)
     assert worst.scores == by_hand(order[::-1])
     assert best.mean == worst.reverse == pytest.approx(np.mean(best.scores))
     assert best.reverse == worst.mean < best.mean
     band = np.array([by_hand(random_order(sample, 7 + number)) for number in range(3)])
-    assert truth.random is not None
-    assert truth.random.orders == 3
-    assert truth.random.mean_scores == pytest.approx(band.mean(0))
-    assert (truth.random.low, truth.random.high) == (band.min(0).tolist(), band.max(0).tolist())
-    assert truth.random.mean == pytest.approx(band.mean())
-    assert truth.random.spread == pytest.approx(band.mean(1).std(ddof=1))
+    assert curves.random is not None
+    assert curves.random.orders == 3
+    assert curves.random.mean_scores == pytest.approx(band.mean(0))
+    assert (curves.random.low, curves.random.high) == (band.min(0).tolist(), band.max(0).tolist())
+    assert curves.random.mean == pytest.approx(band.mean())
+    assert curves.random.spread == pytest.approx(band.mean(1).std(ddof=1))
     assert len({tuple(row) for row in band}) > 1
-    alone = pruning_curves(sample, {"best": order}, "accuracy", random_orders=1, reverse=False)
-    assert alone.random is not None
-    assert alone.random.spread is None
-    assert alone.curves[0].reverse is None
+    single_order = pruning_curves(sample, {"best": order}, "accuracy", random_orders=1, reverse=False)
+    assert single_order.random is not None
+    assert single_order.random.spread is None
+    assert single_order.curves[0].reverse is None
 
 
-def test_the_reverse_keeps_each_layers_last_head_too(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sample, seen = sample_of(bert(tiny_bert)), []
-    plain = pruning_curve.gates_without
+def test_the_reversed_order_also_keeps_the_last_head_of_each_layer(
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample, removals = sample_of(bert(tiny_bert)), []
+    original = pruning_curve.gates_without
     monkeypatch.setattr(
-        pruning_curve, "gates_without", lambda sample, heads: seen.append(list(heads)) or plain(sample, heads)
+        pruning_curve,
+        "gates_without",
+        lambda sample, heads: removals.append(list(heads)) or original(sample, heads),
     )
     order = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (1, 2)]
     pruning_curves(sample, {"known": order}, "accuracy", random_orders=0, shares=[4 / 6])
-    # Plainly turned round, the fourth to go would be 1.0, the last head of its layer.
-    assert seen == [order[:4], [(1, 2), (0, 2), (1, 1), (0, 1)]]
+    # Simply reversed, the fourth removed head would be 1.0, the last of its layer.
+    assert removals == [order[:4], [(1, 2), (0, 2), (1, 1), (0, 1)]]
 
 
 def test_random_orders_keep_a_head_in_each_layer_and_follow_the_seed(tiny_bert: Path) -> None:
@@ -113,12 +117,12 @@ def test_errors_are_negated_so_that_higher_is_better(tiny_bert: Path, monkeypatc
     assert scorer(sample, "mean_absolute_error")(gates) == pytest.approx(-np.abs(predicted - values).mean(), rel=1e-5)
     expected = np.corrcoef(predicted, values)[0, 1]
     assert scorer(sample, "pearson")(gates) == pytest.approx(expected, rel=1e-5)
-    truth = pruning_curves(sample, {"known": ORDER}, "mean_squared_error", random_orders=2)
-    assert truth.whole < 0
-    assert max(truth.curves[0].scores) < 0
+    curves = pruning_curves(sample, {"known": ORDER}, "mean_squared_error", random_orders=2)
+    assert curves.whole < 0
+    assert max(curves.curves[0].scores) < 0
 
 
-def test_a_model_that_says_the_same_of_all_rows_has_a_score() -> None:
+def test_a_model_with_one_prediction_for_all_rows_has_a_score() -> None:
     sample = known_head(8)
     with torch.no_grad():
         sample.classifier.base.classifier.weight.zero_()
