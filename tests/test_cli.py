@@ -8,7 +8,10 @@ import pytest
 
 from finetune.cli import _loading_libraries, main
 from finetune.version import __version__
+from tests.hostile.runs import COMMANDS as HOSTILE_COMMANDS
+from tests.pipeline.test_damaged_runs import COMMANDS as DAMAGED_COMMANDS
 from tests.support import ROOT
+from tests.support.command_line import commands_with
 
 TOY = ROOT / "recipes" / "toy.yaml"
 
@@ -49,6 +52,7 @@ def test_an_impossible_path_is_one_message_in_every_command(
         ["check", str(TOY), f"output_dir={json.dumps(path)}"],
         ["check", str(TOY), f"data.train_file={json.dumps(path)}"],
     ]  # fmt: skip
+    assert {command[0] for command in commands} == commands_with("run") | commands_with("recipe")
     for command in commands:
         assert main(command) == 2, command
         printed = capsys.readouterr()
@@ -56,6 +60,13 @@ def test_an_impossible_path_is_one_message_in_every_command(
         assert printed.err.count("error: ") == 1
         assert reason in printed.err or (r"\ud800" in printed.err and "unpaired surrogate" in printed.err)
     assert [path.name for path in tmp_path.iterdir()] == ["loop"]
+
+
+def test_every_command_that_reads_a_run_is_tested_on_damaged_runs() -> None:
+    names = commands_with("run")
+    assert names >= {"evaluate", "heads", "merge", "prune", "report"}
+    for table in (DAMAGED_COMMANDS.values(), HOSTILE_COMMANDS):
+        assert {words[0] for words in table} == names
 
 
 def test_check_refuses_the_output_folder_that_train_would_refuse(

@@ -13,6 +13,9 @@ from transformers import BertConfig, BertModel
 
 from finetune.data.tokenization import word_tokenizer
 from finetune.help import guides
+from finetune.models.architectures import FAMILIES
+from finetune.recipe.names import HEAD_METHODS
+from tests.support.command_line import commands_with
 from tests.support.documents import DOCUMENTS, REPLACED, ROOT, SKIPPED, Result, blocks, commands, replaced, run_block
 
 WORDS = {"negative": ["slow", "dull", "weak"], "positive": ["bright", "quick", "warm"]}
@@ -78,8 +81,7 @@ def test_the_sample_output_is_what_is_printed(ran: dict[str, Result]) -> None:
 
 def test_as_much_ran_as_should(ran: dict[str, Result]) -> None:
     run = sum((result.run for result in ran.values()), start=type(ran["README.md"].run)())
-    assert {"finetune check", "finetune train", "finetune evaluate", "finetune report", "finetune heads"} < set(run)
-    assert {"finetune merge", "finetune prune"} < set(run)
+    assert {f"finetune {name}" for name in commands_with("run") | commands_with("recipe")} < set(run)
     assert run["finetune train"] >= 12
     assert run["python"] >= 5
     assert run["yaml"] >= 6
@@ -113,6 +115,25 @@ def test_commands_are_split_as_a_shell_does() -> None:
 
 def test_every_guide_is_run() -> None:
     assert sorted(f"finetune/docs/{topic}.md" for topic in guides()) == sorted(DOCUMENTS[1:])
+
+
+def test_the_guides_list_every_family_and_head_method() -> None:
+    families = (ROOT / "finetune/docs/models.md").read_text().partition("\nalbert, ")[2].partition(", and\n")[0]
+    listed = re.split(r",\s+", re.sub(r" \([^)]*\)", "", families))
+    assert sorted(["albert", *listed, "multi_head_classifier"]) == sorted(FAMILIES)
+    methods = (ROOT / "finetune/docs/head-analysis.md").read_text().partition("\n## Methods\n")[2].partition("\n\n`")[0]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", methods, re.MULTILINE)) == sorted(HEAD_METHODS)
+
+
+def test_contributing_names_files_that_exist_and_every_package() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = re.findall(r"`([\w.]+/[\w./]*)`", text)
+    assert len(paths) > 20
+    assert [path for path in paths if not any((folder / path).exists() for folder in (ROOT, ROOT / "finetune"))] == []
+    parts = {path.name for path in (ROOT / "finetune").iterdir()} - {"__init__.py", "__pycache__", "docs"}
+    assert len(parts) > 15
+    described = text.partition("## Map")[2].partition("A package imports")[0]
+    assert [name for name in parts if not re.search(rf"(?<!\S){re.escape(name)}/?(?!\S)", described)] == []
 
 
 def test_readme_is_short() -> None:

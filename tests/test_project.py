@@ -54,7 +54,6 @@ TESTED_IN = {
     "pipeline/report.py": "pipeline/test_damaged_runs.py",
     "pipeline/train_stage.py": "training/test_trainer.py",
     "recipe/data_section.py": "recipe/test_schema.py",
-    "recipe/key_table.py": "test_docs.py",
     "recipe/names.py": "heads/test_methods.py",
     "recipe/section.py": "recipe/test_schema.py",
     "report/figures.py": "report/test_page.py",

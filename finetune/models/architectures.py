@@ -6,8 +6,10 @@ To add a family:
    transformers.
 2. Add a row to `FAMILIES` below. The columns are the attributes of `Family`, which say where to find each value. Most
    families differ from BERT in one or two columns: `replace(_BERT, ...)`.
-3. Add a small config to `CONFIGS` in `tests/support/families.py` and run `tests/models`. The tests compare the columns
-   with the model, gates with zeroed columns, and the pruned model with gates of 0.
+3. Run `tests/models`. The tests compare the columns with the model, gates with zeroed columns, and the pruned model
+   with gates of 0. If the config has other keys than BERT's, add a small one to `CONFIGS` in
+   `tests/support/families.py`.
+4. Add the family to the list in `finetune/docs/models.md`.
 
 A model type that is not in the table is rejected by name.
 """

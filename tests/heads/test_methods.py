@@ -59,7 +59,9 @@ def test_every_name_has_a_function_and_the_recipe_accepts_it() -> None:
     assert list(METHODS) == list(HEAD_METHODS)
     iterative = [name for name in NAMES if name.startswith(ITERATIVE)]
     assert {name.removeprefix(ITERATIVE) for name in iterative} <= set(METHODS) - BLIND
-    assert (len(NAMES), len(METHODS), len(iterative)) == (21, 13, 8)
+    assert len(METHODS) >= 13
+    assert len(iterative) >= 8
+    assert len(NAMES) == len(METHODS) + len(iterative)
     assert HeadImportanceSection(method=list(NAMES)).methods() == list(NAMES)
     with pytest.raises(ValidationError, match=r"'gradient', 'gradient_layer_norm'.*'iterative_shapley'"):
         HeadImportanceSection(method="iterative_random")

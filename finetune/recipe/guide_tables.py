@@ -1,19 +1,20 @@
-"""The table of all recipe keys in `finetune/docs/recipes.md`, generated from the schema.
+"""The tables of the guides that are generated: all recipe keys in `recipes.md`, all metrics in `runs.md`.
 
-`python -m finetune.recipe.key_table` writes it again after a change to the schema.
+`python -m finetune.recipe.guide_tables` writes them again after a change to the schema or to the table of metrics.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune.recipe.names import METRICS
 from finetune.recipe.schema import Recipe
 
-GUIDE = Path(__file__).parents[1] / "docs" / "recipes.md"
-START, END = "<!-- keys -->\n", "<!-- end of keys -->\n"
+DOCS = Path(__file__).parents[1] / "docs"
+START, END = "<!-- from python -m finetune.recipe.guide_tables -->\n", "<!-- end of the generated table -->\n"
 _MAX_NAMES = 8  # longer lists of names are in the guide on head analysis
 _TYPES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
 _BOUNDS = {
@@ -35,11 +36,30 @@ def key_table() -> str:
     return "\n".join(_section(name, keys) for name, keys in sections.items())
 
 
-def write_key_table(guide: Path = GUIDE) -> None:
-    """Replace the table in the guide."""
-    before, _, rest = guide.read_text(encoding="utf-8").partition(START)
-    after = rest.partition(END)[2]
-    guide.write_text(f"{before}{START}\n{key_table()}\n{END}{after}", encoding="utf-8")
+def metric_table() -> str:
+    """Return a Markdown table of all metrics: problem type, name and meaning."""
+    rows = [
+        f"| {problem_type.replace('_', ' ')} | `{name}` | {metric.description} |"
+        for problem_type, metrics in METRICS.items()
+        for name, metric in metrics.items()
+    ]
+    return "\n".join(["| problem type | metric | meaning |", "| --- | --- | --- |", *rows, ""])
+
+
+TABLES: dict[str, Callable[[], str]] = {"recipes.md": key_table, "runs.md": metric_table}
+
+
+def with_table(text: str, table: str) -> str:
+    """Return a guide's text with this table between START and END."""
+    before, _, rest = text.partition(START)
+    return f"{before}{START}\n{table}\n{END}{rest.partition(END)[2]}"
+
+
+def write_tables(docs: Path = DOCS) -> None:
+    """Replace the table in each guide of TABLES."""
+    for name, table in TABLES.items():
+        guide = docs / name
+        guide.write_text(with_table(guide.read_text(encoding="utf-8"), table()), encoding="utf-8")
 
 
 def _section(name: str, keys: Mapping[str, Mapping[str, Any]]) -> str:
@@ -87,4 +107,4 @@ def _bounds(field: Mapping[str, Any]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    write_key_table()
+    write_tables()
