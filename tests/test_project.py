@@ -28,10 +28,6 @@ REPLACED_WORDS = (
 MANY_ARGUMENTS = {
     "models/cpu_kernels.py attention": "the arguments of torch.nn.functional.scaled_dot_product_attention",
     "models/toy_classifier.py __init__": "the fields of a transformers configuration",
-    "models/building.py pretrained_classifier": "the settings of from_pretrained, all by keyword",
-    "models/activation_cache.py cached_frozen_layers": "settings, all by keyword",
-    "heads/analysis.py analyze_heads": "settings, all by keyword",
-    "heads/pruning_curve.py pruning_curves": "settings, all by keyword",
 }
 # Modules without a test file of their own, and the test file that covers them.
 TESTED_IN = {

@@ -6,6 +6,7 @@ N rows, L layers, H heads, C classes
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -17,7 +18,7 @@ from finetune.errors import ModelError
 from finetune.heads.ablation import ablation
 from finetune.heads.gated_forward import GatedRows, sample_rows
 from finetune.heads.methods import measure_importance
-from finetune.heads.pruning_curve import pruning_curves
+from finetune.heads.pruning_curve import CurveSettings, pruning_curves
 from finetune.heads.ranking_statistics import (
     against_importance,
     helped_by_removal,
@@ -33,25 +34,37 @@ from finetune.report.progress import stage
 from finetune.runs.head_results import HeadAnalysis, HeadChanges, HeadScores, LeaveOneOut, PruningCurves, RankAgreement
 
 
+@dataclass(frozen=True)
+class AnalysisSettings:
+    """Settings of a head analysis that come from other sections of the recipe than `head_importance`.
+
+    Attributes:
+        metric: the metric of the pruning curves.
+        batch_size: rows per batch; it changes results only by rounding.
+        seed: of the choice of rows and of all random draws.
+    """
+
+    metric: str
+    batch_size: int
+    seed: int
+
+
 def analyze_heads(
     classifier: Classifier,
     splits: dict[str, EncodedSplit],
     section: HeadImportanceSection,
-    *,
-    metric: str,
-    batch_size: int,
-    seed: int,
+    settings: AnalysisSettings,
     accelerator: Accelerator,
 ) -> HeadAnalysis:
     """Return the head analysis that the `head_importance` section of a recipe describes.
 
     Args:
         splits: tokenized splits by name; `section.split` must be among them.
-        metric: the metric of the pruning curves.
     """
+    seed = settings.seed
 
     def sample_of(split: str, rows: np.ndarray) -> GatedRows:
-        return GatedRows(classifier, splits[split], split, rows, batch_size, accelerator)
+        return GatedRows(classifier, splits[split], split, rows, settings.batch_size, accelerator)
 
     ranking_rows, test_rows = separate_rows(splits, section, seed)
     sample = sample_of(section.split, ranking_rows)
@@ -63,7 +76,7 @@ def analyze_heads(
     if section.curve_split is not None and len(test_rows):
         test_sample = sample_of(section.curve_split, test_rows)
         orders = {scores.method: scores.order for scores in methods}
-        curves = pruning_curves(test_sample, orders, metric, random_orders=section.random_orders, seed=seed)
+        curves = pruning_curves(test_sample, orders, CurveSettings(settings.metric, section.random_orders, seed=seed))
         removed = leave_one_out(test_sample, seed) if section.leave_one_out else None
     changes, change_warnings = _changes(sample, effects=section.leave_one_out)
     leading = methods[0]

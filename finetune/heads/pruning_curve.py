@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from torch import Tensor
@@ -22,16 +23,26 @@ from finetune.runs.head_results import PruningCurve, PruningCurves, RandomBand
 SHARES = tuple(tenth / 10 for tenth in range(1, 10))
 
 
-def pruning_curves(
-    sample: GatedRows,
-    orders: Mapping[str, Sequence[Head]],
-    metric: str,
-    *,
-    random_orders: int,
-    reverse: bool = True,
-    shares: Sequence[float] = SHARES,
-    seed: int = 0,
-) -> PruningCurves:
+@dataclass(frozen=True)
+class CurveSettings:
+    """Which pruning curves are computed.
+
+    Attributes:
+        metric: a metric of the problem type; error metrics are negated, so that higher is better.
+        random_orders: number of random orders to compare with.
+        reverse: also remove the most important heads first.
+        shares: of all heads removed, 0 to 1, one per point of a curve.
+        seed: of the random orders.
+    """
+
+    metric: str
+    random_orders: int
+    reverse: bool = True
+    shares: Sequence[float] = SHARES
+    seed: int = 0
+
+
+def pruning_curves(sample: GatedRows, orders: Mapping[str, Sequence[Head]], settings: CurveSettings) -> PruningCurves:
     """Return the pruning curve of each order and of its reverse, and the band of random orders.
 
     Heads are removed by gates of 0. In every order each layer keeps its last head until all layers are down to one.
@@ -39,34 +50,31 @@ def pruning_curves(
     Args:
         sample: rows that were not used for the rankings.
         orders: all heads by method, least important first.
-        metric: a metric of the problem type; error metrics are negated, so that higher is better.
-        random_orders: number of random orders to compare with.
-        reverse: also remove the most important heads first.
-        shares: of all heads removed, 0 to 1.
     """
-    score, curves = scorer(sample, metric), []
-    passes = (len(orders) * (2 if reverse else 1) + random_orders) * len(shares)
+    score, curves = scorer(sample, settings.metric), []
+    num_orders = len(orders) * (2 if settings.reverse else 1) + settings.random_orders
+    passes = num_orders * len(settings.shares)
     with stage("pruning curves", total=passes) as progress:
 
         def curve(order: Sequence[Head]) -> list[float]:
             scores = []
-            for share in shares:
+            for share in settings.shares:
                 scores.append(score(gates_without(sample, removed(order, share))))
                 progress.advance()
             return scores
 
         for method, order in orders.items():
             scores = curve(order)
-            reversed_scores = curve(last_heads_last(order[::-1], sample.sites)) if reverse else None
+            reversed_scores = curve(last_heads_last(order[::-1], sample.sites)) if settings.reverse else None
             reversed_mean = None if reversed_scores is None else float(np.mean(reversed_scores))
             curves.append(PruningCurve(method, scores, float(np.mean(scores)), reversed_mean))
-        band = [curve(random_order(sample, seed + number)) for number in range(random_orders)]
+        band = [curve(random_order(sample, settings.seed + number)) for number in range(settings.random_orders)]
     return PruningCurves(
-        metric=metric,
+        metric=settings.metric,
         split=sample.split_name,
         rows=len(sample),
         whole=score(sample.gates()),
-        shares=list(shares),
+        shares=list(settings.shares),
         curves=curves,
         random=_band(np.array(band)) if band else None,
     )

@@ -42,32 +42,42 @@ _CHECKED_ROWS = 6  # rows of different lengths whose logits are compared with an
 _FREE_SPACE_FIX = "set TMPDIR to a folder on a disk with more space, or remove training.cache_frozen_layers"
 
 
+@dataclass(frozen=True)
+class CacheSettings:
+    """What is cached, and how.
+
+    Attributes:
+        layers: number of lowest layers that are frozen, in addition to the embeddings.
+        batch_size: rows per forward pass while the cache is filled.
+        write: False: check the model and notify the user only.
+    """
+
+    layers: int
+    batch_size: int
+    write: bool = True
+
+
 @contextmanager
 def cached_frozen_layers(
     classifier: Classifier,
     splits: Mapping[str, EncodedSplit],
-    layers: int,
+    settings: CacheSettings,
     *,
-    batch_size: int,
     accelerator: Accelerator,
     notify: Callable[[str], None],
-    write: bool = True,
 ) -> Iterator[dict[str, EncodedSplit]]:
     """Compute the frozen layers' output for all rows; yield the splits with it, while the model accepts it.
 
     Args:
         splits: those that pass through the model several times.
-        layers: number of lowest layers that are frozen, in addition to the embeddings.
-        batch_size: rows per forward pass while the cache is filled.
         notify: receives one line for the user.
-        write: False: check and notify only.
 
     Raises:
         ModelError: the model does not allow it.
         TrainingError: the disk has not enough space, or cannot be written.
     """
     model, device = classifier.base, accelerator.device
-    encoder, first = FrozenEncoder(model, layers), next(iter(splits.values()))
+    encoder, first = FrozenEncoder(model, settings.layers), next(iter(splits.values()))
     with ExitStack() as stack:
         stack.callback(model.train, model.training)
         model.to(device).eval()
@@ -81,13 +91,13 @@ def cached_frozen_layers(
             tokens = sum(int(split.lengths.sum()) for split in splits.values())
             size = tokens * example.shape[-1] * example.element_size()
             notify(
-                f"Cache of the {layers} frozen layers: {rows:,} rows of {tokens / rows:.1f} tokens on average x "
-                f"{example.shape[-1]} x {example.element_size()} bytes = {size / 1e6:,.1f} MB in "
+                f"Cache of the {settings.layers} frozen layers: {rows:,} rows of {tokens / rows:.1f} tokens on average "
+                f"x {example.shape[-1]} x {example.element_size()} bytes = {size / 1e6:,.1f} MB in "
                 f"{tempfile.gettempdir()}, deleted when training ends."
             )
-            if write:
+            if settings.write:
                 file = stack.enter_context(_shared_file(size, accelerator))
-                splits = _computed(encoder, classifier, splits, example, file, batch_size)
+                splits = _computed(encoder, classifier, splits, example, file, settings.batch_size)
         yield dict(splits)
 
 

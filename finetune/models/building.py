@@ -7,7 +7,7 @@ reports their names, so no list of module names is kept here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,34 +34,55 @@ from finetune.models.checkpoint_checks import (
 )
 from finetune.models.classification_head import AlignedHead, align_head_to_labels, meta_device_classifier
 from finetune.models.classifier import Classifier
-from finetune.models.freezing import freeze, keep_float32
+from finetune.models.freezing import NOTHING_FROZEN, Freezing, freeze, keep_float32
 from finetune.models.head_pruning import classifier_class
 from finetune.models.lora import Lora, add_lora, initial_adapters, projection_weights
 from finetune.models.pretrained import OUTPUTS, Source, check_entries, load_config, model_load_errors
 from finetune.report.progress import stage
 
 
+@dataclass(frozen=True)
+class Labels:
+    """What a classifier predicts.
+
+    Attributes:
+        names: label names in the order of the logits.
+        problem_type: single_label_classification, multi_label_classification or regression.
+    """
+
+    names: Sequence[str]
+    problem_type: str
+
+    def config_entries(self) -> dict[str, Any]:
+        """Return the entries of a transformers config for these labels."""
+        id2label = dict(enumerate(self.names))
+        return {
+            "num_labels": len(self.names),
+            "id2label": id2label,
+            "label2id": {name: index for index, name in id2label.items()},
+            "problem_type": self.problem_type,
+        }
+
+
 def pretrained_classifier(
     source: Source,
     tokenizer: PreTrainedTokenizerBase,
+    labels: Labels,
     *,
-    label_names: Sequence[str],
-    problem_type: str,
     max_length: int,
     lora: Lora | None = None,
-    freeze_embeddings: bool = False,
-    freeze_layers: int = 0,
-    allow_missing_weights: bool = False,
+    freezing: Freezing = NOTHING_FROZEN,
 ) -> Classifier:
     """Return a classifier on a pretrained encoder; weights that the checkpoint lacks are initialized at random.
 
-    Without `lora` all weights are trained, except embeddings and layers that are to be frozen, and all weights are
-    float32. With `lora` the checkpoint's weights have the dtype of `source` and the trained weights are float32.
+    Without `lora` all weights are float32, and all are trained except those of `freezing`. With `lora` the
+    checkpoint's weights have the dtype of `source`, and the trained weights (adapters, classification head and weights
+    that the checkpoint lacks) are float32; `freezing` has no effect.
 
     Raises:
         ModelError: the checkpoint is not found or cannot be read, lacks weights of the encoder itself (unless
-            `allow_missing_weights`), does not match its tokenizer or config, takes fewer tokens than `max_length`, or
-            has no projection for a requested adapter.
+            `source.allow_missing_weights`), does not match its tokenizer or config, takes fewer tokens than
+            `max_length`, or has no projection for a requested adapter.
     """
     notes = []
     if lora is None and source.dtype != "float32":
@@ -70,13 +91,12 @@ def pretrained_classifier(
             "float32. For faster training set training.mixed_precision: bf16."
         )
         source = replace(source, dtype="float32")
-    labels = _label_config(label_names, problem_type)
-    model, new, head, load_notes = _load(source, labels, allow_missing_weights=allow_missing_weights)
+    model, new, head, load_notes = _load(source, labels)
     check_max_length(model.config, tokenizer, max_length, source.name)
     check_token_ids(model, tokenizer, source.name)
     notes += load_notes
     if lora is None:
-        freeze(model, freeze_embeddings=freeze_embeddings, freeze_layers=freeze_layers)
+        freeze(model, freezing)
         random = [name for name in missing_encoder_weights(model, new) if not model.get_parameter(name).requires_grad]
         if random:
             raise ModelError(
@@ -94,9 +114,7 @@ def pretrained_classifier(
     return Classifier(adapted, tokenizer, max_length, source, tuple(new), checksum, initial, tuple(notes))
 
 
-def _load(
-    source: Source, labels: dict[str, Any], *, allow_missing_weights: bool
-) -> tuple[PreTrainedModel, list[str], AlignedHead, list[str]]:
+def _load(source: Source, labels: Labels) -> tuple[PreTrainedModel, list[str], AlignedHead, list[str]]:
     """Load a checkpoint as a classifier for these labels.
 
     Returns:
@@ -107,7 +125,7 @@ def _load(
     config = load_config(source)
     with stage("loading model"), model_load_errors(source):
         wider = meta_device_classifier(
-            config, num_labels=labels["num_labels"] + 1, trust_remote_code=source.trust_remote_code
+            config, num_labels=len(labels.names) + 1, trust_remote_code=source.trust_remote_code
         )
         check_fits_in_memory(sum(p.numel() for p in wider.parameters()), source.name)
         model, info = classifier_class(config).from_pretrained(
@@ -116,7 +134,7 @@ def _load(
             ignore_mismatched_sizes=True,
             **source.loading_options(),
             **OUTPUTS,
-            **labels,
+            **labels.config_entries(),
         )
         with TemporaryDirectory() as folder:  # fail now, not after training, if the config cannot be saved
             model.config.save_pretrained(folder)
@@ -124,10 +142,10 @@ def _load(
     new = new_parameters(info)
     check_has_heads(model, source.name)
     missing = missing_encoder_weights(model, new)
-    if not allow_missing_weights:
+    if not source.allow_missing_weights:
         check_encoder_weights(model, new, source.name)
     check_finite_weights(model, source.name)
-    head = align_head_to_labels(model, wider, config, list(labels["label2id"]), info)
+    head = align_head_to_labels(model, wider, config, list(labels.names), info)
     notes = [note for note in (head.note, unused_layers(model, info)) if note]
     if missing:
         notes.append(f"The checkpoint has no weights for {first_and_count(missing)}: initialized at random.")
@@ -138,9 +156,8 @@ def new_classifier(
     model_type: str,
     config_overrides: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
+    labels: Labels,
     *,
-    label_names: Sequence[str],
-    problem_type: str,
     max_length: int,
 ) -> Classifier:
     """Return a classifier built from a config, with random weights.
@@ -161,8 +178,8 @@ def new_classifier(
     check_entries(config_overrides, "model.config_overrides")
     sizes = {**config_overrides, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     try:
-        config = AutoConfig.for_model(model_type, **sizes, **_label_config(label_names, problem_type))
-        empty = meta_device_classifier(config, num_labels=len(label_names))
+        config = AutoConfig.for_model(model_type, **sizes, **labels.config_entries())
+        empty = meta_device_classifier(config, num_labels=len(labels.names))
         check_fits_in_memory(sum(p.numel() for p in empty.parameters()), model_type)
         model = AutoModelForSequenceClassification.from_config(config)
     except ModelError:
@@ -175,13 +192,3 @@ def new_classifier(
     check_max_length(model.config, tokenizer, max_length, model_type)
     names = tuple(name for name, _ in model.named_parameters())
     return Classifier(model, tokenizer, max_length, None, names)
-
-
-def _label_config(names: Sequence[str], problem_type: str) -> dict[str, Any]:
-    id2label = dict(enumerate(names))
-    return {
-        "num_labels": len(names),
-        "id2label": id2label,
-        "label2id": {name: index for index, name in id2label.items()},
-        "problem_type": problem_type,
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,20 +15,37 @@ from finetune.models.architectures import family_of
 from finetune.models.attention_sites import attention_sites
 
 
-def freeze(model: PreTrainedModel, *, freeze_embeddings: bool, freeze_layers: int) -> None:
-    """Freeze the embeddings, with their norm and projection, and the lowest `freeze_layers` layers.
+@dataclass(frozen=True)
+class Freezing:
+    """The parts of the encoder that are not trained.
+
+    Attributes:
+        embeddings: whether the embeddings are frozen, with their norm and projection.
+        layers: number of lowest layers that are frozen.
+    """
+
+    embeddings: bool = False
+    layers: int = 0
+
+
+NOTHING_FROZEN = Freezing()
+
+
+def freeze(model: PreTrainedModel, freezing: Freezing) -> None:
+    """Freeze the parts of the encoder that `freezing` names.
 
     Raises:
         ModelError: the model has fewer layers, or its layers share weights.
     """
     sites = attention_sites(model)
-    if freeze_layers > len(sites) or (freeze_layers and len({site.output for site in sites}) < len(sites)):
+    shared = len({site.output for site in sites}) < len(sites)
+    if freezing.layers > len(sites) or (freezing.layers and shared):
         raise ModelError(
-            f"training.freeze_layers is {freeze_layers}, but this '{model.config.model_type}' model has {len(sites)} "
+            f"training.freeze_layers is {freezing.layers}, but this '{model.config.model_type}' model has {len(sites)} "
             "layers, or shares weights between them; lower it"
         )
     encoder = model.base_model
-    if freeze_embeddings:
+    if freezing.embeddings:
         names = {"embeddings", family_of(model.config).embedding_projection} - {""}
         for name, module in encoder.named_modules():
             if isinstance(module, nn.Embedding) or name in names:
@@ -35,7 +53,7 @@ def freeze(model: PreTrainedModel, *, freeze_embeddings: bool, freeze_layers: in
     for module in encoder.modules():
         # Every list with one item per layer: XLM has separate lists for attention, norms and feed-forward.
         if isinstance(module, nn.ModuleList) and len(module) == len(sites):
-            for layer in module[:freeze_layers]:
+            for layer in module[: freezing.layers]:
                 layer.requires_grad_(False)
 
 

@@ -55,6 +55,7 @@ class Source:
         attn_implementation: one of ATTN_IMPLEMENTATIONS; None: the default of transformers.
         use_safetensors: False allows pickled weights.
         trust_remote_code: True allows code from the checkpoint.
+        allow_missing_weights: True allows a checkpoint without some of the encoder's weights, which become random.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Source:
     attn_implementation: str | None = None
     use_safetensors: bool = True
     trust_remote_code: bool = False
+    allow_missing_weights: bool = False
 
     def loading_options(self) -> dict[str, Any]:
         """Return the keyword arguments of `from_pretrained`.

@@ -62,10 +62,12 @@ def analyze(context: RunContext, inputs: RunInputs) -> HeadAnalysis | None:
             inputs.classifier,
             inputs.splits,
             recipe.head_importance,
-            metric=recipe.metric_names()[0],
-            batch_size=recipe.evaluation.per_device_eval_batch_size,
-            seed=recipe.seed,
-            accelerator=context.accelerator,
+            analysis.AnalysisSettings(
+                metric=recipe.metric_names()[0],
+                batch_size=recipe.evaluation.per_device_eval_batch_size,
+                seed=recipe.seed,
+            ),
+            context.accelerator,
         )
     if result.truth is None:
         return result

@@ -5,8 +5,9 @@ from __future__ import annotations
 from finetune.data.splits import LabeledSplits
 from finetune.data.tokenization import word_tokenizer
 from finetune.errors import ModelError
-from finetune.models.building import new_classifier, pretrained_classifier
+from finetune.models.building import Labels, new_classifier, pretrained_classifier
 from finetune.models.classifier import Classifier
+from finetune.models.freezing import Freezing
 from finetune.models.lora import Lora
 from finetune.models.pretrained import Source, load_tokenizer
 from finetune.recipe import ModelSection, PeftSection, Recipe
@@ -22,13 +23,10 @@ def build_classifier(recipe: Recipe, splits: LabeledSplits) -> Classifier:
     return pretrained_classifier(
         source,
         load_tokenizer(source),
-        label_names=splits.label_names,
-        problem_type=recipe.task.problem_type,
+        Labels(splits.label_names, recipe.task.problem_type),
         max_length=recipe.data.max_length,
         lora=None if recipe.peft is None else lora_settings(recipe.peft),
-        freeze_embeddings=recipe.training.freeze_embeddings,
-        freeze_layers=recipe.training.freeze_layers,
-        allow_missing_weights=recipe.model.allow_missing_weights,
+        freezing=Freezing(recipe.training.freeze_embeddings, recipe.training.freeze_layers),
     )
 
 
@@ -51,8 +49,7 @@ def _build_untrained(recipe: Recipe, splits: LabeledSplits) -> Classifier:
         model.model_type,
         model.config_overrides,
         tokenizer,
-        label_names=splits.label_names,
-        problem_type=recipe.task.problem_type,
+        Labels(splits.label_names, recipe.task.problem_type),
         max_length=recipe.data.max_length,
     )
 
@@ -67,6 +64,7 @@ def checkpoint_source(model: ModelSection) -> Source:
         model.attn_implementation,
         model.use_safetensors,
         model.trust_remote_code,
+        model.allow_missing_weights,
     )
 
 

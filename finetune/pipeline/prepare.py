@@ -16,7 +16,7 @@ from finetune.data.splits import encode_splits, read_labeled
 from finetune.data.tokenization import EncodedSplit
 from finetune.distributed import local_main_process_first
 from finetune.errors import ModelError
-from finetune.models.activation_cache import cached_frozen_layers
+from finetune.models.activation_cache import CacheSettings, cached_frozen_layers
 from finetune.models.architectures import FAMILIES
 from finetune.models.classifier import Classifier
 from finetune.models.compilation import compiled_layers
@@ -146,11 +146,9 @@ def frozen_layers_cached(context: RunContext, inputs: RunInputs, *, write: bool 
     with cached_frozen_layers(
         inputs.classifier,
         {name: inputs.splits[name] for name in used_in_training if name in inputs.splits},
-        recipe.training.freeze_layers,
-        batch_size=recipe.evaluation.per_device_eval_batch_size,
+        CacheSettings(recipe.training.freeze_layers, recipe.evaluation.per_device_eval_batch_size, write),
         accelerator=context.accelerator,
         notify=context.print_line,
-        write=write,
     ) as cached:
         yield replace(inputs, splits=inputs.splits | cached)
 

@@ -9,7 +9,7 @@ import peft
 import torch
 
 from finetune.models.classifier import Classifier
-from finetune.models.freezing import freeze, keep_float32, undo_keep_float32
+from finetune.models.freezing import Freezing, freeze, keep_float32, undo_keep_float32
 from finetune.models.lora import add_lora, merge_adapters
 from finetune.pipeline.build_model import lora_settings
 from finetune.pipeline.finished_run import FinishedRun
@@ -37,7 +37,7 @@ def recovery_finetune(run: FinishedRun, pruned: Classifier, epochs: int) -> Clas
         trained = _with_new_adapters(recipe.peft, pruned, fully_trained)
     else:
         trained, settings = pruned, recipe.training
-        freeze(pruned.base, freeze_embeddings=settings.freeze_embeddings, freeze_layers=settings.freeze_layers)
+        freeze(pruned.base, Freezing(settings.freeze_embeddings, settings.freeze_layers))
     plan = make_plan(recipe, rows=len(run.inputs.splits["train"]), processes=1)
     recipe, _ = fill_in(recipe, plan, pruned.base.config.hidden_size)
     context = replace(run.context, recipe=recipe)

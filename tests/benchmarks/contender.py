@@ -30,7 +30,7 @@ from finetune.data.rows import RawSplit
 from finetune.data.tokenization import EncodedSplit, encode_split
 from finetune.evaluation.prediction import Predictions, predict
 from finetune.models.attention_sites import attention_sites
-from finetune.models.building import pretrained_classifier
+from finetune.models.building import Labels, pretrained_classifier
 from finetune.models.classifier import Classifier
 from finetune.models.cpu_kernels import keep_freed_memory
 from finetune.models.lora import Lora
@@ -116,8 +116,7 @@ def build(names: list[str], contender: Contender) -> Classifier:
     return pretrained_classifier(
         MODEL,
         load_tokenizer(MODEL),
-        label_names=names,
-        problem_type="single_label_classification",
+        Labels(names, "single_label_classification"),
         max_length=128,
         lora=Lora(8, 16, 0.05, ROLES) if contender.lora else None,
     )

@@ -30,7 +30,7 @@ from finetune.data.tokenization import EncodedSplit
 from finetune.heads.gated_forward import GatedRows, sample_rows
 from finetune.heads.importance_estimate import Head
 from finetune.heads.methods import measure_importance
-from finetune.heads.pruning_curve import pruning_curves
+from finetune.heads.pruning_curve import CurveSettings, pruning_curves
 from finetune.models.classifier import Classifier
 from finetune.models.loading import load_classifier
 from finetune.pipeline.session import start
@@ -115,9 +115,8 @@ class LoadedRun:
     def curves(self, orders: dict[str, list[Head]], *, random_orders: int, reverse: bool) -> PruningCurves:
         """Return the pruning curves of these orders on validation rows."""
         unseen = self.sample("validation", CURVE_ROWS)
-        return pruning_curves(
-            unseen, orders, "accuracy", random_orders=random_orders, reverse=reverse, seed=self.recipe.seed
-        )
+        settings = CurveSettings("accuracy", random_orders, reverse, seed=self.recipe.seed)
+        return pruning_curves(unseen, orders, settings)
 
 
 def load_run(run: Path) -> LoadedRun:

@@ -19,9 +19,9 @@ from accelerate import Accelerator
 from finetune.data.rows import RawSplit
 from finetune.data.tokenization import EncodedSplit, encode_split
 from finetune.heads.ablation import ablation
-from finetune.heads.analysis import analyze_heads, leave_one_out, separate_rows, untested, warnings
+from finetune.heads.analysis import AnalysisSettings, analyze_heads, leave_one_out, separate_rows, untested, warnings
 from finetune.heads.gated_forward import GatedRows
-from finetune.models.building import pretrained_classifier
+from finetune.models.building import Labels, pretrained_classifier
 from finetune.models.classifier import Classifier
 from finetune.models.head_pruning import prune_heads
 from finetune.models.losses import decisions
@@ -64,8 +64,7 @@ def case(tiny_bert: Path, problem_type: str, rows: int = 20) -> tuple[Classifier
     classifier = pretrained_classifier(
         source,
         load_tokenizer(source),
-        label_names=("value",) if problem_type == "regression" else ("a", "b", "c"),
-        problem_type=problem_type,
+        Labels(("value",) if problem_type == "regression" else ("a", "b", "c"), problem_type),
         max_length=16,
         lora=None,
     )
@@ -85,7 +84,7 @@ def analyze(
     classifier: Classifier, splits: dict[str, EncodedSplit], section: HeadImportanceSection, metric: str = "accuracy"
 ) -> HeadAnalysis:
     accelerator = Accelerator(cpu=True)
-    return analyze_heads(classifier, splits, section, metric=metric, batch_size=4, seed=3, accelerator=accelerator)
+    return analyze_heads(classifier, splits, section, AnalysisSettings(metric, batch_size=4, seed=3), accelerator)
 
 
 @pytest.mark.parametrize("problem_type", METRIC)
@@ -232,7 +231,7 @@ import sys
 from pathlib import Path
 import datasets
 from accelerate import Accelerator
-from finetune.heads.analysis import analyze_heads
+from finetune.heads.analysis import AnalysisSettings, analyze_heads
 from finetune.recipe import HeadImportanceSection
 from finetune.runs.json_files import write_json
 from tests.support.known_head import known_head
@@ -245,7 +244,7 @@ section = HeadImportanceSection(
 sample = known_head(48)
 found = analyze_heads(
     sample.classifier, {"validation": sample.split}, section,
-    metric="accuracy", batch_size=4, seed=3, accelerator=accelerator,
+    AnalysisSettings("accuracy", batch_size=4, seed=3), accelerator,
 )
 write_json(Path(sys.argv[1]) / f"{accelerator.num_processes}-{accelerator.process_index}.json", found)
 """
@@ -280,10 +279,8 @@ def test_a_missing_base_disables_only_the_weight_changes(tiny_bert: Path, tmp_pa
         classifier,
         {"train": split, "validation": split},
         HeadImportanceSection(method="gradient"),
-        metric="accuracy",
-        batch_size=6,
-        seed=0,
-        accelerator=Accelerator(cpu=True),
+        AnalysisSettings("accuracy", batch_size=6, seed=0),
+        Accelerator(cpu=True),
     )
     assert result.changes is None
     assert result.changes_agreement is None

@@ -11,7 +11,7 @@ from finetune.heads import learned as module
 from finetune.heads.gated_forward import row_losses
 from finetune.heads.importance_estimate import removal_order
 from finetune.heads.learned import draw_masks, learned_order
-from finetune.heads.pruning_curve import pruning_curves
+from finetune.heads.pruning_curve import CurveSettings, pruning_curves
 from finetune.models.head_pruning import prune_heads
 from tests.models.test_head_gates import bert
 from tests.support.helpers import sample_of
@@ -91,7 +91,8 @@ def test_the_learned_order_is_better_than_random_orders() -> None:
     result = learned_order(sample.subset(np.arange(32)), 10)
     order = removal_order(result.values, sample.sites)
     assert order[-1] == THE_HEAD
-    curves = pruning_curves(sample.subset(np.arange(32, 64)), {"learned": order}, "accuracy", random_orders=6)
+    unseen = sample.subset(np.arange(32, 64))
+    curves = pruning_curves(unseen, {"learned": order}, CurveSettings("accuracy", random_orders=6))
     assert curves.random is not None
     assert curves.curves[0].scores[:-1] == [1.0] * 8  # 90 % of four heads rounds to all
     assert curves.random.mean < 0.9 < curves.curves[0].mean

@@ -20,7 +20,7 @@ from finetune.heads.pruning import (
     write_zeroed,
 )
 from finetune.models.attention_sites import AttentionSite, attention_sites, pruned_heads
-from finetune.models.building import pretrained_classifier
+from finetune.models.building import Labels, pretrained_classifier
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import check_reload, logits_of
 from finetune.models.head_pruning import prune_heads
@@ -116,8 +116,7 @@ def low_lora(checkpoint: Path) -> Classifier:
     classifier = pretrained_classifier(
         source,
         load_tokenizer(source),
-        label_names=("no", "yes"),
-        problem_type="single_label_classification",
+        Labels(("no", "yes"), "single_label_classification"),
         max_length=16,
         lora=Lora(2, 4, 0.0, ROLES),
     )

@@ -9,7 +9,15 @@ import torch
 
 from finetune.heads import pruning_curve
 from finetune.heads.gated_forward import gated_logits
-from finetune.heads.pruning_curve import SHARES, gates_without, pruning_curves, random_order, removed, scorer
+from finetune.heads.pruning_curve import (
+    SHARES,
+    CurveSettings,
+    gates_without,
+    pruning_curves,
+    random_order,
+    removed,
+    scorer,
+)
 from finetune.models.head_pruning import prune_heads
 from tests.models.test_head_gates import bert, zero_columns
 from tests.support.helpers import encoded, sample_of
@@ -31,7 +39,7 @@ def test_scores_equal_those_of_a_model_with_zeroed_columns(tiny_bert: Path, coun
     gates = gates_without(sample, ORDER[:count])
     assert int((gates == 0).sum()) == count
     gated, score = gated_logits(sample, gates), scorer(sample, "f1_macro")(gates)
-    curves = pruning_curves(sample, {"known": ORDER}, "f1_macro", random_orders=0, shares=[count / 6])
+    curves = pruning_curves(sample, {"known": ORDER}, CurveSettings("f1_macro", random_orders=0, shares=[count / 6]))
     for layer, head in ORDER[:count]:
         zero_columns(sample.classifier.base.get_submodule(sample.sites[layer].output), slice(8 * head, 8 * head + 8))
     plain = gated_logits(sample, sample.gates())
@@ -50,7 +58,8 @@ def test_curve_reversed_curve_and_random_band_use_the_same_scores(monkeypatch: p
     sample = known_head(32)
     score = scorer(sample, "accuracy")
     order = [(0, 0), (0, 3), (0, 1), THE_HEAD]
-    curves = pruning_curves(sample, {"best": order, "worst": order[::-1]}, "accuracy", random_orders=3, seed=7)
+    orders = {"best": order, "worst": order[::-1]}
+    curves = pruning_curves(sample, orders, CurveSettings("accuracy", random_orders=3, seed=7))
     assert (curves.metric, curves.split, curves.rows, curves.whole) == ("accuracy", "validation", 32, 1.0)
     assert curves.shares == list(SHARES)
 
@@ -71,7 +80,7 @@ def test_curve_reversed_curve_and_random_band_use_the_same_scores(monkeypatch: p
     assert curves.random.mean == pytest.approx(band.mean())
     assert curves.random.spread == pytest.approx(band.mean(1).std(ddof=1))
     assert len({tuple(row) for row in band}) > 1
-    single_order = pruning_curves(sample, {"best": order}, "accuracy", random_orders=1, reverse=False)
+    single_order = pruning_curves(sample, {"best": order}, CurveSettings("accuracy", random_orders=1, reverse=False))
     assert single_order.random is not None
     assert single_order.random.spread is None
     assert single_order.curves[0].reverse is None
@@ -88,7 +97,7 @@ def test_the_reversed_order_also_keeps_the_last_head_of_each_layer(
         lambda sample, heads: removals.append(list(heads)) or original(sample, heads),
     )
     order = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (1, 2)]
-    pruning_curves(sample, {"known": order}, "accuracy", random_orders=0, shares=[4 / 6])
+    pruning_curves(sample, {"known": order}, CurveSettings("accuracy", random_orders=0, shares=[4 / 6]))
     # Simply reversed, the fourth removed head would be 1.0, the last of its layer.
     assert removals == [order[:4], [(1, 2), (0, 2), (1, 1), (0, 1)]]
 
@@ -117,7 +126,7 @@ def test_errors_are_negated_so_that_higher_is_better(tiny_bert: Path, monkeypatc
     assert scorer(sample, "mean_absolute_error")(gates) == pytest.approx(-np.abs(predicted - values).mean(), rel=1e-5)
     expected = np.corrcoef(predicted, values)[0, 1]
     assert scorer(sample, "pearson")(gates) == pytest.approx(expected, rel=1e-5)
-    curves = pruning_curves(sample, {"known": ORDER}, "mean_squared_error", random_orders=2)
+    curves = pruning_curves(sample, {"known": ORDER}, CurveSettings("mean_squared_error", random_orders=2))
     assert curves.whole < 0
     assert max(curves.curves[0].scores) < 0
 

@@ -24,7 +24,7 @@ from finetune.evaluation.prediction import predict
 from finetune.models import activation_cache, speedups
 from finetune.models.architectures import FAMILIES, family_of
 from finetune.models.classifier import Classifier
-from finetune.models.freezing import freeze
+from finetune.models.freezing import Freezing, freeze
 from finetune.models.frozen_encoder import FrozenEncoder
 from finetune.models.speedups import first_token_only
 from finetune.recipe import TrainingSection
@@ -200,7 +200,7 @@ def test_a_resumed_run_is_bit_identical(tiny_bert: Path, accelerator: Accelerato
 
 def test_a_trained_parameter_in_the_lower_part_is_named(tiny_bert: Path) -> None:
     classifier = tiny_classifier(tiny_bert)
-    freeze(classifier.base, freeze_embeddings=False, freeze_layers=1)
+    freeze(classifier.base, Freezing(embeddings=False, layers=1))
     with (
         pytest.raises(ModelError, match=r"bert\.embeddings\.word_embeddings\.weight, .* is trained"),
         cached(classifier),

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 from finetune.errors import ModelError
 from finetune.models.architectures import FAMILIES
 from finetune.models.attention_sites import attention_sites
-from finetune.models.building import new_classifier, pretrained_classifier
+from finetune.models.building import Labels, new_classifier, pretrained_classifier
 from finetune.models.loading import load_classifier
 from finetune.models.lora import Lora
 from finetune.models.pretrained import Source, load_tokenizer
@@ -86,8 +86,7 @@ def test_a_max_length_above_the_models_is_rejected(tiny_bert: Path) -> None:
         pretrained_classifier(
             source,
             load_tokenizer(source),
-            label_names=("a", "b"),
-            problem_type="single_label_classification",
+            Labels(("a", "b"), "single_label_classification"),
             max_length=33,
         )
 
@@ -108,8 +107,7 @@ def test_a_new_model_that_cannot_be_built_is_named(
             model_type,
             overrides,
             load_tokenizer(Source(str(tiny_bert))),
-            label_names=("a", "b"),
-            problem_type="single_label_classification",
+            Labels(("a", "b"), "single_label_classification"),
             max_length=16,
         )
 
@@ -125,8 +123,7 @@ def test_pickled_weights_are_read_only_when_allowed(tiny_bert: Path, tmp_path: P
     built = pretrained_classifier(
         source,
         load_tokenizer(source),
-        label_names=("no", "yes"),
-        problem_type="single_label_classification",
+        Labels(("no", "yes"), "single_label_classification"),
         max_length=16,
     )
     assert built.new_parameters == ("classifier.bias", "classifier.weight")

@@ -14,9 +14,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BertCon
 
 from finetune.errors import ModelError
 from finetune.models.architectures import FAMILIES
-from finetune.models.building import new_classifier, pretrained_classifier
+from finetune.models.building import Labels, new_classifier, pretrained_classifier
 from finetune.models.checkpoint_checks import check_fits_in_memory, max_input_length
 from finetune.models.classifier import Classifier
+from finetune.models.freezing import Freezing
 from finetune.models.loading import load_classifier
 from finetune.models.lora import Lora
 from finetune.models.pretrained import Source, load_tokenizer
@@ -35,12 +36,12 @@ def changed(checkpoint: Path, folder: Path, entries: dict[str, Any]) -> Path:
 
 
 def build(folder: Path, **options: Any) -> Classifier:
-    source = Source(str(folder), **{key: options.pop(key) for key in ("dtype", "use_safetensors") if key in options})
+    of_source = options.keys() & {"dtype", "use_safetensors", "allow_missing_weights"}
+    source = Source(str(folder), **{key: options.pop(key) for key in of_source})
     return pretrained_classifier(
         source,
         load_tokenizer(source),
-        label_names=LABELS,
-        problem_type="single_label_classification",
+        Labels(LABELS, "single_label_classification"),
         max_length=options.pop("max_length", 16),
         **options,
     )
@@ -133,7 +134,7 @@ def test_missing_weights_are_trained_and_saved_with_an_adapter_and_never_frozen(
     trained = {name for name, p in adapted.model.named_parameters() if p.requires_grad and "lora_" not in name}
     assert any("layer.1.output.dense.modules_to_save" in name for name in trained)
     with pytest.raises(ModelError, match=r"has no weights for bert\.encoder\.layer\.1\.output.*, which is frozen"):
-        build(folder, freeze_layers=2, allow_missing_weights=True)
+        build(folder, freezing=Freezing(layers=2), allow_missing_weights=True)
 
 
 def test_a_note_names_layers_that_the_config_does_not_list(tiny_masked_lm: Path, tmp_path: Path) -> None:
@@ -290,7 +291,6 @@ def test_a_new_model_of_wrong_sizes_is_one_message(
             model_type,
             sizes,
             load_tokenizer(Source(str(tiny_bert))),
-            label_names=LABELS,
-            problem_type="single_label_classification",
+            Labels(LABELS, "single_label_classification"),
             max_length=16,
         )

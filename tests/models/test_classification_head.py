@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetune.models.building import pretrained_classifier
+from finetune.models.building import Labels, pretrained_classifier
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import check_reload, logits_of
 from finetune.models.loading import load_classifier
@@ -25,9 +25,7 @@ def build(
     folder: Path, labels: tuple[str, ...], lora: Lora | None = None, problem: str = "single_label_classification"
 ) -> Classifier:
     source = Source(str(folder))
-    return pretrained_classifier(
-        source, load_tokenizer(source), label_names=labels, problem_type=problem, max_length=16, lora=lora
-    )
+    return pretrained_classifier(source, load_tokenizer(source), Labels(labels, problem), max_length=16, lora=lora)
 
 
 # BERT has one matrix above its pooler, RoBERTa two, XLM no module called a classifier.

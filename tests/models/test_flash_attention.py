@@ -21,10 +21,10 @@ from finetune.heads.ablation import ablation
 from finetune.heads.attention_maps import confidence
 from finetune.heads.gated_forward import check_all_ones, gate_gradients
 from finetune.heads.pruning import measure_speed
-from finetune.models.activation_cache import cached_frozen_layers
+from finetune.models.activation_cache import CacheSettings, cached_frozen_layers
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import check_reload, logits_of
-from finetune.models.freezing import freeze
+from finetune.models.freezing import Freezing, freeze
 from finetune.models.loading import load_classifier
 from finetune.models.merging import merge_classifier
 from finetune.models.precision import check_flash_attention, uses_flash_attention, without_flash_attention
@@ -117,12 +117,13 @@ def test_training_works_with_frozen_layers_cached_and_without(
 ) -> None:
     classifier = flashing(tiny_classifier(tiny_bert))
     if cached:
-        freeze(classifier.base, freeze_embeddings=True, freeze_layers=1)
+        freeze(classifier.base, Freezing(embeddings=True, layers=1))
     split, caches = encoded(classifier), ExitStack()
     with caches:
         if cached:
-            options = {"batch_size": 4, "accelerator": bf16, "notify": lambda text: None}
-            filled = cached_frozen_layers(classifier, {"train": split}, 1, **options)
+            filled = cached_frozen_layers(
+                classifier, {"train": split}, CacheSettings(1, batch_size=4), accelerator=bf16, notify=lambda text: None
+            )
             split = caches.enter_context(filled)["train"]
         trainer = build_trainer(
             classifier, split, plan(), Hyperparameters(TrainingSection(learning_rate=1e-3), seed=0), bf16

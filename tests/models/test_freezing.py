@@ -6,7 +6,7 @@ import pytest
 
 from finetune.errors import ModelError
 from finetune.models.attention_sites import attention_sites
-from finetune.models.freezing import freeze
+from finetune.models.freezing import Freezing, freeze
 from tests.support.families import build, save_checkpoint
 from tests.support.helpers import tiny_classifier
 
@@ -18,7 +18,7 @@ def trained(model: object) -> set[str]:
 def test_embeddings_and_lower_layers_are_frozen(tiny_bert: Path) -> None:
     built = tiny_classifier(tiny_bert)
     everything = trained(built.model)
-    freeze(built.base, freeze_embeddings=True, freeze_layers=1)
+    freeze(built.base, Freezing(embeddings=True, layers=1))
     stopped = everything - trained(built.model)
     assert stopped == {n for n in everything if n.startswith(("bert.embeddings.", "bert.encoder.layer.0."))}
     assert len(stopped) == 5 + 16
@@ -28,12 +28,12 @@ def test_embeddings_and_lower_layers_are_frozen(tiny_bert: Path) -> None:
 def test_other_families_too(family: str, tmp_path: Path) -> None:
     built = build(save_checkpoint(family, tmp_path))
     everything = trained(built.model)
-    freeze(built.base, freeze_embeddings=False, freeze_layers=1)
+    freeze(built.base, Freezing(embeddings=False, layers=1))
     stopped = everything - trained(built.model)
     assert stopped
     assert all(".0." in name for name in stopped)
     assert not {name for name in trained(built.base) if ".0." in name}
-    freeze(built.base, freeze_embeddings=True, freeze_layers=1)
+    freeze(built.base, Freezing(embeddings=True, layers=1))
     assert not any("embeddings" in name for name in trained(built.base))
 
 
@@ -54,13 +54,13 @@ def test_norm_and_projection_of_the_embeddings_are_frozen_too(family: str, name:
     built = build(save_checkpoint(family, tmp_path)).base
     stopped = {f"{name}.{which}" for which in ("weight", "bias")}
     assert stopped <= trained(built)
-    freeze(built, freeze_embeddings=True, freeze_layers=0)
+    freeze(built, Freezing(embeddings=True, layers=0))
     assert not stopped & trained(built)
     assert {f"{site.output}.weight" for site in attention_sites(built)} <= trained(built)
 
 
 def test_too_many_or_shared_layers_are_rejected(tiny_bert: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"freeze_layers is 3, but this 'bert' model has 2 layers"):
-        freeze(tiny_classifier(tiny_bert).base, freeze_embeddings=False, freeze_layers=3)
+        freeze(tiny_classifier(tiny_bert).base, Freezing(embeddings=False, layers=3))
     with pytest.raises(ModelError, match="shares weights between them"):
-        freeze(build(save_checkpoint("albert", tmp_path)).base, freeze_embeddings=False, freeze_layers=1)
+        freeze(build(save_checkpoint("albert", tmp_path)).base, Freezing(embeddings=False, layers=1))

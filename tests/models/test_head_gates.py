@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from finetune.data.tokenization import word_tokenizer
 from finetune.errors import ModelError
 from finetune.models.attention_sites import attention_sites
-from finetune.models.building import new_classifier
+from finetune.models.building import Labels, new_classifier
 from finetune.models.classifier import Classifier
 from finetune.models.head_gates import check_gates, head_gates
 from finetune.models.lora import Lora
@@ -49,8 +49,7 @@ def small(checkpoint: Path) -> Classifier:
         "multi_head_classifier",
         sizes,
         tokenizer,
-        label_names=("a", "b"),
-        problem_type="single_label_classification",
+        Labels(("a", "b"), "single_label_classification"),
         max_length=16,
     )
 

@@ -20,14 +20,14 @@ COMMIT = {"main": "a" * 40, "v1": "b" * 40}
 PROGRAM = """\
 import sys
 from finetune.errors import ModelError
-from finetune.models.building import pretrained_classifier
+from finetune.models.building import Labels, pretrained_classifier
 from finetune.models.pretrained import quiet_libraries
 from finetune.models.pretrained import Source, load_tokenizer
 quiet_libraries()
 try:
     source = Source(sys.argv[1], sys.argv[2])
-    classifier = pretrained_classifier(source, load_tokenizer(source), label_names=('no', 'yes'),
-                                       problem_type='single_label_classification', max_length=16)
+    labels = Labels(('no', 'yes'), 'single_label_classification')
+    classifier = pretrained_classifier(source, load_tokenizer(source), labels, max_length=16)
     print('layers', classifier.base.config.num_hidden_layers)
 except ModelError as error:
     print('ModelError', error)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune.errors import ModelError
 from finetune.heads.pruning import pruned_classifier, write_zeroed
-from finetune.models.building import pretrained_classifier
+from finetune.models.building import Labels, pretrained_classifier
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import check_reload, logits_of
 from finetune.models.loading import load_classifier
@@ -184,7 +184,7 @@ def test_pickled_weights_are_saved_and_read_back_as_safetensors(tiny_bert: Path,
     source = Source(str(base), use_safetensors=False)
     for lora in (None, LORA):
         built = pretrained_classifier(
-            source, load_tokenizer(source), label_names=("no", "yes"), problem_type="single_label_classification",
+            source, load_tokenizer(source), Labels(("no", "yes"), "single_label_classification"),
             max_length=16, lora=lora,
         )  # fmt: skip
         folder = tmp_path / f"{lora is None}"

@@ -169,15 +169,14 @@ def test_trained_weights_are_float32_on_a_base_of_lower_precision(
     half = tmp_path / "half"
     BertModel.from_pretrained(tiny_masked_lm, dtype=dtype).save_pretrained(half)
     load_tokenizer(Source(str(tiny_masked_lm))).save_pretrained(half)
-    from finetune.models.building import pretrained_classifier
+    from finetune.models.building import Labels, pretrained_classifier
 
     name = str(dtype).removeprefix("torch.")
     source = Source(str(half), dtype=name)
     built = pretrained_classifier(
         source,
         load_tokenizer(source),
-        label_names=("no", "yes"),
-        problem_type="single_label_classification",
+        Labels(("no", "yes"), "single_label_classification"),
         max_length=16,
         lora=lora,
     )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.models.building import pretrained_classifier
+from finetune.models.building import Labels, pretrained_classifier
 from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
 from finetune.models.merging import merge_classifier
@@ -28,8 +28,7 @@ def classifier(
     return pretrained_classifier(
         source,
         load_tokenizer(source),
-        label_names=["value"] if problem_type == "regression" else ["a", "b", "c"],
-        problem_type=problem_type,
+        Labels(["value"] if problem_type == "regression" else ["a", "b", "c"], problem_type),
         max_length=16,
         lora=lora,
     )

@@ -21,7 +21,7 @@ from finetune.data.rows import RawSplit
 from finetune.data.tokenization import EncodedSplit, encode_split, word_tokenizer
 from finetune.models import toy_classifier
 from finetune.models.architectures import FAMILIES
-from finetune.models.building import pretrained_classifier
+from finetune.models.building import Labels, pretrained_classifier
 from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
 from finetune.models.pretrained import Source, load_tokenizer
@@ -110,7 +110,7 @@ def build(folder: Path, lora: Lora | None = None) -> Classifier:
     source = Source(str(folder))
     tokenizer = load_tokenizer(source)
     return pretrained_classifier(
-        source, tokenizer, label_names=LABELS, problem_type="single_label_classification", max_length=16, lora=lora
+        source, tokenizer, Labels(LABELS, "single_label_classification"), max_length=16, lora=lora
     )
 
 

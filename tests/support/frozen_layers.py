@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from accelerate import Accelerator
 
-from finetune.models.activation_cache import cached_frozen_layers
+from finetune.models.activation_cache import CacheSettings, cached_frozen_layers
 from finetune.models.classifier import Classifier
-from finetune.models.freezing import freeze
+from finetune.models.freezing import Freezing, freeze
 from tests.support.helpers import encoded
 
 
 def frozen(classifier: Classifier, layers: int = 1) -> Classifier:
     """Freeze the embeddings and the lowest layers; return the classifier."""
-    freeze(classifier.base, freeze_embeddings=True, freeze_layers=layers)
+    freeze(classifier.base, Freezing(embeddings=True, layers=layers))
     return classifier
 
 
-def cached(classifier: Classifier, layers: int = 1, accelerator: Accelerator | None = None, **options: Any) -> Any:
+def cached(
+    classifier: Classifier,
+    layers: int = 1,
+    accelerator: Accelerator | None = None,
+    notify: Callable[[str], None] = lambda text: None,
+    **options: Any,
+) -> Any:
     """Cache the six sentences as two splits."""
-    options = {"batch_size": 4, "notify": lambda text: None, **options}
     splits = {"train": encoded(classifier), "validation": encoded(classifier)}
-    return cached_frozen_layers(classifier, splits, layers, accelerator=accelerator or Accelerator(cpu=True), **options)
+    settings = CacheSettings(**{"layers": layers, "batch_size": 4} | options)
+    accelerator = accelerator or Accelerator(cpu=True)
+    return cached_frozen_layers(classifier, splits, settings, accelerator=accelerator, notify=notify)
 
 
 def assert_restored(classifier: Classifier) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from finetune.data.rows import RawSplit
 from finetune.data.tokenization import EncodedSplit, encode_split
 from finetune.heads.gated_forward import GatedRows
-from finetune.models.building import pretrained_classifier
+from finetune.models.building import Labels, pretrained_classifier
 from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
 from finetune.models.pretrained import Source, load_tokenizer
@@ -53,8 +53,7 @@ def tiny_classifier(
     return pretrained_classifier(
         source,
         load_tokenizer(source),
-        label_names=labels,
-        problem_type="single_label_classification",
+        Labels(labels, "single_label_classification"),
         max_length=16,
         lora=lora,
     )

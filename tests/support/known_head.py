@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from finetune.data.rows import RawSplit
 from finetune.data.tokenization import EncodedSplit, encode_split, word_tokenizer
 from finetune.heads.gated_forward import GatedRows
-from finetune.models.building import new_classifier
+from finetune.models.building import Labels, new_classifier
 from finetune.models.classifier import Classifier
 
 THE_HEAD = (0, 2)
@@ -44,8 +44,7 @@ def known_head(rows: int = 64) -> GatedRows:
         "multi_head_classifier",
         sizes,
         tokenizer,
-        label_names=("bad", "good"),
-        problem_type="single_label_classification",
+        Labels(("bad", "good"), "single_label_classification"),
         max_length=16,
     )
     base = classifier.base

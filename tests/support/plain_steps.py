@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from finetune.data.rows import RawSplit
 from finetune.data.sampler import plan_epoch, steps_in_epoch
 from finetune.data.tokenization import EncodedSplit, encode_split
-from finetune.models.building import pretrained_classifier
+from finetune.models.building import Labels, pretrained_classifier
 from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
 from finetune.models.pretrained import Source, load_tokenizer, quiet_libraries
@@ -90,8 +90,7 @@ def classifier_of(checkpoint: Path, case: Case) -> Classifier:
     return pretrained_classifier(
         source,
         load_tokenizer(source),
-        label_names=["value"] if case.problem_type == "regression" else list(WEIGHTS),
-        problem_type=case.problem_type,
+        Labels(["value"] if case.problem_type == "regression" else list(WEIGHTS), case.problem_type),
         max_length=16,
         lora=LORA if case.lora else None,
     )
