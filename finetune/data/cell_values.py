@@ -93,37 +93,39 @@ def batches_from_objects(
         DataError: a column is missing in all rows, or a cell cannot be read as text.
     """
     seen: dict[str, None] = {}
-    first, block = 1, []
+    first_row, block = 1, []
     for row in rows:
         seen.update(dict.fromkeys(row))
         block.append(row)
         if len(block) == BATCH_ROWS:
-            yield _batch_from_objects(block, columns, where, first)
-            first, block = first + BATCH_ROWS, []
-    if first > 1 or block:
+            yield _batch_from_objects(block, columns, where, first_row)
+            first_row, block = first_row + BATCH_ROWS, []
+    if first_row > 1 or block:
         require_columns(columns, list(seen), where)
-    yield _batch_from_objects(block, columns, where, first)
+    yield _batch_from_objects(block, columns, where, first_row)
 
 
 def _batch_from_objects(
-    block: Sequence[Mapping[str, object]], columns: Sequence[Column], where: str, first: int
+    block: Sequence[Mapping[str, object]], columns: Sequence[Column], where: str, first_row: int
 ) -> pa.RecordBatch:
-    arrays = [cells_from_values([row.get(column.name) for row in block], column, where, first) for column in columns]
+    arrays = [
+        cells_from_values([row.get(column.name) for row in block], column, where, first_row) for column in columns
+    ]
     return make_batch(arrays, columns)
 
 
-def cells_from_values(values: Sequence[object], column: Column, where: str, first: int) -> pa.Array:
+def cells_from_values(values: Sequence[object], column: Column, where: str, first_row: int) -> pa.Array:
     """Return Python values as cells.
 
     Args:
-        first: the number of the first row.
+        first_row: the number of the first row.
 
     Raises:
         DataError: a value cannot be read as text; the message names its row.
     """
     convert = _label_list if column.lists else _text
     cells = []
-    for row, value in enumerate(values, start=first):
+    for row, value in enumerate(values, start=first_row):
         try:
             cells.append(convert(value, column))
         except ValueError as error:
@@ -131,7 +133,7 @@ def cells_from_values(values: Sequence[object], column: Column, where: str, firs
     try:
         return pa.array(cells, column.arrow_type())
     except UnicodeEncodeError as error:
-        row = first + next(index for index, cell in enumerate(cells) if not _is_unicode(cell))
+        row = first_row + next(index for index, cell in enumerate(cells) if not _is_unicode(cell))
         raise column.error(
             where, row, "contains an unpaired surrogate, which is not a character; correct it"
         ) from error
@@ -148,7 +150,11 @@ def _is_unicode(cell: object) -> bool:
 
 
 def _text(value: object, column: Column) -> str | None:
-    """Return a value as text, None for an empty one; ValueError with the message if it has no text."""
+    """Return a value as text, or None for an empty cell.
+
+    Raises:
+        ValueError: the value cannot be read as text.
+    """
     if value is None or type(value) is str:
         return value
     if isinstance(value, bool):
@@ -166,30 +172,31 @@ def _text(value: object, column: Column) -> str | None:
 
 
 def _label_list(value: object, column: Column) -> list[str | None] | None:
+    """Return a list of labels as texts, or None for an empty cell; ValueError if the value is not a list of labels."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if not isinstance(value, list | tuple):
         raise ValueError(column.not_a_list_message())
-    inner = Column(column.name, "text_column")  # a list in the list is an error, as in a text column
-    return [_text(item, inner) for item in value]
+    item_column = Column(column.name, "text_column")  # a list inside the list is an error, as in a text column
+    return [_text(item, item_column) for item in value]
 
 
 def cells_from_arrow(
-    cells: pa.Array, column: Column, where: str, first: int, names: Sequence[str] | None = None
+    cells: pa.Array, column: Column, where: str, first_row: int, names: Sequence[str] | None = None
 ) -> pa.Array:
     """Return a typed column as cells.
 
     Args:
-        first: the number of the first row.
+        first_row: the number of the first row.
         names: the label names of a ClassLabel column, whose cells are codes.
 
     Raises:
         DataError: the type or a value cannot be read as text; the message names the row.
     """
-    rows = np.arange(first, first + len(cells))
+    rows = np.arange(first_row, first_row + len(cells))
     kind = cells.type
     if pa.types.is_dictionary(kind):
-        return cells_from_arrow(cells.dictionary_decode(), column, where, first, names)
+        return cells_from_arrow(cells.dictionary_decode(), column, where, first_row, names)
     if not _is_list(kind):
         if column.lists and not pa.types.is_null(kind):
             raise column.error(where, _first_row(cells, rows), column.not_a_list_message())
@@ -199,9 +206,9 @@ def cells_from_arrow(
     if not column.lists:
         raise column.error(where, _first_row(cells, rows), column.list_message(f"lists ({kind})"))
     lengths = pc.fill_null(pc.list_value_length(cells), 0).to_numpy()
-    inner = _scalar_cells(pc.list_flatten(cells), column, where, np.repeat(rows, lengths), names)
+    items = _scalar_cells(pc.list_flatten(cells), column, where, np.repeat(rows, lengths), names)
     ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(ends), inner, mask=pc.is_null(cells))
+    return pa.ListArray.from_arrays(pa.array(ends), items, mask=pc.is_null(cells))
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -209,6 +216,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _first_row(cells: pa.Array, rows: np.ndarray) -> int:
+    """Return the number of the first row with a value."""
     valid = np.flatnonzero(cells.is_valid().to_numpy(zero_copy_only=False))
     return int(rows[valid[0]]) if len(valid) else int(rows[0]) if len(rows) else 1
 

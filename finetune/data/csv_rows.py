@@ -79,17 +79,26 @@ def read_delimited(file: Path, kind: str, columns: Sequence[Column]) -> Iterator
         yield _batch(block, columns, file, first)
 
 
-def _batch(block: Sequence[tuple[str, ...]], columns: Sequence[Column], file: Path, first: int) -> pa.RecordBatch:
-    cells = list(zip(*block, strict=True)) or [()] * len(columns)
-    if columns[-1].lists and block:
-        raise columns[-1].error(str(file), first, columns[-1].not_a_list_message())
-    return make_batch(
-        [pa.array(values, column.arrow_type()) for values, column in zip(cells, columns, strict=True)], columns
-    )
+def _check_header(file: Path, header: _Row, columns: Sequence[Column]) -> None:
+    """Raise DataError unless the header contains each of the columns exactly once."""
+    named = [name for name in header.cells if name.strip()]
+    if not named:
+        raise DataError(f"{file} has no header; write the names of the columns in the first line")
+    other = next((sign for sign in ";\t|," if len(named) == 1 and sign in named[0]), None)
+    if other:
+        raise DataError(
+            f"{file} seems to be separated by {other!r}; separate the cells by commas, rename a tab-separated file to "
+            f".tsv, or add the line sep={other} above the header"
+        )
+    require_columns(columns, named, str(file))
 
 
 def _parse_rows(text: TextIO, file: Path, delimiter: str, *, quoted: bool, skipped: int) -> Iterator[_Row]:
-    """Yield the header and the rows without blank lines; `skipped` lines of the file were read before."""
+    """Yield the header (row 0) and the rows; blank lines are skipped.
+
+    Args:
+        skipped: number of lines of the file that were already read.
+    """
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
     number, line = 0, skipped + 1
@@ -112,31 +121,13 @@ def _parse_rows(text: TextIO, file: Path, delimiter: str, *, quoted: bool, skipp
         raise DataError(f"{file} {where} ({lines}): {problem}; {_QUOTING}") from error
 
 
-def _check_header(file: Path, header: _Row, columns: Sequence[Column]) -> None:
-    """Raise DataError unless the header contains each of the columns exactly once."""
-    named = [name for name in header.cells if name.strip()]
-    if not named:
-        raise DataError(f"{file} has no header; write the names of the columns in the first line")
-    other = next((sign for sign in ";\t|," if len(named) == 1 and sign in named[0]), None)
-    if other:
-        raise DataError(
-            f"{file} seems to be separated by {other!r}; separate the cells by commas, rename a tab-separated file to "
-            f".tsv, or add the line sep={other} above the header"
-        )
-    require_columns(columns, named, str(file))
-
-
-def _width_fix(kind: str, delimiter: str) -> str:
-    """Return the fix for a row with another number of cells; usually a text contains the separator or a line break."""
-    if kind == "tsv":
-        return "a text in a tsv file cannot contain a tab or a line break: use csv, jsonl or parquet for such rows"
-    return f"put quotation marks around a text that contains {delimiter!r} or a line break, or correct the row"
-
-
 def _rows_of_equal_width(rows: Iterator[_Row], file: Path, header: Sequence[str], fix: str) -> Iterator[_Row]:
-    """Yield the rows; DataError if a row has another number of cells than the first, or text after the named columns.
+    """Yield the rows, and check that all have the same number of cells.
 
-    Empty cells after the named columns come from a comma at the end of the lines. Unnamed columns are ignored.
+    Columns without a name at the end, such as those from a comma at the end of each line, must be empty.
+
+    Raises:
+        DataError: a row has another number of cells than the first row, or text in a column without a name.
     """
     named = max(index for index, name in enumerate(header, start=1) if name.strip())
     width = None
@@ -156,12 +147,28 @@ def _rows_of_equal_width(rows: Iterator[_Row], file: Path, header: Sequence[str]
         raise DataError(f"{where} has {count} cell{'s' if count > 1 else ''}, but {rule}; {fix}")
 
 
-def _embedded_rows(row: _Row, delimiter: str, label: int) -> Iterator[_EmbeddedRow]:
-    """Yield the lines inside each text that could be rows between two unintended quotation marks.
+def _width_fix(kind: str, delimiter: str) -> str:
+    """Return the fix for a wrong number of cells: usually a text contains the separator or a line break."""
+    if kind == "tsv":
+        return "a text in a tsv file cannot contain a tab or a line break: use csv, jsonl or parquet for such rows"
+    return f"put quotation marks around a text that contains {delimiter!r} or a line break, or correct the row"
 
-    Such a text consists of the end of a row, from the column of the text on, then complete rows, then the beginning of
-    a row, up to that column. There are no quotation marks in it, so every separator separates cells. Only before a
-    quotation mark that is escaped with a backslash there can be more separators.
+
+def _batch(block: Sequence[tuple[str, ...]], columns: Sequence[Column], file: Path, first: int) -> pa.RecordBatch:
+    cells = list(zip(*block, strict=True)) or [()] * len(columns)
+    if columns[-1].lists and block:
+        raise columns[-1].error(str(file), first, columns[-1].not_a_list_message())
+    return make_batch(
+        [pa.array(values, column.arrow_type()) for values, column in zip(cells, columns, strict=True)], columns
+    )
+
+
+def _embedded_rows(row: _Row, delimiter: str, label: int) -> Iterator[_EmbeddedRow]:
+    """Yield the lines inside a quoted text that could be rows, because the quotation marks were not intended.
+
+    If a quotation mark in one row is closed by one in a later row, the text between them consists of the end of the
+    first row, complete rows, and the beginning of the last row, up to the same column. The number of separators in each
+    line must fit this. The first line may have more of them if it contains a quotation mark escaped with a backslash.
     """
     width = len(row.cells)
     for column, text in enumerate(row.cells):
@@ -183,10 +190,10 @@ def _embedded_rows(row: _Row, delimiter: str, label: int) -> Iterator[_EmbeddedR
 
 
 def _check_embedded_rows(file: Path, embedded: Mapping[str, _EmbeddedRow], labels: set[str]) -> None:
-    """Raise DataError for a text that contains rows: a line in it looks like a row, with a label that other rows have.
+    """Raise DataError if a line inside a quoted text looks like a row and has a label that other rows have too.
 
-    If an unintended quotation mark is closed by another one further below, the file is well-formed csv, and this is the
-    only sign of the mistake.
+    The file is well-formed csv even if an unintended quotation mark is closed in a later row, so there is no other sign
+    of this mistake.
     """
     for label, line in embedded.items():
         if label in labels:

@@ -86,11 +86,12 @@ def _rows_of_columns(columns: Mapping[str, Any], file: Path) -> Iterator[Mapping
 
 
 def _object_with_unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return a JSON object as a dict; ValueError if a key occurs twice."""
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key '{twice[:40]}' occurs twice in one object")
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key '{repeated[:40]}' occurs twice in one object")
     return values
 
 
@@ -118,6 +119,7 @@ def _decode(text: str, where: str) -> object:
 
 
 def _type_name(value: object) -> str:
+    """Return the kind of a JSON value, such as "a list"; numbers were decoded as text."""
     if value is None:
         return "null"
     names = {bool: "true or false", str: "a text or a number", float: "a number", list: "a list", dict: "an object"}

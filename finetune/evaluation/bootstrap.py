@@ -1,7 +1,8 @@
-"""Bootstrap confidence intervals of metrics (Efron 1979): resampled rows, 2.5th and 97.5th percentiles.
+"""Bootstrap confidence intervals of metrics (Efron 1979): the 2.5th and 97.5th percentiles over resampled rows.
 
-Drawing N rows with replacement and counting them is the same as drawing the cells of the confusion matrix from a
-multinomial distribution. All R resamples are therefore drawn in one call, however many rows there are.
+Rows with the same label and the same prediction are of one kind: a cell of the confusion matrix. Drawing N rows with
+replacement is the same as drawing the number of rows of each kind from a multinomial distribution. Its cost does not
+depend on N, and many resamples are drawn in one call.
 
     N rows, C classes, R resamples, K kinds of rows (non-empty cells of the confusion matrix), X metric values
 """
@@ -20,8 +21,8 @@ from finetune.evaluation.metrics import (
     SINGLE_LABEL,
     Counts,
     confusion_matrix,
-    defined,
     f1,
+    none_if_undefined,
     precision,
     recall,
 )
@@ -29,10 +30,55 @@ from finetune.report.progress import stage
 from finetune.runs.results import ClassScores, MetricValue
 
 Array = NDArray[Any]
-MIN_ROWS = 10  # 4 rows have only 35 different resamples, too few for a meaningful interval
+MIN_ROWS = 10  # fewer rows have too few different resamples: 4 rows have only 35
 Bounds = tuple[float | None, float | None]
 _BLOCK = 5_000_000  # maximum number of resampled counts in memory
 _PROGRESS_STEPS = 100  # resamples between two updates of the progress display
+
+
+def classification_intervals(
+    predictions: Array, references: Array, label_names: list[str], *, samples: int, seed: int
+) -> tuple[dict[str, MetricValue], list[ClassScores]]:
+    """Return all metrics and the per-class table, with 95 % confidence intervals.
+
+    Args:
+        predictions: class ids (N,), or 0/1 label sets (N, C) in multi-label classification.
+        references: the labels in the same form.
+        samples: number of resamples R.
+    """
+    if predictions.ndim == 1:
+        metrics, (kinds, sizes) = SINGLE_LABEL, _single_label_kinds(predictions, references, len(label_names))
+    else:
+        metrics, (kinds, sizes) = MULTI_LABEL, _multi_label_kinds(predictions, references)
+    functions = [*metrics.values(), precision, recall, f1]
+    total = _total(kinds, sizes)
+    values = np.concatenate([np.reshape(function(total), -1) for function in functions])
+    bounds: list[Bounds] = [(None, None)] * len(values)
+    if not interval_note(total.rows):
+        bounds = _bounds(_evaluate_blocks(_resample_counts(kinds, sizes, samples, seed), functions))
+    cells = [MetricValue(float(value), low, high) for value, (low, high) in zip(values, bounds, strict=True)]
+    overall, by_class = cells[: len(metrics)], np.reshape(np.array(cells[len(metrics) :], dtype=object), (3, -1))
+    per_class = [
+        ClassScores(name, by_class[0, index], by_class[1, index], by_class[2, index], int(total.actual[index]))
+        for index, name in enumerate(label_names)
+    ]
+    return dict(zip(metrics, overall, strict=True)), per_class
+
+
+def regression_intervals(predictions: Array, references: Array, *, samples: int, seed: int) -> dict[str, MetricValue]:
+    """Return all regression metrics of predicted values (N,), with 95 % confidence intervals.
+
+    An undefined metric has the value None and no interval.
+    """
+    values = {name: none_if_undefined(metric(predictions, references)) for name, metric in REGRESSION.items()}
+    if interval_note(len(references)):
+        return {name: MetricValue(value) for name, value in values.items()}
+    resamples = _regression_resamples(predictions.astype(float), references.astype(float), samples, seed)
+    resampled = np.array([[metrics[name] for name in REGRESSION] for metrics in resamples])
+    return {
+        name: MetricValue(value, low, high)
+        for (name, value), (low, high) in zip(values.items(), _bounds(resampled), strict=True)
+    }
 
 
 def interval_note(rows: int) -> str:
@@ -40,20 +86,29 @@ def interval_note(rows: int) -> str:
     return f"{rows} rows are too few for bootstrap intervals (at least {MIN_ROWS})" if rows < MIN_ROWS else ""
 
 
-def _bounds(resampled: Array) -> list[Bounds]:
-    """Return the interval of each column of (R, X), over the resamples in which the value is defined (not NaN).
-
-    The bounds are None if all resamples have the same value.
-    """
-    bounds: list[Bounds] = []
-    for column in resampled.T:
-        values = column[np.isfinite(column)]
-        low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (0.0, 0.0)
-        bounds.append((float(low), float(high)) if low < high else (None, None))
-    return bounds
+def _single_label_kinds(predictions: Array, references: Array, num_classes: int) -> tuple[Counts, Array]:
+    """Return the counts of one row of each kind, and the number of rows of each kind; a kind is (label, prediction)."""
+    confusion = confusion_matrix(predictions, references, num_classes)
+    actual, predicted = np.nonzero(confusion)  # (K,)
+    one_hot, correct = np.eye(num_classes), actual == predicted
+    kinds = Counts(one_hot[actual] * correct[:, None], one_hot[predicted], one_hot[actual], correct, 1)
+    return kinds, confusion[actual, predicted]
 
 
-def _resampled(kinds: Counts, sizes: Array, samples: int, seed: int) -> Iterator[Counts]:
+def _multi_label_kinds(predictions: Array, references: Array) -> tuple[Counts, Array]:
+    """Return the counts of every row, and ones (N,), because each row is a separate kind."""
+    exact = (predictions == references).all(-1)
+    return Counts(predictions * references, predictions, references, exact, 1), np.ones(len(references), dtype=int)
+
+
+def _total(kinds: Counts, sizes: Array) -> Counts:
+    """Return the counts of all rows."""
+    return Counts(
+        sizes @ kinds.hits, sizes @ kinds.predicted, sizes @ kinds.actual, sizes @ kinds.exact, int(sizes.sum())
+    )
+
+
+def _resample_counts(kinds: Counts, sizes: Array, samples: int, seed: int) -> Iterator[Counts]:
     """Yield the counts of all resamples, in blocks.
 
     Args:
@@ -80,71 +135,17 @@ def _evaluate_blocks(blocks: Iterator[Counts], functions: list[Callable[[Counts]
     )
 
 
-def _total(kinds: Counts, sizes: Array) -> Counts:
-    """Return the counts of all rows."""
-    return Counts(
-        sizes @ kinds.hits, sizes @ kinds.predicted, sizes @ kinds.actual, sizes @ kinds.exact, int(sizes.sum())
-    )
+def _bounds(resampled: Array) -> list[Bounds]:
+    """Return the interval of each column of (R, X), over the resamples in which the value is defined (not NaN).
 
-
-def _single_label_kinds(predictions: Array, references: Array, num_classes: int) -> tuple[Counts, Array]:
-    """Return the counts of one row of each kind, and the number of rows of each kind; a kind is (label, prediction)."""
-    confusion = confusion_matrix(predictions, references, num_classes)
-    actual, predicted = np.nonzero(confusion)  # (K,)
-    one_hot, correct = np.eye(num_classes), actual == predicted
-    kinds = Counts(one_hot[actual] * correct[:, None], one_hot[predicted], one_hot[actual], correct, 1)
-    return kinds, confusion[actual, predicted]
-
-
-def _multi_label_kinds(predictions: Array, references: Array) -> tuple[Counts, Array]:
-    """Return the counts of every row, and their number: each row is a kind of which there is one."""
-    exact = (predictions == references).all(-1)
-    return Counts(predictions * references, predictions, references, exact, 1), np.ones(len(references), dtype=int)
-
-
-def classification_intervals(
-    predictions: Array, references: Array, label_names: list[str], *, samples: int, seed: int
-) -> tuple[dict[str, MetricValue], list[ClassScores]]:
-    """Return all metrics and the per-class table, with 95 % confidence intervals.
-
-    Args:
-        predictions: class ids (N,), or 0/1 label sets (N, C) in multi-label classification.
-        references: the labels in the same form.
-        samples: number of resamples R.
+    The bounds are None if all resamples have the same value.
     """
-    if predictions.ndim == 1:
-        metrics, (kinds, sizes) = SINGLE_LABEL, _single_label_kinds(predictions, references, len(label_names))
-    else:
-        metrics, (kinds, sizes) = MULTI_LABEL, _multi_label_kinds(predictions, references)
-    functions = [*metrics.values(), precision, recall, f1]
-    total = _total(kinds, sizes)
-    values = np.concatenate([np.reshape(function(total), -1) for function in functions])
-    bounds: list[Bounds] = [(None, None)] * len(values)
-    if not interval_note(total.rows):
-        bounds = _bounds(_evaluate_blocks(_resampled(kinds, sizes, samples, seed), functions))
-    cells = [MetricValue(float(value), low, high) for value, (low, high) in zip(values, bounds, strict=True)]
-    overall, by_class = cells[: len(metrics)], np.reshape(np.array(cells[len(metrics) :], dtype=object), (3, -1))
-    per_class = [
-        ClassScores(name, by_class[0, index], by_class[1, index], by_class[2, index], int(total.actual[index]))
-        for index, name in enumerate(label_names)
-    ]
-    return dict(zip(metrics, overall, strict=True)), per_class
-
-
-def regression_intervals(predictions: Array, references: Array, *, samples: int, seed: int) -> dict[str, MetricValue]:
-    """Return all regression metrics of predicted values (N,), with 95 % confidence intervals.
-
-    An undefined metric has the value None and no interval.
-    """
-    values = {name: defined(metric(predictions, references)) for name, metric in REGRESSION.items()}
-    if interval_note(len(references)):
-        return {name: MetricValue(value) for name, value in values.items()}
-    resamples = _regression_resamples(predictions.astype(float), references.astype(float), samples, seed)
-    resampled = np.array([[metrics[name] for name in REGRESSION] for metrics in resamples])
-    return {
-        name: MetricValue(value, low, high)
-        for (name, value), (low, high) in zip(values.items(), _bounds(resampled), strict=True)
-    }
+    bounds: list[Bounds] = []
+    for column in resampled.T:
+        values = column[np.isfinite(column)]
+        low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (0.0, 0.0)
+        bounds.append((float(low), float(high)) if low < high else (None, None))
+    return bounds
 
 
 def _regression_resamples(predictions: Array, references: Array, samples: int, seed: int) -> Iterator[dict[str, float]]:
@@ -165,27 +166,27 @@ def _regression_resamples(predictions: Array, references: Array, samples: int, s
 def _fast_regression_metrics(predictions: Array, references: Array) -> Callable[[Array], dict[str, float]]:
     """Return a function from how often each row was drawn, (N,), to metrics; it does not copy or sort rows."""
     rows = len(references)
-    x, y = predictions - predictions.mean(), references - references.mean()  # (N,); a shift keeps the correlation
+    x, y = predictions - predictions.mean(), references - references.mean()  # (N,); the correlation stays the same
     sums = np.stack([np.abs(predictions - references), (predictions - references) ** 2, x, y])
     (_, value_of_x), (_, value_of_y) = (np.unique(values, return_inverse=True) for values in (predictions, references))
 
     def metrics_of_counts(times: Array) -> dict[str, float]:
         absolute, squared, mean_x, mean_y = sums @ times / rows
-        # Centered on the means of the resample: if it lacks rows with extreme values, the difference of large squares
-        # would have no correct digits left.
+        # Center on the means of the resample before squaring. Subtracting large squares from each other would lose all
+        # digits if the resample lacks the rows with extreme values.
         from_x, from_y = x - mean_x, y - mean_y
         xx, yy, xy = (times @ product for product in (from_x * from_x, from_y * from_y, from_x * from_y))
         counts = [np.bincount(values, weights=times) for values in (value_of_x, value_of_y)]  # per distinct value
-        # Equal values share the mean of their ranks. Ranks are counted from the middle, so that their mean is 0.
+        # Equal values get the mean of their ranks. Ranks are counted from the middle, so that their mean is 0.
         rank_x, rank_y = (np.cumsum(n) - (n + rows) / 2 for n in counts)
-        defined_here = min(np.count_nonzero(n) for n in counts) > 1  # constant values: undefined, as in metrics.py
+        varies = min(np.count_nonzero(n) for n in counts) > 1  # otherwise undefined, as in metrics.py
         spreads = [n @ (rank * rank) for n, rank in zip(counts, (rank_x, rank_y), strict=True)]
         return {
             "mean_squared_error": squared,
             "mean_absolute_error": absolute,
-            "pearson": float(np.clip(xy / np.sqrt(xx * yy), -1, 1)) if defined_here else np.nan,
+            "pearson": float(np.clip(xy / np.sqrt(xx * yy), -1, 1)) if varies else np.nan,
             "spearman": float(times @ (rank_x[value_of_x] * rank_y[value_of_y]) / np.sqrt(spreads[0] * spreads[1]))
-            if defined_here
+            if varies
             else np.nan,
         }
 

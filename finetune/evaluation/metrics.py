@@ -1,11 +1,11 @@
 """The formulas of all metrics. Their names and descriptions are in `finetune.recipe.names.METRICS`.
 
-The metrics work offline: `evaluate.load("accuracy")` downloads a script, but the `evaluate.Metric` subclasses here
-compute the values themselves. Every classification metric is a function of `Counts`, whose arrays may have a leading
-dimension, so that all resamples of a bootstrap (bootstrap.py) are computed in one call.
+The metrics work offline: they are subclasses of `evaluate.Metric`, while `evaluate.load("accuracy")` would download a
+script. Every classification metric is a function of `Counts`. The arrays of `Counts` may have a leading dimension, so
+that one call computes a metric for all resamples of a bootstrap (bootstrap.py).
 
-Every value equals that of scikit-learn with `zero_division=0` (of scipy for correlations): a ratio with a zero
-denominator is 0. A correlation of constant values is undefined: NaN here, null in files, "undefined" in print.
+Every value equals that of scikit-learn with `zero_division=0` (a ratio with a zero denominator is 0), or that of scipy
+for correlations. A correlation of constant values is undefined: NaN here, null in JSON, "undefined" in messages.
 
     N rows, C classes
 """
@@ -74,7 +74,7 @@ def f1_macro(counts: Counts) -> Array:
     return _ratio(f1(counts).sum(-1), ((counts.predicted + counts.actual) > 0).sum(-1))
 
 
-def f1_macro_of_all(counts: Counts) -> Array:
+def f1_macro_all_labels(counts: Counts) -> Array:
     """Return the mean F1 of all C labels, 0 for a label that never occurs, as scikit-learn does for 0/1 label sets."""
     means: Array = f1(counts).mean(-1)
     return means
@@ -110,7 +110,7 @@ SINGLE_LABEL: dict[str, Callable[[Counts], Array]] = {
 }
 MULTI_LABEL: dict[str, Callable[[Counts], Array]] = {
     "f1_micro": f1_micro,
-    "f1_macro": f1_macro_of_all,
+    "f1_macro": f1_macro_all_labels,
     "f1_weighted": f1_weighted,
     "subset_accuracy": accuracy,
 }
@@ -129,8 +129,8 @@ def _correlation(function: Callable[[Array, Array], Any], predicted: Array, actu
     return float(function(predicted, actual)[0])
 
 
-def defined(value: float) -> float | None:
-    """Return the value, or None if it is undefined (NaN or infinite), as results and JSON files hold it."""
+def none_if_undefined(value: float) -> float | None:
+    """Return the value, or None if it is NaN or infinite, because JSON has no such numbers."""
     return float(value) if np.isfinite(value) else None
 
 

@@ -16,7 +16,7 @@ from finetune.data.batching import LocalBatch, load_batches, split_batch
 from finetune.data.sampler import plan_scoring
 from finetune.data.tokenization import EncodedSplit
 from finetune.distributed import gather_results
-from finetune.evaluation.metrics import compute_metrics, defined
+from finetune.evaluation.metrics import compute_metrics, none_if_undefined
 from finetune.models.classifier import Classifier
 from finetune.models.losses import decisions, per_example_loss, probabilities
 from finetune.models.speedups import sped_up
@@ -39,7 +39,7 @@ class Predictions:
     labels: np.ndarray
     problem_type: str
 
-    def decided(self) -> np.ndarray:
+    def predicted_labels(self) -> np.ndarray:
         """Return the predicted labels, in the same form as `labels`."""
         return decisions(self.logits, self.problem_type).numpy()
 
@@ -53,13 +53,13 @@ class Predictions:
 
     def metrics(self) -> dict[str, float | None]:
         """Return the mean loss and all metrics of the problem type; None where a metric is undefined."""
-        values = compute_metrics(self.decided(), self.labels, self.problem_type, self.logits.shape[-1])
-        return {"loss": self.loss(), **{name: defined(value) for name, value in values.items()}}
+        values = compute_metrics(self.predicted_labels(), self.labels, self.problem_type, self.logits.shape[-1])
+        return {"loss": self.loss(), **{name: none_if_undefined(value) for name, value in values.items()}}
 
 
-@torch.no_grad()  # not inference_mode: its tensors would break training that continues in several processes
+@torch.no_grad()  # not inference_mode: distributed training that continues after an evaluation would fail
 def predict(classifier: Classifier, split: EncodedSplit, *, batch_size: int, accelerator: Accelerator) -> Predictions:
-    """Return the predictions for every row. Each row is computed once, by one of the processes.
+    """Return the predictions for every row of a split. Each row is scored once, by one of the processes.
 
     The batches do not depend on the number of processes, so the results are bit-identical for any number.
     """
@@ -98,7 +98,8 @@ def _predict_batch(
 ) -> tuple[torch.Tensor, torch.Tensor, int | None]:
     """Return the logits and losses of a batch, and the number of rows that fit in memory at a time (None: all).
 
-    When memory runs out, the number is halved. The processes do not wait for each other here, so each has its own.
+    If memory runs out, the number is halved. Each process has its own number, because the processes do not communicate
+    during scoring.
 
     Raises:
         TrainingError: there is not enough memory for one row.

@@ -1,4 +1,4 @@
-"""The file of predictions, `predictions.parquet`: one line per row of the scored splits.
+"""The file `predictions.parquet`: the prediction for every row of the scored splits.
 
 N rows, C classes
 """
@@ -20,9 +20,9 @@ from finetune.runs.atomic_files import atomic_file
 def predictions_table(
     split: str, encoded: EncodedSplit, predictions: Predictions, label_names: Sequence[str]
 ) -> pa.Table:
-    """Return one line per row: split, row, text, label, predicted, probabilities in label order, loss.
+    """Return a table with the columns split, row, text, label, predicted, probabilities and loss.
 
-    `row` is the row number in the file or data set, counted from 1.
+    `row` is the row number in the file or data set, counted from 1. `probabilities` are in the order of `label_names`.
     """
     names = pa.array(label_names, pa.string())
     texts = encoded.texts.with_format("arrow")[:].combine_chunks()
@@ -31,15 +31,15 @@ def predictions_table(
             "split": pa.repeat(split, len(encoded)),
             "row": pa.array(encoded.numbers),
             **{f"text_{index}" if index else "text": column for index, column in enumerate(texts.columns)},
-            "label": _named(predictions.labels, names),
-            "predicted": _named(predictions.decided(), names),
+            "label": _as_label_names(predictions.labels, names),
+            "predicted": _as_label_names(predictions.predicted_labels(), names),
             "probabilities": as_arrow(predictions.probabilities()),
             "loss": pa.array(predictions.losses.numpy()),
         }
     )
 
 
-def _named(values: np.ndarray, names: pa.StringArray) -> pa.Array:
+def _as_label_names(values: np.ndarray, names: pa.StringArray) -> pa.Array:
     """Return class ids (N,) as label names, 0/1 label sets (N, C) as lists of names, and other values unchanged."""
     if values.dtype.kind == "f":
         return pa.array(values)

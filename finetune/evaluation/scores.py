@@ -20,7 +20,7 @@ def score(
         metrics: names of the metrics to return.
         samples: number of bootstrap resamples.
     """
-    predicted = predictions.decided()
+    predicted = predictions.predicted_labels()
     names = list(label_names)
     per_class: list[ClassScores] = []
     if predictions.problem_type == "regression":

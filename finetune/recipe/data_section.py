@@ -45,7 +45,7 @@ class DataSection(Section):
     )
 
     @model_validator(mode="after")
-    def _one_source(self) -> DataSection:
+    def _check_sources_and_columns(self) -> DataSection:
         require_one_source("data", self)
         columns = [*self.text_columns(), self.label_column]
         if len(set(columns)) < len(columns):

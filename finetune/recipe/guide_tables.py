@@ -1,6 +1,6 @@
-"""The tables of the guides that are generated: all recipe keys in `recipes.md`, all metrics in `runs.md`.
+"""The generated tables of the guides: all recipe keys in `recipes.md`, all metrics in `runs.md`.
 
-`python -m finetune.recipe.guide_tables` writes them again after a change to the schema or to the table of metrics.
+After a change of the schema or of the metrics, `python -m finetune.recipe.guide_tables` updates them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from finetune.recipe.schema import Recipe
 
 DOCS = Path(__file__).parents[1] / "docs"
 START, END = "<!-- from python -m finetune.recipe.guide_tables -->\n", "<!-- end of the generated table -->\n"
-_MAX_NAMES = 8  # longer lists of names are in the guide on head analysis
+_MAX_NAMES = 8  # a longer list of names is not shown; the guide on head analysis has it
 _TYPES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false", "null": "null"}
 _BOUNDS = {
     "minimum": "at least {}",
@@ -77,14 +77,14 @@ def _is_section(field: Mapping[str, Any]) -> bool:
 
 
 def _default(field: Mapping[str, Any]) -> str:
-    return f"`{json.dumps(field['default'])}`" if "default" in field else "see there"
+    return f"`{json.dumps(field['default'])}`" if "default" in field else "see meaning"
 
 
 def _type(field: Mapping[str, Any]) -> str:
     """Return a key's type in words, such as "whole number, at least 1; or null"."""
     if "anyOf" in field:
-        kinds = list(dict.fromkeys(map(_type, field["anyOf"])))
-        return ("; or " if any("," in kind for kind in kinds) else " or ").join(kinds)
+        types = list(dict.fromkeys(map(_type, field["anyOf"])))
+        return ("; or " if any("," in name for name in types) else " or ").join(types)
     if "enum" in field:
         return ", ".join(map(_code, field["enum"])) if len(field["enum"]) <= _MAX_NAMES else "name"
     if "const" in field:

@@ -1,4 +1,4 @@
-"""Load a recipe from YAML, apply overrides, and report all mistakes in one error."""
+"""Load a recipe from YAML, apply overrides, and report all problems in one error."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from pydantic import ValidationError
 from finetune.errors import RecipeError, shorten
 from finetune.paths import absolute_path, path_problem
 from finetune.recipe.schema import Recipe
-from finetune.recipe.schema_validation import in_order, schema_problems
+from finetune.recipe.schema_validation import in_file_order, schema_problems
 from finetune.recipe.section import SOURCES
 from finetune.recipe.validation import (
     Problem,
+    class_weight_problems,
+    cross_section_problems,
     disk_problems,
     freezing_problems,
     metric_problems,
-    stage_problems,
-    weight_problems,
 )
 from finetune.recipe.yaml_parser import MAX_DEPTH, Location, NotYamlError, YamlValues, compose
 
 MAX_BYTES = 20_000_000  # size of a recipe file
-MAX_SHOWN = 50  # mistakes in one error message
+MAX_SHOWN = 50  # problems in one error message
 
 
 class _Dumper(yaml.SafeDumper):
@@ -35,10 +35,10 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if _UNSAFE.search(text) else None)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if _NEEDS_ESCAPE.search(text) else None)
 
 
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+_NEEDS_ESCAPE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _Dumper.add_representer(str, _represent_text)
 
 
@@ -59,26 +59,32 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, read_data: b
     values = YamlValues()
     document = _read_document(path, values)
     for override in overrides:
-        _apply(override, document, values)
+        _apply_override(override, document, values)
     document.setdefault("output_dir", f"runs/{path.stem}")
-    problems = [Problem(location, text) for location, text in values.faults]
+    problems = [Problem(location, text) for location, text in values.problems]
     disk = (disk_problems,) if read_data else ()
-    for check in (metric_problems, weight_problems, freezing_problems, *disk):
-        problems += _at_other_locations(problems, islice(check(document), MAX_SHOWN + 1))
+    for check in (metric_problems, class_weight_problems, freezing_problems, *disk):
+        problems += _new_locations_only(problems, islice(check(document), MAX_SHOWN + 1))
     recipe = None
     try:
         recipe = Recipe.model_validate(document)
     except ValidationError as error:
-        problems += _at_other_locations(problems, schema_problems(error, document, values.lines, MAX_SHOWN + 1))
-    # What one section needs of another is checked last, because it often follows from another mistake.
-    problems = problems or list(stage_problems(document))
+        problems += _new_locations_only(problems, schema_problems(error, document, values.lines, MAX_SHOWN + 1))
+    # Checks across sections come last, because such a problem often follows from another one.
+    problems = problems or list(cross_section_problems(document))
     if problems or recipe is None:
         raise RecipeError(_message(path, problems, values.lines))
     return _with_absolute_paths(recipe)
 
 
-def _at_other_locations(known: Sequence[Problem], more: Iterable[Problem]) -> list[Problem]:
-    """Return those of `more` that are at a location without a known problem."""
+def dump_recipe(recipe: Recipe) -> str:
+    """Return the recipe as YAML with all default values. `load_recipe` reads the same recipe from it."""
+    document = recipe.model_dump(mode="json")
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _new_locations_only(known: Sequence[Problem], more: Iterable[Problem]) -> list[Problem]:
+    """Return the problems in `more` whose location has no known problem yet."""
     locations = {problem.location for problem in known}
     return [problem for problem in more if problem.location not in locations]
 
@@ -91,18 +97,34 @@ def _message(path: Path, problems: Sequence[Problem], lines: Mapping[Location, s
     by_location: dict[Location, list[Problem]] = {}
     for problem in problems:
         by_location.setdefault(problem.location, []).append(problem)
-    ordered = [problem for location in in_order(by_location, lines) for problem in by_location[location]]
+    ordered = [problem for location in in_file_order(by_location, lines) for problem in by_location[location]]
     return "\n  ".join([f"{path} has {count}:", *(problem.line(lines) for problem in ordered[:MAX_SHOWN])])
 
 
-def dump_recipe(recipe: Recipe) -> str:
-    """Return the recipe as YAML with all default values. `load_recipe` reads the same recipe from it."""
-    document = recipe.model_dump(mode="json")
-    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+def _with_absolute_paths(recipe: Recipe) -> Recipe:
+    """Return the recipe with absolute paths."""
+    files = {f"{split}_file": _absolute(file) for split, file in recipe.data.local_files().items()}
+    dataset = recipe.data.dataset_name
+    files |= {"dataset_name": _absolute(dataset)} if dataset and absolute_path(dataset).is_dir() else {}
+    name, resume = recipe.model.model_name_or_path, recipe.checkpoint.resume_from_checkpoint
+    folder = {"model_name_or_path": _absolute(name)} if name and absolute_path(name).is_dir() else {}
+    resumed = {"resume_from_checkpoint": _absolute(resume)} if resume not in (None, "auto") else {}
+    return recipe.model_copy(
+        update={
+            "output_dir": _absolute(recipe.output_dir),
+            "data": recipe.data.model_copy(update=files),
+            "model": recipe.model.model_copy(update=folder),
+            "checkpoint": recipe.checkpoint.model_copy(update=resumed),
+        }
+    )
+
+
+def _absolute(path: str | None) -> str:
+    return str(absolute_path(path or ""))
 
 
 def _read_document(path: Path, values: YamlValues) -> dict[str, Any]:
-    """Return the file as a mapping, and note line numbers and faults in `values`."""
+    """Return the file as a mapping, and note line numbers and problems in `values`."""
     text = _read_text(path)
     try:
         root = compose(text)
@@ -118,9 +140,9 @@ def _read_document(path: Path, values: YamlValues) -> dict[str, Any]:
 
 def _read_text(path: Path) -> str:
     """Return the content of the file; RecipeError if it cannot be read."""
-    fault = path_problem(path)
-    if fault is not None:
-        raise RecipeError(f"the recipe's path '{shorten(str(path), 120)}' {fault}")
+    problem = path_problem(path)
+    if problem is not None:
+        raise RecipeError(f"the recipe's path '{shorten(str(path), 120)}' {problem}")
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.y*ml"))[:5] if path.parent.is_dir() else []
         fix = f"correct the path; this folder has {', '.join(near)}" if near else "correct the path"
@@ -139,12 +161,12 @@ def _read_text(path: Path) -> str:
         raise RecipeError(f"{path} cannot be read: {error.strerror}; correct the path or its permissions") from error
 
 
-def _apply(override: str, document: dict[str, Any], values: YamlValues) -> None:
-    """Apply one `section.key=value` to the document, with the value read as YAML, and note faults in `values`."""
+def _apply_override(override: str, document: dict[str, Any], values: YamlValues) -> None:
+    """Apply one `section.key=value` to the document, with the value read as YAML, and note problems in `values`."""
     name, equals, text = override.partition("=")
     parts = tuple(name.strip().split("."))
     if not equals or not all(parts) or len(parts) > MAX_DEPTH:
-        values.faults.append(((), f"override '{shorten(override, 120)}' does not have the form section.key=value"))
+        values.problems.append(((), f"override '{shorten(override, 120)}' does not have the form section.key=value"))
         return
     values.lines[parts] = "override"
     try:
@@ -152,13 +174,13 @@ def _apply(override: str, document: dict[str, Any], values: YamlValues) -> None:
     except NotYamlError as error:
         reason = str(error) if ";" in str(error) else f"{error}; quote it"
         reason = f"the value '{shorten(text, 120)}' is not valid YAML: {reason}"
-        values.faults.append((parts, reason))
+        values.problems.append((parts, reason))
         return
     section = document
     for part in parts[:-1]:
         child = section.get(part)
         if isinstance(child, list):
-            values.faults.append((parts, "a single item of a list cannot be changed; give the full list"))
+            values.problems.append((parts, "a single item of a list cannot be changed; give the full list"))
             return
         if not isinstance(child, dict):
             child = section[part] = {}
@@ -170,30 +192,8 @@ def _apply(override: str, document: dict[str, Any], values: YamlValues) -> None:
 
 
 def _other_sources(parts: Location) -> Iterable[str]:
-    """Return the keys of the section's other sources, which an override of this key replaces."""
+    """Return the keys of the section's other sources, which are removed when an override sets this key."""
     groups = SOURCES.get(str(parts[0]), ()) if len(parts) > 1 else ()
     if not any(parts[1] in group for group in groups):
         return ()
     return [key for group in groups if parts[1] not in group for key in group]
-
-
-def _with_absolute_paths(recipe: Recipe) -> Recipe:
-    """Return the recipe with absolute paths."""
-    files = {f"{split}_file": _absolute(file) for split, file in recipe.data.local_files().items()}
-    rows = recipe.data.dataset_name
-    files |= {"dataset_name": _absolute(rows)} if rows and absolute_path(rows).is_dir() else {}
-    name, resume = recipe.model.model_name_or_path, recipe.checkpoint.resume_from_checkpoint
-    folder = {"model_name_or_path": _absolute(name)} if name and absolute_path(name).is_dir() else {}
-    resumed = {"resume_from_checkpoint": _absolute(resume)} if resume not in (None, "auto") else {}
-    return recipe.model_copy(
-        update={
-            "output_dir": _absolute(recipe.output_dir),
-            "data": recipe.data.model_copy(update=files),
-            "model": recipe.model.model_copy(update=folder),
-            "checkpoint": recipe.checkpoint.model_copy(update=resumed),
-        }
-    )
-
-
-def _absolute(path: str | None) -> str:
-    return str(absolute_path(path or ""))

@@ -45,12 +45,12 @@ else:
 
 @dataclass(frozen=True)
 class Metric:
-    """What is known of a metric apart from its formula, which is in finetune/evaluation/metrics.py.
+    """The description of a metric; its formula is in finetune/evaluation/metrics.py.
 
     Attributes:
         description: one line for people.
         lower_is_better: whether it measures an error.
-        other_names: what other tools call it; used to suggest the right name.
+        other_names: its names in other tools, for suggestions in error messages.
     """
 
     description: str
@@ -58,7 +58,7 @@ class Metric:
     other_names: tuple[str, ...] = ()
 
 
-# The first metric of each problem type selects the best checkpoint unless the recipe names another.
+# The first metric of each problem type selects the best checkpoint, unless the recipe names another one.
 METRICS: dict[str, dict[str, Metric]] = {
     "single_label_classification": {
         "accuracy": Metric("share of rows whose label was predicted"),

@@ -39,7 +39,7 @@ class ModelSection(Section):
     )
 
     @model_validator(mode="after")
-    def _one_source(self) -> ModelSection:
+    def _check_source(self) -> ModelSection:
         require_one_source("model", self)
         if self.model_type and (self.dtype != "float32" or self.attn_implementation):
             raise ValueError("dtype and attn_implementation apply only to a pretrained model; remove them")
@@ -57,7 +57,7 @@ class TaskSection(Section):
     )
 
     @model_validator(mode="after")
-    def _distinct(self) -> TaskSection:
+    def _check_label_names(self) -> TaskSection:
         if self.label_names is not None and self.problem_type == "regression":
             raise ValueError("label_names do not apply to regression; remove them")
         if self.label_names is not None and len(set(self.label_names)) < max(2, len(self.label_names)):
@@ -92,7 +92,7 @@ class PeftSection(Section):
 
     @field_validator("rank_pattern", mode="before")
     @classmethod
-    def _no_ranks_by_importance(cls, value: object) -> object:
+    def _reject_by_importance(cls, value: object) -> object:
         if value == "by_importance":
             raise ValueError(
                 "by_importance was removed because it was no better than a uniform rank; remove rank_pattern, or give "
@@ -154,7 +154,7 @@ class TrainingSection(Section):
     )
 
     @model_validator(mode="after")
-    def _whole_warmup(self) -> TrainingSection:
+    def _check_warmup_steps(self) -> TrainingSection:
         if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
             raise ValueError(f"warmup_steps is {self.warmup_steps}; give a whole number, or a fraction below 1")
         return self
@@ -185,7 +185,7 @@ class EvaluationSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _strategy(cls, values: object) -> object:
+    def _default_strategy(cls, values: object) -> object:
         return default_strategy(values, "eval")
 
 
@@ -205,7 +205,7 @@ class CheckpointSection(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _strategy(cls, values: object) -> object:
+    def _default_strategy(cls, values: object) -> object:
         return default_strategy(values, "save")
 
 
@@ -246,7 +246,7 @@ class HeadImportanceSection(Section):
     )
 
     @model_validator(mode="after")
-    def _distinct(self) -> HeadImportanceSection:
+    def _check_methods(self) -> HeadImportanceSection:
         if len(set(self.methods())) < len(self.methods()):
             raise ValueError(f"method is {', '.join(self.methods())}; list each method once")
         if self.leave_one_out and self.curve_split is None:

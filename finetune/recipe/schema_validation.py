@@ -1,4 +1,4 @@
-"""Checks of single values of a recipe: pydantic's errors in plain words, with the nearest correct name."""
+"""Checks of single values of a recipe: the errors of pydantic as messages, with the name that was probably meant."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ FOREIGN_NAMES = {
     "do_eval": "no setting is needed: finetune train does all stages",
     "do_predict": "no setting is needed: finetune train does all stages",
 }
-NO_KEY = ("no setting", "there is no such setting")  # how a hint begins that does not name a key
+NO_KEY = ("no setting", "there is no such setting")  # a hint that begins with one of these names no key
 
 _RULES = {
     "int_type": "must be a whole number",
@@ -91,20 +91,20 @@ def schema_problems(
     for item in error.errors(include_url=False):
         errors.setdefault(_location(item, document), []).append(item)
     enclosing = {location[:n] for location in errors for n in range(len(location))}
-    # If a key takes a word or a mapping, and a mapping with a mistake is given, then only that mistake is reported.
+    # A key may take either a word or a mapping. If it is given a mapping with a problem, only that problem is reported.
     kept = {
         location: [item for item in items if not (location in enclosing and item["type"] == "literal_error")]
         for location, items in errors.items()
     }
-    first = in_order([location for location, items in kept.items() if items], lines)[:limit]
+    first = in_file_order([location for location, items in kept.items() if items], lines)[:limit]
     return [
         Problem(location, " or ".join(dict.fromkeys(_describe(item, location) for item in kept[location])))
         for location in first
     ]
 
 
-def in_order(locations: Iterable[Location], lines: Mapping[Location, str]) -> list[Location]:
-    """Return the locations in the order in which the file contains them."""
+def in_file_order(locations: Iterable[Location], lines: Mapping[Location, str]) -> list[Location]:
+    """Return the locations in the order of the file."""
     order = {location: number for number, location in enumerate(lines)}
 
     def position(location: Location) -> int:
@@ -163,16 +163,14 @@ def _unknown_key(location: Location) -> str:
     sections_of = _sections_of_keys()
     if name in sections_of:  # the same name in another section is a better hint than a similar name in this one
         return f"unknown key; it belongs in {'.'.join(map(str, sections_of[name][0])) or 'the top level'}"
-    here = [key for key, sections in sections_of.items() if section in sections]
-    near = _near_key(name, here)
-    if near is None:
-        elsewhere = _near_key(name, sections_of)
-        near = None if elsewhere is None else ".".join(map(str, (*sections_of[elsewhere][0], elsewhere)))
+    near = _near_key(name, [key for key, sections in sections_of.items() if section in sections])
+    if near is None and (other := _near_key(name, sections_of)) is not None:
+        near = ".".join(map(str, (*sections_of[other][0], other)))
     return f"unknown key; did you mean '{near}'?" if near else "unknown key"
 
 
 def _near_key(name: str, keys: Iterable[str]) -> str | None:
-    """Return the key of which a name is a misspelling or the unique beginning, or None."""
+    """Return the key that is spelled almost like a name, or the only key that begins with it, or None."""
     if len(name) > _MAX_NAME_LENGTH:
         return None
     near = difflib.get_close_matches(name, sorted(keys), n=1, cutoff=_SIMILARITY)

@@ -1,4 +1,4 @@
-"""What all sections of a recipe share: the base class, common types of values, and the rule of one source."""
+"""The base class of recipe sections, types that several sections use, and the check for exactly one source."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Strategy = Literal["epoch", "steps", "no"]
 
-# The alternative sources of the model and of the rows; the first key of each group is required. A recipe names one
-# source, and an override that names another one replaces it (see loader.py).
+# The alternative sources of the model and of the rows: each group of keys is one source, whose first key is required.
+# A recipe names one source. An override that names another source replaces it (see loader.py).
 SOURCES: dict[str, tuple[tuple[str, ...], ...]] = {
     "model": (("model_name_or_path", "revision"), ("model_type", "config_overrides")),
     "data": (

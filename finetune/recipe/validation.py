@@ -1,6 +1,6 @@
-"""Checks of a recipe that need two keys or the disk. Checks of single values are in schema_validation.py.
+"""Checks of a recipe that need several keys or the disk. Checks of single values are in schema_validation.py.
 
-Each mistake is one line of the error message, with the way to fix it.
+Each problem becomes one line of the error message, which says how to fix it.
 """
 
 from __future__ import annotations
@@ -40,28 +40,13 @@ class Problem:
 
 
 def nearest_written(location: Location, lines: Mapping[Location, str]) -> Location | None:
-    """Return the key, or else the innermost section around it, that the file or an override contains."""
+    """Return the innermost enclosing key or section that the file or an override contains, or None."""
     enclosing = (location[:n] for n in range(len(location), 0, -1))
     return next((known for known in enclosing if known in lines), None)
 
 
-def _metric_hint(name: str, choices: Sequence[str], problem_type: str) -> str:
-    """Return a suggestion of the metric that was probably meant, or "".
-
-    "f1" alone is not accepted: scikit-learn's is the F1 of one positive class, and a recipe does not name one.
-    """
-    plain = name.lower().removeprefix("eval_")
-    averages = [choice for choice in choices if choice.startswith("f1_")]
-    if plain in ("f1", "f1_score", "precision", "recall") and averages:
-        per_class = "; precision, recall and F1 of each class are always in scores.json and in the report"
-        return f"; choose the mean over classes that you mean: {', '.join(averages)}{per_class}"
-    renamed = [here for here, metric in METRICS[problem_type].items() if plain in metric.other_names]
-    suggestion = renamed[0] if renamed else plain
-    return f"; did you mean '{suggestion}'?" if suggestion in choices else did_you_mean(name, choices)
-
-
 def metric_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield metrics that the problem type does not have, and early stopping without evaluations."""
+    """Yield problems with metrics that the problem type does not have, and with early stopping without evaluations."""
     task, evaluation = _section(document, "task"), _section(document, "evaluation")
     problem_type = task.get("problem_type", "single_label_classification")
     if problem_type not in get_args(ProblemType):
@@ -86,7 +71,7 @@ def metric_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def freezing_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield keys for frozen layers that have no effect or cannot be used together."""
+    """Yield problems with keys for frozen layers that have no effect or cannot be used together."""
     training = _section(document, "training")
     for key in ("freeze_embeddings", "freeze_layers"):
         if document.get("peft") is not None and training.get(key):
@@ -103,8 +88,8 @@ def freezing_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(("training", "cache_frozen_layers"), text)
 
 
-def weight_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield class weights that do not apply or do not name a label."""
+def class_weight_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield problems with class weights that do not apply or do not name a label."""
     task, weights = _section(document, "task"), _section(document, "training").get("class_weights")
     if weights and task.get("problem_type") in ("regression", "multi_label_classification"):
         yield Problem(("training", "class_weights"), "applies only to single_label_classification; remove it")
@@ -117,8 +102,8 @@ def weight_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
                 yield Problem(("training", "class_weights", name), text)
 
 
-def stage_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield what one section needs and another section does not provide."""
+def cross_section_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield problems where one section needs something that another section does not provide."""
     model, data, training = (_section(document, name) for name in ("model", "data", "training"))
     if document.get("peft") is not None and model.get("model_type"):
         text = "adapters need pretrained weights, but model.model_type builds a new model; remove the peft section"
@@ -148,14 +133,14 @@ def stage_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def disk_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield paths that cannot be used, missing files, and trackers that are not installed."""
+    """Yield problems with paths that cannot be used, missing files, and trackers that are not installed."""
     for split in ("train", "validation", "test"):
         file = _section(document, "data").get(f"{split}_file")
         if isinstance(file, str) and file:
             yield from _file_problems(("data", f"{split}_file"), file)
     output = document.get("output_dir")
-    if isinstance(output, str) and (fault := new_dir_problem(output)):
-        yield Problem(("output_dir",), f"{_quoted(output)} {fault}")
+    if isinstance(output, str) and (problem := new_dir_problem(output)):
+        yield Problem(("output_dir",), f"{_quoted(output)} {problem}")
     for section, key in (
         ("model", "model_name_or_path"),
         ("data", "dataset_name"),
@@ -170,10 +155,25 @@ def disk_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(("logging", "report_to"), f"'{tracker}' is not installed; run `pip install {tracker}`")
 
 
+def _metric_hint(name: str, choices: Sequence[str], problem_type: str) -> str:
+    """Return a suggestion of the metric that was probably meant, or "".
+
+    "f1" alone is not accepted: in scikit-learn it is the F1 of the positive class, which a recipe does not name.
+    """
+    plain = name.lower().removeprefix("eval_")
+    averages = [choice for choice in choices if choice.startswith("f1_")]
+    if plain in ("f1", "f1_score", "precision", "recall") and averages:
+        per_class = "; precision, recall and F1 of each class are always in scores.json and in the report"
+        return f"; choose the mean over classes that you mean: {', '.join(averages)}{per_class}"
+    renamed = [metric for metric, info in METRICS[problem_type].items() if plain in info.other_names]
+    suggestion = renamed[0] if renamed else plain
+    return f"; did you mean '{suggestion}'?" if suggestion in choices else did_you_mean(name, choices)
+
+
 def _file_problems(location: Location, file: str) -> Iterator[Problem]:
-    fault = path_problem(file)
-    if fault is not None:
-        yield Problem(location, f"{_quoted(file)} {fault}")
+    problem = path_problem(file)
+    if problem is not None:
+        yield Problem(location, f"{_quoted(file)} {problem}")
     elif absolute_path(file).is_dir():
         yield Problem(location, f"{_quoted(file)} is a folder; name one file, or give the folder as data.dataset_name")
     elif not absolute_path(file).is_file():
@@ -184,11 +184,11 @@ def _file_problems(location: Location, file: str) -> Iterator[Problem]:
 
 
 def _folder_problems(location: Location, name: str) -> Iterator[Problem]:
-    """Yield what is wrong with a folder or a name on the hub; a value that can only be a folder must exist."""
-    fault = path_problem(name)
+    """Yield problems with a folder or a name on the hub. A value that can only be a folder must exist."""
+    problem = path_problem(name)
     must_be_folder = name.startswith(("/", "./", "../", "~")) or location[0] == "checkpoint"
-    if fault is not None:
-        yield Problem(location, f"{_quoted(name)} {fault}")
+    if problem is not None:
+        yield Problem(location, f"{_quoted(name)} {problem}")
     elif must_be_folder and name != "auto" and not absolute_path(name).exists():
         yield Problem(
             location, f"there is no folder {_quoted(name)} (full path: {absolute_path(name)}); correct the path"

@@ -1,7 +1,8 @@
-"""Parse YAML into plain values, with the line number of every key and limits far above any real recipe.
+"""Parse YAML into plain values, with the line number of every key and limits on size and depth.
 
-PyYAML composes the nodes, with the scalar rules of YAML 1.2 (`2e-5` is a float, `no` is a string). The values are built
-from the nodes here, so that duplicate keys are detected and every mistake can be reported with its line.
+PyYAML parses the text into nodes, with the scalar rules of YAML 1.2 (`2e-5` is a float, `no` is a string). This module
+builds the values from the nodes, so that duplicate keys are detected and every problem is reported with its line. The
+limits are far above the size of any real recipe.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import yaml
 Location = tuple[str | int, ...]
 
 MAX_DEPTH = 50  # levels of nested mappings and lists
-MAX_REPEATED = 20_000_000  # total size of what aliases repeat, see `_Loader.compose_node`
+MAX_REPEATED = 20_000_000  # total size of the values that aliases repeat, see `_Loader.compose_node`
 _NODE_SIZE = 100  # size of a value without its characters
 _MAX_DIGITS = 100
 
@@ -130,13 +131,13 @@ def compose(text: str) -> yaml.Node | None:
 
 @dataclass
 class YamlValues:
-    """Builds plain values, and collects the line of each key and the faults, as (location, text)."""
+    """Builds plain values, and collects the line of each key and the problems, as (location, text)."""
 
     lines: dict[Location, str] = field(default_factory=dict)
-    faults: list[tuple[Location, str]] = field(default_factory=list)
+    problems: list[tuple[Location, str]] = field(default_factory=list)
 
     def build(self, node: yaml.Node, path: Location) -> Any:
-        """Return the plain value of a node, and note lines and faults. Of a duplicate key the first value is used."""
+        """Return the plain value of a node, and note lines and problems. A duplicate key keeps its first value."""
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -145,11 +146,11 @@ class YamlValues:
         for key, value in node.value:
             line = f"line {key.start_mark.line + 1}"
             if not isinstance(key, yaml.ScalarNode):
-                self.faults.append((path, f"has a list or a mapping as a key on {line}; a key must be a word"))
+                self.problems.append((path, f"has a list or a mapping as a key on {line}; a key must be a word"))
                 continue
             where = (*path, key.value)
             if key.value in values:
-                self.faults.append((where, f"is given again on {line}; remove one of the two"))
+                self.problems.append((where, f"is given again on {line}; remove one of the two"))
                 continue
             self.lines[where] = line
             if self._is_unicode(key.value, where):
@@ -167,7 +168,7 @@ class YamlValues:
         if kind == "float":
             return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
         if len(text) > _MAX_DIGITS:
-            self.faults.append((path, f"is a number of {len(text)} digits; if it is text, put it in quotation marks"))
+            self.problems.append((path, f"is a number of {len(text)} digits; if it is text, put it in quotation marks"))
             return None
         return int(text)
 
@@ -176,7 +177,9 @@ class YamlValues:
             text.encode()
         except UnicodeEncodeError as error:
             bad = text[error.start]
-            self.faults.append((path, f"contains {bad!a}, an unpaired surrogate, which is not a character; remove it"))
+            self.problems.append(
+                (path, f"contains {bad!a}, an unpaired surrogate, which is not a character; remove it")
+            )
             return False
         return True
 

@@ -137,7 +137,7 @@ def ours(contender: Contender, classifier: Classifier, split: EncodedSplit, test
     trainer.unwrap_model()
     found: list[Predictions] = []
     scored = timed(lambda: found.append(predict(classifier, test, batch_size=64, accelerator=accelerator)))
-    return trained, scored, memory, float((found[0].decided() == test.labels).mean())
+    return trained, scored, memory, float((found[0].predicted_labels() == test.labels).mean())
 
 
 def theirs(contender: Contender, classifier: Classifier, split: EncodedSplit, test: EncodedSplit) -> Timed:

@@ -19,8 +19,8 @@ from finetune.evaluation.metrics import (
     compute_metrics,
     confusion_matrix,
     counts_of_confusion,
-    defined,
     f1,
+    none_if_undefined,
     precision,
     recall,
 )
@@ -156,5 +156,5 @@ def test_regression_equals_sklearn_and_scipy() -> None:
 def test_the_correlation_of_constant_values_is_undefined(predicted: list[float], actual: list[float]) -> None:
     scores = compute_metrics(np.array(predicted), np.array(actual), "regression", 1)
     assert {name for name, value in scores.items() if np.isnan(value)} == {"pearson", "spearman"}
-    assert defined(scores["pearson"]) is None
-    assert defined(scores["mean_squared_error"]) == sklearn_metrics.mean_squared_error(actual, predicted)
+    assert none_if_undefined(scores["pearson"]) is None
+    assert none_if_undefined(scores["mean_squared_error"]) == sklearn_metrics.mean_squared_error(actual, predicted)

@@ -25,7 +25,7 @@ def test_scalars_follow_yaml_1_2(text: str, expected: object) -> None:
     value, values = build(text)
     assert value == expected
     assert type(value) is type(expected)
-    assert not values.faults
+    assert not values.problems
 
 
 def _laughs() -> str:
@@ -99,8 +99,8 @@ def test_aliases_of_ordinary_size_are_expanded() -> None:
 )
 def test_faults_of_keys_and_scalars_are_collected(text: str, location: tuple[object, ...], reason: str) -> None:
     _, values = build(text)
-    ((fault_location, message),) = values.faults
-    assert fault_location == location
+    ((location, message),) = values.problems
+    assert location == location
     assert reason in message
 
 
