@@ -1,1 +1,1 @@
-"""Training: the loop, the optimizer, the schedule, checkpoints and FSDP."""
+"""Training: the loop (start with trainer.py), the optimizer, the schedule, checkpoints and FSDP."""

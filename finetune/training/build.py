@@ -1,4 +1,4 @@
-"""`build_trainer`: model, optimizer, scheduler and loss of a training run."""
+"""Build a `Trainer`: its model, optimizer, scheduler and loss."""
 
 from __future__ import annotations
 
@@ -85,19 +85,19 @@ def build_trainer(
         **plan.fingerprint(len(split), accelerator),
         "trained words": len(embeddings.ids) if embeddings else None,
     }
-    torch.manual_seed(seed + accelerator.process_index)  # each process draws other dropout masks
+    torch.manual_seed(seed + accelerator.process_index)  # a different seed per process, so that dropout masks differ
     return Trainer(classifier, split, plan, training, seed, accelerator, stepper, fingerprint)
 
 
 def _copy_for_sharding(classifier: Classifier, accelerator: Accelerator) -> nn.Module:
-    """Return a copy of the classifier's model on the CPU, with its speed-ups: it is used for training only."""
+    """Return a copy of the classifier's model on the CPU, to be sharded and trained, with the training speed-ups."""
     classifier.model.to("cpu")
     with sped_up(classifier, accelerator):
         return copy.deepcopy(classifier.model)
 
 
 def _trainable_parameters(module: nn.Module, embeddings: EmbeddingSubset | None) -> dict[str, nn.Parameter]:
-    """Return the parameters to train by name, with the subset of the embeddings instead of the full table."""
+    """Return the trainable parameters by name, with the embedding subset instead of the full table."""
     return {
         name: embeddings.rows if embeddings and parameter is embeddings.weight else parameter
         for name, parameter in module.named_parameters()

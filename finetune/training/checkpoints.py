@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written atomically, found, and deleted.
+"""Checkpoints on disk: write them atomically, find the one to resume from, delete old ones.
 
 A checkpoint is one folder, `step-000120`. It is written to a temporary folder, marked complete with checksums, and
 renamed. A checkpoint that is unfinished, altered, or of another run is never loaded.
@@ -6,8 +6,8 @@ renamed. A checkpoint that is unfinished, altered, or of another run is never lo
     weights.safetensors   the trainable parameters
     best.safetensors      the same at the best evaluation so far, if that was an earlier step
     optimizer.pt          optimizer, scheduler, loss scaler, losses not logged yet, random state of each process
-    state.json            TrainState
-    run.json              what a resumed run must have in common with this one
+    state.json            counters, see state.py
+    run.json              the run fingerprint, see resume_check.py
     COMPLETE              checksums of these files, see finetune/runs/completion_marker.py
 """
 
@@ -31,13 +31,13 @@ from finetune.distributed import on_main_process
 from finetune.errors import TrainingError
 from finetune.runs.atomic_files import fsync_path, report_write_errors
 from finetune.runs.completion_marker import COMPLETE_MARKER, find_damage, mark_complete
-from finetune.training.resume_check import refuse_differences
+from finetune.training.resume_check import check_fingerprint
 from finetune.training.snapshot import Snapshot
 from finetune.training.state import TrainState
 
-_KIND, _VERSION = "finetune checkpoint", 3
+_FORMAT, _VERSION = "finetune checkpoint", 3
 _PREFIX = "step-"
-_REPAIR = "name another, or use resume_from_checkpoint: auto"
+_FIX = "name another, or use resume_from_checkpoint: auto"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def save_checkpoint(root: Path, snapshot: Snapshot, *, keep: int | None, acceler
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
                 _write_files(temporary, snapshot)
-                mark_complete(temporary, _KIND, _VERSION)
+                mark_complete(temporary, _FORMAT, _VERSION)
                 _rename(temporary, folder)
                 delete_old_checkpoints(root, keep, snapshot.state.step)
         except TrainingError:
@@ -86,13 +86,13 @@ def _write_files(folder: Path, snapshot: Snapshot) -> None:
 def load_checkpoint(
     folder: Path, run_fingerprint: Mapping[str, Any], model: nn.Module, objects: Mapping[str, Any]
 ) -> Snapshot:
-    """Read a checkpoint, and check that this run, its model and its `objects` can be restored from it.
+    """Read a checkpoint, and check that it is of this run and fits its model and `objects`.
 
     Raises:
         TrainingError: the checkpoint cannot be read or does not fit; nothing has been changed.
     """
     try:
-        refuse_differences(folder, json.loads((folder / "run.json").read_text(encoding="utf-8")), run_fingerprint)
+        check_fingerprint(folder, json.loads((folder / "run.json").read_text(encoding="utf-8")), run_fingerprint)
         snapshot = _read_files(folder)
         mismatch = snapshot.mismatch(model, objects)
     except (
@@ -105,9 +105,9 @@ def load_checkpoint(
         SafetensorError,
         UnpicklingError,
     ) as error:
-        raise TrainingError(f"checkpoint {folder} cannot be read ({error}); {_REPAIR}") from error
+        raise TrainingError(f"checkpoint {folder} cannot be read ({error}); {_FIX}") from error
     if mismatch:
-        raise TrainingError(f"checkpoint {folder} is of another model or optimizer: {mismatch} does not fit; {_REPAIR}")
+        raise TrainingError(f"checkpoint {folder} is of another model or optimizer: {mismatch} does not fit; {_FIX}")
     return snapshot
 
 
@@ -134,13 +134,13 @@ def find_checkpoint(name: str | None, root: Path) -> ResumeCheckpoint:
     if name is None:
         return ResumeCheckpoint(None)
     if name != "auto":
-        problem = find_damage(Path(name), _KIND, _VERSION)
+        problem = find_damage(Path(name), _FORMAT, _VERSION)
         if problem:
-            raise TrainingError(f"{name} is not a complete checkpoint: {problem}; {_REPAIR}")
+            raise TrainingError(f"{name} is not a complete checkpoint: {problem}; {_FIX}")
         return ResumeCheckpoint(Path(name))
     skipped: list[str] = []
     for folder in reversed(_checkpoint_folders(root)):
-        problem = find_damage(folder, _KIND, _VERSION)
+        problem = find_damage(folder, _FORMAT, _VERSION)
         if problem is None:
             return ResumeCheckpoint(folder, tuple(skipped))
         skipped.append(f"Skipped {folder}: {problem}.")
@@ -155,11 +155,11 @@ def complete_checkpoints(root: Path) -> list[Path]:
 def delete_old_checkpoints(root: Path, keep: int | None, step: int) -> None:
     """Delete all but the newest `keep` checkpoints (None: keep all), and never the one of the current `step`.
 
-    Called after each save, and before a run is resumed: a run killed between saving and deleting leaves one too many.
+    Called after each save and before a run is resumed, as a run that was killed between the two leaves one too many.
     """
     for old in complete_checkpoints(root)[: -keep if keep else 0]:
         if old != _folder(root, step):
-            # Renamed first: a folder that is deleted only in part must not be taken for a checkpoint.
+            # Renamed first, so that a partly deleted folder never looks like a checkpoint.
             temporary = old.rename(old.with_name(f".{old.name}.tmp"))
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -177,7 +177,7 @@ def clean_up_checkpoints(root: Path) -> None:
 
 
 def _rename(temporary: Path, folder: Path) -> None:
-    """Rename `temporary` to `folder`; if this is interrupted, `clean_up_checkpoints` restores an existing `folder`."""
+    """Replace `folder` by `temporary`; after an interruption, `clean_up_checkpoints` restores the previous `folder`."""
     old = folder.with_name(f".{folder.name}.old")
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
@@ -192,6 +192,6 @@ def _folder(root: Path, step: int) -> Path:
 
 
 def _checkpoint_folders(root: Path) -> list[Path]:
-    """Return all folders named like a checkpoint, by step."""
+    """Return all folders with the name of a checkpoint, sorted by step."""
     folders = [folder for folder in root.glob(f"{_PREFIX}*") if folder.name.removeprefix(_PREFIX).isdecimal()]
     return sorted(folders, key=lambda folder: int(folder.name.removeprefix(_PREFIX)))

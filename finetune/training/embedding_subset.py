@@ -1,8 +1,8 @@
-"""Training the embeddings of only those tokens that occur in the training split (on a CPU).
+"""Train only the embeddings of tokens that occur in the training split (on a CPU).
 
-Most tokens of a vocabulary do not occur in a data set: their gradient is zero. Computing the gradient of the full
-table, its norm and AdamW's two moments took a tenth of a step (30,522 tokens of width 384, batches of 32 rows, two
-threads, bfloat16).
+Most tokens of a vocabulary do not occur in a data set, so the gradient of their embeddings is zero. The gradient of the
+full table, its norm and AdamW's two moments took a tenth of the time of a step (30,522 tokens of width 384, batches of
+32 rows, two threads, bfloat16).
 
     V tokens of the vocabulary, K of them trained, E embedding width
 """
@@ -27,8 +27,8 @@ _ROWS_PER_READ = 10_000
 class EmbeddingSubset:
     """A table of the trained embeddings, (K, E), used instead of the model's full table, (V, E).
 
-    Optimizer steps change only `rows`; `write_back` copies them into the model. All other embeddings only decay, as
-    they do under AdamW.
+    Optimizer steps change only `rows`; `write_back` copies them into the model, and applies AdamW's weight decay to all
+    other embeddings.
 
     Attributes:
         ids: the ids of the trained tokens, (K,).
@@ -44,7 +44,7 @@ class EmbeddingSubset:
         others[self.ids] = False
         self._others = others.nonzero()[:, 0]
         self._initial_others = module.weight.detach().to(device)[self._others]
-        # Tokens outside the subset have the index K, which is an index error, never another token's embedding.
+        # Tokens outside the subset have the index K: looking them up raises an IndexError.
         self._row_of_id = torch.full((module.num_embeddings,), len(ids), device=device)
         self._row_of_id[self.ids] = torch.arange(len(ids), device=device)
         padding = module.padding_idx
@@ -67,7 +67,7 @@ class EmbeddingSubset:
         """Copy the trained embeddings into the model.
 
         Args:
-            weight_decay_factor: what all embeddings outside the subset are multiplied with, relative to the start.
+            weight_decay_factor: the initial embeddings outside the subset are multiplied by it.
         """
         self.weight[self.ids] = self.rows
         # Always from the initial values: the result does not depend on how often this is called.
@@ -93,24 +93,24 @@ def make_embedding_subset(
 ) -> EmbeddingSubset | None:
     """Return the embeddings of the tokens in `split`; None if they are frozen, shared, or not a plain embedding table.
 
-    None also on an accelerator: the gain was measured on a CPU. There, a token outside the subset is an IndexError;
-    on a GPU it is a device-side assert, after which the process cannot continue.
+    None on every device but a CPU, where the gain was measured: a token outside the subset raises an IndexError on a
+    CPU, but on a GPU it is a device-side assert, after which the process cannot continue.
 
     Args:
-        padding: the id that rows are padded with.
+        padding: the id of the padding token.
     """
     if device.type != "cpu":
         return None
     if not type(model).__module__.startswith(("transformers.", "finetune.")):
-        return None  # code that comes with a checkpoint may read the table in other ways
+        return None  # code that comes with a checkpoint may use the table in other ways
     module = model.get_input_embeddings()
     if type(module) is not nn.Embedding or not module.weight.requires_grad or module.max_norm is not None:
         return None
-    uses = sum(weight is module.weight for _, weight in model.named_parameters(remove_duplicate=False))
-    if uses > 1 or module.sparse or module.scale_grad_by_freq or split.states is not None:
+    num_uses = sum(weight is module.weight for _, weight in model.named_parameters(remove_duplicate=False))
+    if num_uses > 1 or module.sparse or module.scale_grad_by_freq or split.states is not None:
         return None
     occurs = torch.zeros(module.num_embeddings, dtype=torch.bool)
-    for token in {padding, module.padding_idx} - {None}:  # some models pad again, with their own id
+    for token in {padding, module.padding_idx} - {None}:  # some models pad again, with an id of their config
         occurs[token] = True
     for table in split.rows.select_columns("input_ids").with_format("arrow").iter(batch_size=_ROWS_PER_READ):
         for chunk in table.column("input_ids").chunks:

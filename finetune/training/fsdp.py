@@ -1,7 +1,7 @@
 """Training with sharded weights, gradients and optimizer state: FSDP 2, through Accelerate.
 
-Accelerate shards a copy of the model. The classifier keeps its own full model in the CPU memory of each process, and
-the trained weights are gathered into it whenever it is evaluated or saved. Evaluation, checkpoints, saved models and
+Accelerate shards a copy of the model. Each process also keeps the classifier's full model in CPU memory; the trained
+weights are gathered into it whenever it is evaluated or saved. Evaluation, checkpoints, saved models and
 head analysis are therefore the same as with one process. FSDP saves memory for gradients and optimizer state; the full
 weights must fit into the memory of one device.
 """
@@ -30,8 +30,8 @@ from finetune.recipe import TrainingSection
 def fsdp_plugin(training: TrainingSection) -> FullyShardedDataParallelPlugin | None:
     """Return the FSDP settings of the launcher, None if it does not use FSDP.
 
-    Precision is that of autocast, as without FSDP. Accelerate's policy would also round norms and sums of gradients.
-    Every process reads the weights: with Accelerate's loading on one process the others would have no full model.
+    Mixed precision uses autocast, as without FSDP: Accelerate's policy would also round norms and sums of gradients.
+    Every process loads the weights: if only one did (`cpu_ram_efficient_loading`), the others would have no full model.
 
     Raises:
         TrainingError: the launcher requests FSDP 1 or an unsupported option.
@@ -125,7 +125,8 @@ def average_replicas(parameters: Sequence[nn.Parameter], accelerator: Accelerato
 def full_model(full: nn.Module, module: nn.Module) -> Iterator[nn.Module]:
     """Yield the model `full` with the weights of the trained `module`; all processes must enter together.
 
-    Without FSDP both are the same. Under FSDP weights are gathered, and the full model is moved to the CPU afterwards.
+    Without FSDP both are the same module. Under FSDP the weights are gathered, and the full model returns to the CPU
+    after the block.
     """
     if not isinstance(module, FSDPModule):
         yield full
@@ -140,7 +141,7 @@ def full_model(full: nn.Module, module: nn.Module) -> Iterator[nn.Module]:
 
 
 def load_shards(full: nn.Module, module: nn.Module) -> None:
-    """Copy the trainable weights of the model `full` into a sharded `module`; does nothing without FSDP."""
+    """Copy the trainable weights of the model `full` into the sharded `module`; without FSDP, do nothing."""
     if not isinstance(module, FSDPModule):
         return
     parameters = dict(full.named_parameters())
@@ -151,7 +152,7 @@ def load_shards(full: nn.Module, module: nn.Module) -> None:
 
 
 def full_state(optimizer: Any, accelerator: Accelerator) -> Any:
-    """Return an object whose `state_dict` has full tensors: the optimizer itself, under FSDP a wrapper."""
+    """Return an object whose `state_dict` has full tensors: the optimizer itself, or under FSDP a wrapper of it."""
     return FullStateOptimizer(optimizer) if is_sharded(accelerator) else optimizer
 
 
@@ -168,7 +169,7 @@ class FullStateOptimizer:
         return groups
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state, tensors on the CPU. All processes must call this together."""
+        """Return the state with full tensors on the CPU; all processes must call this together."""
         sharded = self._optimizer.state_dict()
         states = {
             index: {key: full_tensor(value).cpu() for key, value in state.items()}
@@ -177,7 +178,7 @@ class FullStateOptimizer:
         return {**sharded, "state": states}
 
     def load_state_dict(self, full: Mapping[str, Any]) -> None:
-        """Load this process's shards of a full state."""
+        """Load this process's shards from a state with full tensors."""
         parameters = [p for group in self.param_groups for p in group["params"]]
         states = {
             index: {
@@ -189,12 +190,12 @@ class FullStateOptimizer:
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Return a sharded tensor gathered, any other tensor as it is; all processes must call this together."""
+    """Return a sharded tensor in full, any other tensor unchanged; all processes must call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a full tensor sharded as `like` is, without communication; as it is if `like` is not sharded."""
+    """Return this process's shard of a full tensor, sharded as `like`; the full tensor if `like` is not sharded."""
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor.detach().to(like.device), like.device_mesh, like.placements, src_data_rank=None)

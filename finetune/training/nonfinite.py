@@ -1,4 +1,4 @@
-"""Detection of steps whose loss or gradient is not finite. Such steps change no weight."""
+"""Detection of steps whose loss or gradient is not finite. Such steps change no weights."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ MAX_SKIPPED = 10
 
 @dataclass(frozen=True)
 class StepInfo:
-    """A step, for messages.
+    """The description of a step in error messages.
 
     Attributes:
         step: its number, from 1.
-        learning_rate: the learning rate that it uses.
-        rows: its rows over all processes, by their numbers in the source.
+        learning_rate: its learning rate.
+        rows: the numbers of its rows in the source, for all processes.
         source: the file or data set of the rows.
     """
 
@@ -44,16 +44,16 @@ def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
 class FiniteCheck:
     """Raises TrainingError for a step whose loss or gradient is not finite.
 
-    Immediately, or with `late` one step later, so that a GPU never waits for the copy to the CPU. The delay does no
-    harm: the optimizer has skipped the step (`found_inf`).
+    With `delayed` it raises one step later, so that a GPU never waits for the copy to the CPU. The delay is harmless:
+    the optimizer has skipped the step (`found_inf`).
     """
 
-    def __init__(self, *, late: bool) -> None:
-        self._late = late
+    def __init__(self, *, delayed: bool) -> None:
+        self._delayed = delayed
         self._pending: tuple[Tensor, torch.cuda.Event | None, StepInfo] | None = None
 
     def record(self, loss: Tensor, norm: Tensor, info: StepInfo) -> None:
-        """Store loss and gradient norm of a step, both (), and check the step before; without `late` also this one."""
+        """Record loss and gradient norm of a step, both (), and check it, or the previous step if `delayed`."""
         self.check()
         cuda = loss.device.type == "cuda"  # on other devices a non-blocking copy might be read too early
         values = torch.stack([loss.float(), norm.float()]).to("cpu", non_blocking=cuda)
@@ -62,14 +62,14 @@ class FiniteCheck:
             copied = torch.cuda.Event()
             copied.record()
         self._pending = values, copied, info
-        if not self._late:
+        if not self._delayed:
             self.check()
 
     def check(self) -> None:
-        """Check the step that was recorded last, if it was not checked yet.
+        """Check the last recorded step, unless it was checked already.
 
         Raises:
-            TrainingError: its loss or gradient is not finite.
+            TrainingError: the loss or gradient of that step is not finite.
         """
         if self._pending is None:
             return
@@ -104,7 +104,7 @@ class SkippedSteps:
     def finish(self) -> None:
         """Raise TrainingError if every step since the start of the run was skipped, so that nothing was trained.
 
-        A single step, as in a dry run, raises nothing: the initial scale may just be too high for it.
+        A run of a single step, such as a dry run, raises nothing: the initial loss scale may simply be too high.
         """
         if self._last is not None and self._consecutive == self._last.step > 1:
             raise self._error()
@@ -113,7 +113,7 @@ class SkippedSteps:
         assert self._last is not None
         return TrainingError(
             f"fp16: the gradient was not finite in {self._consecutive} consecutive steps, the last "
-            f"{_describe(self._last)}; a skipped step changes no weight. Set training.mixed_precision: bf16 or no, "
+            f"{_describe(self._last)}; a skipped step changes no weights. Set training.mixed_precision: bf16 or no, "
             "lower training.learning_rate, or check these rows"
         )
 
@@ -126,7 +126,7 @@ def _describe(info: StepInfo) -> str:
 
 
 def _not_finite(problem: str, info: StepInfo) -> TrainingError:
-    """Return the error for a step: the problem, the step, and what may help."""
+    """Return the error for a step: the problem, the step, and possible fixes."""
     return TrainingError(
         f"{problem} {_describe(info)}; the weights are those before the step, and no checkpoint was written since. "
         "Check these rows, lower training.learning_rate, or set training.mixed_precision: no"

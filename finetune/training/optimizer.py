@@ -12,8 +12,8 @@ from finetune.errors import TrainingError
 from finetune.models.losses import balanced_weights
 from finetune.recipe import TrainingSection
 
-# Device types on which fused AdamW divides the gradients itself, which saves a pass over them; on mps it accepts the
-# divisor and ignores it.
+# Device types on which fused AdamW divides the gradients by `grad_scale`, which saves a pass over them. On MPS it
+# ignores `grad_scale`.
 _FUSED_CLIPPING = ("cpu", "cuda")
 
 
@@ -30,13 +30,13 @@ def build_optimizer(
     """
     rate = training.learning_rate
     assert rate is not None, "schedule.fill_in sets a learning rate that is missing in the recipe"
-    lora_b = [p for name, p in parameters.items() if loraplus_lr_ratio and "lora_B" in name]
-    others = [p for name, p in parameters.items() if not (loraplus_lr_ratio and "lora_B" in name)]
+    lora_b = {name: p for name, p in parameters.items() if loraplus_lr_ratio and "lora_B" in name}
+    others = [p for name, p in parameters.items() if name not in lora_b]
     groups = [
         {"params": [p for p in others if p.dim() > 1], "weight_decay": training.weight_decay},
         {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0},
         {
-            "params": lora_b,
+            "params": list(lora_b.values()),
             "weight_decay": training.weight_decay,
             "lr": rate * (loraplus_lr_ratio or 1.0),
         },
@@ -60,14 +60,14 @@ def clip_gradients(
         clip_grads_with_norm_(parameters, max_norm, norm)
 
 
-def class_weights(setting: str | Mapping[str, float] | None, labels: Tensor, names: list[str]) -> Tensor | None:
-    """Return one weight per class, (C,), for the recipe's `training.class_weights`, None without it.
+def class_weights(setting: str | Mapping[str, float] | None, labels: Tensor, label_names: list[str]) -> Tensor | None:
+    """Return one weight per class, (C,), as the recipe's `training.class_weights` sets them; None if it is not set.
 
     `balanced` weights each class by the inverse of its number of rows.
 
     Args:
         labels: the class of each training row, (N,).
-        names: the label names, (C,).
+        label_names: the name of each class, (C,).
 
     Raises:
         TrainingError: the setting has a name that is not a label.
@@ -75,10 +75,10 @@ def class_weights(setting: str | Mapping[str, float] | None, labels: Tensor, nam
     if setting is None:
         return None
     if isinstance(setting, str):
-        return balanced_weights(torch.bincount(labels, minlength=len(names)))
-    unknown = sorted(setting.keys() - set(names))
+        return balanced_weights(torch.bincount(labels, minlength=len(label_names)))
+    unknown = sorted(setting.keys() - set(label_names))
     if unknown:
         raise TrainingError(
-            f"training.class_weights: {', '.join(unknown)} is not a label; the labels are {', '.join(names)}"
+            f"training.class_weights: {', '.join(unknown)} is not a label; the labels are {', '.join(label_names)}"
         )
-    return torch.tensor([setting.get(name, 1.0) for name in names])
+    return torch.tensor([setting.get(name, 1.0) for name in label_names])

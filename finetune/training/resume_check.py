@@ -1,7 +1,7 @@
 """The run fingerprint: what a resumed run must have in common with the run that saved the checkpoint.
 
-It contains everything that changes a weight, a loss or the choice of the best weights. It does not contain file
-locations, logging, the frequency of checkpoints, and what happens after training.
+It contains everything that changes a weight, a loss or the choice of the best weights, but not file locations, logging,
+the frequency of checkpoints, and settings of what happens after training.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from finetune.data.tokenization import EncodedSplit
 from finetune.errors import TrainingError
 from finetune.recipe import Recipe
 
-# Sections and keys that change neither the weights nor the choice of the best ones. Everything else is part of the
-# fingerprint: new keys until they are listed here, and the number of steps, on which the learning rate depends.
+# Sections and keys that change neither the weights nor the choice of the best ones. All others are part of the
+# fingerprint, also a new key that is not listed here, and the number of steps, on which the learning rate depends.
 _IGNORED_SECTIONS = ("output_dir", "overwrite_output_dir", "checkpoint", "logging", "head_importance")
 _IGNORED_KEYS = {
     "training": ("num_threads", "use_cpu"),  # the device type is part of the fingerprint, as `device`
     "evaluation": ("metrics", "bootstrap_samples", "per_device_eval_batch_size"),
-    "model": ("allow_missing_weights",),  # trained weights are in the checkpoint, others are compared
-    # The rows themselves are compared.
+    "model": ("allow_missing_weights",),  # trained weights are restored, the others have a checksum
+    # The rows have a checksum.
     "data": ("test_split", "test_file", "test_rows", "train_rows", "validation_rows"),
 }
-_MAX_LENGTH = 60  # of a value in a message
+_MAX_LENGTH = 60  # characters of a value in a message
 _ROWS_PER_READ = 10_000
 
 
@@ -46,7 +46,7 @@ def recipe_fingerprint(recipe: Recipe, label_names: Sequence[str]) -> dict[str, 
 
 
 def data_fingerprint(splits: Mapping[str, EncodedSplit], model: nn.Module) -> dict[str, Any]:
-    """Return checksums of what a recipe only names: the rows of each split, and the weights that are not trained."""
+    """Return checksums of what the recipe only names: the rows of each split, and the weights that are not trained."""
     rows = {name: split_checksum(splits[name]) for name in ("train", "validation") if name in splits}
     return {"rows": rows, "frozen_weights": _frozen_checksum(model)}
 
@@ -59,12 +59,12 @@ def split_checksum(split: EncodedSplit) -> str:
             for column in table.columns:
                 # Values and lengths, not Arrow's buffers, which differ between a slice and a copy of the same values.
                 digest.update(repr(column.type).encode())
-                for values in _values(column):
+                for values in _value_bytes(column):
                     digest.update(values)
     return digest.hexdigest()[:16]
 
 
-def _values(column: pa.ChunkedArray) -> Iterator[bytes]:
+def _value_bytes(column: pa.ChunkedArray) -> Iterator[bytes]:
     """Yield a column's values as bytes, and the lengths of its texts or lists."""
     for chunk in column.chunks:
         if pa.types.is_list(chunk.type) or pa.types.is_large_list(chunk.type):
@@ -89,11 +89,12 @@ def _frozen_checksum(model: nn.Module) -> str | None:
     return digest.hexdigest()[:16] if frozen else None
 
 
-def refuse_differences(folder: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Raise TrainingError with one line per difference, unless two run fingerprints are equal.
+def check_fingerprint(folder: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Raise TrainingError, with one line per difference, unless two run fingerprints are equal.
 
     Args:
-        folder: the checkpoint with the fingerprint `saved`.
+        folder: the checkpoint, for the message.
+        saved: the fingerprint in the checkpoint.
         current: the fingerprint of this run.
     """
     lines = list(differences(saved, json.loads(json.dumps(current))))

@@ -11,7 +11,7 @@ from finetune.data.sampler import steps_in_epoch
 from finetune.recipe import Recipe, TrainingSection
 from finetune.training.state import TrainState
 
-# Fine-tuning needs a few hundred steps, also with few rows: after three epochs of 360 rows (30 steps) a classifier
+# Fine-tuning needs a few hundred steps, even with few rows: after three epochs of 360 rows (30 steps) a classifier
 # still predicts the most frequent class.
 MIN_STEPS = 300
 # More labels need more steps: 400 rows of Banking77 with 76 labels give a test accuracy of 0.295 after 322 steps,
@@ -49,11 +49,11 @@ class Plan:
     save_every: int | None
     patience: int | None
 
-    def due(self, every: int | None, step: int) -> bool:
-        """Return whether a task with the interval `every` (0: one epoch, None: never) is due after step `step`."""
-        if every is None:
+    def due(self, interval: int | None, step: int) -> bool:
+        """Return whether a task with this interval in steps (0: one epoch, None: never) is due after step `step`."""
+        if interval is None:
             return False
-        return step == self.total_steps or step % (every or self.steps_per_epoch) == 0
+        return step == self.total_steps or step % (interval or self.steps_per_epoch) == 0
 
     def fingerprint(self, rows: int, accelerator: Accelerator) -> dict[str, object]:
         """Return the part of the run fingerprint that the plan determines; `rows`: number of training rows."""
@@ -93,21 +93,20 @@ class Plan:
 def make_plan(recipe: Recipe, *, rows: int, processes: int, labels: int = 1) -> Plan:
     """Return the plan for a number of training rows, processes and labels.
 
-    `training.warmup_steps` below 1 is a share of all steps, rounded up. If neither epochs nor steps are set, there are
-    MIN_EPOCHS epochs, or as many as it takes to reach MIN_STEPS steps and MIN_STEPS_PER_LABEL steps per label. If the
-    number of epochs is not set, there are at most MAX_EVALUATIONS evaluations and checkpoints, unless their strategy is
-    set.
+    If the recipe sets neither epochs nor steps, training takes MIN_EPOCHS epochs, or more if MIN_STEPS steps and
+    MIN_STEPS_PER_LABEL steps per label need more. If it sets no epochs, there are at most MAX_EVALUATIONS evaluations
+    and checkpoints, unless it sets their strategy. `training.warmup_steps` below 1 is a share of all steps, rounded up.
     """
     training, evaluation, checkpoint = recipe.training, recipe.evaluation, recipe.checkpoint
     batch_size = training.per_device_train_batch_size * processes
     accumulation = training.gradient_accumulation_steps
     steps = steps_in_epoch(rows, batch_size=batch_size, accumulation=accumulation)
-    epochs, every = training.num_train_epochs, 0
+    epochs, default = training.num_train_epochs, 0  # evaluate and save after every epoch
     if epochs is None:
         min_steps = max(MIN_STEPS, MIN_STEPS_PER_LABEL * labels, MIN_EPOCHS * steps)
         epochs = math.ceil((training.max_steps or min_steps) / steps)
         epochs_between = math.ceil(epochs / MAX_EVALUATIONS)
-        every = epochs_between * steps if epochs_between > 1 else 0
+        default = epochs_between * steps if epochs_between > 1 else 0
     total = min(steps * epochs, training.max_steps or steps * epochs)
     warmup = training.warmup_steps
     return Plan(
@@ -118,42 +117,50 @@ def make_plan(recipe: Recipe, *, rows: int, processes: int, labels: int = 1) -> 
         total_steps=total,
         warmup_steps=int(warmup) if warmup >= 1 else math.ceil(warmup * total),
         log_every=recipe.logging.logging_steps,
-        eval_every={None: every, "no": None, "epoch": 0, "steps": evaluation.eval_steps}[evaluation.eval_strategy],
-        save_every={None: every, "no": None, "epoch": 0, "steps": checkpoint.save_steps}[checkpoint.save_strategy],
+        eval_every=_interval(evaluation.eval_strategy, evaluation.eval_steps, default),
+        save_every=_interval(checkpoint.save_strategy, checkpoint.save_steps, default),
         patience=evaluation.early_stopping_patience,
     )
 
 
-def default_learning_rate(width: int, *, lora: bool) -> float:
+def _interval(strategy: str | None, steps: int | None, default: int) -> int | None:
+    """Return the interval of an `eval_strategy` or `save_strategy` in steps, as in `Plan.due`."""
+    return {None: default, "no": None, "epoch": 0, "steps": steps}[strategy]
+
+
+def default_learning_rate(hidden_size: int, *, lora: bool) -> float:
     """Return the peak learning rate of AdamW for a model of this hidden size, rounded to one digit."""
-    return float(f"{RATE_TIMES_WIDTH / width * (LORA_FACTOR if lora else 1):.0e}")
+    return float(f"{RATE_TIMES_WIDTH / hidden_size * (LORA_FACTOR if lora else 1):.0e}")
 
 
-def fill_in(recipe: Recipe, plan: Plan, width: int) -> tuple[Recipe, str]:
+def fill_in(recipe: Recipe, plan: Plan, hidden_size: int) -> tuple[Recipe, str]:
     """Return the recipe with its missing settings filled in, and a line that lists them ("" if none was missing).
 
     Args:
         plan: the plan of this recipe.
-        width: the model's hidden size.
+        hidden_size: that of the model.
     """
     training, evaluation, checkpoint = recipe.training, recipe.evaluation, recipe.checkpoint
-    chosen: list[str] = []
+    filled_in: list[str] = []
     if training.num_train_epochs is None:
         training = training.model_copy(update={"num_train_epochs": plan.epochs})
-        chosen.append(
+        filled_in.append(
             f"{plan.epochs} epochs ({plan.total_steps} steps of up to {plan.batch_size * plan.accumulation} rows)"
         )
     if training.learning_rate is None:
-        rate = default_learning_rate(width, lora=recipe.peft is not None)
+        rate = default_learning_rate(hidden_size, lora=recipe.peft is not None)
         training = training.model_copy(update={"learning_rate": rate})
-        chosen.append(f"learning rate {rate:g} ({'LoRA' if recipe.peft else 'full training'} at width {width})")
+        filled_in.append(
+            f"learning rate {rate:g} ({'LoRA' if recipe.peft else 'full training'} at width {hidden_size})"
+        )
     if evaluation.eval_strategy is None:
         evaluation = evaluation.model_copy(update=_strategy("eval", plan.eval_every))
     if checkpoint.save_strategy is None:
         checkpoint = checkpoint.model_copy(update=_strategy("save", plan.save_every))
     filled = recipe.model_copy(update={"training": training, "evaluation": evaluation, "checkpoint": checkpoint})
-    return filled, f"Not set in the recipe, so chosen: {', '.join(chosen)}." if chosen else ""
+    return filled, f"Not set in the recipe, so chosen: {', '.join(filled_in)}." if filled_in else ""
 
 
-def _strategy(name: str, every: int | None) -> dict[str, object]:
-    return {f"{name}_strategy": "steps", f"{name}_steps": every} if every else {f"{name}_strategy": "epoch"}
+def _strategy(name: str, interval: int | None) -> dict[str, object]:
+    """Return the recipe keys that set an interval of the plan; `name` is "eval" or "save"."""
+    return {f"{name}_strategy": "steps", f"{name}_steps": interval} if interval else {f"{name}_strategy": "epoch"}

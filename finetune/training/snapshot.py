@@ -1,4 +1,4 @@
-"""What a checkpoint holds, in memory.
+"""The content of a checkpoint in memory.
 
 P processes, N losses not logged yet
 """
@@ -27,7 +27,7 @@ class Snapshot:
         losses: losses of the steps that are not logged yet, (N,).
         objects: `state_dict` of optimizer, scheduler and loss scaler, by name.
         random_states: random state of each process, (P,).
-        run_fingerprint: what a resumed run must have in common with this one, as JSON.
+        run_fingerprint: what a resumed run must have in common with this one, as JSON values.
     """
 
     state: TrainState
@@ -39,7 +39,7 @@ class Snapshot:
     run_fingerprint: dict[str, Any]
 
     def mismatch(self, model: nn.Module, objects: Mapping[str, Any]) -> str | None:
-        """Return which of `objects` cannot take this snapshot, None if all can.
+        """Return which of `objects` cannot be restored from this snapshot, None if all can.
 
         Raises:
             TrainingError: the weights are those of another model.
@@ -95,7 +95,7 @@ def _matching_parameters(model: nn.Module, weights: Mapping[str, Tensor]) -> dic
 
 
 def _optimizer_mismatch(optimizer: Any, saved: Mapping[str, Any]) -> str | None:
-    """Return what differs in number or shape between an optimizer and a saved state, None if nothing does."""
+    """Return the first part of a saved state that does not fit an optimizer in number or shape, None if all fits."""
     groups, saved_groups = optimizer.param_groups, saved["param_groups"]
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved_groups]:
         return "the number of the optimizer's parameters"

@@ -1,4 +1,4 @@
-"""The progress of training that a checkpoint stores, and the state of the random number generators.
+"""The counters of a training run, and the state of the random number generators, as checkpoints store them.
 
 N rows of the training split
 """
@@ -58,7 +58,7 @@ class TrainState:
     logged_rows: int = 0
 
     def count_rows(self, lengths: np.ndarray, step: Step) -> None:
-        """Add the rows and tokens of an optimizer step; `lengths`: tokens of every row, (N,)."""
+        """Add the rows and tokens of an optimizer step; `lengths`: number of tokens of every row, (N,)."""
         self.rows_seen += sum(len(batch) for batch in step)
         self.tokens_seen += int(sum(lengths[batch].sum() for batch in step))
         self.padded_seen += int(sum(len(batch) * lengths[batch].max() for batch in step))
@@ -74,8 +74,8 @@ class TrainState:
     def record_evaluation(self, value: float | None, *, loss: float, lower_is_better: bool) -> bool:
         """Record an evaluation and return whether it is the best so far.
 
-        If the metric is equal, the lower loss wins. Any value is better than None (undefined). A lower loss at an equal
-        metric does not reset `evaluations_since_best`.
+        Of two evaluations with the same metric, the one with the lower loss is better, but it does not reset
+        `evaluations_since_best`. Any value is better than None (undefined).
         """
         best = self.best_value
         tie = self.best_step is not None and value == best
@@ -104,19 +104,21 @@ class TrainState:
 
 def random_state() -> dict[str, Any]:
     """Return the state of this process's random number generators by device type: CPU, and an accelerator in use."""
-    return {"cpu": torch.get_rng_state()} | {name: module.get_rng_state() for name, module in _accelerator().items()}
+    return {"cpu": torch.get_rng_state()} | {
+        name: module.get_rng_state() for name, module in _accelerator_modules().items()
+    }
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
     """Set the random number generators of this process to a state that `random_state` returned."""
     torch.set_rng_state(state["cpu"])
-    for name, module in _accelerator().items():
+    for name, module in _accelerator_modules().items():
         if name in state:
             module.set_rng_state(state[name])
 
 
-def _accelerator() -> dict[str, ModuleType]:
-    """Return the accelerator's device type and its torch module; empty if no accelerator is in use.
+def _accelerator_modules() -> dict[str, ModuleType]:
+    """Return the torch module of the accelerator by its device type; empty if no accelerator is in use.
 
     A CPU run on a machine with a GPU must not touch the GPU: reading its state would allocate GPU memory.
     """

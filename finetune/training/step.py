@@ -1,7 +1,7 @@
 """One optimizer step: gradients of all micro-batches, then one update of the weights.
 
-Losses are summed over a micro-batch and divided by the number of examples in the whole optimizer step. A short last
-batch, gradient accumulation and several processes therefore all give the gradient of the mean loss.
+Losses are summed over each micro-batch and divided by the number of examples in the optimizer step. The gradient is
+therefore that of the mean loss, also with a short last batch, gradient accumulation and several processes.
 
     B batch, C classes
 """
@@ -55,7 +55,7 @@ class Stepper:
         scheduler: the learning rate scheduler, not prepared by Accelerate, which would advance it once per process.
         loss: returns the loss of each example, (B,), from logits (B, C) and labels.
         accelerator: device, precision and processes.
-        training: the recipe's section.
+        training: the recipe's section `training`.
         batch_size: rows of a full micro-batch on this process.
         parameters: all parameters that the optimizer updates.
     """
@@ -72,7 +72,7 @@ class Stepper:
     def __post_init__(self) -> None:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._cpu_group = CpuGroup(self.accelerator)
-        self._finite_check = FiniteCheck(late=self.accelerator.device.type == "cuda")
+        self._finite_check = FiniteCheck(delayed=self.accelerator.device.type == "cuda")
         self._skipped_steps = SkippedSteps()
 
     def run(
@@ -80,7 +80,8 @@ class Stepper:
     ) -> StepResult:
         """Do one optimizer step on the mean loss of the examples in `info`.
 
-        If memory runs out on a process, all processes repeat the step in smaller parts, from the same random state.
+        If memory runs out on a process, all processes repeat the step with smaller micro-batches and the same random
+        state.
 
         Raises:
             TrainingError: the loss or gradient is not finite, or memory does not suffice for one row.
@@ -115,35 +116,36 @@ class Stepper:
     def _accumulate_gradients(
         self, micro_batches: Sequence[LocalBatch], info: StepInfo, state: TrainState, stop_request: StopRequest | None
     ) -> tuple[Tensor | None, int]:
-        """Add up the gradients of a step, and return this process's part of the loss and the stop signal.
+        """Accumulate the gradients of a step, and return this process's share of the loss and the stop signal.
 
         The loss is None if memory ran out on any process.
         """
         loss, out_of_memory = torch.zeros((), device=self.accelerator.device), False
-        parts = [part for batch in micro_batches for part in split_batch(batch, state.micro_batch_rows)]
-        # Gradients are averaged over the processes: times their number, divided by all rows of the step.
+        smaller_batches = [part for batch in micro_batches for part in split_batch(batch, state.micro_batch_rows)]
+        # Gradients are averaged over the processes, so each loss is multiplied by their number. `info.rows` are the
+        # rows of all processes.
         scale = self.accelerator.num_processes / len(info.rows)
         try:
-            for batch in parts:
+            for batch in smaller_batches:
                 losses = self.loss(self.model.logits(batch.inputs), batch.labels)
-                part = (losses * batch.weights).sum() * scale
-                self.accelerator.backward(part)
-                loss += part.detach()
+                batch_loss = (losses * batch.weights).sum() * scale
+                self.accelerator.backward(batch_loss)
+                loss += batch_loss.detach()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if is_sharded(self.accelerator):  # the other processes wait inside a pass and cannot repeat the step
+            if is_sharded(self.accelerator):  # the other processes wait inside a pass, so none can repeat the step
                 message = f"Out of memory at step {info.step} in process {self.accelerator.process_index}."
                 print(message, file=sys.stderr)
                 raise
-            out_of_memory = True  # repeated outside this block: the error holds references to what filled the memory
+            out_of_memory = True  # the caller repeats the step: here, `error` still refers to tensors of this attempt
         any_out_of_memory, stop_signal = self._cpu_group.all_reduce_max(
             out_of_memory, stop_request.number if stop_request else 0
         )
         return None if any_out_of_memory else loss, stop_signal
 
     def _halve_micro_batches(self, info: StepInfo, state: TrainState) -> str:
-        """Halve the rows per forward pass and return a message; the step has the same rows, in twice as many parts."""
+        """Halve the rows per forward pass and return a message; the step then has twice as many micro-batches."""
         self.optimizer.zero_grad(set_to_none=True)
         rows = halve_rows(state.micro_batch_rows or self.batch_size, f"step {info.step} of training")
         state.micro_batch_rows = rows

@@ -2,9 +2,9 @@
 
 build.py            creates the trainer: model, optimizer, scheduler and loss
 schedule.py         the plan: number of steps, and when to log, evaluate, save and stop
-step.py             one optimizer step: gradient accumulation, clipping, update, running out of memory
-training_model.py   the model in a step: the classifier's own, or sharded with FSDP (fsdp.py)
-snapshot.py         what a checkpoint holds; checkpoints.py writes and reads it
+step.py             one optimizer step: gradient accumulation, clipping, update, recovery from out-of-memory errors
+training_model.py   the model in a step: the classifier's model, or a copy sharded with FSDP (fsdp.py)
+snapshot.py         the content of a checkpoint; checkpoints.py writes and reads it
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ class Trainer:
     """Trains a classifier. `build_trainer` (build.py) creates it.
 
     Attributes:
-        classifier: the classifier to train; its model is up to date only inside `full_model()`.
+        classifier: the classifier to train; its model has the current weights only inside `full_model()`.
         split: the training split.
         plan: number of steps, and when to log, evaluate and save.
-        training: the recipe's section.
-        seed: seed of the row order.
+        training: the recipe's section `training`.
+        seed: the seed of the row order.
         accelerator: device, precision and processes.
-        stepper: runs one optimizer step; has model, optimizer and scheduler.
+        stepper: runs one optimizer step, with its model, optimizer and scheduler.
         run_fingerprint: what a resumed run must have in common with this one.
         state: counters and the best evaluation.
         best: the trainable parameters at the best evaluation, None before the first.
-        messages: lines that `fit` prints after the step.
+        messages: lines that `fit` prints after the current step.
         stop_signal: the signal that one of the processes received, 0 if none did.
     """
 
@@ -88,7 +88,7 @@ class Trainer:
     messages: list[str] = field(default_factory=list)
     stop_signal: int = 0
     _stop_request: StopRequest | None = field(default=None, init=False)
-    _losses: list[Tensor] = field(default_factory=list, init=False)  # of all processes, since the last entry
+    _losses: list[Tensor] = field(default_factory=list, init=False)  # of each step since the last log entry
 
     def fit(
         self,
@@ -108,7 +108,7 @@ class Trainer:
             evaluation: None: never evaluate, and keep the last weights.
             log: called with each entry of the history.
             print_line: called with each line for the terminal.
-            stop_request: set by a signal handler. Training then stops after the current step, with a checkpoint.
+            stop_request: set by a signal handler; training then saves a checkpoint after the current step and stops.
 
         Raises:
             TrainingError: the loss is not finite, or a checkpoint cannot be written.
@@ -140,7 +140,7 @@ class Trainer:
                         raise self._interrupted(checkpoints)
                     if plan.stop_reason(state) is not None:
                         break
-        if self.sync_stop_signal():  # it arrived in the last evaluation, or while the last checkpoint was saved
+        if self.sync_stop_signal():  # a signal arrived during the last evaluation or the last save
             self.save(checkpoints, keep)
             raise self._interrupted(checkpoints)
         with self.full_model() as model:
@@ -149,7 +149,7 @@ class Trainer:
         return stop_reason
 
     def epoch_steps(self) -> Iterator[tuple[list[LocalBatch], np.ndarray]]:
-        """Yield the remaining steps of the epoch: micro-batches of this process, row indices over all processes."""
+        """Yield the remaining steps of the epoch: micro-batches of this process, and row indices of all processes."""
         steps = plan_epoch(
             self.split.lengths,
             batch_size=self.plan.batch_size,
@@ -175,7 +175,7 @@ class Trainer:
             yield loaded, rows
 
     def optimizer_step(self, micro_batches: list[LocalBatch], rows: np.ndarray) -> None:
-        """Do one optimizer step on the mean loss of the examples `rows`, and count it.
+        """Do one optimizer step on the mean loss of the rows with the indices `rows`, and count it.
 
         Raises:
             TrainingError: the loss or gradient is not finite, or memory does not suffice for one row.
@@ -191,8 +191,8 @@ class Trainer:
         self.state.train_seconds += time.perf_counter() - started
 
     def log_entry(self) -> Entry:
-        """Return the mean loss and the speed since the last entry, and the current learning rate."""
-        started = time.perf_counter()  # a GPU may still be computing
+        """Return a history entry: mean loss and speed since the last entry, and the current learning rate."""
+        started = time.perf_counter()  # reading the losses waits for the steps that a GPU has not finished
         self.stepper.check_last_step()
         mean = torch.stack(self._losses).mean().item()
         self.state.train_seconds += time.perf_counter() - started
@@ -208,7 +208,7 @@ class Trainer:
         }
 
     def evaluate(self, evaluation: Evaluation) -> tuple[Entry, bool]:
-        """Evaluate and return the history entry and whether it is the best so far; if so, keep a copy of the weights.
+        """Evaluate, and return the history entry and whether it is the best so far; if so, copy the weights to `best`.
 
         Raises:
             TrainingError: the loss is not finite.
@@ -238,7 +238,7 @@ class Trainer:
         save_checkpoint(root, self.snapshot(), keep=keep, accelerator=self.accelerator)
 
     def snapshot(self) -> Snapshot:
-        """Return what a checkpoint of the current step holds; all processes must call this together."""
+        """Return the content of a checkpoint of the current step; all processes must call this together."""
         with self.full_model() as model:
             return Snapshot(
                 state=self.state,
@@ -251,24 +251,24 @@ class Trainer:
             )
 
     def resume(self, folder: Path) -> None:
-        """Continue from a complete and intact checkpoint, see `find_checkpoint`.
+        """Restore the state of training from a checkpoint that `find_checkpoint` returned.
 
         Raises:
-            TrainingError: it is of another model or another run.
+            TrainingError: the checkpoint is of another model or another run.
         """
         model, objects = self.classifier.model, self.stateful_objects()
         snapshot = load_checkpoint(folder, self.run_fingerprint, model, objects)
         snapshot.restore(model, objects, self.accelerator.process_index)
         self.state, self.best = snapshot.state, snapshot.best
         self._losses = list(snapshot.losses.to(self.accelerator.device).unbind())
-        if self.best is None and self.state.best_step is not None:  # the checkpoint is of the best step
+        if self.best is None and self.state.best_step is not None:  # the checkpoint was saved at the best step
             self.best = trained_weights(model)
-        if is_sharded(self.accelerator):  # one limit for all: under FSDP processes do the same number of passes
+        if is_sharded(self.accelerator):  # under FSDP all processes must do the same number of forward passes
             self.state.micro_batch_rows = None
         self.stepper.model.load(self.state.weight_decay_factor)
 
     def stateful_objects(self) -> dict[str, Any]:
-        """Return the objects whose `state_dict` a checkpoint holds, by name."""
+        """Return, by name, the objects whose `state_dict` is part of a checkpoint."""
         scaler = self.accelerator.scaler
         objects = {
             "optimizer": full_state(self.stepper.optimizer, self.accelerator),
@@ -277,7 +277,7 @@ class Trainer:
         return objects | ({"scaler": scaler} if scaler else {})
 
     def sync_stop_signal(self) -> int:
-        """Return the signal that one of the processes received, 0 if none did, after a check of the last step.
+        """Check the last step, and return the signal that one of the processes received, 0 if none did.
 
         Raises:
             TrainingError: the last step was not finite, or fp16 skipped every step.
@@ -287,7 +287,7 @@ class Trainer:
         return self.stop_signal
 
     def unwrap_model(self) -> None:
-        """Remove Accelerate's mixed precision from the model."""
+        """Remove the autocast wrapper, which Accelerate added, from the model's forward pass."""
         self.accelerator.unwrap_model(self.stepper.model.module, keep_fp32_wrapper=False)
 
     def _position(self) -> Entry:

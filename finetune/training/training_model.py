@@ -1,7 +1,8 @@
 """The model during training: its forward pass, and the current weights.
 
-The trained module may differ from the classifier's own model: under FSDP it is a sharded copy, and on a CPU only the
-embeddings of the training split's tokens are trained, in a smaller table. The training loop does not depend on this.
+The trained module may differ from the classifier's model: under FSDP it is a sharded copy, and on a CPU a smaller table
+with the embeddings of the training split's tokens is trained instead of the full one. The training loop does not depend
+on this.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ class TrainingModel:
     """The classifier's model as it is trained.
 
     Attributes:
-        full: the classifier's own model, which is evaluated and saved.
+        full: the classifier's model, which is evaluated and saved.
         module: the module that is trained, prepared by Accelerate: the same model, or under FSDP a sharded copy.
-        embeddings: the token embeddings that are trained instead of the full table, None if the full table is.
+        embeddings: the token embeddings that are trained instead of the full table; None: the full table is trained.
         device: the device of the module.
         compiled: whether its layers are compiled.
     """
@@ -45,14 +46,14 @@ class TrainingModel:
 
     @contextmanager
     def up_to_date(self, weight_decay_factor: float) -> Iterator[nn.Module]:
-        """Yield the classifier's own model with the current weights; all processes must enter together."""
+        """Yield the classifier's model with the current weights; all processes must enter together."""
         if self.embeddings:
             self.embeddings.write_back(weight_decay_factor)
         with full_model(self.full, self.module) as model:
             yield model
 
     def load(self, weight_decay_factor: float) -> None:
-        """Train from the weights that the classifier's own model has now, after a checkpoint was restored into it.
+        """Continue training from the weights of the classifier's model, into which a checkpoint was restored.
 
         Raises:
             TrainingError: the checkpoint started from other embeddings than this model.

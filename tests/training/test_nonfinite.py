@@ -22,20 +22,20 @@ def test_the_error_is_raised_immediately_or_one_step_later() -> None:
     with pytest.raises(
         TrainingError, match=r"the loss is nan at step 3 \(learning rate 0.01\), rows 1, 2 of a.csv; the"
     ):
-        FiniteCheck(late=False).record(NAN, ONE, info(3))
-    late = FiniteCheck(late=True)
-    late.record(NAN, ONE, info(3))
+        FiniteCheck(delayed=False).record(NAN, ONE, info(3))
+    check = FiniteCheck(delayed=True)
+    check.record(NAN, ONE, info(3))
     with pytest.raises(TrainingError, match="at step 3 "):
-        late.record(ONE, ONE, info(4))
-    late.record(ONE, ONE * float("inf"), info(5))
+        check.record(ONE, ONE, info(4))
+    check.record(ONE, ONE * float("inf"), info(5))
     with pytest.raises(TrainingError, match=r"the loss is 1, but its gradient is not finite at step 5"):
-        late.check()
-    late.check()  # raised only once
+        check.check()
+    check.check()  # raised only once
 
 
 def test_a_long_list_of_rows_is_cut() -> None:
     with pytest.raises(TrainingError, match=r"63, 64 and 36 more of a.csv"):
-        FiniteCheck(late=False).record(NAN, ONE, info(1, rows=100))
+        FiniteCheck(delayed=False).record(NAN, ONE, info(1, rows=100))
 
 
 class OnDevice(TorchFunctionMode):
@@ -68,7 +68,7 @@ def test_values_are_read_after_the_copy_is_complete(monkeypatch: pytest.MonkeyPa
             calls.append("synchronize")
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    check = FiniteCheck(late=device == "cuda")
+    check = FiniteCheck(delayed=device == "cuda")
     with OnDevice(device) as mode:
         check.record(ONE, ONE, info(1))
         check.check()

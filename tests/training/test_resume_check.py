@@ -11,7 +11,7 @@ import torch
 from finetune.errors import TrainingError
 from finetune.models.lora import Lora
 from finetune.recipe import Recipe
-from finetune.training.resume_check import data_fingerprint, recipe_fingerprint, refuse_differences, split_checksum
+from finetune.training.resume_check import check_fingerprint, data_fingerprint, recipe_fingerprint, split_checksum
 from tests.conftest import SENTENCES
 from tests.support.helpers import ROLES, encoded, tiny_classifier
 
@@ -39,7 +39,7 @@ def fingerprint_of(rows: str = "abc", **changes: Any) -> dict[str, Any]:
 )
 def test_a_difference_that_changes_the_result_is_refused_and_listed(changes: dict[str, Any], line: str) -> None:
     with pytest.raises(TrainingError, match="checkpoint c is of a run that differs from this one:\n  ") as refused:
-        refuse_differences(Path("c"), fingerprint_of(), fingerprint_of(**changes))
+        check_fingerprint(Path("c"), fingerprint_of(), fingerprint_of(**changes))
     assert line in str(refused.value)
     assert str(refused.value).endswith("restore these settings, or start a new run in another output_dir")
     assert str(refused.value).count("\n  ") == len(changes)
@@ -52,7 +52,7 @@ def test_other_settings_may_differ() -> None:
         "evaluation__metric_for_best_model": "accuracy", "data__train_file": "moved/a.csv", "data__test_file": "t.csv",
         "model__allow_missing_weights": True,
     }  # fmt: skip
-    refuse_differences(Path("c"), fingerprint_of(), fingerprint_of(**ignored))
+    check_fingerprint(Path("c"), fingerprint_of(), fingerprint_of(**ignored))
 
 
 def test_the_checksum_of_a_split_depends_on_its_content_only(tiny_bert: Path) -> None:
