@@ -1,8 +1,8 @@
-"""Fine-tune BERT-family classifiers from one recipe, and learn which attention heads they need.
+"""Fine-tune BERT-family classifiers from one recipe, and measure which attention heads they need.
 
     from finetune import load_recipe, train, evaluate, analyze_heads, prune, load_classifier
 
-Each name is imported when it is first used, so `import finetune` takes no time and needs no torch.
+Each name is imported when it is first used, so `import finetune` is fast and does not import torch.
 """
 
 from __future__ import annotations
@@ -59,5 +59,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """Return the public names, whether they were used already or not."""
+    """Return all names, including public ones that were not imported yet."""
     return sorted({*globals(), *__all__})

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parse(arguments)
     is_local_main_process = int(os.environ.get("LOCAL_RANK", "0")) == 0
     try:
-        _check_processes(args)
+        _check_process_count(args)
         _check_paths(args)
         _check_runs_exist(args)
         with stop_immediately():
@@ -50,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(args: Arguments) -> None:
     from finetune.recipe import load_recipe
 
-    recipe = load_recipe(args.recipe, args.overrides)  # before PyTorch is imported: mistakes are reported at once
+    recipe = load_recipe(
+        args.recipe, args.overrides
+    )  # before PyTorch is imported, so that mistakes are reported immediately
     with _loading_libraries():
         from finetune.pipeline.train import train
     train(recipe, dry_run=args.dry_run)
@@ -91,7 +93,7 @@ def _merge(args: Arguments) -> None:
     with _loading_libraries():
         from finetune.pipeline.merge import merge
     output, difference = merge(args.run, args.overrides, output=args.output)
-    print(f"Plain weights in {output}; the largest difference of a logit is {difference:.1g}")
+    print(f"Plain weights saved in {output}; largest difference of a logit: {difference:.1g}")
 
 
 def _heads(args: Arguments) -> None:
@@ -117,13 +119,13 @@ def _prune(args: Arguments) -> None:
     prune(args.run, args.overrides, heal_epochs=args.heal, output=args.output, **choice)
 
 
-# Commands that run in one process only: several would each do the same and write the same files.
+# Commands that run in one process only: with several, each would write the same files.
 _ONE_PROCESS = {_merge: "merge", _report: "report", _prune: "prune"}
 
 
 @contextmanager
 def _loading_libraries() -> Iterator[None]:
-    """Show on the main process that libraries are being loaded, which takes seconds the first time."""
+    """Print on the main process that libraries are being loaded, which takes seconds the first time."""
     from rich.console import Console
 
     from finetune.report.progress import show_progress_on, stage
@@ -133,20 +135,20 @@ def _loading_libraries() -> Iterator[None]:
     if "torch" in sys.modules:
         yield
         return
-    if not console.is_terminal:  # where the first line of a stage comes after ten seconds
+    if not console.is_terminal:  # there, the first line of a stage is printed only after ten seconds
         console.print("Loading PyTorch and Transformers.")
     with stage("loading PyTorch and Transformers"):
         yield
 
 
 def _parse(arguments: Sequence[str] | None) -> Arguments:
-    """Return the parsed arguments; overrides may stand before, between and after options."""
+    """Return the parsed arguments; overrides can come before, between and after options."""
     parser = _parser()
-    args, rest = parser.parse_known_args(arguments)
-    if rest and (not hasattr(args, "overrides") or any(part.startswith("-") for part in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:  # argparse accepts no positional arguments after an option
-        args.overrides = [*args.overrides, *rest]
+    args, unparsed = parser.parse_known_args(arguments)
+    if unparsed and (not hasattr(args, "overrides") or any(part.startswith("-") for part in unparsed)):
+        parser.error(f"unrecognized arguments: {' '.join(unparsed)}")
+    if unparsed:  # overrides after an option, where argparse accepts no positional arguments
+        args.overrides = [*args.overrides, *unparsed]
     if args.command is _heads:  # any number of runs and overrides, in any order
         overrides = [part for part in args.run if _is_override(part)]
         args.run = [Path(part) for part in args.run if part not in overrides]
@@ -156,12 +158,13 @@ def _parse(arguments: Sequence[str] | None) -> Arguments:
     return args
 
 
-def _is_override(part: str) -> bool:
+def _is_override(argument: str) -> bool:
     """Return whether an argument is an override, and not an existing run folder with "=" in its name."""
-    return "=" in part and not os.path.lexists(part)
+    return "=" in argument and not os.path.lexists(argument)
 
 
 def _parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; `command` is the function that runs the chosen one."""
     parser = argparse.ArgumentParser("finetune", description="Fine-tune classifiers and analyze their attention heads.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -211,12 +214,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _with_recipe(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the arguments of a command that reads a recipe."""
     parser.add_argument("recipe", type=Path, help="a YAML recipe, such as recipes/toy.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
     return parser
 
 
 def _with_run(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the arguments of a command that reads a run folder."""
     parser.add_argument("run", type=Path, help="a run folder, such as runs/toy")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run's recipe")
     return parser
@@ -232,14 +237,14 @@ def _head_list(text: str) -> list[tuple[int, int]]:
         ) from error
 
 
-def _check_processes(args: Arguments) -> None:
+def _check_process_count(args: Arguments) -> None:
     """Raise DataError if several processes were launched for a command that runs in one."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
-    name = _ONE_PROCESS.get(args.command)
+    command = _ONE_PROCESS.get(args.command)
     if args.command is _heads and len(args.run) > 1:
-        name = "heads, with more than one run,"
-    if count > 1 and name is not None:
-        raise DataError(f"{name} runs in one process, and the launcher started {count}; run it without a launcher")
+        command = "heads, with more than one run,"
+    if count > 1 and command is not None:
+        raise DataError(f"{command} runs in one process, and the launcher started {count}; run it without a launcher")
 
 
 def _check_paths(args: Arguments) -> None:

@@ -18,7 +18,7 @@ from finetune.errors import DataError, FinetuneError, ModelError, RecipeError, T
 
 T = TypeVar("T")
 
-_BUCKET_SIZE = 2**23  # numbers per message: few messages, and a small temporary buffer
+_BUCKET_SIZE = 2**23  # numbers per message; larger: fewer messages, but a larger temporary buffer
 
 
 class CpuGroup:
@@ -39,17 +39,17 @@ class CpuGroup:
         return [int(value) for value in maxima.tolist()]
 
 
-def gather_results(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
-    """Call `work` on every process and return all results, (P,), in the order of the process indices.
+def gather_results(accelerator: Accelerator, function: Callable[[], T]) -> list[T]:
+    """Call `function` on every process and return all results, (P,), in the order of the process indices.
 
     Raises:
-        Exception: `work` failed on a process. That process raises its own error; every other process raises a
-            FinetuneError with the same message, so that no process waits for one that has failed.
+        Exception: `function` failed on a process. That process raises the original error; every other process raises
+            a FinetuneError with the same message, so that none waits for a process that has failed.
     """
     result: list[T] = []
     error: Exception | None = None
     try:
-        result.append(work())
+        result.append(function())
     except Exception as caught:
         error = caught
     reports = gather_object([(result, None if error is None else _describe(error, accelerator.process_index))])
@@ -61,26 +61,26 @@ def gather_results(accelerator: Accelerator, work: Callable[[], T]) -> list[T]:
     return [value for values, _ in reports for value in values]
 
 
-def on_main_process(accelerator: Accelerator, work: Callable[[], None]) -> None:
-    """Call `work` on the main process while the others wait; an error is raised on all, as in `gather_results`."""
-    gather_results(accelerator, lambda: work() if accelerator.is_main_process else None)
+def on_main_process(accelerator: Accelerator, function: Callable[[], None]) -> None:
+    """Call `function` on the main process while the others wait; an error is raised on all, as in `gather_results`."""
+    gather_results(accelerator, lambda: function() if accelerator.is_main_process else None)
 
 
-def local_main_process_first(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """Return this process's result of `work`, called on one process of each machine before the others of the machine.
+def local_main_process_first(accelerator: Accelerator, function: Callable[[], T]) -> T:
+    """Return the result of `function`, called first on one process per machine, then on the other processes.
 
     An error on one process is raised on all, as in `gather_results`. (Accelerate's context manager of the same name
     makes the others wait for a process that has failed.)
     """
     results: list[T] = []
-    for local_main in (True, False):
-        mine = accelerator.is_local_main_process == local_main
-        gather_results(accelerator, lambda mine=mine: results.append(work()) if mine else None)  # type: ignore[misc]
+    for main_process_turn in (True, False):
+        is_my_turn = accelerator.is_local_main_process == main_process_turn
+        gather_results(accelerator, lambda run=is_my_turn: results.append(function()) if run else None)  # type: ignore[misc]
     return results[0]
 
 
 def _describe(error: Exception, process: int) -> tuple[str, str]:
-    """Return the class name and the message of an error, as the other processes raise it."""
+    """Return the class name and the message of an error, with which the other processes raise it."""
     if isinstance(error, FinetuneError):
         return type(error).__name__, f"{error} (on process {process})" if process else str(error)
     return "", f"process {process} failed with {type(error).__name__}: {error}; it prints the traceback"
@@ -104,15 +104,15 @@ def broadcast_weights(model: nn.Module, accelerator: Accelerator) -> None:
 def average_gradients(parameters: Sequence[nn.Parameter], num_processes: int) -> None:
     """Replace each gradient by its mean over the processes.
 
-    This happens after the backward passes, not during the last one: a process that ran out of memory in a backward pass
-    must be able to report it before the others wait for its gradients.
+    Call it after the last backward pass, not in it: a process that runs out of memory in a backward pass must be able
+    to report this before the others wait for its gradients.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     _apply_in_buckets(gradients, lambda flat: all_reduce(flat.div_(num_processes)))
 
 
 def _apply_in_buckets(tensors: Sequence[Tensor], communicate: Callable[[Tensor], object]) -> None:
-    """Change the tensors in place by calling `communicate` on flat copies of many of them."""
+    """Copy the tensors into flat buffers, call `communicate` on each buffer, and copy the results back."""
     for bucket in _buckets(tensors):
         flat = torch.cat([tensor.flatten() for tensor in bucket])
         communicate(flat)

@@ -2,9 +2,9 @@
 
     FinetuneError
     ├── RecipeError      the recipe or an override is wrong
-    ├── DataError        a data file, a column, a row or a run folder is wrong
-    ├── ModelError       a model cannot be loaded, adapted or gated
-    └── TrainingError    training cannot start or continue, or a file cannot be written
+    ├── DataError        a data file, a column, a row or a file of a run is wrong
+    ├── ModelError       a model cannot be loaded, adapted, gated or pruned
+    └── TrainingError    training cannot start, resume or continue, or a file cannot be written
 
 Each message gives the value, the rule and the fix. The command line prints it without a traceback and exits with
 `EXIT_CODE`.
@@ -47,7 +47,7 @@ class DataError(FinetuneError):
 
 
 class ModelError(FinetuneError):
-    """A model cannot be found, loaded, adapted, gated or read back."""
+    """A model cannot be loaded, adapted, gated or pruned."""
 
 
 class TrainingError(FinetuneError):

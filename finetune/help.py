@@ -8,7 +8,7 @@ from pathlib import Path
 from finetune.errors import FinetuneError, did_you_mean, shorten
 
 DOCS = Path(__file__).parent / "docs"
-_SAME_START = 3  # letters: `heads` finds head-analysis
+_PREFIX_LENGTH = 3  # a topic with these first letters is suggested: for `heads`, head-analysis
 _MAX_WIDTH = 110  # characters; longer lines are hard to read
 
 
@@ -18,7 +18,7 @@ def guides() -> dict[str, Path]:
 
 
 def summary(guide: Path) -> str:
-    """Return what a guide is about: its first line below the title."""
+    """Return the first line below a guide's title, which says what the guide is about."""
     lines = guide.read_text(encoding="utf-8").splitlines()
     return next(line for line in lines[1:] if line)
 
@@ -27,17 +27,17 @@ def help_text(topic: str | None = None) -> str:
     """Return the guide on a topic as Markdown, or the list of topics.
 
     Raises:
-        FinetuneError: there is no such topic; the message names the nearest one.
+        FinetuneError: there is no guide on this topic; the message suggests a similar one.
     """
-    known = guides()
+    topics = guides()
     if topic is None:
-        listed = "\n".join(f"- **{name}**: {summary(path)}" for name, path in known.items())
-        return f"# Guides\n\n{listed}\n\n`finetune help TOPIC` shows a guide, `finetune --help` the commands.\n"
-    if topic not in known:
-        same_start = [name for name in known if name.startswith(topic.lower()[:_SAME_START])]
-        hint = f"; did you mean '{same_start[0]}'?" if same_start else did_you_mean(topic, known)
-        raise FinetuneError(f"there is no guide on '{shorten(topic, 80)}'; topics are {', '.join(known)}{hint}")
-    return known[topic].read_text(encoding="utf-8")
+        lines = "\n".join(f"- **{name}**: {summary(path)}" for name, path in topics.items())
+        return f"# Guides\n\n{lines}\n\n`finetune help TOPIC` shows a guide, `finetune --help` the commands.\n"
+    if topic not in topics:
+        same_prefix = [name for name in topics if name.startswith(topic.lower()[:_PREFIX_LENGTH])]
+        hint = f"; did you mean '{same_prefix[0]}'?" if same_prefix else did_you_mean(topic, topics)
+        raise FinetuneError(f"there is no guide on '{shorten(topic, 80)}'; topics are {', '.join(topics)}{hint}")
+    return topics[topic].read_text(encoding="utf-8")
 
 
 def show_help(topic: str | None = None) -> None:

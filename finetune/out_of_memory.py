@@ -1,4 +1,4 @@
-"""Detection of out-of-memory errors, and their handling with smaller micro-batches."""
+"""Detection of out-of-memory errors, smaller micro-batches after one, and the message if that does not help."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _OUT_OF_MEMORY = (
     "CUDA error: out of memory",  # the CUDA runtime, outside torch's allocator
     "HIP error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",  # cuDNN 8; the next two are of cuDNN 9
+    "CUDNN_STATUS_ALLOC_FAILED",  # cuDNN 8; the next two: cuDNN 9
     "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
     "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
-    "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY",  # this and the next are of the XPU runtime
+    "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY",  # this and the next: the XPU runtime
     "UR_RESULT_ERROR_OUT_OF_HOST_MEMORY",
 )
 
@@ -43,15 +43,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 def halve_rows(rows: int, where: str) -> int:
     """Return half of `rows`, for another attempt with a smaller micro-batch.
 
-    Call it when no reference to the tensors of the failed attempt is left.
+    Call it after the last reference to tensors of the failed attempt is gone, so that their memory is free.
 
     Raises:
         TrainingError: `rows` is 1.
     """
     if rows <= 1:
         raise TrainingError(
-            f"out of memory in {where} with one row at a time; lower data.max_length, use a smaller model, or a "
-            "machine with more memory"
+            f"out of memory in {where} with one row at a time; lower data.max_length, or use a smaller model "
+            "or a machine with more memory"
         )
     if torch.accelerator.is_available():
         torch.get_device_module().empty_cache()  # free cached blocks that are too small for the next request
@@ -60,7 +60,7 @@ def halve_rows(rows: int, where: str) -> int:
 
 @contextmanager
 def report_out_of_memory() -> Iterator[None]:
-    """Turn an out-of-memory error in the block into a message that names the settings to change.
+    """Turn an out-of-memory error in the block into a TrainingError that names the settings to change.
 
     Raises:
         TrainingError: the block ran out of memory.
@@ -79,7 +79,7 @@ def report_out_of_memory() -> Iterator[None]:
 
 
 def oom_message(rows: int, full_rows: int, step: int) -> str:
-    """Return the note that training prints when it reduces the micro-batch from `full_rows` to `rows` rows."""
+    """Return the message that training prints when it reduces the micro-batch from `full_rows` to `rows` rows."""
     return (
         f"Out of memory at step {step}: the micro-batch is now {rows} rows instead of {full_rows}, with "
         f"{-(-full_rows // rows)} times the accumulation. The rows of each step stay the same."
@@ -87,7 +87,7 @@ def oom_message(rows: int, full_rows: int, step: int) -> str:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """Return the peak memory so far in 10^6 bytes: of the accelerator if it records one, otherwise of the process."""
+    """Return the peak memory so far in MB (10^6 bytes): of the accelerator if it records one, else of the process."""
     if device.type in ("cuda", "xpu"):
         return float(torch.get_device_module(device).max_memory_allocated(device)) / 1e6
     if sys.platform == "win32":

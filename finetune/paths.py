@@ -1,4 +1,4 @@
-"""Checks of the paths that a user gives, so that an unusable path is reported before any work is done."""
+"""Checks of paths given by the user, so that an unusable one is reported before anything is computed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def path_problem(path: str | Path) -> str | None:
         full_path = absolute_path(text)
         _check_stat(full_path / _LONGEST_SUBPATH)
         existing = _nearest_existing(full_path)
-        for name in full_path.relative_to(existing).parts:  # stat stops at the first missing folder
+        for name in full_path.relative_to(
+            existing
+        ).parts:  # one at a time: stat of a longer path stops at the first missing folder
             _check_stat(existing / name)
     except UnicodeEncodeError:
         return "contains characters that no path can; remove them"
@@ -38,7 +40,7 @@ def path_problem(path: str | Path) -> str | None:
 
 
 def _check_stat(path: Path) -> None:
-    """Raise OSError if the file system refuses the path for another reason than that it does not exist."""
+    """Raise OSError if the file system rejects the path; a path that does not exist is accepted."""
     try:
         path.stat()
     except OSError as error:
@@ -47,7 +49,7 @@ def _check_stat(path: Path) -> None:
 
 
 def _nearest_existing(path: Path) -> Path:
-    """Return the path, or the nearest of its parents that exists."""
+    """Return the path if it exists, else its nearest parent that does."""
     return next(candidate for candidate in (path, *path.parents) if os.path.lexists(candidate))
 
 

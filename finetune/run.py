@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    # Python put this folder first on sys.path, because the file was started by path; the package needs its parent.
+    # Started by path, so Python put this folder first on sys.path; importing the package needs its parent.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     from finetune.cli import main
 

@@ -37,7 +37,7 @@ class Interrupted(BaseException):
 
 
 class StopRequest:
-    """The number of the first signal received, 0 before any.
+    """A signal handler that stores the number of the first signal it receives, 0 before that.
 
     The first signal calls `on_first` with its number. A second one ends the process.
     """
@@ -89,7 +89,7 @@ def stop_after_step(*, is_main_process: bool) -> Iterator[StopRequest]:
 
 @contextmanager
 def _handlers(request: StopRequest) -> Iterator[None]:
-    """Handle SIGNALS by `request` in the block, and restore the previous handlers after it."""
+    """Install `request` as the handler of SIGNALS in the block, and restore the previous handlers after it."""
     if threading.current_thread() is not threading.main_thread():  # Python sets handlers in the main thread only
         yield
         return

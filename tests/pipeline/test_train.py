@@ -137,7 +137,7 @@ def test_toy_reaches_four_of_four_and_warns_about_training_rows(toy_run: Path) -
 def test_merged_weights_load_in_stock_transformers(toy_run: Path, tmp_path: Path) -> None:
     done = finetune("merge", toy_run, "--output", tmp_path / "plain", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"Plain weights in {tmp_path / 'plain'}" in done.stdout
+    assert f"Plain weights saved in {tmp_path / 'plain'}" in done.stdout
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "plain")
     rows = pq.read_table(toy_run / "predictions.parquet").to_pylist()
