@@ -1,7 +1,7 @@
-"""The sampler: which rows are in which step of an epoch, and in which order they are scored.
+"""The sampler: chooses the rows of each training step, and the order in which rows are scored.
 
-The plan depends only on the seed and the epoch, and covers the rows of all processes. The number of processes therefore
-does not change which rows are in a step, and a resumed run sees the same rows without repeating earlier steps.
+The choice depends only on the seed and the epoch, and is made for all processes together. The number of processes does
+not change which rows are in a step, and a resumed run gets the same rows without repeating earlier steps.
 
     N rows
 """

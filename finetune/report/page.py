@@ -70,7 +70,7 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters.update(interval=interval, number=format_number)
+    templates.filters.update(interval=interval_or_dash, number=format_number)
     templates.globals.update({figure.__name__: partial(_as_markup, figure) for figure in FIGURES})
     return templates
 
@@ -86,7 +86,7 @@ def shown_split(record: RunRecord) -> str | None:
     return next((split for split in ("test", "validation") if split in record.scores), None)
 
 
-def interval(cell: MetricValue) -> str:
+def interval_or_dash(cell: MetricValue) -> str:
     """Return "[0.862, 0.905]", or a dash if there is no interval."""
     return cell.interval() or "–"
 

@@ -25,9 +25,12 @@ INTERVAL_SECONDS = 10.0
 
 @dataclass
 class Stage:
-    """One running stage: its description, its number of steps (None: unknown) and how many are done.
+    """One running stage.
 
     Attributes:
+        description: what is being done, such as "scoring validation".
+        total: number of steps; None: unknown.
+        done: number of steps done.
         detail: a short text shown next to the steps, such as the current loss.
         already_done: steps done before the stage started, which do not count for the time left.
     """
@@ -43,30 +46,29 @@ class Stage:
     def advance(self, steps: int = 1) -> None:
         """Count steps as done."""
         self.done += steps
-        self._show()
+        self._update_bar()
 
     def describe(self, detail: str) -> None:
         """Set the text next to the steps, such as the current loss."""
         self.detail = detail
-        self._show()
+        self._update_bar()
 
     def line(self, now: float) -> str:
         """Return the stage as plain text, such as "scoring: 320 of 1000 (32 %), 41 s left"."""
-        steps = (
-            ""
-            if self.total is None
-            else f": {self.done} of {self.total} ({100 * self.done / max(self.total, 1):.0f} %)"
-        )
+        steps = ""
+        if self.total is not None:
+            steps = f": {self.done} of {self.total} ({100 * self.done / max(self.total, 1):.0f} %)"
         detail = f", {self.detail}" if self.detail else ""
-        return f"{self.description}{steps}{detail}, {self._time(now)}"
+        return f"{self.description}{steps}{detail}, {self._time_text(now)}"
 
-    def _time(self, now: float) -> str:
-        new = self.done - self.already_done
-        if self.total is None or new <= 0:
+    def _time_text(self, now: float) -> str:
+        """Return the time left, or the time so far if the time left cannot be estimated."""
+        new_steps = self.done - self.already_done
+        if self.total is None or new_steps <= 0:
             return f"{_duration(now - self.started)} so far"
-        return f"{_duration((now - self.started) / new * (self.total - self.done))} left"
+        return f"{_duration((now - self.started) / new_steps * (self.total - self.done))} left"
 
-    def _show(self) -> None:
+    def _update_bar(self) -> None:
         if self._task is not None and _display.bars is not None:
             _display.bars.update(self._task, completed=self.done, detail=self.detail)
 
@@ -155,16 +157,6 @@ def stage(description: str, total: int | None = None, *, done: int = 0) -> Itera
         _display.pop(new)
 
 
-def _duration(seconds: float) -> str:
-    """Return "41 s", "3 min 20 s" or "2 h 5 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
 def evaluation_line(entry: Mapping[str, Any], *, best: bool) -> str:
     """Return an evaluation of the history as text, such as "step 8, epoch 2.00:  loss 0.4123  best"."""
     values = "  ".join(
@@ -173,3 +165,13 @@ def evaluation_line(entry: Mapping[str, Any], *, best: bool) -> str:
         if name.startswith("eval_")
     )
     return f"step {entry['step']}, epoch {entry['epoch']:.2f}:  {values}{'  [green]best[/]' if best else ''}"
+
+
+def _duration(seconds: float) -> str:
+    """Return "41 s", "3 min 20 s" or "2 h 5 min"."""
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60} min"

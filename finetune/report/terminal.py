@@ -58,7 +58,7 @@ def print_line(console: Console, text: str) -> None:
     console.print(text, soft_wrap=True)
 
 
-def interval(cell: MetricValue) -> str:
+def format_metric(cell: MetricValue) -> str:
     """Return "0.884 [0.862, 0.905]", the value alone if there is no interval, or "undefined"."""
     return f"{format_number(cell.value)} {escape(cell.interval())}".rstrip()
 
@@ -73,7 +73,7 @@ def print_scores(console: Console, scores: Mapping[str, SplitScores], summary: M
     for split, result in scores.items():
         table.add_column(f"{split} ({result.rows} rows)", justify="right", overflow="fold")
     for name in next(iter(scores.values())).metrics:
-        table.add_row(name, *(interval(result.metrics[name]) for result in scores.values()))
+        table.add_row(name, *(format_metric(result.metrics[name]) for result in scores.values()))
     table.add_row("loss", *(f"{result.loss:.4f}" for result in scores.values()))
     console.print(table)
     for split, result in scores.items():
@@ -157,7 +157,7 @@ def print_agreement(console: Console, method: str, pairs: Sequence[RankAgreement
 
 
 def print_pruning(console: Console, result: PruningResult, folder: str) -> None:
-    """Print which share of the heads pruning removed, the scores before and after, size and speed."""
+    """Print the share of heads that pruning removed, the scores before and after, model size and speed."""
     count = sum(map(len, result.heads.values()))
     print_line(console, f"Removed {count} head{'s' * (count > 1)} ({result.share:.0%}): {escape(result.chosen_by)}.")
     states = [("all heads", result.scores_before), ("pruned", result.scores_after)]

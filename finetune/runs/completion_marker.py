@@ -1,4 +1,4 @@
-"""The COMPLETE marker of a folder, which tells an intact folder from an unfinished or damaged one.
+"""The COMPLETE marker of a folder, which distinguishes an intact folder from an unfinished or damaged one.
 
 The marker is the last file that is written to the folder. It contains the kind and version of the folder, and the size
 and SHA-256 checksum of every other file.

@@ -51,7 +51,7 @@ def read_json(path: Path, result_type: type[T]) -> T:
     """
     content = read_bytes(path)
     try:
-        json.loads(content, parse_constant=_refuse_constant)  # pydantic accepts NaN, and JSON nested to any depth
+        json.loads(content, parse_constant=_reject_constant)  # rejects NaN and deep nesting, which pydantic accepts
         return TypeAdapter(result_type).validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
@@ -82,5 +82,6 @@ def damaged_file(path: Path, reason: str) -> DataError:
     return DataError(f"{path} is damaged or of another version ({reason}); {fix}")
 
 
-def _refuse_constant(name: str) -> None:
+def _reject_constant(name: str) -> None:
+    """Raise ValueError for NaN and Infinity, which are not JSON."""
     raise ValueError(f"{name} is not a JSON number")

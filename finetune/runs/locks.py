@@ -1,8 +1,8 @@
 """Locks that allow one writer per folder. The operating system releases a lock when its process ends, even if killed.
 
-The lock is `flock` (a byte range on Windows). Only one process can take it, also if several start at the same moment,
-and also on disks that several machines share. The lock file names the process that holds it, and is removed when the
-lock is released. The file of a killed process remains, but holds no lock and blocks no other process.
+The lock is `flock` (a byte range on Windows). Only one process can hold it, even if several start at the same moment or
+on different machines that share the disk. The lock file names the process that holds the lock, and is removed when the
+lock is released. A killed process leaves its lock file behind, but no lock: the file does not block other processes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BUSY_ERRORS = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK, errno.EDEADLK}
 _UNSUPPORTED_ERRORS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 _READ_ONLY_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # a symbolic link could lead to any file, which would be truncated
-_ATTEMPTS = 10  # to read the holder, who may have locked the file but not written to it yet
+_ATTEMPTS = 10  # to read the lock file, because its holder may not have written to it yet
 _MAX_COMMAND_LENGTH = 300
 
 
@@ -92,12 +92,12 @@ def _acquire(file: Path, target: Path) -> int:
         except OSError as error:
             if error.errno in _BUSY_ERRORS:
                 os.close(handle)
-                raise TrainingError(_busy(file, target)) from error
+                raise TrainingError(_busy_message(file, target)) from error
             if error.errno not in _UNSUPPORTED_ERRORS:
                 os.close(handle)
                 raise
             print(f"{target} is on a disk without file locks: no other process may write there.", file=sys.stderr)
-        if _is_at(handle, file):
+        if _is_same_file(handle, file):
             break
         os.close(handle)  # the previous holder has just removed this file; another process may have created a new one
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])[:_MAX_COMMAND_LENGTH]
@@ -107,7 +107,7 @@ def _acquire(file: Path, target: Path) -> int:
     return handle
 
 
-def _is_at(handle: int, file: Path) -> bool:
+def _is_same_file(handle: int, file: Path) -> bool:
     """Return whether an open file is still the one at this path."""
     try:
         return os.path.samestat(os.fstat(handle), file.stat())
@@ -115,7 +115,7 @@ def _is_at(handle: int, file: Path) -> bool:
         return False
 
 
-def _busy(file: Path, target: Path) -> str:
+def _busy_message(file: Path, target: Path) -> str:
     """Return the message that another process is writing `target`."""
     who = "another process"
     for _ in range(_ATTEMPTS):

@@ -1,4 +1,4 @@
-"""Reading of `predictions.parquet`: the rows that the classifier predicted worst."""
+"""The wrongly predicted rows of a run, read from `predictions.parquet`."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def worst_predictions(folder: RunFolder, count: int) -> list[WrongRow]:
 
 
 def _problem(table: pa.Table) -> str:
-    """Return why a table is not one of predictions, or ""."""
+    """Return why a table is not a table of predictions, or ""."""
     for name, checks in _COLUMNS.items():
         if name not in table.column_names:
             return f"it has no column {name}"

@@ -80,7 +80,7 @@ class SplitSummary:
     unknown_share: float = 0.0
 
     def notes(self, split: str) -> list[str]:
-        """Return the notes that a reader of the scores of `split` must know."""
+        """Return notes that affect the interpretation of the scores of `split`."""
         notes = (self.dropped_note(split), self.overlap_note(split), self.unknown_note(split))
         return [note for note in notes if note]
 
@@ -127,7 +127,7 @@ class TrainingSpeed:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The outcome of training: steps, best evaluation, reason for the end, parameters, speed, notes on the model.
+    """The result of training: steps, best evaluation, why it ended, parameters, speed, notes on the model.
 
     Attributes:
         stopped: why training ended, such as "all epochs done".

@@ -1,4 +1,4 @@
-"""Reading of each file of a run. Content that has the right types but is inconsistent is reported as damaged.
+"""Functions that read the files of a run. Content of the right types that is inconsistent is reported as damaged.
 
 L layers, H heads, C classes
 """
@@ -22,7 +22,7 @@ from finetune.runs.json_files import damaged_file, read_bytes, read_json
 from finetune.runs.results import Environment, SplitScores, SplitSummary
 from finetune.runs.run_folder import RunFolder
 
-OWNERSHIP_MARKER = ".claimed"  # in a folder while it becomes a run's, so that a killed process can start again there
+OWNERSHIP_MARKER = ".claimed"  # exists while a run takes ownership of a folder; see ownership.py
 _ENTRY = TypeAdapter(dict[str, int | float | None])
 
 
@@ -54,7 +54,7 @@ def existing_run(path: Path) -> RunFolder:
 
 
 def not_a_run(folder: RunFolder) -> str:
-    """Return why a folder is not a run, or "" if it is one. The content of its files decides, not their names."""
+    """Return why a folder is not a run, or "" if it is one; the content of its files is checked, not their names."""
     try:
         if (folder.path / OWNERSHIP_MARKER).is_file():
             read_json(folder.path / OWNERSHIP_MARKER, OwnershipMarker)

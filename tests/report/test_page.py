@@ -13,7 +13,7 @@ import pytest
 from finetune.errors import DataError
 from finetune.report import write_report
 from finetune.report.figures import head_heatmap
-from finetune.report.page import SECTIONS, interval
+from finetune.report.page import SECTIONS, interval_or_dash
 from finetune.runs.head_results import (
     ChangeAgreement,
     HeadAnalysis,
@@ -243,8 +243,8 @@ def test_a_regression_run_without_head_analysis(run: RunFolder) -> None:
 
 
 def test_a_missing_interval_is_a_dash() -> None:
-    assert interval(MetricValue(0.5, 0.4, 0.6)) == "[0.400, 0.600]"
-    assert interval(MetricValue(0.5)) == "–"
+    assert interval_or_dash(MetricValue(0.5, 0.4, 0.6)) == "[0.400, 0.600]"
+    assert interval_or_dash(MetricValue(0.5)) == "–"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to open the report with")
