@@ -41,5 +41,5 @@ def test_threads_read_a_shared_file_one_at_a_time() -> None:
     store.write(np.array([0, 1]), expected)
     with ThreadPoolExecutor(2) as threads:
         rows = [threads.submit(store.read, np.array([row]), 3) for row in (0, 1)]
-        assert all(torch.equal(found.result()[0], expected[row]) for row, found in enumerate(rows))
+        assert all(torch.equal(future.result()[0], expected[row]) for row, future in enumerate(rows))
     assert file.strangers == 0

@@ -80,9 +80,9 @@ class Copies(TorchFunctionMode):
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         if func is torch.Tensor.pin_memory:
-            found = args[0].clone()
-            self.pinned.append(id(found))
-            return found
+            pinned_copy = args[0].clone()
+            self.pinned.append(id(pinned_copy))
+            return pinned_copy
         if func is torch.Tensor.to:
             self.copied.append((args[1].type, kwargs["non_blocking"], id(args[0]) in self.pinned))
             return args[0]
@@ -105,11 +105,11 @@ def test_an_accelerator_gets_the_same_batches_padded_by_a_thread(
 
     monkeypatch.setattr(type(tokenizer), "pad", noted)
     with Copies() as copies:
-        found = list(load_batches(split, plan, tokenizer, device=torch.device(device)))
+        loaded = list(load_batches(split, plan, tokenizer, device=torch.device(device)))
     assert len(threads) == len(plan)
     assert threading.main_thread() not in threads
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
+    assert len(loaded) == len(expected)
+    for one, other in zip(loaded, expected, strict=True):
         assert one.inputs.keys() == other.inputs.keys()
         assert all(torch.equal(tensor, other.inputs[name]) for name, tensor in one.inputs.items())
         assert torch.equal(one.labels, other.labels)
@@ -129,13 +129,13 @@ def test_only_one_item_is_prepared_ahead() -> None:
             ready[number].set()
             yield number
 
-    found = prefetch_one(items())
+    prefetched = prefetch_one(items())
     assert made == []
     for number in range(3):
-        assert next(found) == number
+        assert next(prefetched) == number
         assert ready[number + 1].wait(HANG_SECONDS)
         assert made == list(range(number + 2))
-    found.close()
+    prefetched.close()
     assert made == [0, 1, 2, 3]
     assert list(prefetch_one(iter([]))) == []
 
@@ -145,7 +145,7 @@ def test_an_error_in_the_thread_is_raised_in_the_caller() -> None:
         yield 1
         raise ZeroDivisionError
 
-    found = prefetch_one(items())
-    assert next(found) == 1
+    prefetched = prefetch_one(items())
+    assert next(prefetched) == 1
     with pytest.raises(ZeroDivisionError):
-        next(found)
+        next(prefetched)

@@ -31,8 +31,8 @@ def test_every_format_is_read_as_written(tmp_path: Path, ending: str) -> None:
     rows = [row for row in AS_WRITTEN if ending != "tsv" or not set("\t\n") & set("".join(row))]
     objects = [{"sentence": text, "label": label} for text, label in rows]
     if ending == "rows":
-        found = read_splits(DataSection(train_rows=list(objects)))["train"].rows
-        assert list(zip(found["sentence"][:], found["label"][:], strict=True)) == rows
+        read = read_splits(DataSection(train_rows=list(objects)))["train"].rows
+        assert list(zip(read["sentence"][:], read["label"][:], strict=True)) == rows
         return
     if ending == "parquet":
         file = parquet(tmp_path, [text for text, _ in rows], pa.array([label for _, label in rows]))

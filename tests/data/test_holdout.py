@@ -1,4 +1,4 @@
-"""Rows held out for validation, and rows kept where fewer are asked for: finetune/data/holdout.py."""
+"""Rows held out for validation, and limits on the number of rows: finetune/data/holdout.py."""
 
 from __future__ import annotations
 
@@ -76,6 +76,6 @@ def test_a_limit_drops_no_class_that_validation_has() -> None:
     rows = [{"sentence": "x", "label": label} for label in ("a", "b", "rare")]
     for seed in range(5):
         data = DataSection(train_rows=train, validation_rows=rows, max_train_samples=10)
-        found = read_labeled(data, "single_label_classification", None, seed)
-        assert np.bincount(found.labels["train"], minlength=3).min() >= 1
-        assert found.raw["train"].rows.num_rows == 10
+        splits = read_labeled(data, "single_label_classification", None, seed)
+        assert np.bincount(splits.labels["train"], minlength=3).min() >= 1
+        assert splits.raw["train"].rows.num_rows == 10

@@ -1,4 +1,4 @@
-"""Labels that could be misread are refused: finetune/data/labels.py."""
+"""Labels that could be misread are errors: finetune/data/labels.py."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def rows(labels: list[Any]) -> list[dict[str, object]]:
 def test_labels_that_are_read(
     labels: list[Any], names: list[str] | None, read_names: list[str], ids: list[int]
 ) -> None:
-    found = read(labels, names=names)
-    assert (found.label_names, found.labels["train"].tolist()) == (read_names, ids)
+    splits = read(labels, names=names)
+    assert (splits.label_names, splits.labels["train"].tolist()) == (read_names, ids)
 
 
 IDS = r"the ids of .* are 0"
@@ -100,8 +100,8 @@ def test_vectors_of_zeros_and_ones_are_no_lists_of_labels(labels: list[Any], nam
 
 
 def test_lists_of_ids_are_no_vectors() -> None:
-    found = read([[0, 1], [1], [], [1, 0]], MULTI, ["spam", "ham"])
-    assert found.labels["train"].tolist() == [[1, 1], [0, 1], [0, 0], [1, 1]]
+    splits = read([[0, 1], [1], [], [1, 0]], MULTI, ["spam", "ham"])
+    assert splits.labels["train"].tolist() == [[1, 1], [0, 1], [0, 0], [1, 1]]
     with pytest.raises(DataError, match=r"row 2: .*lists an empty label"):
         read([["a"], ["b", None]], MULTI)
 
@@ -114,10 +114,10 @@ def test_numbers_that_a_model_cannot_predict(number: str) -> None:
 
 
 def test_rows_without_a_label_are_counted_and_keep_the_numbers_of_the_others() -> None:
-    found = read([0, -1, 1, None, 1], names=["neg", "pos"], drop_unlabeled=True, test=[1, -1])
-    assert found.labels["train"].tolist() == [0, 1, 1]
-    assert found.raw["train"].row_numbers().tolist() == [1, 3, 5]
-    assert {split: raw.dropped for split, raw in found.raw.items()} == {"train": 2, "test": 1}
+    splits = read([0, -1, 1, None, 1], names=["neg", "pos"], drop_unlabeled=True, test=[1, -1])
+    assert splits.labels["train"].tolist() == [0, 1, 1]
+    assert splits.raw["train"].row_numbers().tolist() == [1, 3, 5]
+    assert {split: raw.dropped for split, raw in splits.raw.items()} == {"train": 2, "test": 1}
     kept = read([0, -1, 1, None], names=["-1", "0", "1"], drop_unlabeled=True)
     assert (kept.labels["train"].tolist(), kept.raw["train"].dropped) == ([1, 0, 2], 1)
     with pytest.raises(DataError, match=r"data\.test_rows row 3: label 'what' .*not one of the labels"):

@@ -37,9 +37,9 @@ def test_rows_in_the_recipe_are_read_as_text() -> None:
 
 
 def test_empty_rows_are_numbered_across_chunks(tmp_path: Path) -> None:
-    whole = datasets.Dataset.from_dict({"sentence": ["a", "b"], "label": ["x", "y"]})
+    full = datasets.Dataset.from_dict({"sentence": ["a", "b"], "label": ["x", "y"]})
     part = datasets.Dataset.from_dict({"sentence": ["c", " ", "d"], "label": ["x", "y", "x"]})
-    rows = datasets.concatenate_datasets([whole, part])
+    rows = datasets.concatenate_datasets([full, part])
     assert len(rows.data["sentence"].chunks) == 2
     with pytest.raises(DataError, match=r"here row 4: column 'sentence' is empty"):
         check_rows(RawSplit(rows, "here"), DataSection(train_rows=[{"sentence": "a", "label": "x"}]))

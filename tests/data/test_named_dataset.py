@@ -35,8 +35,8 @@ def named(name: str, **keys: Any) -> dict[str, list[tuple[str, str]]]:
 
 
 def test_a_folder_of_files_is_read_like_the_files(folder: Callable[..., str], tmp_path: Path) -> None:
-    found = named(folder(train_csv=CSV, validation_csv=CSV, test_csv="text\nunread\n"))
-    assert found["train"] == found["validation"] == [("NA", "007"), ("null", "1"), ("2020-01-01", "007")]
+    rows = named(folder(train_csv=CSV, validation_csv=CSV, test_csv="text\nunread\n"))
+    assert rows["train"] == rows["validation"] == [("NA", "007"), ("null", "1"), ("2020-01-01", "007")]
     part = read_splits(DataSection(dataset_name=str(tmp_path), train_split="train[1:]"))["train"]
     assert (part.rows["sentence"][:], part.row_numbers().tolist()) == (["null", "2020-01-01"], [2, 3])
     with pytest.raises(DataError, match=r"cannot load .*split dev.*give the names of its splits"):

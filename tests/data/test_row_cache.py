@@ -30,7 +30,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
 
 
 def test_an_open_cache_file_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(part: Path, whole: Path) -> None:
+    def refuse(source: Path, target: Path) -> None:
         raise PermissionError(13, "Access is denied")
 
     file = written(tmp_path, "csv", "sentence,label\nopen,x\n")

@@ -1,4 +1,4 @@
-"""Texts and labels are read as they are written, and every type of column is read or refused: finetune/data."""
+"""Texts and labels are read as they are written, and every type of column is read or is an error: finetune/data."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def written(folder: Path, ending: str, rows: list[tuple[str, str]]) -> Path:
 @example(rows=[("a", "sep=,"), ("\ufeff", "\x00"), ('"', "\ry"), ("\u2028x", "\\"), ("NA", "-1"), ("1.0", "nan")])
 @settings(max_examples=40)
 def test_texts_and_labels_are_verbatim(folder: Path, ending: str, rows: list[tuple[str, str]]) -> None:
-    found = read_splits(DataSection(train_file=str(written(folder, ending, rows))))["train"].rows
-    assert list(zip(found["sentence"][:], found["label"][:], strict=True)) == rows
+    read = read_splits(DataSection(train_file=str(written(folder, ending, rows))))["train"].rows
+    assert list(zip(read["sentence"][:], read["label"][:], strict=True)) == rows
 
 
 PLAIN = [pa.float16(), pa.float32(), pa.uint8(), pa.int64(), pa.bool_(), pa.decimal128(5, 2), pa.large_string(),

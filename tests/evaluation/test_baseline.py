@@ -97,7 +97,7 @@ def test_only_the_first_names_are_listed() -> None:
 
 
 def test_the_multi_label_baseline_is_the_best_label_set() -> None:
-    # Multi-label micro F1 is compared with the best constant answer, found here by trying all label sets.
+    # Multi-label micro F1 is compared with the best constant prediction, determined here by trying all label sets.
     best = max(
         f1_score(SETS, np.tile(chosen, (40, 1)), average="micro", zero_division=0.0)
         for chosen in itertools.product([0, 1], repeat=3)

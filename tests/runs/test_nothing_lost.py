@@ -92,17 +92,17 @@ def test_a_run_whose_head_analysis_fails_is_finished(
 def test_a_dry_run_tries_every_method_on_a_few_rows(
     small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[Any] = []
+    sections: list[Any] = []
     from finetune.heads.analysis import analyze_heads
 
-    def analyse(*args: Any, **kwargs: Any) -> Any:
-        asked.append(args[2])
+    def record_section(*args: Any, **kwargs: Any) -> Any:
+        sections.append(args[2])
         return analyze_heads(*args, **kwargs)
 
-    monkeypatch.setattr("finetune.heads.analysis.analyze_heads", analyse)
+    monkeypatch.setattr("finetune.heads.analysis.analyze_heads", record_section)
     assert main(["train", str(small_recipe), f"output_dir={tmp_path / 'dry'}", "--dry-run"]) == 0
-    assert [section.methods() for section in asked] == [["gradient", "fisher"]]
-    assert asked[0].max_samples <= 8
+    assert [section.methods() for section in sections] == [["gradient", "fisher"]]
+    assert sections[0].max_samples <= 8
     assert "its heads analyzed on a few rows. Nothing was kept" in capsys.readouterr().out.replace("\n", " ")
 
 
