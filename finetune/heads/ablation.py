@@ -31,8 +31,8 @@ FIRST_TOKEN = "first token"  # the last layer computes only the first token (`fi
 # Relative to the largest logit, in float32. Another order of summation changes logits by up to 3e-6 of it (measured on
 # MobileBERT); prefix reuse that does not fit a model changes them as much as a head does.
 _TOLERANCE = 1e-4
-# Errors of layers that differ from what prefix reuse expects. They are caught in the trial only, which then fails;
-# the same error later is raised.
+# Errors of layers that differ from what prefix reuse expects. In the trial they mean that prefix reuse does not fit the
+# model; later they are raised.
 _TRIAL_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
@@ -56,16 +56,17 @@ class Ablation:
     savings: frozenset[str]
 
     def loss(self) -> np.ndarray:
-        """Return the rise of each row's loss without each head, (N, L, H)."""
+        """Return how much each row's loss rises without each head, (N, L, H)."""
         return self._rise(lambda logits, labels: per_example_loss(logits, labels, self.problem_type).double())
 
     def accuracy(self) -> np.ndarray:
-        """Return whether each row is right (1 or 0) with all heads, minus without each head: (N, L, H); 1, 0 or -1.
+        """Return the drop of each row's accuracy without each head, (N, L, H).
 
-        A multi-label row is right if all its labels are.
+        It is 1 if the prediction becomes wrong, -1 if it becomes correct, else 0. A multi-label prediction is correct
+        if all its labels are.
 
         Raises:
-            ModelError: the problem is a regression, whose predictions are not right or wrong.
+            ModelError: the problem is a regression, whose predictions are not correct or wrong.
         """
         if self.problem_type == "regression":
             raise ModelError("ablation by accuracy needs classes, and this is a regression; use loss or kl")
@@ -106,9 +107,11 @@ MEASURES: Mapping[str, Callable[[Ablation], np.ndarray]] = {
 def ablation(sample: GatedRows, *, fast: bool = True) -> Ablation:
     """Return the logits of every row with all heads and without each head, as gates of 0 compute them.
 
+    This is the leave-one-out ablation of Michel, Levy and Neubig 2019, section 3.2.
+
     Args:
-        fast: do the work that heads share once, as far as it fits the model. Otherwise, or if nothing fits, there is
-            one gated forward pass per head.
+        fast: compute what the ablations of several heads have in common only once, where the model allows it.
+            Otherwise there is one gated forward pass per head.
     """
     base, sites, accelerator = sample.classifier.base, sample.sites, sample.accelerator
     # Flash attention does not compute in float32, in which prefix reuse is tried, and its masks have another form.

@@ -1,6 +1,6 @@
 """The head analysis of a recipe: rankings, pruning curves, agreement of methods, leave-one-out tests, weight changes.
 
-N rows, L layers, H heads, C classes
+N rows, C classes
 """
 
 from __future__ import annotations
@@ -72,24 +72,24 @@ def analyze_heads(
         measure_importance(sample, method, steps=section.integration_steps, seed=seed, max_seconds=section.max_seconds)
         for method in section.methods()
     ]
-    curves, removed = None, None
+    curves, single_removals = None, None
     if section.curve_split is not None and len(test_rows):
         test_sample = sample_of(section.curve_split, test_rows)
         orders = {scores.method: scores.order for scores in methods}
         curves = pruning_curves(test_sample, orders, CurveSettings(settings.metric, section.random_orders, seed=seed))
-        removed = leave_one_out(test_sample, seed) if section.leave_one_out else None
+        single_removals = leave_one_out(test_sample, seed) if section.leave_one_out else None
     changes, change_warnings = _changes(sample, effects=section.leave_one_out)
     leading = methods[0]
     return HeadAnalysis(
         methods=methods,
         truth=curves,
         agreement=agreement(methods),
-        leave_one_out=removed,
+        leave_one_out=single_removals,
         changes=changes,
         changes_agreement=None if changes is None else against_importance(changes, leading.values, leading.method),
         warnings=[
             *untested(splits, section, len(test_rows)),
-            *warnings(methods, curves, removed),
+            *warnings(methods, curves, single_removals),
             *change_warnings,
         ],
     )
@@ -162,11 +162,11 @@ def leave_one_out(sample: GatedRows, seed: int) -> LeaveOneOut:
 def _correct(logits: torch.Tensor, sample: GatedRows) -> np.ndarray:
     """Return whether each prediction is correct, (N, ...), from logits (N, ..., C); multi-label: all labels."""
     decided, labels = decisions(logits, sample.problem_type).numpy(), sample.labels
-    between = (1,) * (logits.dim() - 2)
+    extra_dims = (1,) * (logits.dim() - 2)
     if sample.problem_type == "single_label_classification":
-        correct: np.ndarray = decided == labels.reshape(-1, *between)
+        correct: np.ndarray = decided == labels.reshape(-1, *extra_dims)
         return correct
-    all_correct: np.ndarray = (decided == labels.reshape(len(labels), *between, -1)).all(-1)
+    all_correct: np.ndarray = (decided == labels.reshape(len(labels), *extra_dims, -1)).all(-1)
     return all_correct
 
 
@@ -185,7 +185,9 @@ def agreement(methods: Sequence[HeadScores]) -> list[RankAgreement]:
     ]
 
 
-def warnings(methods: Sequence[HeadScores], curves: PruningCurves | None, removed: LeaveOneOut | None) -> list[str]:
+def warnings(
+    methods: Sequence[HeadScores], curves: PruningCurves | None, single_removals: LeaveOneOut | None
+) -> list[str]:
     """Return what a reader must know before trusting the ranking of the first method."""
     messages, leading = [], methods[0]
     if curves is not None and curves.random is not None:
@@ -208,6 +210,7 @@ def warnings(methods: Sequence[HeadScores], curves: PruningCurves | None, remove
             f"The ranking is unstable across subsets of rows (tau {stability.text()}): raise "
             "head_importance.max_samples."
         )
-    if removed is not None and (helped := helped_by_removal(removed.tests, removed.measure)):
-        messages.append(helped)
+    if single_removals is not None:
+        helped = helped_by_removal(single_removals.tests, single_removals.measure)
+        messages += [helped] if helped else []
     return messages

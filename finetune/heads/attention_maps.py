@@ -62,21 +62,21 @@ def _mean_over_tokens(sample: GatedRows, summary: Callable[[Tensor], Tensor]) ->
             maps = base(**batch.inputs, output_attentions=True).attentions
         if maps is None or len(maps) != len(sites):
             raise _no_maps(model_type, sites[0].num_heads)
-        real = batch.inputs["attention_mask"].float()  # (B, S)
-        means = real.new_full((len(positions), len(sites), max_num_heads(sites)), torch.nan)
+        mask = batch.inputs["attention_mask"].float()  # (B, S)
+        means = mask.new_full((len(positions), len(sites), max_num_heads(sites)), torch.nan)
         for site, weights in zip(sites, maps, strict=True):
-            _check_maps(weights, real, site.num_heads, model_type)
+            _check_maps(weights, mask, site.num_heads, model_type)
             tokens = summary(weights.float())  # (B, H, S)
-            means[:, site.layer, : weights.shape[1]] = (tokens * real[:, None]).sum(-1) / real.sum(-1)[:, None]
+            means[:, site.layer, : weights.shape[1]] = (tokens * mask[:, None]).sum(-1) / mask.sum(-1)[:, None]
         return means
 
     with eager_attention(sample.classifier):
         return sample.map_batches(row_means)
 
 
-def _check_maps(weights: Tensor, real: Tensor, num_heads: int, model_type: str) -> None:
+def _check_maps(weights: Tensor, mask: Tensor, num_heads: int, model_type: str) -> None:
     """Raise ModelError unless the weights are (B, H, S, S) and sum to 1 (SqueezeBERT returns raw scores)."""
-    tokens = real.shape[1]
+    tokens = mask.shape[1]
     fits = weights.dim() == 4 and weights.shape[1] <= num_heads and weights.shape[2:] == (tokens, tokens)
     tolerance = 1e-4 if weights.dtype == torch.float32 else 3e-2
     if not fits or not bool(((weights.float().sum(-1) - 1).abs() < tolerance).all()):

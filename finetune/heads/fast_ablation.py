@@ -3,10 +3,10 @@
 A head of layer l changes nothing below l, and nothing in l before the output projection. One full pass stores what
 each layer was called with and what it returned. Then, layer by layer, the attention of the layer is computed once;
 from the output projection on there is one copy of the hidden states per head, without that head; and only the layers
-above run on the copies. `finetune.heads.ablation` finds out by trial whether this fits a model. The embeddings are
+above run on the copies. `finetune.heads.ablation` tests whether this fits a model. The embeddings are
 computed for all copies; skipping them saved no measurable time.
 
-    B batch, S tokens, L layers, H heads, D head width, E hidden size, C classes, K heads processed together
+    B batch, S tokens, H heads, D head width, E hidden size, C classes, K heads processed together
 """
 
 from __future__ import annotations

@@ -41,9 +41,9 @@ def fisher(sample: GatedRows) -> Estimate:
 def integrated_gradients(sample: GatedRows, steps: int, *, seed: int = 0) -> Estimate:
     """Return the share of each head in L(0) - L(1), the loss without any head minus the loss with all heads.
 
-    The share is -integral over a from 0 to 1 of E g(a), where a is the common gate of all heads (Sundararajan et al.
-    2017; as a cooperative game of the heads, the Aumann-Shapley value). The shares sum to L(0) - L(1) up to the error
-    of the numerical integral; both numbers are in the note.
+    The share is -integral over a from 0 to 1 of E g(a), where a is the common gate of all heads (Sundararajan, Taly
+    and Yan 2017, equation 1; as a cooperative game of the heads, the Aumann-Shapley value). The shares sum to
+    L(0) - L(1) up to the error of the numerical integral; both numbers are in the note.
 
     Args:
         steps: passes over the rows. In each pass, every row has its own a, drawn uniformly from its part of 0 to 1.

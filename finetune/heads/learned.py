@@ -34,10 +34,11 @@ SHIFT = TEMPERATURE * math.log(-LOW / HIGH)  # a gate is open with log-odds log_
 _BATCH = 32  # rows per step, each with its own draw of masks
 _SPAN = 4.0  # the initial scores are evenly spaced over this range
 _NOISE = 0.3  # temperature of the noise on scores, and width of the zone around the threshold that a step moves
-_RATE = 0.2  # of the first step; it decays to a tenth
+_RATE = 0.2  # learning rate of the first step; it decays to a tenth of this value
 _SHARES = (0.05, 0.95)  # smallest and largest share of heads removed
 
-# Learns one value per head, (L, H), from the rows of a fold, a seed, and the steps (counted from 0) that fit the time.
+# Learns one value per head, (L, H), from the rows of a fold, a seed, and the numbers of the steps that fit into the time
+# limit, counted from 0.
 Learner = Callable[[GatedRows, int, Iterator[int]], np.ndarray]
 
 
@@ -46,11 +47,11 @@ def learn_in_folds(
 ) -> Estimate:
     """Return the mean over folds of the learned values, (L, H), with the standard error of that mean.
 
-    The error shows how much the result depends on the rows and on the randomness of learning; it is that of folds of
-    a quarter of the rows, each learned separately.
+    The folds share no rows and are trained separately. The error thus contains the choice of rows and the randomness
+    of training.
 
     Args:
-        steps: at most, per fold.
+        steps: largest number of steps per fold.
         max_seconds: for all folds together; each fold gets an equal share and takes at least one step. None: no limit.
     """
     folds = min(FOLDS, len(sample))
@@ -114,7 +115,10 @@ def _train_gates(sample: GatedRows, price: float, seed: int, steps: Iterator[int
 
 
 def hard_concrete(log_alpha: Tensor, num_rows: int, noise: torch.Generator) -> Tensor:
-    """Return random gates in [0, 1], (N, L, H), that are exactly 0 or exactly 1 with positive probability."""
+    """Return random gates in [0, 1], (N, L, H), that are exactly 0 or exactly 1 with positive probability.
+
+    Louizos, Welling and Kingma 2018, equations 10 and 11.
+    """
     uniform = torch.rand(num_rows, *log_alpha.shape, generator=noise).clamp(1e-6, 1 - 1e-6)
     soft = torch.sigmoid((uniform.log() - (-uniform).log1p() + log_alpha) / TEMPERATURE)
     return (soft * (HIGH - LOW) + LOW).clamp(0, 1)

@@ -1,9 +1,9 @@
 """The methods that rank heads: a function for each name in `recipe.names.HEAD_METHODS`, and the iterative variants.
 
-A method goes from rows to an `Estimate`. Its `iterative_` variant removes the least important tenth of the heads,
-scores the remaining ones again, and so on.
+A method is a function from rows to an `Estimate`. Its `iterative_` variant removes the least important tenth of the
+heads, scores the remaining heads again, and so on.
 
-    N rows, L layers, H heads
+    L layers, H heads
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ def random_values(sample: GatedRows, seed: int) -> Estimate:
 def ablated(sample: GatedRows, measure: str) -> Estimate:
     """Return the rise of the loss, the KL divergence or the drop of the accuracy without each head, (L, H).
 
+    Michel, Levy and Neubig 2019, section 3.2, where the measure is the accuracy or the BLEU score.
+
     Args:
         measure: loss, kl or accuracy.
     """
@@ -81,12 +83,12 @@ def ablated(sample: GatedRows, measure: str) -> Estimate:
 
 
 def shapley(sample: GatedRows, seed: int) -> Estimate:
-    """Return the Shapley value of each head, with a note on its precision."""
+    """Return the Shapley value of each head, (L, H), with a note on its precision (Shapley 1953; see `shapley.py`)."""
     result = shapley_values(sample, seed=seed)
     error = result.standard_errors
-    share = "" if error is None else f"; their random choice makes up to {np.nanmax(error):.2g} of the standard errors"
+    noise = "" if error is None else f"; the standard error from their random choice is at most {np.nanmax(error):.2g}"
     limit = "" if result.converged else ", not enough for the required precision"
-    return mean_over_rows(result.contributions, f"{result.permutations} permutations per row{limit}{share}")
+    return mean_over_rows(result.contributions, f"{result.permutations} permutations per row{limit}{noise}")
 
 
 METHODS: dict[str, Method] = {
@@ -122,7 +124,7 @@ def measure_importance(
     """Return the importance of every head by one method.
 
     Args:
-        name: one of `HEAD_METHOD_NAMES`.
+        name: one of `recipe.names.HEAD_METHOD_NAMES`.
         steps: passes over the rows for integrated gradients.
         max_seconds: time after which no further rows are measured and no further step is trained; None: no limit.
     """

@@ -1,6 +1,6 @@
 """Physical pruning of heads: choose them from an order, remove them, check the logits, measure the speed.
 
-C classes, H heads, L layers
+B batch, C classes
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Pruning curves: the metric on held-out rows while heads are removed in the order of a ranking.
 
-N rows, L layers, H heads
+L layers, H heads
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def pruning_curves(sample: GatedRows, orders: Mapping[str, Sequence[Head]], sett
         whole=score(sample.gates()),
         shares=list(settings.shares),
         curves=curves,
-        random=_band(np.array(band)) if band else None,
+        random=_random_band(np.array(band)) if band else None,
     )
 
 
@@ -114,7 +114,7 @@ def random_order(sample: GatedRows, seed: int) -> list[Head]:
     return last_heads_last([heads[index] for index in shuffled], sample.sites)
 
 
-def _band(scores: np.ndarray) -> RandomBand:
+def _random_band(scores: np.ndarray) -> RandomBand:
     """Return mean, minimum and maximum over random orders of scores (orders, shares)."""
     means = scores.mean(1)
     return RandomBand(

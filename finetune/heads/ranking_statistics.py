@@ -25,7 +25,7 @@ _NORMAL_95 = 1.959964  # 97.5 % quantile of the normal distribution
 
 
 def kendall_tau(first: Table, second: Table) -> TauValue:
-    """Return Kendall's tau-b of two (L, H) tables with a 95 % interval, over the heads that have a value in both.
+    """Return Kendall's tau-b (1945) of two (L, H) tables with a 95 % interval, over the heads with a value in both.
 
     The interval is tau +- 1.96 jackknife standard errors over heads (Efron and Stein 1981), clipped to [-1, 1]. It
     shows how much tau depends on single heads, for the given tables. A percentile bootstrap over rows would be biased:
@@ -53,10 +53,10 @@ def kendall_tau(first: Table, second: Table) -> TauValue:
     if value is None or len(pairs) < 3:
         return TauValue(value)
     without = [_tau(np.delete(pairs, index, axis=0)) for index in range(len(pairs))]
-    known = np.array([tau for tau in without if tau is not None])
-    if len(known) < len(pairs):
+    defined = np.array([tau for tau in without if tau is not None])
+    if len(defined) < len(pairs):
         return TauValue(value)
-    half = _NORMAL_95 * np.sqrt((len(pairs) - 1) * known.var())
+    half = _NORMAL_95 * np.sqrt((len(pairs) - 1) * defined.var())
     return TauValue(value, max(-1.0, float(value - half)), min(1.0, float(value + half)))
 
 
@@ -154,7 +154,7 @@ def fold_stability(folds: np.ndarray) -> TauValue | None:
 def paired_tests(
     full: np.ndarray, without: np.ndarray, sites: Sequence[AttentionSite], *, seed: int = 0
 ) -> list[HeadTest]:
-    """Return the change of accuracy without each head, with a 95 % bootstrap interval and McNemar's exact test.
+    """Return the change of accuracy without each head, with a 95 % bootstrap interval and McNemar's exact test (1947).
 
     The test asks whether, among the rows whose correctness changed, the fraction that became wrong differs from one
     half. All heads are tested, so the p-values are corrected by Holm's method.
@@ -184,7 +184,8 @@ def paired_error_tests(
 ) -> list[HeadTest]:
     """Return the increase of the mean squared error without each head, for regression.
 
-    With the 95 % bootstrap interval of the mean, and Wilcoxon's signed-rank test corrected by Holm's method.
+    Each test has the 95 % bootstrap interval of the mean increase and the p-value of Wilcoxon's signed-rank test
+    (1945), corrected by Holm's method.
 
     Args:
         full: squared errors with all heads, (N,).

@@ -55,13 +55,14 @@ def shapley_values(
     """Return the Shapley values of the heads for the loss.
 
     Orders are evaluated in rounds. In a round each row gets its own random order and the reverse of it (antithetic
-    pairs, Mitchell et al. 2022), which takes 2 (P - 1) forward passes over the rows. One order per row is a better
-    estimator than one order for all rows, at the same cost: the variance of the mean over rows is
-    sum_n Var(m_n) / N^2, where m_n is what the head adds for row n, instead of sum_n,n' Cov(m_n, m_n') / N^2, and
-    these covariances are positive, since the same set of other heads makes a head useless for many rows (measured on
-    a small trained BERT with 48 rows: two thirds of the variance). The spread within rows also gives the error after
-    few rounds. Stratifying the orders over rows, by rotating one order, gained nothing more: a pair already balances
-    early and late positions.
+    pairs, Mitchell et al. 2022), which takes 2 (P - 1) forward passes over the rows.
+
+    One order per row gives a smaller variance than one order for all rows, at the same cost. Let m_n be what the head
+    adds for row n. The variance of the mean over rows is sum_n Var(m_n) / N^2 with an order per row, and
+    sum_n,n' Cov(m_n, m_n') / N^2 with a common order. The covariances are positive, since the same set of other heads
+    makes a head useless for many rows; on a small trained BERT with 48 rows they were two thirds of the variance.
+    An order per row also gives the standard error after few rounds, from the variance over the rounds of each row.
+    Rotating one order over the rows did not help further: a pair already balances early and late positions.
 
     Args:
         max_permutations: per row, at least 2; an odd number is rounded down.
@@ -76,13 +77,15 @@ def shapley_values(
         raise ModelError(f"max_permutations is {max_permutations}; orders come in pairs, so it must be at least 2")
     players = np.array([(site.layer, head) for site in sample.sites for head in range(site.num_heads)])  # (P, 2)
     # The losses without any head and with all heads, (N,) each.
-    ends = [row_losses(sample, gates).astype(np.float64) for gates in (0 * sample.gates(), sample.gates())]
+    loss_none, loss_all = (
+        row_losses(sample, gates).astype(np.float64) for gates in (0 * sample.gates(), sample.gates())
+    )
     total, squares = np.zeros((2, len(sample), len(players)))
     converged, error, rounds = False, None, 0
     with stage("rounds (may stop early)", total=max_permutations // 2) as progress:
         while rounds < max_permutations // 2 and not converged:
             orders = _orders(len(sample), len(players), seed, rounds)
-            added = _round(sample, players, orders, *ends)  # (N, P)
+            added = _round_contributions(sample, players, orders, loss_none, loss_all)  # (N, P)
             rounds += 1
             total, squares = total + added, squares + added**2
             if rounds > 1:
@@ -92,23 +95,23 @@ def shapley_values(
             progress.advance()
     contributions = total / rounds
     spread = contributions.std(0, ddof=1) / np.sqrt(len(sample)) if len(sample) > 1 else None
-    table = (len(sample.sites), max_num_heads(sample.sites))
+    shape = (len(sample.sites), max_num_heads(sample.sites))
     return ShapleyValues(
-        _as_table(contributions, players, table),
-        None if error is None else _as_table(error, players, table),
-        None if spread is None else _as_table(spread, players, table),
+        _as_table(contributions, players, shape),
+        None if error is None else _as_table(error, players, shape),
+        None if spread is None else _as_table(spread, players, shape),
         2 * rounds,
         converged,
     )
 
 
-def _orders(rows: int, players: int, seed: int, number: int) -> np.ndarray:
-    """Return the random order of each row in a round, (N, P): indices of players, first one first."""
-    rng = np.random.default_rng([seed, number])
+def _orders(rows: int, players: int, seed: int, round_number: int) -> np.ndarray:
+    """Return the random order of each row in a round, (N, P): indices of players."""
+    rng = np.random.default_rng([seed, round_number])
     return rng.permuted(np.tile(np.arange(players), (rows, 1)), axis=1)
 
 
-def _round(
+def _round_contributions(
     sample: GatedRows, players: np.ndarray, orders: np.ndarray, loss_none: np.ndarray, loss_all: np.ndarray
 ) -> np.ndarray:
     """Return what each player adds for each row, the mean over the order of the row and its reverse: (N, P)."""
@@ -139,8 +142,8 @@ def _round(
     return result
 
 
-def _as_table(values: np.ndarray, players: np.ndarray, table: tuple[int, int]) -> np.ndarray:
+def _as_table(values: np.ndarray, players: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Return values (..., P) as (..., L, H)."""
-    result = np.full((*values.shape[:-1], *table), np.nan)
+    result = np.full((*values.shape[:-1], *shape), np.nan)
     result[..., players[:, 0], players[:, 1]] = values
     return result

@@ -14,7 +14,7 @@ The relative change of a head is ||after - before||_F / ||before||_F of each pro
 biases; the effect does. With DeBERTa's projected positions or with rotary positions, W_Q W_K^T gives only one part of
 an attention score: that of the content, or that at distance 0.
 
-    N rows, C classes, L layers, H heads, D head width, E hidden size
+    N rows, D head width, E hidden size
 """
 
 from __future__ import annotations
@@ -102,15 +102,15 @@ def head_changes(sample: GatedRows, *, effects: bool = True) -> HeadChanges:
     }  # fmt: skip
     for head in heads:
         cell = head.trained.layer, head.number
-        before, after = _factors(base, head, 1), _factors(plain, head, 0)
+        before, after = _factors(base, head, in_base=True), _factors(plain, head, in_base=False)
         for name, old, new in zip(("output_value", "query_key"), before, after, strict=True):
             change = product_change(old, new)
             tables[name][cell] = np.nan if change.relative is None else change.relative
             tables[f"{name}_rank"][cell] = change.effective_rank
     results = _effects(replace(sample, classifier=replace(classifier, model=plain)), base, heads) if effects else ()
-    for head, (moved, losses) in zip(heads if effects else (), results, strict=True):
+    for head, (divergences, losses) in zip(heads if effects else (), results, strict=True):
         cell = head.trained.layer, head.number
-        for name, values in (("effect", moved), ("loss_change", losses)):
+        for name, values in (("effect", divergences), ("loss_change", losses)):
             tables[name][cell] = values.mean()
             if len(values) > 1:
                 tables[f"{name}_errors"][cell] = values.std(ddof=1) / np.sqrt(len(values))
@@ -160,9 +160,9 @@ def merged_copy(classifier: Classifier) -> PreTrainedModel:
 
 @contextmanager
 def reset_head(model: PreTrainedModel, base: PreTrainedModel, head: MatchedHead) -> Iterator[None]:
-    """Reset one head's rows of query, key, value and its columns of the output projection to the base in the block.
+    """Give one head of `model` the weights of the base inside the block.
 
-    Everything else stays as trained, such as the bias of the output projection, which belongs to no head, and DeBERTa's
+    These are its rows of query, key and value, and its columns of the output projection. Everything else stays as trained, such as the bias of the output projection, which belongs to no head, and DeBERTa's
     position projections. The weights are restored bit for bit afterwards.
     """
     saved = [(part, part.detach().clone()) for part, _ in _head_parts(model, base, head)]
@@ -192,8 +192,8 @@ def _effects(sample: GatedRows, base: PreTrainedModel, heads: Sequence[MatchedHe
                 unchanged = all(part.equal(before) for part, before in _head_parts(classifier.base, base, head))
                 with reset_head(classifier.base, base, head):
                     other, other_losses = (trained, losses) if unchanged else logits_and_losses()
-                moved = divergence(trained, other, classifier.problem_type)
-                results[key] = moved.numpy(), (other_losses - losses).numpy()
+                divergences = divergence(trained, other, classifier.problem_type)
+                results[key] = divergences.numpy(), (other_losses - losses).numpy()
             progress.advance()
             yield results[key]
 
@@ -235,12 +235,19 @@ def _original_numbers(model: PreTrainedModel, site: AttentionSite) -> list[int]:
     return [number for number in range(site.num_heads + len(pruned)) if number not in pruned]
 
 
-def _factors(model: PreTrainedModel, head: MatchedHead, side: int) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """Return (W_V, W_O) and (W_Q, W_K^T) of a head, each (E, D) and (D, E); side 0: trained, 1: base."""
+def _factors(
+    model: PreTrainedModel, head: MatchedHead, *, in_base: bool
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Return (W_V, W_O) and (W_Q, W_K^T) of a head, each (E, D) and (D, E).
+
+    Args:
+        in_base: whether `model` is the base; else it is the trained model.
+    """
     weights = {}
     for role in ROLES:
-        path = getattr(head.base if side else head.trained, role)
-        rows = head.slices(role)[side]
+        path = getattr(head.base if in_base else head.trained, role)
+        trained_rows, base_rows = head.slices(role)
+        rows = base_rows if in_base else trained_rows
         weight: Any = model.get_submodule(path).weight
         part = weight.detach()[:, rows].T if role == "output" else weight.detach()[rows]
         weights[role] = part.double().cpu().numpy()  # (D, E)

@@ -5,9 +5,9 @@ row, without dropout, and written to a file. Batches of a cached split have one 
 inside `FrozenEncoder.replaceable` uses it instead of computing embeddings and lower layers. Weights keep their names,
 and without that input the model runs in full.
 
-Whether a model allows this is not derived from its type: `check` tests it.
+`check` tests whether a model allows this; it is not derived from the model type.
 
-    N rows, B batch, S tokens, E hidden size, C classes
+    B batch, S tokens, E hidden size
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def cached_frozen_layers(
             check(encoder, classifier, first, device)
         with torch.no_grad(), accelerator.autocast():
             (batch,) = load_batches(first, [np.array([0])], classifier.tokenizer, device=device)
-            example = encoder.states(batch.inputs)
+            example = encoder.states(batch.inputs)  # (1, S, E)
             rows = sum(len(split) for split in splits.values())
             tokens = sum(int(split.lengths.sum()) for split in splits.values())
             size = tokens * example.shape[-1] * example.element_size()
@@ -97,7 +97,7 @@ def cached_frozen_layers(
             )
             if settings.write:
                 file = stack.enter_context(_shared_file(size, accelerator))
-                splits = _computed(encoder, classifier, splits, example, file, settings.batch_size)
+                splits = _compute_states(encoder, classifier, splits, example, file, settings.batch_size)
         yield dict(splits)
 
 
@@ -145,9 +145,16 @@ def _check_frozen(encoder: FrozenEncoder, states: Tensor) -> None:
         )
 
 
-def _row_states(file: BinaryIO, lengths: np.ndarray, like: Tensor, classifier: Classifier, start: int = 0) -> RowStates:
+def _row_states(
+    file: BinaryIO, lengths: np.ndarray, example: Tensor, classifier: Classifier, start: int = 0
+) -> RowStates:
+    """Return an empty store for rows of these lengths, for states of the width and dtype of `example` (B, S, E).
+
+    Args:
+        start: number of tokens whose states are already in the file.
+    """
     starts = start + np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return RowStates(file, starts, like.shape[-1], like.dtype, classifier.tokenizer.padding_side == "left")
+    return RowStates(file, starts, example.shape[-1], example.dtype, classifier.tokenizer.padding_side == "left")
 
 
 def _fill(
@@ -172,8 +179,8 @@ class _SharedFile:
     """A file that the processes of one machine share.
 
     Attributes:
-        index: number of this process among them.
-        num_processes: how many they are.
+        index: number of this process among them, counted from 0.
+        num_processes: number of processes that share the file.
     """
 
     file: BinaryIO
@@ -181,7 +188,7 @@ class _SharedFile:
     num_processes: int
 
 
-def _computed(
+def _compute_states(
     encoder: FrozenEncoder,
     classifier: Classifier,
     splits: Mapping[str, EncodedSplit],
@@ -189,7 +196,7 @@ def _computed(
     shared: _SharedFile,
     batch_size: int,
 ) -> dict[str, EncodedSplit]:
-    """Return the splits with their states, of which each process of the machine computes and writes a part."""
+    """Return the splits with their states; each process of the machine computes and writes a part of them."""
     start, computed, failure, device = 0, {}, "", example.device
     try:
         for name, split in splits.items():

@@ -1,7 +1,4 @@
-"""Where the attention heads of a model are: one `AttentionSite` per layer, with the paths of its projections.
-
-H heads, D head width
-"""
+"""Where the attention heads of a model are: one `AttentionSite` per layer, with the paths of its projections."""
 
 from __future__ import annotations
 

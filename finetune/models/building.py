@@ -149,7 +149,7 @@ def _load(source: Source, labels: Labels) -> tuple[PreTrainedModel, list[str], A
     notes = [note for note in (head.note, unused_layers(model, info)) if note]
     if missing:
         notes.append(f"The checkpoint has no weights for {first_and_count(missing)}: initialized at random.")
-    return model, sorted({*new, *head.redrawn}), head, notes
+    return model, sorted({*new, *head.reinitialized}), head, notes
 
 
 def new_classifier(

@@ -1,8 +1,6 @@
 """Adapt the classification head of a fine-tuned checkpoint to the labels of a new task.
 
 The checkpoint may have the same labels in another order, or other labels.
-
-    C classes
 """
 
 from __future__ import annotations
@@ -37,12 +35,12 @@ class AlignedHead:
 
     Attributes:
         reordered: names of parameters whose rows were reordered.
-        redrawn: names of parameters that were initialized again at random.
+        reinitialized: names of parameters that were initialized again at random.
         note: what the user should know, or "".
     """
 
     reordered: tuple[str, ...] = ()
-    redrawn: tuple[str, ...] = ()
+    reinitialized: tuple[str, ...] = ()
     note: str = ""
 
 
@@ -90,7 +88,7 @@ def align_head_to_labels(
         )
     _initialize_again(model, loaded)
     return AlignedHead(
-        redrawn=tuple(loaded),
+        reinitialized=tuple(loaded),
         note=f"The classification head is new: the checkpoint's is for {_labels(checkpoint_config)}, not for "
         f"{_listed(label_names)}.",
     )

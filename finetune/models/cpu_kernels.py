@@ -88,8 +88,10 @@ def attention(
         query, key, value = (part.to(torch.get_autocast_dtype("cpu")) for part in (query, key, value))
     dropped_steps = round(dropout_p * _STEPS)
     trained_mask = attn_mask is not None and attn_mask.requires_grad  # a learned position bias
-    same = query.dim() == 4 and query.shape == key.shape == value.shape and query.dtype == key.dtype == value.dtype
-    if not torch.is_grad_enabled() or is_causal or trained_mask or not same or dropped_steps == _STEPS:
+    same_shape = (
+        query.dim() == 4 and query.shape == key.shape == value.shape and query.dtype == key.dtype == value.dtype
+    )
+    if not torch.is_grad_enabled() or is_causal or trained_mask or not same_shape or dropped_steps == _STEPS:
         return None
     if query.device.type != "cpu":
         return None

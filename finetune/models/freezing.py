@@ -40,9 +40,9 @@ def freeze(model: PreTrainedModel, freezing: Freezing) -> None:
     sites = attention_sites(model)
     shared = len({site.output for site in sites}) < len(sites)
     if freezing.layers > len(sites) or (freezing.layers and shared):
+        reason = "shares weights between its layers; set it to 0" if shared else f"has {len(sites)} layers; lower it"
         raise ModelError(
-            f"training.freeze_layers is {freezing.layers}, but this '{model.config.model_type}' model has {len(sites)} "
-            "layers, or shares weights between them; lower it"
+            f"training.freeze_layers is {freezing.layers}, but this '{model.config.model_type}' model {reason}"
         )
     encoder = model.base_model
     if freezing.embeddings:

@@ -33,16 +33,16 @@ class FrozenEncoder:
     def __init__(self, model: PreTrainedModel, layers: int) -> None:
         self.model, self.layers = model, layers
         self._last: nn.Module | None = None  # the highest frozen layer
-        self._given: Tensor | None = None  # `frozen_states` of the current pass
+        self._input_states: Tensor | None = None  # `frozen_states` of the current pass
         self._stop_after_last = False  # whether the current pass ends after the highest frozen layer
         self._tuple_sizes: dict[nn.Module, int] = {}  # number of items that a module returns; 0: a single tensor
-        self._embedded = torch.zeros(0)  # as wide as the output of the embeddings
+        self._embedded = torch.zeros(0)  # (E,): has the width of the embeddings' output
 
     @contextmanager
     def replaceable(self) -> Iterator[None]:
         """Inside the context the model accepts `frozen_states`; afterwards it is restored."""
         encoder, config = self.model.base_model, self.model.config
-        # The first child with a table embeds the words; others may serve the layers above too.
+        # The first child with an embedding table embeds the words; later ones may also be used by higher layers.
         embeddings = next(c for name, c in encoder.named_children() if name == "embeddings" or _has_embedding(c))
         lower = [encoder.get_submodule(family_of(config).layer_path(config, layer)) for layer in range(self.layers)]
         with ExitStack() as stack:
@@ -73,31 +73,31 @@ class FrozenEncoder:
     def _take_states(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        self._given = kwargs.pop(FROZEN_STATES, None)
+        self._input_states = kwargs.pop(FROZEN_STATES, None)
         return args, kwargs
 
     def _embed(self, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._given is not None:
-            return self._as_returned(module, self._embedded.expand(*self._given.shape[:2], -1))  # never read
-        result, states = self._recorded(module, forward(*args, **kwargs))
+        if self._input_states is not None:
+            return self._as_returned(module, self._embedded.expand(*self._input_states.shape[:2], -1))  # never read
+        result, states = self._record(module, forward(*args, **kwargs))
         self._embedded = states.detach().new_zeros(()).expand(states.shape[-1])
         return result
 
     def _layer(self, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self._given is not None:
-            return self._as_returned(module, self._given)
-        result, states = self._recorded(module, forward(*args, **kwargs))
+        if self._input_states is not None:
+            return self._as_returned(module, self._input_states)
+        result, states = self._record(module, forward(*args, **kwargs))
         if self._stop_after_last and module is self._last:
             raise _LastFrozenLayerDone(states)
         return result
 
-    def _recorded(self, module: nn.Module, result: Any) -> tuple[Any, Any]:
-        """Record the form of a module's result; return the result and the states in it."""
+    def _record(self, module: nn.Module, result: Any) -> tuple[Any, Any]:
+        """Record whether a module returns a tuple, and how long; return its result and the states in it."""
         self._tuple_sizes[module] = len(result) if isinstance(result, tuple) else 0
         return result, result[0] if isinstance(result, tuple) else result
 
     def _as_returned(self, module: nn.Module, states: Tensor) -> Any:
-        """Return states in the form in which the module returns its result."""
+        """Return states as a single tensor or in a tuple, as the module returned its result in the full pass."""
         size = self._tuple_sizes[module]
         return (states, *[None] * (size - 1)) if size else states
 

@@ -1,7 +1,7 @@
 """Gates on attention heads: one factor per head on what it passes to the output projection.
 
-transformers 5 accepts `head_mask` and ignores it. A gate multiplies the head's slice of the input of the
-output projection instead. A gate of 0 equals zeroing the head's columns of that projection; a gate of 1
+transformers 5 accepts `head_mask` and ignores it. Here a forward pre-hook on the output projection multiplies each
+head's slice of its input by a gate. A gate of 0 equals zeroing the head's columns of that projection; a gate of 1
 changes nothing.
 
     B batch, S tokens, L layers, H heads (of the layer with the most heads), D head width
@@ -87,8 +87,9 @@ def head_gates(
         base: the transformers model, with its adapters in place (`Classifier.base`).
         sites: its attention sites.
         gates: (B, L, H), one gate per example and head, or (L, H) for all examples; may require gradients.
-        check_calls: raise at the end of the block unless all layers were called equally often. False where the code
-            in the block may skip layers; where layers share a projection it must not (`shared_projection_gated`).
+        check_calls: raise at the end of the block unless all layers were called equally often. Set it to False if
+            the code in the block may skip layers, which must not happen if layers share a projection, because calls
+            are counted (see `shared_projection_gated`).
 
     Raises:
         ModelError: the shape of the gates does not fit; or, with `check_calls`, the model did not run or a layer was
@@ -109,8 +110,8 @@ def head_gates(
 
 
 def shared_projection_gated(base: nn.Module, sites: Sequence[AttentionSite]) -> bool:
-    """Return whether an output projection shared by several layers has gates; no forward pass may then skip a layer."""
-    shared = {path for path, times in Counter(site.output for site in sites).items() if times > 1}
+    """Return whether an output projection that several layers share has gates; then no pass may skip a layer."""
+    shared = {path for path, layers in Counter(site.output for site in sites).items() if layers > 1}
     modules = [base.get_submodule(path) for path in shared]
     return any(isinstance(hook, _GateHook) for module in modules for hook in module._forward_pre_hooks.values())
 
@@ -123,18 +124,18 @@ def _gate_hooks(base: nn.Module, sites: Sequence[AttentionSite], gates: Tensor) 
         raise ModelError(
             f"gates have shape {tuple(gates.shape)}; they must be (B, {layers}, {heads}) or ({layers}, {heads})"
         )
-    sites_of: dict[str, list[AttentionSite]] = {}
+    sites_by_path: dict[str, list[AttentionSite]] = {}
     for site in sites:
-        sites_of.setdefault(site.output, []).append(site)
-    # By path: where LoRA adapts the projection, this is LoRA's wrapper, so the adapter is gated too.
-    hooks = {path: _GateHook(called, gates) for path, called in sites_of.items()}
+        sites_by_path.setdefault(site.output, []).append(site)
+    # Where LoRA adapts the projection, the path leads to LoRA's wrapper, so the adapter is gated too.
+    hooks = {path: _GateHook(path_sites, gates) for path, path_sites in sites_by_path.items()}
     handles = [base.get_submodule(path).register_forward_pre_hook(hook) for path, hook in hooks.items()]
 
-    def restart(module: nn.Module, args: tuple[Any, ...]) -> None:
+    def restart_counting(module: nn.Module, args: tuple[Any, ...]) -> None:
         for hook in hooks.values():
-            hook.next_site = 0  # a pass that failed may have ended between two sites
+            hook.next_site = 0  # the previous pass may have failed between two sites
 
-    handles.append(getattr(base, "base_model", base).register_forward_pre_hook(restart))
+    handles.append(getattr(base, "base_model", base).register_forward_pre_hook(restart_counting))
     try:
         yield list(hooks.values())
     finally:
@@ -143,7 +144,7 @@ def _gate_hooks(base: nn.Module, sites: Sequence[AttentionSite], gates: Tensor) 
 
 
 class _GateHook:
-    """Forward pre-hook that gates one projection's input; call k of a forward pass belongs to the k-th site."""
+    """Forward pre-hook that gates the input of one projection; the k-th call in a forward pass is for the k-th site."""
 
     def __init__(self, sites: Sequence[AttentionSite], gates: Tensor) -> None:
         self.sites, self.gates, self.calls, self.next_site = sites, gates, 0, 0

@@ -1,6 +1,6 @@
-"""Predictions for texts outside any run: tokenize, run the model in batches, name the labels.
+"""Predictions for new texts: tokenize them, run the model in batches, name the labels.
 
-N texts, B batch, C classes
+N texts, C classes
 """
 
 from __future__ import annotations
@@ -79,10 +79,10 @@ def batched_logits(
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                batch_size = min(batch_size, len(rows))
             else:
                 continue
-            batch_size = halve_rows(batch_size, "prediction")
+            # Outside `except`, where the error's traceback would keep the tensors of the failed batch in memory.
+            batch_size = halve_rows(len(rows), "prediction")
     finally:
         model.train(was_training)
     return torch.cat(batches)[order.argsort()]
@@ -93,8 +93,8 @@ def as_predictions(logits: Tensor, label_names: Sequence[str], problem_type: str
     decided = decisions(logits, problem_type).tolist()
     if problem_type == "regression":
         return [Prediction(value, {}) for value in decided]
-    shares = [dict(zip(label_names, row, strict=True)) for row in probabilities(logits, problem_type).tolist()]
+    by_label = [dict(zip(label_names, row, strict=True)) for row in probabilities(logits, problem_type).tolist()]
     if problem_type == "multi_label_classification":
-        labels = [tuple(name for name, yes in zip(label_names, row, strict=True) if yes) for row in decided]
-        return [Prediction(names, row) for names, row in zip(labels, shares, strict=True)]
-    return [Prediction(label_names[label], row) for label, row in zip(decided, shares, strict=True)]
+        labels = [tuple(name for name, chosen in zip(label_names, row, strict=True) if chosen) for row in decided]
+        return [Prediction(names, row) for names, row in zip(labels, by_label, strict=True)]
+    return [Prediction(label_names[index], row) for index, row in zip(decided, by_label, strict=True)]

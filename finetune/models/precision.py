@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 from finetune.errors import TrainingError
 
 _FLASH = "flash_attention_2"
-# Share of the largest logit. float32: ten times the effect of other batches and another attention kernel, measured over
-# the supported model types and MiniLM (9e-7). float16 and bfloat16: twice the measured effect (4e-3 and 2.3e-2), except
-# for mobilebert, the deepest model (8e-3 and 0.5). Logits that are compared here use the same kernels and differ less.
+# Limits for differences by rounding, relative to the largest logit. With other batches and another attention kernel,
+# logits of the supported model types and MiniLM differed by at most 9e-7 in float32, 4e-3 in float16 and 2.3e-2 in
+# bfloat16 (mobilebert, the deepest model: 8e-3 and 0.5 in the last two). The limit is about ten times this value in
+# float32 and about twice in the others; logits that are compared here use the same kernels and differ less.
 _ROUNDING = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _ROUNDING_FLOAT32 = 1e-5
 

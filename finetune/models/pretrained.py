@@ -29,7 +29,7 @@ _PACKAGE = "package:"
 DTYPES = ("float32", "bfloat16", "float16")
 # Any other name is a repository on the hub with kernels, that is code, which transformers would download and run.
 ATTN_IMPLEMENTATIONS = (None, "sdpa", "eager", "flash_attention_2")
-_MAX_ENTRY = 10_000_000  # above any vocabulary or length; without a limit transformers would first fill the memory
+_MAX_ENTRY = 10_000_000  # above any vocabulary or length; transformers would fill the memory before it fails
 _MAX_LAYERS = 1000
 # A config.json must not change what a model returns.
 OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}

@@ -52,9 +52,9 @@ def first_token_only(base: PreTrainedModel) -> Iterator[bool]:
     """
     compiled = any(module._compiled_call_impl is not None for module in base.modules())  # would ignore new hooks
     module = None if compiled else _after_last_attention(base)
-    already = module is not None and _keep_first_token in module._forward_pre_hooks.values()
-    if module is None or already or not _reads_first_token(base, module):
-        yield already
+    already_active = module is not None and _keep_first_token in module._forward_pre_hooks.values()
+    if module is None or already_active or not _reads_first_token(base, module):
+        yield already_active
         return
     with _pre_hook(module, _keep_first_token):
         yield True
@@ -121,9 +121,9 @@ def _pre_hook(module: nn.Module, hook: Any) -> Iterator[None]:
 def frozen_weights_cast(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
     """Inside the context frozen weights of linear layers have the dtype to which autocast would cast them.
 
-    Autocast caches the cast of a trained weight for the rest of a pass, but casts a frozen weight in every call: the
-    base under adapters was cast again each time. Results are bit-identical, and the original weights are restored.
-    Adapters receive their input unchanged, which peft would cast to float32 only for autocast to cast it back.
+    Autocast casts a trained weight once per pass, but a frozen weight in every call, such as the base under adapters.
+    Results are bit-identical, and the original weights are restored.
+    peft would cast the input of adapters to float32, and autocast would cast it back; this is turned off too.
 
     Under DoRA, which computes with the weights directly, nothing is changed.
     """

@@ -10,7 +10,7 @@ Two details are easily forgotten and change the result: without 1/sqrt(D) the sc
 softmax, and without the mask padding tokens receive weight, so that the output for a sentence depends on the other
 sentences in the batch.
 
-    B batch, S tokens, E hidden size, H heads, D head width (key size), V vocabulary, F width of the dense layer
+    B batch, S tokens, E hidden size, H heads, D head width (key size), C classes
 """
 
 from __future__ import annotations
@@ -173,6 +173,6 @@ class MultiHeadClassifier(PreTrainedModel):
 
 
 def register() -> None:
-    """Register the small classifier with AutoConfig and AutoModelForSequenceClassification; may be repeated."""
+    """Register the small classifier with AutoConfig and AutoModelForSequenceClassification, if it is not yet."""
     AutoConfig.register(MultiHeadClassifierConfig.model_type, MultiHeadClassifierConfig, exist_ok=True)
     AutoModelForSequenceClassification.register(MultiHeadClassifierConfig, MultiHeadClassifier, exist_ok=True)

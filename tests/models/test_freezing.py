@@ -62,5 +62,5 @@ def test_norm_and_projection_of_the_embeddings_are_frozen_too(family: str, name:
 def test_too_many_or_shared_layers_are_rejected(tiny_bert: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"freeze_layers is 3, but this 'bert' model has 2 layers"):
         freeze(tiny_classifier(tiny_bert).base, Freezing(embeddings=False, layers=3))
-    with pytest.raises(ModelError, match="shares weights between them"):
+    with pytest.raises(ModelError, match="shares weights between its layers"):
         freeze(build(save_checkpoint("albert", tmp_path)).base, Freezing(embeddings=False, layers=1))
