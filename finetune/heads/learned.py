@@ -37,8 +37,8 @@ _NOISE = 0.3  # temperature of the noise on scores, and width of the zone around
 _RATE = 0.2  # learning rate of the first step; it decays to a tenth of this value
 _SHARES = (0.05, 0.95)  # smallest and largest share of heads removed
 
-# Learns one value per head, (L, H), from the rows of a fold, a seed, and the numbers of the steps that fit into the time
-# limit, counted from 0.
+# Learns one value per head, (L, H), from the rows of a fold, a seed, and the numbers of the steps that fit into the
+# time limit, counted from 0.
 Learner = Callable[[GatedRows, int, Iterator[int]], np.ndarray]
 
 

@@ -149,12 +149,12 @@ def test_the_batch_size_changes_nothing(sample: GatedRows) -> None:
 
 
 def test_each_row_has_its_own_orders() -> None:
-    orders = shapley._orders(2400, 4, seed=0, number=0)
+    orders = shapley._orders(2400, 4, seed=0, round_number=0)
     assert (np.sort(orders, axis=1) == np.arange(4)).all()
     times = np.unique(orders, axis=0, return_counts=True)[1]
     assert len(times) == 24
     assert 60 < times.min() <= times.max() < 140  # 100 each on average, standard deviation 10
-    assert not np.array_equal(orders, shapley._orders(2400, 4, seed=0, number=1))
+    assert not np.array_equal(orders, shapley._orders(2400, 4, seed=0, round_number=1))
 
 
 def test_the_standard_error_equals_the_spread_over_seeds(sample: GatedRows) -> None:
