@@ -163,7 +163,8 @@ def reset_head(model: PreTrainedModel, base: PreTrainedModel, head: MatchedHead)
     """Give one head of `model` the weights of the base inside the block.
 
     These are its rows of query, key and value, and its columns of the output projection. Everything else stays as
-    trained, such as the bias of the output projection, which belongs to no head, and DeBERTa's position projections. The weights are restored bit for bit afterwards.
+    trained, such as the bias of the output projection, which belongs to no head, and DeBERTa's position projections.
+    The weights are restored bit for bit afterwards.
     """
     saved = [(part, part.detach().clone()) for part, _ in _head_parts(model, base, head)]
     try:
