@@ -13,6 +13,6 @@ def run(small_run: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def adapted(lora_run: Path, tmp_path: Path) -> Path:
+def adapted_run(lora_run: Path, tmp_path: Path) -> Path:
     """A copy of the finished run with LoRA."""
     return Path(shutil.copytree(lora_run, tmp_path / "run"))

@@ -18,7 +18,7 @@ from tests.support.finished_runs import SCRATCH, contents, finished, recipe
 
 @pytest.fixture(scope="module")
 def other_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small classifier of another seed."""
+    """A finished run of the small classifier with another seed."""
     return finished(tmp_path_factory.mktemp("other"), recipe(SCRATCH), "seed=5")
 
 
@@ -37,11 +37,11 @@ def test_a_run_is_analyzed_again(run: Path, capsys: pytest.CaptureFixture[str]) 
     assert (
         main(["heads", str(run), "head_importance.method=[fisher, entropy]", "head_importance.leave_one_out=true"]) == 0
     )
-    found = analysis(run)
-    assert [scores.method for scores in found.methods] == ["fisher", "entropy"]
-    assert found.methods[0].values == old.methods[1].values  # the second method of before
-    assert found.leave_one_out is not None
-    assert len(found.leave_one_out.tests) == 8
+    new = analysis(run)
+    assert [scores.method for scores in new.methods] == ["fisher", "entropy"]
+    assert new.methods[0].values == old.methods[1].values  # fisher was the second method before
+    assert new.leave_one_out is not None
+    assert len(new.leave_one_out.tests) == 8
     html = (run / "report.html").read_text()
     assert "Removing one head at a time" in html
     assert "entropy" in html
@@ -81,11 +81,11 @@ def test_a_wrong_override_changes_no_file(
 ) -> None:
     before = contents(small_run)
     assert main(["heads", str(small_run), *changes]) == 2
-    shown = capsys.readouterr()
-    assert re.search(printed, shown.err), shown.err
-    assert shown.err.startswith("error: ")
-    assert "Traceback" not in shown.err
-    assert shown.out == ""
+    output = capsys.readouterr()
+    assert re.search(printed, output.err), output.err
+    assert output.err.startswith("error: ")
+    assert "Traceback" not in output.err
+    assert output.out == ""
     assert contents(small_run) == before
 
 
@@ -105,20 +105,20 @@ def test_runs_of_different_seeds_are_compared(
     assert f"{pair.tau.value:.2f} [{pair.tau.low:.2f}, {pair.tau.high:.2f}]" in printed
 
 
-def test_runs_that_cannot_be_compared_are_refused(
+def test_runs_that_cannot_be_compared_are_rejected(
     small_run: Path, lora_run: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refused(*runs: Path) -> str:
+    def error_of(*runs: Path) -> str:
         assert main(["heads", *map(str, runs)]) == 2
         return capsys.readouterr().err
 
-    assert "the runs have different numbers of layers or heads" in refused(small_run, lora_run)
-    assert "a run is named twice" in refused(small_run, small_run)
-    assert "nowhere is not a finished run (there is no such folder)" in refused(small_run, run.parent / "nowhere")
-    found = json.loads((run / "heads.json").read_text())
-    found["methods"].reverse()
-    (run / "heads.json").write_text(json.dumps(found))
-    assert "the runs rank by fisher, gradient; analyze them with one method first" in refused(small_run, run)
+    assert "the runs have different numbers of layers or heads" in error_of(small_run, lora_run)
+    assert "a run is named twice" in error_of(small_run, small_run)
+    assert "nowhere is not a finished run (there is no such folder)" in error_of(small_run, run.parent / "nowhere")
+    analysis_json = json.loads((run / "heads.json").read_text())
+    analysis_json["methods"].reverse()
+    (run / "heads.json").write_text(json.dumps(analysis_json))
+    assert "the runs rank by fisher, gradient; analyze them with one method first" in error_of(small_run, run)
 
 
 def test_several_runs_are_analyzed_again_and_compared(
@@ -132,7 +132,7 @@ def test_several_runs_are_analyzed_again_and_compared(
     assert (
         main(["heads", str(run), str(other), "head_importance.method=entropy", "head_importance.curve_split=null"]) == 0
     )
-    assert [scores.method for each in (run, other) for scores in analysis(each).methods] == ["entropy"] * 2
+    assert [scores.method for path in (run, other) for scores in analysis(path).methods] == ["entropy"] * 2
     assert "rankings by entropy" in capsys.readouterr().out
 
 

@@ -20,9 +20,9 @@ from tests.support.pruning import accuracy, prune_run
 
 
 def test_keep_within_prunes_as_many_heads_as_validation_rows_allow(run: Path) -> None:
-    found = prune_run(run, "--keep-within", "0.05")
-    opened = read_back(run)
-    classifier = opened.inputs.classifier
+    pruning = prune_run(run, "--keep-within", "0.05")
+    finished_run = read_back(run)
+    classifier = finished_run.inputs.classifier
     order = read_json(run / "heads.json", HeadAnalysis).methods[0].order
     tried: list[dict[int, list[int]]] = []
     for step in range(1, round(1 / STEP)):
@@ -30,57 +30,60 @@ def test_keep_within_prunes_as_many_heads_as_validation_rows_allow(run: Path) ->
         if heads and heads not in tried:
             tried.append(heads)
     assert len(tried) == LAYERS * HEADS - LAYERS
-    # By real cuts, not by gates.
-    scores = [accuracy(opened, pruned_classifier(classifier, heads), "validation") for heads in tried]
-    chosen = tried.index({int(layer): heads for layer, heads in found.heads.items()})
-    room = accuracy(opened, classifier, "validation") - 0.05 - 1e-9
-    assert scores[chosen] >= room
+    # The scores of models that are pruned, not gated.
+    scores = [accuracy(finished_run, pruned_classifier(classifier, heads), "validation") for heads in tried]
+    chosen = tried.index({int(layer): heads for layer, heads in pruning.heads.items()})
+    minimum = accuracy(finished_run, classifier, "validation") - 0.05 - 1e-9
+    assert scores[chosen] >= minimum
     assert chosen + 1 < len(tried)
-    assert all(score < room for score in scores[chosen + 1 : chosen + 1 + PATIENCE])
-    assert found.scores_after["validation"]["accuracy"] == pytest.approx(scores[chosen])
+    assert all(score < minimum for score in scores[chosen + 1 : chosen + 1 + PATIENCE])
+    assert pruning.scores_after["validation"]["accuracy"] == pytest.approx(scores[chosen])
 
 
-def test_keep_within_tolerates_a_short_dip(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = read_back(run)
-    sample = gated_rows(opened, "validation")
+def test_keep_within_tolerates_a_short_drop(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished_run = read_back(run)
+    sample = gated_rows(finished_run, "validation")
     order = read_json(run / "heads.json", HeadAnalysis).methods[0].order
-    for scores, kept in (([0.8, 0.5, 0.7, 0.5, 0.5, 0.5], 3), ([0.8, 0.5, 0.5, 0.5, 0.9], 1), ([0.69], 0)):
-        left = iter([0.8, *scores, *[0.0] * 9])
+    for scores, num_removed in (([0.8, 0.5, 0.7, 0.5, 0.5, 0.5], 3), ([0.8, 0.5, 0.5, 0.5, 0.9], 1), ([0.69], 0)):
+        remaining_scores = iter([0.8, *scores, *[0.0] * 9])
         monkeypatch.setattr(
-            "finetune.pipeline.choose_heads.scorer", lambda sample, metric, left=left: lambda gates: next(left)
+            "finetune.pipeline.choose_heads.scorer",
+            lambda sample, metric, remaining_scores=remaining_scores: lambda gates: next(remaining_scores),
         )
-        removed, whole = max_heads_within(sample, order, "accuracy", 0.1)
-        assert (sum(map(len, removed.values())), whole) == (kept, 0.8)
+        removed, unpruned_score = max_heads_within(sample, order, "accuracy", 0.1)
+        assert (sum(map(len, removed.values())), unpruned_score) == (num_removed, 0.8)
 
 
 def test_test_rows_do_not_influence_the_choice(run: Path) -> None:
-    plain = prune_run(run, "--keep-within", "0.05")
+    original = prune_run(run, "--keep-within", "0.05")
     order = read_json(run / "heads.json", HeadAnalysis).methods[0].order
     by_test, _ = max_heads_within(gated_rows(read_back(run), "test"), order, "accuracy", 0.05)
-    assert sum(map(len, by_test.values())) > sum(map(len, plain.heads.values())) > 0  # they would allow more
+    assert (
+        sum(map(len, by_test.values())) > sum(map(len, original.heads.values())) > 0
+    )  # the test rows would allow more
     shutil.rmtree(run / "pruned")
-    said = yaml.safe_load((run / "recipe.yaml").read_text())
-    said["data"]["test_rows"] = rows(40, 3, flipped=True)
-    (run / "recipe.yaml").write_text(yaml.safe_dump(said))
+    content = yaml.safe_load((run / "recipe.yaml").read_text())
+    content["data"]["test_rows"] = rows(40, 3, flipped=True)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(content))
     flipped = prune_run(run, "--keep-within", "0.05")
-    assert flipped.scores_before["test"]["accuracy"] == pytest.approx(1 - plain.scores_before["test"]["accuracy"])
-    assert flipped.heads == plain.heads
+    assert flipped.scores_before["test"]["accuracy"] == pytest.approx(1 - original.scores_before["test"]["accuracy"])
+    assert flipped.heads == original.heads
 
 
 def test_a_ranking_on_test_rows_is_replaced_by_one_on_training_rows(run: Path) -> None:
-    held = json.loads((run / "heads.json").read_text())
-    for method in held["methods"]:
+    analysis = json.loads((run / "heads.json").read_text())
+    for method in analysis["methods"]:
         method["split"] = "test"
-        method["order"] = method["order"][::-1]  # would keep what the real order removes first
-    (run / "heads.json").write_text(json.dumps(held))
-    said = yaml.safe_load((run / "recipe.yaml").read_text())
-    said["head_importance"]["split"] = "test"
-    (run / "recipe.yaml").write_text(yaml.safe_dump(said))
-    found = prune_run(run, "--share", "0.5")
-    assert "gradient on 48 train rows" in found.chosen_by
-    right = [tuple(head) for head in held["methods"][0]["order"][::-1]]
+        method["order"] = method["order"][::-1]  # the reversed order would remove the most important heads first
+    (run / "heads.json").write_text(json.dumps(analysis))
+    content = yaml.safe_load((run / "recipe.yaml").read_text())
+    content["head_importance"]["split"] = "test"
+    (run / "recipe.yaml").write_text(yaml.safe_dump(content))
+    pruning = prune_run(run, "--share", "0.5")
+    assert "gradient on 48 train rows" in pruning.chosen_by
+    order = [tuple(head) for head in analysis["methods"][0]["order"][::-1]]
     sites = attention_sites(load_classifier(run / "model").base)
-    assert found.heads == {str(layer): heads for layer, heads in sorted(heads_to_prune(right, sites, 0.5).items())}
+    assert pruning.heads == {str(layer): heads for layer, heads in sorted(heads_to_prune(order, sites, 0.5).items())}
 
 
 def test_a_method_is_read_from_the_analysis_or_measured(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,21 +102,21 @@ def test_a_method_is_read_from_the_analysis_or_measured(run: Path, monkeypatch: 
 
 
 def test_a_lower_error_metric_is_better(tmp_path: Path) -> None:
-    numbers = [{**row, "label": float(len(str(row["sentence"])))} for row in rows(24, 1)]
+    regression_rows = [{**row, "label": float(len(str(row["sentence"])))} for row in rows(24, 1)]
     content = recipe(
         SCRATCH,
         task={"problem_type": "regression"},
-        data={"train_rows": numbers, "validation_rows": numbers, "test_rows": None},
+        data={"train_rows": regression_rows, "validation_rows": regression_rows, "test_rows": None},
         evaluation={"metrics": ["mean_squared_error"]},
         training={"num_train_epochs": 1},
         head_importance={"method": "gradient", "random_orders": 0},
     )
     del content["task"]["label_names"]
     run = finished(tmp_path, content)
-    whole = read_json(run / "heads.json", HeadAnalysis).truth
-    assert whole is not None
-    found = prune_run(run, "--keep-within", "1000")
-    assert sum(map(len, found.heads.values())) == LAYERS * HEADS - LAYERS
-    error = found.scores_before["validation"]["mean_squared_error"]
-    assert f"within 1000 of {error:.4f}, by gradient" in found.chosen_by  # not of minus so much
-    assert error == pytest.approx(-whole.whole, rel=FLOAT32)
+    curves = read_json(run / "heads.json", HeadAnalysis).truth
+    assert curves is not None
+    pruning = prune_run(run, "--keep-within", "1000")
+    assert sum(map(len, pruning.heads.values())) == LAYERS * HEADS - LAYERS
+    error = pruning.scores_before["validation"]["mean_squared_error"]
+    assert f"within 1000 of {error:.4f}, by gradient" in pruning.chosen_by  # not the negated error
+    assert error == pytest.approx(-curves.whole, rel=FLOAT32)

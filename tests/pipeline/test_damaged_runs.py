@@ -1,4 +1,4 @@
-"""Every file of a run, damaged in every way, for every command: one message, and nothing is written."""
+"""Each command on a run with a damaged file: it prints one error message and writes nothing."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ COMMANDS = {
     "merge": ["merge", "RUN"],
     "compare": ["heads", "RUN", "OTHER"],
 }
-REPORTED = {"report", "evaluate", "heads"}
-# Each file of a run folder -> the commands that read it. Nothing else may fail, or be refused, because of it.
+REPORTING = {"report", "evaluate", "heads"}
+# Each file of a run folder -> the commands that read it. Other commands do not depend on the file.
 READ_BY = {
-    "recipe.yaml": {*REPORTED, "prune", "merge"},
-    "environment.json": REPORTED,
-    "data.json": {*REPORTED, "prune"},
-    "history.jsonl": REPORTED,
-    "training.json": REPORTED,
-    "scores.json": REPORTED,
-    "predictions.parquet": REPORTED,
-    "heads.json": {*REPORTED, "prune", "compare"},
+    "recipe.yaml": {*REPORTING, "prune", "merge"},
+    "environment.json": REPORTING,
+    "data.json": {*REPORTING, "prune"},
+    "history.jsonl": REPORTING,
+    "training.json": REPORTING,
+    "scores.json": REPORTING,
+    "predictions.parquet": REPORTING,
+    "heads.json": {*REPORTING, "prune", "compare"},
 }
 
 
-def cut(content: bytes) -> bytes:
+def truncated(content: bytes) -> bytes:
     return content[: len(content) * 2 // 3]
 
 
-def garbage(content: bytes) -> bytes:
+def overwritten(content: bytes) -> bytes:
     return bytes(range(128, 256)) + content[128:]
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
-    "cut": cut,
-    "garbage": garbage,
+    "cut": truncated,
+    "garbage": overwritten,
     "empty": lambda content: b"",
     "a list": lambda content: b"[1]\n",
     "a number": lambda content: b"1\n",
@@ -56,27 +56,27 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "deep": lambda content: b"[" * 100_000 + b"\n",
     "not UTF-8": lambda content: b"\xff\xfe" + content,
 }
-# Contents that are what is expected, as a file of that kind.
+# Damages that leave a valid file.
 VALID = {
-    ("scores.json", "an empty object"),  # of a run without held-out rows
-    ("history.jsonl", "cut"),  # a line that was not finished does not count
+    ("scores.json", "an empty object"),  # as in a run without held-out rows
+    ("history.jsonl", "cut"),  # an unfinished last line is ignored
     ("history.jsonl", "empty"),
 }
 
 
 def edited(change: Callable[[Any], Any]) -> Callable[[bytes], bytes]:
-    """A damage of a JSON file that leaves it JSON."""
+    """Return a function that changes the value in a JSON file, which stays valid JSON."""
 
     def damage(content: bytes) -> bytes:
-        found = json.loads(content)
-        change(found)
-        return json.dumps(found).encode()
+        data = json.loads(content)
+        change(data)
+        return json.dumps(data).encode()
 
     return damage
 
 
-# What has the right types and does not fit together.
-UNFIT: list[tuple[str, str, Callable[[bytes], bytes]]] = [
+# Files that can be parsed, but whose values are wrong or do not match each other.
+INCONSISTENT: list[tuple[str, str, Callable[[bytes], bytes]]] = [
     ("heads.json", "no methods", edited(lambda d: d.update(methods=[]))),
     ("heads.json", "ragged values", edited(lambda d: d["methods"][0]["values"][0].pop())),
     ("heads.json", "fewer errors", edited(lambda d: d["methods"][0]["standard_errors"].pop())),
@@ -102,7 +102,7 @@ UNFIT: list[tuple[str, str, Callable[[bytes], bytes]]] = [
 
 
 def table(change: Callable[[pa.Table], pa.Table]) -> Callable[[bytes], bytes]:
-    """A damage of a parquet file that leaves it parquet."""
+    """Return a function that changes the table in a parquet file, which stays valid parquet."""
 
     def damage(content: bytes) -> bytes:
         sink = pa.BufferOutputStream()
@@ -112,11 +112,11 @@ def table(change: Callable[[pa.Table], pa.Table]) -> Callable[[bytes], bytes]:
     return damage
 
 
-UNFIT += [
+INCONSISTENT += [
     ("predictions.parquet", f"no column {name}", table(lambda found, name=name: found.drop_columns([name])))
     for name in ("split", "row", "text", "label", "predicted", "probabilities", "loss")
 ]
-UNFIT += [
+INCONSISTENT += [
     ("predictions.parquet", "numbers for labels", table(lambda t: t.set_column(3, "label", t["loss"]))),
     (
         "predictions.parquet",
@@ -126,7 +126,7 @@ UNFIT += [
 ]
 CASES = [
     (file, name, damage) for file in READ_BY for name, damage in DAMAGES.items() if (file, name) not in VALID
-] + UNFIT
+] + INCONSISTENT
 
 
 @pytest.mark.parametrize(("file", "name", "damage"), CASES, ids=[f"{file}: {name}" for file, name, _ in CASES])
@@ -141,9 +141,9 @@ def test_a_damaged_file_is_an_error_before_the_run_is_opened(
 ) -> None:
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
     other = Path(shutil.copytree(small_run, tmp_path / "other"))
-    whole = (run / file).read_bytes()
-    (run / file).write_bytes(damage(whole))
-    assert (run / file).read_bytes() != whole
+    original = (run / file).read_bytes()
+    (run / file).write_bytes(damage(original))
+    assert (run / file).read_bytes() != original
     before = contents(run)
     monkeypatch.setattr(
         "finetune.pipeline.finished_run.start", lambda *args, **kwargs: pytest.fail("the run was opened")
@@ -154,17 +154,19 @@ def test_a_damaged_file_is_an_error_before_the_run_is_opened(
     for command in sorted(READ_BY[file]):
         arguments = [{"RUN": str(run), "OTHER": str(other)}.get(part, part) for part in COMMANDS[command]]
         assert main(arguments) == 2, command
-        said = capsys.readouterr()
-        assert said.out == ""
-        assert said.err.startswith("error: ")
-        assert str(run / file) in said.err, said.err
-        assert "; " in said.err or "has a mistake" in said.err or "mistakes:" in said.err, said.err  # and the repair
-        assert "Traceback" not in said.err
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.startswith("error: ")
+        assert str(run / file) in printed.err, printed.err
+        assert "; " in printed.err or "has a mistake" in printed.err or "mistakes:" in printed.err, (
+            printed.err
+        )  # states the fix
+        assert "Traceback" not in printed.err
         assert contents(run) == before, command
 
 
 @pytest.mark.parametrize("file", READ_BY)
-def test_a_missing_file_is_an_error_where_it_is_needed(
+def test_a_missing_file_is_an_error_if_it_is_needed(
     small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
@@ -172,15 +174,15 @@ def test_a_missing_file_is_an_error_where_it_is_needed(
     (run / file).unlink()
     before = contents(run)
 
-    def begin(*args: object, **kwargs: object) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
         raise KeyError("the run was opened")
 
-    monkeypatch.setattr("finetune.pipeline.finished_run.start", begin)
-    # What is written again, and what a run need not have.
-    made = {"scores.json": {"evaluate"}, "predictions.parquet": {"evaluate"}, "heads.json": {*REPORTED, "prune"}}
+    monkeypatch.setattr("finetune.pipeline.finished_run.start", fail)
+    # Commands that write the file again or do not need it.
+    optional = {"scores.json": {"evaluate"}, "predictions.parquet": {"evaluate"}, "heads.json": {*REPORTING, "prune"}}
     for command in sorted(READ_BY[file]):
         arguments = [{"RUN": str(run), "OTHER": str(other)}.get(part, part) for part in COMMANDS[command]]
-        if command in made.get(file, ()):
+        if command in optional.get(file, ()):
             if command == "report":
                 assert main(arguments) == 0
                 assert "The heads have not been analyzed" in (run / "report.html").read_text()
@@ -190,12 +192,12 @@ def test_a_missing_file_is_an_error_where_it_is_needed(
                     main(arguments)
             continue
         assert main(arguments) == 2, command
-        said = capsys.readouterr().err
-        wanted = "has no analysis of heads" if command == "compare" else file
-        assert wanted in said
+        printed = capsys.readouterr().err
+        expected = "has no analysis of heads" if command == "compare" else file
+        assert expected in printed
         assert contents(run) == before, command
 
 
 def test_every_file_of_a_run_is_in_the_table(small_run: Path) -> None:
     written = {path.name for path in small_run.iterdir() if path.is_file()}
-    assert written - READ_BY.keys() == {"report.html", "README.md"}  # these are only written
+    assert written - READ_BY.keys() == {"report.html", "README.md"}  # these are written and never read

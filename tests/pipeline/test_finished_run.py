@@ -21,20 +21,22 @@ from tests.support.helpers import FLOAT32
 def test_a_finished_run_is_opened_unchanged(lora_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(lora_run, tmp_path / "moved"))
     before = contents(run)
-    found = read_back(run, "head_importance.method=fisher")
-    assert found.context.folder.path == run
-    assert found.context.recipe.seed == 4
-    assert found.context.recipe.head_importance is not None
-    assert found.context.recipe.head_importance.methods() == ["fisher"]
-    assert {name: len(split) for name, split in found.inputs.splits.items()} == {
+    finished_run = read_back(run, "head_importance.method=fisher")
+    assert finished_run.context.folder.path == run
+    assert finished_run.context.recipe.seed == 4
+    assert finished_run.context.recipe.head_importance is not None
+    assert finished_run.context.recipe.head_importance.methods() == ["fisher"]
+    assert {name: len(split) for name, split in finished_run.inputs.splits.items()} == {
         "train": 48, "validation": 40, "test": 40,
     }  # fmt: skip
     scores = json.loads(before["scores.json"])
-    for name, split in found.inputs.held_out_splits().items():
-        values = predict(found.inputs.classifier, split, batch_size=64, accelerator=found.context.accelerator).metrics()
+    for name, split in finished_run.inputs.held_out_splits().items():
+        values = predict(
+            finished_run.inputs.classifier, split, batch_size=64, accelerator=finished_run.context.accelerator
+        ).metrics()
         assert values["accuracy"] == scores[name]["metrics"]["accuracy"]["value"]
         assert values["loss"] == pytest.approx(scores[name]["loss"], rel=FLOAT32)
-    assert np.bincount(found.inputs.splits["train"].labels).tolist() == [24, 24]
+    assert np.bincount(finished_run.inputs.splits["train"].labels).tolist() == [24, 24]
     assert contents(run) == before
 
 
@@ -47,7 +49,7 @@ def test_a_folder_without_a_finished_run_is_an_error(small_run: Path, tmp_path: 
         read_back(tmp_path / "nowhere")
 
 
-def test_an_override_that_needs_missing_rows_is_refused(small_run: Path) -> None:
+def test_an_override_that_needs_missing_rows_is_rejected(small_run: Path) -> None:
     with pytest.raises(DataError, match=r"head_importance\.split is test, but there are no test rows"):
         read_back(small_run, "head_importance.split=test", "data.test_rows=null")
     with pytest.raises(RecipeError, match=r"'fishr'.*did you mean 'fisher'"):
@@ -56,32 +58,34 @@ def test_an_override_that_needs_missing_rows_is_refused(small_run: Path) -> None
 
 @pytest.fixture
 def received(lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """A run whose model would write a file if its code were run, and which says itself that it may be; that file."""
-    run, ran = Path(shutil.copytree(lora_run, tmp_path / "received")), tmp_path / "ran"
+    """A run whose folder allows its own model code, and the file that this code would create if it were executed."""
+    run, executed = Path(shutil.copytree(lora_run, tmp_path / "received")), tmp_path / "ran"
     config = json.loads((run / "model" / "config.json").read_text())
     classes = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.OwnModel"}
     (run / "model" / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": classes}))
-    (run / "model" / "own.py").write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\nraise ImportError\n")
-    about = json.loads((run / "model" / "classifier.json").read_text())
-    about["source"] |= {"trust_remote_code": True, "use_safetensors": False}
-    (run / "model" / "classifier.json").write_text(json.dumps(about))
+    (run / "model" / "own.py").write_text(
+        f"from pathlib import Path\nPath({str(executed)!r}).touch()\nraise ImportError\n"
+    )
+    classifier_json = json.loads((run / "model" / "classifier.json").read_text())
+    classifier_json["source"] |= {"trust_remote_code": True, "use_safetensors": False}
+    (run / "model" / "classifier.json").write_text(json.dumps(classifier_json))
     recipe = (run / "recipe.yaml").read_text()
     assert "trust_remote_code: false" in recipe
     (run / "recipe.yaml").write_text(recipe.replace("trust_remote_code: false", "trust_remote_code: true"))
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
-    return run, ran
+    return run, executed
 
 
 def test_a_folder_cannot_allow_its_own_code(received: tuple[Path, Path]) -> None:
-    run, ran = received
-    for use in (read_back, merge):
+    run, executed = received
+    for load in (read_back, merge):
         with pytest.raises(ModelError, match=r"allow it with model\.trust_remote_code: true"):
-            use(run)
-        assert not ran.exists()
+            load(run)
+        assert not executed.exists()
     with pytest.raises(ModelError, match="cannot load model"):
         read_back(run, "model.trust_remote_code=true")
-    assert ran.exists()
+    assert executed.exists()
 
 
 @pytest.mark.parametrize(
@@ -104,18 +108,18 @@ def test_only_overrides_set_trust(changes: list[str], expected: tuple[bool, bool
 def test_a_moved_base_checkpoint_is_set_by_an_override(lora_run: Path, tiny_bert: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(lora_run, tmp_path / "run"))
     file = run / "model" / "classifier.json"
-    file.write_text(file.read_text().replace(str(tiny_bert), str(tmp_path / "gone")))
-    with pytest.raises(ModelError, match=r"cannot load model '.*gone'"):
+    file.write_text(file.read_text().replace(str(tiny_bert), str(tmp_path / "missing")))
+    with pytest.raises(ModelError, match=r"cannot load model '.*missing'"):
         read_back(run)
-    found = read_back(run, f"model.model_name_or_path={tiny_bert}")
-    assert found.inputs.classifier.source is not None
-    assert found.inputs.classifier.source.name == str(tiny_bert)
+    finished_run = read_back(run, f"model.model_name_or_path={tiny_bert}")
+    assert finished_run.inputs.classifier.source is not None
+    assert finished_run.inputs.classifier.source.name == str(tiny_bert)
 
 
-def test_a_tokenizer_with_unknown_ids_is_refused(small_run: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_with_unknown_ids_is_rejected(small_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
     file = run / "model" / "tokenizer_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token": "another"}))  # so it gets an id of its own
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token": "another"}))  # so it gets a new id
     for command in (read_back, merge):
         with pytest.raises(
             ModelError, match=r"has ids up to \d+ \('another'\), but the model has embeddings for ids 0 to"
@@ -123,7 +127,7 @@ def test_a_tokenizer_with_unknown_ids_is_refused(small_run: Path, tmp_path: Path
             command(run)
 
 
-def test_rows_longer_than_the_model_takes_are_refused(lora_run: Path) -> None:
+def test_a_max_length_above_that_of_the_model_is_rejected(lora_run: Path) -> None:
     with pytest.raises(ModelError, match=r"data\.max_length is 33, but .* takes 32 tokens"):
         read_back(lora_run, "data.max_length=33")
 
@@ -131,48 +135,50 @@ def test_rows_longer_than_the_model_takes_are_refused(lora_run: Path) -> None:
 def test_overrides_adapt_a_run_to_another_machine(
     small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run that was trained in fp16 on a GPU, in batches of its size, with files that are elsewhere now."""
+    """A run that was trained in fp16 on a GPU, with large batches, and whose data files have been moved."""
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
     content = yaml.safe_load((run / "recipe.yaml").read_text())
     rows = {}
     for split in ("train", "validation", "test"):
         rows[split] = tmp_path / f"{split}.jsonl"
         rows[split].write_text("".join(json.dumps(row) + "\n" for row in content["data"].pop(f"{split}_rows")))
-        content["data"][f"{split}_file"] = f"/gone/{split}.jsonl"
+        content["data"][f"{split}_file"] = f"/missing/{split}.jsonl"
     content["training"] |= {"mixed_precision": "fp16", "use_cpu": False}
     content["evaluation"]["per_device_eval_batch_size"] = 4096
     (run / "recipe.yaml").write_text(yaml.safe_dump(content))
     before = contents(run)
-    there = [f"data.{split}_file={file}" for split, file in rows.items()]
-    with pytest.raises(RecipeError, match=r"there is no file '/gone/train\.jsonl'"):
+    file_overrides = [f"data.{split}_file={file}" for split, file in rows.items()]
+    with pytest.raises(RecipeError, match=r"there is no file '/missing/train\.jsonl'"):
         read_back(run, "training.mixed_precision=no")
     with pytest.raises(TrainingError, match="fp16 needs a GPU"):
-        read_back(run, *there)
-    found = read_back(run, *there, "training.mixed_precision=no", "evaluation.per_device_eval_batch_size=2")
-    assert found.context.recipe.training.mixed_precision == "no"
-    assert found.context.recipe.evaluation.per_device_eval_batch_size == 2
+        read_back(run, *file_overrides)
+    finished_run = read_back(
+        run, *file_overrides, "training.mixed_precision=no", "evaluation.per_device_eval_batch_size=2"
+    )
+    assert finished_run.context.recipe.training.mixed_precision == "no"
+    assert finished_run.context.recipe.evaluation.per_device_eval_batch_size == 2
     assert "The rows differ" not in capsys.readouterr().out
-    short = rows["test"].read_text().splitlines(keepends=True)[:3]
-    rows["test"].write_text("".join(short))
-    read_back(run, *there, "training.mixed_precision=no")
+    first_rows = rows["test"].read_text().splitlines(keepends=True)[:3]
+    rows["test"].write_text("".join(first_rows))
+    read_back(run, *file_overrides, "training.mixed_precision=no")
     assert "The rows differ from those at training: test." in capsys.readouterr().out
-    read_back(run, "data.test_file=null", *there[:2], "training.mixed_precision=no")
+    read_back(run, "data.test_file=null", *file_overrides[:2], "training.mixed_precision=no")
     assert "The rows differ from those at training: test." in capsys.readouterr().out
     assert contents(run) == before
-    assert main(["report", str(run)]) == 0  # which reads no rows
+    assert main(["report", str(run)]) == 0  # it reads no rows
 
 
-def test_scores_of_an_earlier_version_are_compared_by_their_figures(
+def test_scores_of_an_earlier_version_are_compared_by_their_values(
     small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
     scores = json.loads((run / "scores.json").read_text())
-    for found in scores.values():
-        assert "warnings" in found
-        del found["warnings"]
-        found["interval_note"] = "said in another way"
-    for loss, said in ((scores["test"]["loss"], "identical, to the last digit, to"), (0.5, "different from")):
+    for entry in scores.values():
+        assert "warnings" in entry
+        del entry["warnings"]
+        entry["interval_note"] = "another wording"
+    for loss, comparison in ((scores["test"]["loss"], "identical, to the last digit, to"), (0.5, "different from")):
         scores["test"]["loss"] = loss
         (run / "scores.json").write_text(json.dumps(scores))
         assert main(["evaluate", str(run), "head_importance=null"]) == 0
-        assert f"These scores are {said} the previous ones" in " ".join(capsys.readouterr().out.split())
+        assert f"These scores are {comparison} the previous ones" in " ".join(capsys.readouterr().out.split())

@@ -1,4 +1,4 @@
-"""The README's first recipe, as it stands there, learns from a few hundred rows."""
+"""The first recipe of the README, unchanged, learns from a few hundred rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from finetune.training.schedule import MIN_STEPS, make_plan
 from tests.support import ROOT
 
 THINGS = ("parcel", "shirt", "phone", "booking")
-# What people write to a shop. Every class speaks of the same things; the last two phrases of a class are test rows.
+# Messages to a shop. All classes mention the same things; the last two phrases of each class are for test rows.
 PHRASES = {
     "refund": ("i want my money back for the {}", "reimburse the {} now", "refund this {}", "return payment for my {}"),
     "delivery": ("when will my {} get here", "the {} has not arrived", "where is the {}", "has the {} been sent yet"),
@@ -66,11 +66,11 @@ def test_the_first_recipe_of_the_readme_learns(two_layers: str, tmp_path: Path) 
     recipe["model"]["model_name_or_path"] = two_layers
     recipe["data"]["train_file"] = write_messages(tmp_path / "sentences.csv", 200, held_out=False)
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(recipe))
-    own = [
+    overrides = [
         f"data.test_file={write_messages(tmp_path / 'test.csv', 100, held_out=True)}", f"output_dir={tmp_path / 'run'}",
         "head_importance=null", "training.use_cpu=true", "training.num_threads=1",
     ]  # fmt: skip
-    assert main(["train", str(tmp_path / "my.yaml"), *own]) == 0
+    assert main(["train", str(tmp_path / "my.yaml"), *overrides]) == 0
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())["test"]
     assert scores["metrics"]["accuracy"]["value"] > 0.6  # "refund" for every row scores 0.4
     assert scores["warnings"] == []
@@ -85,4 +85,4 @@ def test_the_first_recipe_of_the_readme_learns(two_layers: str, tmp_path: Path) 
 def test_shipped_recipes_take_enough_steps_for_few_rows(path: Path) -> None:
     recipe = load_recipe(path)
     assert make_plan(recipe, rows=200, processes=1).total_steps >= MIN_STEPS
-    assert recipe.training.learning_rate is None  # by the model's width, whatever model a user names
+    assert recipe.training.learning_rate is None  # chosen from the width of the model, so that any model can be used

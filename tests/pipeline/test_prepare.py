@@ -19,40 +19,40 @@ SMALL = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "in
 
 
 def test_the_longest_row_is_tried_without_side_effects(tiny_bert: Path) -> None:
-    found = tiny_classifier(tiny_bert)
-    splits = {"train": encoded(found, ["the cat"], [0]), "validation": encoded(found)}
-    found.model.train()
+    classifier = tiny_classifier(tiny_bert)
+    splits = {"train": encoded(classifier, ["the cat"], [0]), "validation": encoded(classifier)}
+    classifier.model.train()
     before = torch.get_rng_state()
-    try_longest_row(found, splits)
-    assert found.model.training
+    try_longest_row(classifier, splits)
+    assert classifier.model.training
     assert torch.get_rng_state().equal(before)
-    assert all(p.grad is None for p in found.model.parameters())
-    found.base.bert.embeddings.position_embeddings = nn.Embedding(12, 24)
+    assert all(p.grad is None for p in classifier.model.parameters())
+    classifier.base.bert.embeddings.position_embeddings = nn.Embedding(12, 24)
     with pytest.raises(
         ModelError, match=r"model '.*' fails on validation row 6, of 13 tokens: IndexError: .*; correct"
     ):
-        try_longest_row(found, splits)
-    try_longest_row(found, {"train": splits["train"]})
+        try_longest_row(classifier, splits)
+    try_longest_row(classifier, {"train": splits["train"]})
 
 
-def test_logits_that_are_not_finite_before_training_are_a_model_error(tiny_bert: Path) -> None:
-    found = tiny_classifier(tiny_bert)
-    found.base.bert.encoder.layer[0].output.LayerNorm.eps = float("nan")
+def test_nonfinite_logits_before_training_are_a_model_error(tiny_bert: Path) -> None:
+    classifier = tiny_classifier(tiny_bert)
+    classifier.base.bert.encoder.layer[0].output.LayerNorm.eps = float("nan")
     with pytest.raises(ModelError, match=r"gives logits that are not finite for train row 6, before any training; "):
-        try_longest_row(found, {"train": encoded(found)})
+        try_longest_row(classifier, {"train": encoded(classifier)})
 
 
 def test_an_out_of_memory_error_is_not_a_model_error(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = tiny_classifier(tiny_bert)
+    classifier = tiny_classifier(tiny_bert)
 
     def forward(*args: Any, **kwargs: Any) -> None:
         raise torch.OutOfMemoryError("too much")
 
-    monkeypatch.setattr(found.model, "forward", forward)
+    monkeypatch.setattr(classifier.model, "forward", forward)
     with pytest.raises(torch.OutOfMemoryError, match="too much"):
-        try_longest_row(found, {"train": encoded(found)})
-    found.base.config._attn_implementation = "flash_attention_2"  # which no CPU has
-    try_longest_row(found, {"train": encoded(found)})
+        try_longest_row(classifier, {"train": encoded(classifier)})
+    classifier.base.config._attn_implementation = "flash_attention_2"  # it needs a GPU
+    try_longest_row(classifier, {"train": encoded(classifier)})
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Several processes: the same steps, results and files as one."""
+"""Several processes take the same steps and write the same results and files as one."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def steps_of_one(still_bert: Path) -> dict[str, plain_steps.Found]:
 
 @pytest.mark.parametrize("name", plain_steps.CASES)
 def test_micro_batches_give_the_gradient_of_one_batch(steps_of_one: dict[str, plain_steps.Found], name: str) -> None:
-    found, case = steps_of_one[name], plain_steps.CASES[name]
+    measured, case = steps_of_one[name], plain_steps.CASES[name]
     batches = -(-plain_steps.ROWS // case.batch_size)
-    assert len(found["losses"]) == plain_steps.EPOCHS * -(-batches // case.accumulation)
-    assert case.clip is None or min(found["norms"]) > 10 * case.clip  # or clipping would be no part of it
-    check_steps(found)
+    assert len(measured["losses"]) == plain_steps.EPOCHS * -(-batches // case.accumulation)
+    assert case.clip is None or min(measured["norms"]) > 10 * case.clip  # otherwise clipping would have no effect
+    check_steps(measured)
 
 
 def test_two_processes_take_the_steps_of_one(
@@ -64,32 +64,32 @@ def test_two_processes_take_the_steps_of_one(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     first, second = (torch.load(tmp_path / f"2-{rank}.pt") for rank in (0, 1))
-    assert first["processes"] == second["processes"] == 2  # or nothing below would mean anything
+    assert first["processes"] == second["processes"] == 2  # otherwise the test compares one process with itself
     assert first["cases"].keys() == steps_of_one.keys()
-    for name, one in steps_of_one.items():
-        two, other = first["cases"][name], second["cases"][name]
-        check_steps(two)
-        assert two["rates"] == one["rates"] == other["rates"]
-        assert two["losses"] == other["losses"]
-        assert two["losses"] == pytest.approx(one["losses"], rel=FLOAT32)  # measured 2.6e-6 after two epochs
-        assert two["weights"].keys() == one["weights"].keys()
-        assert not two["wrapped"]  # DistributedDataParallel would hold every gradient twice
-        assert two["buffers"].keys() == one["buffers"].keys() != set()
-        assert all(torch.equal(buffer, one["buffers"][key]) for key, buffer in two["buffers"].items())
-        for key, weight in two["weights"].items():
-            assert torch.equal(weight, other["weights"][key])
-            torch.testing.assert_close(weight, one["weights"][key], atol=TRAINED, rtol=0)  # measured 2.4e-7
-    # Memory that runs out in one process halves the parts of both, as if it had run out in both: to the bit.
-    for found in (first["cases"], second["cases"]):
-        together, apart = (found[f"memory runs out {where}"] for where in ("everywhere", "on the second process"))
-        assert together["rows at a time"] == apart["rows at a time"] == 1
-        assert together["notes"] == apart["notes"] == [oom_message(1, 2, 1)]
-        assert all(torch.equal(weight, apart["weights"][key]) for key, weight in together["weights"].items())
+    for name, expected in steps_of_one.items():
+        actual, on_second = first["cases"][name], second["cases"][name]
+        check_steps(actual)
+        assert actual["rates"] == expected["rates"] == on_second["rates"]
+        assert actual["losses"] == on_second["losses"]
+        assert actual["losses"] == pytest.approx(expected["losses"], rel=FLOAT32)  # measured 2.6e-6 after two epochs
+        assert actual["weights"].keys() == expected["weights"].keys()
+        assert not actual["wrapped"]  # DistributedDataParallel would keep a second copy of every gradient
+        assert actual["buffers"].keys() == expected["buffers"].keys() != set()
+        assert all(torch.equal(buffer, expected["buffers"][key]) for key, buffer in actual["buffers"].items())
+        for key, weight in actual["weights"].items():
+            assert torch.equal(weight, on_second["weights"][key])
+            torch.testing.assert_close(weight, expected["weights"][key], atol=TRAINED, rtol=0)  # measured 2.4e-7
+    # If memory runs out in one process, both halve their micro-batches: bit-identical to running out in both.
+    for by_case in (first["cases"], second["cases"]):
+        everywhere, on_one = (by_case[f"memory runs out {where}"] for where in ("everywhere", "on the second process"))
+        assert everywhere["rows at a time"] == on_one["rows at a time"] == 1
+        assert everywhere["notes"] == on_one["notes"] == [oom_message(1, 2, 1)]
+        assert all(torch.equal(weight, on_one["weights"][key]) for key, weight in everywhere["weights"].items())
 
 
-# Several commands in one start, as the libraries take most of the time. Each of two processes takes itself for a
-# machine: it has its own folder to work in and its own caches. What the second writes is told twice: Python reports
-# each file opened for writing, and a file that other code makes is for its owner alone to read.
+# One start runs several commands, because importing the libraries takes most of the time. Each of two processes acts as
+# a machine, with its own working directory and caches. Two things show what the second one writes: an audit hook prints
+# each file that Python opens for writing, and the umask makes all its files readable by the owner only.
 MACHINES = """
 import os, signal, sys
 from pathlib import Path
@@ -106,15 +106,15 @@ def watch(event, arguments):
         print("changed", event, arguments[0], flush=True)
 sys.addaudithook(watch)
 launch_checks.DISK_SECONDS = 0.5
-Accelerator.end_training = lambda self: None  # the next command works with the same group
+Accelerator.end_training = lambda self: None  # the next command uses the same process group
 optimizer_step = Trainer.optimizer_step
-def signalled(trainer, *step):  # only once, and in one process
+def step_with_signal(trainer, *step):  # only once, and in one process
     if rank == 1 and trainer.state.step == 4:
         Trainer.optimizer_step = optimizer_step
         os.kill(os.getpid(), signal.SIGTERM)
     optimizer_step(trainer, *step)
-Trainer.optimizer_step = signalled
-Path("cache").mkdir(exist_ok=True)  # a data file that is another on each machine, and wrong on the second
+Trainer.optimizer_step = step_with_signal
+Path("cache").mkdir(exist_ok=True)  # a data file that differs between the machines
 Path("cache/rows.csv").write_text(("sentence", "text")[rank] + ",label\\n" + "the cat sat,0\\na dog sat,1\\n" * 4)
 run = shared + "/runs/a"
 stopped = "output_dir=" + shared + "/runs/stopped"
@@ -139,43 +139,45 @@ for name, *rest in (
 
 
 def free_port() -> int:
-    """Return a port that is free, and below those that the system hands out unasked, as to tests beside this one."""
+    """Return a free port below the range from which the system assigns ports to other tests."""
     while True:
         port = random.SystemRandom().randrange(20_000, 32_000)
-        with socket.socket() as tried, suppress(OSError):
-            tried.bind(("127.0.0.1", port))
+        with socket.socket() as candidate, suppress(OSError):
+            candidate.bind(("127.0.0.1", port))
             return port
 
 
 def start_machines(folder: Path, script: Path, *arguments: str) -> list[Done]:
-    """Start the script as two machines of one process each, as the README says; return both when they have ended."""
+    """Run the script on two simulated machines with one process each, as in the README, and return both results."""
     port, machines = free_port(), []
     for rank in (0, 1):
-        place = folder / f"machine{rank}"
-        place.mkdir()
+        working_dir = folder / f"machine{rank}"
+        working_dir.mkdir()
         command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2"]
         command += ["--machine_rank", str(rank), "--num_processes", "2"]
         command += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port), str(script), *arguments]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        machines.append(subprocess.Popen(command, cwd=place, env=process_environment(place), text=True, **pipes))
+        machines.append(
+            subprocess.Popen(command, cwd=working_dir, env=process_environment(working_dir), text=True, **pipes)
+        )
     try:
         return [Done(machine.args, 0, *machine.communicate(timeout=HANG_SECONDS)) for machine in machines]
     finally:
         for machine in machines:
-            machine.terminate()  # one that waits for the other still runs; torchrun ends what it started
+            machine.terminate()  # it may still wait for the other; torchrun ends its processes
 
 
 def codes(done: Done) -> dict[str, list[int]]:
-    """What each command returned."""
+    """Return the exit codes of each command, by name."""
     lines = [line.split() for line in done.stdout.splitlines() if line.startswith(("== ", "code "))]
     names, values = ([words[1] for words in lines if words[0] == first] for first in ("==", "code"))
-    found: dict[str, list[int]] = {}
+    result: dict[str, list[int]] = {}
     for name, value in zip(names, values, strict=True):
-        found.setdefault(name, []).append(int(value))
-    return found
+        result.setdefault(name, []).append(int(value))
+    return result
 
 
-def test_two_machines_run_or_refuse_every_command(tmp_path: Path) -> None:
+def test_two_machines_run_or_reject_every_command(tmp_path: Path) -> None:
     shared, script = tmp_path / "shared", tmp_path / "machines.py"
     shared.mkdir()
     content = recipe(SCRATCH, training={"num_train_epochs": 2, "use_cpu": False})
@@ -187,11 +189,11 @@ def test_two_machines_run_or_refuse_every_command(tmp_path: Path) -> None:
     assert expected.keys() == commands_with("run") | {"train"}
     assert codes(first) == codes(second) == expected, printed
     assert first.stdout.count("2 processes on 2 machines, cpu") == 8
-    # An error of one process ends all, by the same message.
+    # An error in one process ends all processes with the same message.
     missing = "has no column 'sentence'"
     assert missing in second.stderr
     assert [line for line in first.stderr.splitlines() if missing in line and line.endswith("(on process 1)")]
-    for machine in (first, second):  # each tells its own user
+    for machine in (first, second):  # each machine prints the message
         assert "is not the same folder for all processes (not visible on: " in machine.stderr
         assert "output_dir must be on a shared disk" in machine.stderr
         for name in ("prune", "merge", "report"):
@@ -199,14 +201,14 @@ def test_two_machines_run_or_refuse_every_command(tmp_path: Path) -> None:
     assert "Traceback" not in printed
     assert "Dry run passed" in first.stdout
     assert "These scores are identical, to the last digit, to the previous ones in the folder." in first.stdout
-    # Nothing is left of what was refused or tried, and the second machine has caches of its own and wrote nothing else.
+    # Rejected commands and dry runs leave no files, and the second machine wrote only its own caches.
     assert {path.name for path in shared.iterdir()} == {"recipe.yaml", "runs"}
     assert [[path.name for path in (tmp_path / f"machine{rank}").iterdir()] for rank in (0, 1)] == [
         ["cache"],
         ["cache"],
     ]
     run, stopped = shared / "runs" / "a", shared / "runs" / "stopped"
-    # A signal that one process hears stops all after the same step, and what goes on from there ends as if unbroken.
+    # A signal to one process stops all after the same step, and the resumed run ends with the same weights.
     for machine in (first, second):
         assert f"stopped by SIGTERM after step 5 of 12, saved in {stopped / 'checkpoints'}; to resume" in machine.stderr
     assert f"Resuming from {stopped / 'checkpoints' / 'step-000005'} at step 5 of 12." in " ".join(first.stdout.split())
@@ -218,7 +220,10 @@ def test_two_machines_run_or_refuse_every_command(tmp_path: Path) -> None:
     assert len(written) > 12
     assert "changed open" in first.stdout
     assert "changed" not in second.stdout
-    closed = {path.name for path in written if not path.stat().st_mode & 0o044}
-    assert closed <= {"model.safetensors", "weights.safetensors"}  # safetensors closes its files to others itself
+    owner_only = {path.name for path in written if not path.stat().st_mode & 0o044}
+    assert owner_only <= {
+        "model.safetensors",
+        "weights.safetensors",
+    }  # safetensors makes its files readable by the owner only
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in history if "eval_loss" in entry] == [6, 12]  # each line once

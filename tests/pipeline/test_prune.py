@@ -33,73 +33,75 @@ CPU = torch.device("cpu")
 
 
 def without_columns(classifier: Classifier, heads: dict[str, list[int]]) -> Tensor:
-    """Logits of the whole model, adapters merged, with the heads' columns of the output projection set to 0."""
+    """Return the logits of the unpruned model, adapters merged, with the heads' output-projection columns set to 0."""
     model = pruned_classifier(classifier, {})
-    touched = 0
+    num_zeroed = 0
     for site in attention_sites(model.base):
         weight = model.base.get_submodule(site.output).weight
         assert isinstance(weight, Tensor)
         width = weight.shape[1] // site.num_heads
         for head in heads.get(str(site.layer), []):
             weight.data[:, head * width : (head + 1) * width] = 0
-            touched += 1
-    assert touched == sum(map(len, heads.values())) > 0
+            num_zeroed += 1
+    assert num_zeroed == sum(map(len, heads.values())) > 0
     return logits_of(model, TEXTS, CPU)
 
 
 def test_a_pruned_model_computes_the_same_as_the_gated_model(run: Path) -> None:
     before = contents(run)
-    found = prune_run(run, "--share", "0.5")
+    pruning = prune_run(run, "--share", "0.5")
     order = read_json(run / "heads.json", HeadAnalysis).methods[0].order
     expected = heads_to_prune(order, attention_sites(load_classifier(run / "model").base), 0.5)
-    assert found.heads == {str(layer): heads for layer, heads in sorted(expected.items())}
-    assert found.share == 0.5
-    assert "a share of 0.5 by gradient on 48 train rows" in found.chosen_by
-    left = load_classifier(run / "pruned" / "model")
-    assert [site.num_heads for site in attention_sites(left.base)] == [
-        HEADS - len(found.heads.get(str(layer), [])) for layer in range(LAYERS)
+    assert pruning.heads == {str(layer): heads for layer, heads in sorted(expected.items())}
+    assert pruning.share == 0.5
+    assert "a share of 0.5 by gradient on 48 train rows" in pruning.chosen_by
+    pruned = load_classifier(run / "pruned" / "model")
+    assert [site.num_heads for site in attention_sites(pruned.base)] == [
+        HEADS - len(pruning.heads.get(str(layer), [])) for layer in range(LAYERS)
     ]
-    whole = without_columns(load_classifier(run / "model"), found.heads)
-    assert_equal_up_to_rounding(logits_of(left, TEXTS, CPU), whole)  # sums over fewer columns
-    assert found.difference < FLOAT32 * float(whole.abs().max())
-    assert found.before.parameters > found.after.parameters
-    assert found.before.model_bytes > found.after.model_bytes
-    assert found.scores_before["test"]["accuracy"] == pytest.approx(
+    expected_logits = without_columns(load_classifier(run / "model"), pruning.heads)
+    assert_equal_up_to_rounding(logits_of(pruned, TEXTS, CPU), expected_logits)  # sums over fewer columns
+    assert pruning.difference < FLOAT32 * float(expected_logits.abs().max())
+    assert pruning.before.parameters > pruning.after.parameters
+    assert pruning.before.model_bytes > pruning.after.model_bytes
+    assert pruning.scores_before["test"]["accuracy"] == pytest.approx(
         json.loads(before["scores.json"])["test"]["metrics"]["accuracy"]["value"]
     )
-    assert found.scores_after.keys() == {"validation", "test"}
-    assert found.scores_healed is None
+    assert pruning.scores_after.keys() == {"validation", "test"}
+    assert pruning.scores_healed is None
     assert {name: text for name, text in contents(run).items() if not name.startswith("pruned")} == before
 
 
-def test_a_pruned_model_with_adapters_loads_in_another_process_and_in_transformers(adapted: Path) -> None:
-    found = prune_run(adapted, "--heads", "0.1,1.0,1.2")
-    assert found.heads == {"0": [1], "1": [0, 2]}
-    assert found.chosen_by == "by name: 0.1, 1.0, 1.2"
-    own = load_classifier(adapted / "model")
-    assert isinstance(own.model, peft.PeftModel)
-    expected = without_columns(own, found.heads)
+def test_a_pruned_model_with_adapters_loads_in_another_process_and_in_transformers(adapted_run: Path) -> None:
+    pruning = prune_run(adapted_run, "--heads", "0.1,1.0,1.2")
+    assert pruning.heads == {"0": [1], "1": [0, 2]}
+    assert pruning.chosen_by == "by name: 0.1, 1.0, 1.2"
+    original = load_classifier(adapted_run / "model")
+    assert isinstance(original.model, peft.PeftModel)
+    expected = without_columns(original, pruning.heads)
     program = (
         "import sys, json, torch; from pathlib import Path\n"
         "from finetune.models.loading import load_classifier\nfrom finetune.models.comparison import logits_of\n"
-        f"found = load_classifier(Path(sys.argv[1])); print(type(found.model).__name__)\n"
-        f"print(json.dumps(logits_of(found, {TEXTS!r}, torch.device('cpu')).tolist()))"
+        f"classifier = load_classifier(Path(sys.argv[1])); print(type(classifier.model).__name__)\n"
+        f"print(json.dumps(logits_of(classifier, {TEXTS!r}, torch.device('cpu')).tolist()))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(adapted / "pruned" / "model")], cwd=ROOT, capture_output=True, text=True,
-        check=True,
+        [sys.executable, "-c", program, str(adapted_run / "pruned" / "model")], cwd=ROOT, capture_output=True,
+        text=True, check=True,
     )  # fmt: skip
     name, logits = done.stdout.splitlines()
     assert name == "BertForSequenceClassification"
-    read = torch.tensor(json.loads(logits))
-    assert_equal_up_to_rounding(read, expected)  # adapters merged and columns cut, in another order
-    plain = AutoModelForSequenceClassification.from_pretrained(adapted / "pruned" / "zeroed").eval()
-    inputs = AutoTokenizer.from_pretrained(adapted / "pruned" / "zeroed")(
+    logits_in_process = torch.tensor(json.loads(logits))
+    assert_equal_up_to_rounding(
+        logits_in_process, expected
+    )  # the order of merging adapters and removing columns differs
+    zeroed = AutoModelForSequenceClassification.from_pretrained(adapted_run / "pruned" / "zeroed").eval()
+    inputs = AutoTokenizer.from_pretrained(adapted_run / "pruned" / "zeroed")(
         [text for (text,) in TEXTS], padding=True, return_tensors="pt"
     )
-    assert plain.config.num_attention_heads == 3
-    assert not plain.bert.encoder.layer[0].attention.self.query.weight[8:16].any()
-    assert_equal_up_to_rounding(plain(**inputs).logits, expected)
+    assert zeroed.config.num_attention_heads == 3
+    assert not zeroed.bert.encoder.layer[0].attention.self.query.weight[8:16].any()
+    assert_equal_up_to_rounding(zeroed(**inputs).logits, expected)
 
 
 @pytest.mark.parametrize("choice", [{}, {"method": "gradient"}, {"share": 0.5, "keep_within": 0.1}])
@@ -109,10 +111,10 @@ def test_exactly_one_way_to_choose_heads_is_needed(small_run: Path, choice: dict
 
 
 def test_the_pruning_result_is_returned_and_saved(run: Path) -> None:
-    found = prune(run, heads=[(1, 3)], output=run.parent / "new" / "place")
-    assert read_json(run.parent / "new" / "place" / "pruning.json", PruningResult) == found
-    assert {path.name for path in (run.parent / "new" / "place").iterdir()} == {"model", "zeroed", "pruning.json"}
-    assert [path.name for path in (run.parent / "new").iterdir()] == ["place"]
+    pruning = prune(run, heads=[(1, 3)], output=run.parent / "new" / "folder")
+    assert read_json(run.parent / "new" / "folder" / "pruning.json", PruningResult) == pruning
+    assert {path.name for path in (run.parent / "new" / "folder").iterdir()} == {"model", "zeroed", "pruning.json"}
+    assert [path.name for path in (run.parent / "new").iterdir()] == ["folder"]
 
 
 @pytest.mark.parametrize(
@@ -145,11 +147,11 @@ def test_a_mistake_is_one_message_and_nothing_is_written(
 ) -> None:
     before = contents(small_run)
     assert main(["prune", str(small_run), *options]) == 2
-    shown = capsys.readouterr()
-    assert shown.err.startswith("error: ")
-    assert shown.err.count("\n") == 1
-    assert shown.out in ("", "1 process, cpu\n")
-    assert re.search(printed, shown.err), shown.err
+    output = capsys.readouterr()
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    assert output.out in ("", "1 process, cpu\n")
+    assert re.search(printed, output.err), output.err
     assert contents(small_run) == before
     assert not (small_run / "pruned").exists()
 
@@ -158,13 +160,13 @@ def test_a_mistake_is_one_message_and_nothing_is_written(
 def test_a_malformed_list_of_heads_is_a_usage_error(
     small_run: Path, capsys: pytest.CaptureFixture[str], heads: str
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as error:
         main(["prune", str(small_run), "--heads", heads])
-    assert ended.value.code == 2
+    assert error.value.code == 2
     assert f"'{heads}' is not a list of heads; write layer.head, such as 0.3,2.7" in capsys.readouterr().err
 
 
-def test_an_output_folder_with_files_is_refused(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_an_output_folder_with_files_is_rejected(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "notes.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
@@ -181,7 +183,7 @@ def test_an_output_folder_with_files_is_refused(run: Path, capsys: pytest.Captur
 
 def test_a_failure_while_writing_leaves_no_files(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> float:
-        assert (run / ".pruned.tmp" / "model").is_dir()  # half of it is there
+        assert (run / ".pruned.tmp" / "model").is_dir()  # half of the files are written
         raise RuntimeError("no space")
 
     monkeypatch.setattr("finetune.pipeline.prune.write_zeroed", fail)
@@ -192,7 +194,7 @@ def test_a_failure_while_writing_leaves_no_files(run: Path, monkeypatch: pytest.
     assert not list(run.glob("*pruned*")) + list(run.glob(".*"))
 
 
-def test_a_folder_without_a_finished_run_is_refused(
+def test_a_folder_without_a_finished_run_is_rejected(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run / "training.json").unlink()
@@ -215,12 +217,12 @@ def test_a_run_without_validation_rows_or_analysis(tmp_path: Path, capsys: pytes
     assert main(["prune", str(run), "--keep-within", "0.1"]) == 2
     assert "keep_within needs validation rows, and the run has none; use share" in capsys.readouterr().err
     assert contents(run) == before
-    found = prune_run(run, "--share", "0.5", "--method", "gradient")
-    assert "a share of 0.5 by gradient on 48 train rows" in found.chosen_by
-    assert found.scores_before == found.scores_after == {}
+    pruning = prune_run(run, "--share", "0.5", "--method", "gradient")
+    assert "a share of 0.5 by gradient on 48 train rows" in pruning.chosen_by
+    assert pruning.scores_before == pruning.scores_after == {}
 
 
-def test_a_family_without_removable_heads_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_family_without_removable_heads_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {
         "vocab_size": 40, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16,
         "max_position_embeddings": 32, "embedding_size": 16, "head_ratio": 2, "conv_kernel_size": 3,

@@ -24,37 +24,37 @@ from tests.support.pruning import prune_run
 
 
 def test_recovery_trains_the_parameters_that_the_run_trained(run: Path) -> None:
-    found = prune_run(run, "--share", "0.5", "--heal", "3")
-    assert found.heal_epochs == 3
-    assert found.scores_healed is not None
-    assert found.scores_healed.keys() == found.scores_after.keys() == {"validation", "test"}
-    opened = read_back(run)
-    heads = {int(layer): gone for layer, gone in found.heads.items()}
-    before = pruned_classifier(opened.inputs.classifier, heads).base.state_dict()
-    healed = load_classifier(run / "pruned" / "model")
-    after = healed.base.state_dict()
+    pruning = prune_run(run, "--share", "0.5", "--heal", "3")
+    assert pruning.heal_epochs == 3
+    assert pruning.scores_healed is not None
+    assert pruning.scores_healed.keys() == pruning.scores_after.keys() == {"validation", "test"}
+    finished_run = read_back(run)
+    heads = {int(layer): removed for layer, removed in pruning.heads.items()}
+    before = pruned_classifier(finished_run.inputs.classifier, heads).base.state_dict()
+    recovered = load_classifier(run / "pruned" / "model")
+    after = recovered.base.state_dict()
     assert before.keys() == after.keys()
-    same = [name for name in before if before[name].equal(after[name])]
-    assert same == []
-    train = opened.inputs.splits["train"]
+    unchanged = [name for name in before if before[name].equal(after[name])]
+    assert unchanged == []
+    train = finished_run.inputs.splits["train"]
     losses = [
-        predict(model, train, batch_size=64, accelerator=opened.context.accelerator).metrics()["loss"]
-        for model in (pruned_classifier(opened.inputs.classifier, heads), healed)
+        predict(model, train, batch_size=64, accelerator=finished_run.context.accelerator).metrics()["loss"]
+        for model in (pruned_classifier(finished_run.inputs.classifier, heads), recovered)
     ]
-    assert losses[1] < losses[0]  # measured: 0.04 after 0.37
+    assert losses[1] < losses[0]  # measured: from 0.37 to 0.04
     assert not (run / "checkpoints").exists()
 
 
 def test_recovery_caches_frozen_layers_and_compiles_the_others(
     tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    still = Path(shutil.copytree(tiny_bert, tmp_path / "bert"))
-    config = json.loads((still / "config.json").read_text())
-    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # frozen layers are cached without
-    (still / "config.json").write_text(json.dumps(config))
+    checkpoint = Path(shutil.copytree(tiny_bert, tmp_path / "bert"))
+    config = json.loads((checkpoint / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # required for caching frozen layers
+    (checkpoint / "config.json").write_text(json.dumps(config))
     frozen = {"freeze_embeddings": True, "freeze_layers": 1, "num_train_epochs": 1, "adam_epsilon": 0.1}
-    run = finished(tmp_path, recipe({"model_name_or_path": str(still)}, training=frozen), "head_importance=null")
-    cached, compiled, healed = [], [], []
+    run = finished(tmp_path, recipe({"model_name_or_path": str(checkpoint)}, training=frozen), "head_importance=null")
+    cached, compiled, recovered = [], [], []
 
     def build(classifier: Classifier, split: EncodedSplit, *rest: Any, **options: Any) -> Trainer:
         cached.append(split.states is not None)
@@ -67,25 +67,25 @@ def test_recovery_caches_frozen_layers_and_compiles_the_others(
     monkeypatch.setattr("finetune.pipeline.recovery.build_trainer", build)
     monkeypatch.setattr("finetune.pipeline.prepare.compiled_layers", compile_from)
     for changes in ([], ["training.cache_frozen_layers=true", "training.torch_compile=true"]):
-        opened = read_back(run, *changes)
-        pruned = pruned_classifier(opened.inputs.classifier, {0: [1], 1: [2]})
+        finished_run = read_back(run, *changes)
+        pruned = pruned_classifier(finished_run.inputs.classifier, {0: [1], 1: [2]})
         before = {name: weight.clone() for name, weight in pruned.base.state_dict().items()}
-        healed.append(recovery_finetune(opened, pruned, 2).base.state_dict())
+        recovered.append(recovery_finetune(finished_run, pruned, 2).base.state_dict())
     assert (cached, compiled) == ([False, True], [1])
-    assert healed[0].keys() == healed[1].keys() == before.keys()
-    assert max(float((before[name] - healed[0][name]).abs().max()) for name in before) > 1e-2
-    for name, weight in healed[0].items():  # states of a row are computed in another batch
-        torch.testing.assert_close(healed[1][name], weight, atol=TRAINED, rtol=0)
+    assert recovered[0].keys() == recovered[1].keys() == before.keys()
+    assert max(float((before[name] - recovered[0][name]).abs().max()) for name in before) > 1e-2
+    for name, weight in recovered[0].items():  # the cached states of a row come from another batch
+        torch.testing.assert_close(recovered[1][name], weight, atol=TRAINED, rtol=0)
 
 
-def test_recovery_with_lora_trains_and_merges_new_adapters_and_the_classification_head(adapted: Path) -> None:
-    found = prune_run(adapted, "--heads", "0.0,1.1", "--heal", "2")
-    opened = read_back(adapted)
-    heads = {int(layer): gone for layer, gone in found.heads.items()}
-    before = pruned_classifier(opened.inputs.classifier, heads).base.state_dict()
-    healed = load_classifier(adapted / "pruned" / "model")
-    assert not isinstance(healed.model, peft.PeftModel)
-    after = healed.base.state_dict()
+def test_recovery_with_lora_trains_and_merges_new_adapters_and_the_classification_head(adapted_run: Path) -> None:
+    pruning = prune_run(adapted_run, "--heads", "0.0,1.1", "--heal", "2")
+    finished_run = read_back(adapted_run)
+    heads = {int(layer): removed for layer, removed in pruning.heads.items()}
+    before = pruned_classifier(finished_run.inputs.classifier, heads).base.state_dict()
+    recovered = load_classifier(adapted_run / "pruned" / "model")
+    assert not isinstance(recovered.model, peft.PeftModel)
+    after = recovered.base.state_dict()
     assert before.keys() == after.keys()
     changed = {name for name in before if not before[name].equal(after[name])}
     adapters = {f"bert.encoder.layer.{n}.attention.self.{role}.weight" for n in range(2) for role in ("query", "value")}

@@ -14,5 +14,5 @@ def test_auto_precision_is_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"mixed_precision": "auto", "use_cpu": True}, "bf16"),
         ({"mixed_precision": "no", "use_cpu": True}, "no"),
     ):
-        given = Recipe.model_validate({"output_dir": "x", **recipe(SCRATCH), "training": training})
-        assert with_precision(given).training.mixed_precision == expected
+        unresolved = Recipe.model_validate({"output_dir": "x", **recipe(SCRATCH), "training": training})
+        assert with_precision(unresolved).training.mixed_precision == expected

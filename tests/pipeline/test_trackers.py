@@ -18,8 +18,8 @@ from finetune.runs.run_folder import RunFolder
 from tests.support.finished_runs import SCRATCH, recipe
 
 
-class Recorded(GeneralTracker):
-    """A tracker that keeps what it is given."""
+class RecordingTracker(GeneralTracker):
+    """A tracker that stores the values it receives."""
 
     name, requires_logging_directory = "recorded", False
 
@@ -39,7 +39,7 @@ class Recorded(GeneralTracker):
         self.logged.append((values, step))
 
 
-def given_recipe(**sections: Any) -> Recipe:
+def scratch_recipe(**sections: Any) -> Recipe:
     return Recipe.model_validate({"output_dir": "x", **recipe(SCRATCH, **sections)})
 
 
@@ -48,16 +48,18 @@ def context(recipe: Recipe, folder: Path, accelerator: Any) -> RunContext:
 
 
 def test_a_tracker_receives_the_recipe_without_its_rows() -> None:
-    tracker, given = Recorded(), given_recipe(training={"learning_rate": 0.003, "class_weights": {"yes": 2.0}})
+    tracker = RecordingTracker()
+    run_recipe = scratch_recipe(training={"learning_rate": 0.003, "class_weights": {"yes": 2.0}})
     accelerator = Accelerator(cpu=True, log_with=tracker)
-    start_trackers(context(given, Path("runs/a"), accelerator))
-    assert tracker.values == hyperparameters(given)
+    start_trackers(context(run_recipe, Path("runs/a"), accelerator))
+    assert tracker.values == hyperparameters(run_recipe)
     assert {type(value) for value in tracker.values.values()} <= {bool, int, float, str}
     assert not any(key.endswith("_rows") for key in tracker.values)
-    assert "train_rows" in given.data.model_dump()
+    assert "train_rows" in run_recipe.data.model_dump()
     expected = {
-        "seed": given.seed, "training.learning_rate": 0.003, "training.class_weights": '{"yes": 2.0}',
-        "model.model_name_or_path": "null", "peft": "null", "evaluation.metrics": json.dumps(given.evaluation.metrics),
+        "seed": run_recipe.seed, "training.learning_rate": 0.003, "training.class_weights": '{"yes": 2.0}',
+        "model.model_name_or_path": "null", "peft": "null",
+        "evaluation.metrics": json.dumps(run_recipe.evaluation.metrics),
     }  # fmt: skip
     assert {key: tracker.values[key] for key in expected} == expected
     accelerator.log({"loss": 1.0}, step=3)
@@ -76,16 +78,16 @@ def test_a_tracker_receives_the_recipe_without_its_rows() -> None:
 def test_the_project_name_has_only_characters_that_trackers_accept(folder: str, project: str) -> None:
     names: list[str] = []
     tracker = SimpleNamespace(init_trackers=lambda name, config: names.append(name))
-    start_trackers(context(given_recipe(), Path(folder), tracker))
+    start_trackers(context(scratch_recipe(), Path(folder), tracker))
     assert names == [project]
 
 
 def test_tensorboard_accepts_the_hyperparameters(tmp_path: Path) -> None:
     accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=str(tmp_path))
-    start_trackers(context(given_recipe(), tmp_path / "a run", accelerator))
+    start_trackers(context(scratch_recipe(), tmp_path / "a run", accelerator))
     accelerator.log({"loss": 1.0}, step=1)
     accelerator.end_training()
     (written,) = tmp_path.rglob("hparams.yml")
     assert written.is_relative_to(tmp_path / "a-run")
-    assert yaml.safe_load(written.read_text()) == hyperparameters(given_recipe())
-    assert len(list(tmp_path.rglob("events*"))) == 2  # the run's, and its hyperparameters'
+    assert yaml.safe_load(written.read_text()) == hyperparameters(scratch_recipe())
+    assert len(list(tmp_path.rglob("events*"))) == 2  # one for the run and one for its hyperparameters

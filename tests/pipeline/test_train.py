@@ -1,4 +1,4 @@
-"""Whole runs, started as people start them, each in its own process."""
+"""Complete runs, started from the command line, each in its own process."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ COMPLETE = {
 
 
 def scores(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "scores.json").read_text())
-    return found
+    result: dict[str, Any] = json.loads((run / "scores.json").read_text())
+    return result
 
 
 def analysis(run: Path) -> dict[str, Any]:
-    """What `heads.json` holds but the seconds that measuring took, which no run repeats."""
-    found: dict[str, Any] = json.loads((run / "heads.json").read_text())
-    for method in found["methods"]:
+    """Return the content of `heads.json` without the measured seconds, which differ between runs."""
+    result: dict[str, Any] = json.loads((run / "heads.json").read_text())
+    for method in result["methods"]:
         assert method.pop("seconds") > 0
-    return found
+    return result
 
 
-def leading(run: Path) -> dict[str, Any]:
-    """The method by which heads are ranked."""
-    found: dict[str, Any] = analysis(run)["methods"][0]
-    return found
+def first_method(run: Path) -> dict[str, Any]:
+    """Return the results of the method that ranks the heads."""
+    result: dict[str, Any] = analysis(run)["methods"][0]
+    return result
 
 
 @pytest.fixture(scope="session")
 def scratch_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The article's small classifier, launched by Accelerate from a folder that is not the project's."""
+    """A run of the article's small classifier, launched by Accelerate from a folder outside the project."""
     folder = tmp_path_factory.mktemp("elsewhere")
     done = start(["accelerate", "launch", ROOT / "finetune" / "run.py", SCRATCH], folder)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -59,11 +59,11 @@ def scratch_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_small_classifier_learns_its_four_rows(scratch_run: Path) -> None:
     assert {path.name for path in scratch_run.iterdir()} == COMPLETE
-    found = scores(scratch_run)["validation"]
-    assert found["metrics"]["accuracy"]["value"] == 1.0
-    assert found["confusion"] == [[2, 0], [0, 2]]
-    assert found["metrics"]["accuracy"]["low"] is None
-    heads = leading(scratch_run)
+    validation = scores(scratch_run)["validation"]
+    assert validation["metrics"]["accuracy"]["value"] == 1.0
+    assert validation["confusion"] == [[2, 0], [0, 2]]
+    assert validation["metrics"]["accuracy"]["low"] is None
+    heads = first_method(scratch_run)
     assert [len(row) for row in heads["values"]] == [2]
     assert min(heads["values"][0]) > 0
     assert min(heads["standard_errors"][0]) > 0
@@ -90,17 +90,17 @@ def test_the_small_classifier_has_the_configured_sizes(scratch_run: Path) -> Non
 
 
 def test_evaluating_a_moved_run_gives_the_same_scores(scratch_run: Path, tmp_path: Path) -> None:
-    moved = tmp_path / "moved"
-    shutil.copytree(scratch_run, moved)
+    run = tmp_path / "moved"
+    shutil.copytree(scratch_run, run)
     for name in ("predictions.parquet", "heads.json", "report.html"):
-        (moved / name).unlink()
-    done = finetune("evaluate", moved, folder=tmp_path)
+        (run / name).unlink()
+    done = finetune("evaluate", run, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "These scores are identical, to the last digit, to the previous ones in the folder." in done.stdout
-    assert scores(moved) == scores(scratch_run)
-    assert analysis(moved) == analysis(scratch_run)
-    assert {path.name for path in moved.iterdir()} == COMPLETE
-    assert str(moved / "report.html") in done.stdout
+    assert scores(run) == scores(scratch_run)
+    assert analysis(run) == analysis(scratch_run)
+    assert {path.name for path in run.iterdir()} == COMPLETE
+    assert str(run / "report.html") in done.stdout
 
 
 def test_the_resolved_recipe_repeats_the_run(scratch_run: Path, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_the_resolved_recipe_repeats_the_run(scratch_run: Path, tmp_path: Path) 
 
 @pytest.fixture(scope="session")
 def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pretrained MiniLM with LoRA on the four rows, in bf16."""
+    """A run of pretrained MiniLM with LoRA on the four rows, in bf16."""
     folder = tmp_path_factory.mktemp("toy")
     done = finetune(
         "train", RECIPES / "toy.yaml", "training.mixed_precision=bf16", "logging.report_to=tensorboard", folder=folder
@@ -127,14 +127,14 @@ def test_toy_reaches_four_of_four_and_warns_about_training_rows(toy_run: Path) -
     assert list(toy_run.glob("trackers/**/events*"))
     for name in ("report.html", "README.md"):
         assert "All 4 validation rows are also training rows" in (toy_run / name).read_text()
-    heads = leading(toy_run)
+    heads = first_method(toy_run)
     assert [len(row) for row in heads["values"]] == [12] * 6
     training = json.loads((toy_run / "training.json").read_text())
     # LoRA of rank 8 on four projections of width 384 in six layers, and the new head of two labels.
     assert training["trainable_parameters"] == 6 * 4 * 8 * (384 + 384) + 384 * 2 + 2
 
 
-def test_merged_weights_load_in_stock_transformers(toy_run: Path, tmp_path: Path) -> None:
+def test_merged_weights_load_in_transformers(toy_run: Path, tmp_path: Path) -> None:
     done = finetune("merge", toy_run, "--output", tmp_path / "plain", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"Plain weights saved in {tmp_path / 'plain'}" in done.stdout
@@ -146,9 +146,9 @@ def test_merged_weights_load_in_stock_transformers(toy_run: Path, tmp_path: Path
     )
     expected = torch.tensor([row["probabilities"] for row in rows])
     torch.testing.assert_close(probabilities, expected, atol=2e-2, rtol=0)  # the run scored in bf16: measured 3e-3
-    again = finetune("merge", toy_run, "--output", tmp_path / "plain", folder=tmp_path)
-    assert again.returncode == 2
-    assert "already exists and is not empty" in again.stderr
+    repeated = finetune("merge", toy_run, "--output", tmp_path / "plain", folder=tmp_path)
+    assert repeated.returncode == 2
+    assert "already exists and is not empty" in repeated.stderr
 
 
 def test_lora_on_a_model_trained_here(scratch_run: Path, tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_lora_on_a_model_trained_here(scratch_run: Path, tmp_path: Path) -> None
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     run = tmp_path / "runs" / "toy"
-    assert [len(row) for row in leading(run)["values"]] == [2]
+    assert [len(row) for row in first_method(run)["values"]] == [2]
     assert (run / "model" / "adapter_config.json").is_file()
 
 
@@ -175,12 +175,12 @@ def test_a_dry_run_leaves_nothing(tmp_path: Path) -> None:
 def test_two_processes_give_the_results_of_one(tmp_path: Path) -> None:
     texts = ["the cat sat", "a dog chased the cat on the mat", "clean floor", "the mat is on the floor", "dog"]
     rows = [{"sentence": texts[n % 5] + f" {n}", "label": "yes" if n % 3 else "no"} for n in range(13)]
-    turned = [{**row, "label": "no" if row["label"] == "yes" else "yes"} for row in rows]
+    reversed_labels = [{**row, "label": "no" if row["label"] == "yes" else "yes"} for row in rows]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "turned.jsonl").write_text("\n".join(map(json.dumps, turned)))
-    # Steps of 8 and 5 rows; the last batch has one row, so that one of two processes has none. The share of right
-    # answers stays the same for the first epochs, so that patience 1 ends the run early; the loss of the reversed
-    # labels grows, so that the first evaluation is the best.
+    (tmp_path / "turned.jsonl").write_text("\n".join(map(json.dumps, reversed_labels)))
+    # Steps of 8 and 5 rows; the last batch has one row, so that one of two processes has none. Accuracy does not change
+    # in the first epochs, so that patience 1 ends the run early. The loss on the reversed labels increases, so that the
+    # first evaluation is the best.
     common = [
         f"data.train_file={tmp_path / 'rows.jsonl'}", f"data.validation_file={tmp_path / 'turned.jsonl'}", "seed=3",
         "task.label_names=[no, yes]", "evaluation.per_device_eval_batch_size=4", "training.num_train_epochs=9",
@@ -189,74 +189,78 @@ def test_two_processes_give_the_results_of_one(tmp_path: Path) -> None:
         "evaluation.early_stopping_patience=1",
     ]  # fmt: skip
     run = ROOT / "finetune" / "run.py"
-    one = start(
+    single = start(
         [sys.executable, run, SCRATCH, *common, "output_dir=one", "training.per_device_train_batch_size=4"], tmp_path
     )
-    assert one.returncode == 0, one.stdout + one.stderr
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    two = start([*launch, run, SCRATCH, *common, "output_dir=two", "training.per_device_train_batch_size=2"], tmp_path)
-    assert two.returncode == 0, two.stdout + two.stderr
-    worlds = [json.loads((tmp_path / name / "environment.json").read_text())["processes"] for name in ("one", "two")]
-    assert worlds == [1, 2]  # or nothing below would mean anything
-    assert "\n2 processes, cpu\n" in two.stdout
+    assert single.returncode == 0, single.stdout + single.stderr
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    double = start(
+        [*torchrun, run, SCRATCH, *common, "output_dir=two", "training.per_device_train_batch_size=2"], tmp_path
+    )
+    assert double.returncode == 0, double.stdout + double.stderr
+    num_processes = [
+        json.loads((tmp_path / name / "environment.json").read_text())["processes"] for name in ("one", "two")
+    ]
+    assert num_processes == [1, 2]  # otherwise the comparisons below would be of one process with itself
+    assert "\n2 processes, cpu\n" in double.stdout
     first, second = (scores(tmp_path / name)["validation"] for name in ("one", "two"))
     assert first["rows"] == second["rows"] == 13
     assert second["confusion"] == first["confusion"]
-    # Gradients are added up in another order, in float32; there is no dropout. Measured: losses equal
-    # to the digit, weights within 2e-9.
+    # Gradients are summed in another order, in float32; there is no dropout. Measured: identical losses, weights within
+    # 2e-9.
     assert second["loss"] == pytest.approx(first["loss"], rel=FLOAT32)
     histories = [
         [json.loads(line) for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
         for name in ("one", "two")
     ]
     assert len(histories[0]) == len(histories[1]) == 4 + 2
-    for left, right in zip(*histories, strict=True):
-        left.pop("samples_per_second", 0), right.pop("samples_per_second", 0)
-        assert right == pytest.approx(left, rel=FLOAT32)
-    ended = [json.loads((tmp_path / name / "training.json").read_text()) for name in ("one", "two")]
-    for found in ended:
-        assert (found["steps"], found["best_step"], found["stopped"]) == (4, 2, "no better evaluation in 1")
+    for expected, actual in zip(*histories, strict=True):
+        expected.pop("samples_per_second", 0), actual.pop("samples_per_second", 0)
+        assert actual == pytest.approx(expected, rel=FLOAT32)
+    training_results = [json.loads((tmp_path / name / "training.json").read_text()) for name in ("one", "two")]
+    for training in training_results:
+        assert (training["steps"], training["best_step"], training["stopped"]) == (4, 2, "no better evaluation in 1")
     for weights in ("model/model", "checkpoints/step-000002/weights", "checkpoints/step-000004/best"):
-        left, right = (load_file(tmp_path / name / f"{weights}.safetensors") for name in ("one", "two"))
-        assert left.keys() == right.keys()
-        for name, tensor in left.items():
-            torch.testing.assert_close(right[name], tensor, atol=TRAINED, rtol=0)
+        expected, actual = (load_file(tmp_path / name / f"{weights}.safetensors") for name in ("one", "two"))
+        assert expected.keys() == actual.keys()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(actual[name], tensor, atol=TRAINED, rtol=0)
     tables = [pq.read_table(tmp_path / name / "predictions.parquet").to_pylist() for name in ("one", "two")]
     assert [row["row"] for row in tables[1]] == list(range(1, 14))
     assert [row["text"] for row in tables[1]] == [row["sentence"] for row in rows]
-    for left, right in zip(*tables, strict=True):
-        assert right.pop("probabilities") == pytest.approx(left.pop("probabilities"), abs=FLOAT32)
-        assert right.pop("loss") == pytest.approx(left.pop("loss"), rel=FLOAT32)
-        assert right == left
-    heads = [leading(tmp_path / name) for name in ("one", "two")]
+    for expected, actual in zip(*tables, strict=True):
+        assert actual.pop("probabilities") == pytest.approx(expected.pop("probabilities"), abs=FLOAT32)
+        assert actual.pop("loss") == pytest.approx(expected.pop("loss"), rel=FLOAT32)
+        assert actual == expected
+    heads = [first_method(tmp_path / name) for name in ("one", "two")]
     assert heads[1]["values"][0] == pytest.approx(heads[0]["values"][0], rel=1e-3)
     assert second["interval_note"] == ""
 
 
 def test_a_killed_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = finetune("train", SCRATCH, "output_dir=whole", folder=tmp_path)
-    assert whole.returncode == 0, whole.stdout + whole.stderr
-    half = finetune("train", SCRATCH, "output_dir=half", folder=tmp_path)
-    assert half.returncode == 0
-    shutil.rmtree(tmp_path / "half" / "checkpoints" / "step-000040")  # as if killed before the end
-    (tmp_path / "half" / "scores.json").unlink()
-    done = finetune("train", SCRATCH, "output_dir=half", "checkpoint.resume_from_checkpoint=auto", folder=tmp_path)
+    complete = finetune("train", SCRATCH, "output_dir=complete", folder=tmp_path)
+    assert complete.returncode == 0, complete.stdout + complete.stderr
+    killed = finetune("train", SCRATCH, "output_dir=killed", folder=tmp_path)
+    assert killed.returncode == 0
+    shutil.rmtree(tmp_path / "killed" / "checkpoints" / "step-000040")  # as if killed before the end
+    (tmp_path / "killed" / "scores.json").unlink()
+    done = finetune("train", SCRATCH, "output_dir=killed", "checkpoint.resume_from_checkpoint=auto", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "step 36 of 40" in done.stdout
-    assert (tmp_path / "half" / "scores.json").read_text() == (tmp_path / "whole" / "scores.json").read_text()
+    assert (tmp_path / "killed" / "scores.json").read_text() == (tmp_path / "complete" / "scores.json").read_text()
     lines = [path.read_text().splitlines() for path in sorted(tmp_path.glob("*/history.jsonl"))]
     assert len(lines[0]) == len(lines[1]) == 50
-    # As if killed after its last checkpoint, before the oldest was forgotten.
-    checkpoints = tmp_path / "half" / "checkpoints"
+    # As if killed after its last checkpoint, before the oldest was deleted.
+    checkpoints = tmp_path / "killed" / "checkpoints"
     shutil.copytree(checkpoints / "step-000036", checkpoints / "step-000032")
     monkeypatch.chdir(tmp_path)
-    again = [
-        "output_dir=half",
+    overrides = [
+        "output_dir=killed",
         "checkpoint.resume_from_checkpoint=auto",
         "training.use_cpu=true",
         "head_importance=null",
     ]
-    assert main(["train", str(SCRATCH), *again]) == 0
+    assert main(["train", str(SCRATCH), *overrides]) == 0
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000036", "step-000040"]
 
 
@@ -277,8 +281,12 @@ def test_a_run_resumes_only_with_the_same_batch_size(
     run = tmp_path / "run"
     shutil.copytree(scratch_run, run)
     before = (run / "recipe.yaml").read_text()
-    again = ["checkpoint.resume_from_checkpoint=auto", f"output_dir={run}", "training.per_device_train_batch_size=2"]
-    assert main(["train", str(SCRATCH), "training.use_cpu=true", *again]) == 2
+    overrides = [
+        "checkpoint.resume_from_checkpoint=auto",
+        f"output_dir={run}",
+        "training.per_device_train_batch_size=2",
+    ]
+    assert main(["train", str(SCRATCH), "training.use_cpu=true", *overrides]) == 2
     assert "rows of a batch over all processes: was 1, now 2" in capsys.readouterr().err
     assert (run / "recipe.yaml").read_text() == before
     assert "resume_from_checkpoint: null" in before
@@ -287,9 +295,9 @@ def test_a_run_resumes_only_with_the_same_batch_size(
 def test_an_earlier_run_is_replaced_only_with_overwrite_output_dir(scratch_run: Path, tmp_path: Path) -> None:
     shutil.copytree(scratch_run, tmp_path / "runs" / "toy_from_scratch")
     (tmp_path / "runs" / "toy_from_scratch" / "notes.txt").write_text("mine")
-    refused = finetune("train", SCRATCH, "overwrite_output_dir=false", folder=tmp_path)
-    assert refused.returncode == 2
-    assert "contains an earlier run" in refused.stderr
+    rejected = finetune("train", SCRATCH, "overwrite_output_dir=false", folder=tmp_path)
+    assert rejected.returncode == 2
+    assert "contains an earlier run" in rejected.stderr
     done = finetune("train", SCRATCH, "seed=9", folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {path.name for path in (tmp_path / "runs" / "toy_from_scratch").iterdir()} == {*COMPLETE, "notes.txt"}

@@ -1,4 +1,4 @@
-"""Mistakes in a recipe: one message each, and no folder is written."""
+"""Mistakes in a recipe give one error message and leave no folder."""
 
 from __future__ import annotations
 
