@@ -54,12 +54,12 @@ def load(folder: Path, model: nn.Module, optimizer: Any, fingerprint: Mapping[st
     return snapshot
 
 
-def test_a_resumed_run_deletes_what_a_killed_one_did_not(tmp_path: Path, accelerator: Accelerator) -> None:
+def test_a_resumed_run_deletes_the_old_checkpoints_of_a_killed_run(tmp_path: Path, accelerator: Accelerator) -> None:
     for step in (2, 4, 6, 8):
         save(tmp_path, step, accelerator)
     delete_old_checkpoints(tmp_path, None, 8)
     assert len(complete_checkpoints(tmp_path)) == 4
-    delete_old_checkpoints(tmp_path, 2, 4)  # resumed from an earlier checkpoint, which was named
+    delete_old_checkpoints(tmp_path, 2, 4)  # resumed from a named checkpoint that is not the newest
     assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["step-000004", "step-000006", "step-000008"]
     delete_old_checkpoints(tmp_path, 1, 8)
     assert [folder.name for folder in tmp_path.iterdir()] == ["step-000008"]
@@ -76,7 +76,7 @@ def test_the_newest_checkpoints_are_kept(tmp_path: Path, accelerator: Accelerato
 
 
 def test_the_checkpoint_just_written_is_kept_next_to_newer_ones(tmp_path: Path, accelerator: Accelerator) -> None:
-    for step in (20, 30, 11):  # the third by a run resumed at step 10
+    for step in (20, 30, 11):  # a run resumed at step 10 writes the third
         save(tmp_path, step, accelerator, keep=2)
     assert {folder.name for folder in tmp_path.iterdir()} == {"step-000011", "step-000020", "step-000030"}
 
@@ -84,15 +84,15 @@ def test_the_checkpoint_just_written_is_kept_next_to_newer_ones(tmp_path: Path, 
 def test_everything_is_restored(tmp_path: Path, accelerator: Accelerator) -> None:
     saved = save(tmp_path, 3, accelerator)
     expected = torch.rand(3)  # the next random numbers after saving
-    other, optimizer = build(8)
-    snapshot = load(tmp_path / "step-000003", other, optimizer)
+    model, optimizer = build(8)
+    snapshot = load(tmp_path / "step-000003", model, optimizer)
     assert torch.equal(torch.rand(3), expected)
     assert snapshot.state == TrainState(step=3)
     assert snapshot.best is not None
     assert snapshot.best["weight"].tolist() == [[7.0, 7.0]] * 2
     assert snapshot.losses.tolist() == [0.5, 0.25]
-    assert torch.equal(other.weight, saved.weight)
-    assert float(optimizer.state[other.weight]["exp_avg"].abs().sum()) > 0
+    assert torch.equal(model.weight, saved.weight)
+    assert float(optimizer.state[model.weight]["exp_avg"].abs().sum()) > 0
 
 
 def test_the_files_of_a_checkpoint_do_not_change(tmp_path: Path, accelerator: Accelerator) -> None:
@@ -133,15 +133,15 @@ def change_version(file: Path) -> None:
         *((flip_bit, name, f"{name} was changed") for name in ("weights.safetensors", "optimizer.pt", "state.json")),
     ],
 )
-def test_a_damaged_checkpoint_is_skipped_or_refused(
+def test_a_damaged_checkpoint_is_skipped_or_rejected(
     tmp_path: Path, accelerator: Accelerator, damage: Callable[[Path], None], name: str, message: str
 ) -> None:
     save(tmp_path, 1, accelerator)
     save(tmp_path, 2, accelerator)
     damage(tmp_path / "step-000002" / name)
-    found = find_checkpoint("auto", tmp_path)
-    assert found.folder == tmp_path / "step-000001"
-    (line,) = found.skipped
+    search = find_checkpoint("auto", tmp_path)
+    assert search.folder == tmp_path / "step-000001"
+    (line,) = search.skipped
     assert line.startswith(f"Skipped {tmp_path / 'step-000002'}: ")
     with pytest.raises(
         TrainingError, match=rf"step-000002 is not a complete checkpoint: .*{message}.*; name another, or use"
@@ -174,18 +174,18 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing(tmp_path: Path, accelera
     with pytest.raises(TrainingError, match=r"differs from this one:\n  seed: was 1, now 2\nrestore these settings"):
         load(folder, model, optimizer, {"seed": 2})
     assert unchanged(model, optimizer, before)
-    fewer = torch.optim.AdamW([model.weight])
+    fewer_parameters = torch.optim.AdamW([model.weight])
     with pytest.raises(TrainingError, match=r"another model or optimizer: the number of the optimizer's parameters"):
-        load(folder, model, fewer, {"seed": 1})
+        load(folder, model, fewer_parameters, {"seed": 1})
     reordered = torch.optim.AdamW([model.bias, model.weight])
     with pytest.raises(TrainingError, match=r"the optimizer's state of parameter 0 does not fit; name another"):
         load(folder, model, reordered, {"seed": 1})
-    wide, wide_optimizer = build(5, width=3)
+    wide_model, wide_optimizer = build(5, width=3)
     wide_optimizer.param_groups[0]["params"] = list(model.parameters())
-    before_wide = trained_weights(wide)
+    before_wide = trained_weights(wide_model)
     with pytest.raises(TrainingError, match=r"another model or LoRA setting: it differs in weight; restore"):
-        load(folder, wide, wide_optimizer, {"seed": 1})
-    assert unchanged(wide, wide_optimizer, before_wide)
+        load(folder, wide_model, wide_optimizer, {"seed": 1})
+    assert unchanged(wide_model, wide_optimizer, before_wide)
     with pytest.raises(TrainingError, match=r"another model or optimizer: scaler does not fit"):
         load_checkpoint(folder, {"seed": 1}, model, {"optimizer": optimizer, "scaler": optimizer})
     assert unchanged(model, optimizer, before)
@@ -198,10 +198,10 @@ def test_a_failed_save_leaves_earlier_checkpoints(
 ) -> None:
     save(tmp_path, 1, accelerator)
 
-    def full(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
+    monkeypatch.setattr(torch, "save", fail)
     with pytest.raises(
         TrainingError, match=r"step-000002: No space left on device; free some space and resume from an earl"
     ):
@@ -215,13 +215,13 @@ def test_replacing_a_checkpoint_never_loses_it(
     save(tmp_path, 1, accelerator)
     rename, targets = Path.rename, []
 
-    def killed(self: Path, target: Path) -> Path:
+    def rename_or_stop(self: Path, target: Path) -> Path:
         targets.append(target.name)
         if len(targets) == stop:
             raise KeyboardInterrupt
         return rename(self, target)
 
-    monkeypatch.setattr(Path, "rename", killed)
+    monkeypatch.setattr(Path, "rename", rename_or_stop)
     for stop in (1, 2):
         targets.clear()
         with pytest.raises(KeyboardInterrupt):
@@ -236,7 +236,7 @@ def test_replacing_a_checkpoint_never_loses_it(
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
 
 
-def test_weights_of_another_shape_or_dtype_are_refused() -> None:
+def test_weights_of_another_shape_or_dtype_are_rejected() -> None:
     weights = trained_weights(nn.Linear(2, 2))
     restore_weights(nn.Linear(2, 2), weights)
     with pytest.raises(TrainingError, match=r"differs in (bias, )?weight"):

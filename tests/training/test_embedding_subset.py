@@ -32,9 +32,9 @@ FULL_TABLE = {"ibert"}
 
 
 def split_of(rows: list[list[int]]) -> EncodedSplit:
-    lengths, numbers = np.array([len(row) for row in rows]), np.arange(len(rows))
+    lengths, indices = np.array([len(row) for row in rows]), np.arange(len(rows))
     table = datasets.Dataset.from_dict({"input_ids": rows})
-    return EncodedSplit(table, numbers, lengths, 0.0, table, "rows", numbers)
+    return EncodedSplit(table, indices, lengths, 0.0, table, "rows", indices)
 
 
 def logits_of(model: PreTrainedModel) -> Tensor:
@@ -104,7 +104,7 @@ def test_the_padding_tokens_of_tokenizer_and_model_are_in_the_subset() -> None:
 
 
 @pytest.mark.parametrize("device", ["cuda", "mps", "xpu", "meta"])
-def test_on_an_accelerator_the_full_table_is_trained(device: str) -> None:
+def test_the_full_table_is_trained_on_an_accelerator(device: str) -> None:
     model = random_model("bert")
     assert make_embedding_subset(model, split_of(ROWS), 0, CPU) is not None
     assert make_embedding_subset(model, split_of(ROWS), 0, torch.device(device)) is None
@@ -156,11 +156,11 @@ def test_training_equals_that_of_the_full_table(
     monkeypatch.setattr(build_module, "make_embedding_subset", lambda *_: None)
     assert train().stepper.model.embeddings is None
     assert subset is not None
-    others = sorted(set(range(len(subset.weight))) - set(subset.ids.tolist()))
-    assert len(others) > 3
+    unused = sorted(set(range(len(subset.weight))) - set(subset.ids.tolist()))
+    assert len(unused) > 3
     (before, middle, after), full = trained
     assert torch.equal(before, full[0])
-    for of_subset, of_full in zip((middle, after), full[1:], strict=True):
-        assert torch.allclose(of_subset, of_full, rtol=0, atol=TRAINED)
-        assert torch.equal(of_subset[others], before[others]) == (weight_decay == 0)
+    for subset_weight, full_weight in zip((middle, after), full[1:], strict=True):
+        assert torch.allclose(subset_weight, full_weight, rtol=0, atol=TRAINED)
+        assert torch.equal(subset_weight[unused], before[unused]) == (weight_decay == 0)
     assert (after[subset.ids[1:]] != middle[subset.ids[1:]]).any(1).all()

@@ -35,10 +35,10 @@ from finetune.cli import main
 from finetune.training.trainer import Trainer
 from tests.support import plain_steps
 folder, checkpoint, steps, *runs = sys.argv[1:]
-Accelerator.end_training = lambda self: None  # the next run works with the same group
+Accelerator.end_training = lambda self: None  # the next run uses the same process group
 save, last = Trainer.save, []
 def write_line(*words):
-    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # in one piece: both processes write
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # one call, because both processes write
 def spy(trainer, *rest):
     save(trainer, *rest)
     write_line("share", plain_steps.share(trainer.stepper.model.module))
@@ -69,8 +69,8 @@ def start_two(folder: Path, *arguments: object) -> Done:
     script, config = folder / "script.py", folder / "fsdp.yaml"
     script.write_text(SCRIPT)
     config.write_text(yaml.safe_dump(yaml.safe_load(match[1])))
-    launch = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", 2]
-    command = [sys.executable, *launch, "--main_process_port", 0, script, folder, *arguments]  # 0: any that is free
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", 2]
+    command = [sys.executable, *launcher, "--main_process_port", 0, script, folder, *arguments]  # 0: any free port
     return subprocess.run(
         list(map(str, command)), env=process_environment(folder.with_name("caches")), capture_output=True, text=True,
         check=False, timeout=HANG_SECONDS,
@@ -109,23 +109,25 @@ def entries(run: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize(("name", "best_step"), [("full", 4), ("lora", 8)])
 def test_a_sharded_run_equals_that_of_one_process(started: tuple[Path, Done], name: str, best_step: int) -> None:
     folder, done = started
-    two, one = folder / name, folder / "one" / name
+    sharded, single_process = folder / name, folder / "one" / name
     assert done.stdout.count("code 0\n") == 4, done.stdout + done.stderr  # two runs; the third was killed
     assert "2 processes, cpu, model sharded with FSDP 2" in done.stdout
-    one_process = [f"output_dir={one}", "training.per_device_train_batch_size=2"]
+    one_process = [f"output_dir={single_process}", "training.per_device_train_batch_size=2"]
     train(load_recipe(folder / f"recipes-{name}" / "recipe.yaml", one_process))
-    assert len(entries(one)) == 5
-    for entry, other in zip(entries(two), entries(one), strict=True):
-        assert entry == pytest.approx(other, rel=FLOAT32)  # measured 1.4e-6
-        assert entry.get("learning_rate") == other.get("learning_rate")
-    result, expected = (json.loads((run / "training.json").read_text()) for run in (two, one))
+    assert len(entries(single_process)) == 5
+    for sharded_entry, expected_entry in zip(entries(sharded), entries(single_process), strict=True):
+        assert sharded_entry == pytest.approx(expected_entry, rel=FLOAT32)  # measured 1.4e-6
+        assert sharded_entry.get("learning_rate") == expected_entry.get("learning_rate")
+    result, expected = (json.loads((run / "training.json").read_text()) for run in (sharded, single_process))
     assert result["best_step"] == expected["best_step"] == best_step
     assert result["total_parameters"] == expected["total_parameters"]
-    scores, others = (json.loads((run / "scores.json").read_text())["validation"] for run in (two, one))
-    assert scores["metrics"] == others["metrics"]
+    scores, expected_scores = (
+        json.loads((run / "scores.json").read_text())["validation"] for run in (sharded, single_process)
+    )
+    assert scores["metrics"] == expected_scores["metrics"]
     assert scores["loss"] == pytest.approx(result["best_value"], rel=FLOAT32)  # the best weights were saved
-    (file,) = (one / "model").glob("*.safetensors")
-    weights = load_file(two / "model" / file.name)
+    (file,) = (single_process / "model").glob("*.safetensors")
+    weights = load_file(sharded / "model" / file.name)
     for key, weight in load_file(file).items():
         torch.testing.assert_close(weights[key], weight, atol=TRAINED, rtol=0)  # measured 4.8e-7
 
@@ -136,12 +138,12 @@ def test_a_killed_sharded_run_resumes_to_the_same_bits(started: tuple[Path, Done
     assert len(shares) == 2 * (4 + 4 + 3)  # checkpoints of two full runs and of the killed one
     assert all(0.4 < share < 0.6 for share in shares)
     assert not (folder / "killed" / "model").exists()
-    again = start_two(folder, "-", "-", "killed")
-    assert again.stdout.count("code 0\n") == 2, again.stdout + again.stderr
-    assert "step-000006 at step 6 of 8" in " ".join(again.stdout.split())
+    resumed = start_two(folder, "-", "-", "killed")
+    assert resumed.stdout.count("code 0\n") == 2, resumed.stdout + resumed.stderr
+    assert "step-000006 at step 6 of 8" in " ".join(resumed.stdout.split())
     assert differences(bits(folder / "lora"), bits(folder / "killed")) == []
     assert "changed by 0" in done.stdout
-    assert "changed by 1" not in done.stdout + again.stdout
+    assert "changed by 1" not in done.stdout + resumed.stdout
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def test_a_killed_sharded_run_resumes_to_the_same_bits(started: tuple[Path, Done
         ({"FSDP_AUTO_WRAP_POLICY": "X"}, {}, "rejects its FSDP settings: .*policy: X.*; correct its config file"),
     ],
 )
-def test_unsupported_fsdp_settings_are_refused(
+def test_unsupported_fsdp_settings_are_rejected(
     monkeypatch: pytest.MonkeyPatch,
     variables: dict[str, str],
     training: dict[str, Any],

@@ -33,7 +33,7 @@ def test_the_error_is_raised_immediately_or_one_step_later() -> None:
     check.check()  # raised only once
 
 
-def test_a_long_list_of_rows_is_cut() -> None:
+def test_a_long_list_of_rows_is_shortened() -> None:
     with pytest.raises(TrainingError, match=r"63, 64 and 36 more of a.csv"):
         FiniteCheck(delayed=False).record(NAN, ONE, info(1, rows=100))
 
@@ -84,12 +84,12 @@ def test_fp16_may_skip_some_steps() -> None:
 
 
 def test_fp16_may_skip_the_last_step_of_a_resumed_run_and_the_step_of_a_dry_run() -> None:
-    resumed, dry = SkippedSteps(), SkippedSteps()
-    for skipped, step in ((resumed, 40), (dry, 1)):
+    resumed, dry_run = SkippedSteps(), SkippedSteps()
+    for skipped, step in ((resumed, 40), (dry_run, 1)):
         skipped.record(True, info(step))
         skipped.finish()
-    dry.record(True, info(2))
+    dry_run.record(True, info(2))
     with pytest.raises(
         TrainingError, match="fp16: the gradient was not finite in 2 consecutive steps, the last at step 2"
     ):
-        dry.finish()
+        dry_run.finish()

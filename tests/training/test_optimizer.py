@@ -13,14 +13,14 @@ from finetune.training.optimizer import build_optimizer, class_weights
 
 def test_biases_and_norms_have_no_weight_decay(build: Callable[..., Classifier]) -> None:
     model = build().model
-    decayed, plain = build_optimizer(
+    decayed, not_decayed = build_optimizer(
         dict(model.named_parameters()), TrainingSection(learning_rate=2e-5, weight_decay=0.1)
     ).param_groups
     names = {id(p): name for name, p in model.named_parameters()}
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
-    assert all("bias" in names[id(p)] or "LayerNorm" in names[id(p)] for p in plain["params"])
+    assert (decayed["weight_decay"], not_decayed["weight_decay"]) == (0.1, 0.0)
+    assert all("bias" in names[id(p)] or "LayerNorm" in names[id(p)] for p in not_decayed["params"])
     assert not any("bias" in names[id(p)] or "LayerNorm" in names[id(p)] for p in decayed["params"])
-    assert len(decayed["params"]) + len(plain["params"]) == len(names)
+    assert len(decayed["params"]) + len(not_decayed["params"]) == len(names)
 
 
 def test_class_weights() -> None:

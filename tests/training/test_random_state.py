@@ -19,7 +19,7 @@ def test_the_same_random_numbers_follow_a_restored_state() -> None:
 
 @pytest.mark.parametrize("device_type", ["cuda", "mps", "xpu"])
 @pytest.mark.parametrize("in_use", [True, False])
-def test_an_accelerator_in_use_has_a_generator_too(
+def test_the_generator_of_an_accelerator_in_use_is_saved_and_restored(
     monkeypatch: pytest.MonkeyPatch, device_type: str, in_use: bool
 ) -> None:
     generator: dict[str, Any] = {"state": torch.tensor([1], dtype=torch.uint8)}

@@ -37,12 +37,12 @@ def fingerprint_of(rows: str = "abc", **changes: Any) -> dict[str, Any]:
         ({"rows": "abd", "data__train_file": "b.csv"}, 'data.train_file: was "a.csv", now "b.csv"'),
     ],
 )
-def test_a_difference_that_changes_the_result_is_refused_and_listed(changes: dict[str, Any], line: str) -> None:
-    with pytest.raises(TrainingError, match="checkpoint c is of a run that differs from this one:\n  ") as refused:
+def test_differences_that_change_the_result_are_rejected_and_listed(changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(TrainingError, match="checkpoint c is of a run that differs from this one:\n  ") as error:
         check_fingerprint(Path("c"), fingerprint_of(), fingerprint_of(**changes))
-    assert line in str(refused.value)
-    assert str(refused.value).endswith("restore these settings, or start a new run in another output_dir")
-    assert str(refused.value).count("\n  ") == len(changes)
+    assert line in str(error.value)
+    assert str(error.value).endswith("restore these settings, or start a new run in another output_dir")
+    assert str(error.value).count("\n  ") == len(changes)
 
 
 def test_other_settings_may_differ() -> None:
@@ -55,7 +55,7 @@ def test_other_settings_may_differ() -> None:
     check_fingerprint(Path("c"), fingerprint_of(), fingerprint_of(**ignored))
 
 
-def test_the_checksum_of_a_split_depends_on_its_content_only(tiny_bert: Path) -> None:
+def test_the_checksum_of_a_split_depends_only_on_its_content(tiny_bert: Path) -> None:
     classifier = tiny_classifier(tiny_bert)
     split = encoded(classifier)
     checksum = split_checksum(split)

@@ -55,7 +55,7 @@ def minimal_recipe(**sections: dict[str, Any]) -> Recipe:
         (3, 1, {}, (1, 300, 18)),
     ],
 )
-def test_the_plan_counts_steps(
+def test_the_numbers_of_steps_in_a_plan(
     rows: int, processes: int, training: dict[str, Any], expected: tuple[int, int, int]
 ) -> None:
     schedule = make_plan(minimal_recipe(training=training), rows=rows, processes=processes)
@@ -69,8 +69,8 @@ def test_the_plan_counts_steps(
 @pytest.mark.parametrize(("labels", "steps"), [(1, 301), (30, 301), (77, 770)])
 def test_many_labels_need_more_steps(labels: int, steps: int) -> None:
     assert make_plan(minimal_recipe(), rows=100, processes=1, labels=labels).total_steps == steps
-    given = minimal_recipe(training={"num_train_epochs": 3})
-    assert make_plan(given, rows=100, processes=1, labels=labels).total_steps == 21
+    fixed_epochs = minimal_recipe(training={"num_train_epochs": 3})
+    assert make_plan(fixed_epochs, rows=100, processes=1, labels=labels).total_steps == 21
 
 
 @pytest.mark.parametrize(

@@ -26,20 +26,22 @@ def test_micro_batches_equal_one_batch(
 ) -> None:
     # Six rows: in steps of four and two rows, the last with fewer micro-batches; or in one step, whose second
     # micro-batch is half as large as the first. Each example must have the same weight.
-    full, parts = without_dropout(build()), without_dropout(build())
+    reference, accumulated = without_dropout(build()), without_dropout(build())
     # A large epsilon makes Adam's step proportional to the gradient. With the default, a gradient that is zero up to
     # rounding, such as that of a key's bias, would move its weight by a full step in a random direction.
     common = {"train_sampling_strategy": "random", "max_grad_norm": None, "adam_epsilon": 0.1}
     steps = 6 // rows + bool(6 % rows)
     shape = {"steps_per_epoch": steps, "total_steps": steps, "epochs": 1}
     one_batch = plan(batch_size=rows, accumulation=1, **shape)
-    _, _, one = train_on_sentences(full, accelerator, tmp_path, one_batch, **common)
-    _, _, many = train_on_sentences(
-        parts, accelerator, tmp_path, plan(batch_size=size, accumulation=accumulation, **shape), **common
+    _, _, single_entries = train_on_sentences(reference, accelerator, tmp_path, one_batch, **common)
+    _, _, micro_entries = train_on_sentences(
+        accumulated, accelerator, tmp_path, plan(batch_size=size, accumulation=accumulation, **shape), **common
     )
-    assert [entry["loss"] for entry in many] == pytest.approx([entry["loss"] for entry in one], rel=FLOAT32)
-    assert largest_difference(trained_weights(full.model), trained_weights(parts.model)) < TRAINED
-    assert largest_difference(trained_weights(full.model), trained_weights(build().model)) > 1e-3
+    assert [entry["loss"] for entry in micro_entries] == pytest.approx(
+        [entry["loss"] for entry in single_entries], rel=FLOAT32
+    )
+    assert largest_difference(trained_weights(reference.model), trained_weights(accumulated.model)) < TRAINED
+    assert largest_difference(trained_weights(reference.model), trained_weights(build().model)) > 1e-3
 
 
 def test_the_loss_is_the_mean_over_all_rows_of_the_step(
@@ -75,7 +77,7 @@ def test_gradients_are_clipped(
         return torch.cat([p.grad.flatten() for p in trainer.stepper.parameters]).norm().item()
 
     def spy(*arguments: Any, **named: Any) -> None:
-        step(*arguments, **named)  # which scales the gradients
+        step(*arguments, **named)  # the step scales the gradients
         norms.append(norm())
 
     trainer.stepper.optimizer.step = spy
@@ -88,7 +90,7 @@ def test_gradients_are_clipped(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_weights_of_half_precision_are_clipped(
+def test_gradients_of_half_precision_weights_are_clipped(
     tiny_bert: Path, accelerator: Accelerator, tmp_path: Path, dtype: torch.dtype
 ) -> None:
     classifier = tiny_classifier(tiny_bert)
@@ -100,7 +102,7 @@ def test_weights_of_half_precision_are_clipped(
     assert any(not torch.equal(after[name], before[name]) for name in after)
 
 
-def test_a_step_that_the_scaler_skips_decays_no_weight(
+def test_a_step_skipped_by_the_scaler_applies_no_weight_decay(
     build: Callable[..., Classifier], accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier = build()
@@ -182,15 +184,15 @@ def test_a_nonfinite_step_changes_no_weight_and_saves_no_checkpoint(
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-000001", "step-000002"]
 
 
-def limit_rows(classifier: Classifier, max_rows: int, tried: list[int]) -> Classifier:
-    """Make the model run out of memory on more than `max_rows` rows; `tried` receives the rows of each pass."""
+def limit_rows(classifier: Classifier, max_rows: int, row_counts: list[int]) -> Classifier:
+    """Make the model run out of memory above `max_rows` rows; append the rows of each forward pass to `row_counts`."""
 
-    def refuse(_: Any, __: Any, inputs: dict[str, Any]) -> None:
-        tried.append(len(inputs["input_ids"]))
-        if tried[-1] > max_rows:
+    def fail(_: Any, __: Any, inputs: dict[str, Any]) -> None:
+        row_counts.append(len(inputs["input_ids"]))
+        if row_counts[-1] > max_rows:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    classifier.model.register_forward_pre_hook(refuse, with_kwargs=True)
+    classifier.model.register_forward_pre_hook(fail, with_kwargs=True)
     return classifier
 
 
@@ -201,19 +203,19 @@ def test_running_out_of_memory_changes_only_the_micro_batches(
     common = {"max_grad_norm": None, "adam_epsilon": 0.1}  # see test_micro_batches_equal_one_batch
     full = without_dropout(build())
     _, _, expected = train_on_sentences(full, accelerator, tmp_path / "full", schedule, **common)
-    tried: list[int] = []
-    limited = limit_rows(without_dropout(build()), 2, tried)
+    row_counts: list[int] = []
+    limited = limit_rows(without_dropout(build()), 2, row_counts)
     trainer, _, entries = train_on_sentences(limited, accelerator, tmp_path / "limited", schedule, **common)
-    assert tried == [6, 3, *[1] * 6, *[1] * 18]  # 6 and 3 are tried once, not at each step
+    assert row_counts == [6, 3, *[1] * 6, *[1] * 18]  # 6 and 3 are tried once, not at each step
     assert trainer.state.micro_batch_rows == 1
     assert [entry["loss"] for entry in entries] == pytest.approx([entry["loss"] for entry in expected], rel=FLOAT32)
     assert largest_difference(trained_weights(full.model), trained_weights(limited.model)) < TRAINED
-    tried.clear()
-    resumed = limit_rows(without_dropout(build()), 2, tried)
+    row_counts.clear()
+    resumed = limit_rows(without_dropout(build()), 2, row_counts)
     train_on_sentences(
         resumed, accelerator, tmp_path / "resumed", schedule, **common, resume=tmp_path / "limited" / "step-000002"
     )
-    assert tried == [1] * 12  # a resumed run keeps the limit
+    assert row_counts == [1] * 12  # a resumed run keeps the limit
     assert largest_difference(trained_weights(limited.model), trained_weights(resumed.model)) == 0.0
 
 
@@ -223,12 +225,12 @@ def test_a_repeated_step_has_the_same_dropout_masks(build: Callable[..., Classif
     for from_the_start in (True, False):
         classifier, passes = build(), []
 
-        def refuse(_: Any, __: Any, inputs: dict[str, Any], passes: list[int] = passes) -> None:
+        def fail(_: Any, __: Any, inputs: dict[str, Any], passes: list[int] = passes) -> None:
             passes.append(len(inputs["input_ids"]))
             if passes == [2, 2, 2]:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
 
-        classifier.model.register_forward_pre_hook(refuse, with_kwargs=True)
+        classifier.model.register_forward_pre_hook(fail, with_kwargs=True)
         training = TrainingSection(learning_rate=1e-2)
         trainer = build_trainer(
             classifier, encoded(classifier), schedule, Hyperparameters(training, seed=5), accelerator

@@ -94,19 +94,19 @@ def test_a_resumed_run_ends_with_the_same_bits(
     assert checkpoint.name == f"step-{stop:06d}"
     resumed = build(lora)
     torch.manual_seed(77)
-    rest = {"evaluations": losses[stop // 3 :], "resume": checkpoint}
-    trainer, _, entries = train_on_sentences(resumed, accelerator, tmp_path / "resumed", schedule, **common, **rest)
+    options = {"evaluations": losses[stop // 3 :], "resume": checkpoint}
+    trainer, _, entries = train_on_sentences(resumed, accelerator, tmp_path / "resumed", schedule, **common, **options)
     assert [entry["step"] for entry in entries if "loss" in entry] == list(range(stop + 1, 10))
     assert trainer.state.best_step == 3
     assert largest_difference(trained_weights(resumed.model), trained_weights(full.model)) == 0.0
-    last = [
+    optimizer_states = [
         torch.load(tmp_path / name / "step-000009" / "optimizer.pt", weights_only=True) for name in ("full", "resumed")
     ]
-    for one, two in zip(*(states["optimizer"]["state"].values() for states in last), strict=True):
-        assert all(torch.equal(one[key], two[key]) for key in one)
+    for expected, actual in zip(*(states["optimizer"]["state"].values() for states in optimizer_states), strict=True):
+        assert all(torch.equal(expected[key], actual[key]) for key in expected)
 
 
-def test_checkpoints_of_another_model_are_refused(
+def test_checkpoints_of_another_model_are_rejected(
     build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path
 ) -> None:
     train_on_sentences(build(LORA), accelerator, tmp_path, plan(save_every=0))
@@ -126,12 +126,12 @@ def test_a_signal_saves_a_checkpoint_and_the_resumed_history_is_complete(
     _, _, expected = train_on_sentences(full, accelerator, tmp_path / "full", schedule)
     interrupted, calls = build(lora), []
 
-    def signalled(*_: Any) -> None:
+    def send_signal(*_: Any) -> None:
         calls.append(1)
         if len(calls) == 6:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    interrupted.model.register_forward_hook(signalled)
+    interrupted.model.register_forward_hook(send_signal)
     entries: list[dict[str, Any]] = []
     trainer = build_trainer(
         interrupted,
@@ -146,10 +146,10 @@ def test_a_signal_saves_a_checkpoint_and_the_resumed_history_is_complete(
     (saved,) = complete_checkpoints(tmp_path)
     assert saved.name == "step-000006"
     resumed = build(lora)
-    _, _, rest = train_on_sentences(resumed, accelerator, tmp_path / "resumed", schedule, resume=saved)
-    for entry in (*expected, *entries, *rest):
+    _, _, resumed_entries = train_on_sentences(resumed, accelerator, tmp_path / "resumed", schedule, resume=saved)
+    for entry in (*expected, *entries, *resumed_entries):
         assert entry.pop("samples_per_second") > 0
-    assert [*entries, *rest] == expected  # the mean at step 8 is over steps 5 to 8
+    assert [*entries, *resumed_entries] == expected  # the mean at step 8 is over steps 5 to 8
     assert [entry["step"] for entry in expected] == [4, 8, 9]
     assert largest_difference(trained_weights(resumed.model), trained_weights(full.model)) == 0.0
 
