@@ -86,38 +86,38 @@ def largest_difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> f
     return max(float((first[name] - second[name]).abs().max()) for name in first)
 
 
-def refuse_to_run(module: object, *args: Any) -> None:
+def fail_if_run(module: object, *args: Any) -> None:
     raise AssertionError("a frozen module was run")
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - REJECTED.keys() - {"albert"}))
 def test_training_is_the_same_as_without_the_cache(family: str, accelerator: Accelerator, tmp_path: Path) -> None:
     folder = save_checkpoint(family, tmp_path / "model")
-    plain, other = (without_dropout(frozen(build(folder))) for _ in range(2))
-    before = trained_weights(plain.model)
-    expected = train(plain, encoded(plain), accelerator, tmp_path / "plain")
-    path = family_of(other.base.config).layer_path(other.base.config, 0)
-    encoder = other.base.base_model
+    uncached, cached_model = (without_dropout(frozen(build(folder))) for _ in range(2))
+    before = trained_weights(uncached.model)
+    expected = train(uncached, encoded(uncached), accelerator, tmp_path / "plain")
+    path = family_of(cached_model.base.config).layer_path(cached_model.base.config, 0)
+    encoder = cached_model.base.base_model
     parts = [module for module in encoder.get_submodule(path).modules() if not list(module.children())]
-    with cached(other, accelerator=accelerator) as splits, ExitStack() as stack:
-        stack.enter_context(first_token_only(other.base))  # tested on the full model, before training
+    with cached(cached_model, accelerator=accelerator) as splits, ExitStack() as stack:
+        stack.enter_context(first_token_only(cached_model.base))  # checked on the full model, before training
         for module in parts:
-            stack.callback(module.register_forward_pre_hook(refuse_to_run).remove)
-        look_up, size = nn.functional.embedding, other.base.config.vocab_size
+            stack.callback(module.register_forward_pre_hook(fail_if_run).remove)
+        look_up, size = nn.functional.embedding, cached_model.base.config.vocab_size
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(speedups, "_reads_first_token", lambda *args: False)
         patch.setattr(
             nn.functional,
             "embedding",
-            lambda x, w, *a, **k: refuse_to_run(w) if len(w) == size else look_up(x, w, *a, **k),
+            lambda x, w, *a, **k: fail_if_run(w) if len(w) == size else look_up(x, w, *a, **k),
         )
-        result = train(other, splits["train"], accelerator, tmp_path / "cached")
+        result = train(cached_model, splits["train"], accelerator, tmp_path / "cached")
     assert len(parts) > 3
     assert largest_difference(before, expected) > 1e-3
     # The cache computes states in other batches, so sums have another order. Weights are up to 2, and a step is a tenth
     # of the gradient (see TRAINED).
     assert largest_difference(result, expected) < TRAINED
-    assert other.model.state_dict().keys() == plain.model.state_dict().keys()
+    assert cached_model.model.state_dict().keys() == uncached.model.state_dict().keys()
 
 
 @pytest.mark.parametrize("family", sorted(REJECTED))
@@ -138,53 +138,55 @@ def test_scores_are_bit_identical(tiny_bert: Path, accelerator: Accelerator, lay
     if precision == "bfloat16":
         classifier.model.bfloat16()
     with torch.autocast("cpu", torch.bfloat16) if precision == "mixed" else nullcontext():
-        plain = predict(classifier, encoded(classifier), batch_size=4, accelerator=accelerator)
+        uncached = predict(classifier, encoded(classifier), batch_size=4, accelerator=accelerator)
         with cached(classifier, layers, accelerator) as splits:
             # Cached and scored in the same batches.
             result = predict(classifier, splits["validation"], batch_size=4, accelerator=accelerator)
     assert splits["validation"].states.dtype == (torch.bfloat16 if precision == "bfloat16" else torch.float32)
     if layers == 1:
-        assert torch.equal(result.logits, plain.logits)
+        assert torch.equal(result.logits, uncached.logits)
     # With two layers the cache contains all tokens of the last layer, while scoring computes only the first token.
     # bfloat16 has 8 significant bits (a relative error of 0.004), and logits are up to 2.
-    assert_equal_up_to_rounding(result.logits, plain.logits, FLOAT32 if precision == "float32" else 3e-2)
+    assert_equal_up_to_rounding(result.logits, uncached.logits, FLOAT32 if precision == "float32" else 3e-2)
 
 
 def test_the_check_runs_without_mixed_precision(
     tiny_bert: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    classifier, check, mixed = frozen(tiny_classifier(tiny_bert)), activation_cache.check, []
+    classifier, check, autocast_states = frozen(tiny_classifier(tiny_bert)), activation_cache.check, []
 
-    def watched(part: FrozenEncoder, *rest: Any) -> None:
-        noted = part.model.register_forward_pre_hook(lambda *_: mixed.append(torch.is_autocast_enabled("cpu")))
+    def check_and_record(part: FrozenEncoder, *rest: Any) -> None:
+        handle = part.model.register_forward_pre_hook(
+            lambda *_: autocast_states.append(torch.is_autocast_enabled("cpu"))
+        )
         check(part, *rest)
-        noted.remove()
+        handle.remove()
 
-    monkeypatch.setattr(activation_cache, "check", watched)
+    monkeypatch.setattr(activation_cache, "check", check_and_record)
     with torch.autocast("cpu", torch.bfloat16), cached(classifier, accelerator=accelerator, write=False):
         pass
-    assert len(mixed) > 6  # the full batch, and the states of each row
-    assert not any(mixed)
+    assert len(autocast_states) > 6  # the full batch, and the states of each row
+    assert not any(autocast_states)
 
 
 def test_the_frozen_part_has_no_dropout(tiny_bert: Path) -> None:
     classifier = frozen(tiny_classifier(tiny_bert))
-    seen: list[Tensor] = []
+    states: list[Tensor] = []
     with cached(classifier) as splits:
         layer = classifier.base.bert.encoder.layer[1]
-        layer.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        layer.register_forward_pre_hook(lambda module, args: states.append(args[0]))
         for _ in range(2):
             (batch,) = load_batches(splits["train"], [np.arange(6)], classifier.tokenizer, device=CPU)
             classifier.model.train()(**batch.inputs)
-    assert torch.equal(*seen)
+    assert torch.equal(*states)
 
 
 def test_a_resumed_run_is_bit_identical(tiny_bert: Path, accelerator: Accelerator, tmp_path: Path) -> None:
-    def fresh() -> Classifier:
+    def new_classifier() -> Classifier:
         torch.manual_seed(0)
         return frozen(tiny_classifier(tiny_bert))
 
-    first, second = fresh(), fresh()
+    first, second = new_classifier(), new_classifier()
     with cached(first, accelerator=accelerator) as splits:
         uninterrupted = train(first, splits["train"], accelerator, tmp_path / "full")
     shutil.copytree(tmp_path / "full", tmp_path / "half")

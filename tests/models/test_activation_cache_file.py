@@ -63,10 +63,10 @@ def test_the_file_disappears_and_its_size_is_printed(tiny_bert: Path, temporary:
     assert not list(temporary.iterdir())
 
 
-def test_a_full_disk_is_one_message(tiny_bert: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_gives_one_error_message(tiny_bert: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     classifier = frozen(tiny_classifier(tiny_bert))
 
-    def full(self: RowStates, rows: np.ndarray, states: Tensor) -> None:
+    def fail(self: RowStates, rows: np.ndarray, states: Tensor) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -77,12 +77,12 @@ def test_a_full_disk_is_one_message(tiny_bert: Path, temporary: Path, monkeypatc
             cached(classifier),
         ):
             pass
-    write, checked = RowStates.write, []
+    write, row_batches = RowStates.write, []
 
     def first_checked(self: RowStates, rows: np.ndarray, states: Tensor) -> None:
         # The check writes its rows to memory first.
-        checked.append(rows)
-        (write if len(checked) <= 6 else full)(self, rows, states)
+        row_batches.append(rows)
+        (write if len(row_batches) <= 6 else fail)(self, rows, states)
 
     monkeypatch.setattr(RowStates, "write", first_checked)
     with (
@@ -94,7 +94,7 @@ def test_a_full_disk_is_one_message(tiny_bert: Path, temporary: Path, monkeypatc
     assert_restored(classifier)
 
 
-def test_states_are_read_as_they_were_written(tiny_bert: Path) -> None:
+def test_states_are_read_unchanged(tiny_bert: Path) -> None:
     classifier = frozen(tiny_classifier(tiny_bert))
     rows = np.array([3, 0, 5])
     with cached(classifier) as splits:
@@ -156,7 +156,7 @@ def test_processes_of_a_machine_divide_the_rows(tiny_bert: Path, monkeypatch: py
     write = RowStates.write
 
     def recorded_write(self: RowStates, rows: np.ndarray, states: Tensor) -> None:
-        if not isinstance(self.file, io.BytesIO):  # not the check's
+        if not isinstance(self.file, io.BytesIO):  # the check writes to memory
             written.append((current.index, rows.tolist()))
         write(self, rows, states)
 
@@ -172,14 +172,16 @@ def test_processes_of_a_machine_divide_the_rows(tiny_bert: Path, monkeypatch: py
     with ThreadPoolExecutor(2) as pool:
         classifiers = [frozen(tiny_classifier(tiny_bert)) for _ in range(2)]
         first, second = pool.map(process, range(2))
-    by_process = [sorted(row for index, rows in written for row in rows if index == own) for own in range(2)]
+    by_process = [
+        sorted(row for index, rows in written for row in rows if index == process_index) for process_index in range(2)
+    ]
     assert [len(rows) for rows in by_process] == [8, 4]  # of three batches per split, two and one
     assert sorted(by_process[0] + by_process[1]) == sorted([*range(6), *range(6)])
     monkeypatch.undo()
     with cached(classifiers[0], batch_size=2) as splits:
-        alone = [split.states.read(np.arange(6), 16) for split in splits.values()]
-    assert len(first) == len(second) == len(alone) == 2
-    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, second, alone, strict=True))
+        single_process = [split.states.read(np.arange(6), 16) for split in splits.values()]
+    assert len(first) == len(second) == len(single_process) == 2
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, second, single_process, strict=True))
 
 
 def test_a_complete_run(tiny_bert: Path, tmp_path: Path, temporary: Path, capsys: pytest.CaptureFixture[str]) -> None:

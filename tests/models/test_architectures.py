@@ -124,8 +124,8 @@ def test_gradients_have_one_entry_per_layer_and_head(
     gradients = gate_gradients(sample_of(classifier, 4, batch_size=4, split=split_of(classifier)))
     assert gradients.shape == (4, *SHAPES.get(family, (2, 3)))
     assert (np.abs(gradients).max(0) > 0).all()
-    alone = gate_gradients(sample_of(classifier, 4, batch_size=1, split=split_of(classifier)))
-    assert_equal_up_to_rounding(gradients, alone)
+    in_batches_of_1 = gate_gradients(sample_of(classifier, 4, batch_size=1, split=split_of(classifier)))
+    assert_equal_up_to_rounding(gradients, in_batches_of_1)
 
 
 @pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer with groups")  # SqueezeBERT, never merged
@@ -146,9 +146,9 @@ def test_a_trained_model_is_the_same_after_reloading(
     save_classifier(trained, tmp_path / "model")
     shutil.move(tmp_path / "model", tmp_path / "moved")
     torch.manual_seed(99)
-    again = load_classifier(tmp_path / "moved")
-    assert check_reload(trained, again, TEXTS, CPU) <= 1e-5
-    assert again.label_names == list(LABELS)
+    reloaded = load_classifier(tmp_path / "moved")
+    assert check_reload(trained, reloaded, TEXTS, CPU) <= 1e-5
+    assert reloaded.label_names == list(LABELS)
     start = "masked-lm" if "masked" in saved.name else "encoder"
     SAVED[family, start, "full" if lora is None else "lora"] = (tmp_path / "moved", logits_of(trained, TEXTS, CPU))
 
@@ -201,8 +201,8 @@ def test_a_fresh_process_gives_the_same_logits(capsys: pytest.CaptureFixture[str
     result = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("LOGITS ")]
     assert len(result) == len(SAVED) == expected
     differences = {
-        key: float((torch.tensor(there) - here).abs().max() / here.abs().max())
-        for (key, (_, here)), there in zip(SAVED.items(), result, strict=True)
+        key: float((torch.tensor(actual) - expected_logits).abs().max() / expected_logits.abs().max())
+        for (key, (_, expected_logits)), actual in zip(SAVED.items(), result, strict=True)
     }
     with capsys.disabled():
         _print_table(differences)
@@ -211,7 +211,7 @@ def test_a_fresh_process_gives_the_same_logits(capsys: pytest.CaptureFixture[str
 
 
 def _print_table(differences: dict[tuple[str, str, str], float]) -> None:
-    columns = [(start, way) for start in ("encoder", "masked-lm") for way in ("full", "lora")]
+    columns = [(start, training) for start in ("encoder", "masked-lm") for training in ("full", "lora")]
     print(
         "\n\nlargest difference of a logit: gate 0 and zeroed columns; after save, move and reload in a fresh process"
     )
@@ -220,5 +220,5 @@ def _print_table(differences: dict[tuple[str, str, str], float]) -> None:
     for family in sorted(FAMILIES):
         cells = [differences.get((family, *column)) for column in columns]
         shape, gate = GATES[family]
-        facts = f"{shape:>16}{gate:>9.0e}{COUNTED.get(family, '-'):>9}"
-        print(f"{family:22}{facts}" + "".join(f"{'-' if cell is None else f'{cell:.0e}':>16}" for cell in cells))
+        details = f"{shape:>16}{gate:>9.0e}{COUNTED.get(family, '-'):>9}"
+        print(f"{family:22}{details}" + "".join(f"{'-' if cell is None else f'{cell:.0e}':>16}" for cell in cells))

@@ -44,12 +44,12 @@ def test_lora_adapts_exactly_the_requested_projections(tiny_masked_lm: Path, rol
 
 
 def test_new_weights_depend_on_the_seed(tiny_bert: Path) -> None:
-    drawn = []
+    weights = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        drawn.append(tiny_classifier(tiny_bert).base.classifier.weight.detach())
-    assert torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[0], drawn[2])
+        weights.append(tiny_classifier(tiny_bert).base.classifier.weight.detach())
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
 
 
 def test_trained_weights_are_float32_for_checkpoints_of_any_dtype(tiny_bert: Path, tmp_path: Path) -> None:

@@ -47,10 +47,10 @@ def build(folder: Path, **options: Any) -> Classifier:
     )
 
 
-LOST = r"bert\.encoder\.layer\.0\.intermediate\.dense\.weight and 5 more"
+MISSING = r"bert\.encoder\.layer\.0\.intermediate\.dense\.weight and 5 more"
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "vocab_size": ({"vocab_size": 70}, r"has no weights for bert\.embeddings\.word_embeddings\.weight:"),
-    "intermediate_size": ({"intermediate_size": 40}, rf"has no weights for {LOST}: .*allow_missing_weights"),
+    "intermediate_size": ({"intermediate_size": 40}, rf"has no weights for {MISSING}: .*allow_missing_weights"),
     "positions": ({"max_position_embeddings": 40}, r"has no weights for bert\.embeddings\.position_embeddings"),
     "types": ({"type_vocab_size": 1}, r"has no weights for bert\.embeddings\.token_type_embeddings\.weight:"),
     "no types": ({"type_vocab_size": 0}, r"has no weights for bert\.embeddings\.token_type_embeddings\.weight:"),
@@ -81,14 +81,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_config_is_one_message(case: str, tiny_masked_lm: Path, tmp_path: Path) -> None:
+def test_a_wrong_config_gives_one_error_message(case: str, tiny_masked_lm: Path, tmp_path: Path) -> None:
     entries, message = WRONG[case]
     with pytest.raises(ModelError, match=message):
         build(changed(tiny_masked_lm, tmp_path / "model", entries))
 
 
-def without(checkpoint: Path, folder: Path, part: str, value: float | None = None) -> Path:
-    """Copy a checkpoint without the weights whose names have `part`, or with `value` in the first of each."""
+def with_changed_weights(checkpoint: Path, folder: Path, part: str, value: float | None = None) -> Path:
+    """Copy a checkpoint without the weights whose names contain `part`, or with `value` as their first element."""
     shutil.copytree(checkpoint, folder)
     weights = load_file(folder / "model.safetensors")
     matched = [name for name in weights if part in name]
@@ -111,8 +111,8 @@ def without(checkpoint: Path, folder: Path, part: str, value: float | None = Non
         ("layer.0.attention.self.key", r"bert\.encoder\.layer\.0\.attention\.self\.key\.weight and 1 more:"),
     ],
 )
-def test_weights_that_the_encoder_lacks_are_named(part: str, first: str, tiny_bert: Path, tmp_path: Path) -> None:
-    folder = without(tiny_bert, tmp_path / "model", part)
+def test_missing_weights_of_the_encoder_are_named(part: str, first: str, tiny_bert: Path, tmp_path: Path) -> None:
+    folder = with_changed_weights(tiny_bert, tmp_path / "model", part)
     with pytest.raises(ModelError, match=rf"model '{folder}' has no weights for {first} it is not a checkpoint"):
         build(folder)
     built = build(folder, allow_missing_weights=True)
@@ -128,7 +128,7 @@ def only_note(built: Classifier) -> str:
 def test_missing_weights_are_trained_and_saved_with_an_adapter_and_never_frozen(
     tiny_bert: Path, tmp_path: Path
 ) -> None:
-    folder = without(tiny_bert, tmp_path / "model", "layer.1.output.dense")
+    folder = with_changed_weights(tiny_bert, tmp_path / "model", "layer.1.output.dense")
     lora = Lora(r=2, lora_alpha=4, lora_dropout=0.0, roles=ROLES)
     adapted = build(folder, lora=lora, allow_missing_weights=True)
     trained = {name for name, p in adapted.model.named_parameters() if p.requires_grad and "lora_" not in name}
@@ -157,8 +157,8 @@ def test_a_config_cannot_change_what_a_model_returns(entry: dict[str, bool], tin
     built = build(changed(tiny_bert, tmp_path / "model", entry))
     assert sorted(built.model(torch.tensor([[1, 2]])).keys()) == ["logits"]
     save_classifier(built, tmp_path / "saved")
-    again = load_classifier(changed(tmp_path / "saved", tmp_path / "damaged", entry))
-    assert sorted(again.model(torch.tensor([[1, 2]])).keys()) == ["logits"]
+    reloaded = load_classifier(changed(tmp_path / "saved", tmp_path / "damaged", entry))
+    assert sorted(reloaded.model(torch.tensor([[1, 2]])).keys()) == ["logits"]
 
 
 def test_a_config_cannot_turn_on_gradient_checkpointing(tiny_bert: Path, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_the_pooler_and_another_head_may_be_missing(tiny_masked_lm: Path) -> Non
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_weight_that_is_not_finite_is_named(value: float, tiny_bert: Path, tmp_path: Path) -> None:
-    folder = without(tiny_bert, tmp_path / "model", "attention.self.query.weight", value)
+    folder = with_changed_weights(tiny_bert, tmp_path / "model", "attention.self.query.weight", value)
     message = (
         r"has 1 values in bert\.encoder\.layer\.0\.attention\.self\.query\.weight that are not finite in float32, "
     )
@@ -196,21 +196,21 @@ def test_a_weight_that_is_not_finite_is_named(value: float, tiny_bert: Path, tmp
 
 
 def test_a_weight_that_is_too_large_for_its_dtype_is_named(tiny_bert: Path, tmp_path: Path) -> None:
-    folder = without(tiny_bert, tmp_path / "model", "layer.0.attention.self.query.weight", 1e30)
+    folder = with_changed_weights(tiny_bert, tmp_path / "model", "layer.0.attention.self.query.weight", 1e30)
     lora = Lora(r=2, lora_alpha=4, lora_dropout=0.0, roles=ROLES)
     with pytest.raises(ModelError, match=r"not finite in float16: .*model\.dtype: float32"):
         build(folder, dtype="float16", lora=lora)
 
 
 @pytest.mark.parametrize("kind", ["code", "cut", "garbage", "empty"])
-def test_a_damaged_or_malicious_pickle_is_one_message(kind: str, tiny_bert: Path, tmp_path: Path) -> None:
+def test_a_damaged_or_malicious_pickle_gives_one_error_message(kind: str, tiny_bert: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))
     file = folder / "pytorch_model.bin"
     torch.save(load_file(folder / "model.safetensors"), file)
     (folder / "model.safetensors").unlink()
     content = file.read_bytes()
     contents = {
-        "code": pickle.dumps(Evil(), protocol=2),
+        "code": pickle.dumps(MaliciousPickle(), protocol=2),
         "cut": content[: len(content) // 2],
         "garbage": b"\x00" * 500,
         "empty": b"",
@@ -222,7 +222,7 @@ def test_a_damaged_or_malicious_pickle_is_one_message(kind: str, tiny_bert: Path
         build(folder, use_safetensors=False)
 
 
-class Evil:
+class MaliciousPickle:
     def __reduce__(self) -> tuple[Any, ...]:
         return (pytest.fail, ("code of a pickle was run",))
 
@@ -239,7 +239,7 @@ def test_token_ids_without_an_embedding_are_rejected(tiny_bert: Path, tmp_path: 
             build(folder, lora=lora)
 
 
-POSITIONS = {  # usable ones of 20
+POSITIONS = {  # the number of usable positions of 20
     **dict.fromkeys(("roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "xmod", "roberta-prelayernorm"), 19),
     **dict.fromkeys(("data2vec-text", "ibert", "esm"), 19),
     "mpnet": 18,
@@ -282,7 +282,7 @@ def test_a_model_larger_than_the_memory_is_rejected() -> None:
         ("bert", {"hidden_act": "nothing"}, r"model\.config_overrides: a bert cannot be built: "),
     ],
 )  # fmt: skip
-def test_a_new_model_of_wrong_sizes_is_one_message(
+def test_a_new_model_of_wrong_sizes_gives_one_error_message(
     model_type: str, overrides: dict[str, Any], message: str, tiny_bert: Path
 ) -> None:
     sizes = {"hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 1, "intermediate_size": 8, **overrides}

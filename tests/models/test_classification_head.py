@@ -31,7 +31,7 @@ def build(
 # BERT has one matrix above its pooler, RoBERTa two, XLM no module called a classifier.
 @pytest.fixture(scope="module", params=["bert", "roberta", "xlm"])
 def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Classifier]:
-    """A saved classifier with labels NAMES, and the same in memory."""
+    """Folder of a saved classifier with labels NAMES, and the classifier in memory."""
     folder = tmp_path_factory.mktemp(request.param)
     built = build(save_checkpoint(request.param, folder / "base"), NAMES)
     with torch.no_grad():
@@ -55,10 +55,10 @@ def test_logits_follow_their_names(
         "The rows of the checkpoint's classification head, for the labels zeta, alpha, mid, were reordered.",
     )
     save_classifier(built, tmp_path)  # with an adapter, the base keeps its order and the adapter has the head
-    again = load_classifier(tmp_path)
-    assert check_reload(built, again, TEXTS, CPU) <= 1e-6
+    reloaded = load_classifier(tmp_path)
+    assert check_reload(built, reloaded, TEXTS, CPU) <= 1e-6
     assert built.new_parameters == ()
-    assert again.label_names == list(order)
+    assert reloaded.label_names == list(order)
 
 
 def test_with_the_same_order_the_head_is_unchanged(tuned: tuple[Path, Classifier]) -> None:
@@ -80,13 +80,13 @@ def test_other_labels_get_a_new_head_and_a_note(
     tuned: tuple[Path, Classifier], labels: tuple[str, ...], note: str, lora: Lora | None
 ) -> None:
     folder, before = tuned
-    drawn = []
+    classifiers = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        drawn.append(build(folder, labels, lora))
-    assert drawn[0].notes == (f"The classification head is new: the checkpoint's is for the {note}.",)
-    last = [name for name in drawn[0].new_parameters if name.endswith("weight")][-1]
-    weights = [dict(built.base.named_parameters()) for built in drawn]
+        classifiers.append(build(folder, labels, lora))
+    assert classifiers[0].notes == (f"The classification head is new: the checkpoint's is for the {note}.",)
+    last = [name for name in classifiers[0].new_parameters if name.endswith("weight")][-1]
+    weights = [dict(built.base.named_parameters()) for built in classifiers]
     key = last if lora is None else f"{last.rpartition('.')[0]}.modules_to_save.default.weight"
     assert weights[0][key].equal(weights[1][key])
     assert not weights[0][key].equal(weights[2][key])
@@ -97,25 +97,27 @@ def test_other_labels_get_a_new_head_and_a_note(
 def test_labels_without_names_are_matched_by_id(tiny_bert: Path, tmp_path: Path) -> None:
     first = tiny_classifier(tiny_bert, labels=("LABEL_0", "LABEL_1"))
     save_classifier(first, tmp_path)
-    same = build(tmp_path, ("0", "1"))
-    assert (same.notes, same.new_parameters) == ((), ())
-    written = build(tmp_path, ("LABEL_0", "LABEL_1"))
-    assert (written.notes, written.new_parameters) == ((), ())
-    turned = build(tmp_path, ("1", "0"))
-    assert turned.base.get_parameter("classifier.weight").equal(first.base.get_parameter("classifier.weight").flip(0))
-    other = build(tmp_path, ("no", "yes"))
-    assert other.notes == (
+    by_id = build(tmp_path, ("0", "1"))
+    assert (by_id.notes, by_id.new_parameters) == ((), ())
+    by_name = build(tmp_path, ("LABEL_0", "LABEL_1"))
+    assert (by_name.notes, by_name.new_parameters) == ((), ())
+    reversed_head = build(tmp_path, ("1", "0"))
+    assert reversed_head.base.get_parameter("classifier.weight").equal(
+        first.base.get_parameter("classifier.weight").flip(0)
+    )
+    renamed = build(tmp_path, ("no", "yes"))
+    assert renamed.notes == (
         "The classification head is new: the checkpoint's is for 2 labels without names, not for no, yes.",
     )
-    assert other.new_parameters == ("classifier.bias", "classifier.weight")
+    assert renamed.new_parameters == ("classifier.bias", "classifier.weight")
 
 
 def test_a_regression_head_is_kept_for_regression(tiny_bert: Path, tmp_path: Path) -> None:
     first = build(tiny_bert, ("value",), problem="regression")
     save_classifier(first, tmp_path)
     assert build(tmp_path, ("value",), problem="regression").new_parameters == ()
-    other = build(tmp_path, ("no", "yes"))
-    assert other.notes == ("The classification head is new: the checkpoint's is for the labels value.",)
+    renamed = build(tmp_path, ("no", "yes"))
+    assert renamed.notes == ("The classification head is new: the checkpoint's is for the labels value.",)
 
 
 def test_the_head_of_a_pruned_model_is_recognized(tiny_bert: Path, tmp_path: Path) -> None:

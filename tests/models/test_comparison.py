@@ -45,8 +45,8 @@ def test_logits_may_differ_by_the_rounding_of_the_precision(
 def test_a_difference_after_reload_is_an_error(tiny_bert: Path, tmp_path: Path) -> None:
     trained = tiny_classifier(tiny_bert)
     save_classifier(trained, tmp_path)
-    again = load_classifier(tmp_path)
+    reloaded = load_classifier(tmp_path)
     with torch.no_grad():
-        again.base.classifier.bias += 1e-6
+        reloaded.base.classifier.bias += 1e-6
     with pytest.raises(ModelError, match=r"differs from the trained one in classifier\.bias"):
-        check_reload(trained, again, TEXTS, CPU)
+        check_reload(trained, reloaded, TEXTS, CPU)

@@ -32,7 +32,7 @@ COMPILER = shutil.which("g++")
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """Trace and differentiate graphs but run them uncompiled, which saves minutes."""
+    """Trace and differentiate graphs, but run them uncompiled to save minutes; return the list of traced graphs."""
     graphs: list[Any] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
@@ -68,16 +68,16 @@ def test_compiled_training_is_the_same(
         torch.manual_seed(0)
         classifier = tiny_classifier(tiny_bert, lora=lora)
         context = compiled_layers(classifier.base, CPU) if compiled else nullcontext()
-        # No autocast cache, as in Accelerate: it would keep the weights of the step before.
+        # No autocast cache, as in Accelerate: it would keep the weights of the previous step.
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False), context:
             results.append(train(classifier, accelerator, compiled))
             names.append(list(classifier.model.state_dict()))
-    # One graph of the compiler test, then of training and scoring, with and without a mask; layers share graphs.
+    # One graph from the compiler test, and those of training and scoring, with and without a mask; layers share graphs.
     assert 3 <= len(traced) <= 5
     assert names[0] == names[1]
     # Other kernels round differently: measured 4e-6, and in bfloat16 0.031, two units in the last place near 4.
-    for plain, other in zip(*results, strict=True):
-        assert float((plain - other).abs().max()) < (5e-2 if bf16 else 2e-5)
+    for uncompiled, compiled_logits in zip(*results, strict=True):
+        assert float((uncompiled - compiled_logits).abs().max()) < (5e-2 if bf16 else 2e-5)
     assert float((results[0][0] - results[0][1]).abs().max()) > 2e-1
 
 
@@ -92,8 +92,10 @@ def test_the_model_is_restored(tiny_bert: Path, traced: list[Any]) -> None:
     assert all(layer._compiled_call_impl is None for layer in layers)
 
 
-def test_no_compiler_is_one_message(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # nothing compiled before may be results
+def test_a_missing_compiler_gives_one_error_message(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # so that no earlier compiled code is used
     cpp_builder.cpp_compiler_search.cache_clear()
     message = r"training\.torch_compile needs a C\+\+ compiler .*; install it, or set training\.torch_compile: false"
     try:
@@ -133,10 +135,10 @@ def test_a_complete_run_with_cached_layers(tiny_bert: Path, tmp_path: Path, trac
 def test_compiled_code_gives_the_same_logits(
     tiny_bert: Path, accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Code that was compiled for other instructions of this processor must not be results.
+    # An empty cache: code compiled for another instruction set must not be used.
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     classifier = tiny_classifier(tiny_bert)
-    plain = predict(classifier, encoded(classifier), batch_size=3, accelerator=accelerator)
+    uncompiled = predict(classifier, encoded(classifier), batch_size=3, accelerator=accelerator)
     with compiled_layers(classifier.base, CPU):
         results = predict(classifier, encoded(classifier), batch_size=3, accelerator=accelerator)
-    assert_equal_up_to_rounding(results.logits, plain.logits)
+    assert_equal_up_to_rounding(results.logits, uncompiled.logits)

@@ -1,4 +1,4 @@
-"""The CPU kernels agree with PyTorch's; the allocator keeps freed memory."""
+"""The CPU kernels give the results of PyTorch's kernels, and the allocator keeps freed memory."""
 
 from __future__ import annotations
 
@@ -22,23 +22,27 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 
 def masks() -> dict[str, Tensor | None]:
-    seen = torch.ones(2, 1, 5, 5, dtype=torch.bool)
-    seen[1, :, :, 3:] = False
-    return {"none": None, "seen": seen, "added": torch.zeros(2, 1, 5, 5, dtype=torch.float64).masked_fill(~seen, -1e30)}
+    visible = torch.ones(2, 1, 5, 5, dtype=torch.bool)
+    visible[1, :, :, 3:] = False
+    return {
+        "none": None,
+        "boolean": visible,
+        "added": torch.zeros(2, 1, 5, 5, dtype=torch.float64).masked_fill(~visible, -1e30),
+    }
 
 
-@pytest.mark.parametrize("mask", ["none", "seen", "added"])
+@pytest.mark.parametrize("mask", ["none", "boolean", "added"])
 @pytest.mark.parametrize("scale", [None, 0.3])
-def test_attention_equals_torchs(mask: str, scale: float | None) -> None:
+def test_attention_equals_that_of_torch(mask: str, scale: float | None) -> None:
     parts = [random(*SHAPE, seed=seed) for seed in range(3)]
     weight = random(*SHAPE, seed=9).detach()
-    found = []
+    results = []
     for kernel in (cpu_kernels.attention, F.scaled_dot_product_attention):
         result = kernel(*parts, attn_mask=masks()[mask], scale=scale)
         assert result is not None
-        found.append([result.detach(), *torch.autograd.grad((result * weight).sum(), parts)])
-    for own, theirs in zip(*found, strict=True):
-        assert torch.allclose(own, theirs, rtol=0, atol=1e-12)
+        results.append([result.detach(), *torch.autograd.grad((result * weight).sum(), parts)])
+    for actual, expected_part in zip(*results, strict=True):
+        assert torch.allclose(actual, expected_part, rtol=0, atol=1e-12)
 
 
 def test_attention_drops_weights_at_the_given_rate() -> None:
@@ -57,8 +61,8 @@ def test_attention_drops_weights_at_the_given_rate() -> None:
     gradients = torch.autograd.grad((used * weight).sum(), (query, key, value))
     scores = (query @ key.transpose(-1, -2) / 8).softmax(-1) * kept / 0.75
     expected = torch.autograd.grad(((scores @ value) * weight).sum(), (query, key, value))
-    for own, theirs in zip(gradients, expected, strict=True):
-        assert torch.allclose(own, theirs, rtol=0, atol=1e-12)
+    for actual, expected_part in zip(gradients, expected, strict=True):
+        assert torch.allclose(actual, expected_part, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -66,13 +70,13 @@ def test_attention_drops_weights_at_the_given_rate() -> None:
 def test_dropout_zeroes_a_share_and_keeps_the_mean(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     values = torch.ones(shape, dtype=dtype, requires_grad=True)
     torch.manual_seed(1)
-    found = cpu_kernels.dropout(values, 0.1)
-    assert found is not None
-    (gradient,) = torch.autograd.grad(found.sum(), values)
-    assert torch.equal(gradient, found)  # the same mask and scale
-    assert set(found.flatten().tolist()) <= {0.0, torch.tensor(65536 / (65536 - 6554), dtype=dtype).item()}
+    result = cpu_kernels.dropout(values, 0.1)
+    assert result is not None
+    (gradient,) = torch.autograd.grad(result.sum(), values)
+    assert torch.equal(gradient, result)  # the same mask and scale
+    assert set(result.flatten().tolist()) <= {0.0, torch.tensor(65536 / (65536 - 6554), dtype=dtype).item()}
     if values.numel() > 1000:
-        kept = (found != 0).double()
+        kept = (result != 0).double()
         assert abs(kept.mean().item() - 0.9) < 0.002  # 401,000 draws: standard error 0.0005
         # Four values share one random number, but must be independent.
         lanes = kept.flatten().unflatten(0, (-1, 4)) - 0.9
@@ -83,9 +87,9 @@ def test_dropout_zeroes_a_share_and_keeps_the_mean(shape: tuple[int, ...], dtype
 def test_dropout_has_the_given_rate() -> None:
     values = torch.ones(1_000_000)
     for rate in (0.01, 0.5, 0.95):
-        found = cpu_kernels.dropout(values, rate)
-        assert found is not None
-        assert abs((found == 0).double().mean().item() - rate) < 0.002
+        result = cpu_kernels.dropout(values, rate)
+        assert result is not None
+        assert abs((result == 0).double().mean().item() - rate) < 0.002
 
 
 def test_unsupported_calls_return_none() -> None:
@@ -95,14 +99,16 @@ def test_unsupported_calls_return_none() -> None:
     assert cpu_kernels.dropout(values, 0.5, False) is None
     assert cpu_kernels.dropout(values, 0.5, True, True) is None
     assert cpu_kernels.attention(*parts, is_causal=True) is None
-    assert cpu_kernels.attention(*parts, attn_mask=random(2, 3, 5, 5)) is None  # whose gradient would be lost
+    assert (
+        cpu_kernels.attention(*parts, attn_mask=random(2, 3, 5, 5)) is None
+    )  # the gradient of this mask would be lost
     assert cpu_kernels.attention(parts[0][:, :, :2], *parts[1:]) is None
     assert cpu_kernels.attention(parts[0].float(), *parts[1:]) is None
     with torch.no_grad():
         assert cpu_kernels.attention(*parts) is None
 
 
-def test_the_context_replaces_torchs_kernels_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_context_replaces_the_kernels_of_torch_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     values, parts = torch.ones(5), [random(*SHAPE, seed=seed) for seed in range(3)]
     names = {"DropoutBackward0", "_DropoutBackward", "_AttentionBackward"}
 
@@ -118,7 +124,7 @@ def test_the_context_replaces_torchs_kernels_until_it_ends(monkeypatch: pytest.M
     assert used() == set()
 
 
-def test_masks_come_from_torchs_default_generator() -> None:
+def test_masks_come_from_the_default_generator_of_torch() -> None:
     def draw() -> Tensor:
         with CpuKernels():
             return F.dropout(torch.ones(100), 0.5)
@@ -131,17 +137,17 @@ def test_masks_come_from_torchs_default_generator() -> None:
     assert not torch.equal(first, second)
 
 
-def test_attention_under_autocast_has_autocasts_dtype() -> None:
+def test_attention_under_autocast_has_the_autocast_dtype() -> None:
     parts = [random(*SHAPE, seed=seed, dtype=torch.float32) for seed in range(3)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = cpu_kernels.attention(*parts)
-    assert found is not None
-    assert found.dtype == torch.bfloat16
-    gradients = torch.autograd.grad(found.float().sum(), parts)
+        result = cpu_kernels.attention(*parts)
+    assert result is not None
+    assert result.dtype == torch.bfloat16
+    gradients = torch.autograd.grad(result.float().sum(), parts)
     expected = torch.autograd.grad(F.scaled_dot_product_attention(*parts).sum(), parts)
     assert all(gradient.dtype == torch.float32 for gradient in gradients)
-    for own, theirs in zip(gradients, expected, strict=True):
-        assert torch.allclose(own, theirs, rtol=0, atol=0.05)
+    for actual, expected_part in zip(gradients, expected, strict=True):
+        assert torch.allclose(actual, expected_part, rtol=0, atol=0.05)
 
 
 def eager(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -149,16 +155,16 @@ def eager(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("tokens", [12, 16, 29, 32, 40])  # with and without conversion to float32
-def test_attention_in_bfloat16_rounds_as_eager_attention_does(tokens: int) -> None:
+def test_attention_in_bfloat16_has_the_rounding_error_of_eager_attention(tokens: int) -> None:
     exact = [random(2, 3, tokens, 4, seed=seed).detach().bfloat16().double() for seed in range(4)]
-    found = []
+    results = []
     for kernel, dtype in ((eager, torch.float64), (cpu_kernels.attention, torch.bfloat16), (eager, torch.bfloat16)):
         *parts, weight = (part.to(dtype).requires_grad_() for part in exact)
         result = kernel(*parts)
         assert result is not None
-        found.append([result.detach(), *torch.autograd.grad((result * weight).sum(), parts)])
-    for expected, own, theirs in zip(*found, strict=True):
-        error, usual = ((each.double() - expected).norm() / expected.norm() for each in (own, theirs))
+        results.append([result.detach(), *torch.autograd.grad((result * weight).sum(), parts)])
+    for expected, actual, reference in zip(*results, strict=True):
+        error, usual = ((output.double() - expected).norm() / expected.norm() for output in (actual, reference))
         assert error < 1.1 * usual
         assert usual < 0.01
 
@@ -168,10 +174,10 @@ def test_a_fully_masked_row_is_finite(dtype: torch.dtype) -> None:
     parts = [random(*SHAPE, seed=seed, dtype=dtype) for seed in range(3)]
     hidden = torch.zeros(2, 1, 5, 5)
     for lowest in (-torch.inf, torch.finfo(torch.float32).min):
-        found = cpu_kernels.attention(*parts, attn_mask=hidden.index_fill(2, torch.tensor([3]), lowest))
-        assert found is not None
-        assert found.isfinite().all()
-        assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(found.float().sum(), parts))
+        result = cpu_kernels.attention(*parts, attn_mask=hidden.index_fill(2, torch.tensor([3]), lowest))
+        assert result is not None
+        assert result.isfinite().all()
+        assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(result.float().sum(), parts))
 
 
 # Count the page faults while a large tensor is allocated repeatedly.

@@ -26,10 +26,10 @@ ALL_TOKENS = {
 def outcome(model: PreTrainedModel) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the logits of three rows, one of them padded, and the gradient of every parameter."""
     ids = torch.randint(3, 30, (3, 6), generator=torch.Generator().manual_seed(2))
-    seen = torch.ones_like(ids)
-    seen[1, 4:] = 0
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0
     model.zero_grad()
-    logits = model(input_ids=ids, attention_mask=seen).logits
+    logits = model(input_ids=ids, attention_mask=mask).logits
     logits.square().sum().backward()
     return logits.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -41,8 +41,8 @@ def test_logits_and_gradients_are_the_same(family: str) -> None:
     with first_token_only(model) as cut:
         assert cut == (family not in ALL_TOKENS)
         if cut:
-            with first_token_only(model) as again:  # scoring in the middle of training
-                assert again
+            with first_token_only(model) as nested:  # scoring in the middle of training
+                assert nested
             logits, gradients = outcome(model)
     assert [len(module._forward_pre_hooks) for module in model.modules()] == hooks
     if cut:
@@ -80,7 +80,7 @@ def test_the_last_layer_computes_one_token(tiny_bert: Path) -> None:
     assert sizes == [5, 1]
 
 
-def test_a_head_of_zeros_or_one_that_cancels_proves_nothing() -> None:
+def test_a_head_that_hides_other_tokens_is_not_proof_that_they_are_unused() -> None:
     for weight in (torch.zeros(3, 24), torch.tensor([1e-3, -1e-3, 0.0])[:, None].expand(3, 24)):
         model = random_model("modernbert", classifier_pooling="mean")
         with torch.no_grad():

@@ -66,14 +66,14 @@ def bf16(monkeypatch: pytest.MonkeyPatch) -> Iterator[Accelerator]:
     Accelerator(cpu=True)
 
 
-def flashing(classifier: Classifier) -> Classifier:
+def with_flash_attention(classifier: Classifier) -> Classifier:
     classifier.base.config._attn_implementation = FLASH
     classifier.model.eval()
     return classifier
 
 
 def test_the_fake_kernel_rejects_float32(tiny_bert: Path, bf16: Accelerator) -> None:
-    base = flashing(tiny_classifier(tiny_bert)).base
+    base = with_flash_attention(tiny_classifier(tiny_bert)).base
     inputs = {"input_ids": torch.tensor([[3, 4, 5]]), "attention_mask": torch.tensor([[1, 1, 0]])}
     with pytest.raises(RuntimeError, match="only support fp16 and bf16"):
         base(**inputs)
@@ -85,10 +85,10 @@ def test_the_fake_kernel_rejects_float32(tiny_bert: Path, bf16: Accelerator) -> 
     torch.testing.assert_close(logits.float(), eager, atol=0.05, rtol=0)  # bfloat16 rounding; see precision.py
 
 
-def test_a_model_is_saved_read_back_and_merged(tiny_bert: Path, bf16: Accelerator, tmp_path: Path) -> None:
-    classifier = flashing(tiny_classifier(tiny_bert))
+def test_a_model_is_saved_loaded_and_merged(tiny_bert: Path, bf16: Accelerator, tmp_path: Path) -> None:
+    classifier = with_flash_attention(tiny_classifier(tiny_bert))
     save_classifier(classifier, tmp_path / "model")
-    reloaded = flashing(load_classifier(tmp_path / "model"))
+    reloaded = with_flash_attention(load_classifier(tmp_path / "model"))
     assert check_reload(classifier, reloaded, TEXTS, CPU) <= 1e-6
     assert uses_flash_attention(classifier.base)
     assert uses_flash_attention(reloaded.base)
@@ -100,7 +100,7 @@ def test_a_model_is_saved_read_back_and_merged(tiny_bert: Path, bf16: Accelerato
 
 def test_heads_are_measured_without_fast_ablation(tiny_bert: Path, bf16: Accelerator) -> None:
     torch.manual_seed(0)
-    sample = sample_of(flashing(tiny_classifier(tiny_bert)))
+    sample = sample_of(with_flash_attention(tiny_classifier(tiny_bert)))
     object.__setattr__(sample, "accelerator", bf16)
     check_all_ones(sample)
     result = ablation(sample)
@@ -115,16 +115,16 @@ def test_heads_are_measured_without_fast_ablation(tiny_bert: Path, bf16: Acceler
 def test_training_works_with_frozen_layers_cached_and_without(
     tiny_bert: Path, bf16: Accelerator, tmp_path: Path, cached: bool
 ) -> None:
-    classifier = flashing(tiny_classifier(tiny_bert))
+    classifier = with_flash_attention(tiny_classifier(tiny_bert))
     if cached:
         freeze(classifier.base, Freezing(embeddings=True, layers=1))
     split, caches = encoded(classifier), ExitStack()
     with caches:
         if cached:
-            filled = cached_frozen_layers(
+            cache = cached_frozen_layers(
                 classifier, {"train": split}, CacheSettings(1, batch_size=4), accelerator=bf16, notify=lambda text: None
             )
-            split = caches.enter_context(filled)["train"]
+            split = caches.enter_context(cache)["train"]
         trainer = build_trainer(
             classifier, split, plan(), Hyperparameters(TrainingSection(learning_rate=1e-3), seed=0), bf16
         )
@@ -154,12 +154,12 @@ def test_unsupported_settings_are_rejected_before_training(
     with pytest.raises(TrainingError, match=message):
         check_flash_attention(precision, dtype, use_cpu=use_cpu)
     model = {"model_name_or_path": "x", "dtype": dtype, "attn_implementation": FLASH}
-    given = {**recipe(SCRATCH), "model": model, "training": {"mixed_precision": precision, "use_cpu": use_cpu}}
+    content = {**recipe(SCRATCH), "model": model, "training": {"mixed_precision": precision, "use_cpu": use_cpu}}
     with pytest.raises(TrainingError, match=message):
-        with_precision(Recipe.model_validate({"output_dir": "x", **given}))
+        with_precision(Recipe.model_validate({"output_dir": "x", **content}))
 
 
-def test_a_machine_without_a_gpu_loads_such_a_run_with_another_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_a_gpu_loads_the_run_with_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
     source = Source("x", attn_implementation=FLASH)
     for gpu, expected in ((True, FLASH), (False, "sdpa")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)

@@ -19,19 +19,19 @@ def test_embeddings_and_lower_layers_are_frozen(tiny_bert: Path) -> None:
     built = tiny_classifier(tiny_bert)
     everything = trained(built.model)
     freeze(built.base, Freezing(embeddings=True, layers=1))
-    stopped = everything - trained(built.model)
-    assert stopped == {n for n in everything if n.startswith(("bert.embeddings.", "bert.encoder.layer.0."))}
-    assert len(stopped) == 5 + 16
+    frozen = everything - trained(built.model)
+    assert frozen == {n for n in everything if n.startswith(("bert.embeddings.", "bert.encoder.layer.0."))}
+    assert len(frozen) == 5 + 16
 
 
 @pytest.mark.parametrize("family", ["xlm", "distilbert", "modernbert", "deberta-v2", "mpnet"])
-def test_other_families_too(family: str, tmp_path: Path) -> None:
+def test_lower_layers_are_frozen_in_other_families(family: str, tmp_path: Path) -> None:
     built = build(save_checkpoint(family, tmp_path))
     everything = trained(built.model)
     freeze(built.base, Freezing(embeddings=False, layers=1))
-    stopped = everything - trained(built.model)
-    assert stopped
-    assert all(".0." in name for name in stopped)
+    frozen = everything - trained(built.model)
+    assert frozen
+    assert all(".0." in name for name in frozen)
     assert not {name for name in trained(built.base) if ".0." in name}
     freeze(built.base, Freezing(embeddings=True, layers=1))
     assert not any("embeddings" in name for name in trained(built.base))
@@ -52,10 +52,10 @@ def test_other_families_too(family: str, tmp_path: Path) -> None:
 )
 def test_norm_and_projection_of_the_embeddings_are_frozen_too(family: str, name: str, tmp_path: Path) -> None:
     built = build(save_checkpoint(family, tmp_path)).base
-    stopped = {f"{name}.{which}" for which in ("weight", "bias")}
-    assert stopped <= trained(built)
+    frozen = {f"{name}.{kind}" for kind in ("weight", "bias")}
+    assert frozen <= trained(built)
     freeze(built, Freezing(embeddings=True, layers=0))
-    assert not stopped & trained(built)
+    assert not frozen & trained(built)
     assert {f"{site.output}.weight" for site in attention_sites(built)} <= trained(built)
 
 

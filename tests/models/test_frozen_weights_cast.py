@@ -52,7 +52,7 @@ def test_results_are_bit_identical_and_weights_are_restored(tiny_bert: Path, bf1
         assert classifier.base.base_model.embeddings.word_embeddings.weight.dtype == torch.float32
         result = outcome(classifier, bf16)
     assert len(result) == len(expected) > 16
-    assert all(torch.equal(one, two) for one, two in zip(result, expected, strict=True))
+    assert all(torch.equal(actual, reference) for actual, reference in zip(result, expected, strict=True))
     assert all(p.data.data_ptr() == weights[name].data_ptr() for name, p in classifier.model.named_parameters())
     assert query.cast_input_dtype_enabled
 
@@ -65,7 +65,7 @@ def test_weights_are_restored_after_an_error(tiny_bert: Path, bf16: Accelerator)
 
 
 @pytest.mark.parametrize("use_dora", [False, True])
-def test_nothing_is_cast_where_it_would_change_something(
+def test_nothing_is_cast_if_it_would_change_results(
     tiny_bert: Path, accelerator: Accelerator, bf16: Accelerator, use_dora: bool
 ) -> None:
     adapters = Lora(r=2, lora_alpha=4, lora_dropout=0.0, roles=ROLES, use_dora=use_dora)

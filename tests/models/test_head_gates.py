@@ -24,21 +24,21 @@ def bert(checkpoint: Path) -> Classifier:
 
 
 def bert_lora(checkpoint: Path) -> Classifier:
-    found = tiny_classifier(checkpoint, lora=Lora(2, 4, 0.0, ROLES))
+    classifier = tiny_classifier(checkpoint, lora=Lora(2, 4, 0.0, ROLES))
     torch.manual_seed(3)
-    for name, parameter in found.model.named_parameters():
-        if "lora_B" in name:  # LoRA starts at zero, where it could not be printed from its absence
+    for name, parameter in classifier.model.named_parameters():
+        if "lora_B" in name:  # LoRA starts at zero, where it has no effect
             nn.init.normal_(parameter)
-    return found
+    return classifier
 
 
 def bert_dora(checkpoint: Path) -> Classifier:
-    found = tiny_classifier(checkpoint, lora=Lora(2, 4, 0.0, ROLES, use_dora=True))
+    classifier = tiny_classifier(checkpoint, lora=Lora(2, 4, 0.0, ROLES, use_dora=True))
     torch.manual_seed(4)
-    for name, parameter in found.model.named_parameters():
+    for name, parameter in classifier.model.named_parameters():
         if "lora_B" in name or "magnitude" in name:
             nn.init.uniform_(parameter, 0.5, 1.5)
-    return found
+    return classifier
 
 
 def small(checkpoint: Path) -> Classifier:
@@ -60,19 +60,19 @@ BUILDERS = [bert, bert_lora, small]
 @pytest.fixture(params=BUILDERS, ids=lambda build: build.__name__)
 def classifier(request: pytest.FixtureRequest, tiny_bert: Path) -> Classifier:
     build: Callable[[Path], Classifier] = request.param
-    found = build(tiny_bert)
-    found.model.eval()
-    return found
+    result = build(tiny_bert)
+    result.model.eval()
+    return result
 
 
 @pytest.fixture
 def inputs(classifier: Classifier) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = classifier.tokenizer(SENTENCES, padding=True, return_tensors="pt").data
-    return found
+    encoding: dict[str, Tensor] = classifier.tokenizer(SENTENCES, padding=True, return_tensors="pt").data
+    return encoding
 
 
 def zero_columns(projection: nn.Module, columns: slice) -> None:
-    """Zero these input columns of a linear map, or of LoRA's wrapper around one."""
+    """Set these input columns of a linear layer, or of a LoRA layer around one, to zero."""
     with torch.no_grad():
         if hasattr(projection, "lora_A"):
             projection.base_layer.weight[:, columns] = 0
@@ -81,19 +81,21 @@ def zero_columns(projection: nn.Module, columns: slice) -> None:
             projection.weight[:, columns] = 0
 
 
-def test_ones_change_nothing(classifier: Classifier, inputs: dict[str, Tensor]) -> None:
+def test_gates_of_one_change_nothing(classifier: Classifier, inputs: dict[str, Tensor]) -> None:
     base = classifier.base
-    plain = base(**inputs).logits
+    ungated = base(**inputs).logits
     for shape in ((2, 3), (len(SENTENCES), 2, 3)):
         with head_gates(base, attention_sites(base), torch.ones(shape)):
-            assert torch.equal(base(**inputs).logits, plain)
+            assert torch.equal(base(**inputs).logits, ungated)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("head", [0, 2])
-def test_zero_equals_zeroed_columns(classifier: Classifier, inputs: dict[str, Tensor], layer: int, head: int) -> None:
+def test_a_gate_of_zero_equals_zeroed_columns(
+    classifier: Classifier, inputs: dict[str, Tensor], layer: int, head: int
+) -> None:
     base, sites = classifier.base, attention_sites(classifier.base)
-    plain = base(**inputs).logits
+    ungated = base(**inputs).logits
     gates = torch.ones(2, 3)
     gates[layer, head] = 0
     with head_gates(base, sites, gates):
@@ -102,32 +104,32 @@ def test_zero_equals_zeroed_columns(classifier: Classifier, inputs: dict[str, Te
     width = projection.in_features // sites[layer].num_heads
     zero_columns(projection, slice(head * width, (head + 1) * width))
     assert torch.equal(base(**inputs).logits, gated)
-    assert not torch.allclose(plain, gated, atol=1e-5)
+    assert not torch.allclose(ungated, gated, atol=1e-5)
 
 
 def test_each_example_has_its_own_gates(classifier: Classifier, inputs: dict[str, Tensor]) -> None:
     base, sites = classifier.base, attention_sites(classifier.base)
     gates = torch.rand(len(SENTENCES), 2, 3)
     with head_gates(base, sites, gates):
-        together = base(**inputs).logits
+        batched = base(**inputs).logits
     for row in range(len(SENTENCES)):
         with head_gates(base, sites, gates[row]):
-            alone = base(**{name: tensor[row : row + 1] for name, tensor in inputs.items()}).logits
-        assert_equal_up_to_rounding(together[row : row + 1], alone)
+            single = base(**{name: tensor[row : row + 1] for name, tensor in inputs.items()}).logits
+        assert_equal_up_to_rounding(batched[row : row + 1], single)
 
 
 def test_the_model_is_restored_even_after_an_error(classifier: Classifier, inputs: dict[str, Tensor]) -> None:
     base = classifier.base
     before = sum(len(module._forward_pre_hooks) for module in base.modules())
-    plain = base(**inputs).logits
+    ungated = base(**inputs).logits
     with pytest.raises(ZeroDivisionError), head_gates(base, attention_sites(base), torch.zeros(2, 3)):
         raise ZeroDivisionError
     assert sum(len(module._forward_pre_hooks) for module in base.modules()) == before
-    assert torch.equal(base(**inputs).logits, plain)
+    assert torch.equal(base(**inputs).logits, ungated)
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (3, 3), (6,), (1, 1, 2, 3)])
-def test_a_wrong_shape_is_refused(classifier: Classifier, shape: tuple[int, ...]) -> None:
+def test_a_wrong_shape_is_rejected(classifier: Classifier, shape: tuple[int, ...]) -> None:
     with (
         pytest.raises(ModelError, match=r"gates have shape .*must be \(B, 2, 3\) or \(2, 3\)"),
         head_gates(classifier.base, attention_sites(classifier.base), torch.ones(shape)),
@@ -153,10 +155,10 @@ def test_a_site_that_is_not_called_is_an_error(tiny_bert: Path) -> None:
         base(input_ids=ids)
 
 
-def test_the_check_before_use_sees_a_gate_that_changes_something(tiny_bert: Path) -> None:
-    found = bert(tiny_bert)
-    base, sites = found.base.eval(), attention_sites(found.base)
-    inputs = {"input_ids": encoded(found).rows.with_format("torch")["input_ids"][0][None]}
+def test_the_check_before_use_detects_a_gate_that_changes_the_logits(tiny_bert: Path) -> None:
+    classifier = bert(tiny_bert)
+    base, sites = classifier.base.eval(), attention_sites(classifier.base)
+    inputs = {"input_ids": encoded(classifier).rows.with_format("torch")["input_ids"][0][None]}
     check_gates(base, sites, inputs)
     base.train()  # dropout: two passes differ
     base.bert.embeddings.dropout.p = 0.5
@@ -165,12 +167,12 @@ def test_the_check_before_use_sees_a_gate_that_changes_something(tiny_bert: Path
 
 
 @pytest.mark.parametrize("build", [bert, bert_lora, bert_dora])
-def test_gates_are_the_same_with_every_attention_and_compiled(
+def test_gates_have_the_same_effect_with_every_attention_and_compiled(
     tiny_bert: Path, build: Callable[[Path], Classifier]
 ) -> None:
-    found = build(tiny_bert)
-    base, sites = found.base.eval(), attention_sites(found.base)
-    inputs = found.tokenizer(SENTENCES, padding=True, return_tensors="pt").data
+    classifier = build(tiny_bert)
+    base, sites = classifier.base.eval(), attention_sites(classifier.base)
+    inputs = classifier.tokenizer(SENTENCES, padding=True, return_tensors="pt").data
     gates = torch.rand(len(SENTENCES), 2, 3)
     with head_gates(base, sites, gates):
         fused = base(**inputs).logits
@@ -186,24 +188,24 @@ def test_gates_are_the_same_with_every_attention_and_compiled(
         assert_equal_up_to_rounding(compiled(**inputs).logits, eager)
 
 
-def test_zero_equals_zeroed_columns_under_dora(tiny_bert: Path) -> None:
-    found = bert_dora(tiny_bert)
-    base, sites = found.base.eval(), attention_sites(found.base)
-    inputs = found.tokenizer(SENTENCES, padding=True, return_tensors="pt").data
+def test_a_gate_of_zero_equals_zeroed_columns_with_dora(tiny_bert: Path) -> None:
+    classifier = bert_dora(tiny_bert)
+    base, sites = classifier.base.eval(), attention_sites(classifier.base)
+    inputs = classifier.tokenizer(SENTENCES, padding=True, return_tensors="pt").data
     gates = torch.ones(2, 3)
     gates[1, 2] = 0
     with head_gates(base, sites, gates):
         gated = base(**inputs).logits
-    plain = base(**inputs).logits
-    # DoRA divides by the norms of whole rows, so the columns are zeroed in the merged weights, as a gate does.
-    merged = found.model.merge_and_unload().eval()
+    ungated = base(**inputs).logits
+    # DoRA divides by the norms of full rows, so the columns are zeroed in the merged weights, as a gate does.
+    merged = classifier.model.merge_and_unload().eval()
     with torch.no_grad():
         merged.get_submodule(sites[1].output).weight[:, 16:] = 0
     assert_equal_up_to_rounding(gated, merged(**inputs).logits)  # merging rounds
-    assert not torch.allclose(gated, plain, atol=1e-3)
+    assert not torch.allclose(gated, ungated, atol=1e-3)
 
 
-def test_a_model_compiled_before_is_refused_and_so_is_one_that_does_not_run(tiny_bert: Path) -> None:
+def test_a_model_that_was_compiled_before_or_does_not_run_is_rejected(tiny_bert: Path) -> None:
     base = bert(tiny_bert).base.eval()
     inputs = {"input_ids": torch.tensor([[2, 3, 4]])}
     torch._dynamo.reset()

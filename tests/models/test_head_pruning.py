@@ -110,17 +110,17 @@ def test_only_weights_of_the_heads_are_removed(case: str, unpruned: Classifier) 
         )
         for site in attention_sites(unpruned.base)
     ]
-    large, left = unpruned.base.state_dict(), small.base.state_dict()
-    assert large.keys() == left.keys()
-    changed = {name for name in large if large[name].shape != left[name].shape}
+    original, remaining = unpruned.base.state_dict(), small.base.state_dict()
+    assert original.keys() == remaining.keys()
+    changed = {name for name in original if original[name].shape != remaining[name].shape}
     assert all(any(word in name for word in ("attention", "attn")) for name in changed)
-    assert all(large[name].equal(left[name]) for name in large.keys() - changed)
-    zero = unpruned_copy(small.base).state_dict()
+    assert all(original[name].equal(remaining[name]) for name in original.keys() - changed)
+    padded = unpruned_copy(small.base).state_dict()
     assert changed
     for name in changed:
-        kept = zero[name] != 0
-        assert kept.any()
-        assert zero[name][kept].equal(large[name][kept])
+        nonzero = padded[name] != 0
+        assert nonzero.any()
+        assert padded[name][nonzero].equal(original[name][nonzero])
 
 
 def test_a_pruned_model_is_the_same_after_reloading(
@@ -131,41 +131,43 @@ def test_a_pruned_model_is_the_same_after_reloading(
     save_classifier(small, tmp_path / "model")
     shutil.move(tmp_path / "model", tmp_path / "moved")
     torch.manual_seed(99)
-    again = load_classifier(tmp_path / "moved")
-    assert check_reload(small, again, TEXTS, CPU) <= 1e-5
-    assert pruned_heads(again.base.config) == CASES[case][2]
-    save_classifier(again, tmp_path / "twice")
+    reloaded = load_classifier(tmp_path / "moved")
+    assert check_reload(small, reloaded, TEXTS, CPU) <= 1e-5
+    assert pruned_heads(reloaded.base.config) == CASES[case][2]
+    save_classifier(reloaded, tmp_path / "twice")
     assert check_reload(small, load_classifier(tmp_path / "twice"), TEXTS, CPU) <= 1e-5
     first, second = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("moved", "twice"))
     assert first == second
     assert first["architectures"] == [type(unpruned.base).__name__]
     assert "torch_dtype" not in first
     SAVED[case] = (tmp_path / "moved", expected)
-    train_three_steps(again, accelerator)
-    again.model.eval()
-    assert not torch.allclose(logits_of(again, TEXTS, CPU), expected, atol=1e-3)
-    save_classifier(again, tmp_path / "trained")
-    assert check_reload(again, load_classifier(tmp_path / "trained"), TEXTS, CPU) <= 1e-5
+    train_three_steps(reloaded, accelerator)
+    reloaded.model.eval()
+    assert not torch.allclose(logits_of(reloaded, TEXTS, CPU), expected, atol=1e-3)
+    save_classifier(reloaded, tmp_path / "trained")
+    assert check_reload(reloaded, load_classifier(tmp_path / "trained"), TEXTS, CPU) <= 1e-5
 
 
 def test_a_pruned_model_in_bfloat16_is_the_same_after_reloading(
     case: str, unpruned: Classifier, tmp_path: Path
 ) -> None:
     save_classifier(unpruned, tmp_path / "unpruned")
-    about = json.loads((tmp_path / "unpruned" / "classifier.json").read_text())
-    about["source"]["dtype"] = "bfloat16"
-    (tmp_path / "unpruned" / "classifier.json").write_text(json.dumps(about))
-    low = load_classifier(tmp_path / "unpruned")
-    small = pruned(low, CASES[case][2])
-    dtypes = {name: parameter.dtype for name, parameter in low.base.named_parameters()}  # DeBERTa's q_bias is float32
+    classifier_json = json.loads((tmp_path / "unpruned" / "classifier.json").read_text())
+    classifier_json["source"]["dtype"] = "bfloat16"
+    (tmp_path / "unpruned" / "classifier.json").write_text(json.dumps(classifier_json))
+    bfloat16 = load_classifier(tmp_path / "unpruned")
+    small = pruned(bfloat16, CASES[case][2])
+    dtypes = {
+        name: parameter.dtype for name, parameter in bfloat16.base.named_parameters()
+    }  # DeBERTa's q_bias is float32
     assert {name: parameter.dtype for name, parameter in small.base.named_parameters()} == dtypes
     assert torch.bfloat16 in dtypes.values()
     save_classifier(small, tmp_path / "small")
-    again = load_classifier(tmp_path / "small")
+    reloaded = load_classifier(tmp_path / "small")
     if CASES[case][0] == "deberta":  # transformers 5.23 cannot run it in bfloat16, pruned or not
-        assert all(tensor.equal(again.base.state_dict()[name]) for name, tensor in small.base.state_dict().items())
+        assert all(tensor.equal(reloaded.base.state_dict()[name]) for name, tensor in small.base.state_dict().items())
     else:
-        assert check_reload(small, again, TEXTS, CPU) <= 1e-5
+        assert check_reload(small, reloaded, TEXTS, CPU) <= 1e-5
 
 
 def test_pruning_twice_equals_pruning_once(case: str, unpruned: Classifier) -> None:
@@ -242,9 +244,9 @@ def test_a_fresh_process_gives_the_same_logits(saved: dict[str, tuple[Path, Tens
     done = subprocess.run([sys.executable, "-c", program], input=folders, capture_output=True, text=True, check=True)
     result = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("LOGITS ")]
     assert len(result) == len(saved) == expected
-    for there, (_, here) in zip(result, saved.values(), strict=True):
+    for actual, (_, expected_logits) in zip(result, saved.values(), strict=True):
         # Measured: saved 0.0 for 29 of 34, at most 7.2e-7 (another memory address); unpruned copies as above.
-        assert_equal_up_to_rounding(there, here)
+        assert_equal_up_to_rounding(actual, expected_logits)
 
 
 def test_every_family_is_tested_or_not_prunable() -> None:

@@ -30,7 +30,9 @@ def parameters(classifier: Classifier) -> int:
 
 def test_the_number_of_removed_parameters_is_that_computed_by_hand(bert: Classifier) -> None:
     hidden, width = 24, 8
-    head = 3 * (width * hidden + width) + hidden * width  # query, key, value with biases; output, whose bias stays
+    head = (
+        3 * (width * hidden + width) + hidden * width
+    )  # query, key and value with biases; output without its bias, which is kept
     before = parameters(bert)
     prune_heads(bert.base, PRUNED)
     assert before - parameters(bert) == 3 * head == 2376
@@ -49,7 +51,7 @@ def test_frozen_parameters_stay_frozen(bert: Classifier) -> None:
     assert all(p.is_contiguous() and p.is_leaf for p in bert.base.parameters())
 
 
-def test_buffers_with_one_row_per_row_of_a_projection_are_pruned_too(tmp_path: Path) -> None:
+def test_buffers_of_a_projection_are_pruned_with_its_rows(tmp_path: Path) -> None:
     base = build(save_checkpoint("ibert", tmp_path)).base
     prune_heads(base, PRUNED)
     query = base.ibert.encoder.layer[1].attention.self.query
@@ -121,14 +123,14 @@ def test_query_heads_that_share_a_key_must_be_pruned_together(tmp_path: Path) ->
 
 def test_adapters_must_be_merged_first(tmp_path: Path) -> None:
     base = build(save_checkpoint("bert", tmp_path), Lora(2, 4, 0.0, ROLES)).base
-    for refused in (lambda: prune_heads(base, {0: [1]}), lambda: unpruned_copy(base)):
+    for operation in (lambda: prune_heads(base, {0: [1]}), lambda: unpruned_copy(base)):
         with pytest.raises(ModelError, match="a model with adapters cannot be pruned; merge the adapters first"):
-            refused()
+            operation()
 
 
 def test_a_family_outside_transformers_is_rejected(bert: Classifier) -> None:
-    class Strange(type(bert.base.config)):  # type: ignore[misc]
+    class UnknownConfig(type(bert.base.config)):  # type: ignore[misc]
         model_type = "bert"
 
     with pytest.raises(ModelError, match="lists pruned heads, which is supported only for classifiers in transformers"):
-        classifier_class(Strange(pruned_heads={"0": [1]}))
+        classifier_class(UnknownConfig(pruned_heads={"0": [1]}))

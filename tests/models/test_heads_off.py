@@ -50,23 +50,23 @@ def zero_heads(classifier: Classifier) -> None:
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("family", ["bert", "bert_lora", "modernbert"])
-def test_equals_zeroed_columns(family: str, mode: str, tiny_bert: Path, tmp_path: Path) -> None:
+def test_heads_off_equals_zeroed_columns(family: str, mode: str, tiny_bert: Path, tmp_path: Path) -> None:
     builders = {"bert": bert, "bert_lora": bert_lora}
     classifier = builders[family](tiny_bert) if family in builders else modernbert(tmp_path)
     classifier.model.train(mode == "train")
     before = num_hooks(classifier)
-    plain = logits(classifier, 4)
+    expected_on = logits(classifier, 4)
     with classifier.heads_off(HEADS):
         off = [logits(classifier, rows) for rows in (1, 4)]  # several passes, of different batch sizes
     assert num_hooks(classifier) == before
-    assert torch.equal(logits(classifier, 4), plain)
+    assert torch.equal(logits(classifier, 4), expected_on)
     zero_heads(classifier)
-    for rows, found in zip((1, 4), off, strict=True):
-        assert_equal_up_to_rounding(found, logits(classifier, rows))
-    assert not torch.allclose(off[1], plain, atol=1e-3)
+    for rows, actual in zip((1, 4), off, strict=True):
+        assert_equal_up_to_rounding(actual, logits(classifier, rows))
+    assert not torch.allclose(off[1], expected_on, atol=1e-3)
 
 
-def test_the_weights_get_gradients_except_those_of_heads_that_are_off(tiny_bert: Path) -> None:
+def test_only_weights_of_heads_that_are_on_get_gradients(tiny_bert: Path) -> None:
     classifier = bert(tiny_bert)
     with classifier.heads_off([(1, 2)]):
         logits(classifier, 4).sum().backward()
@@ -78,13 +78,13 @@ def test_the_weights_get_gradients_except_those_of_heads_that_are_off(tiny_bert:
 def test_no_heads_and_nested_blocks(tiny_bert: Path) -> None:
     classifier = bert(tiny_bert)
     classifier.model.eval()
-    plain = logits(classifier, 4)
+    expected_on = logits(classifier, 4)
     with classifier.heads_off([]):
-        assert torch.equal(logits(classifier, 4), plain)
+        assert torch.equal(logits(classifier, 4), expected_on)
     with classifier.heads_off(HEADS):
-        together = logits(classifier, 4)
+        expected = logits(classifier, 4)
     with classifier.heads_off(HEADS[:1]), classifier.heads_off(HEADS[1:]):
-        assert torch.equal(logits(classifier, 4), together)
+        assert torch.equal(logits(classifier, 4), expected)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Loading a model by hub id, against a local stand-in for the hub: finetune/models/pretrained.py."""
+"""Loading a model by hub id from a local server that replaces the hub."""
 
 from __future__ import annotations
 

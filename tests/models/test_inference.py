@@ -22,33 +22,33 @@ def classifier(tiny_bert: Path) -> Classifier:
     return tiny_classifier(tiny_bert)
 
 
-def assert_close(found: list[Prediction], expected: list[Prediction]) -> None:
-    assert len(found) == len(expected) > 0
-    for one, other in zip(found, expected, strict=True):
-        assert one.label == other.label
-        assert one.probabilities == pytest.approx(other.probabilities, abs=FLOAT32)
+def assert_close(actual: list[Prediction], expected: list[Prediction]) -> None:
+    assert len(actual) == len(expected) > 0
+    for prediction, expected_prediction in zip(actual, expected, strict=True):
+        assert prediction.label == expected_prediction.label
+        assert prediction.probabilities == pytest.approx(expected_prediction.probabilities, abs=FLOAT32)
 
 
 @pytest.mark.parametrize("texts", [SENTENCES, PAIRS], ids=["texts", "pairs"])
 @pytest.mark.parametrize("batch_size", [1, 4, 32])
-def test_predictions_are_those_of_each_text_alone_in_order(
+def test_predictions_equal_those_of_each_text_alone_in_order(
     classifier: Classifier, texts: list[str] | list[tuple[str, str]], batch_size: int
 ) -> None:
     classifier.model.eval()
     expected = []
     for text in texts:
-        parts = [text] if isinstance(text, str) else list(text)
+        fields = [text] if isinstance(text, str) else list(text)
         with torch.no_grad():
-            inputs = classifier.tokenizer(*parts, truncation=True, max_length=16, return_tensors="pt")
+            inputs = classifier.tokenizer(*fields, truncation=True, max_length=16, return_tensors="pt")
             expected += as_predictions(
                 classifier.model(**inputs).logits, classifier.label_names, "single_label_classification"
             )
-    found = classifier.predict(texts, batch_size=batch_size)
-    assert_close(found, expected)
-    assert all(sum(one.probabilities.values()) == pytest.approx(1, abs=1e-6) for one in found)
+    predictions = classifier.predict(texts, batch_size=batch_size)
+    assert_close(predictions, expected)
+    assert all(sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-6) for prediction in predictions)
 
 
-def test_a_model_in_training_mode_predicts_without_dropout_and_stays_in_it(classifier: Classifier) -> None:
+def test_a_model_in_training_mode_predicts_without_dropout_and_keeps_its_mode(classifier: Classifier) -> None:
     classifier.model.train()
     first, second = classifier.predict(SENTENCES), classifier.predict(SENTENCES)
     assert first == second
@@ -75,9 +75,9 @@ def test_no_texts_give_no_predictions(classifier: Classifier) -> None:
 def test_labels_and_probabilities_by_problem_type(
     problem_type: str, logits: list[list[float]], expected: Prediction
 ) -> None:
-    (found,) = as_predictions(torch.tensor(logits), ["a", "b", "c"], problem_type)
-    assert found.label == expected.label
-    assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-4)  # expected has four decimals
+    (result,) = as_predictions(torch.tensor(logits), ["a", "b", "c"], problem_type)
+    assert result.label == expected.label
+    assert result.probabilities == pytest.approx(expected.probabilities, abs=1e-4)  # expected has four decimals
 
 
 @pytest.mark.parametrize(
@@ -93,13 +93,13 @@ def test_labels_and_probabilities_by_problem_type(
         ([("a", 1)], "item 0 of the texts is \"('a', 1)\"; it must be a pair of strings"),
     ],
 )
-def test_other_inputs_are_one_message(classifier: Classifier, texts: object, message: str) -> None:
+def test_other_inputs_give_one_error_message(classifier: Classifier, texts: object, message: str) -> None:
     with pytest.raises(DataError, match=re.escape(message)):
         classifier.predict(texts)  # type: ignore[arg-type]
 
 
 class _SmallMemory(nn.Module):
-    """A model that can take only so many rows at a time."""
+    """A model that runs out of memory above `max_rows` rows."""
 
     def __init__(self, model: nn.Module, max_rows: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Saved classifiers load as they were; damaged or mismatched folders are errors."""
+"""Saved classifiers load unchanged; damaged or mismatched folders are errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 LABELS = ("zeta", "alpha", "no", "mid", "beta")
 
 
-def disturb(classifier: Classifier) -> None:
+def change_weights(classifier: Classifier) -> None:
     """Change every trained weight, as training would."""
     torch.manual_seed(7)
     with torch.no_grad():
@@ -47,21 +47,21 @@ def test_a_trained_model_is_the_same_after_reloading(
     checkpoint: str, lora: Lora | None, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     trained = tiny_classifier(request.getfixturevalue(checkpoint), lora=lora, labels=LABELS)
-    disturb(trained)
+    change_weights(trained)
     save_classifier(trained, tmp_path / "model")
-    moved = tmp_path / "elsewhere" / "moved"
-    shutil.move(tmp_path / "model", moved)
+    folder = tmp_path / "elsewhere" / "moved"
+    shutil.move(tmp_path / "model", folder)
     torch.manual_seed(99)
-    again = load_classifier(moved)
-    assert check_reload(trained, again, TEXTS, CPU) <= 1e-6
-    assert (again.label_names, again.problem_type) == (list(LABELS), "single_label_classification")
-    assert (again.max_length, again.tokenizer.get_vocab()) == (16, trained.tokenizer.get_vocab())
-    assert isinstance(again.model, peft.PeftModel) == (lora is not None)
+    reloaded = load_classifier(folder)
+    assert check_reload(trained, reloaded, TEXTS, CPU) <= 1e-6
+    assert (reloaded.label_names, reloaded.problem_type) == (list(LABELS), "single_label_classification")
+    assert (reloaded.max_length, reloaded.tokenizer.get_vocab()) == (16, trained.tokenizer.get_vocab())
+    assert isinstance(reloaded.model, peft.PeftModel) == (lora is not None)
 
 
 def test_a_fresh_process_gives_the_same_logits(tiny_masked_lm: Path, tmp_path: Path) -> None:
     trained = tiny_classifier(tiny_masked_lm, lora=LORA, labels=LABELS)
-    disturb(trained)
+    change_weights(trained)
     save_classifier(trained, tmp_path)
     program = (
         "import sys, json, torch, pathlib\n"
@@ -71,8 +71,8 @@ def test_a_fresh_process_gives_the_same_logits(tiny_masked_lm: Path, tmp_path: P
         f"print(json.dumps(logits_of(built, {TEXTS!r}, torch.device('cpu')).tolist()))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    there = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
-    assert_equal_up_to_rounding(there, logits_of(trained, TEXTS, CPU))  # the same weights at another memory address
+    actual = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
+    assert_equal_up_to_rounding(actual, logits_of(trained, TEXTS, CPU))  # the same weights at another memory address
 
 
 def test_a_checkpoint_with_another_head_gets_a_new_one(tiny_bert: Path, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_folder_without_a_classifier_is_rejected(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json"])
 @pytest.mark.parametrize("content", [None, b"", b"[]", b"{", b"null", b"\xff\xfe", b'"text"', b"[" * 50_000])
-def test_a_damaged_model_folder_of_a_run_is_one_message(
+def test_a_damaged_model_folder_of_a_run_gives_one_error_message(
     name: str, content: bytes | None, tiny_bert: Path, tmp_path: Path
 ) -> None:
     save_classifier(tiny_classifier(tiny_bert), tmp_path)
@@ -110,7 +110,7 @@ SOURCE = {"name": "x", "revision": "main", "dtype": "float32", "attn_implementat
 
 
 @pytest.mark.parametrize(
-    "about",
+    "classifier_json",
     [
         [],
         None,
@@ -128,25 +128,27 @@ SOURCE = {"name": "x", "revision": "main", "dtype": "float32", "attn_implementat
         {"max_length": 16, "source": SOURCE, "base_checksum": 3},
     ],
 )
-def test_a_wrong_classifier_json_is_one_message(about: object, tiny_bert: Path, tmp_path: Path) -> None:
+def test_a_wrong_classifier_json_gives_one_error_message(
+    classifier_json: object, tiny_bert: Path, tmp_path: Path
+) -> None:
     save_classifier(tiny_classifier(tiny_bert), tmp_path)
-    (tmp_path / "classifier.json").write_text(json.dumps(about))
+    (tmp_path / "classifier.json").write_text(json.dumps(classifier_json))
     with pytest.raises(ModelError, match=r"contains no saved classifier \(.*\); name the model folder of a run"):
         load_classifier(tmp_path)
 
 
 def test_an_adapter_of_an_earlier_version_is_rejected_with_a_fix(tiny_bert: Path, tmp_path: Path) -> None:
     save_classifier(tiny_classifier(tiny_bert, lora=LORA), tmp_path)
-    about = json.loads((tmp_path / "classifier.json").read_text())
-    (tmp_path / "classifier.json").write_text(json.dumps({**about, "changed_base": ["bert.encoder"]}))
+    classifier_json = json.loads((tmp_path / "classifier.json").read_text())
+    (tmp_path / "classifier.json").write_text(json.dumps({**classifier_json, "changed_base": ["bert.encoder"]}))
     with pytest.raises(ModelError, match=r"earlier version of finetune .*; train again, or merge it with that version"):
         load_classifier(tmp_path)
 
 
 def test_trust_settings_are_not_saved(tiny_bert: Path, tmp_path: Path) -> None:
     save_classifier(tiny_classifier(tiny_bert), tmp_path)
-    about = json.loads((tmp_path / "classifier.json").read_text())
-    assert sorted(about["source"]) == ["attn_implementation", "dtype", "name", "revision"]
+    classifier_json = json.loads((tmp_path / "classifier.json").read_text())
+    assert sorted(classifier_json["source"]) == ["attn_implementation", "dtype", "name", "revision"]
     source = load_classifier(tmp_path, trust_remote_code=True, use_safetensors=False).source
     assert source is not None
     assert (source.trust_remote_code, source.use_safetensors) == (True, False)
@@ -171,13 +173,13 @@ def test_an_adapter_on_another_base_is_rejected(part: str, tiny_bert: Path, tmp_
 def test_an_adapter_without_its_safetensors_is_rejected(tiny_bert: Path, tmp_path: Path) -> None:
     save_classifier(tiny_classifier(tiny_bert, lora=LORA), tmp_path)
     weights = tmp_path / "adapter_model.safetensors"
-    torch.save(load_file(weights), weights.with_suffix(".bin"))  # which peft would read instead
+    torch.save(load_file(weights), weights.with_suffix(".bin"))  # peft would read this file instead
     weights.unlink()
     with pytest.raises(ModelError, match=r"an adapter without adapter_model\.safetensors"):
         load_classifier(tmp_path)
 
 
-def test_pickled_weights_are_saved_and_read_back_as_safetensors(tiny_bert: Path, tmp_path: Path) -> None:
+def test_pickled_weights_are_saved_and_loaded_as_safetensors(tiny_bert: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(tiny_bert, tmp_path / "base"))
     torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
     (base / "model.safetensors").unlink()
@@ -190,16 +192,16 @@ def test_pickled_weights_are_saved_and_read_back_as_safetensors(tiny_bert: Path,
         folder = tmp_path / f"{lora is None}"
         save_classifier(built, folder)
         assert list(folder.glob("*.safetensors"))
-        again = load_classifier(folder, use_safetensors=False)
-        assert check_reload(built, again, TEXTS, torch.device("cpu")) <= 1e-6
+        reloaded = load_classifier(folder, use_safetensors=False)
+        assert check_reload(built, reloaded, TEXTS, torch.device("cpu")) <= 1e-6
         if lora is None:
             load_classifier(folder)  # no pickled file is needed
         else:
             with pytest.raises(ModelError, match=r"model\.use_safetensors: false"):
                 load_classifier(folder)
-        small = pruned_classifier(again, {0: [1]})
+        small = pruned_classifier(reloaded, {0: [1]})
         assert write_zeroed(small, tmp_path / f"zeroed {lora is None}", TEXTS) < 1e-4
-        assert merge_classifier(again, tmp_path / f"merged {lora is None}", TEXTS) < 1e-4
+        assert merge_classifier(reloaded, tmp_path / f"merged {lora is None}", TEXTS) < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -234,7 +236,7 @@ def test_a_head_in_neither_adapter_nor_base_is_rejected(tiny_bert: Path, tmp_pat
     save_classifier(tiny_classifier(tiny_bert, lora=LORA), tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": None}))
-    about = json.loads((tmp_path / "classifier.json").read_text())
-    (tmp_path / "classifier.json").write_text(json.dumps(about | {"base_checksum": None}))
+    classifier_json = json.loads((tmp_path / "classifier.json").read_text())
+    (tmp_path / "classifier.json").write_text(json.dumps(classifier_json | {"base_checksum": None}))
     with pytest.raises(ModelError, match=r"neither the adapter in .* nor '.*' has classifier\.\w+; name another run"):
         load_classifier(tmp_path)

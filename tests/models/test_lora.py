@@ -81,16 +81,16 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("name", ["plain", *CHANGED])
-def test_stock_peft_on_the_plain_base_gives_the_same_logits(
+def test_peft_with_the_unchanged_base_gives_the_same_logits(
     name: str, tiny_masked_lm: Path, accelerator: Accelerator, tmp_path: Path
 ) -> None:
     built = trained(tiny_masked_lm, replace(PLAIN, **CHANGED.get(name, {})), accelerator)
     expected = logits_of(built, TEXTS, CPU)
     save_classifier(with_plain_adapters(built, TEXTS, CPU), tmp_path)
     base = AutoModelForSequenceClassification.from_pretrained(tiny_masked_lm, num_labels=2)
-    stock = replace(built, model=peft.PeftModel.from_pretrained(base, str(tmp_path)))
+    with_peft = replace(built, model=peft.PeftModel.from_pretrained(base, str(tmp_path)))
     # float32 sums in another order, of a weight that was split by SVD or QR: measured 2e-6 on logits of size 1.
-    torch.testing.assert_close(logits_of(stock, TEXTS, CPU), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits_of(with_peft, TEXTS, CPU), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_adapters_on_changed_weights_must_be_rewritten_before_saving(tiny_bert: Path, tmp_path: Path) -> None:
@@ -111,8 +111,8 @@ def test_merged_weights_have_no_adapters_and_equal_logits(
     assert merge_classifier(built, tmp_path, TEXTS) < 1e-4
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert not [key for key in plain.state_dict() if "lora" in key]
-    again = replace(built, model=plain)
-    assert_equal_up_to_rounding(logits_of(again, TEXTS, CPU), expected)
+    with_merged = replace(built, model=plain)
+    assert_equal_up_to_rounding(logits_of(with_merged, TEXTS, CPU), expected)
     assert plain.config.id2label == {0: "no", 1: "yes"}
 
 
@@ -192,9 +192,9 @@ def test_trained_weights_are_float32_on_a_base_of_lower_precision(
     for micro_batches, rows in trainer.epoch_steps():
         trainer.optimizer_step(micro_batches, rows)
     save_classifier(built, tmp_path / "model")
-    again = load_classifier(tmp_path / "model")
-    assert check_reload(built, again, TEXTS, CPU) <= 1e-5
-    assert {p.dtype for n, p in again.model.named_parameters() if "modules_to_save" in n or "lora_" in n} <= {
+    with_merged = load_classifier(tmp_path / "model")
+    assert check_reload(built, with_merged, TEXTS, CPU) <= 1e-5
+    assert {p.dtype for n, p in with_merged.model.named_parameters() if "modules_to_save" in n or "lora_" in n} <= {
         torch.float32
     }
 

@@ -53,11 +53,11 @@ def test_multi_label_biases_start_at_the_label_frequencies(tiny_bert: Path, lora
 
 def test_a_head_from_the_checkpoint_is_unchanged(tiny_bert: Path, tmp_path: Path) -> None:
     merge_classifier(classifier(tiny_bert), tmp_path, [("the cat",)])
-    again = classifier(tmp_path)
-    assert again.new_parameters == ()
-    before = again.base.classifier.bias.detach().clone()
-    assert not init_output_bias(again, LABELS)
-    assert torch.equal(again.base.classifier.bias, before)
+    reloaded = classifier(tmp_path)
+    assert reloaded.new_parameters == ()
+    before = reloaded.base.classifier.bias.detach().clone()
+    assert not init_output_bias(reloaded, LABELS)
+    assert torch.equal(reloaded.base.classifier.bias, before)
 
 
 def test_a_regression_starts_at_the_mean(tiny_bert: Path) -> None:

@@ -41,7 +41,7 @@ def test_auto_is_bf16_on_devices_with_bfloat16_instructions(
 
 
 @pytest.mark.parametrize(
-    ("mixed_precision", "dtype", "device", "can", "expected"),
+    ("mixed_precision", "dtype", "device", "supported", "expected"),
     [
         (
             "bf16", "float32", "cpu", False,
@@ -66,11 +66,16 @@ def test_auto_is_bf16_on_devices_with_bfloat16_instructions(
     ],
 )  # fmt: skip
 def test_bfloat16_without_hardware_support_gives_a_warning(
-    monkeypatch: pytest.MonkeyPatch, mixed_precision: str, dtype: str, device: str, can: bool, expected: str | None
+    monkeypatch: pytest.MonkeyPatch,
+    mixed_precision: str,
+    dtype: str,
+    device: str,
+    supported: bool,
+    expected: str | None,
 ) -> None:
     def known(*, use_cpu: bool) -> str:
         assert use_cpu == (device == "cpu")
-        return "bf16" if can else "no"
+        return "bf16" if supported else "no"
 
     monkeypatch.setattr(precision, "device_precision", known)
     assert bfloat16_warning(mixed_precision, dtype, torch.device(device)) == expected
@@ -84,8 +89,8 @@ def test_a_run_prints_the_warning(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     printed = []
     for mixed_precision in ("bf16", "auto"):
         content = recipe(SCRATCH, training={**training, "mixed_precision": mixed_precision})
-        given = Recipe.model_validate({"output_dir": "x", **content})
-        start(with_precision(given), RunFolder(Path("x")))
+        run_recipe = Recipe.model_validate({"output_dir": "x", **content})
+        start(with_precision(run_recipe), RunFolder(Path("x")))
         printed.append(" ".join(capsys.readouterr().out.split()))
         AcceleratorState._reset_state()
     Accelerator(cpu=True)

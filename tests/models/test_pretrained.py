@@ -1,4 +1,4 @@
-"""Checkpoints: where they are, their config, labels and tokenizer."""
+"""Checkpoints: their location, config, labels and tokenizer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ class PanicException(BaseException):
     pass
 
 
-def test_a_panic_of_the_tokenizers_library_is_one_message(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_panic_of_the_tokenizers_library_gives_one_error_message(
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def panic(*args: object, **kwargs: object) -> None:
         raise PanicException("no entry found for key")
 
@@ -84,7 +86,7 @@ WRONG_TOKENIZER_ENTRIES = [
 
 
 @pytest.mark.parametrize(("key", "value", "rule"), WRONG_TOKENIZER_ENTRIES)
-def test_a_wrong_entry_of_the_tokenizer_config_is_one_message(
+def test_a_wrong_entry_of_the_tokenizer_config_gives_one_error_message(
     key: str, value: object, rule: str, tiny_bert: Path, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "model"))

@@ -50,12 +50,12 @@ def transformers_4(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Clas
     unpruned.base.save_pretrained(folder)
     unpruned.tokenizer.save_pretrained(folder)
     weights, rows = load_file(folder / "model.safetensors"), slice(8, 16)
-    place, (*inner, output) = V4[request.param]
+    path, (*inner, output) = V4[request.param]
     for name in inner:
-        for kind in ("weight", "bias"):
-            key = f"{place.format(1, name)}.{kind}"
+        for parameter in ("weight", "bias"):
+            key = f"{path.format(1, name)}.{parameter}"
             weights[key] = weights[key][rows].contiguous()
-    key = f"{place.format(1, output)}.weight"
+    key = f"{path.format(1, output)}.weight"
     weights[key] = weights[key][:, rows].contiguous()
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
@@ -64,28 +64,28 @@ def transformers_4(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Clas
     return replace(unpruned, model=unpruned.model.eval()), folder
 
 
-def test_checkpoints_of_transformers_4_are_read(
+def test_checkpoints_of_transformers_4_are_loaded(
     transformers_4: tuple[Classifier, Path], accelerator: Accelerator, tmp_path: Path
 ) -> None:
     unpruned, folder = transformers_4
     with pytest.raises(RuntimeError, match=r"size mismatch|mismatch"):
         AutoModelForSequenceClassification.from_pretrained(folder)
-    read = build(folder)
-    assert not read.new_parameters
-    assert pruned_heads(read.base.config) == {1: [0, 2]}
-    read.model.eval()
-    assert_equal_up_to_rounding(logits_of(read, TEXTS, CPU), gated_logits(unpruned, {1: [0, 2]}))
-    read.model.train()
-    train_three_steps(read, accelerator)
-    save_classifier(read, tmp_path / "trained")
-    assert check_reload(read, load_classifier(tmp_path / "trained"), TEXTS, CPU) <= 1e-5
+    classifier = build(folder)
+    assert not classifier.new_parameters
+    assert pruned_heads(classifier.base.config) == {1: [0, 2]}
+    classifier.model.eval()
+    assert_equal_up_to_rounding(logits_of(classifier, TEXTS, CPU), gated_logits(unpruned, {1: [0, 2]}))
+    classifier.model.train()
+    train_three_steps(classifier, accelerator)
+    save_classifier(classifier, tmp_path / "trained")
+    assert check_reload(classifier, load_classifier(tmp_path / "trained"), TEXTS, CPU) <= 1e-5
 
 
 def test_sizes_that_do_not_match_the_config_are_rejected(transformers_4: tuple[Classifier, Path]) -> None:
     _, folder = transformers_4
     config = json.loads((folder / "config.json").read_text())
-    for printed in ({}, {"0": [1], "1": [0, 2]}, {"1": [0]}):
-        (folder / "config.json").write_text(json.dumps(config | {"pruned_heads": printed}))
+    for pruned in ({}, {"0": [1], "1": [0, 2]}, {"1": [0]}):
+        (folder / "config.json").write_text(json.dumps(config | {"pruned_heads": pruned}))
         with pytest.raises(ModelError, match=r"has no weights for .*, or its sizes differ from its config\.json"):
             build(folder)
     (folder / "config.json").write_text(json.dumps(config | {"pruned_heads": {"1": [0, 1, 2]}}))

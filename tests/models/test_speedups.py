@@ -38,10 +38,10 @@ def hooks(classifier: Classifier) -> int:
 def test_training_and_evaluation_use_the_speedups(
     classifier: Classifier, accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    split, sizes, drawn = encoded(classifier), watch(classifier), []
-    kept = cpu_kernels._keep_mask
+    split, sizes, mask_shapes = encoded(classifier), watch(classifier), []
+    keep_mask = cpu_kernels._keep_mask
     monkeypatch.setattr(
-        cpu_kernels, "_keep_mask", lambda values, steps: drawn.append(values.shape) or kept(values, steps)
+        cpu_kernels, "_keep_mask", lambda values, steps: mask_shapes.append(values.shape) or keep_mask(values, steps)
     )
     before = hooks(classifier)
     trainer = build_trainer(
@@ -49,15 +49,15 @@ def test_training_and_evaluation_use_the_speedups(
     )
 
     def evaluate() -> dict[str, float]:
-        masks = len(drawn)
+        masks = len(mask_shapes)
         loss = predict(classifier, split, batch_size=4, accelerator=accelerator).metrics()["loss"]
-        assert len(drawn) == masks  # no dropout in evaluations
+        assert len(mask_shapes) == masks  # no dropout in evaluations
         return {"loss": loss}
 
     trainer.fit(tmp_path, evaluation=Evaluation(evaluate))
     assert sizes[2:] == [1] * (6 + 2 * 2)  # 6 steps, 2 evaluations of 2 batches; the first 2 passes test it
     # Dropout per step: after embeddings and pooler, three times per layer, and on the inputs of adapters.
-    assert len(drawn) == 6 * (2 + 2 * 3 + (2 * 4 if hasattr(classifier.model, "peft_config") else 0))
+    assert len(mask_shapes) == 6 * (2 + 2 * 3 + (2 * 4 if hasattr(classifier.model, "peft_config") else 0))
     assert hooks(classifier) == before
 
 
@@ -68,5 +68,5 @@ def test_scores_equal_those_of_the_full_model(classifier: Classifier, accelerato
     classifier.model.eval()
     with torch.no_grad():
         for index, ids in enumerate(split.rows["input_ids"]):
-            alone = classifier.model(input_ids=torch.tensor([ids])).logits[0]
-            assert_equal_up_to_rounding(logits[index], alone)
+            single_row = classifier.model(input_ids=torch.tensor([ids])).logits[0]
+            assert_equal_up_to_rounding(logits[index], single_row)

@@ -21,38 +21,44 @@ from tests.support.helpers import assert_equal_up_to_rounding
 CLOSE = {"atol": 1e-14, "rtol": 1e-12}
 
 
-def torch_twin(ours: MultiHeadAttention, width: int) -> nn.MultiheadAttention:
-    """Return PyTorch's attention with our weights; where H * D exceeds our width, unused inputs are zeros."""
+def torch_attention(ours: MultiHeadAttention, width: int) -> nn.MultiheadAttention:
+    """Return PyTorch's attention with our weights; if H * D exceeds our width, the additional inputs are zeros."""
     inner, hidden = ours.query.weight.shape
-    twin = nn.MultiheadAttention(inner, ours.num_heads, batch_first=True, dtype=torch.float64)
-    assert twin.in_proj_bias is not None
+    reference = nn.MultiheadAttention(inner, ours.num_heads, batch_first=True, dtype=torch.float64)
+    assert reference.in_proj_bias is not None
     with torch.no_grad():
-        twin.in_proj_weight.zero_()
-        twin.out_proj.weight.zero_()
-        twin.out_proj.bias.zero_()
-        for index, ours_in in enumerate((ours.query, ours.key, ours.value)):
+        reference.in_proj_weight.zero_()
+        reference.out_proj.weight.zero_()
+        reference.out_proj.bias.zero_()
+        for index, projection in enumerate((ours.query, ours.key, ours.value)):
             rows = slice(index * inner, (index + 1) * inner)
-            twin.in_proj_weight[rows, :hidden] = ours_in.weight
-            twin.in_proj_bias[rows] = ours_in.bias
-        twin.out_proj.weight[:hidden] = ours.output.weight
-        twin.out_proj.bias[:hidden] = ours.output.bias
+            reference.in_proj_weight[rows, :hidden] = projection.weight
+            reference.in_proj_bias[rows] = projection.bias
+        reference.out_proj.weight[:hidden] = ours.output.weight
+        reference.out_proj.bias[:hidden] = ours.output.bias
     assert width == hidden
-    return twin.eval()
+    return reference.eval()
 
 
 @pytest.mark.parametrize(("hidden", "heads", "head_dim"), [(32, 2, 16), (32, 4, 8), (16, 2, 16), (16, 1, 32)])
 @pytest.mark.parametrize("padded", [False, True])
-def test_attention_equals_torchs_with_the_same_weights(hidden: int, heads: int, head_dim: int, padded: bool) -> None:
+def test_attention_equals_that_of_torch_with_the_same_weights(
+    hidden: int, heads: int, head_dim: int, padded: bool
+) -> None:
     torch.manual_seed(0)
     ours = MultiHeadAttention(hidden, heads, head_dim).double()
     states = torch.randn(3, 7, hidden, dtype=torch.float64)
     mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3, [1] + [0] * 6]) if padded else None
-    wide = nn.functional.pad(states, (0, heads * head_dim - hidden))
-    theirs, weights = torch_twin(ours, hidden)(
-        wide, wide, wide, key_padding_mask=None if mask is None else mask == 0, average_attn_weights=False
+    padded_states = nn.functional.pad(states, (0, heads * head_dim - hidden))
+    expected, weights = torch_attention(ours, hidden)(
+        padded_states,
+        padded_states,
+        padded_states,
+        key_padding_mask=None if mask is None else mask == 0,
+        average_attn_weights=False,
     )
     result, scores = ours(states, mask)
-    torch.testing.assert_close(result, theirs[..., :hidden], **CLOSE)
+    torch.testing.assert_close(result, expected[..., :hidden], **CLOSE)
     torch.testing.assert_close(scores, weights, **CLOSE)
 
 
@@ -87,12 +93,12 @@ def test_sizes_are_those_of_the_article() -> None:
 
 def test_padding_changes_nothing(small: MultiHeadClassifier) -> None:
     ids = torch.tensor([[5, 6, 7]])
-    alone = small(ids).logits
+    unpadded = small(ids).logits
     padded = small(torch.tensor([[5, 6, 7, 0, 0], [9, 8, 7, 6, 5]])).logits[:1]
-    assert_equal_up_to_rounding(padded, alone)  # sums in another order
+    assert_equal_up_to_rounding(padded, unpadded)  # sums in another order
 
 
-def test_two_logits_are_one_sigmoid(small: MultiHeadClassifier) -> None:
+def test_two_logits_equal_one_sigmoid(small: MultiHeadClassifier) -> None:
     logits = small(torch.tensor([[5, 6, 7], [8, 9, 3]])).logits
     assert logits[:, 0].eq(0).all()
     torch.testing.assert_close(logits.softmax(-1)[:, 1], logits[:, 1].sigmoid())
@@ -112,13 +118,13 @@ def test_other_tasks_have_one_output_unit_per_label(num_labels: int, problem_typ
     assert not logits[:, 0].eq(0).all()
 
 
-def test_auto_classes_read_it_back(small: MultiHeadClassifier, tmp_path: Path) -> None:
+def test_auto_classes_load_the_model(small: MultiHeadClassifier, tmp_path: Path) -> None:
     register()
     register()  # may be repeated
     small.save_pretrained(tmp_path)
     assert isinstance(AutoConfig.from_pretrained(tmp_path), MultiHeadClassifierConfig)
-    again = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    reloaded = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     ids = torch.tensor([[5, 6, 7]])
-    assert all(torch.equal(value, again.state_dict()[name]) for name, value in small.state_dict().items())
-    assert_equal_up_to_rounding(again(ids).logits, small(ids).logits)  # other memory addresses
-    assert len(again(ids, output_attentions=True).attentions) == 2
+    assert all(torch.equal(value, reloaded.state_dict()[name]) for name, value in small.state_dict().items())
+    assert_equal_up_to_rounding(reloaded(ids).logits, small(ids).logits)  # other memory addresses
+    assert len(reloaded(ids, output_attentions=True).attentions) == 2
