@@ -10,31 +10,31 @@ import torch
 from finetune.data.activation_store import RowStates
 
 
-class Interrupted(io.BytesIO):
-    """A file that lets another thread run between moving to a place and reading there."""
+class SlowFile(io.BytesIO):
+    """A file that gives another thread time to run between a seek and the read that follows it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.readers = threading.Barrier(2)
         self.owner: threading.Thread | None = None
-        self.strangers = 0
+        self.foreign_reads = 0
 
     def seek(self, offset: int, whence: int = 0) -> int:
         self.owner = threading.current_thread()
-        place = super().seek(offset, whence)
+        position = super().seek(offset, whence)
         try:
-            self.readers.wait(0.2)  # the other thread comes here, unless it is kept out
+            self.readers.wait(0.2)  # the other thread gets here unless a lock prevents it
         except threading.BrokenBarrierError:
             self.readers.reset()
-        return place
+        return position
 
     def readinto(self, buffer: object) -> int:
-        self.strangers += self.owner is not threading.current_thread()
+        self.foreign_reads += self.owner is not threading.current_thread()
         return super().readinto(buffer)  # type: ignore[arg-type]
 
 
 def test_threads_read_a_shared_file_one_at_a_time() -> None:
-    file = Interrupted()
+    file = SlowFile()
     store = RowStates(file, np.array([0, 2, 5]), 4, torch.float32)
     expected = torch.arange(24.0).view(2, 3, 4)
     expected[0, 2] = 0  # padding
@@ -42,4 +42,4 @@ def test_threads_read_a_shared_file_one_at_a_time() -> None:
     with ThreadPoolExecutor(2) as threads:
         rows = [threads.submit(store.read, np.array([row]), 3) for row in (0, 1)]
         assert all(torch.equal(future.result()[0], expected[row]) for row, future in enumerate(rows))
-    assert file.strangers == 0
+    assert file.foreign_reads == 0

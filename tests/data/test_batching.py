@@ -32,23 +32,23 @@ def six_rows(checkpoint: Path) -> tuple[EncodedSplit, PreTrainedTokenizerBase]:
 def test_processes_share_each_batch(tiny_bert: Path, processes: int) -> None:
     split, tokenizer = six_rows(tiny_bert)
     plan = [np.array([5, 0, 2, 1]), np.array([3])]
-    seen: list[list[int]] = [[], []]
+    rows_by_batch: list[list[int]] = [[], []]
     state = torch.get_rng_state()
     for process in range(processes):
         loaded = list(
             load_batches(split, plan, tokenizer, device=torch.device("cpu"), process=process, processes=processes)
         )
-        assert len(loaded) == len(plan)  # every process takes part in every batch
+        assert len(loaded) == len(plan)  # every process has a part of every batch
         for number, batch in enumerate(loaded):
             real = batch.inputs["attention_mask"].sum(1)
             assert real.tolist() == split.lengths[batch.labels.numpy()].tolist()
             assert batch.inputs["input_ids"].shape[1] == int(real.max())
-            seen[number] += batch.labels[batch.weights > 0].tolist()
-    assert [sorted(rows) for rows in seen] == [[0, 1, 2, 5], [3]]
-    assert torch.equal(torch.get_rng_state(), state)  # loading draws nothing from the run's random state
+            rows_by_batch[number] += batch.labels[batch.weights > 0].tolist()
+    assert [sorted(rows) for rows in rows_by_batch] == [[0, 1, 2, 5], [3]]
+    assert torch.equal(torch.get_rng_state(), state)  # loading does not use the random state of the run
 
 
-def test_batches_are_made_lazily(tiny_bert: Path) -> None:
+def test_batches_are_created_lazily(tiny_bert: Path) -> None:
     split, tokenizer = six_rows(tiny_bert)
     row = np.array([0])
 
@@ -64,17 +64,17 @@ def test_batches_are_made_lazily(tiny_bert: Path) -> None:
         return peak
 
     memory(10)
-    # 20,000 batches more: 8 bytes each for the list that the test makes itself, none for rows, weights or numbers.
+    # 20,000 more batches: 8 bytes each for the list in this test, and none for rows, weights or indices.
     assert memory(20_010) - memory(10) < 20_000 * 16
 
 
-class Copies(TorchFunctionMode):
-    """Stands in for an accelerator: notes how tensors are pinned and copied, and by which thread; they stay here."""
+class RecordCopies(TorchFunctionMode):
+    """Replaces an accelerator: records how tensors are pinned and copied, and leaves them on the CPU."""
 
     def __init__(self) -> None:
         super().__init__()
         self.pinned: list[int] = []
-        self.copied: list[tuple[str, bool, bool]] = []  # to where, without waiting, from pinned memory
+        self.copied: list[tuple[str, bool, bool]] = []  # device, non-blocking, from pinned memory
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
@@ -99,44 +99,44 @@ def test_an_accelerator_gets_the_same_batches_padded_by_a_thread(
     threads: list[threading.Thread] = []
     pad = type(tokenizer).pad
 
-    def noted(self: PreTrainedTokenizerBase, *arguments: Any, **named: Any) -> Any:
+    def recording_pad(self: PreTrainedTokenizerBase, *arguments: Any, **named: Any) -> Any:
         threads.append(threading.current_thread())
         return pad(self, *arguments, **named)
 
-    monkeypatch.setattr(type(tokenizer), "pad", noted)
-    with Copies() as copies:
+    monkeypatch.setattr(type(tokenizer), "pad", recording_pad)
+    with RecordCopies() as copies:
         loaded = list(load_batches(split, plan, tokenizer, device=torch.device(device)))
     assert len(threads) == len(plan)
     assert threading.main_thread() not in threads
     assert len(loaded) == len(expected)
-    for one, other in zip(loaded, expected, strict=True):
-        assert one.inputs.keys() == other.inputs.keys()
-        assert all(torch.equal(tensor, other.inputs[name]) for name, tensor in one.inputs.items())
-        assert torch.equal(one.labels, other.labels)
-        assert torch.equal(one.weights, other.weights)
-    tensors = len(plan) * (len(expected[0].inputs) + 2)  # labels and weights too
-    # On CUDA nothing is waited for, which takes pinned memory; elsewhere such a copy could be read too early.
+    for actual, expected_batch in zip(loaded, expected, strict=True):
+        assert actual.inputs.keys() == expected_batch.inputs.keys()
+        assert all(torch.equal(tensor, expected_batch.inputs[name]) for name, tensor in actual.inputs.items())
+        assert torch.equal(actual.labels, expected_batch.labels)
+        assert torch.equal(actual.weights, expected_batch.weights)
+    tensors = len(plan) * (len(expected[0].inputs) + 2)  # plus labels and weights
+    # On CUDA copies are non-blocking, which needs pinned memory; elsewhere such a copy could be read too early.
     assert copies.copied == [(device, pinned, pinned)] * tensors
 
 
 def test_only_one_item_is_prepared_ahead() -> None:
-    made: list[int] = []
+    produced: list[int] = []
     ready = [threading.Event() for _ in range(5)]
 
     def items() -> Iterator[int]:
         for number in range(5):
-            made.append(number)
+            produced.append(number)
             ready[number].set()
             yield number
 
     prefetched = prefetch_one(items())
-    assert made == []
+    assert produced == []
     for number in range(3):
         assert next(prefetched) == number
         assert ready[number + 1].wait(HANG_SECONDS)
-        assert made == list(range(number + 2))
+        assert produced == list(range(number + 2))
     prefetched.close()
-    assert made == [0, 1, 2, 3]
+    assert produced == [0, 1, 2, 3]
     assert list(prefetch_one(iter([]))) == []
 
 

@@ -15,7 +15,7 @@ from finetune.errors import DataError
 from finetune.recipe import DataSection
 from tests.support.data_files import cells, parquet, written
 
-# One table of rows, written in every way: all formats give the same texts and labels.
+# One table of rows, written in every format: all formats give the same texts and labels.
 AS_WRITTEN = [
     ("NA", "007"), ("null", "7"), ("1984", "true"), ("true", "NA"), ("2020-01-01", "2020-01-02"), ("1.50", "0.0"),
     (" a ", "b, c"), ('say "hi"', "é"), ("a\\b", "nan"), ("a\tb" , "1e5"), ("line\nbreak", "None"), ("\u2028x", "-"),
@@ -23,7 +23,7 @@ AS_WRITTEN = [
 
 
 def _csv(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"' if any(sign in text for sign in ',"\n') else text
+    return '"' + text.replace('"', '""') + '"' if any(character in text for character in ',"\n') else text
 
 
 @pytest.mark.parametrize("ending", ["csv", "tsv", "json", "jsonl", "columns.json", "parquet", "rows"])
@@ -31,14 +31,14 @@ def test_every_format_is_read_as_written(tmp_path: Path, ending: str) -> None:
     rows = [row for row in AS_WRITTEN if ending != "tsv" or not set("\t\n") & set("".join(row))]
     objects = [{"sentence": text, "label": label} for text, label in rows]
     if ending == "rows":
-        read = read_splits(DataSection(train_rows=list(objects)))["train"].rows
-        assert list(zip(read["sentence"][:], read["label"][:], strict=True)) == rows
+        read_rows = read_splits(DataSection(train_rows=list(objects)))["train"].rows
+        assert list(zip(read_rows["sentence"][:], read_rows["label"][:], strict=True)) == rows
         return
     if ending == "parquet":
         file = parquet(tmp_path, [text for text, _ in rows], pa.array([label for _, label in rows]))
     elif ending in ("csv", "tsv"):
-        sign, quote = ("\t", str) if ending == "tsv" else (",", _csv)
-        lines = [sign.join(map(quote, row)) for row in [("sentence", "label"), *rows]]
+        separator, quote = ("\t", str) if ending == "tsv" else (",", _csv)
+        lines = [separator.join(map(quote, row)) for row in [("sentence", "label"), *rows]]
         file = written(tmp_path, ending, "\n".join(lines))
     elif ending == "columns.json":
         columns = {

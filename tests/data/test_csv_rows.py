@@ -33,12 +33,12 @@ def test_unnamed_columns_and_separator_lines_are_ignored(tmp_path: Path, content
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        # A stray mark at the start of a text; one that is escaped by a backslash; one that is never closed.
+        # A stray quotation mark at the start of a text; one escaped by a backslash; one that is never closed.
         ('a,x\n"b,y\nc,x\nit is 5" long,y\n', r"row 2 \(lines 3 to 5\): text follows a closing .* in line 5"),
         ('a,x\n"b \\"c\\" d",y\ne,x\n', r"row 2 \(line 3\): text follows a closing quotation mark.*do not escape it"),
         ('a,x\n"b \\"",y\nc,x\n', r"row 2 \(lines 3 to 4\): a quotation mark opens a text that is never closed"),
         ('a,x\nb,"y\n', r"row 2 \(line 3\): a quotation mark opens a text that is never closed"),
-        # One that happens to be closed further below is well-formed; what it swallowed looks like rows.
+        # One that is closed by chance further below is well-formed, but its text contains what look like rows.
         ('a,x\n"b,y\nheight 5",x\nc,y\n', r"row 2 \(lines 3 to 4\): .*its line 'b,y' looks like a row"),
         ('a,x\n"b \\"",y\nc 5",x\nd,y\n', r"row 2 \(lines 3 to 4\): .*looks like a row"),
         ('a,x\n"b, \\"",y\nc,x\nd 5",x\ne,y\n', r"row 2 \(lines 3 to 5\): .*looks like a row"),

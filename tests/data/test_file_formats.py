@@ -1,4 +1,4 @@
-"""The data formats, and files of another format than their name says: finetune/data/file_formats.py."""
+"""The data formats, and files whose format differs from their extension: finetune/data/file_formats.py."""
 
 from __future__ import annotations
 
@@ -30,20 +30,21 @@ SIGNATURES: list[tuple[str, bytes, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("ending", "content", "what"), SIGNATURES)
-def test_a_file_of_another_format_is_reported(tmp_path: Path, ending: str, content: bytes, what: str) -> None:
+@pytest.mark.parametrize(("ending", "content", "description"), SIGNATURES)
+def test_a_file_of_another_format_is_reported(tmp_path: Path, ending: str, content: bytes, description: str) -> None:
     with pytest.raises(
-        DataError, match=rf"the name of .*d\.{ending} ends in \.{ending}, but its first bytes are those of {what}"
+        DataError,
+        match=rf"the name of .*d\.{ending} ends in \.{ending}, but its first bytes are those of {description}",
     ):
         cells(written(tmp_path, ending, content))
 
 
-def test_an_uppercase_ending_is_accepted(tmp_path: Path) -> None:
+def test_an_uppercase_extension_is_accepted(tmp_path: Path) -> None:
     assert cells(written(tmp_path, "CSV", "sentence,label\na,x\n")) == [("a", "x")]
 
 
 def test_an_unreadable_file_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match=r"gone\.csv cannot be read: No such file"):
-        cells(tmp_path / "gone.csv")
+    with pytest.raises(DataError, match=r"missing\.csv cannot be read: No such file"):
+        cells(tmp_path / "missing.csv")
     with pytest.raises(DataError, match=r"d\.parquet cannot be read as parquet"):
         cells(written(tmp_path, "parquet", parquet(tmp_path).read_bytes()[:-40]))

@@ -1,4 +1,4 @@
-"""Rows held out for validation, and limits on the number of rows: finetune/data/holdout.py."""
+"""Rows held out for validation, and samples of the training rows: finetune/data/holdout.py."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from finetune.recipe import DataSection
 
 
 def labels_of(*sizes: int) -> np.ndarray:
-    """Ids of classes with so many rows, shuffled."""
+    """Return shuffled class ids with these numbers of rows per class."""
     ids = np.repeat(np.arange(len(sizes)), sizes)
     return np.asarray(np.random.default_rng(7).permutation(ids))
 
 
 @pytest.mark.parametrize(
-    ("sizes", "share", "taken"),
+    ("sizes", "share", "num_held_out"),
     [
-        ([15] * 20, 0.1, 30),  # 300 rows: 30, though each class alone has one and a half
+        ([15] * 20, 0.1, 30),  # 30 of 300 rows, although each class has one and a half
         ([280, 20], 0.1, 30),
         ([10, 10], 0.25, 5),
         ([8, 8], 0.1, 2),  # 1.6, rounded
         ([100, 1, 1], 0.5, 51),
-        ([2, 2, 2], 0.9, 3),  # no class gives its last row
+        ([2, 2, 2], 0.9, 3),  # each class keeps at least one row
     ],
 )
-def test_the_share_is_held_out_in_proportion(sizes: list[int], share: float, taken: int) -> None:
+def test_the_share_is_held_out_in_proportion(sizes: list[int], share: float, num_held_out: int) -> None:
     labels = labels_of(*sizes)
     rows = sample_validation_rows(labels, share, seed=3)
     counts = np.bincount(labels[rows], minlength=len(sizes))
-    assert (len(rows), len(set(rows.tolist())), counts.sum()) == (taken, taken, taken)
+    assert (len(rows), len(set(rows.tolist())), counts.sum()) == (num_held_out, num_held_out, num_held_out)
     assert (counts < sizes).all()
-    wanted = np.minimum(np.array(sizes) * taken / sum(sizes), np.array(sizes) - 1)
-    assert np.abs(counts - wanted).max() <= 1
+    expected = np.minimum(np.array(sizes) * num_held_out / sum(sizes), np.array(sizes) - 1)
+    assert np.abs(counts - expected).max() <= 1
     assert sample_validation_rows(labels, share, seed=3).tolist() == rows.tolist() == sorted(rows)
     assert sample_validation_rows(labels, share, seed=4).tolist() != rows.tolist()
 
@@ -58,7 +58,7 @@ def test_too_few_rows_to_hold_any_out(sizes: list[int], share: float) -> None:
     ("sizes", "count", "counts"),
     [([97, 1, 1, 1], 4, [1, 1, 1, 1]), ([97, 1, 1, 1], 50, [47, 1, 1, 1]), ([30, 20, 10], 31, [16, 10, 5])],
 )
-def test_fewer_training_rows_hold_every_class(sizes: list[int], count: int, counts: list[int]) -> None:
+def test_a_sample_of_the_training_rows_has_every_class(sizes: list[int], count: int, counts: list[int]) -> None:
     labels = labels_of(*sizes)
     rows = sample_training_rows(labels, count, seed=3)
     assert np.bincount(labels[rows]).tolist() == counts
@@ -66,12 +66,12 @@ def test_fewer_training_rows_hold_every_class(sizes: list[int], count: int, coun
     assert rows.tolist() != sample_training_rows(labels, count, seed=4).tolist()
 
 
-def test_rows_that_cannot_hold_every_class_are_refused() -> None:
+def test_too_few_rows_for_every_class_are_rejected() -> None:
     with pytest.raises(DataError, match=r"max_train_samples: 2 is less than the 3 classes .*at least 3"):
         sample_training_rows(labels_of(5, 5, 5), 2, seed=0)
 
 
-def test_a_limit_drops_no_class_that_validation_has() -> None:
+def test_a_limit_keeps_every_class() -> None:
     train = [{"sentence": f"text {n}", "label": "rare" if n == 17 else "ab"[n % 2]} for n in range(300)]
     rows = [{"sentence": "x", "label": label} for label in ("a", "b", "rare")]
     for seed in range(5):

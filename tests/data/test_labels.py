@@ -1,4 +1,4 @@
-"""Labels that could be misread are errors: finetune/data/labels.py."""
+"""Labels that could be misread are rejected: finetune/data/labels.py."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from finetune.runs.results import SplitSummary
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
 
-def read(labels: list[Any], kind: str = SINGLE, names: list[str] | None = None, **more: Any) -> LabeledSplits:
-    """Rows with these labels, read by a recipe."""
-    splits = {f"{split}_rows": rows(more.pop(split)) for split in ("validation", "test") if split in more}
-    return read_labeled(DataSection(train_rows=rows(labels), **splits, **more), kind, names, seed=0)
+def read(labels: list[Any], problem_type: str = SINGLE, names: list[str] | None = None, **keys: Any) -> LabeledSplits:
+    """Return splits with these labels, read as from a recipe."""
+    splits = {f"{split}_rows": rows(keys.pop(split)) for split in ("validation", "test") if split in keys}
+    return read_labeled(DataSection(train_rows=rows(labels), **splits, **keys), problem_type, names, seed=0)
 
 
 def rows(labels: list[Any]) -> list[dict[str, object]]:
@@ -37,11 +37,11 @@ def rows(labels: list[Any]) -> list[dict[str, object]]:
             ["-1", "0", "1"],
             ["-1", "0", "1"],
             [0, 1, 2],
-        ),  # a class like any other, since it is named
+        ),  # -1 is an ordinary class if it is named
         ([1, -1, -1], None, ["-1", "1"], [1, 0, 0]),
         (["1.0", "1.5", "1"], ["1.0", "1.5"], ["1.0", "1.5"], [0, 1, 0]),
         (["007", "7"], None, ["007", "7"], [0, 1]),
-        (["nan", "deu"], None, ["deu", "nan"], [1, 0]),  # a language, not a number that is missing
+        (["nan", "deu"], None, ["deu", "nan"], [1, 0]),  # "nan" is a language code here, not a missing number
         (["x", "X"], ["x", "X"], ["x", "X"], [0, 1]),
     ],
 )
@@ -92,14 +92,14 @@ def test_labels_that_would_be_misread(labels: list[Any], names: list[str] | None
         ([[1, 0, 0], [0, 1, 1]], ["spam", "ham", "other"]),
     ],
 )
-def test_vectors_of_zeros_and_ones_are_no_lists_of_labels(labels: list[Any], names: list[str] | None) -> None:
+def test_vectors_of_zeros_and_ones_are_not_lists_of_labels(labels: list[Any], names: list[str] | None) -> None:
     with pytest.raises(
         DataError, match=r"data\.train_rows: every row of column 'label' has \d entries, .*vectors of ze"
     ):
         read(labels, MULTI, names)
 
 
-def test_lists_of_ids_are_no_vectors() -> None:
+def test_lists_of_ids_are_not_vectors() -> None:
     splits = read([[0, 1], [1], [], [1, 0]], MULTI, ["spam", "ham"])
     assert splits.labels["train"].tolist() == [[1, 1], [0, 1], [0, 0], [1, 1]]
     with pytest.raises(DataError, match=r"row 2: .*lists an empty label"):
@@ -118,15 +118,15 @@ def test_rows_without_a_label_are_counted_and_keep_the_numbers_of_the_others() -
     assert splits.labels["train"].tolist() == [0, 1, 1]
     assert splits.raw["train"].row_numbers().tolist() == [1, 3, 5]
     assert {split: raw.dropped for split, raw in splits.raw.items()} == {"train": 2, "test": 1}
-    kept = read([0, -1, 1, None], names=["-1", "0", "1"], drop_unlabeled=True)
-    assert (kept.labels["train"].tolist(), kept.raw["train"].dropped) == ([1, 0, 2], 1)
+    named = read([0, -1, 1, None], names=["-1", "0", "1"], drop_unlabeled=True)
+    assert (named.labels["train"].tolist(), named.raw["train"].dropped) == ([1, 0, 2], 1)
     with pytest.raises(DataError, match=r"data\.test_rows row 3: label 'what' .*not one of the labels"):
         read(["neg", "pos", None], names=["neg", "pos"], drop_unlabeled=True, test=["neg", None, "what"])
     with pytest.raises(DataError, match=r"data\.test_rows row 4: label 'no' does not occur in the training rows"):
         read(["yes", "maybe"], names=["yes", "maybe", "no"], drop_unlabeled=True, test=["yes", "", "yes", "no"])
 
 
-def test_rows_left_out_are_reported() -> None:
+def test_dropped_rows_are_reported() -> None:
     summary = SplitSummary(3, {"neg": 1, "pos": 2}, 4.0, 5, 0.0, unlabeled_rows_dropped=2)
     assert summary.notes("test") == ["2 rows without a label were dropped from the test split."]
     assert replace(summary, unlabeled_rows_dropped=1).notes("test")[0].startswith("1 row without a label was dropped")

@@ -19,7 +19,7 @@ def test_rows_without_a_label_can_be_skipped(tmp_path: Path) -> None:
     raw = read_splits(DataSection(train_file=str(file), drop_unlabeled=True))["train"]
     assert (raw.rows["sentence"][:], raw.row_numbers().tolist(), raw.dropped) == (["a", "d"], [1, 5], 3)
     numbers = read_splits(DataSection(train_file=str(file), drop_unlabeled=True), "regression")["train"]
-    assert (numbers.rows["label"][:], numbers.dropped) == (["x", "-1", "y"], 2)  # -1 is a number like any other
+    assert (numbers.rows["label"][:], numbers.dropped) == (["x", "-1", "y"], 2)  # -1 is an ordinary number
     with pytest.raises(DataError, match=r"rows 2, 4: column 'label' is empty|row 4: column 'sentence' is empty"):
         cells(file)
     with pytest.raises(
@@ -37,9 +37,9 @@ def test_rows_in_the_recipe_are_read_as_text() -> None:
 
 
 def test_empty_rows_are_numbered_across_chunks(tmp_path: Path) -> None:
-    full = datasets.Dataset.from_dict({"sentence": ["a", "b"], "label": ["x", "y"]})
-    part = datasets.Dataset.from_dict({"sentence": ["c", " ", "d"], "label": ["x", "y", "x"]})
-    rows = datasets.concatenate_datasets([full, part])
+    first_chunk = datasets.Dataset.from_dict({"sentence": ["a", "b"], "label": ["x", "y"]})
+    second_chunk = datasets.Dataset.from_dict({"sentence": ["c", " ", "d"], "label": ["x", "y", "x"]})
+    rows = datasets.concatenate_datasets([first_chunk, second_chunk])
     assert len(rows.data["sentence"].chunks) == 2
     with pytest.raises(DataError, match=r"here row 4: column 'sentence' is empty"):
         check_rows(RawSplit(rows, "here"), DataSection(train_rows=[{"sentence": "a", "label": "x"}]))

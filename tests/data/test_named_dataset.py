@@ -35,8 +35,8 @@ def named(name: str, **keys: Any) -> dict[str, list[tuple[str, str]]]:
 
 
 def test_a_folder_of_files_is_read_like_the_files(folder: Callable[..., str], tmp_path: Path) -> None:
-    rows = named(folder(train_csv=CSV, validation_csv=CSV, test_csv="text\nunread\n"))
-    assert rows["train"] == rows["validation"] == [("NA", "007"), ("null", "1"), ("2020-01-01", "007")]
+    splits = named(folder(train_csv=CSV, validation_csv=CSV, test_csv="text\nunread\n"))
+    assert splits["train"] == splits["validation"] == [("NA", "007"), ("null", "1"), ("2020-01-01", "007")]
     part = read_splits(DataSection(dataset_name=str(tmp_path), train_split="train[1:]"))["train"]
     assert (part.rows["sentence"][:], part.row_numbers().tolist()) == (["null", "2020-01-01"], [2, 3])
     with pytest.raises(DataError, match=r"cannot load .*split dev.*give the names of its splits"):
@@ -50,7 +50,7 @@ def test_a_folder_of_files_is_read_like_the_files(folder: Callable[..., str], tm
 
 def test_the_validation_split_of_a_folder_is_not_ignored(folder: Callable[..., str], tmp_path: Path) -> None:
     train = folder(train_csv=CSV)
-    assert list(named(train, validation_size=0.5)) == ["train"]  # the rows held out are drawn later
+    assert list(named(train, validation_size=0.5)) == ["train"]  # the held-out rows are sampled later
     (tmp_path / "validation.csv").write_text(CSV)
     with pytest.raises(DataError, match=r"validation_size holds out .* has a split 'validation'; remove"):
         named(train, validation_size=0.5)
@@ -82,7 +82,7 @@ def test_an_unreachable_hub_is_reported() -> None:
 
 @pytest.mark.parametrize("name", ["csv", "json", "parquet", "pandas", "text"])
 def test_the_name_of_a_file_format_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    (tmp_path / "train.csv").write_text("sentence,label\na,b\n")  # which the library would read
+    (tmp_path / "train.csv").write_text("sentence,label\na,b\n")  # the library would read this file
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=rf"data\.dataset_name '{name}' is a file format, .* data\.train_file"):
         read_splits(DataSection(dataset_name=name))

@@ -38,9 +38,9 @@ def test_typed_columns_are_formatted_as_in_json(tmp_path: Path, values: pa.Array
 LISTS = [["x", "y"], ["y", "x"], ["x", "z"]]
 
 
-@pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.large_list(pa.string()), pa.list_(pa.string(), 2)])
-def test_all_list_types_are_label_sets(tmp_path: Path, kind: pa.DataType) -> None:
-    file = parquet(tmp_path, label=pa.array(LISTS, kind))
+@pytest.mark.parametrize("list_type", [pa.list_(pa.string()), pa.large_list(pa.string()), pa.list_(pa.string(), 2)])
+def test_all_list_types_are_label_sets(tmp_path: Path, list_type: pa.DataType) -> None:
+    file = parquet(tmp_path, label=pa.array(LISTS, list_type))
     assert [label for _, label in cells(file, MULTI)] == LISTS
     with pytest.raises(DataError, match=r"d\.parquet row 1: column 'label' .*contains lists .*one label per row"):
         cells(file)
@@ -96,10 +96,10 @@ def test_declared_class_names_are_used(tmp_path: Path) -> None:
     features = datasets.Features({"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["b", "a"])})
     rows = datasets.Dataset.from_dict({"sentence": ["one", "two", "three"], "label": [1, 0, -1]}, features=features)
     rows.to_parquet(tmp_path / "train.parquet")
-    one = read_splits(DataSection(train_file=str(tmp_path / "train.parquet")))["train"]
-    two = read_splits(DataSection(dataset_name=str(tmp_path), validation_split=None))["train"]
-    for raw in (one, two):
+    from_file = read_splits(DataSection(train_file=str(tmp_path / "train.parquet")))["train"]
+    from_folder = read_splits(DataSection(dataset_name=str(tmp_path), validation_split=None))["train"]
+    for raw in (from_file, from_folder):
         assert (raw.rows["label"][:], raw.class_names) == (["a", "b", "-1"], ["b", "a"])
     datasets.DatasetDict(train=rows).save_to_disk(str(tmp_path / "saved"))
-    three = read_splits(DataSection(dataset_name=str(tmp_path / "saved"), validation_split=None))["train"]
-    assert (three.rows["label"][:], three.class_names) == (["a", "b", "-1"], ["b", "a"])
+    from_disk = read_splits(DataSection(dataset_name=str(tmp_path / "saved"), validation_split=None))["train"]
+    assert (from_disk.rows["label"][:], from_disk.class_names) == (["a", "b", "-1"], ["b", "a"])

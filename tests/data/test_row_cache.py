@@ -19,23 +19,25 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     file = written(tmp_path, "csv", "sentence,label\na,x\nb,y\n")
     os.utime(file, (0, 0))
     first = read_splits(DataSection(train_file=str(file)))["train"].rows
-    written(tmp_path, "csv", "sentence,label\na,y\nb,x\n")  # as long as before
+    written(tmp_path, "csv", "sentence,label\na,y\nb,x\n")  # the same size as before
     os.utime(file, (0, 0))
     second = read_splits(DataSection(train_file=str(file)))["train"].rows
     assert (first["label"][:], second["label"][:]) == (["x", "y"], ["y", "x"])
     copy = written(tmp_path / "..", "CSV", file.read_bytes())
     third = read_splits(DataSection(train_file=str(copy)))["train"].rows
-    assert third._fingerprint == second._fingerprint != first._fingerprint  # token ids go by content alone
+    assert (
+        third._fingerprint == second._fingerprint != first._fingerprint
+    )  # the cache of token ids depends only on the content
     assert not list(cache_folder().glob("*.part"))
 
 
 def test_an_open_cache_file_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(source: Path, target: Path) -> None:
+    def fail(part: Path, target: Path) -> None:
         raise PermissionError(13, "Access is denied")
 
     file = written(tmp_path, "csv", "sentence,label\nopen,x\n")
     rows = cells(file)
-    monkeypatch.setattr(Path, "replace", refuse)
+    monkeypatch.setattr(Path, "replace", fail)
     assert cells(file) == rows
     with pytest.raises(DataError, match=r"cannot write to the cache folder .*: Access is denied; free disk space"):
         cells(written(tmp_path, "csv", "sentence,label\nnever seen before,x\n"))

@@ -1,4 +1,4 @@
-"""Which rows are in which step: finetune/data/sampler.py."""
+"""The assignment of rows to steps: finetune/data/sampler.py."""
 
 from __future__ import annotations
 

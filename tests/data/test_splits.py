@@ -23,15 +23,15 @@ SINGLE = "single_label_classification"
 
 def section(folder: Path, **files: str | bytes | list[Any]) -> DataSection:
     """Write files named SPLIT_ENDING and return the section that names them."""
-    named = {}
+    files_by_key = {}
     for key, content in files.items():
         split, ending = key.split("_")
         path = folder / f"{split}.{ending}"
         if isinstance(content, list):
             content = "\n".join(map(json.dumps, content))
         path.write_bytes(content.encode() if isinstance(content, str) else content)
-        named[f"{split}_file"] = str(path)
-    return DataSection(**named)
+        files_by_key[f"{split}_file"] = str(path)
+    return DataSection(**files_by_key)
 
 
 def read(folder: Path, names: list[str] | None = None, problem_type: str = SINGLE, **files: Any) -> LabeledSplits:
@@ -46,7 +46,7 @@ def test_csv_is_read_as_written(tmp_path: Path) -> None:
         tmp_path, train_csv='sentence,label\nNA,007\nnull,1\n"1,5",007\n', test_csv="\ufeffsentence,label\n12,1\n"
     )
     assert splits.raw["train"].rows["sentence"][:] == ["NA", "null", "1,5"]
-    assert splits.raw["test"].rows["sentence"][:] == ["12"]  # the byte order mark is no part of the name
+    assert splits.raw["test"].rows["sentence"][:] == ["12"]  # the byte order mark is not part of the name
     assert splits.label_names == ["1", "007"]
     assert splits.labels["train"].tolist() == [1, 0, 1]
 
@@ -126,7 +126,7 @@ def test_rows_may_have_class_ids_of_declared_names(tmp_path: Path) -> None:
 
 
 def labeled_rows(values: list[Any], names: list[str] | None = None) -> RawSplit:
-    """A loaded data set with these labels, or codes of these names, as the reader hands it on."""
+    """Return a loaded data set with these labels, or with these ids of the given class names."""
     table = {"sentence": [f"text {n}" for n in range(len(values))], "label": values}
     rows = datasets.Dataset.from_dict(table)
     if names is not None:
@@ -224,9 +224,9 @@ def test_multi_label_rows_become_label_sets(tmp_path: Path) -> None:
         DataError, match=r"every row of column 'label' has 3 entries.* 0 or 1: vectors of zeros and ones"
     ):
         read(tmp_path, ["x", "y", "z"], "multi_label_classification", train_jsonl=vectors)
-    twice = [{"sentence": "a", "label": ["x", "y", "x"]}, {"sentence": "b", "label": ["y"]}]
+    repeated = [{"sentence": "a", "label": ["x", "y", "x"]}, {"sentence": "b", "label": ["y"]}]
     with pytest.raises(DataError, match=r"row 1: a label is listed twice"):
-        read(tmp_path, ["x", "y"], "multi_label_classification", train_jsonl=twice)
+        read(tmp_path, ["x", "y"], "multi_label_classification", train_jsonl=repeated)
     with pytest.raises(DataError, match="has no label in column 'label'"):
         read(tmp_path, None, "multi_label_classification", train_jsonl=[{"sentence": "a", "label": []}])
     with pytest.raises(DataError, match=r"row 1: .*needs a list of labels per row; use a json, jsonl or parq"):
@@ -238,8 +238,8 @@ def test_multi_label_rows_become_label_sets(tmp_path: Path) -> None:
 def test_regression_needs_numbers(tmp_path: Path) -> None:
     splits = read(tmp_path, None, "regression", train_csv="sentence,label\na,1.5\nb,-2\n")
     assert splits.labels["train"].tolist() == [1.5, -2.0]
-    spaced = read(tmp_path, None, "regression", train_csv="sentence,label\na, 1.5\nb,2\n")
-    assert spaced.labels["train"].tolist() == [1.5, 2.0]
+    with_spaces = read(tmp_path, None, "regression", train_csv="sentence,label\na, 1.5\nb,2\n")
+    assert with_spaces.labels["train"].tolist() == [1.5, 2.0]
     with pytest.raises(DataError, match=r"row 1: 'nan' in column 'label' is not a number"):
         read(tmp_path, None, "regression", train_csv="sentence,label\na,nan\nb,2\n")
     with pytest.raises(DataError, match=r"row 1: .*contains a list; give one label per row"):
@@ -252,14 +252,14 @@ def test_held_out_rows_and_limits(tmp_path: Path) -> None:
     lines = "".join(f"text {n},{'ab'[n % 2]}\n" for n in range(100))
     data = section(tmp_path, train_csv=f"sentence,label\n{lines}", test_csv=f"sentence,label\n{lines}")
     data = data.model_copy(update={"validation_size": 0.2, "max_train_samples": 30, "max_eval_samples": 10})
-    one, two = (read_labeled(data, SINGLE, None, seed=1) for _ in range(2))
-    assert {name: raw.rows.num_rows for name, raw in one.raw.items()} == {"train": 30, "test": 10, "validation": 10}
-    for name in one.raw:
-        texts = one.raw[name].rows["sentence"][:]
-        assert texts == two.raw[name].rows["sentence"][:]
+    first, second = (read_labeled(data, SINGLE, None, seed=1) for _ in range(2))
+    assert {name: raw.rows.num_rows for name, raw in first.raw.items()} == {"train": 30, "test": 10, "validation": 10}
+    for name in first.raw:
+        texts = first.raw[name].rows["sentence"][:]
+        assert texts == second.raw[name].rows["sentence"][:]
         expected = [int(text.split()[1]) % 2 for text in texts]
-        assert one.labels[name].tolist() == expected
-    assert not set(one.raw["train"].rows["sentence"]) & set(one.raw["validation"].rows["sentence"])
+        assert first.labels[name].tolist() == expected
+    assert not set(first.raw["train"].rows["sentence"]) & set(first.raw["validation"].rows["sentence"])
 
 
 def test_label_counts_of_regression_are_none() -> None:

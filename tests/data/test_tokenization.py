@@ -18,7 +18,7 @@ def raw(**columns: list[str]) -> RawSplit:
     return RawSplit(datasets.Dataset.from_dict(columns), "here")
 
 
-def test_words_are_ids_and_others_unknown() -> None:
+def test_unknown_words_get_the_unknown_token() -> None:
     tokenizer = word_tokenizer(raw(sentence=SENTENCES).rows, 8)
     assert len(tokenizer) == 8
     assert tokenizer.convert_ids_to_tokens([0, 1, 2]) == ["[PAD]", "[UNK]", "the"]
@@ -26,7 +26,7 @@ def test_words_are_ids_and_others_unknown() -> None:
     assert tokenizer.convert_ids_to_tokens(ids) == ["the", "[UNK]", "[UNK]", "the", "cat"]
 
 
-def test_a_tokenizer_without_its_unknown_token_is_one_message() -> None:
+def test_a_tokenizer_without_its_unknown_token_gives_one_error_message() -> None:
     words = Tokenizer(models.WordLevel({"the": 0, "[PAD]": 1}, unk_token="[UNK]"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]")
     message = r"tokenizer cannot read the texts of here: .*Missing \[UNK\] token.*; its tokenizer.json is damaged"
@@ -52,14 +52,14 @@ def test_pairs_are_encoded_together(tiny_bert: Path) -> None:
     assert split.lengths.tolist() == [5]
 
 
-def test_labels_reach_the_rows_without_a_python_object_each(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_are_added_without_creating_python_objects(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     sets = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 1], [1, 1, 1], [0, 1, 0], [1, 0, 0]])
-    given, add = [], datasets.Dataset.add_column
+    columns, add = [], datasets.Dataset.add_column
     monkeypatch.setattr(
-        datasets.Dataset, "add_column", lambda self, name, column: given.append(column) or add(self, name, column)
+        datasets.Dataset, "add_column", lambda self, name, column: columns.append(column) or add(self, name, column)
     )
     for labels in (np.arange(6), np.linspace(0, 1, 6), sets):
         split = encode_split(raw(sentence=SENTENCES), labels, tokenizer, ["sentence"], 6)
         assert split.rows["labels"][:] == labels.tolist()
-    assert [type(column).__module__.split(".")[0] for column in given] == ["pyarrow"] * 3
+    assert [type(column).__module__.split(".")[0] for column in columns] == ["pyarrow"] * 3

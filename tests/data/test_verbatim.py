@@ -1,4 +1,4 @@
-"""Texts and labels are read as they are written, and every type of column is read or is an error: finetune/data."""
+"""Texts and labels are read verbatim, and every column type is read or rejected: finetune/data."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def written(folder: Path, ending: str, rows: list[tuple[str, str]]) -> Path:
 @example(rows=[("a", "sep=,"), ("\ufeff", "\x00"), ('"', "\ry"), ("\u2028x", "\\"), ("NA", "-1"), ("1.0", "nan")])
 @settings(max_examples=40)
 def test_texts_and_labels_are_verbatim(folder: Path, ending: str, rows: list[tuple[str, str]]) -> None:
-    read = read_splits(DataSection(train_file=str(written(folder, ending, rows))))["train"].rows
-    assert list(zip(read["sentence"][:], read["label"][:], strict=True)) == rows
+    read_rows = read_splits(DataSection(train_file=str(written(folder, ending, rows))))["train"].rows
+    assert list(zip(read_rows["sentence"][:], read_rows["label"][:], strict=True)) == rows
 
 
 PLAIN = [pa.float16(), pa.float32(), pa.uint8(), pa.int64(), pa.bool_(), pa.decimal128(5, 2), pa.large_string(),
@@ -57,33 +57,35 @@ OTHER = [pa.binary(), pa.date32(), pa.timestamp("ns"), pa.time64("us"), pa.durat
          pa.list_(pa.struct([("a", pa.int64())])), pa.list_(pa.binary())]  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["single_label_classification", "multi_label_classification"])
+@pytest.mark.parametrize("problem_type", ["single_label_classification", "multi_label_classification"])
 @pytest.mark.parametrize("column", ["sentence", "label"])
 @pytest.mark.parametrize("values", [*PLAIN, *LISTS, *OTHER], ids=str)
-def test_every_type_of_column_is_read_or_refused(tmp_path: Path, values: pa.DataType, column: str, kind: str) -> None:
-    sets = kind.startswith("multi")
+def test_every_column_type_is_read_or_rejected(
+    tmp_path: Path, values: pa.DataType, column: str, problem_type: str
+) -> None:
+    sets = problem_type.startswith("multi")
     file = str(tmp_path / "d.parquet")
     columns = {"sentence": pa.array(["1", "2"]), "label": pa.array([["1"], ["2"]] if sets else ["1", "2"])}
-    pq.write_table(pa.table(columns | {column: _two(values)}), file)
+    pq.write_table(pa.table(columns | {column: _two_values(values)}), file)
     if values in (LISTS if sets and column == "label" else PLAIN):
-        assert read_splits(DataSection(train_file=file), kind)["train"].rows.num_rows == 2
+        assert read_splits(DataSection(train_file=file), problem_type)["train"].rows.num_rows == 2
     else:
         with pytest.raises(DataError, match=rf"d\.parquet rows? 1.*: column '{column}'"):
-            read_splits(DataSection(train_file=file), kind)
+            read_splits(DataSection(train_file=file), problem_type)
 
 
-def _two(values: pa.DataType) -> pa.Array:
-    """Two values of a type that are not null, zeros where they are numbers; two of nothing for the null type."""
+def _two_values(values: pa.DataType) -> pa.Array:
+    """Return two non-null values of a type (zeros for numbers), or two nulls for the null type."""
     zeros = pa.py_buffer(bytes(64))
     if pa.types.is_fixed_size_list(values):
         return pa.FixedSizeListArray.from_arrays(pa.Array.from_buffers(values.value_type, 4, [None, zeros]), 2)
     if pa.types.is_map(values):
         return pa.array([[("a", 1)]] * 2, values)
     if pa.types.is_list(values) or pa.types.is_large_list(values):
-        return pa.array([[item] for item in _two(values.value_type).to_pylist()], values)
+        return pa.array([[item] for item in _two_values(values.value_type).to_pylist()], values)
     if pa.types.is_struct(values):
         return pa.array([{"a": 1}] * 2, values)
     if pa.types.is_null(values):
         return pa.nulls(2)
-    number = pa.types.is_primitive(values) or pa.types.is_decimal(values)
-    return pa.Array.from_buffers(values, 2, [None, zeros]) if number else pa.array(["1", "2"]).cast(values)
+    is_number = pa.types.is_primitive(values) or pa.types.is_decimal(values)
+    return pa.Array.from_buffers(values, 2, [None, zeros]) if is_number else pa.array(["1", "2"]).cast(values)

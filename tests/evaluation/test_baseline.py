@@ -1,4 +1,4 @@
-"""Warnings about a model that is no better than a constant answer: finetune/evaluation/baseline.py."""
+"""Warnings about a model that is no better than a constant prediction: finetune/evaluation/baseline.py."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ SETS = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1]] * 10)
         ),
     ],
 )
-def test_a_model_no_better_than_a_constant_answer_is_reported(
+def test_a_model_no_better_than_a_constant_prediction_is_reported(
     predictions: Any, references: Any, names: list[str], expected: list[str]
 ) -> None:
     reported = warnings(predictions, references, names)

@@ -23,14 +23,14 @@ def rows() -> tuple[np.ndarray, np.ndarray]:
     return np.where(rng.random(200) < 0.75, actual, rng.integers(0, 3, 200)), actual
 
 
-def test_intervals_equal_those_of_a_bootstrap_that_draws_rows(rows: tuple[np.ndarray, np.ndarray]) -> None:
+def test_intervals_equal_those_of_a_bootstrap_over_rows(rows: tuple[np.ndarray, np.ndarray]) -> None:
     predicted, actual = rows
     metrics, per_class = classification_intervals(predicted, actual, NAMES, samples=4000, seed=0)
     rng = np.random.default_rng(1)
-    drawn = [rng.integers(0, 200, 200) for _ in range(1000)]
+    resamples = [rng.integers(0, 200, 200) for _ in range(1000)]
     naive = {
-        "accuracy": [np.mean(predicted[d] == actual[d]) for d in drawn],
-        "f1_macro": [f1_score(actual[d], predicted[d], average="macro") for d in drawn],
+        "accuracy": [np.mean(predicted[d] == actual[d]) for d in resamples],
+        "f1_macro": [f1_score(actual[d], predicted[d], average="macro") for d in resamples],
     }
     for name, values in naive.items():
         low, high = np.percentile(values, [2.5, 97.5])
@@ -71,8 +71,8 @@ def test_coverage_is_near_95_percent() -> None:
 
 
 def test_the_same_seed_gives_the_same_interval(rows: tuple[np.ndarray, np.ndarray]) -> None:
-    one, two, other = (classification_intervals(*rows, NAMES, samples=200, seed=seed)[0] for seed in (1, 1, 2))
-    assert one == two != other
+    first, same, other = (classification_intervals(*rows, NAMES, samples=200, seed=seed)[0] for seed in (1, 1, 2))
+    assert first == same != other
 
 
 def test_too_few_rows_or_constant_resamples_have_no_interval() -> None:
@@ -93,9 +93,9 @@ def test_regression_intervals_equal_those_of_a_bootstrap_that_draws_rows(ties: b
         actual, predicted = np.round(actual), np.round(predicted)
     metrics = regression_intervals(predicted, actual, samples=100, seed=4)
     rng = np.random.default_rng(4)
-    drawn = [rng.integers(0, 60, size=60) for _ in range(100)]
+    resamples = [rng.integers(0, 60, size=60) for _ in range(100)]
     for name, metric in REGRESSION.items():
-        bounds = np.percentile([metric(predicted[rows], actual[rows]) for rows in drawn], [2.5, 97.5])
+        bounds = np.percentile([metric(predicted[rows], actual[rows]) for rows in resamples], [2.5, 97.5])
         assert (metrics[name].low, metrics[name].high) == pytest.approx(tuple(bounds), rel=1e-9)  # measured 1e-15
 
 
@@ -104,15 +104,15 @@ def test_resamples_with_constant_values_are_skipped() -> None:
     predicted = np.arange(12) / 10
     metrics = regression_intervals(predicted, actual, samples=200, seed=0)["spearman"]
     rng = np.random.default_rng(0)
-    drawn = [rng.integers(0, 12, size=12) for _ in range(200)]
-    values = [REGRESSION["spearman"](predicted[rows], actual[rows]) for rows in drawn]
-    assert sum(np.isnan(values)) == sum(0 not in rows for rows in drawn) > 20  # they would be divisions by zero
+    resamples = [rng.integers(0, 12, size=12) for _ in range(200)]
+    values = [REGRESSION["spearman"](predicted[rows], actual[rows]) for rows in resamples]
+    assert sum(np.isnan(values)) == sum(0 not in rows for rows in resamples) > 20  # these would divide by zero
     bounds = np.percentile([value for value in values if not np.isnan(value)], [2.5, 97.5])
     assert (metrics.low, metrics.high) == pytest.approx(tuple(bounds), abs=1e-12)
     assert bounds[1] < 0  # if undefined values counted as 0, the upper bound would be 0
 
 
-def test_a_metric_without_a_fast_formula_is_computed_on_the_drawn_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metric_without_a_fast_formula_is_computed_on_the_resampled_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     predicted, actual = np.random.default_rng(0).normal(size=(2, 30))
     expected = regression_intervals(predicted, actual, samples=150, seed=0)
     table = {**REGRESSION, "squared_error": lambda x, y: float(np.mean((x - y) ** 2))}
@@ -166,7 +166,7 @@ def test_regression_intervals() -> None:
     assert regression_intervals(predicted[:4], actual[:4], samples=200, seed=0)["pearson"].low is None
 
 
-def test_an_outlier_does_not_cost_precision() -> None:
+def test_an_outlier_does_not_reduce_precision() -> None:
     rng = np.random.default_rng(0)
     predictions = rng.normal(size=40)
     references = predictions + rng.normal(size=40)
@@ -174,8 +174,8 @@ def test_an_outlier_does_not_cost_precision() -> None:
     metrics = regression_intervals(predictions, references, samples=500, seed=1)["pearson"]
     assert metrics.low is not None
     assert metrics.high is not None
-    drawn = rng.integers(1, 40, size=(300, 40))
-    without = [np.corrcoef(predictions[rows], references[rows])[0, 1] for rows in drawn]
+    resamples = rng.integers(1, 40, size=(300, 40))
+    without = [np.corrcoef(predictions[rows], references[rows])[0, 1] for rows in resamples]
     # A third of the resamples lack the outlier and have the correlation of the other rows.
     assert np.percentile(without, 1) - 0.1 < metrics.low < np.percentile(without, 60)
     assert metrics.high <= 1.0

@@ -35,8 +35,8 @@ FORMULAS = {
 
 
 def test_every_metric_name_has_a_formula_and_every_formula_a_name() -> None:
-    assert {kind: list(table) for kind, table in FORMULAS.items()} == {
-        kind: list(table) for kind, table in METRICS.items()
+    assert {average: list(table) for average, table in FORMULAS.items()} == {
+        average: list(table) for average, table in METRICS.items()
     }
     assert OFFLINE_METRICS.keys() == METRICS.keys() == set(get_args(ProblemType))
     for problem_type, table in METRICS.items():
@@ -106,8 +106,8 @@ def test_multi_label_equals_sklearn(rows: tuple[list[list[int]], list[list[int]]
     predicted, actual = (np.array(part) for part in rows)
     scores = compute_metrics(predicted, actual, "multi_label_classification", 3)
     expected = {
-        f"f1_{kind}": sklearn_metrics.f1_score(actual, predicted, average=kind, zero_division=0.0)
-        for kind in ("micro", "macro", "weighted")
+        f"f1_{average}": sklearn_metrics.f1_score(actual, predicted, average=average, zero_division=0.0)
+        for average in ("micro", "macro", "weighted")
     }
     assert scores == pytest.approx({**expected, "subset_accuracy": sklearn_metrics.accuracy_score(actual, predicted)})
 
@@ -116,7 +116,7 @@ def test_multi_label_equals_sklearn(rows: tuple[list[list[int]], list[list[int]]
     ("predicted", "actual"),
     [
         ([0, 1, 1], [0, 1, 2]),  # a label that is never predicted
-        ([0, 1, 2], [0, 1, 1]),  # a prediction that is no row's label
+        ([0, 1, 2], [0, 1, 1]),  # a prediction that no row has as its label
         ([0, 0, 0], [0, 0, 0]),  # only one class
         ([3, 3, 3], [0, 1, 2]),  # no prediction is correct
         ([0, 0, 0], [0, 1, 1]),

@@ -33,8 +33,8 @@ def _keys() -> list[str]:
     recipe = Recipe(output_dir="x", model={"model_name_or_path": "x"}, data={"train_file": "x.csv"}, peft={})  # type: ignore[arg-type]
     sections = [value for _, value in recipe if isinstance(value, BaseModel)]
     assert len(sections) == 9
-    own = [name for name, value in recipe if not isinstance(value, BaseModel)]
-    return [*own, *(name for section in sections for name in type(section).model_fields)]
+    top_level = [name for name, value in recipe if not isinstance(value, BaseModel)]
+    return [*top_level, *(name for section in sections for name in type(section).model_fields)]
 
 
 def test_every_key_is_in_the_table_once_and_has_a_meaning() -> None:
@@ -54,7 +54,7 @@ def test_every_key_is_in_the_table_once_and_has_a_meaning() -> None:
         '| `method` | name or list of name | `"learned_order"` |',
     ],
 )
-def test_types_are_in_words(row: str) -> None:
+def test_types_are_described_in_words(row: str) -> None:
     assert row in key_table()
 
 
@@ -69,7 +69,7 @@ def test_every_metric_is_in_the_table_with_its_meaning() -> None:
     assert len(rows) > 10
 
 
-def test_writing_replaces_the_tables_alone(tmp_path: Path) -> None:
+def test_writing_replaces_only_the_tables(tmp_path: Path) -> None:
     for name in TABLES:
         (tmp_path / name).write_text(f"before\n{START}old\n{END}after\n")
     for _ in range(2):

@@ -115,13 +115,13 @@ def test_the_path_of_a_data_folder_becomes_absolute(tmp_path: Path, monkeypatch:
 
 def test_the_resolved_recipe_loads_as_the_same_recipe(write_recipe: WriteRecipe, tmp_path: Path) -> None:
     recipe = load_recipe(write_recipe(MINIMAL), ["task.label_names=[no, on]", "output_dir=elsewhere"])
-    again = tmp_path / "resolved.yaml"
-    again.write_text(dump_recipe(recipe))
-    assert load_recipe(again) == recipe
-    assert "weight_decay: 0.01" in again.read_text()  # defaults are written out
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(dump_recipe(recipe))
+    assert load_recipe(resolved) == recipe
+    assert "weight_decay: 0.01" in resolved.read_text()  # defaults are written out
     assert Path(recipe.output_dir).is_absolute()
     # A YAML 1.1 parser must read them as words too.
-    assert yaml.safe_load(again.read_text())["task"]["label_names"] == ["no", "on"]
+    assert yaml.safe_load(resolved.read_text())["task"]["label_names"] == ["no", "on"]
 
 
 @given(

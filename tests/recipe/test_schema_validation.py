@@ -42,9 +42,9 @@ from tests.support.recipes import MINIMAL, WriteRecipe
     ],
 )
 def test_a_hint_points_to_the_right_section(write_recipe: WriteRecipe, text: str, hint: str) -> None:
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(RecipeError) as error:
         load_recipe(write_recipe(f"{MINIMAL}{text}\n"))
-    _, line = str(caught.value).splitlines()
+    _, line = str(error.value).splitlines()
     assert hint in line
     assert line.endswith(hint) or not hint.endswith("key")  # no hint where none is expected
 
@@ -54,12 +54,12 @@ def test_names_of_other_tools_get_a_hint(write_recipe: WriteRecipe) -> None:
     names += ("lr", "base_model", "max_seq_length", "cutoff_len")
     assert set(names) <= set(FOREIGN_NAMES)
     path = write_recipe(MINIMAL + "training:\n" + "".join(f"  {name}: 1\n" for name in FOREIGN_NAMES))
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(RecipeError) as error:
         load_recipe(path)
-    lines = str(caught.value).splitlines()[1:]
+    lines = str(error.value).splitlines()[1:]
     assert len(lines) == len(FOREIGN_NAMES)
-    for name, here in FOREIGN_NAMES.items():
-        assert sum(f"training.{name} (" in line and here in line for line in lines) == 1
+    for name, hint in FOREIGN_NAMES.items():
+        assert sum(f"training.{name} (" in line and hint in line for line in lines) == 1
 
 
 def test_hints_name_keys_that_exist() -> None:
@@ -70,5 +70,5 @@ def test_hints_name_keys_that_exist() -> None:
 
 
 def _fields(annotation: object) -> list[str]:
-    kinds = [annotation, *getattr(annotation, "__args__", ())]
-    return [key for kind in kinds for key in getattr(kind, "model_fields", {})]
+    classes = [annotation, *getattr(annotation, "__args__", ())]
+    return [key for kind in classes for key in getattr(kind, "model_fields", {})]

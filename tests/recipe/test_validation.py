@@ -30,9 +30,9 @@ training:
 peft: {r: -1}
 """
     )
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(RecipeError) as error:
         load_recipe(path)
-    head, *lines = str(caught.value).splitlines()
+    head, *lines = str(error.value).splitlines()
     assert head == f"{path} has 6 mistakes:"
     expected = {
         r"training.weight_decay (line 9)": "given again on line 10",
@@ -44,8 +44,8 @@ peft: {r: -1}
     }
     assert len(lines) == 6
     assert [line.split("(line ")[1].split(")")[0] for line in lines] == ["4", "6", "7", "8", "9", "11"]
-    for where, text in expected.items():
-        assert any(line.strip().startswith(where) and text in line for line in lines), (where, lines)
+    for location, text in expected.items():
+        assert any(line.strip().startswith(location) and text in line for line in lines), (location, lines)
 
 
 @pytest.mark.parametrize(
@@ -131,9 +131,9 @@ def test_only_the_first_of_very_many_mistakes_are_listed(write_recipe: WriteReci
         "seed: 1\n" * 3_000,
     ]
     for text in texts:
-        with pytest.raises(RecipeError) as caught:
+        with pytest.raises(RecipeError) as error:
             load_recipe(write_recipe(MINIMAL + text))
-        head, *lines = str(caught.value).splitlines()
+        head, *lines = str(error.value).splitlines()
         assert head.endswith("has more than 50 mistakes; the first 50:")
         assert len(lines) == 50
         assert max(map(len, lines)) < 1000

@@ -73,10 +73,10 @@ def _chain(links: int) -> str:
     ids=range(27),
 )  # fmt: skip
 def test_invalid_yaml_is_reported_with_its_line(text: str, line: int, reason: str) -> None:
-    with pytest.raises(NotYamlError) as caught:
+    with pytest.raises(NotYamlError) as error:
         compose(text)
-    assert reason in str(caught.value)
-    assert caught.value.line == line
+    assert reason in str(error.value)
+    assert error.value.line == line
 
 
 def test_aliases_of_ordinary_size_are_expanded() -> None:
@@ -104,7 +104,7 @@ def test_faults_of_keys_and_scalars_are_collected(text: str, location: tuple[obj
     assert reason in message
 
 
-def test_of_a_duplicate_key_the_first_value_is_used() -> None:
+def test_the_first_value_of_a_duplicate_key_is_used() -> None:
     value, values = build("a: 1\na: 2\nb: 3\n")
     assert value == {"a": 1, "b": 3}
     assert values.lines == {("a",): "line 1", ("b",): "line 3"}

@@ -57,7 +57,7 @@ def cell(value: float) -> MetricValue:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
-    """A run folder of known results, without any model."""
+    """A run folder with known results and without a model."""
     folder = RunFolder(tmp_path / "known")
     folder.path.mkdir()
     folder.recipe.write_text(RECIPE)
@@ -215,7 +215,7 @@ def test_the_ten_worst_errors_are_sorted_by_loss(run: RunFolder) -> None:
     assert (rows[0].label, rows[0].predicted, rows[0].confidence) == ("no", "yes", 0.75)
 
 
-def test_an_unfinished_or_damaged_run_is_refused(run: RunFolder, tmp_path: Path) -> None:
+def test_an_unfinished_or_damaged_run_is_rejected(run: RunFolder, tmp_path: Path) -> None:
     run.scores.write_text(json.dumps({"test": {"rows": "many"}}))
     with pytest.raises(DataError, match=r"scores\.json is damaged or of another version \(test\.rows"):
         write_report(run)

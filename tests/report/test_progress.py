@@ -13,7 +13,7 @@ from finetune.report.progress import Stage, show_progress_on, stage
 
 
 @pytest.fixture(autouse=True)
-def _quiet_again() -> Iterator[None]:
+def _restore_quiet_console() -> Iterator[None]:
     yield
     show_progress_on(Console(quiet=True))
 
@@ -22,7 +22,7 @@ def timers() -> int:
     return sum(thread.name.endswith("(_print_lines)") for thread in threading.enumerate())
 
 
-def test_outside_a_terminal_running_stages_are_one_plain_line_per_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_a_terminal_running_stages_print_one_line_per_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.StringIO()
     monkeypatch.setattr(progress, "INTERVAL_SECONDS", 0.01)
     show_progress_on(Console(file=file, force_terminal=False, width=200))
@@ -56,9 +56,9 @@ def test_a_terminal_shows_bars_that_are_removed_again() -> None:
     with stage("scoring validation", 4) as outer, stage("unknown length") as inner:
         outer.advance(3)
         inner.advance()
-    shown = file.getvalue()
-    assert "scoring validation" in shown
-    assert "unknown length" in shown
+    output = file.getvalue()
+    assert "scoring validation" in output
+    assert "unknown length" in output
     assert progress._display.bars is None
     assert progress._display.stages == []
 

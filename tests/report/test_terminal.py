@@ -29,8 +29,9 @@ from finetune.runs.results import MetricValue, ModelCost, SplitScores, SplitSumm
 
 
 def terminal(width: int = 100) -> tuple[Console, io.StringIO]:
-    text = io.StringIO()
-    return Console(file=text, width=width, highlight=False), text
+    """Return a console and the buffer that receives its output."""
+    buffer = io.StringIO()
+    return Console(file=buffer, width=width, highlight=False), buffer
 
 
 def test_data_are_shown_per_split() -> None:
@@ -39,11 +40,11 @@ def test_data_are_shown_per_split() -> None:
     print_data(
         console, {"train": SplitSummary(9, counts, 5.5, 8, 0.5), "test": SplitSummary(2, {}, 5, 8, 0, 2)}, "rows.csv", 8
     )
-    shown = text.getvalue()
-    assert "rows.csv" in shown
-    assert "50.0%" in shown
-    assert "4 more" in shown
-    assert "All 2 test rows are also training rows" in shown
+    output = text.getvalue()
+    assert "rows.csv" in output
+    assert "50.0%" in output
+    assert "4 more" in output
+    assert "All 2 test rows are also training rows" in output
 
 
 def test_scores_are_shown_with_intervals() -> None:
@@ -127,14 +128,14 @@ def test_no_table_is_truncated_at_80_columns(width: int, scale: float) -> None:
     print_heads(console, analysis)
     print_pruning(console, pruning, "runs/toy/pruned")
     print_agreement(console, "gradient", [RankAgreement("runs/one", "runs/two", TauValue(0.5, 0.4, 0.6))])
-    shown = text.getvalue()
-    assert "…" not in shown
-    assert f"{_score(scale / 3)}" in shown  # the last column
-    assert "Removed 1 head (10%): named were 0.1." in shown
-    assert "fine-tuned" in shown
-    assert "109,483,778" in shown
-    assert "runs/one, runs/two: 0.50 [0.40, 0.60]" in shown
-    tables = [line for line in shown.splitlines() if line.startswith(("│", "┃", " ", "layer"))]
+    output = text.getvalue()
+    assert "…" not in output
+    assert f"{_score(scale / 3)}" in output  # the last column
+    assert "Removed 1 head (10%): named were 0.1." in output
+    assert "fine-tuned" in output
+    assert "109,483,778" in output
+    assert "runs/one, runs/two: 0.50 [0.40, 0.60]" in output
+    tables = [line for line in output.splitlines() if line.startswith(("│", "┃", " ", "layer"))]
     assert len(tables) > 40
     assert max(map(len, tables)) <= 80
 
@@ -151,10 +152,10 @@ def test_pruning_without_scores_is_reported() -> None:
 def test_an_evaluation_is_one_line_and_a_quiet_console_prints_nothing() -> None:
     console, text = terminal()
     silence = io.StringIO()
-    for chosen in (console, Console(file=silence, quiet=True)):
+    for selected_console in (console, Console(file=silence, quiet=True)):
         for best in (True, False):
             entry = {"step": 1, "epoch": 0.25, "eval_loss": 0.5, "eval_pearson": None}
-            print_line(chosen, evaluation_line(entry, best=best))
+            print_line(selected_console, evaluation_line(entry, best=best))
     line = "step 1, epoch 0.25:  loss 0.5000  pearson undefined"
     assert text.getvalue().splitlines() == [f"{line}  best", line]
     assert silence.getvalue() == ""

@@ -96,19 +96,19 @@ print(sorted(path.name for path in root.iterdir()))
 """
 
 
-@pytest.mark.parametrize("how", ["limit", "full disk"])
-def test_a_full_disk_loses_no_existing_file(tmp_path: Path, how: str) -> None:
-    command = [sys.executable, "-c", SAVES, str(tmp_path), how.split()[0]]
-    if how == "full disk":
+@pytest.mark.parametrize("limit", ["limit", "full disk"])
+def test_a_full_disk_loses_no_existing_file(tmp_path: Path, limit: str) -> None:
+    command = [sys.executable, "-c", SAVES, str(tmp_path), limit.split()[0]]
+    if limit == "full disk":
         mount = f'mount -t tmpfs -o size=600k none {tmp_path} && exec "$@"'
         command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh", *command]
-        allowed = [*command[:6], f"mount -t tmpfs none {tmp_path}"]
-        if not shutil.which("unshare") or subprocess.run(allowed, capture_output=True, check=False).returncode:
+        mount_command = [*command[:6], f"mount -t tmpfs none {tmp_path}"]
+        if not shutil.which("unshare") or subprocess.run(mount_command, capture_output=True, check=False).returncode:
             pytest.skip("a private disk for one process needs user namespaces, which are disabled here")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=HANG_SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
     output = done.stdout.splitlines()
-    reason = "No space left on device" if how == "full disk" else "File too large"
+    reason = "No space left on device" if limit == "full disk" else "File too large"
     for line, name in zip(output, ("step-000002", "scores.json", "history.jsonl"), strict=False):
         assert line.startswith(f"cannot write {tmp_path / name}: ")
         assert reason in line
@@ -134,9 +134,9 @@ def test_a_folder_is_replaced(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-@pytest.mark.parametrize("where", ["writing", "rename", "replace"])
+@pytest.mark.parametrize("interrupted_in", ["writing", "rename", "replace"])
 def test_an_interrupted_replacement_keeps_the_old_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted_in: str
 ) -> None:
     with atomic_replace_dir(tmp_path / "model") as temporary:
         (temporary / "weights").write_text("old")
@@ -147,9 +147,9 @@ def test_an_interrupted_replacement_keeps_the_old_folder(
     rename = Path.rename
     with suppress(KeyboardInterrupt), atomic_replace_dir(tmp_path / "model") as temporary:
         (temporary / "weights").write_text("new")
-        if where == "writing":
+        if interrupted_in == "writing":
             interrupt()
-        elif where == "replace":
+        elif interrupted_in == "replace":
             monkeypatch.setattr(Path, "replace", interrupt)
         else:
             monkeypatch.setattr(Path, "rename", lambda p, to: interrupt() if p.name == "model" else rename(p, to))

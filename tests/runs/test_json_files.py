@@ -14,12 +14,12 @@ from finetune.runs.results import MetricValue, SplitScores
 SCORES = {"test": SplitScores(3, 0.1 + 0.2, {"accuracy": MetricValue(1 / 3, 0.1, 0.9)}, [], [[1, 2], [0, 0]])}
 
 
-def test_results_are_read_back_exactly(tmp_path: Path) -> None:
+def test_results_are_loaded_exactly(tmp_path: Path) -> None:
     write_json(tmp_path / "scores.json", SCORES)
     assert read_json(tmp_path / "scores.json", dict[str, SplitScores]) == SCORES
 
 
-def test_nan_is_refused_and_the_old_file_is_kept(tmp_path: Path) -> None:
+def test_nan_is_rejected_and_the_old_file_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
     write_json(path, SCORES)
     with pytest.raises(ValueError, match="Out of range float values"):

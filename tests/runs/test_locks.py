@@ -50,7 +50,7 @@ def test_a_folder_with_content_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", json.dumps({"pid": 1, "host": "here", "command": "train", "since": "x"})])
-def test_the_lock_file_of_a_killed_process_blocks_nobody(tmp_path: Path, content: str) -> None:
+def test_the_lock_file_of_a_killed_process_blocks_no_other_process(tmp_path: Path, content: str) -> None:
     (tmp_path / LOCK).write_text(content)
     with locked_folder(tmp_path):
         assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid()
@@ -92,19 +92,19 @@ def test_one_of_several_simultaneous_processes_gets_the_lock_and_killing_it_rele
 def test_a_disk_without_locks_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(handle: int) -> None:
+    def fail(handle: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(locks, "_lock", refuse)
+    monkeypatch.setattr(locks, "_lock", fail)
     with locked_folder(tmp_path):
         assert "is on a disk without file locks: no other process may write there" in capsys.readouterr().err
 
 
-def test_a_read_only_folder_is_refused_unless_it_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> int:  # real permissions do not stop a test that runs as root
+def test_a_read_only_folder_is_rejected_unless_it_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:  # real permissions do not stop a test that runs as root
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(locks.os, "open", refuse)
+    monkeypatch.setattr(locks.os, "open", fail)
     with pytest.raises(TrainingError, match=r"cannot write .*: Permission denied"), locked_folder(tmp_path):
         pytest.fail("the lock was taken")
     entered = []

@@ -27,7 +27,7 @@ def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_with_files_a_file_and_a_symbolic_link_are_refused(tmp_path: Path) -> None:
+def test_a_folder_with_files_a_file_and_a_symbolic_link_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     (tmp_path / "link").symlink_to("nowhere")

@@ -58,9 +58,9 @@ def test_a_failing_head_analysis_loses_no_scores(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("finetune.heads.analysis.analyze_heads", fail_with(error))
         assert main(["evaluate", str(run)]) == 0
-    shown = capsys.readouterr()
-    assert message in shown.out
-    assert "Scores and report are written" in shown.out
+    output = capsys.readouterr()
+    assert message in output.out
+    assert "Scores and report are written" in output.out
     after = contents(run)
     assert after["scores.json"] == before["scores.json"]
     assert after["predictions.parquet"] == before["predictions.parquet"]
@@ -84,62 +84,62 @@ def test_a_run_whose_head_analysis_fails_is_finished(
     assert "heads.json" not in contents(run)
     assert "the results below" not in (run / "report.html").read_text()
     assert main(["train", str(small_recipe), f"output_dir={tmp_path / 'dry'}", "--dry-run"]) == 2
-    said = capsys.readouterr()
-    assert "the head analysis fails: no gate fits here; change head_importance, or set it to null" in said.err
-    assert "Dry run passed" not in said.out
+    printed = capsys.readouterr()
+    assert "the head analysis fails: no gate fits here; change head_importance, or set it to null" in printed.err
+    assert "Dry run passed" not in printed.out
 
 
 def test_a_dry_run_tries_every_method_on_a_few_rows(
     small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sections: list[Any] = []
+    calls: list[Any] = []
     from finetune.heads.analysis import analyze_heads
 
-    def record_section(*args: Any, **kwargs: Any) -> Any:
-        sections.append(args[2])
+    def analyze(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args[2])
         return analyze_heads(*args, **kwargs)
 
-    monkeypatch.setattr("finetune.heads.analysis.analyze_heads", record_section)
+    monkeypatch.setattr("finetune.heads.analysis.analyze_heads", analyze)
     assert main(["train", str(small_recipe), f"output_dir={tmp_path / 'dry'}", "--dry-run"]) == 0
-    assert [section.methods() for section in sections] == [["gradient", "fisher"]]
-    assert sections[0].max_samples <= 8
+    assert [section.methods() for section in calls] == [["gradient", "fisher"]]
+    assert calls[0].max_samples <= 8
     assert "its heads analyzed on a few rows. Nothing was kept" in capsys.readouterr().out.replace("\n", " ")
 
 
-# Folders that somebody else filled, as file name -> content.
-STRANGERS = {
+# Folders with files that are not a run, as file name -> content.
+OTHER_FOLDERS = {
     "three names": {"recipe.yaml": "a: 1\n", "environment.json": "{}", "data.json": "{}", "model/mine.txt": "mine"},
     "an empty claim": {".claimed": "", "README.md": "mine"},
     "a claim of another tool": {".claimed": "{}", "README.md": "mine"},
     "another tool's recipe": {"recipe.yaml": "model: bert\ndata: x\n", "environment.json": "{}", "data.json": "{}"},
     "a recipe alone": {"recipe.yaml": None, "README.md": "mine"},
     "a recipe beside other files": {"recipe.yaml": None, "environment.json": '{"name": "conda"}', "data.json": "[1]"},
-    "no file of ours": {"notes.txt": "mine"},
+    "no file of a run": {"notes.txt": "mine"},
     "a lock and a file": {LOCK: "{}", "notes.txt": "mine"},
 }
 
 
-@pytest.mark.parametrize("name", STRANGERS)
+@pytest.mark.parametrize("name", OTHER_FOLDERS)
 @pytest.mark.parametrize("override", [OVERWRITE, AUTO])
 def test_a_folder_with_other_files_is_not_a_run(small_recipe: Path, tmp_path: Path, name: str, override: str) -> None:
-    folder = tmp_path / "theirs"
-    for file, content in STRANGERS[name].items():
+    folder = tmp_path / "other"
+    for file, content in OTHER_FOLDERS[name].items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(small_recipe.read_text() if content is None else content)
     before = contents(folder)
-    given = load_recipe(small_recipe, [f"output_dir={folder}", override])
-    with pytest.raises(TrainingError, match=r"theirs is not empty and is not a finetune run \(.+\); name another"):
-        check_output_dir(RunFolder(folder), given)
+    loaded_recipe = load_recipe(small_recipe, [f"output_dir={folder}", override])
+    with pytest.raises(TrainingError, match=r"other is not empty and is not a finetune run \(.+\); name another"):
+        check_output_dir(RunFolder(folder), loaded_recipe)
     assert main(["train", str(small_recipe), f"output_dir={folder}", override]) == 2
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("left", [{}, {".claimed": ""}, {LOCK: "", ".claimed": ""}, {"..claimed.tmp": "{"}])
+@pytest.mark.parametrize("leftovers", [{}, {".claimed": ""}, {LOCK: "", ".claimed": ""}, {"..claimed.tmp": "{"}])
 def test_files_of_a_killed_process_in_an_empty_folder_are_ignored(
-    small_recipe: Path, tmp_path: Path, left: dict[str, str]
+    small_recipe: Path, tmp_path: Path, leftovers: dict[str, str]
 ) -> None:
     (tmp_path / "run").mkdir()
-    for file, content in left.items():
+    for file, content in leftovers.items():
         (tmp_path / "run" / file).write_text(content)
     check_output_dir(RunFolder(tmp_path / "run"), load_recipe(small_recipe, [f"output_dir={tmp_path / 'run'}"]))
 
@@ -178,30 +178,30 @@ def test_the_old_run_is_kept_until_the_new_one_has_a_model(
     run: Path, small_recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run / "notes.txt").write_text("mine")
-    old = contents(run)
-    again = ["train", str(small_recipe), f"output_dir={run}", OVERWRITE, "seed=5", "head_importance=null"]
+    earlier = contents(run)
+    arguments = ["train", str(small_recipe), f"output_dir={run}", OVERWRITE, "seed=5", "head_importance=null"]
     saved = ["checkpoint.save_strategy=steps", "checkpoint.save_steps=2"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "optimizer_step", fail_at(1))
-        assert main([*again, *saved]) == 2  # before the first checkpoint
+        assert main([*arguments, *saved]) == 2  # before the first checkpoint
     assert "the loss is not finite" in capsys.readouterr().err
-    assert contents(run) == old
+    assert contents(run) == earlier
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "optimizer_step", fail_at(3))
-        assert main([*again, *saved]) == 2  # after a checkpoint, from which it can be resumed
-    kept = {name.removeprefix(".previous/"): text for name, text in contents(run).items() if "/" in name}
-    assert kept.items() >= {name: text for name, text in old.items() if name != "notes.txt"}.items()
+        assert main([*arguments, *saved]) == 2  # after a checkpoint, from which it can be resumed
+    previous = {name.removeprefix(".previous/"): text for name, text in contents(run).items() if "/" in name}
+    assert previous.items() >= {name: text for name, text in earlier.items() if name != "notes.txt"}.items()
     assert yaml.safe_load((run / "recipe.yaml").read_text())["seed"] == 5
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "optimizer_step", fail_at(1))
-        assert main([*again, *saved]) == 2  # the unfinished run is deleted and the old one restored
-    assert contents(run) == old
-    assert main(again) == 0
-    new = contents(run)
-    assert new["notes.txt"] == b"mine"
-    assert not any(".previous" in name for name in new)
-    assert json.loads(new["environment.json"])["seed"] == 5
-    assert new["model/model.safetensors"] != old["model/model.safetensors"]
+        assert main([*arguments, *saved]) == 2  # the unfinished run is deleted and the old one restored
+    assert contents(run) == earlier
+    assert main(arguments) == 0
+    later = contents(run)
+    assert later["notes.txt"] == b"mine"
+    assert not any(".previous" in name for name in later)
+    assert json.loads(later["environment.json"])["seed"] == 5
+    assert later["model/model.safetensors"] != earlier["model/model.safetensors"]
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "heads", "prune", "merge", "report"])

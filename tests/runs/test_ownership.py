@@ -42,17 +42,17 @@ def earlier_run(path: Path) -> tuple[RunFolder, dict[str, str]]:
     return folder, contents(path)
 
 
-def die_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def interrupt_rename(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Raise KeyboardInterrupt after `number` renames, as if the process were killed."""
     rename, remaining = Path.rename, [number]
 
-    def dying(path: Path, target: Path) -> Path:
+    def rename_or_interrupt(path: Path, target: Path) -> Path:
         remaining[0] -= 1
         if remaining[0] < 0:
             raise KeyboardInterrupt
         return rename(path, target)
 
-    monkeypatch.setattr(Path, "rename", dying)
+    monkeypatch.setattr(Path, "rename", rename_or_interrupt)
 
 
 OUTPUTS = len(RunFolder(Path()).outputs())
@@ -64,7 +64,7 @@ def test_a_kill_during_the_move_to_previous_loses_nothing_of_the_earlier_run(
 ) -> None:
     folder, old = earlier_run(tmp_path / "run")
     with monkeypatch.context() as patch:
-        die_at(patch, number)
+        interrupt_rename(patch, number)
         with suppress(KeyboardInterrupt):
             take_ownership(folder, RECIPE, {}, {})
     for _ in range(2):  # restarted, killed before it has written a model, and restarted
@@ -86,7 +86,7 @@ def test_an_error_during_the_move_to_previous_restores_the_earlier_run(
     folder, old = earlier_run(tmp_path / "run")
     with suppress(KeyboardInterrupt), restore_previous_on_failure(folder, is_main_process=True):
         with monkeypatch.context() as patch:
-            die_at(patch, number)
+            interrupt_rename(patch, number)
             take_ownership(folder, RECIPE, {}, {})
         raise KeyboardInterrupt
     assert contents(folder.path) == old

@@ -12,7 +12,7 @@ from finetune.runs.run_files import existing_run, read_heads, read_history, read
 from finetune.runs.run_folder import RunFolder
 
 
-def test_a_path_without_a_run_is_refused(tmp_path: Path) -> None:
+def test_a_path_without_a_run_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for name, reason in (("file", "it is a file"), ("nowhere", "there is no such folder"), ("", "no recipe.yaml")):
         with pytest.raises(DataError, match=rf"is not a finished run \({reason}\); name the folder that `train` wrote"):
