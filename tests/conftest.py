@@ -71,7 +71,8 @@ def accelerator() -> Accelerator:
     return Accelerator(cpu=True)
 
 
-def _save_bert(folder: Path, model_class: type[BertModel] | type[BertForMaskedLM]) -> Path:
+def save_tiny_bert(folder: Path, model_class: type[BertModel] | type[BertForMaskedLM]) -> Path:
+    """Save a random BERT of 2 layers, 3 heads and width 24 with a word tokenizer, and return its folder."""
     tokenizer = word_tokenizer(datasets.Dataset.from_dict({"sentence": SENTENCES}), 40)
     torch.manual_seed(1)
     config = BertConfig(
@@ -93,17 +94,17 @@ def _save_bert(folder: Path, model_class: type[BertModel] | type[BertForMaskedLM
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT encoder of 2 layers, 3 heads, width 24, saved as a checkpoint."""
-    return _save_bert(tmp_path_factory.mktemp("tiny-bert"), BertModel)
+    return save_tiny_bert(tmp_path_factory.mktemp("tiny-bert"), BertModel)
 
 
 @pytest.fixture(scope="session")
 def tiny_masked_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same model saved from the masked-LM class, which has no pooler."""
-    return _save_bert(tmp_path_factory.mktemp("tiny-mlm"), BertForMaskedLM)
+    return save_tiny_bert(tmp_path_factory.mktemp("tiny-mlm"), BertForMaskedLM)
 
 
 @pytest.fixture(scope="session")
-def still_bert(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bert_without_dropout(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny BERT without dropout, because dropout differs between processes."""
     folder = tmp_path_factory.mktemp("still") / "bert"
     folder.mkdir()

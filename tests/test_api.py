@@ -1,4 +1,4 @@
-"""The Python API: what `from finetune import ...` gives."""
+"""The Python API: the names that can be imported from finetune."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMES = [
 ]
 
 
-def test_the_public_names_are_these_and_all_of_them_exist() -> None:
+def test_the_public_names_are_pinned_and_exist() -> None:
     assert finetune.__all__ == NAMES
     assert sorted(finetune._MODULES) == NAMES
     for name in NAMES:
@@ -42,7 +42,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = finetune.trian  # type: ignore[attr-defined]
 
 
-def test_the_import_alone_loads_nothing_heavy() -> None:
+def test_importing_finetune_loads_no_other_library() -> None:
     program = (
         "import sys; before = set(sys.modules); import finetune\n"
         "print(len(dir(finetune)), *sorted({name.partition('.')[0] for name in sys.modules if name not in before}))"
@@ -69,20 +69,20 @@ def test_a_loaded_classifier_predicts_what_the_run_predicted(
     expected = pq.read_table(folder / "predictions.parquet").to_pylist()
     classifier = finetune.load_classifier(folder / part)
     assert classifier.label_names == ["0", "1"]
-    found = classifier.predict([row["text"] for row in expected])
-    assert len(found) == len(expected) == 80
-    for one, row in zip(found, expected, strict=True):
-        assert one.label == row["predicted"]
-        assert list(one.probabilities.values()) == pytest.approx(row["probabilities"], abs=FLOAT32)
+    predictions = classifier.predict([row["text"] for row in expected])
+    assert len(predictions) == len(expected) == 80
+    for prediction, row in zip(predictions, expected, strict=True):
+        assert prediction.label == row["predicted"]
+        assert list(prediction.probabilities.values()) == pytest.approx(row["probabilities"], abs=FLOAT32)
 
 
 def test_a_moved_model_folder_is_enough(small_run: Path, tmp_path: Path) -> None:
-    moved = shutil.copytree(small_run / "model", tmp_path / "somewhere")
+    model = shutil.copytree(small_run / "model", tmp_path / "somewhere")
     texts = ["the cat sat on the mat", "the dog"]
-    assert finetune.load_classifier(str(moved)).predict(texts) == finetune.load_classifier(small_run).predict(texts)
+    assert finetune.load_classifier(str(model)).predict(texts) == finetune.load_classifier(small_run).predict(texts)
 
 
-def test_a_folder_without_a_model_is_one_message(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_gives_one_error_message(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no folder .*/nowhere; name a run folder"):
         finetune.load_classifier(tmp_path / "nowhere")
     with pytest.raises(DataError, match="holds no trained model; name a run folder whose training has finished"):
@@ -92,8 +92,8 @@ def test_a_folder_without_a_model_is_one_message(tmp_path: Path) -> None:
 def test_heads_are_turned_off_in_one_line(small_run: Path) -> None:
     classifier = finetune.load_classifier(small_run)
     texts = ["the cat sat on the mat", "a dog is now on it"]
-    plain = classifier.predict(texts)
+    expected = classifier.predict(texts)
     with classifier.heads_off([(0, 1), (1, 3)]):
         changed = classifier.predict(texts)
-    assert changed != plain
-    assert classifier.predict(texts) == plain
+    assert changed != expected
+    assert classifier.predict(texts) == expected

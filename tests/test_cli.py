@@ -21,13 +21,13 @@ def test_check_reports_a_valid_recipe(capsys: pytest.CaptureFixture[str]) -> Non
     assert f"{TOY} is valid. Output directory: " in capsys.readouterr().out
 
 
-def test_a_mistake_exits_with_2_and_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_exits_with_2_and_one_error_message(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("check", "train"):
         assert main([command, str(TOY), "sed=3"]) == 2
-        printed = capsys.readouterr()
-        assert printed.out == ""
-        assert printed.err.startswith("error: ")
-        assert "did you mean 'seed'" in printed.err
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert output.err.startswith("error: ")
+        assert "did you mean 'seed'" in output.err
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_mistake_exits_with_2_and_one_message(capsys: pytest.CaptureFixture[st
         ("loop/run", "contains symbolic links that point at each other"),
     ],
 )
-def test_an_impossible_path_is_one_message_in_every_command(
+def test_an_unusable_path_gives_one_error_message_in_every_command(
     path: str, reason: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -55,10 +55,10 @@ def test_an_impossible_path_is_one_message_in_every_command(
     assert {command[0] for command in commands} == commands_with("run") | commands_with("recipe")
     for command in commands:
         assert main(command) == 2, command
-        printed = capsys.readouterr()
-        assert printed.out == ""
-        assert printed.err.count("error: ") == 1
-        assert reason in printed.err or (r"\ud800" in printed.err and "unpaired surrogate" in printed.err)
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert output.err.count("error: ") == 1
+        assert reason in output.err or (r"\ud800" in output.err and "unpaired surrogate" in output.err)
     assert [path.name for path in tmp_path.iterdir()] == ["loop"]
 
 
@@ -69,7 +69,7 @@ def test_every_command_that_reads_a_run_is_tested_on_damaged_runs() -> None:
         assert {words[0] for words in table} == names
 
 
-def test_check_refuses_the_output_folder_that_train_would_refuse(
+def test_check_rejects_the_output_folder_that_train_would_reject(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "diary.txt").write_text("mine")
@@ -78,7 +78,7 @@ def test_check_refuses_the_output_folder_that_train_would_refuse(
 
 
 def test_characters_that_a_terminal_cannot_show_are_escaped(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    recipe = tmp_path / "caf\udce9\x1b.yaml"  # the name in latin-1, as a terminal hands it on
+    recipe = tmp_path / "caf\udce9\x1b.yaml"  # a latin-1 name as Python receives it from a terminal
     recipe.write_text(TOY.read_text())
     assert main(["check", str(recipe)]) == 0
     assert r"caf\udce9" in capsys.readouterr().out
@@ -105,10 +105,10 @@ def test_a_folder_that_is_not_a_run_is_an_error(
 
 
 def test_an_interrupt_is_not_a_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("finetune.pipeline.check.load_recipe", interrupted)
+    monkeypatch.setattr("finetune.pipeline.check.load_recipe", interrupt)
     assert main(["check", str(TOY)]) == 130
     assert capsys.readouterr().err == "stopped by SIGINT\n"
 
@@ -146,11 +146,11 @@ def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["nothing"], ["train"]):
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as error:
             main(arguments)
-        assert ended.value.code == 2
+        assert error.value.code == 2
         assert "usage: finetune" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as error:
         main(["--version"])
-    assert ended.value.code == 0
+    assert error.value.code == 0
     assert capsys.readouterr().out.strip() == __version__

@@ -56,22 +56,22 @@ def test_an_unexpected_error_is_raised_unchanged_on_its_own_process(gathered: li
     assert len(gathered) == 2
 
 
-def test_an_error_of_the_local_main_process_is_raised_before_the_others_work(gathered: list[Any]) -> None:
+def test_an_error_of_the_local_main_process_is_raised_before_the_others_start(gathered: list[Any]) -> None:
     def fail() -> None:
         raise DataError("no such column")
 
-    worked: list[int] = []
+    calls: list[int] = []
     with pytest.raises(DataError, match="no such column"):
         local_main_process_first(process(0), fail)
     with pytest.raises(DataError, match="no such column"):
-        local_main_process_first(process(1), lambda: worked.append(1))
-    assert worked == []
+        local_main_process_first(process(1), lambda: calls.append(1))
+    assert calls == []
 
 
-def test_only_the_main_process_works(accelerator: Accelerator) -> None:
-    done: list[int] = []
-    on_main_process(accelerator, lambda: done.append(1))
-    on_main_process(process(1), lambda: done.append(2))
-    assert done == [1]
+def test_only_the_main_process_calls_the_function(accelerator: Accelerator) -> None:
+    calls: list[int] = []
+    on_main_process(accelerator, lambda: calls.append(1))
+    on_main_process(process(1), lambda: calls.append(2))
+    assert calls == [1]
     assert gather_results(accelerator, lambda: 3) == [3]
     assert local_main_process_first(accelerator, lambda: 4) == 4

@@ -26,19 +26,23 @@ def test_help_in_a_terminal_is_formatted(capsys: pytest.CaptureFixture[str], mon
     monkeypatch.setenv("COLUMNS", "80")
     for topic in (None, *guides()):
         assert main(["help", *([topic] if topic else [])]) == 0
-        shown = capsys.readouterr().out
-        assert help_text(topic).splitlines()[0].removeprefix("# ") in shown
-        assert "\n# " not in shown
-        assert "<!--" not in shown
+        output = capsys.readouterr().out
+        assert help_text(topic).splitlines()[0].removeprefix("# ") in output
+        assert "\n# " not in output
+        assert "<!--" not in output
 
 
-@pytest.mark.parametrize(("topic", "near"), [("prune", "pruning"), ("heads", "head-analysis"), ("recipe", "recipes")])
-def test_an_unknown_topic_is_one_message(topic: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("topic", "suggestion"), [("prune", "pruning"), ("heads", "head-analysis"), ("recipe", "recipes")]
+)
+def test_an_unknown_topic_gives_one_error_message(
+    topic: str, suggestion: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["help", topic]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith(f"error: there is no guide on '{topic}'; topics are data-formats, ")
-    assert said.err.endswith(f"; did you mean '{near}'?\n")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: there is no guide on '{topic}'; topics are data-formats, ")
+    assert printed.err.endswith(f"; did you mean '{suggestion}'?\n")
 
 
 def test_help_imports_no_torch() -> None:

@@ -56,7 +56,7 @@ def test_an_out_of_memory_error_of_this_machine_is_recognized() -> None:
 
 def test_peak_memory_is_that_of_the_accelerator_or_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     before = peak_memory_mb(torch.device("cpu"))
-    assert 50 < before < 1e6  # megabytes: torch alone takes more than the lower one
+    assert 50 < before < 1e6  # megabytes: torch alone takes more than the lower bound
     module = SimpleNamespace(max_memory_allocated=lambda device: 3_000_000)
     monkeypatch.setattr(torch, "get_device_module", lambda device: module)
     assert [peak_memory_mb(torch.device(device)) for device in ("cuda", "xpu")] == [3.0, 3.0]
@@ -99,7 +99,7 @@ def test_one_row_cannot_be_halved() -> None:
         halve_rows(1, "scoring")
 
 
-def test_out_of_memory_outside_a_batch_is_a_message() -> None:
+def test_out_of_memory_outside_a_batch_gives_one_error_message() -> None:
     with (
         pytest.raises(
             TrainingError,

@@ -31,11 +31,11 @@ def test_an_unusable_path_is_reported(path: str, reason: str, tmp_path: Path, mo
 
 def test_a_path_too_long_for_the_files_of_a_run_is_reported(tmp_path: Path) -> None:
     max_length = os.pathconf(tmp_path, "PC_PATH_MAX")
-    long = str(tmp_path)
-    while len(long) < max_length - 100:
-        long += "/" + "x" * min(100, max_length - 51 - len(long))
-    assert max_length - 100 <= len(long) < max_length - 1  # the path alone is short enough
-    assert "is too long" in (path_problem(long) or "")
+    long_path = str(tmp_path)
+    while len(long_path) < max_length - 100:
+        long_path += "/" + "x" * min(100, max_length - 51 - len(long_path))
+    assert max_length - 100 <= len(long_path) < max_length - 1  # the path alone is short enough
+    assert "is too long" in (path_problem(long_path) or "")
 
 
 @pytest.mark.parametrize("path", ["a", "a/b", "~/a", "file", "file/below", "folder", "", "\udce9"])

@@ -29,7 +29,7 @@ MANY_ARGUMENTS = {
     "models/cpu_kernels.py attention": "the arguments of torch.nn.functional.scaled_dot_product_attention",
     "models/toy_classifier.py __init__": "the fields of a transformers configuration",
 }
-# Modules without a test file of their own, and the test file that covers them.
+# Modules without their own test file, and the test file that covers them.
 TESTED_IN = {
     "heads/ranking_statistics.py": "heads/test_stability.py",
     "help.py": "test_docs.py",
@@ -81,11 +81,11 @@ def test_no_module_takes_the_name_of_a_library() -> None:
     assert not names & (LIBRARIES | sys.stdlib_module_names)
 
 
-def test_the_top_level_is_what_it_should_be() -> None:
+def test_the_top_level_folder_contains_only_known_files() -> None:
     allowed = {"finetune", "recipes", "tests", "pyproject.toml", "README.md", "Makefile", "LICENSE", "CONTRIBUTING.md"}
     ignored = {"runs", "build", "dist"}
-    found = {path.name for path in ROOT.iterdir() if not path.name.startswith(".") and path.suffix != ".egg-info"}
-    assert found - ignored == allowed
+    entries = {path.name for path in ROOT.iterdir() if not path.name.startswith(".") and path.suffix != ".egg-info"}
+    assert entries - ignored == allowed
 
 
 def test_every_module_and_function_is_short() -> None:
@@ -98,12 +98,12 @@ def test_every_module_and_function_is_short() -> None:
 
 
 def test_no_function_has_many_arguments() -> None:
-    wide = set()
+    exceptions = set()
     for name, node in functions():
         arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
         if sum(argument.arg not in ("self", "cls", "ctx") for argument in arguments) > MAX_ARGUMENTS:
-            wide.add(name)
-    assert wide == MANY_ARGUMENTS.keys()
+            exceptions.add(name)
+    assert exceptions == MANY_ARGUMENTS.keys()
 
 
 def test_the_tests_mirror_the_packages() -> None:

@@ -52,11 +52,11 @@ def test_stopping_a_dry_run_mentions_no_checkpoint(
 ) -> None:
     optimizer_step = Trainer.optimizer_step
 
-    def signalled(trainer: Trainer, *step: Any) -> None:
+    def step_with_signal(trainer: Trainer, *step: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         optimizer_step(trainer, *step)
 
-    monkeypatch.setattr(Trainer, "optimizer_step", signalled)
+    monkeypatch.setattr(Trainer, "optimizer_step", step_with_signal)
     assert main(["train", str(SCRATCH), "--dry-run", "training.use_cpu=true"]) == 143
     assert capfd.readouterr().err.endswith("\nstopped by SIGTERM in the dry run; nothing was kept\n")
 
@@ -77,12 +77,12 @@ def test_a_second_signal_kills_the_process_unless_it_is_a_copy_of_the_first(seco
 def test_no_handlers_are_set_in_another_thread() -> None:
     recorded = []
 
-    def work() -> None:
+    def record() -> None:
         with stop_after_step(is_main_process=False) as request:
             recorded.append((request.number, signal.getsignal(signal.SIGTERM)))
 
     before = signal.getsignal(signal.SIGTERM)
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=record)
     thread.start()
     thread.join()
     assert recorded == [(0, before)]

@@ -1,4 +1,4 @@
-"""The pipeline on a CUDA GPU: `make test-gpu`, which fails where there is none. Small models, no network."""
+"""The pipeline on a CUDA GPU, with small models and no network. Run by `make test-gpu`, which fails without a GPU."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ TEXTS = [("the cat sat on the mat",), ("a dog chased it",)]
 
 
 @pytest.fixture(autouse=True)
-def own_accelerator() -> Iterator[None]:
-    """Accelerate keeps one device for the process: other tests' is the CPU."""
+def reset_accelerator() -> Iterator[None]:
+    """Reset Accelerate, which keeps one device per process; the other tests use the CPU."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -69,7 +69,7 @@ def read(run: Path, name: str) -> Any:
 
 
 def check_run(run: Path) -> None:
-    """A finished run that was trained on the GPU, and has learned its training rows."""
+    """Assert that a finished run was trained on the GPU and that its loss decreased."""
     assert read(run, "environment.json")["device"] == torch.cuda.get_device_name()
     assert read(run, "training.json")["speed"]["peak_memory_mb"] > 0
     assert read(run, "training.json")["trained_dtype"] == "float32"
@@ -84,7 +84,7 @@ def test_the_toy_classifier(tmp_path: Path) -> None:
     run = finished(tmp_path, recipe(SCRATCH, training=ON_GPU, logging={"logging_steps": 6}))
     check_run(run)
     classifier = load_classifier(run / "model")
-    # Other kernels, the same float32: a hundred times the rounding of so small a model.
+    # Other kernels, the same float32: the tolerance is a hundred times the rounding of so small a model.
     torch.testing.assert_close(
         logits_of(classifier, TEXTS, GPU), logits_of(classifier, TEXTS, CPU), atol=1e-4, rtol=1e-4
     )
@@ -104,19 +104,19 @@ def test_each_precision(tiny_bert: Path, tmp_path: Path, precision: str, lora: b
 
 
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
-    # The small classifier's attention is plain matrix products: torch's fused ones add up in no fixed order.
+    # The attention of the small classifier uses matrix products; fused kernels of torch sum in no fixed order.
     content = recipe(
         SCRATCH,
         training=ON_GPU,
         checkpoint={"save_strategy": "steps", "save_steps": 5, "save_total_limit": None},
         head_importance={"method": "gradient", "random_orders": 0},
     )
-    whole = finished(tmp_path / "whole", content)
-    checkpoint = whole / "checkpoints" / "step-000020"
+    uninterrupted = finished(tmp_path / "uninterrupted", content)
+    checkpoint = uninterrupted / "checkpoints" / "step-000020"
     resumed = finished(tmp_path / "resumed", content, f"checkpoint.resume_from_checkpoint={checkpoint}")
-    expected, found = weights_of(whole), weights_of(resumed)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(weight, expected[name]) for name, weight in found.items())
+    expected, actual = weights_of(uninterrupted), weights_of(resumed)
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in actual.items())
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -126,13 +126,13 @@ def test_every_method_ranks_heads(tiny_bert: Path, tmp_path: Path, precision: st
         training={**ON_GPU, "mixed_precision": precision},
         head_importance={"method": METHODS, "random_orders": 1},
     )
-    found = read(finished(tmp_path, content), "heads.json")["methods"]
-    assert [scores["method"] for scores in found] == METHODS
-    for scores in found:
+    methods = read(finished(tmp_path, content), "heads.json")["methods"]
+    assert [scores["method"] for scores in methods] == METHODS
+    for scores in methods:
         assert np.isfinite(np.array(scores["values"], dtype=float)).all(), scores["method"]
 
 
-def test_gradients_of_gates_are_those_of_a_cpu(tiny_bert: Path) -> None:
+def test_gate_gradients_equal_those_of_the_cpu(tiny_bert: Path) -> None:
     torch.manual_seed(0)
     classifier, tables = tiny_classifier(tiny_bert), []
     split = encoded(classifier)
@@ -147,7 +147,7 @@ def test_gradients_of_gates_are_those_of_a_cpu(tiny_bert: Path) -> None:
     np.testing.assert_allclose(*tables, atol=1e-4 * np.abs(tables[1]).max())
 
 
-def test_heads_are_cut_out(tiny_bert: Path, tmp_path: Path) -> None:
+def test_heads_are_pruned(tiny_bert: Path, tmp_path: Path) -> None:
     run = finished(tmp_path, recipe({"model_name_or_path": str(tiny_bert)}, training=ON_GPU))
     assert main(["prune", str(run), "--share", "0.5"]) == 0
     pruned = load_classifier(next(run.glob("pruned*/model")))
@@ -161,28 +161,30 @@ def test_batches_and_steps_are_on_the_gpu(tiny_bert: Path) -> None:
     trainer = build_trainer(
         classifier, split, plan(), Hyperparameters(TrainingSection(learning_rate=1e-3), seed=0), accelerator
     )
-    assert trainer.stepper.model.embeddings is None  # a word that is in no training row would be a device-side assert
+    assert trainer.stepper.model.embeddings is None  # a word outside the subset would be a device-side assert
     cpu = list(load_batches(split, [np.array([0, 5])], classifier.tokenizer, device=CPU))
-    for own, other in zip(load_batches(split, [np.array([0, 5])], classifier.tokenizer, device=GPU), cpu, strict=True):
-        assert all(torch.equal(tensor.cpu(), other.inputs[name]) for name, tensor in own.inputs.items())
-        assert {tensor.device.type for tensor in (*own.inputs.values(), own.labels, own.weights)} == {"cuda"}
+    for batch, cpu_batch in zip(
+        load_batches(split, [np.array([0, 5])], classifier.tokenizer, device=GPU), cpu, strict=True
+    ):
+        assert all(torch.equal(tensor.cpu(), cpu_batch.inputs[name]) for name, tensor in batch.inputs.items())
+        assert {tensor.device.type for tensor in (*batch.inputs.values(), batch.labels, batch.weights)} == {"cuda"}
     for micro_batches, rows in trainer.epoch_steps():
         trainer.optimizer_step(micro_batches, rows)
     assert np.isfinite(trainer.log_entry()["loss"])
 
 
 def test_memory_that_runs_out_is_recognized_and_freed() -> None:
-    with pytest.raises(RuntimeError) as refused:
+    with pytest.raises(RuntimeError) as error:
         torch.empty(10**15, device=GPU)
-    assert is_out_of_memory(refused.value)
+    assert is_out_of_memory(error.value)
     assert halve_rows(8, "here") == 4
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch finds fewer than two CUDA GPUs on this machine")
-def test_two_gpus_take_the_steps_of_one(still_bert: Path, tmp_path: Path) -> None:
-    # With so large an epsilon rounding of a gradient that is nearly 0 stays rounding; see plain_steps.py.
+def test_two_gpus_take_the_same_steps_as_one(bert_without_dropout: Path, tmp_path: Path) -> None:
+    # A large epsilon, so that the rounding of a gradient near 0 remains rounding in the weights (see plain_steps.py).
     training = {**ON_GPU, "per_device_train_batch_size": 2, "max_steps": 12, "adam_epsilon": 0.1}
-    content = recipe({"model_name_or_path": str(still_bert)}, training=training)
+    content = recipe({"model_name_or_path": str(bert_without_dropout)}, training=training)
     content["head_importance"] = None
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -192,8 +194,8 @@ def test_two_gpus_take_the_steps_of_one(still_bert: Path, tmp_path: Path) -> Non
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 processes, cuda" in done.stdout
-    one = finished(tmp_path / "one", content, "training.per_device_train_batch_size=4")
-    expected, found = weights_of(one), weights_of(tmp_path / "two")
-    assert found.keys() == expected.keys()
-    for name, weight in found.items():  # two CPU processes: 2.4e-7 after as many steps
+    single_run = finished(tmp_path / "one", content, "training.per_device_train_batch_size=4")
+    expected, actual = weights_of(single_run), weights_of(tmp_path / "two")
+    assert actual.keys() == expected.keys()
+    for name, weight in actual.items():  # two CPU processes differ by 2.4e-7 after the same number of steps
         torch.testing.assert_close(weight, expected[name], atol=1e-5, rtol=0)

@@ -1,4 +1,4 @@
-"""Commands run with arbitrary inputs in this process, and the faults in how they end.
+"""Run commands with arbitrary inputs in this process, and detect wrong exit codes, tracebacks and changed files.
 
 For any input, a command must end with 0, or with 2 and one message, without a traceback and without unfinished files.
 test_hostile_inputs.py is the short version, `make soak` (soak_inputs.py) the long one.

@@ -24,14 +24,16 @@ MAGIC = [
 @st.composite
 def data_files(draw: st.DrawFn) -> tuple[str, bytes, list[str]]:
     """Draw a data file: its name, its content, and overrides for it."""
-    kind = draw(st.sampled_from(["csv", "tsv", "jsonl", "json", "parquet"]))
-    content = {"csv": _table, "tsv": _table, "jsonl": _json, "json": _json, "parquet": _parquet}[kind](draw, kind)
+    format_name = draw(st.sampled_from(["csv", "tsv", "jsonl", "json", "parquet"]))
+    content = {"csv": _table, "tsv": _table, "jsonl": _json, "json": _json, "parquet": _parquet}[format_name](
+        draw, format_name
+    )
     match draw(st.integers(0, 19)):
         case 0:
             content = content[: draw(st.integers(0, len(content)))]
         case 1:
-            where = draw(st.integers(0, len(content)))
-            content = content[:where] + draw(st.binary(min_size=1, max_size=4)) + content[where + 1 :]
+            position = draw(st.integers(0, len(content)))
+            content = content[:position] + draw(st.binary(min_size=1, max_size=4)) + content[position + 1 :]
         case 2:
             content = draw(st.sampled_from(MAGIC)) + content
         case 3:
@@ -44,7 +46,7 @@ def data_files(draw: st.DrawFn) -> tuple[str, bytes, list[str]]:
         changes.append("data.text_pair_column=other")
     if draw(st.integers(0, 6)) == 0:
         changes += ["data.validation_file=null", "data.validation_size=0.5"]
-    return f"data.{kind}", content, changes
+    return f"data.{format_name}", content, changes
 
 
 def _table(draw: st.DrawFn, kind: str) -> bytes:
@@ -136,9 +138,9 @@ def _parquet(draw: st.DrawFn, kind: str) -> bytes:
         columns[name] = pa.array(texts, pa.string())
     for _ in range(draw(st.integers(0, 2))):
         type_, values = draw(st.sampled_from(_TYPES))
-        drawn = draw(st.lists(st.sampled_from(values), min_size=count, max_size=count))
+        cells = draw(st.lists(st.sampled_from(values), min_size=count, max_size=count))
         name = draw(st.sampled_from(["sentence", "label", "label", "other", ""]))
-        columns[name] = pa.array(drawn, type_)
+        columns[name] = pa.array(cells, type_)
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink, row_group_size=draw(st.sampled_from([1, 100])))
     return sink.getvalue()

@@ -68,8 +68,8 @@ def _section(name: str) -> type[BaseModel]:
     if not name:
         return Recipe
     annotation = Recipe.model_fields[name].annotation
-    kinds = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-    return next(kind for kind in kinds if issubclass(kind, BaseModel))
+    classes = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+    return next(kind for kind in classes if issubclass(kind, BaseModel))
 
 
 SECTIONS = ["model", "task", "data", "peft", "training", "evaluation", "checkpoint", "logging", "head_importance"]
@@ -81,32 +81,32 @@ def recipe_texts(draw: st.DrawFn) -> bytes:
     """Draw the text of a recipe: with a few wrong values, truncated, or arbitrary."""
     lines = yaml.safe_dump(BASE, sort_keys=False).splitlines()
     for _ in range(draw(st.integers(1, 3))):
-        where = draw(st.integers(0, len(lines) - 1))
-        indent = lines[where][: len(lines[where]) - len(lines[where].lstrip())]
-        key = lines[where].partition(":")[0].strip()
+        index = draw(st.integers(0, len(lines) - 1))
+        indent = lines[index][: len(lines[index]) - len(lines[index].lstrip())]
+        key = lines[index].partition(":")[0].strip()
         value = draw(st.sampled_from(VALUES))
         match draw(st.integers(0, 7)):
             case 0 | 1 | 2:
-                lines[where] = f"{indent}{key}: {value}"
+                lines[index] = f"{indent}{key}: {value}"
             case 3:
                 name = draw(st.sampled_from([*KEYS, *VALUES])).rpartition(".")[2]
-                lines.insert(where, f"{indent}{name}: {value}")
+                lines.insert(index, f"{indent}{name}: {value}")
             case 4:
-                lines.insert(where, lines[where])
+                lines.insert(index, lines[index])
             case 5:
-                lines[where] = indent + draw(st.text(max_size=20))
+                lines[index] = indent + draw(st.text(max_size=20))
             case 6:
                 lines.insert(0, draw(st.sampled_from(STARTS)))
             case _:
-                del lines[where]
+                del lines[index]
         lines = lines or ["a: 1"]
     text = "\n".join(lines).encode("utf-8", "surrogatepass")
     match draw(st.integers(0, 9)):
         case 0:
             return text[: draw(st.integers(0, len(text)))]
         case 1:
-            where = draw(st.integers(0, len(text)))
-            return text[:where] + draw(st.binary(max_size=8)) + text[where:]
+            index = draw(st.integers(0, len(text)))
+            return text[:index] + draw(st.binary(max_size=8)) + text[index:]
         case 2:
             return draw(st.binary(max_size=80)) if draw(st.booleans()) else draw(st.text(max_size=80)).encode()
     return text
@@ -115,15 +115,15 @@ def recipe_texts(draw: st.DrawFn) -> bytes:
 @st.composite
 def overrides(draw: st.DrawFn) -> list[str]:
     """Draw arguments that change a recipe."""
-    found = []
+    results = []
     for _ in range(draw(st.integers(1, 4))):
         key = draw(st.sampled_from(KEYS))
         if draw(st.integers(0, 5)) == 0:
-            other = draw(st.text(max_size=9))
-            key = draw(st.sampled_from([key[:-1], f"{key}.x", key.replace(".", ".."), f"{key}_", other]))
+            arbitrary = draw(st.text(max_size=9))
+            key = draw(st.sampled_from([key[:-1], f"{key}.x", key.replace(".", ".."), f"{key}_", arbitrary]))
         value = draw(st.sampled_from(VALUES)) if draw(st.integers(0, 4)) else draw(st.text(max_size=20))
-        found.append(f"{key}={value}" if draw(st.integers(0, 20)) else key)
-    return found
+        results.append(f"{key}={value}" if draw(st.integers(0, 20)) else key)
+    return results
 
 
 @st.composite
@@ -131,32 +131,32 @@ def settings_of_a_run(draw: st.DrawFn) -> list[str]:
     """Draw overrides that are mostly valid, so that a run can start."""
     config = ["vocab_size", "hidden_size", "num_attention_heads", "num_hidden_layers", "head_dim", "intermediate_size"]
     config += ["hidden_dropout_prob", "max_position_embeddings", "pad_token_id", "num_labels", "nonsense", "hidden_act"]
-    found = []
+    results = []
     for _ in range(draw(st.integers(1, 2))):
         match draw(st.integers(0, 4)):
             case 0:
                 key = f"model.config_overrides.{draw(st.sampled_from(config))}"
-                found.append(f"{key}={draw(st.sampled_from([*NUMBERS, '-1', 'gelu', 'true', 'x']))}")
+                results.append(f"{key}={draw(st.sampled_from([*NUMBERS, '-1', 'gelu', 'true', 'x']))}")
             case 1:
-                found.append(f"model.model_type={draw(st.sampled_from(MODELS))}")
+                results.append(f"model.model_type={draw(st.sampled_from(MODELS))}")
             case _:
                 section = draw(st.sampled_from([name for name in SECTIONS if name not in ("model", "peft", "logging")]))
                 key = draw(st.sampled_from(list(_section(section).model_fields)))
-                words = [*_words(_section(section).model_fields[key].annotation)]
+                words = [*_example_values(_section(section).model_fields[key].annotation)]
                 if key not in (
                     "bootstrap_samples",
                     "num_threads",
                     "integration_steps",
                     "torch_compile",
                 ):  # these only cost time
-                    found.append(f"{section}.{key}={draw(st.sampled_from(words))}")
-    return found
+                    results.append(f"{section}.{key}={draw(st.sampled_from(words))}")
+    return results
 
 
-def _words(annotation: Any) -> Iterator[str]:
+def _example_values(annotation: Any) -> Iterator[str]:
     """Yield values that match the type of a key, or almost match it."""
     plain = {bool: ["true", "false"], int: NUMBERS[:8], float: NUMBERS, str: ["sentence", "label", "other", "x"]}
     if isinstance(annotation, type):
         yield from plain.get(annotation, ["null"])
     for part in get_args(annotation):
-        yield from [part] if isinstance(part, str) else _words(part)
+        yield from [part] if isinstance(part, str) else _example_values(part)

@@ -46,7 +46,7 @@ def damages(draw: st.DrawFn, names: list[str]) -> tuple[str, int, list[str]]:
 def damage(file: Path, draw: random.Random) -> None:
     """Damage or delete a file in a random way."""
     content = file.read_bytes()
-    ways: list[Callable[[], bytes | None]] = [
+    operations: list[Callable[[], bytes | None]] = [
         lambda: None,
         lambda: b"",
         lambda: content[: draw.randrange(len(content))],
@@ -55,32 +55,32 @@ def damage(file: Path, draw: random.Random) -> None:
         lambda: json.dumps(draw.choice(VALUES_OF_JSON)).encode(),
     ]
     if file.suffix == ".json":
-        ways += [lambda: _damaged_json(content, draw)] * 8
+        operations += [lambda: _damaged_json(content, draw)] * 8
     if file.suffix == ".jsonl":
-        ways += [lambda: b"\n".join(_damaged_json(line, draw) for line in content.splitlines()) + b"\n"] * 3
+        operations += [lambda: b"\n".join(_damaged_json(line, draw) for line in content.splitlines()) + b"\n"] * 3
     if file.name == "recipe.yaml":
-        ways += [lambda: _damaged_recipe(content, draw)] * 8 + [lambda: yaml.safe_dump(recipe(SCRATCH)).encode()]
-    found = draw.choice(ways)()
-    if found is None:
+        operations += [lambda: _damaged_recipe(content, draw)] * 8 + [lambda: yaml.safe_dump(recipe(SCRATCH)).encode()]
+    result = draw.choice(operations)()
+    if result is None:
         file.unlink()
     else:
-        file.write_bytes(found)
+        file.write_bytes(result)
 
 
 def _damaged_json(content: bytes, draw: random.Random) -> bytes:
     """Return a JSON document with one value, anywhere in it, replaced or removed."""
     document = [json.loads(content)]
-    where, key = document, 0
+    container, key = document, 0
     while True:
-        inner: Any = where[key]
-        keys = list(inner) if isinstance(inner, dict) else list(range(len(inner))) if isinstance(inner, list) else []
+        value: Any = container[key]
+        keys = list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
         if not keys or draw.random() < 0.2:
             break
-        where, key = inner, draw.choice(keys)
-    if draw.random() < 0.3 and where is not document:
-        del where[key]
+        container, key = value, draw.choice(keys)
+    if draw.random() < 0.3 and container is not document:
+        del container[key]
     else:
-        where[key] = draw.choice(VALUES_OF_JSON)
+        container[key] = draw.choice(VALUES_OF_JSON)
     return json.dumps(document[0]).encode()
 
 

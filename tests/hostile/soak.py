@@ -16,7 +16,7 @@ from pathlib import Path
 
 from transformers import BertModel
 
-from tests.conftest import _save_bert
+from tests.conftest import save_tiny_bert
 from tests.support.killing import AUTO, KILLED, bits, differences, in_fork, in_processes, write_recipe
 
 
@@ -24,7 +24,7 @@ def at_random_writes(folder: Path, bert: Path, points: int, draw: random.Random)
     """Kill forks at random writes, with full fine-tuning and with LoRA; return how many were killed."""
 
     def stops(writes: int) -> list[list[int]]:
-        # Sometimes the resumed run is killed too.
+        # In 30 % of the runs, the resumed run is killed too.
         twice = [draw.random() < 0.3 for _ in range(points // 2)]
         return [[draw.randint(1, writes) for _ in range(1 + again)] for again in twice]
 
@@ -53,7 +53,7 @@ def at_writes(folder: Path, bert: Path, plan: Callable[[int], list[list[int]]]) 
                 code, _ = in_fork(command, run, stop)
                 killed += code == KILLED
             code, _ = in_fork(command, run)
-            report(f"{subfolder.name}, killed at write {stops} of {writes}", code, expected, run)
+            report_resumed(f"{subfolder.name}, killed at write {stops} of {writes}", code, expected, run)
     return killed
 
 
@@ -74,7 +74,7 @@ def at_random_times(folder: Path, bert: Path, points: int, draw: random.Random) 
                 stop = took * draw.uniform(0.0, 0.7)
                 killed += in_processes(command, run, processes, stop)[0] == KILLED
                 code, _ = in_processes(command, run, processes)
-                report(
+                report_resumed(
                     f"{subfolder.name}, killed {stop:.2f} of {took:.2f} s after the first checkpoint",
                     code,
                     expected,
@@ -83,14 +83,16 @@ def at_random_times(folder: Path, bert: Path, points: int, draw: random.Random) 
     return killed
 
 
-def report(what: str, code: int, expected: dict[str, object], run: Path) -> None:
+def report_resumed(description: str, code: int, expected: dict[str, object], run: Path) -> None:
     """Print the result of a resumed run; raise AssertionError if it is not bit-identical."""
     log = run.with_suffix(".log").read_text()
-    assert code == 0, f"{what}: exit code {code}\n{log}"
-    differ = differences(expected, bits(run))
+    assert code == 0, f"{description}: exit code {code}\n{log}"
+    found_differences = differences(expected, bits(run))
     resumed = log.rpartition("Resuming from")[2].partition(" at step ")[2].partition(".\n")[0] or "step 0"
-    print(f"{what}; resumed from {' '.join(resumed.split())}: {differ or 'the same bits'}", flush=True)
-    assert not differ, what
+    print(
+        f"{description}; resumed from {' '.join(resumed.split())}: {found_differences or 'the same bits'}", flush=True
+    )
+    assert not found_differences, description
 
 
 KINDS = {"random-times": at_random_times, "random-writes": at_random_writes, "every-write": at_every_write}
@@ -108,7 +110,7 @@ def main() -> None:
     seed = random.SystemRandom().randrange(2**32) if args.seed is None else args.seed
     print(f"seed {seed}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        bert = _save_bert(Path(scratch) / "bert", BertModel)
+        bert = save_tiny_bert(Path(scratch) / "bert", BertModel)
         killed = KINDS[args.at](Path(scratch), bert, args.points, random.Random(seed))
     print(f"{killed} processes killed; all resumed runs are bit-identical")
     sys.exit(0 if killed else "nothing was killed: every point is after the end of the run")

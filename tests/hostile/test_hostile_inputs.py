@@ -24,37 +24,37 @@ def cleared(inputs: Inputs) -> None:
     inputs.clear()
 
 
-def some(count: int) -> settings:
+def examples(count: int) -> settings:
     # No shrinking: the first fault is shown unchanged, because each attempt takes seconds.
     return settings(max_examples=count, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 
 
-@some(150)
+@examples(150)
 @given(text=recipe_texts())
 def test_any_recipe_is_checked_with_one_message(inputs: Inputs, text: bytes) -> None:
     assert inputs.check(text) == ""
 
 
-@some(150)
+@examples(150)
 @given(changes=overrides())
 def test_any_override_is_checked_with_one_message(inputs: Inputs, changes: list[str]) -> None:
     assert inputs.override(changes) == ""
 
 
-@some(15)
+@examples(15)
 @given(changes=settings_of_a_run())
-def test_a_run_starts_by_any_settings_or_ends_with_one_message(inputs: Inputs, changes: list[str]) -> None:
+def test_any_settings_start_a_run_or_end_with_one_message(inputs: Inputs, changes: list[str]) -> None:
     assert inputs.settings(changes) == ""
 
 
-@some(25)
+@examples(25)
 @given(drawn=data_files())
 def test_any_data_file_is_read_or_ends_with_one_message(inputs: Inputs, drawn: tuple[str, bytes, list[str]]) -> None:
     assert inputs.data(drawn) == ""
 
 
 def test_any_damaged_file_of_a_run_ends_with_one_message(inputs: Inputs) -> None:
-    @some(25)
+    @examples(25)
     @given(drawn=damages(files_of(inputs.run)))
     def each(drawn: Any) -> None:
         assert inputs.damaged(drawn) == ""
@@ -63,24 +63,24 @@ def test_any_damaged_file_of_a_run_ends_with_one_message(inputs: Inputs) -> None
 
 
 def test_valid_inputs_pass(inputs: Inputs) -> None:
-    """Without this test, all inputs above could be refused for an unrelated reason."""
+    """Valid inputs are accepted; otherwise all inputs above could be rejected for an unrelated reason."""
     for command in (["check"], ["train", "--dry-run"], ["train"]):
         outcome = call([command[0], str(inputs.recipe), *command[1:]], inputs.folder)
         assert (outcome.code, outcome.fault) == (0, ""), outcome.printed
     assert {"recipe.yaml", "model/config.json", "scores.json", "report.html"} <= snapshot(inputs.folder / "out").keys()
-    again = call(["train", str(inputs.recipe)], inputs.folder)  # the folder contains a run now
-    assert (again.code, again.fault) == (2, "")
-    assert "output_dir" in again.printed
+    second_train = call(["train", str(inputs.recipe)], inputs.folder)  # the folder contains a run now
+    assert (second_train.code, second_train.fault) == (2, "")
+    assert "output_dir" in second_train.printed
 
 
 def test_faults_are_detected(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(arguments: list[str]) -> int:
-        Path("left").touch()
+        Path("leftover").touch()
         raise ValueError("not caught")
 
     monkeypatch.setattr("tests.hostile.commands.main", failing)
     assert "ValueError: not caught" in call(["check"], inputs.folder).fault
-    assert changed({"a": b"1"}, snapshot(inputs.folder)).startswith("changed: a, left, loop")
+    assert changed({"a": b"1"}, snapshot(inputs.folder)).startswith("changed: a, leftover, loop")
     monkeypatch.setattr("tests.hostile.commands.main", lambda _: 1)
     assert call(["check"], inputs.folder).fault == "exit code 1"
     monkeypatch.setattr("tests.hostile.commands.main", lambda _: 2)

@@ -27,13 +27,18 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run"]
 
 
 @pytest.fixture(scope="module")
-def steps_of_one(still_bert: Path) -> dict[str, plain_steps.Found]:
+def steps_of_one(bert_without_dropout: Path) -> dict[str, plain_steps.Measurements]:
     accelerator = Accelerator(cpu=True)
-    return {name: plain_steps.follow(still_bert, case, accelerator) for name, case in plain_steps.CASES.items()}
+    return {
+        name: plain_steps.train_and_compare(bert_without_dropout, case, accelerator)
+        for name, case in plain_steps.CASES.items()
+    }
 
 
 @pytest.mark.parametrize("name", plain_steps.CASES)
-def test_micro_batches_give_the_gradient_of_one_batch(steps_of_one: dict[str, plain_steps.Found], name: str) -> None:
+def test_micro_batches_give_the_gradient_of_one_batch(
+    steps_of_one: dict[str, plain_steps.Measurements], name: str
+) -> None:
     measured, case = steps_of_one[name], plain_steps.CASES[name]
     batches = -(-plain_steps.ROWS // case.batch_size)
     assert len(measured["losses"]) == plain_steps.EPOCHS * -(-batches // case.accumulation)
@@ -42,7 +47,7 @@ def test_micro_batches_give_the_gradient_of_one_batch(steps_of_one: dict[str, pl
 
 
 def test_two_processes_take_the_steps_of_one(
-    steps_of_one: dict[str, plain_steps.Found], still_bert: Path, tmp_path: Path
+    steps_of_one: dict[str, plain_steps.Measurements], bert_without_dropout: Path, tmp_path: Path
 ) -> None:
     command = [
         *LAUNCH,
@@ -51,7 +56,7 @@ def test_two_processes_take_the_steps_of_one(
         "2",
         "-m",
         "tests.support.plain_steps",
-        still_bert,
+        bert_without_dropout,
         tmp_path,
     ]
     done = subprocess.run(

@@ -142,7 +142,7 @@ def test_the_pruning_result_is_returned_and_saved(run: Path) -> None:
         ),
     ],
 )
-def test_a_mistake_is_one_message_and_nothing_is_written(
+def test_a_mistake_gives_one_error_message_and_nothing_is_written(
     small_run: Path, capsys: pytest.CaptureFixture[str], options: list[str], printed: str
 ) -> None:
     before = contents(small_run)

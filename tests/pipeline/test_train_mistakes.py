@@ -35,7 +35,7 @@ SCRATCH = ROOT / "recipes" / "toy_from_scratch.yaml"
         (["training.class_weights={maybe: 2.0}", "task.label_names=null"], "class_weights: maybe is not a label"),
     ],
 )
-def test_a_mistake_is_one_message_and_leaves_nothing(
+def test_a_mistake_gives_one_error_message_and_leaves_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

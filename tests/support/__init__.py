@@ -1,4 +1,4 @@
-"""What several test files share. ROOT is the root folder of the repository."""
+"""Helpers shared by several test files. ROOT is the root folder of the repository."""
 
 from pathlib import Path
 

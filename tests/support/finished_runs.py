@@ -66,8 +66,8 @@ def finished(folder: Path, content: dict[str, Any], *overrides: str) -> Path:
 
 def read_back(run: Path, *overrides: str) -> FinishedRun:
     """Return a finished run as the commands see it; its folder is not locked any more."""
-    with open_run(run, overrides) as found:
-        return found
+    with open_run(run, overrides) as finished_run:
+        return finished_run
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -49,6 +49,7 @@ def assert_equal_up_to_rounding(actual: ArrayLike, expected: ArrayLike, of_large
 def tiny_classifier(
     checkpoint: Path, *, lora: Lora | None = None, labels: tuple[str, ...] = ("no", "yes")
 ) -> Classifier:
+    """Return a single-label classifier on a saved checkpoint."""
     source = Source(str(checkpoint))
     return pretrained_classifier(
         source,
@@ -60,6 +61,7 @@ def tiny_classifier(
 
 
 def encoded(classifier: Classifier, texts: list[str] | None = None, labels: list[int] | None = None) -> EncodedSplit:
+    """Return the texts (by default the six sentences) as an encoded split; labels alternate by default."""
     texts = texts or SENTENCES
     ids = np.array(labels or [index % 2 for index in range(len(texts))])
     raw = RawSplit(datasets.Dataset.from_dict({"sentence": texts}), "rows")
@@ -67,17 +69,18 @@ def encoded(classifier: Classifier, texts: list[str] | None = None, labels: list
 
 
 def sample_of(
-    classifier: Classifier, most: int | None = None, *, batch_size: int = 6, split: EncodedSplit | None = None
+    classifier: Classifier, max_rows: int | None = None, *, batch_size: int = 6, split: EncodedSplit | None = None
 ) -> GatedRows:
-    """The first rows of the six sentences, or of `split`, put to the classifier on a CPU."""
+    """Return gated rows on a CPU: the first `max_rows` of the six sentences, or of `split`."""
     split = split or encoded(classifier)
-    rows = np.arange(len(split) if most is None else most)
+    rows = np.arange(len(split) if max_rows is None else max_rows)
     return GatedRows(classifier, split, "validation", rows, batch_size, Accelerator(cpu=True))
 
 
 def plan(**changes: int | None) -> Plan:
-    facts: dict[str, int | None] = {
+    """Return a training plan of two epochs of three steps of two rows, with these changes."""
+    defaults: dict[str, int | None] = {
         "batch_size": 2, "accumulation": 1, "steps_per_epoch": 3, "epochs": 2, "total_steps": 6,
         "warmup_steps": 0, "log_every": 1, "eval_every": 0, "save_every": None, "patience": None,
     }  # fmt: skip
-    return Plan(**{**facts, **changes})  # type: ignore[arg-type]
+    return Plan(**{**defaults, **changes})  # type: ignore[arg-type]

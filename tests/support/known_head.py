@@ -49,21 +49,21 @@ def known_head(rows: int = 64) -> GatedRows:
     )
     base = classifier.base
     ids = tokenizer.convert_tokens_to_ids
-    own = slice(THE_HEAD[1] * WIDTH, (THE_HEAD[1] + 1) * WIDTH)
+    head_columns = slice(THE_HEAD[1] * WIDTH, (THE_HEAD[1] + 1) * WIDTH)
     with torch.no_grad():
         base.embedding.weight.normal_()
         base.embedding.weight[:, 0] = 0
         base.embedding.weight[ids("good"), 0], base.embedding.weight[ids("bad"), 0] = 1, -1
         value = base.layers[0].attention.value
         value.weight[:, 0] = 0
-        value.weight[own] = 0
-        value.weight[own.start, 0] = 4
+        value.weight[head_columns] = 0
+        value.weight[head_columns.start, 0] = 4
         value.bias.zero_()
         output = base.layers[0].attention.output.weight  # (E, H * D)
         output.mul_(0.3)
-        output[:, own] = 0
+        output[:, head_columns] = 0
         output[0] = 0
-        output[0, own.start] = 4  # the dimension of the label, which no other head writes to
+        output[0, head_columns.start] = 4  # the dimension of the label, which no other head writes to
         base.dense.weight.mul_(0.3)
         base.dense.weight[:2] = 0
         base.dense.weight[0, 0], base.dense.weight[1, 0] = 1, -1  # the positive and the negative part of the label

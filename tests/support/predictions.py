@@ -11,5 +11,5 @@ from finetune.evaluation.prediction import Predictions
 def predictions_of(
     logits: list[list[float]], labels: object, problem_type: str = "single_label_classification"
 ) -> Predictions:
-    """Predictions with these logits and labels, all of loss 1."""
+    """Return predictions with these logits and labels, each with a loss of 1."""
     return Predictions(torch.tensor(logits), torch.ones(len(logits)), np.array(labels), problem_type)

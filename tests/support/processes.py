@@ -1,4 +1,4 @@
-"""Commands started as processes, and the check that several processes take the steps of one."""
+"""Commands started as processes, and the check that several processes take the same steps as one."""
 
 from __future__ import annotations
 
@@ -23,26 +23,33 @@ def process_environment(folder: Path) -> dict[str, str]:
 
 def start(command: Sequence[str | Path], folder: Path, **environment: str) -> Done:
     """Run a command of this Python's environment in `folder`, offline, with an empty cache."""
-    own = {
+    process_environ = {
         **os.environ,
         "HF_HOME": str(folder / "cache"),
         "HF_HUB_OFFLINE": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         **environment,
     }
-    own.pop("COLUMNS", None)
+    process_environ.pop("COLUMNS", None)
     return subprocess.run(
-        list(map(str, command)), cwd=folder, env=own, capture_output=True, text=True, check=False, timeout=HANG_SECONDS
+        list(map(str, command)),
+        cwd=folder,
+        env=process_environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=HANG_SECONDS,
     )
 
 
 def finetune(*arguments: str | Path, folder: Path, **environment: str) -> Done:
+    """Run a finetune command in `folder`, offline, with an empty cache."""
     return start([sys.executable, "-m", "finetune.cli", *arguments], folder, **environment)
 
 
-def check_steps(found: plain_steps.Found) -> None:
-    """Every step's whole gradient and loss are those of one plain batch."""
-    # Sums are added up in another order: measured 4.2e-6 of the largest element of the gradient, and 1.2e-6 of the
-    # loss, for one, two and three processes. One row weighed wrong moves either by percents.
-    assert max(found["distances"]) < FLOAT32
-    assert found["losses"] == pytest.approx(found["plain_losses"], rel=FLOAT32)
+def check_steps(result: plain_steps.Measurements) -> None:
+    """Assert that the full gradient and the loss of every step equal those of one plain batch."""
+    # The order of sums differs: measured 4.2e-6 of the largest element of the gradient, and 1.2e-6 of the loss, for
+    # one, two and three processes. One row with a wrong weight changes both by percents.
+    assert max(result["distances"]) < FLOAT32
+    assert result["losses"] == pytest.approx(result["plain_losses"], rel=FLOAT32)

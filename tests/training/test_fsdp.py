@@ -78,15 +78,17 @@ def start_two(folder: Path, *arguments: object) -> Done:
 
 
 @pytest.fixture(scope="module")
-def started(still_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+def started(bert_without_dropout: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
     """Folder and output of two processes: optimizer steps, a full and a LoRA run, and a LoRA run that is killed."""
     folder = tmp_path_factory.mktemp("sharded")
     for name in ("full", "lora"):
-        recipe = write_recipe(folder / f"recipes-{name}", still_bert, lora=name == "lora", processes=2, epochs=2)
+        recipe = write_recipe(
+            folder / f"recipes-{name}", bert_without_dropout, lora=name == "lora", processes=2, epochs=2
+        )
         text = recipe.read_text().replace("lora_dropout: 0.1", "lora_dropout: 0.0")
         # A large epsilon, as in plain_steps.py, so that weights can be compared.
         recipe.write_text(text.replace("learning_rate: 0.01", "learning_rate: 0.1\n  adam_epsilon: 0.1"))
-    return folder, start_two(folder, still_bert, "|".join(STEPS), "full", "lora", "killed")
+    return folder, start_two(folder, bert_without_dropout, "|".join(STEPS), "full", "lora", "killed")
 
 
 def test_sharded_steps_equal_steps_on_one_batch(started: tuple[Path, Done]) -> None:
