@@ -1,4 +1,4 @@
-# Every target first installs the virtual environment in .venv, and installs it again after a change of pyproject.toml.
+# All targets except clean install the virtual environment in .venv if it is missing or pyproject.toml has changed.
 VENV ?= .venv
 RUN ?= runs/toy
 BIN := $(VENV)/bin

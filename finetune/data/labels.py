@@ -129,7 +129,7 @@ def encode_labels(
 
 
 def check_unseen_labels(raw: RawSplit, labels: np.ndarray, train_labels: np.ndarray, names: Sequence[str]) -> None:
-    """Raise DataError if a split has a class (ids (N,)) without any training row, which cannot be learned."""
+    """Raise DataError if a split has a class without training rows; labels are class ids (N,)."""
     bad = np.flatnonzero(~np.isin(labels, train_labels))
     if len(bad):
         raise DataError(
