@@ -128,7 +128,7 @@ def _loading_libraries() -> Iterator[None]:
     """Print on the main process that libraries are being loaded, which takes seconds the first time."""
     from rich.console import Console
 
-    from finetune.report.progress import show_progress_on, stage
+    from finetune.progress import show_progress_on, stage
 
     console = Console(quiet=os.environ.get("RANK", "0") != "0", highlight=False)
     show_progress_on(console)

@@ -18,9 +18,9 @@ from finetune.data.parquet_rows import feature_names, parquet_class_names, read_
 from finetune.data.row_cache import cache_error, store_rows
 from finetune.data.rows import RawSplit
 from finetune.errors import DataError
+from finetune.progress import stage
 from finetune.recipe import DataSection
 from finetune.recipe.validation import FILE_TYPES
-from finetune.report.progress import stage
 
 _BUILDERS = ("csv", "json", "parquet")  # `datasets` only lists the files of these builders; this package reads them
 

@@ -17,7 +17,7 @@ import datasets
 import pyarrow as pa
 
 from finetune.errors import DataError
-from finetune.report.progress import stage
+from finetune.progress import stage
 
 
 def cache_folder() -> Path:

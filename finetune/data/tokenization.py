@@ -20,7 +20,7 @@ from finetune.data.activation_store import RowStates
 from finetune.data.row_cache import report_cache_errors
 from finetune.data.rows import RawSplit
 from finetune.errors import ModelError
-from finetune.report.progress import stage
+from finetune.progress import stage
 
 
 @dataclass(frozen=True)

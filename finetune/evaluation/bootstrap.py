@@ -26,7 +26,7 @@ from finetune.evaluation.metrics import (
     precision,
     recall,
 )
-from finetune.report.progress import stage
+from finetune.progress import stage
 from finetune.runs.results import ClassScores, MetricValue
 
 Array = NDArray[Any]

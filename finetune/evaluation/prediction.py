@@ -21,7 +21,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.losses import decisions, per_example_loss, probabilities
 from finetune.models.speedups import sped_up
 from finetune.out_of_memory import halve_rows, is_out_of_memory
-from finetune.report.progress import stage
+from finetune.progress import stage
 
 
 @dataclass(frozen=True)

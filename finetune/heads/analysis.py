@@ -29,8 +29,8 @@ from finetune.heads.ranking_statistics import (
 from finetune.heads.weight_changes import head_changes
 from finetune.models.classifier import Classifier
 from finetune.models.losses import decisions
+from finetune.progress import stage
 from finetune.recipe import HeadImportanceSection
-from finetune.report.progress import stage
 from finetune.runs.head_results import HeadAnalysis, HeadChanges, HeadScores, LeaveOneOut, PruningCurves, RankAgreement
 
 

@@ -24,7 +24,7 @@ from finetune.models.attention_sites import AttentionSite, attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.head_gates import check_gates, head_gates, head_mask, max_num_heads
 from finetune.models.losses import per_example_loss
-from finetune.report.progress import stage
+from finetune.progress import stage
 
 
 @dataclass(frozen=True)

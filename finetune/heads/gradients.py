@@ -13,7 +13,7 @@ from torch import Tensor
 
 from finetune.heads.gated_forward import GatedRows, gate_gradients, row_losses
 from finetune.heads.importance_estimate import Estimate, layer_normalized, mean_over_rows
-from finetune.report.progress import stage
+from finetune.progress import stage
 
 
 def gradient(sample: GatedRows) -> Estimate:

@@ -23,7 +23,7 @@ from finetune.heads.gated_forward import GatedRows, broadcast_decision, gate_gra
 from finetune.heads.gradients import gradient_layer_norm
 from finetune.heads.importance_estimate import Estimate
 from finetune.models.head_gates import head_mask
-from finetune.report.progress import stage
+from finetune.progress import stage
 
 FOLDS = 4
 # Hard-concrete gates (Louizos, Welling and Kingma 2018, section 4): temperature, and the interval to which sigmoids

@@ -32,8 +32,8 @@ from finetune.heads.learned import learned_gates, learned_order
 from finetune.heads.ranking_statistics import fold_stability, split_half_stability
 from finetune.heads.shapley import shapley_values
 from finetune.models.head_gates import head_gates
+from finetune.progress import stage
 from finetune.recipe.names import HEAD_METHODS, ITERATIVE
-from finetune.report.progress import stage
 from finetune.runs.head_results import HeadScores, TauValue
 
 _GATE_STEPS, _ORDER_STEPS = 40, 8  # optimizer steps per fold of the two learned methods

@@ -28,7 +28,7 @@ from finetune.models.head_pruning import prune_heads, unpruned_copy
 from finetune.models.lora import merge_adapters
 from finetune.models.precision import without_flash_attention
 from finetune.models.pretrained import Source
-from finetune.report.progress import stage
+from finetune.progress import stage
 from finetune.runs.results import ModelCost
 
 _CPU = torch.device("cpu")

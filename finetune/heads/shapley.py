@@ -20,7 +20,7 @@ from finetune.errors import ModelError
 from finetune.heads.gated_forward import GatedRows, row_losses
 from finetune.models.head_gates import head_gates, max_num_heads
 from finetune.models.losses import per_example_loss
-from finetune.report.progress import stage
+from finetune.progress import stage
 
 
 @dataclass(frozen=True)

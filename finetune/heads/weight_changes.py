@@ -40,7 +40,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.head_gates import max_num_heads
 from finetune.models.losses import divergence, per_example_loss
 from finetune.models.pretrained import load_config, model_load_errors
-from finetune.report.progress import stage
+from finetune.progress import stage
 from finetune.runs.head_results import HeadChanges
 
 EFFECT_MEASURES = {

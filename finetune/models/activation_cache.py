@@ -36,7 +36,7 @@ from finetune.errors import ModelError, TrainingError
 from finetune.models.classifier import Classifier
 from finetune.models.frozen_encoder import FrozenEncoder, cannot_cache_message
 from finetune.models.precision import without_flash_attention
-from finetune.report.progress import stage
+from finetune.progress import stage
 
 _CHECKED_ROWS = 6  # rows of different lengths whose logits are compared with and without the cache
 _FREE_SPACE_FIX = "set TMPDIR to a folder on a disk with more space, or remove training.cache_frozen_layers"

@@ -38,7 +38,7 @@ from finetune.models.freezing import NOTHING_FROZEN, Freezing, freeze, keep_floa
 from finetune.models.head_pruning import classifier_class
 from finetune.models.lora import Lora, add_lora, initial_adapters, projection_weights
 from finetune.models.pretrained import OUTPUTS, Source, check_entries, load_config, model_load_errors
-from finetune.report.progress import stage
+from finetune.progress import stage
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from finetune.errors import TrainingError
 from finetune.models.architectures import encoder_layers
-from finetune.report.progress import stage
+from finetune.progress import stage
 
 BACKEND = "inductor"
 # Warnings that the compiler causes itself; users cannot act on them.

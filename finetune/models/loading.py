@@ -34,7 +34,7 @@ from finetune.models.pretrained import (
     model_load_errors,
 )
 from finetune.models.saving import INFO_FILE
-from finetune.report.progress import stage
+from finetune.progress import stage
 
 _ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

@@ -13,7 +13,7 @@ from finetune.models.comparison import check_same_logits, logits_of
 from finetune.models.head_pruning import classifier_class
 from finetune.models.lora import merge_adapters
 from finetune.models.pretrained import Source, model_load_errors
-from finetune.report.progress import stage
+from finetune.progress import stage
 
 
 def merge_classifier(classifier: Classifier, folder: Path, texts: Sequence[Sequence[str]]) -> float:

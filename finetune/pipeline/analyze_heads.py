@@ -14,8 +14,8 @@ from finetune.heads import analysis
 from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.finished_run import open_run
+from finetune.progress import stage
 from finetune.report import write_report
-from finetune.report.progress import stage
 from finetune.report.terminal import print_heads
 from finetune.runs.head_results import HeadAnalysis
 from finetune.runs.json_files import write_json

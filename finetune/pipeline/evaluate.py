@@ -17,8 +17,8 @@ from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.analyze_heads import analyze, describe_error, write_heads
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.finished_run import finished_folder, open_run
+from finetune.progress import stage
 from finetune.report import read_record, write_report
-from finetune.report.progress import stage
 from finetune.report.terminal import print_heads, print_scores
 from finetune.runs.json_files import write_json
 from finetune.runs.results import HeadFailure, SplitScores

@@ -21,7 +21,7 @@ from finetune.pipeline.choose_heads import choose_heads
 from finetune.pipeline.finished_run import FinishedRun, finished_folder, open_run
 from finetune.pipeline.head_choice import HeadChoice, check_choice, check_epochs
 from finetune.pipeline.recovery import recovery_finetune
-from finetune.report.progress import stage
+from finetune.progress import stage
 from finetune.report.terminal import print_pruning
 from finetune.runs.head_results import PruningResult
 from finetune.runs.json_files import write_json

@@ -18,7 +18,7 @@ from finetune.out_of_memory import peak_memory_mb
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.prepare import layers_compiled
 from finetune.pipeline.trackers import start_trackers
-from finetune.report.progress import stage
+from finetune.progress import stage
 from finetune.runs.atomic_files import atomic_replace_dir, report_write_errors
 from finetune.runs.json_files import append_line, write_json
 from finetune.runs.ownership import delete_previous_run

@@ -6,6 +6,7 @@ L layers, H heads
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -61,6 +62,16 @@ def print_line(console: Console, text: str) -> None:
 def format_metric(cell: MetricValue) -> str:
     """Return "0.884 [0.862, 0.905]", the value alone if there is no interval, or "undefined"."""
     return f"{format_number(cell.value)} {escape(cell.interval())}".rstrip()
+
+
+def evaluation_line(entry: Mapping[str, Any], *, best: bool) -> str:
+    """Return an evaluation of the history as text, such as "step 8, epoch 2.00:  loss 0.4123  best"."""
+    values = "  ".join(
+        f"{name.removeprefix('eval_')} {format_number(value, 4)}"
+        for name, value in entry.items()
+        if name.startswith("eval_")
+    )
+    return f"step {entry['step']}, epoch {entry['epoch']:.2f}:  {values}{'  [green]best[/]' if best else ''}"
 
 
 def print_scores(console: Console, scores: Mapping[str, SplitScores], summary: Mapping[str, SplitSummary]) -> None:

@@ -29,8 +29,9 @@ from finetune.data.tokenization import EncodedSplit
 from finetune.errors import TrainingError
 from finetune.models.classifier import Classifier
 from finetune.models.speedups import sped_up
+from finetune.progress import stage
 from finetune.recipe import LOWER_IS_BETTER, TrainingSection
-from finetune.report.progress import evaluation_line, stage
+from finetune.report.terminal import evaluation_line
 from finetune.signals import Interrupted, StopRequest
 from finetune.training.checkpoints import load_checkpoint, save_checkpoint
 from finetune.training.fsdp import full_state, is_sharded

@@ -5,9 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from finetune.report.progress import evaluation_line
 from finetune.report.terminal import (
     _score,
+    evaluation_line,
     print_agreement,
     print_data,
     print_heads,

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
-from finetune.report import progress
-from finetune.report.progress import Stage, show_progress_on, stage
+from finetune import progress
+from finetune.progress import Stage, show_progress_on, stage
 
 
 @pytest.fixture(autouse=True)

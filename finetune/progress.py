@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-from finetune.runs.results import format_number
 
 INTERVAL_SECONDS = 10.0
 
@@ -155,16 +152,6 @@ def stage(description: str, total: int | None = None, *, done: int = 0) -> Itera
         yield new
     finally:
         _display.pop(new)
-
-
-def evaluation_line(entry: Mapping[str, Any], *, best: bool) -> str:
-    """Return an evaluation of the history as text, such as "step 8, epoch 2.00:  loss 0.4123  best"."""
-    values = "  ".join(
-        f"{name.removeprefix('eval_')} {format_number(value, 4)}"
-        for name, value in entry.items()
-        if name.startswith("eval_")
-    )
-    return f"step {entry['step']}, epoch {entry['epoch']:.2f}:  {values}{'  [green]best[/]' if best else ''}"
 
 
 def _duration(seconds: float) -> str:
