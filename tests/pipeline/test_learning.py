@@ -61,8 +61,11 @@ def first_recipe() -> dict[str, Any]:
     return recipe
 
 
-def test_the_first_recipe_of_the_readme_learns(two_layers: str, tmp_path: Path) -> None:
-    recipe = first_recipe()
+@pytest.mark.parametrize(("peft", "learning_rate"), [(None, 1e-4), ({"r": 8}, 1e-3)], ids=["as-it-is", "with-lora"])
+def test_the_first_recipe_of_the_readme_learns(
+    two_layers: str, tmp_path: Path, peft: dict[str, int] | None, learning_rate: float
+) -> None:
+    recipe = first_recipe() | {"peft": peft}
     recipe["model"]["model_name_or_path"] = two_layers
     recipe["data"]["train_file"] = write_messages(tmp_path / "sentences.csv", 200, held_out=False)
     (tmp_path / "my.yaml").write_text(yaml.safe_dump(recipe))
@@ -77,7 +80,7 @@ def test_the_first_recipe_of_the_readme_learns(two_layers: str, tmp_path: Path) 
     training = json.loads((tmp_path / "run" / "training.json").read_text())
     assert training["steps"] >= MIN_STEPS
     resolved = load_recipe(tmp_path / "run" / "recipe.yaml")
-    assert resolved.training.learning_rate == 1e-3
+    assert resolved.training.learning_rate == learning_rate
     assert make_plan(resolved, rows=180, processes=1).total_steps == training["steps"]
 
 
