@@ -26,7 +26,7 @@ lint: $(SETUP)
 # One worker per core, but at most four, because each takes about 1 GB. The tests of a file share fixtures, so they run
 # in one worker. `pytest` without options runs the same tests in one process.
 test: $(SETUP)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Only the tests in tests/gpu. Fails if torch finds no CUDA GPU, because all of them would be skipped.
 test-gpu: $(SETUP)

@@ -24,6 +24,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from finetune.data.tokenization import word_tokenizer
 from finetune.models.pretrained import quiet_libraries
+from tests.support import ROOT
 from tests.support.finished_runs import SCRATCH, finished, recipe
 
 # No deadline: a slow machine is not a failure.
@@ -38,6 +39,28 @@ SENTENCES = [
     "a dog sat",
     "clean the mat now or the cat will not sit on it again",
 ]
+
+
+# Files that start processes or train for long, longest first. Workers begin with them, so that no worker is left alone
+# with one of them at the end.
+LONG_FILES = (
+    "pipeline/test_train.py",
+    "test_docs.py",
+    "models/test_hub.py",
+    "models/test_compilation.py",
+    "hostile/test_hostile_inputs.py",
+    "pipeline/test_learning.py",
+    "pipeline/test_processes.py",
+    "hostile/test_soak.py",
+    "training/test_fsdp.py",
+    "heads/test_analysis.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of LONG_FILES first."""
+    position = {ROOT / "tests" / name: index for index, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: position.get(item.path, len(position)))
 
 
 @pytest.hookimpl(tryfirst=True)

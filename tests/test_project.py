@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.conftest import LONG_FILES
 from tests.support import ROOT
 
 LIBRARIES = {"accelerate", "datasets", "evaluate", "jinja2", "numpy", "peft", "plotly", "rich", "tokenizers", "torch"}
@@ -104,6 +105,10 @@ def test_no_function_has_many_arguments() -> None:
         if sum(argument.arg not in ("self", "cls", "ctx") for argument in arguments) > MAX_ARGUMENTS:
             exceptions.add(name)
     assert exceptions == MANY_ARGUMENTS.keys()
+
+
+def test_files_that_run_first_exist() -> None:
+    assert [name for name in LONG_FILES if not (ROOT / "tests" / name).is_file()] == []
 
 
 def test_the_tests_mirror_the_packages() -> None:
