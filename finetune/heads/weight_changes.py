@@ -26,7 +26,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import peft
 import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
@@ -38,6 +37,7 @@ from finetune.models.architectures import family_of
 from finetune.models.attention_sites import ROLES, AttentionSite, attention_sites, pruned_heads
 from finetune.models.classifier import Classifier
 from finetune.models.head_gates import max_num_heads
+from finetune.models.lora import merge_adapters
 from finetune.models.losses import divergence, per_example_loss
 from finetune.models.pretrained import load_config, model_load_errors
 from finetune.progress import stage
@@ -148,14 +148,7 @@ def merged_copy(classifier: Classifier) -> PreTrainedModel:
     Raises:
         ModelError: peft cannot merge them.
     """
-    model: Any = copy.deepcopy(classifier.model)
-    if isinstance(model, peft.PeftModel):
-        try:
-            model = model.merge_and_unload(safe_merge=True)
-        except (ValueError, NotImplementedError) as error:
-            raise ModelError(f"peft cannot merge these adapters, so their heads cannot be compared: {error}") from error
-    plain: PreTrainedModel = model
-    return plain
+    return merge_adapters(copy.deepcopy(classifier.model))
 
 
 @contextmanager

@@ -23,8 +23,7 @@ from finetune.data.activation_store import FROZEN_STATES, RowStates
 from finetune.data.batching import load_batches
 from finetune.errors import TrainingError
 from finetune.models import activation_cache
-from tests.conftest import SENTENCES
-from tests.support.frozen_layers import assert_restored, cached, frozen
+from tests.support.frozen_layers import assert_restored, cached, frozen, write_frozen_recipe
 from tests.support.helpers import (
     HANG_SECONDS,
     assert_equal_up_to_rounding,
@@ -185,19 +184,7 @@ def test_processes_of_a_machine_divide_the_rows(tiny_bert: Path, monkeypatch: py
 
 
 def test_a_complete_run(tiny_bert: Path, tmp_path: Path, temporary: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"sentence": text, "label": "yes" if n % 2 else "no"} for n, text in enumerate(SENTENCES)]
-    content = {
-        "output_dir": str(tmp_path / "run"),
-        "model": {"model_name_or_path": str(tiny_bert)},
-        "data": {"train_rows": rows, "validation_rows": rows, "max_length": 16},
-        "training": {
-            "freeze_embeddings": True, "freeze_layers": 1, "cache_frozen_layers": True, "use_cpu": True,
-            "num_threads": 1, "num_train_epochs": 1,
-        },
-        "head_importance": None,
-    }  # fmt: skip
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(json.dumps(content))
+    recipe = write_frozen_recipe(tmp_path, tiny_bert)
     assert main(["train", str(recipe)]) == 0
     assert "Cache of the 1 frozen layers: 12 rows" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "scores.json").read_text())["validation"]["rows"] == 6

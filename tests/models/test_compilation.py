@@ -23,7 +23,7 @@ from finetune.models.compilation import compiled_layers
 from finetune.models.lora import Lora
 from finetune.recipe import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
-from tests.conftest import SENTENCES
+from tests.support.frozen_layers import write_frozen_recipe
 from tests.support.helpers import ROLES, assert_equal_up_to_rounding, encoded, plan, tiny_classifier
 
 CPU = torch.device("cpu")
@@ -109,19 +109,7 @@ def test_a_missing_compiler_gives_one_error_message(
 
 
 def test_a_complete_run_with_cached_layers(tiny_bert: Path, tmp_path: Path, traced: list[Any]) -> None:
-    rows = [{"sentence": text, "label": "yes" if n % 2 else "no"} for n, text in enumerate(SENTENCES)]
-    content = {
-        "output_dir": str(tmp_path / "run"),
-        "model": {"model_name_or_path": str(tiny_bert)},
-        "data": {"train_rows": rows, "validation_rows": rows, "max_length": 16},
-        "training": {
-            "freeze_embeddings": True, "freeze_layers": 1, "cache_frozen_layers": True, "torch_compile": True,
-            "use_cpu": True, "num_threads": 1, "num_train_epochs": 1,
-        },
-        "head_importance": {"method": "gradient"},
-    }  # fmt: skip
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(json.dumps(content))
+    recipe = write_frozen_recipe(tmp_path, tiny_bert, {"method": "gradient"}, torch_compile=True)
     assert main(["train", str(recipe)]) == 0
     assert len(traced) > 2
     heads = json.loads((tmp_path / "run" / "heads.json").read_text())["methods"][0]["values"]
