@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.cli import _loading_libraries, main
+from finetune.cli import main
+from finetune.cli.shared import loading_libraries
 from finetune.version import __version__
 from tests.hostile.runs import COMMANDS as HOSTILE_COMMANDS
 from tests.pipeline.test_damaged_runs import COMMANDS as DAMAGED_COMMANDS
@@ -124,7 +125,7 @@ def test_loading_the_libraries_is_announced_once_by_the_main_process(
     with monkeypatch.context() as patch:
         if not is_loaded:
             patch.delitem(sys.modules, "torch")
-        with _loading_libraries():
+        with loading_libraries():
             assert capsys.readouterr().out == expected
     assert "torch" in sys.modules
 
@@ -132,7 +133,7 @@ def test_loading_the_libraries_is_announced_once_by_the_main_process(
 def test_a_missing_run_is_an_error_before_libraries_are_loaded(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("finetune.cli._loading_libraries", lambda: pytest.fail("libraries were loaded"))
+    monkeypatch.setattr("finetune.cli.runs.loading_libraries", lambda: pytest.fail("libraries were loaded"))
     missing = str(tmp_path / "nowhere")
     for command in (["evaluate", missing], ["merge", missing], ["heads", missing], ["prune", missing, "--share", "1"]):
         assert main(command) == 2

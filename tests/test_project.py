@@ -32,6 +32,12 @@ MANY_ARGUMENTS = {
 }
 # Modules without their own test file, and the test file that covers them.
 TESTED_IN = {
+    "cli/__init__.py": "test_cli.py",
+    "cli/__main__.py": "test_cli.py",
+    "cli/recipes.py": "test_cli.py",
+    "cli/runs.py": "test_cli.py",
+    "cli/serving.py": "test_cli.py",
+    "cli/shared.py": "test_cli.py",
     "heads/ranking_statistics.py": "heads/test_stability.py",
     "help.py": "test_docs.py",
     "models/attention_sites.py": "models/test_head_gates.py",

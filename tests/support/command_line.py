@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from finetune.cli import _parser
+from finetune.cli import parser
 
 
 def commands_with(argument: str) -> set[str]:
     """Return the names of the commands that have this argument."""
-    (subparsers,) = (action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    (subparsers,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
     return {
         name
         for name, command in subparsers.choices.items()

@@ -1,0 +1,97 @@
+"""The command line. Imports PyTorch only in the commands that need it."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from finetune.cli import recipes, runs, serving
+from finetune.cli.shared import Arguments, split_overrides
+from finetune.errors import EXIT_CODE, DataError, FinetuneError, printable, shorten
+from finetune.paths import path_problem
+from finetune.signals import Interrupted, stop_immediately
+from finetune.version import __version__
+
+_HOW_TO_RESUME = "; to resume, start the same recipe with checkpoint.resume_from_checkpoint=auto"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return 0, 2 for an error that the user can fix, 130 or 143 after SIGINT or SIGTERM."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # file names may have characters that the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
+    args = _parse(arguments)
+    is_local_main_process = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    try:
+        _check_process_count(args)
+        _check_paths(args)
+        _check_runs_exist(args)
+        with stop_immediately():
+            args.command(args)
+    except FinetuneError as error:
+        if is_local_main_process:
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+        return EXIT_CODE
+    except (Interrupted, KeyboardInterrupt) as error:
+        stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
+        can_resume = args.command is recipes.train and not args.dry_run
+        if is_local_main_process:
+            print(f"{stopped}{_HOW_TO_RESUME if can_resume else ''}", file=sys.stderr)
+        return stopped.exit_code
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; `command` is the function that runs the chosen one."""
+    whole = argparse.ArgumentParser("finetune", description="Fine-tune classifiers and analyze their attention heads.")
+    whole.add_argument("--version", action="version", version=__version__)
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+    for group in (recipes, runs, serving):
+        group.add_commands(commands)
+    return whole
+
+
+def _parse(arguments: Sequence[str] | None) -> Arguments:
+    """Return the parsed arguments; overrides can come before, between and after options."""
+    whole = parser()
+    args, unparsed = whole.parse_known_args(arguments)
+    if unparsed and (not hasattr(args, "overrides") or any(part.startswith("-") for part in unparsed)):
+        whole.error(f"unrecognized arguments: {' '.join(unparsed)}")
+    if unparsed:  # overrides after an option, where argparse accepts no positional arguments
+        args.overrides = [*args.overrides, *unparsed]
+    if args.command is runs.heads and not split_overrides(args):
+        whole.error("the following arguments are required: run")
+    return args
+
+
+def _check_process_count(args: Arguments) -> None:
+    """Raise DataError if several processes were launched for a command that runs in one."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    command = runs.ONE_PROCESS.get(args.command) or serving.ONE_PROCESS.get(args.command)
+    if args.command is runs.heads and len(args.run) > 1:
+        command = "heads, with more than one run,"
+    if count > 1 and command is not None:
+        raise DataError(f"{command} runs in one process, and the launcher started {count}; run it without a launcher")
+
+
+def _check_paths(args: Arguments) -> None:
+    """Raise DataError for an argument that cannot be a path on this system."""
+    for name, value in vars(args).items():
+        for path in value if isinstance(value, list) else [value]:
+            problem = path_problem(path) if isinstance(path, Path) else None
+            if problem is not None:
+                raise DataError(f"{name} '{shorten(str(path), 120)}' {problem}")
+
+
+def _check_runs_exist(args: Arguments) -> None:
+    """Raise DataError for a folder that is not a run, before PyTorch is imported."""
+    if hasattr(args, "run"):
+        from finetune.runs.run_files import existing_run
+
+        for run in args.run if isinstance(args.run, list) else [args.run]:
+            existing_run(run)

@@ -1,0 +1,68 @@
+"""What the commands share: common arguments, and the message while libraries are being loaded."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+Arguments = argparse.Namespace
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_command(
+    commands: Commands, name: str, command: Callable[[Arguments], None], summary: str
+) -> argparse.ArgumentParser:
+    """Add a command, which `command` runs, and return its parser."""
+    parser = commands.add_parser(name, help=summary)
+    parser.set_defaults(command=command)
+    return parser
+
+
+def with_recipe(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the arguments of a command that reads a recipe."""
+    parser.add_argument("recipe", type=Path, help="a YAML recipe, such as recipes/toy.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
+    return parser
+
+
+def with_run(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Add the arguments of a command that reads a run folder."""
+    parser.add_argument("run", type=Path, help="a run folder, such as runs/toy")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run's recipe")
+    return parser
+
+
+def split_overrides(args: Arguments) -> bool:
+    """Split `args.run` into runs and overrides, which come in any order; return whether there is a run."""
+    overrides = [part for part in args.run if _is_override(part)]
+    args.run = [Path(part) for part in args.run if part not in overrides]
+    args.overrides = overrides
+    return bool(args.run)
+
+
+def _is_override(argument: str) -> bool:
+    """Return whether an argument is an override, and not an existing run folder with "=" in its name."""
+    return "=" in argument and not os.path.lexists(argument)
+
+
+@contextmanager
+def loading_libraries() -> Iterator[None]:
+    """Print on the main process that libraries are being loaded, which takes seconds the first time."""
+    from rich.console import Console
+
+    from finetune.progress import show_progress_on, stage
+
+    console = Console(quiet=os.environ.get("RANK", "0") != "0", highlight=False)
+    show_progress_on(console)
+    if "torch" in sys.modules:
+        yield
+        return
+    if not console.is_terminal:  # there, the first line of a stage is printed only after ten seconds
+        console.print("Loading PyTorch and Transformers.")
+    with stage("loading PyTorch and Transformers"):
+        yield
