@@ -14,7 +14,7 @@ from finetune.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from finetune.models.classifier import Classifier
-    from finetune.models.inference import Prediction
+    from finetune.models.outputs import Prediction
     from finetune.pipeline.analyze_heads import analyze_heads
     from finetune.pipeline.evaluate import evaluate
     from finetune.pipeline.load_classifier import load_classifier
@@ -38,7 +38,7 @@ __all__ = [
 
 _MODULES = {
     "Classifier": "models.classifier",
-    "Prediction": "models.inference",
+    "Prediction": "models.outputs",
     "Recipe": "recipe.schema",
     "analyze_heads": "pipeline.analyze_heads",
     "evaluate": "pipeline.evaluate",

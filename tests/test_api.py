@@ -69,6 +69,7 @@ def test_a_loaded_classifier_predicts_what_the_run_predicted(
     expected = pq.read_table(folder / "predictions.parquet").to_pylist()
     classifier = finetune.load_classifier(folder / part)
     assert classifier.label_names == ["0", "1"]
+    assert classifier.text_columns == ("sentence",)
     predictions = classifier.predict([row["text"] for row in expected])
     assert len(predictions) == len(expected) == 80
     for prediction, row in zip(predictions, expected, strict=True):

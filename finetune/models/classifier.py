@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
+import numpy as np
 import peft
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.models.head_gates import heads_off
-from finetune.models.inference import Prediction, Texts, as_columns, as_predictions, batched_logits
+from finetune.models.inference import Texts, as_columns, batched_logits
 from finetune.models.lora import InitialAdapter
+from finetune.models.outputs import OutputRules, Prediction
 from finetune.models.precision import without_flash_attention
 from finetune.models.pretrained import Source
 
@@ -31,6 +33,8 @@ class Classifier:
         base_checksum: checksum of the base weights under the adapters; None without adapters.
         initial: by path, adapters whose initialization (PiSSA, OLoRA) changed the base weights under them.
         notes: what the user should know about how the classifier was built.
+        text_columns: names of the one or two text columns of the training data; () if they are unknown.
+        thresholds, temperature: see `OutputRules`.
     """
 
     model: nn.Module
@@ -41,6 +45,9 @@ class Classifier:
     base_checksum: str | None = None
     initial: Mapping[str, InitialAdapter] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    text_columns: tuple[str, ...] = ()
+    thresholds: tuple[float, ...] | None = None
+    temperature: float = 1.0
 
     @property
     def base(self) -> PreTrainedModel:
@@ -60,25 +67,37 @@ class Classifier:
         """The kind of task: single_label_classification, multi_label_classification or regression."""
         return str(self.base.config.problem_type)
 
-    def predict(self, texts: Texts, *, batch_size: int = 32) -> list[Prediction]:
+    @property
+    def rules(self) -> OutputRules:
+        """How the logits become probabilities and labels."""
+        return OutputRules(tuple(self.label_names), self.problem_type, self.thresholds, self.temperature)
+
+    def predict(self, texts: Texts, *, batch_size: int = 32, top_k: int | None = None) -> list[Prediction]:
         """Return the prediction for each text, or for each pair of texts, in their order.
 
         Args:
             texts: a list of strings, or a list of pairs of strings for a classifier that was trained on pairs. A text
                 longer than `max_length` tokens is cut, as in training.
             batch_size: texts per forward pass; it changes no prediction except by rounding.
+            top_k: number of probabilities in each prediction, highest first; None: all, in the order of the labels.
 
         Raises:
-            DataError: the texts are neither strings nor pairs of strings.
+            DataError: the texts are neither strings nor pairs of strings, or `top_k` is below 1.
         """
         if not len(texts):
             return []
-        columns = as_columns(texts)
+        return self.rules.predictions(self.logits(as_columns(texts), batch_size), top_k=top_k)
+
+    def logits(self, columns: list[list[str]], batch_size: int) -> np.ndarray:
+        """Return the logits (N, C) of one or two columns of N texts, in float32.
+
+        Raises:
+            TrainingError: memory is too small for one text.
+        """
         with without_flash_attention(self.base):
-            logits = batched_logits(
+            return batched_logits(
                 self.model, self.tokenizer, columns, max_length=self.max_length, batch_size=batch_size
-            )
-        return as_predictions(logits, self.label_names, self.problem_type)
+            ).numpy()
 
     def heads_off(self, heads: Sequence[tuple[int, int]]) -> AbstractContextManager[None]:
         """Return a context in which these attention heads are off: `with classifier.heads_off([(3, 2)]): ...`.

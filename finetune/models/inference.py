@@ -1,4 +1,4 @@
-"""Predictions for new texts: tokenize them, run the model in batches, name the labels.
+"""Logits of new texts: tokenize them and run the model in batches.
 
 N texts, C classes
 """
@@ -6,31 +6,15 @@ N texts, C classes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from finetune.errors import DataError
-from finetune.models.losses import decisions, probabilities
 from finetune.out_of_memory import halve_rows, is_out_of_memory
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The prediction for one text, or for one pair of texts.
-
-    Attributes:
-        label: the label's name; a tuple of names for `multi_label_classification`; the value for `regression`.
-        probabilities: label name to probability, 0 to 1. They sum to 1 for `single_label_classification`, are
-            independent of each other for `multi_label_classification`, and there are none for `regression`.
-    """
-
-    label: str | tuple[str, ...] | float
-    probabilities: dict[str, float]
 
 
 def as_columns(texts: Texts) -> list[list[str]]:
@@ -86,15 +70,3 @@ def batched_logits(
     finally:
         model.train(was_training)
     return torch.cat(batches)[order.argsort()]
-
-
-def as_predictions(logits: Tensor, label_names: Sequence[str], problem_type: str) -> list[Prediction]:
-    """Return one prediction per row of the logits (N, C)."""
-    decided = decisions(logits, problem_type).tolist()
-    if problem_type == "regression":
-        return [Prediction(value, {}) for value in decided]
-    by_label = [dict(zip(label_names, row, strict=True)) for row in probabilities(logits, problem_type).tolist()]
-    if problem_type == "multi_label_classification":
-        labels = [tuple(name for name, chosen in zip(label_names, row, strict=True) if chosen) for row in decided]
-        return [Prediction(names, row) for names, row in zip(labels, by_label, strict=True)]
-    return [Prediction(label_names[index], row) for index, row in zip(decided, by_label, strict=True)]

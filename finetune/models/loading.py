@@ -80,7 +80,18 @@ def load_classifier(
                 )
             model = base_model
     check_finite_weights(model, str(folder))
-    return Classifier(model.eval(), tokenizer, info.max_length, source, base_checksum=info.base_checksum)
+    classifier = Classifier(
+        model.eval(),
+        tokenizer,
+        info.max_length,
+        source,
+        base_checksum=info.base_checksum,
+        text_columns=info.text_columns,
+        thresholds=info.thresholds,
+        temperature=info.temperature,
+    )
+    _ = classifier.rules  # raises for thresholds that do not fit the labels
+    return classifier
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,9 @@ class _Info:
     max_length: int
     source: Source | None
     base_checksum: str | None
+    text_columns: tuple[str, ...]
+    thresholds: tuple[float, ...] | None
+    temperature: float
 
 
 def _read_info(folder: Path) -> _Info:
@@ -110,6 +124,7 @@ def _read_info(folder: Path) -> _Info:
         if type(max_length) is not int or max_length < 1 or not isinstance(checksum, str | None):
             raise ValueError(f"max_length {max_length}, base_checksum {checksum}")
         changed_base = info.get("changed_base")
+        output_options = _output_options(info)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"{folder} contains no saved classifier ({type(error).__name__}: {error}); name the model folder of a run"
@@ -119,7 +134,22 @@ def _read_info(folder: Path) -> _Info:
             f"{file}: this adapter needs base weights that an earlier version of finetune changed and stored next to "
             "it; train again, or merge it with that version"
         )
-    return _Info(max_length, source, checksum)
+    return _Info(max_length, source, checksum, *output_options)
+
+
+def _output_options(info: dict[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...] | None, float]:
+    """Return text columns, thresholds and temperature, which earlier versions did not write.
+
+    Raises:
+        ValueError: a value is of the wrong type.
+    """
+    columns, thresholds, temperature = info.get("text_columns", []), info.get("thresholds"), info.get("temperature", 1)
+    numbers = [temperature] if thresholds is None else [temperature, *thresholds]
+    if not (isinstance(columns, list) and len(columns) <= 2 and all(isinstance(name, str) for name in columns)):
+        raise ValueError(f"text_columns {columns}")
+    if not all(type(number) in (int, float) for number in numbers):
+        raise ValueError(f"thresholds {thresholds}, temperature {temperature}")
+    return tuple(columns), None if thresholds is None else tuple(thresholds), float(temperature)
 
 
 def _load_plain(source: Source, config: PreTrainedConfig) -> tuple[Any, list[str]]:

@@ -49,6 +49,9 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
             "attn_implementation": source.attn_implementation,
         },
         "base_checksum": classifier.base_checksum,
+        "text_columns": list(classifier.text_columns),
+        "thresholds": classifier.thresholds,
+        "temperature": classifier.temperature,
     }
     write_text(folder / INFO_FILE, json.dumps(info, indent=1) + "\n")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from finetune.data.splits import LabeledSplits
 from finetune.data.tokenization import word_tokenizer
 from finetune.errors import ModelError
@@ -17,8 +19,12 @@ _DEFAULT_VOCAB_SIZE = 30_000
 
 def build_classifier(recipe: Recipe, splits: LabeledSplits) -> Classifier:
     """Return the recipe's classifier for the labels of these splits, before training."""
-    if recipe.model.model_name_or_path is None:
-        return _build_untrained(recipe, splits)
+    build = _build_untrained if recipe.model.model_name_or_path is None else _build_pretrained
+    return replace(build(recipe, splits), text_columns=tuple(splits.text_columns))
+
+
+def _build_pretrained(recipe: Recipe, splits: LabeledSplits) -> Classifier:
+    """Return a classifier on the recipe's checkpoint."""
     source = checkpoint_source(recipe.model)
     return pretrained_classifier(
         source,

@@ -10,7 +10,7 @@ from torch import nn
 
 from finetune.errors import DataError, TrainingError
 from finetune.models.classifier import Classifier
-from finetune.models.inference import Prediction, as_predictions
+from finetune.models.outputs import Prediction
 from tests.conftest import SENTENCES
 from tests.support.helpers import FLOAT32, tiny_classifier
 
@@ -40,9 +40,7 @@ def test_predictions_equal_those_of_each_text_alone_in_order(
         fields = [text] if isinstance(text, str) else list(text)
         with torch.no_grad():
             inputs = classifier.tokenizer(*fields, truncation=True, max_length=16, return_tensors="pt")
-            expected += as_predictions(
-                classifier.model(**inputs).logits, classifier.label_names, "single_label_classification"
-            )
+            expected += classifier.rules.predictions(classifier.model(**inputs).logits.numpy())
     predictions = classifier.predict(texts, batch_size=batch_size)
     assert_close(predictions, expected)
     assert all(sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-6) for prediction in predictions)
@@ -58,26 +56,6 @@ def test_a_model_in_training_mode_predicts_without_dropout_and_keeps_its_mode(cl
 
 def test_no_texts_give_no_predictions(classifier: Classifier) -> None:
     assert classifier.predict([]) == []
-
-
-@pytest.mark.parametrize(
-    ("problem_type", "logits", "expected"),
-    [
-        ("single_label_classification", [[0.0, 0.0, 2.0]], Prediction("c", {"a": 0.1065, "b": 0.1065, "c": 0.7870})),
-        (
-            "multi_label_classification", [[1.0, -1.0, 2.0]],
-            Prediction(("a", "c"), {"a": 0.7311, "b": 0.2689, "c": 0.8808}),
-        ),
-        ("multi_label_classification", [[-1.0, -1.0, -2.0]], Prediction((), {"a": 0.2689, "b": 0.2689, "c": 0.1192})),
-        ("regression", [[3.5]], Prediction(3.5, {})),
-    ],
-)  # fmt: skip
-def test_labels_and_probabilities_by_problem_type(
-    problem_type: str, logits: list[list[float]], expected: Prediction
-) -> None:
-    (result,) = as_predictions(torch.tensor(logits), ["a", "b", "c"], problem_type)
-    assert result.label == expected.label
-    assert result.probabilities == pytest.approx(expected.probabilities, abs=1e-4)  # expected has four decimals
 
 
 @pytest.mark.parametrize(

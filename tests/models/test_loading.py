@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -22,6 +23,7 @@ from finetune.models.comparison import check_reload, logits_of
 from finetune.models.loading import load_classifier
 from finetune.models.lora import Lora
 from finetune.models.merging import merge_classifier
+from finetune.models.outputs import OutputRules
 from finetune.models.pretrained import Source, load_tokenizer
 from finetune.models.saving import save_classifier
 from tests.support.helpers import ROLES, assert_equal_up_to_rounding, tiny_classifier
@@ -126,6 +128,11 @@ SOURCE = {"name": "x", "revision": "main", "dtype": "float32", "attn_implementat
         {"max_length": 16, "source": {**SOURCE, "dtype": ["float32"]}},
         {"max_length": 16, "source": {**SOURCE, "attn_implementation": "somebody/kernel"}},
         {"max_length": 16, "source": SOURCE, "base_checksum": 3},
+        {"max_length": 16, "source": SOURCE, "text_columns": "sentence"},
+        {"max_length": 16, "source": SOURCE, "text_columns": ["a", "b", "c"]},
+        {"max_length": 16, "source": SOURCE, "thresholds": 0.5},
+        {"max_length": 16, "source": SOURCE, "thresholds": ["0.5", "0.5"]},
+        {"max_length": 16, "source": SOURCE, "temperature": None},
     ],
 )
 def test_a_wrong_classifier_json_gives_one_error_message(
@@ -134,6 +141,34 @@ def test_a_wrong_classifier_json_gives_one_error_message(
     save_classifier(tiny_classifier(tiny_bert), tmp_path)
     (tmp_path / "classifier.json").write_text(json.dumps(classifier_json))
     with pytest.raises(ModelError, match=r"contains no saved classifier \(.*\); name the model folder of a run"):
+        load_classifier(tmp_path)
+
+
+def test_columns_thresholds_and_temperature_are_saved(tiny_bert: Path, tmp_path: Path) -> None:
+    classifier = tiny_classifier(tiny_bert)
+    classifier.base.config.problem_type = "multi_label_classification"
+    options = {"text_columns": ("question", "answer"), "thresholds": (0.25, 1.0), "temperature": 1.5}
+    save_classifier(replace(classifier, **options), tmp_path)  # type: ignore[arg-type]
+    loaded = load_classifier(tmp_path)
+    assert {name: getattr(loaded, name) for name in options} == options
+    assert loaded.rules == OutputRules(("no", "yes"), "multi_label_classification", (0.25, 1.0), 1.5)
+
+
+def test_a_model_of_an_earlier_version_has_the_default_rules(tiny_bert: Path, tmp_path: Path) -> None:
+    save_classifier(tiny_classifier(tiny_bert), tmp_path)
+    classifier_json = json.loads((tmp_path / "classifier.json").read_text())
+    old = {name: classifier_json[name] for name in ("max_length", "source", "base_checksum")}
+    (tmp_path / "classifier.json").write_text(json.dumps(old))
+    loaded = load_classifier(tmp_path)
+    assert loaded.text_columns == ()
+    assert loaded.rules == OutputRules(("no", "yes"), "single_label_classification")
+
+
+def test_thresholds_that_do_not_fit_the_labels_are_rejected(tiny_bert: Path, tmp_path: Path) -> None:
+    save_classifier(tiny_classifier(tiny_bert), tmp_path)
+    classifier_json = json.loads((tmp_path / "classifier.json").read_text())
+    (tmp_path / "classifier.json").write_text(json.dumps(classifier_json | {"thresholds": [0.5, 0.5]}))
+    with pytest.raises(ModelError, match="thresholds are for multi_label_classification"):
         load_classifier(tmp_path)
 
 

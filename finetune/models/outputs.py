@@ -1,0 +1,127 @@
+"""From logits to probabilities and labels, with numpy only: the same rules for PyTorch and for exported models.
+
+N rows, C labels
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from finetune.errors import DataError, ModelError
+
+_DEFAULT_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The prediction for one text, or for one pair of texts.
+
+    Attributes:
+        label: the label's name; a tuple of names for `multi_label_classification`; the value for `regression`.
+        probabilities: label name to probability, 0 to 1. They sum to 1 for `single_label_classification`, are
+            independent of each other for `multi_label_classification`, and there are none for `regression`. With
+            `top_k` they are those of the k most probable labels, highest first.
+    """
+
+    label: str | tuple[str, ...] | float
+    probabilities: dict[str, float]
+
+
+@dataclass(frozen=True)
+class OutputRules:
+    """How logits become probabilities and labels.
+
+    Attributes:
+        label_names: in the order of the logits.
+        problem_type: single_label_classification, multi_label_classification or regression.
+        thresholds: for `multi_label_classification`, the probability from which each label is predicted, (C,);
+            None: 0.5.
+        temperature: logits are divided by it; see Guo et al. 2017, section 4.2.
+
+    Raises:
+        ModelError: thresholds or temperature are outside their range, or do not fit the labels.
+    """
+
+    label_names: tuple[str, ...]
+    problem_type: str
+    thresholds: tuple[float, ...] | None = None
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ModelError(f"the temperature of the model is {self.temperature}; it must be a number above 0")
+        if self.thresholds is None:
+            return
+        if self.problem_type != "multi_label_classification":
+            raise ModelError(f"thresholds are for multi_label_classification, and this model is {self.problem_type}")
+        if len(self.thresholds) != len(self.label_names) or not all(0 <= value <= 1 for value in self.thresholds):
+            raise ModelError(
+                f"the thresholds of the model are {list(self.thresholds)[:5]}; there must be one from 0 to 1 for each "
+                f"of its {len(self.label_names)} labels"
+            )
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Return probabilities (N, C) of logits (N, C) in float64; for regression the predicted values (N, 1)."""
+        if self.problem_type == "regression":
+            return logits.astype(np.float64)
+        scaled = logits.astype(np.float64) / self.temperature
+        if self.problem_type == "multi_label_classification":
+            exponentials = np.exp(-np.abs(scaled))  # at most 1: no overflow
+            return np.asarray(np.where(scaled >= 0, 1, exponentials) / (1 + exponentials))
+        exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+
+    def decisions(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return label numbers (N,), which labels are predicted (N, C) as booleans, or values (N,)."""
+        if self.problem_type == "regression":
+            return probabilities[:, 0]
+        if self.problem_type == "multi_label_classification":
+            return np.asarray(probabilities >= np.asarray(self.thresholds or _DEFAULT_THRESHOLD))
+        return np.asarray(probabilities.argmax(axis=1))
+
+    def predictions(self, logits: np.ndarray, *, top_k: int | None = None) -> list[Prediction]:
+        """Return one prediction per row of the logits (N, C).
+
+        Args:
+            top_k: number of probabilities to keep, highest first; None: all, in the order of the labels.
+
+        Raises:
+            DataError: `top_k` is below 1.
+        """
+        probabilities = self.probabilities(logits)
+        decided = self.decisions(probabilities).tolist()
+        if self.problem_type == "regression":
+            return [Prediction(value, {}) for value in decided]
+        order = most_probable(probabilities, top_k)
+        chosen = probabilities if order is None else np.take_along_axis(probabilities, order, axis=1)
+        names = self.label_names
+        by_label = [
+            dict(zip(names if order is None else [names[index] for index in order[row]], values, strict=True))
+            for row, values in enumerate(chosen.tolist())
+        ]
+        labels = [_label(names, value) for value in decided]
+        return [Prediction(label, values) for label, values in zip(labels, by_label, strict=True)]
+
+
+def most_probable(probabilities: np.ndarray, top_k: int | None) -> np.ndarray | None:
+    """Return the numbers of the `top_k` most probable labels per row, highest first, (N, k); None if it is None.
+
+    Raises:
+        DataError: `top_k` is below 1.
+    """
+    if top_k is None:
+        return None
+    if top_k < 1:
+        raise DataError(f"top_k is {top_k}; it must be at least 1")
+    return np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
+
+
+def _label(names: Sequence[str], decided: int | list[bool]) -> str | tuple[str, ...]:
+    """Return the name of a label number, or the names of the predicted labels."""
+    if isinstance(decided, list):
+        return tuple(name for name, chosen in zip(names, decided, strict=True) if chosen)
+    return names[decided]
