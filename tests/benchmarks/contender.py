@@ -55,6 +55,7 @@ class Contender:
         precision: no or bf16.
         file: parquet file of training rows (columns sentence, label); None: random words with the lengths of SST-2.
         test: parquet file with the rows to score; None: the training rows.
+        use_cpu: False: use the GPU.
     """
 
     side: str
@@ -66,6 +67,7 @@ class Contender:
     seed: int = 0
     file: str | None = None
     test: str | None = None
+    use_cpu: bool = True
 
     def run(self) -> dict[str, float]:
         """Return the measurements, taken in a new process."""
@@ -124,7 +126,7 @@ def build(names: list[str], contender: Contender) -> Classifier:
 
 def ours(contender: Contender, classifier: Classifier, split: EncodedSplit, test: EncodedSplit) -> Timed:
     """Train and score as `finetune train` does."""
-    accelerator = Accelerator(cpu=True, mixed_precision=contender.precision)
+    accelerator = Accelerator(cpu=contender.use_cpu, mixed_precision=contender.precision)
     keep_freed_memory()
     steps = -(-len(split) // BATCH)
     total = steps * contender.epochs
@@ -147,7 +149,7 @@ def theirs(contender: Contender, classifier: Classifier, split: EncodedSplit, te
         settings = TrainingArguments(
             folder, num_train_epochs=contender.epochs, per_device_train_batch_size=BATCH,
             per_device_eval_batch_size=64, learning_rate=contender.learning_rate, weight_decay=0.01,
-            warmup_steps=WARMUP, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True,
+            warmup_steps=WARMUP, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=contender.use_cpu,
             label_names=["labels"], seed=contender.seed, bf16=contender.precision == "bf16", **grouped,
         )  # fmt: skip
         trainer = Trainer(
