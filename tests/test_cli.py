@@ -140,9 +140,22 @@ def test_a_missing_run_is_an_error_before_libraries_are_loaded(
         assert f"{missing} is not a finished run" in capsys.readouterr().err
 
 
-def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_schema_is_printed_or_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert main(["schema"]) == 0
-    assert {"model", "data", "training", "peft"} <= json.loads(capsys.readouterr().out)["properties"].keys()
+    printed = capsys.readouterr().out
+    assert {"model", "data", "training", "peft"} <= json.loads(printed)["properties"].keys()
+    for _ in range(2):  # the second time over the first
+        assert main(["schema", "--output", "recipe.schema.json"]) == 0
+        assert "\n# yaml-language-server: $schema=recipe.schema.json\n" in capsys.readouterr().out
+        assert Path("recipe.schema.json").read_text() == printed
+    assert main(["schema", "--output", "my.yaml"]) == 2
+    assert "--output is 'my.yaml'; the name of a JSON schema must end in .json" in capsys.readouterr().err
+    assert main(["schema", "--output", "nowhere/x.json"]) == 2
+    assert "cannot write nowhere/x.json: No such file" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.schema.json"]
 
 
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from finetune.cli.shared import Arguments, Commands, add_command, loading_libraries, with_recipe
+from finetune.errors import RecipeError
 
 
 def add_commands(commands: Commands) -> None:
@@ -14,7 +16,8 @@ def add_commands(commands: Commands) -> None:
     with_recipe(add_command(commands, "check", _check, "find the mistakes in a recipe"))
     topics = add_command(commands, "help", _help, "list the guides, or show one of them")
     topics.add_argument("topic", nargs="?", help="such as recipes or troubleshooting")
-    add_command(commands, "schema", _schema, "print the recipe's JSON schema")
+    schema = add_command(commands, "schema", _schema, "print the JSON schema of recipes, for editors")
+    schema.add_argument("--output", type=Path, help="the file to write instead, such as recipe.schema.json")
 
 
 def train(args: Arguments) -> None:
@@ -42,6 +45,15 @@ def _help(args: Arguments) -> None:
 
 
 def _schema(args: Arguments) -> None:
-    from finetune.recipe import Recipe
+    from finetune.recipe.json_schema import recipe_schema
+    from finetune.runs.atomic_files import write_text
 
-    print(json.dumps(Recipe.model_json_schema(), indent=2))
+    text = json.dumps(recipe_schema(), indent=2)
+    if args.output is None:
+        print(text)
+        return
+    if args.output.suffix != ".json":
+        raise RecipeError(f"--output is '{args.output}'; the name of a JSON schema must end in .json")
+    write_text(args.output, f"{text}\n")
+    print(f"Schema: {args.output}. Editors use it for a recipe that begins with this line:")
+    print(f"# yaml-language-server: $schema={args.output}")

@@ -12,36 +12,66 @@ from finetune.recipe.section import Count, Section, Share, require_one_source
 class DataSection(Section):
     """Where the rows come from (a data set, files, or rows in the recipe), and which columns are used."""
 
-    dataset_name: str | None = Field(None, description="data set on the hub, or folder of data files")
-    dataset_config_name: str | None = Field(None, description="configuration (subset) of the data set")
-    train_split: str = Field("train", description="split of the data set for training, such as train or train[:10%]")
-    validation_split: str | None = Field("validation", description="split of the data set for validation; null: none")
-    test_split: str | None = Field(None, description="split of the data set for the final test; null: none")
-    train_file: str | None = Field(None, description="training rows: csv, tsv, json, jsonl or parquet file")
-    validation_file: str | None = Field(None, description="validation rows: a file of the same formats")
-    test_file: str | None = Field(None, description="test rows: a file of the same formats")
+    dataset_name: str | None = Field(
+        None, description="The dataset: an id on the hub, or a folder of data files; null reads files or rows instead."
+    )
+    dataset_config_name: str | None = Field(
+        None, description="Configuration (subset) of the dataset; null uses its default configuration."
+    )
+    train_split: str = Field(
+        "train", description="Split of the dataset for training, such as train or train[:10%]; by default train."
+    )
+    validation_split: str | None = Field(
+        "validation", description="Split of the dataset for validation; null uses none."
+    )
+    test_split: str | None = Field(
+        None, description="Split of the dataset for the final test; null, the default, uses none."
+    )
+    train_file: str | None = Field(
+        None,
+        description="The file of the training rows: csv, tsv, json, jsonl or parquet; null reads a dataset or rows "
+        "instead.",
+    )
+    validation_file: str | None = Field(
+        None, description="The file of the validation rows, in the same formats; null uses none."
+    )
+    test_file: str | None = Field(None, description="The file of the test rows, in the same formats; null uses none.")
     train_rows: list[dict[str, object]] | None = Field(
-        None, description="training rows written in the recipe: a list of mappings from column to value"
+        None,
+        description="The training rows, written in the recipe as a list of mappings from column to value; null "
+        "reads a dataset or files instead.",
     )
-    validation_rows: list[dict[str, object]] | None = Field(None, description="validation rows written in the recipe")
-    test_rows: list[dict[str, object]] | None = Field(None, description="test rows written in the recipe")
+    validation_rows: list[dict[str, object]] | None = Field(
+        None, description="The validation rows, written in the recipe; null uses none."
+    )
+    test_rows: list[dict[str, object]] | None = Field(
+        None, description="The test rows, written in the recipe; null uses none."
+    )
     validation_size: Share | None = Field(
-        None, description="fraction of the training rows to hold out for validation, between 0 and 1"
+        None,
+        description="Fraction of the training rows that is held out for validation, between 0 and 1; null holds out"
+        " none.",
     )
-    text_column: str = Field("sentence", description="column of the text")
-    text_pair_column: str | None = Field(None, description="column of the second text; null: one text per row")
-    label_column: str = Field("label", description="column of the label, the list of labels, or the number")
+    text_column: str = Field("sentence", description="Column of the text; by default sentence.")
+    text_pair_column: str | None = Field(
+        None, description="Column of the second text, for pairs; null reads one text per row."
+    )
+    label_column: str = Field(
+        "label", description="Column of the label, the list of labels, or the number; by default label."
+    )
     drop_unlabeled: bool = Field(
-        False, description="true: skip rows without a label (an empty cell, or -1 unless -1 is a label name)"
+        False,
+        description="Whether rows without a label are skipped (an empty cell, or -1 unless -1 is a label name); by "
+        "default they are an error.",
     )
     max_length: Annotated[int, Field(ge=4)] = Field(
-        128, description="maximum number of tokens per row; longer rows are truncated"
+        128, description="Maximum number of tokens per row; longer rows are truncated."
     )
     max_train_samples: Count | None = Field(
-        None, description="maximum number of training rows, drawn at random; null: all"
+        None, description="Maximum number of training rows, drawn at random; null uses all rows."
     )
     max_eval_samples: Count | None = Field(
-        None, description="maximum number of validation and of test rows, drawn at random; null: all"
+        None, description="Maximum number of validation rows and of test rows, drawn at random; null uses all rows."
     )
 
     @model_validator(mode="after")

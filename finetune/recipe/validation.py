@@ -14,7 +14,7 @@ from typing import Any, get_args
 from finetune.errors import did_you_mean, printable, shorten
 from finetune.paths import absolute_path, new_dir_problem, path_problem
 from finetune.recipe.names import METRICS, ProblemType
-from finetune.recipe.schema import LoggingSection
+from finetune.recipe.training_section import LoggingSection
 from finetune.recipe.yaml_parser import Location
 
 NO_VALIDATION = (

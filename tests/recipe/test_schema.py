@@ -1,4 +1,4 @@
-"""The keys of a recipe: finetune/recipe/schema.py and data_section.py."""
+"""The keys of a recipe: finetune/recipe/schema.py and the modules of its sections."""
 
 from __future__ import annotations
 

@@ -1,0 +1,93 @@
+"""The keys of the recipe's sections `evaluation` and `head_importance`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from finetune.recipe.names import HeadMethod, Split
+from finetune.recipe.section import Count, Section, Strategy, default_strategy
+
+
+class EvaluationSection(Section):
+    """When and how the classifier is evaluated."""
+
+    eval_strategy: Strategy | None = Field(
+        None,
+        description="When the classifier is evaluated: after each epoch, every eval_steps steps, or never (no); "
+        "null is steps if eval_steps is given, otherwise epoch, at most 10 times if num_train_epochs is"
+        " null.",
+    )
+    eval_steps: Count = Field(
+        500, description="Number of optimizer steps between two evaluations, if eval_strategy is steps."
+    )
+    per_device_eval_batch_size: Count = Field(
+        64, description="Number of rows per device in one forward pass of evaluation."
+    )
+    metrics: Annotated[list[str], Field(min_length=1)] | None = Field(
+        None, description="Metrics to report; null reports all metrics of the problem type."
+    )
+    metric_for_best_model: str | None = Field(
+        None, description="Metric that selects the best checkpoint, or loss; null uses the first of metrics."
+    )
+    early_stopping_patience: Count | None = Field(
+        None,
+        description="Number of evaluations without improvement after which training stops; null never stops early.",
+    )
+    bootstrap_samples: Annotated[int, Field(ge=100)] = Field(
+        2000, description="Number of bootstrap resamples for the confidence intervals."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_strategy(cls, values: object) -> object:
+        return default_strategy(values, "eval")
+
+
+class HeadImportanceSection(Section):
+    """How the importance of the attention heads is measured and tested."""
+
+    method: HeadMethod | Annotated[list[HeadMethod], Field(min_length=1)] = Field(
+        "learned_order",
+        description="The method that scores the heads, or a list of methods, of which the first one ranks the heads.",
+    )
+    split: Split = Field("train", description="Split whose rows are used to rank the heads.")
+    max_samples: Count | None = Field(
+        256, description="Number of rows used to rank the heads; null uses all rows of the split."
+    )
+    max_seconds: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="Number of seconds after which a method stops taking further rows or steps; null sets no limit.",
+    )
+    integration_steps: Count = Field(
+        8,
+        description="Number of points on the path of the integrated-gradients methods, each of which is a pass over"
+        " the rows.",
+    )
+    curve_split: Split | None = Field(
+        "validation", description="Split whose rows test the ranking with a pruning curve; null skips the test."
+    )
+    curve_samples: Count | None = Field(
+        300, description="Number of rows that test the ranking; null uses all rows of curve_split."
+    )
+    random_orders: Annotated[int, Field(ge=0)] = Field(
+        3, description="Number of random pruning orders with which the ranking is compared."
+    )
+    leave_one_out: bool = Field(
+        False,
+        description="Whether each head is also removed alone on the rows of curve_split, with a significance test, "
+        "and its weight change undone alone; by default neither is done.",
+    )
+
+    @model_validator(mode="after")
+    def _check_methods(self) -> HeadImportanceSection:
+        if len(set(self.methods())) < len(self.methods()):
+            raise ValueError(f"method is {', '.join(self.methods())}; list each method once")
+        if self.leave_one_out and self.curve_split is None:
+            raise ValueError("leave_one_out needs the rows of curve_split, which is null; name a split")
+        return self
+
+    def methods(self) -> list[str]:
+        """Return the methods; the first one ranks the heads."""
+        return list(self.method) if isinstance(self.method, list) else [self.method]

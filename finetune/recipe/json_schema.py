@@ -1,0 +1,152 @@
+"""The JSON schema of a recipe file, for editors: `finetune schema`.
+
+It accepts every recipe that `finetune check` accepts, and rejects what can be rejected without Python and without the
+disk: unknown keys, wrong types and values, and keys that do not fit together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from finetune.recipe.names import METRICS
+from finetune.recipe.schema import Recipe
+from finetune.recipe.section import SOURCES
+from finetune.recipe.validation import FILE_TYPES
+
+Schema = dict[str, Any]
+
+EMPTY: Schema = {"enum": [None, "", [], {}]}  # a key with one of these values counts as not given
+GIVEN: Schema = {"not": EMPTY}
+_VALIDATION = ("validation_file", "validation_rows", "validation_size")
+
+
+def recipe_schema() -> Schema:
+    """Return the JSON schema (draft 2020-12) of a recipe file."""
+    schema = _without_titles(Recipe.model_json_schema())
+    sections = schema["$defs"]
+    schema["required"].remove("output_dir")  # the loader fills it in from the name of the file
+    schema["properties"]["output_dir"]["minLength"] = 1
+    _add_section_rules(sections)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "finetune recipe",
+        **schema,
+        "allOf": [*_metric_rules(), *_rules_across_sections()],
+    }
+
+
+def _without_titles(schema: Any) -> Any:
+    """Return the schema without pydantic's titles, which only repeat the names of the keys."""
+    if isinstance(schema, list):
+        return [_without_titles(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        name: _without_titles(part) for name, part in schema.items() if name != "title" or not isinstance(part, str)
+    }
+
+
+def _add_section_rules(sections: Mapping[str, Schema]) -> None:
+    """Add what the loader accepts beyond the types of the keys, and the rules about several keys of one section."""
+    for section, name in (("model", "ModelSection"), ("data", "DataSection")):
+        sections[name]["anyOf"] = _one_source(SOURCES[section])
+    # The loader reads label names as text, whatever they look like in YAML.
+    names = sections["TaskSection"]["properties"]["label_names"]["anyOf"][0]
+    names |= {"items": {"type": ["string", "number", "boolean", "null"]}, "minItems": 2}
+    data, task, model = sections["DataSection"], sections["TaskSection"], sections["ModelSection"]
+    for key in ("train_file", "validation_file", "test_file"):
+        data["properties"][key]["anyOf"][0]["pattern"] = _file_pattern()
+    data["allOf"] = [_never(_has(validation_size=GIVEN, **{key: GIVEN})) for key in _VALIDATION[:2]]
+    task["allOf"] = [_never(_has(problem_type={"const": "regression"}, label_names={"type": "array"}))]
+    model["allOf"] = [
+        _never(_has(model_type=GIVEN, dtype={"not": {"const": "float32"}})),
+        _never(_has(model_type=GIVEN, attn_implementation=GIVEN)),
+    ]
+    warmup = sections["TrainingSection"]["properties"]["warmup_steps"]
+    warmup["anyOf"] = [{"exclusiveMaximum": 1}, {"multipleOf": 1}]
+    heads = sections["HeadImportanceSection"]
+    heads["properties"]["method"]["anyOf"][1]["uniqueItems"] = True
+    heads["allOf"] = [_never(_has(leave_one_out={"const": True}, curve_split={"const": None}))]
+
+
+def _one_source(groups: tuple[tuple[str, ...], ...]) -> list[Schema]:
+    """Return one alternative per source: its first key is given, and no key of another source."""
+    return [
+        {
+            "required": [group[0]],
+            "properties": {
+                group[0]: GIVEN,
+                **{key: EMPTY for other in groups if other is not group for key in other if key != "revision"},
+            },
+        }
+        for group in groups
+    ]
+
+
+def _file_pattern() -> str:
+    """Return a regular expression for the name of a data file, or for an empty text, which counts as not given."""
+    endings = "|".join("".join(f"[{c}{c.upper()}]" for c in ending.lstrip(".")) for ending in FILE_TYPES)
+    return rf"^$|\.({endings})[/.]*$"
+
+
+def _has(**keys: Schema) -> Schema:
+    """Return the schema of a mapping with all of these keys, whose values fit their schemas."""
+    return {"type": "object", "required": list(keys), "properties": keys}
+
+
+def _never(schema: Schema) -> Schema:
+    return {"not": schema}
+
+
+def _any_of(*schemas: Schema) -> Schema:
+    return {"anyOf": list(schemas)}
+
+
+def _metric_rules() -> list[Schema]:
+    """Return the rule of each problem type: only its metrics may be named."""
+    rules = []
+    for problem_type, metrics in METRICS.items():
+        names = {
+            "metrics": {"items": {"enum": list(metrics)}},
+            "metric_for_best_model": {"enum": [*metrics, "loss", None]},
+        }
+        condition = _has(task=_has(problem_type={"const": problem_type}))
+        if problem_type == next(iter(METRICS)):  # the default, so its rule also applies where none is given
+            condition = _any_of(condition, _never(_has(task=_has(problem_type={}))))
+        rules.append({"if": condition, "then": {"properties": {"evaluation": {"properties": names}}}})
+    return rules
+
+
+def _rules_across_sections() -> list[Schema]:
+    """Return the rules about keys of several sections; validation.py has the same rules with messages."""
+    regression, adapters = _has(task=_has(problem_type={"const": "regression"})), _has(peft={"type": "object"})
+    new_model = _has(model=_has(model_type=GIVEN))
+    never_evaluates = _has(evaluation=_has(eval_strategy={"const": "no"}))
+    has_validation = _any_of(
+        *(_has(data=_has(**{key: GIVEN})) for key in _VALIDATION),
+        _has(data=_has(dataset_name=GIVEN) | _never(_has(validation_split=EMPTY))),
+    )
+    frozen: Schema = {"freeze_embeddings": {"const": True}, "freeze_layers": {"type": "integer", "minimum": 1}}
+    caches = _has(training=_has(cache_frozen_layers={"const": True}))
+    by_accuracy = {"pattern": "ablation_accuracy"}
+    forbidden = [
+        [adapters, new_model],
+        *([adapters, _has(training=_has(**{key: value}))] for key, value in frozen.items()),
+        [adapters, caches],
+        [new_model, caches],
+        [_has(training=_has(mixed_precision={"const": "fp16"}, use_cpu={"const": True}))],
+        [_has(evaluation=_has(eval_strategy={"const": "no"}, early_stopping_patience={"type": "integer"}))],
+        [
+            _has(task=_has(problem_type={"enum": [name for name in METRICS if not name.startswith("single")]})),
+            _has(training=_has(class_weights=GIVEN)),
+        ],
+        [regression, _has(head_importance=_has(method={"type": "string"} | by_accuracy))],
+        [regression, _has(head_importance=_has(method={"type": "array", "contains": by_accuracy}))],
+        [_never(has_validation), never_evaluates, _has(head_importance=_has(split={"const": "validation"}))],
+    ]
+    return [
+        *(_never({"allOf": parts}) for parts in forbidden),
+        _any_of(never_evaluates, has_validation),
+        _any_of(_never(caches), _has(training=_has(**frozen))),
+    ]

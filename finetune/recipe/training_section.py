@@ -1,0 +1,128 @@
+"""The keys of the recipe's sections `training`, `checkpoint` and `logging`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from finetune.recipe.section import Count, Section, Strategy, default_strategy
+
+
+class TrainingSection(Section):
+    """How the weights are trained."""
+
+    num_train_epochs: Count | None = Field(
+        None,
+        description="Number of passes over the training rows; null gives as many as max_steps needs, otherwise 3, "
+        "or more until there are 300 optimizer steps and 10 per label.",
+    )
+    max_steps: Count | None = Field(None, description="Maximum number of optimizer steps; null sets no limit.")
+    per_device_train_batch_size: Count = Field(
+        16, description="Number of rows per device in one forward pass of training."
+    )
+    gradient_accumulation_steps: Count = Field(
+        1, description="Number of forward and backward passes per optimizer step."
+    )
+    learning_rate: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="Peak learning rate; null gives 0.04 / hidden size of the model, ten times as much with LoRA, "
+        "rounded to one digit.",
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.01, description="Weight decay of AdamW; biases and layer norms have none."
+    )
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.9, description="Decay rate of AdamW's first moment (beta1), at least 0 and below 1."
+    )
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.999, description="Decay rate of AdamW's second moment (beta2), at least 0 and below 1."
+    )
+    adam_epsilon: Annotated[float, Field(gt=0)] = Field(
+        1e-8, description="Constant that AdamW adds to the denominator of its update (epsilon)."
+    )
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "linear", description="Schedule of the learning rate after warmup; by default it falls linearly to 0."
+    )
+    warmup_steps: Annotated[float, Field(ge=0)] = Field(
+        0.06,
+        description="Number of optimizer steps in which the learning rate rises to its peak; a number below 1 is a "
+        "fraction of all steps.",
+    )
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
+        1.0, description="Norm to which gradients are clipped; null turns clipping off."
+    )
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        None,
+        description="Weight of each class in the loss, by label name; balanced weights by inverse frequency, and "
+        "null gives every class the weight 1.",
+    )
+    train_sampling_strategy: Literal["group_by_length", "random", "sequential"] = Field(
+        "group_by_length",
+        description="Order of the training rows; group_by_length puts rows of similar length into a batch, which "
+        "saves padding.",
+    )
+    freeze_embeddings: bool = Field(
+        False,
+        description="Whether the embeddings and their norm stay as they are in the checkpoint; by default they are "
+        "trained.",
+    )
+    freeze_layers: Annotated[int, Field(ge=0)] = Field(
+        0, description="Number of layers that are not trained, counted from the lowest; by default all are trained."
+    )
+    cache_frozen_layers: bool = Field(
+        False,
+        description="Whether the output of the frozen layers is computed once, without dropout, and then read from "
+        "disk; by default it is computed in every step.",
+    )
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = Field(
+        "no",
+        description="Data type of matrix products; no is float32, and auto is bf16 if the device supports it in "
+        "hardware, otherwise no.",
+    )
+    torch_compile: bool = Field(
+        False, description="Whether the layers are compiled for training; on a CPU this is slower."
+    )
+    use_cpu: bool = Field(False, description="Whether to train on the CPU even if there is a GPU.")
+    num_threads: Count | None = Field(
+        None, description="Number of CPU threads per process; null divides all cores among the processes."
+    )
+
+    @model_validator(mode="after")
+    def _check_warmup_steps(self) -> TrainingSection:
+        if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
+            raise ValueError(f"warmup_steps is {self.warmup_steps}; give a whole number, or a fraction below 1")
+        return self
+
+
+class CheckpointSection(Section):
+    """When checkpoints are written, and from which one training resumes."""
+
+    save_strategy: Strategy | None = Field(
+        None,
+        description="When a checkpoint is saved: after each epoch, every save_steps steps, or never (no); null is "
+        "steps if save_steps is given, otherwise epoch, at most 10 times if num_train_epochs is null.",
+    )
+    save_steps: Count = Field(
+        500, description="Number of optimizer steps between two checkpoints, if save_strategy is steps."
+    )
+    save_total_limit: Count | None = Field(2, description="Number of newest checkpoints to keep; null keeps all.")
+    resume_from_checkpoint: str | None = Field(
+        None,
+        description="Checkpoint folder to resume from, or auto for the newest checkpoint of the run; null starts "
+        "from the beginning.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_strategy(cls, values: object) -> object:
+        return default_strategy(values, "save")
+
+
+class LoggingSection(Section):
+    """How often progress is recorded, and which tracker receives it."""
+
+    logging_steps: Count = Field(50, description="Number of optimizer steps between two log entries.")
+    report_to: Literal["none", "tensorboard", "wandb", "mlflow", "trackio"] = Field(
+        "none", description="Experiment tracker that also receives the log entries; by default none does."
+    )
