@@ -38,6 +38,7 @@ TESTED_IN = {
     "cli/runs.py": "test_cli.py",
     "cli/serving.py": "test_cli.py",
     "cli/shared.py": "test_cli.py",
+    "data/class_names.py": "data/test_parquet_rows.py",
     "heads/ranking_statistics.py": "heads/test_stability.py",
     "help.py": "test_docs.py",
     "models/attention_sites.py": "models/test_head_gates.py",

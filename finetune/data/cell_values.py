@@ -12,13 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from finetune.errors import DataError, did_you_mean, shorten
-from finetune.recipe import DataSection
+
+T = TypeVar("T")
 
 BATCH_ROWS = 10_000  # number of rows read at a time
 _SCALARS = "texts, numbers or booleans"
@@ -26,11 +29,21 @@ _SCALARS = "texts, numbers or booleans"
 
 @dataclass(frozen=True)
 class Column:
-    """A column that is read: its name, its key in the recipe, and whether its cells are lists of labels."""
+    """A column that is read.
+
+    Attributes:
+        key: what selects the column: a key of the recipe's data section, or an option of a command.
+        lists: whether its cells are lists of labels.
+    """
 
     name: str
     key: str
     lists: bool = False
+
+    @property
+    def setting(self) -> str:
+        """What selects the column, as the user writes it."""
+        return self.key if self.key.startswith("--") else f"data.{self.key}"
 
     def arrow_type(self) -> pa.DataType:
         """Return the Arrow type of the column: text, or lists of texts."""
@@ -38,7 +51,7 @@ class Column:
 
     def error(self, where: str, row: int, problem: str) -> DataError:
         """Return the error for one row of this column."""
-        return DataError(f"{where} row {row}: column '{self.name}' (data.{self.key}) {problem}")
+        return DataError(f"{where} row {row}: column '{self.name}' ({self.setting}) {problem}")
 
     def not_a_list_message(self) -> str:
         """Return the message for a cell that is not a list."""
@@ -54,24 +67,30 @@ class Column:
         return f"contains {kind}; it must contain {_SCALARS}"
 
 
-def columns_to_read(data: DataSection, *, lists: bool) -> list[Column]:
-    """Return the columns to read: the texts, then the label, which is a list if `lists` is true."""
-    columns = [Column(data.text_column, "text_column")]
-    if data.text_pair_column:
-        columns.append(Column(data.text_pair_column, "text_pair_column"))
-    return [*columns, Column(data.label_column, "label_column", lists)]
-
-
 def require_columns(columns: Sequence[Column], names: Sequence[str], where: str) -> None:
     """Raise DataError unless each column occurs in `names` exactly once."""
     for column in columns:
         if column.name not in names:
             shown = ", ".join(shorten(name, 40) for name in names[:20]) + (", ..." if len(names) > 20 else "")
             shown = shown or "no columns"
-            fix = did_you_mean(column.name, names) or f"; set data.{column.key} to the right column"
-            raise DataError(f"{where} has no column '{column.name}' (data.{column.key}); it has {shown}{fix}")
+            fix = did_you_mean(column.name, names) or f"; set {column.setting} to the right column"
+            raise DataError(f"{where} has no column '{column.name}' ({column.setting}); it has {shown}{fix}")
         if list(names).count(column.name) > 1:
-            raise DataError(f"{where} has two columns '{column.name}' (data.{column.key}); rename one of them")
+            raise DataError(f"{where} has two columns '{column.name}' ({column.setting}); rename one of them")
+
+
+def batched(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    """Yield lists of `size` items; the last one may be shorter."""
+    while block := list(islice(items, size)):
+        yield block
+
+
+def empty_cells(cells: pa.Array) -> np.ndarray:
+    """Return which cells are null or contain only white space, (N,)."""
+    empty = pc.is_null(cells)
+    if pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type):
+        empty = pc.or_kleene(empty, pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(cells)), 0))
+    return np.asarray(empty.to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def make_batch(arrays: Sequence[pa.Array], columns: Sequence[Column]) -> pa.RecordBatch:

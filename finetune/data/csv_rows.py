@@ -9,13 +9,15 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Literal, NamedTuple, TextIO
 
 import pyarrow as pa
 
-from finetune.data.cell_values import BATCH_ROWS, Column, make_batch, require_columns
+from finetune.data.cell_values import BATCH_ROWS, Column, batched, make_batch, require_columns
 from finetune.errors import DataError
 
 # The optional first line in which spreadsheet programs name the separator.
@@ -44,11 +46,20 @@ class _EmbeddedRow(NamedTuple):
     row: _Row
 
 
-def read_delimited(file: Path, kind: str, columns: Sequence[Column]) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a csv or tsv file in batches.
+class _Table(NamedTuple):
+    """An open csv or tsv file: the cells of its header, its delimiter, and its rows, all of the same width."""
+
+    header: list[str]
+    delimiter: str
+    rows: Iterator[_Row]
+
+
+@contextmanager
+def _open_table(file: Path, kind: str, columns: Sequence[Column]) -> Iterator[_Table]:
+    """Open a csv or tsv file.
 
     Raises:
-        DataError: the header or a row is malformed; the message names the row and its line.
+        DataError: the header is malformed or lacks a column; or, while `rows` is read, a row is malformed.
     """
     csv.field_size_limit(2**31 - 1)
     with file.open(encoding="utf-8-sig", newline="") as text:
@@ -60,14 +71,45 @@ def read_delimited(file: Path, kind: str, columns: Sequence[Column]) -> Iterator
         rows = _parse_rows(text, file, delimiter, quoted=kind == "csv", skipped=skipped)
         header = next(rows, _Row(0, [], 1, 1))
         _check_header(file, header, columns)
-        indices = [header.cells.index(column.name) for column in columns]
+        rows = _rows_of_equal_width(rows, file, header.cells, _width_fix(kind, delimiter))
+        yield _Table(header.cells, delimiter, rows)
+
+
+def read_all_columns(file: Path, kind: str, columns: Sequence[Column], size: int) -> Iterator[pa.RecordBatch]:
+    """Yield all columns of a csv or tsv file as text, in batches of `size` rows; one empty batch if there are no rows.
+
+    Columns without a name at the end of the header are skipped: they are empty.
+
+    Args:
+        columns: the columns that must exist.
+
+    Raises:
+        DataError: the header or a row is malformed; the message names the row and its line.
+    """
+    with _open_table(file, kind, columns) as table:
+        names = table.header[: _last_named(table.header)]
+        schema = pa.schema([(name, pa.string()) for name in names])
+        blocks = batched((row.cells[: len(names)] for row in table.rows), size)
+        for block in chain([next(blocks, [])], blocks):
+            cells = list(zip(*block, strict=True)) or [()] * len(names)
+            yield pa.RecordBatch.from_arrays([pa.array(values, pa.string()) for values in cells], schema=schema)
+
+
+def read_delimited(file: Path, kind: str, columns: Sequence[Column]) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a csv or tsv file in batches.
+
+    Raises:
+        DataError: the header or a row is malformed; the message names the row and its line.
+    """
+    with _open_table(file, kind, columns) as table:
+        indices = [table.header.index(column.name) for column in columns]
         select_cells = itemgetter(*indices)  # two or three columns
         labels: set[str] = set()
         embedded: dict[str, _EmbeddedRow] = {}
         first, block = 1, []
-        for row in _rows_of_equal_width(rows, file, header.cells, _width_fix(kind, delimiter)):
+        for row in table.rows:
             if row.last_line > row.line and len(embedded) < _MAX_LABELS:
-                for line in _embedded_rows(row, delimiter, indices[-1]):
+                for line in _embedded_rows(row, table.delimiter, indices[-1]):
                     embedded.setdefault(line.label, line)
             elif len(labels) < _MAX_LABELS:
                 labels.add(row.cells[indices[-1]])
@@ -129,7 +171,7 @@ def _rows_of_equal_width(rows: Iterator[_Row], file: Path, header: Sequence[str]
     Raises:
         DataError: a row has another number of cells than the first row, or text in a column without a name.
     """
-    named = max(index for index, name in enumerate(header, start=1) if name.strip())
+    named = _last_named(header)
     width = None
     for row in rows:
         count = len(row.cells)
@@ -145,6 +187,11 @@ def _rows_of_equal_width(rows: Iterator[_Row], file: Path, header: Sequence[str]
             )
         rule = f"row 1 has {width}" if surplus is None and count >= named else f"the header names {named} columns"
         raise DataError(f"{where} has {count} cell{'s' if count > 1 else ''}, but {rule}; {fix}")
+
+
+def _last_named(header: Sequence[str]) -> int:
+    """Return the number of columns up to the last one with a name."""
+    return max(index for index, name in enumerate(header, start=1) if name.strip())
 
 
 def _width_fix(kind: str, delimiter: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow as pa
 from finetune.data.cell_values import Column
 from finetune.data.csv_rows import read_delimited
 from finetune.data.json_rows import read_json
-from finetune.data.parquet_rows import read_parquet
+from finetune.data.parquet_rows import ClassNames, read_parquet
 from finetune.errors import DataError
 
 _NUM_FIRST_BYTES = 4096
@@ -44,23 +45,37 @@ def file_format(file: Path) -> str:
     return file.suffix.lstrip(".").lower()
 
 
-def read_file(file: Path, columns: Sequence[Column]) -> Iterator[pa.RecordBatch]:
+def read_file(file: Path, columns: Sequence[Column], class_names: ClassNames | None = None) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a file in batches.
+
+    Args:
+        class_names: see `read_parquet`.
 
     Raises:
         DataError: the file cannot be read, or a row is malformed; the message names the row or line.
     """
     file_type = file_format(file)
-    try:
-        if not file.stat().st_size:
-            raise DataError(f"{file} is empty (0 bytes); add rows")
-        _check_first_bytes(file, file_type)
+    with readable(file, file_type):
         if file_type == "parquet":
-            yield from read_parquet(file, columns)
+            yield from read_parquet(file, columns, class_names)
         elif file_type in ("csv", "tsv"):
             yield from read_delimited(file, file_type, columns)
         else:
             yield from read_json(file, file_type, columns)
+
+
+@contextmanager
+def readable(file: Path, file_type: str) -> Iterator[None]:
+    """Check that a file has content of its format; convert the errors of reading it in the block.
+
+    Raises:
+        DataError: the file cannot be read, is empty, is of another format, or is not UTF-8.
+    """
+    try:
+        if not file.stat().st_size:
+            raise DataError(f"{file} is empty (0 bytes); add rows")
+        _check_first_bytes(file, file_type)
+        yield
     except UnicodeDecodeError as error:
         raise _not_utf8_error(file) from error
     except OSError as error:

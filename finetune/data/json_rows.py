@@ -25,17 +25,26 @@ def read_json(file: Path, kind: str, columns: Sequence[Column]) -> Iterator[pa.R
     Raises:
         DataError: the file is not JSON, or a row is not an object; the message names the line or row.
     """
-    yield from batches_from_objects(_read_objects(file, kind), columns, str(file))
+    yield from batches_from_objects(_read_objects(file, kind, _DECODER), columns, str(file))
 
 
-def _read_objects(file: Path, kind: str) -> Iterator[Mapping[str, object]]:
+def read_typed_objects(file: Path, kind: str) -> Iterator[Mapping[str, object]]:
+    """Yield the rows of a json or jsonl file as they are: numbers are numbers.
+
+    Raises:
+        DataError: the file is not JSON, or a row is not an object; the message names the line or row.
+    """
+    return _read_objects(file, kind, _TYPED_DECODER)
+
+
+def _read_objects(file: Path, kind: str, decoder: json.JSONDecoder) -> Iterator[Mapping[str, object]]:
     with file.open(encoding="utf-8-sig") as text:
         if _is_one_document(text, kind):
-            yield from _rows_of_document(_decode(text.read(), f"{file}"), file)
+            yield from _rows_of_document(_decode(text.read(), f"{file}", decoder), file)
             return
         for number, line in enumerate(text, start=1):
             if line.strip():
-                row = _decode(line, f"{file} line {number}")
+                row = _decode(line, f"{file} line {number}", decoder)
                 if not isinstance(row, dict):
                     raise DataError(f"{file} line {number} contains {_type_name(row)} instead of an object; {_SHAPE}")
                 yield row
@@ -105,9 +114,12 @@ _DECODER = json.JSONDecoder(
 )
 
 
-def _decode(text: str, where: str) -> object:
+_TYPED_DECODER = json.JSONDecoder(object_pairs_hook=_object_with_unique_keys)
+
+
+def _decode(text: str, where: str, decoder: json.JSONDecoder) -> object:
     try:
-        return _DECODER.decode(text)
+        return decoder.decode(text)
     except json.JSONDecodeError as error:
         line = f" line {error.lineno}" if error.lineno > 1 else ""
         problem = f"{error.msg} at character {error.colno}"
@@ -119,8 +131,8 @@ def _decode(text: str, where: str) -> object:
 
 
 def _type_name(value: object) -> str:
-    """Return the kind of a JSON value, such as "a list"; numbers were decoded as text."""
+    """Return the kind of a JSON value, such as "a list"; some numbers were decoded as text."""
     if value is None:
         return "null"
-    names = {bool: "true or false", str: "a text or a number", float: "a number", list: "a list", dict: "an object"}
-    return names[type(value)]
+    names = {bool: "true or false", str: "a text or a number", float: "a number", int: "a number"}
+    return {**names, list: "a list", dict: "an object"}[type(value)]

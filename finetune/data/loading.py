@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from finetune.data.cell_values import Column, arrow_schema, batches_from_objects, columns_to_read
+from finetune.data.cell_values import Column, arrow_schema, batches_from_objects, empty_cells
+from finetune.data.class_names import parquet_class_names, schema_class_names
 from finetune.data.file_formats import file_format, read_file
 from finetune.data.named_dataset import read_named
-from finetune.data.parquet_rows import parquet_class_names
 from finetune.data.row_cache import store_rows
 from finetune.data.rows import RawSplit
 from finetune.errors import DataError
@@ -31,6 +31,14 @@ def quiet_datasets() -> None:
     """Turn off the progress bars and log messages of `datasets`; errors are reported as DataError."""
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)
+
+
+def columns_to_read(data: DataSection, *, lists: bool) -> list[Column]:
+    """Return the columns to read: the texts, then the label, which is a list if `lists` is true."""
+    columns = [Column(data.text_column, "text_column")]
+    if data.text_pair_column:
+        columns.append(Column(data.text_pair_column, "text_pair_column"))
+    return [*columns, Column(data.label_column, "label_column", lists)]
 
 
 def read_splits(
@@ -75,7 +83,7 @@ def _from_recipe(rows: list[dict[str, object]], where: str, columns: Sequence[Co
 def _from_file(name: str, columns: Sequence[Column]) -> RawSplit:
     """Return the rows of a file."""
     file = Path(name)
-    rows = store_rows(read_file(file, columns), arrow_schema(columns), name)
+    rows = store_rows(read_file(file, columns, schema_class_names), arrow_schema(columns), name)
     names = parquet_class_names(file, columns[-1].name) if file_format(file) == "parquet" else None
     return RawSplit(rows, name, class_names=names)
 
@@ -118,12 +126,5 @@ def check_rows(raw: RawSplit, data: DataSection) -> None:
 
 def _empty_cells(cells: pa.ChunkedArray) -> np.ndarray:
     """Return which cells are null or contain only white space, (N,)."""
-    parts = [_empty_cells_of_chunk(chunk) for chunk in cells.chunks]
+    parts = [empty_cells(chunk) for chunk in cells.chunks]
     return np.concatenate(parts) if parts else np.zeros(0, dtype=bool)
-
-
-def _empty_cells_of_chunk(cells: pa.Array) -> np.ndarray:
-    empty = pc.is_null(cells)
-    if pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type):
-        empty = pc.or_kleene(empty, pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(cells)), 0))
-    return np.asarray(empty.to_numpy(zero_copy_only=False), dtype=bool)

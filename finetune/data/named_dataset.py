@@ -13,8 +13,8 @@ import datasets
 import numpy as np
 
 from finetune.data.cell_values import Column, arrow_schema
+from finetune.data.class_names import feature_names, parquet_class_names, read_dataset, schema_class_names
 from finetune.data.file_formats import file_format, read_file
-from finetune.data.parquet_rows import feature_names, parquet_class_names, read_dataset
 from finetune.data.row_cache import cache_error, store_rows
 from finetune.data.rows import RawSplit
 from finetune.errors import DataError
@@ -114,7 +114,11 @@ def _from_folder(folder: _Folder, expression: str, columns: Sequence[Column]) ->
 
     def read_rows(split: str) -> datasets.Dataset:
         files = folder.files[split]
-        return store_rows(chain.from_iterable(read_file(file, columns) for file in files), arrow_schema(columns), where)
+        return store_rows(
+            chain.from_iterable(read_file(file, columns, schema_class_names) for file in files),
+            arrow_schema(columns),
+            where,
+        )
 
     if expression in folder.files:
         return RawSplit(read_rows(expression), where, class_names=_class_names(folder, [expression], columns))

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from finetune.data.cell_values import cells_from_arrow, cells_from_values, columns_to_read
-from finetune.data.loading import read_splits
+from finetune.data.cell_values import cells_from_arrow, cells_from_values
+from finetune.data.loading import columns_to_read, read_splits
 from finetune.errors import DataError
 from finetune.recipe import DataSection
 from tests.support.data_files import cells, parquet, written

@@ -10,8 +10,8 @@ import datasets
 import numpy as np
 import pytest
 
-from finetune.data.cell_values import columns_to_read
 from finetune.data.labels import encode_labels, label_counts, label_names
+from finetune.data.loading import columns_to_read
 from finetune.data.named_dataset import from_dataset
 from finetune.data.rows import RawSplit
 from finetune.data.splits import LabeledSplits, read_labeled
