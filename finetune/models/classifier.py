@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import peft
@@ -12,11 +13,14 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.models.head_gates import heads_off
-from finetune.models.inference import Texts, as_columns, batched_logits
+from finetune.models.inference import Texts, as_columns, batched_logits, text_encoder
 from finetune.models.lora import InitialAdapter
 from finetune.models.outputs import OutputRules, Prediction
 from finetune.models.precision import without_flash_attention
 from finetune.models.pretrained import Source
+from finetune.models.text_batches import EncodedTexts, TextEncoder
+
+_WINDOW_TEXTS = 8192  # texts that are tokenized and sorted by length together
 
 
 @dataclass(frozen=True)
@@ -88,16 +92,29 @@ class Classifier:
             return []
         return self.rules.predictions(self.logits(as_columns(texts), batch_size), top_k=top_k)
 
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The tokenizer in a form that several threads may use."""
+        return text_encoder(self.tokenizer, self.max_length)
+
     def logits(self, columns: list[list[str]], batch_size: int) -> np.ndarray:
         """Return the logits (N, C) of one or two columns of N texts, in float32.
 
         Raises:
             TrainingError: memory is too small for one text.
         """
+        windows = range(0, len(columns[0]), _WINDOW_TEXTS)
+        parts = [[column[start : start + _WINDOW_TEXTS] for column in columns] for start in windows]
+        return np.concatenate([self.encoded_logits(self.encoder.encode(part), batch_size) for part in parts])
+
+    def encoded_logits(self, encoded: EncodedTexts, batch_size: int) -> np.ndarray:
+        """Return the logits (N, C) of texts that `encoder` encoded, in float32.
+
+        Raises:
+            TrainingError: memory is too small for one text.
+        """
         with without_flash_attention(self.base):
-            return batched_logits(
-                self.model, self.tokenizer, columns, max_length=self.max_length, batch_size=batch_size
-            ).numpy()
+            return batched_logits(self.model, self.encoder, encoded, batch_size)
 
     def heads_off(self, heads: Sequence[tuple[int, int]]) -> AbstractContextManager[None]:
         """Return a context in which these attention heads are off: `with classifier.heads_off([(3, 2)]): ...`.

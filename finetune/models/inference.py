@@ -6,12 +6,15 @@ N texts, C classes
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from finetune.errors import DataError
+from finetune.models.text_batches import Columns, EncodedTexts, TextEncoder, encode_texts, truncating_tokenizer
 from finetune.out_of_memory import halve_rows, is_out_of_memory
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]
@@ -34,31 +37,57 @@ def as_columns(texts: Texts) -> list[list[str]]:
     return [list(column) for column in zip(*texts, strict=True)] if any(pairs) else [list(map(str, texts))]
 
 
-@torch.no_grad()
-def batched_logits(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, columns: list[list[str]], *, max_length: int, batch_size: int
-) -> Tensor:
-    """Return the logits (N, C) of the texts in float32 on the CPU, computed in evaluation mode on the model's device.
+def text_encoder(tokenizer: PreTrainedTokenizerBase, max_length: int) -> TextEncoder:
+    """Return the encoder of a tokenizer."""
+    if tokenizer.is_fast:
+        side = tokenizer.truncation_side
+        truncating = truncating_tokenizer(tokenizer.backend_tokenizer, max_length, truncation_side=side)
+        truncating.encode_special_tokens = tokenizer.split_special_tokens
+        encode = partial(encode_texts, truncating)
+    else:
+        encode = partial(_encode_in_python, tokenizer, max_length)
+    return TextEncoder(
+        encode,
+        tuple(tokenizer.model_input_names),
+        tokenizer.pad_token_id,
+        tokenizer.pad_token_type_id,
+        tokenizer.padding_side == "left",
+    )
 
-    Texts of similar length share a batch, so that little is padded. If memory runs out, the batches get smaller.
+
+def _encode_in_python(tokenizer: PreTrainedTokenizerBase, max_length: int, columns: Columns) -> EncodedTexts:
+    """Return the token ids of texts or of text pairs, from a tokenizer that is written in Python."""
+    full = tokenizer(*columns, truncation=False, return_token_type_ids=False, verbose=False)["input_ids"]
+    encoded = tokenizer(*columns, truncation=True, max_length=max_length, return_token_type_ids=True)
+    truncated = sum(len(ids) > max_length for ids in full)
+    return EncodedTexts.from_lists(encoded["input_ids"], encoded["token_type_ids"], truncated)
+
+
+@torch.no_grad()
+def batched_logits(model: nn.Module, encoder: TextEncoder, encoded: EncodedTexts, batch_size: int) -> np.ndarray:
+    """Return the logits (N, C) of the texts in float32, computed in evaluation mode on the model's device.
+
+    Texts of similar length share a batch, longest first, so that little is padded. If memory runs out, the batches get
+    smaller. A model in training mode is in evaluation mode during the call only; a model in evaluation mode is not
+    changed, so several threads may use it.
 
     Raises:
         TrainingError: memory is too small for one text.
     """
-    encoded = tokenizer(*columns, truncation=True, max_length=max_length)
-    lengths = torch.tensor([len(ids) for ids in encoded["input_ids"]])
-    order = lengths.argsort(stable=True)
+    order = np.argsort(-encoded.lengths, kind="stable")
     device, was_training = next(model.parameters()).device, model.training
-    model.eval()
+    if was_training:
+        model.eval()
     batches: list[Tensor] = []
     try:
         start = 0
         while start < len(order):
-            rows = order[start : start + batch_size].tolist()
-            batch = {name: [values[row] for row in rows] for name, values in encoded.items()}
+            rows = order[start : start + batch_size]
             try:
-                inputs = tokenizer.pad(batch, return_tensors="pt").to(device)
-                batches.append(model(**inputs).logits.float().cpu())
+                inputs = {
+                    name: torch.from_numpy(values).to(device) for name, values in encoder.batch(encoded, rows).items()
+                }
+                batches.append(model(**inputs).logits.float())
                 start += len(rows)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -68,5 +97,9 @@ def batched_logits(
             # Outside `except`, where the error's traceback would keep the tensors of the failed batch in memory.
             batch_size = halve_rows(len(rows), "prediction")
     finally:
-        model.train(was_training)
-    return torch.cat(batches)[order.argsort()]
+        if was_training:
+            model.train()
+    logits = torch.cat(batches).cpu().numpy()
+    result = np.empty_like(logits)
+    result[order] = logits
+    return result

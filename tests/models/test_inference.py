@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +53,28 @@ def test_a_model_in_training_mode_predicts_without_dropout_and_keeps_its_mode(cl
     assert first == second
     assert classifier.model.training
     assert all(parameter.grad is None for parameter in classifier.model.parameters())
+
+
+def test_threads_give_the_same_predictions_as_one_after_another(classifier: Classifier) -> None:
+    classifier.model.eval()
+    inputs = [SENTENCES[number % 6 :] + SENTENCES[: number % 6] for number in range(24)]
+    expected = [classifier.predict(texts, batch_size=4) for texts in inputs]
+    with ThreadPoolExecutor(8) as threads:
+        results = list(threads.map(lambda texts: classifier.predict(texts, batch_size=4), inputs))
+    assert results == expected
+    assert not classifier.model.training
+
+
+def test_many_texts_keep_their_order(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.models.classifier._WINDOW_TEXTS", 4)
+    texts = [SENTENCES[(number * 5 + number // 7) % 6] for number in range(50)]
+    by_text = dict(zip(SENTENCES, classifier.predict(SENTENCES), strict=True))
+    assert_close(classifier.predict(texts, batch_size=3), [by_text[text] for text in texts])
+
+
+def test_top_k_limits_the_probabilities(classifier: Classifier) -> None:
+    for prediction in classifier.predict(SENTENCES, top_k=1):
+        assert list(prediction.probabilities) == [prediction.label]
 
 
 def test_no_texts_give_no_predictions(classifier: Classifier) -> None:
