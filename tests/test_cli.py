@@ -50,6 +50,7 @@ def test_an_unusable_path_gives_one_error_message_in_every_command(
         ["check", path], ["train", path], ["train", path, "--dry-run"], ["evaluate", path], ["report", path],
         ["merge", path], ["merge", ".", "--output", path], ["heads", path], ["heads", ".", path],
         ["prune", path, "--share", "0.5"], ["prune", ".", "--share", "0.5", "--output", path],
+        ["publish", path, "--repo", "me/a"],
         ["check", str(TOY), f"output_dir={json.dumps(path)}"],
         ["check", str(TOY), f"data.train_file={json.dumps(path)}"],
     ]  # fmt: skip

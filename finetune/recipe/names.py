@@ -49,11 +49,13 @@ class Metric:
 
     Attributes:
         description: one line for people.
+        hub_name: the name of the metric in model cards on the hub, which has one for all averages of F1.
         lower_is_better: whether it measures an error.
         other_names: its names in other tools, for suggestions in error messages.
     """
 
     description: str
+    hub_name: str
     lower_is_better: bool = False
     other_names: tuple[str, ...] = ()
 
@@ -61,28 +63,33 @@ class Metric:
 # The first metric of each problem type selects the best checkpoint, unless the recipe names another one.
 METRICS: dict[str, dict[str, Metric]] = {
     "single_label_classification": {
-        "accuracy": Metric("share of rows whose label was predicted"),
-        "f1_macro": Metric("mean F1 of the classes that occur as a label or a prediction"),
-        "f1_micro": Metric("F1 of the counts summed over all classes; equals accuracy"),
-        "f1_weighted": Metric("mean F1 of the classes, weighted by their numbers of rows"),
+        "accuracy": Metric("share of rows whose label was predicted", "accuracy"),
+        "f1_macro": Metric("mean F1 of the classes that occur as a label or a prediction", "f1"),
+        "f1_micro": Metric("F1 of the counts summed over all classes; equals accuracy", "f1"),
+        "f1_weighted": Metric("mean F1 of the classes, weighted by their numbers of rows", "f1"),
         "matthews_correlation": Metric(
             "Matthews correlation coefficient, from -1 to 1; 0 is chance level",
+            "matthews_correlation",
             other_names=("matthews_corrcoef", "mcc"),
         ),
     },
     "multi_label_classification": {
-        "f1_micro": Metric("F1 of the counts summed over all labels"),
-        "f1_macro": Metric("mean F1 of all labels"),
-        "f1_weighted": Metric("mean F1 of all labels, weighted by their numbers of rows"),
+        "f1_micro": Metric("F1 of the counts summed over all labels", "f1"),
+        "f1_macro": Metric("mean F1 of all labels", "f1"),
+        "f1_weighted": Metric("mean F1 of all labels, weighted by their numbers of rows", "f1"),
         "subset_accuracy": Metric(
-            "share of rows whose full set of labels was predicted", other_names=("accuracy", "exact_match")
+            "share of rows whose full set of labels was predicted",
+            "exact_match",
+            other_names=("accuracy", "exact_match"),
         ),
     },
     "regression": {
-        "mean_squared_error": Metric("mean squared error", lower_is_better=True, other_names=("mse", "rmse")),
-        "mean_absolute_error": Metric("mean absolute error", lower_is_better=True, other_names=("mae",)),
-        "pearson": Metric("Pearson correlation of predictions and labels", other_names=("pearsonr",)),
-        "spearman": Metric("Spearman rank correlation of predictions and labels", other_names=("spearmanr",)),
+        "mean_squared_error": Metric("mean squared error", "mse", lower_is_better=True, other_names=("mse", "rmse")),
+        "mean_absolute_error": Metric("mean absolute error", "mae", lower_is_better=True, other_names=("mae",)),
+        "pearson": Metric("Pearson correlation of predictions and labels", "pearsonr", other_names=("pearsonr",)),
+        "spearman": Metric(
+            "Spearman rank correlation of predictions and labels", "spearmanr", other_names=("spearmanr",)
+        ),
     },
 }
 LOWER_IS_BETTER = frozenset(

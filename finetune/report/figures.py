@@ -5,6 +5,7 @@ L layers, H heads, C classes
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -149,7 +150,8 @@ def _html(figure: go.Figure, height: int) -> str:
         legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},  # above the plot, growing upwards
         paper_bgcolor="rgba(0,0,0,0)",
     )
+    name = f"figure-{hashlib.sha256(figure.to_json().encode()).hexdigest()[:16]}"  # random names would change each time
     fragment: str = figure.to_html(
-        full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True}
+        full_html=False, include_plotlyjs=False, div_id=name, config={"displayModeBar": False, "responsive": True}
     )
     return fragment

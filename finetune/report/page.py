@@ -1,4 +1,4 @@
-"""The HTML report and the model card, rendered from a run folder.
+"""The HTML report, and the function that writes it and the model card into a run folder.
 
 The page is `report.html`, which includes the templates of `sections/` in the order of SECTIONS. To add a section, add
 its template to `sections/` and its name to SECTIONS. A new figure is a function in `figures.py`, listed in FIGURES.
@@ -12,11 +12,12 @@ from functools import partial
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from finetune.recipe import Recipe
+from finetune.report.card import interval_or_dash, model_name, render_card
+from finetune.report.card_metadata import CardSubject
 from finetune.report.figures import confusion_heatmap, head_heatmap, loss_curve, plotly_script, pruning_plot
 from finetune.report.run_record import RunRecord, read_record
 from finetune.runs.atomic_files import write_text
-from finetune.runs.results import MetricValue, format_number
+from finetune.runs.results import format_number
 from finetune.runs.run_folder import RunFolder
 
 SECTIONS = (
@@ -43,22 +44,24 @@ def write_report(folder: RunFolder, overrides: Sequence[str] = ()) -> None:
         FinetuneError: the run is not finished, or one of its files is damaged.
     """
     record = read_record(folder, overrides)
+    name = folder.path.name
+    subject = CardSubject(name=name, location=folder.model.name, has_adapter=record.recipe.peft is not None)
+    write_text(folder.report, render_report(record, name, folder.recipe.read_text(encoding="utf-8")))
+    write_text(folder.card, render_card(record, subject))
+
+
+def render_report(record: RunRecord, name: str, recipe_text: str) -> str:
+    """Return the HTML report."""
     context = {
-        "name": folder.path.name,
+        "name": name,
         "record": record,
-        "shown": shown_split(record),
-        "recipe_text": folder.recipe.read_text(encoding="utf-8"),
-        "notes": [
-            *record.training.notes,
-            *(note for split, summary in record.data.items() for note in summary.notes(split)),
-        ],
+        "shown": record.shown_split(),
+        "recipe_text": recipe_text,
         "model": model_name(record.recipe),
         "sections": SECTIONS,
         "script": Markup(plotly_script()),
     }
-    templates = _templates()
-    write_text(folder.report, templates.get_template("report.html").render(context))
-    write_text(folder.card, templates.get_template("card.md").render(context))
+    return _templates().get_template("report.html").render(context)
 
 
 def _templates() -> Environment:
@@ -79,18 +82,3 @@ def _as_markup(figure: Callable[..., str | None], *args: object) -> Markup | Non
     """Return a figure's HTML, marked so that Jinja does not escape it."""
     html = figure(*args)
     return None if html is None else Markup(html)
-
-
-def shown_split(record: RunRecord) -> str | None:
-    """Return the split whose scores are shown in detail: test if it was scored, else validation, else None."""
-    return next((split for split in ("test", "validation") if split in record.scores), None)
-
-
-def interval_or_dash(cell: MetricValue) -> str:
-    """Return "[0.862, 0.905]", or a dash if there is no interval."""
-    return cell.interval() or "–"
-
-
-def model_name(recipe: Recipe) -> str:
-    """Return the name of the pretrained model, or the model type of a model trained from scratch."""
-    return recipe.model.model_name_or_path or f"{recipe.model.model_type} (from scratch)"

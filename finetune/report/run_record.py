@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from finetune.recipe import Recipe
 from finetune.runs.head_results import HeadAnalysis
 from finetune.runs.json_files import read_json
-from finetune.runs.predictions import WrongRow, worst_predictions
+from finetune.runs.predictions import PredictedRow, first_predictions, worst_predictions
 from finetune.runs.results import Environment, HeadFailure, SplitScores, SplitSummary, TrainingResult
 from finetune.runs.run_files import read_heads, read_history, read_recipe, read_scores, read_summary
 from finetune.runs.run_folder import RunFolder
 
+_EXAMPLES = 5  # rows with their predictions in the model card
+
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The results that the report shows."""
+    """The results that the report and the model card show.
+
+    Attributes:
+        worst: wrongly predicted rows with the highest loss; None if no text of a row may be shown.
+        examples: the first rows of the shown split; None if no text of a row may be shown.
+    """
 
     recipe: Recipe
     environment: Environment
@@ -26,7 +33,23 @@ class RunRecord:
     scores: dict[str, SplitScores]
     heads: HeadAnalysis | None
     head_note: str
-    worst: list[WrongRow]
+    worst: list[PredictedRow] | None
+    examples: list[PredictedRow] | None
+
+    def shown_split(self) -> str | None:
+        """Return the split whose scores are shown in detail: test if it was scored, else validation, else None."""
+        return _shown_split(self.scores)
+
+    def notes(self) -> list[str]:
+        """Return the notes on the model and on the rows of every split."""
+        return [
+            *self.training.notes,
+            *(note for split, summary in self.data.items() for note in summary.notes(split)),
+        ]
+
+    def without_texts(self) -> RunRecord:
+        """Return the record without any text of a row."""
+        return replace(self, worst=None, examples=None)
 
 
 def read_record(
@@ -46,7 +69,8 @@ def read_record(
     recipe = read_recipe(folder, overrides, read_data=False)
     scores = {} if before_scoring and not folder.scores.exists() else read_scores(folder)
     heads = read_heads(folder) if folder.heads.exists() else None
-    no_predictions = not scores or (before_scoring and not folder.predictions.exists())
+    shown = _shown_split(scores)
+    no_predictions = shown is None or (before_scoring and not folder.predictions.exists())
     return RunRecord(
         recipe=recipe,
         environment=read_json(folder.environment, Environment),
@@ -57,7 +81,12 @@ def read_record(
         heads=heads,
         head_note=_head_note(folder, recipe, analyzed=heads is not None),
         worst=[] if no_predictions else worst_predictions(folder, worst),
+        examples=[] if no_predictions or shown is None else first_predictions(folder, shown, _EXAMPLES),
     )
+
+
+def _shown_split(scores: Mapping[str, SplitScores]) -> str | None:
+    return next((split for split in ("test", "validation") if split in scores), None)
 
 
 def _head_note(folder: RunFolder, recipe: Recipe, *, analyzed: bool) -> str:

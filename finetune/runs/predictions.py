@@ -1,4 +1,4 @@
-"""The wrongly predicted rows of a run, read from `predictions.parquet`."""
+"""Predicted rows of a run as examples for people, read from `predictions.parquet`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _COLUMNS: dict[str, tuple[Callable[[pa.DataType], bool], ...]] = {
 
 
 @dataclass(frozen=True)
-class WrongRow:
-    """A row that the classifier predicted wrong (regression: a row with a high loss)."""
+class PredictedRow:
+    """A row, its label and what the classifier predicted; `confidence` is the probability of the predicted label."""
 
     split: str
     row: int
@@ -41,12 +41,33 @@ class WrongRow:
     loss: float
 
 
-def worst_predictions(folder: RunFolder, count: int) -> list[WrongRow]:
+def worst_predictions(folder: RunFolder, count: int) -> list[PredictedRow]:
     """Return the wrongly predicted rows with the highest loss, highest first.
 
     Raises:
         DataError: the file with the predictions is missing or damaged.
     """
+    table = _read(folder)
+    pairs = zip(table["label"].to_pylist(), table["predicted"].to_pylist(), strict=True)
+    wrong = [index for index, (label, predicted) in enumerate(pairs) if label != predicted]
+    rows = table.take(pa.array(wrong, pa.int64()))
+    rows = rows.take(pc.sort_indices(rows["loss"], sort_keys=[("", "descending")])[:count])
+    return [_predicted_row(row) for row in rows.to_pylist()]
+
+
+def first_predictions(folder: RunFolder, split: str, count: int) -> list[PredictedRow]:
+    """Return the first rows of a split: examples that were not selected by how well they were predicted.
+
+    Raises:
+        DataError: the file with the predictions is missing or damaged.
+    """
+    table = _read(folder)
+    rows = table.filter(pc.equal(table["split"], split)).slice(0, count)
+    return [_predicted_row(row) for row in rows.to_pylist()]
+
+
+def _read(folder: RunFolder) -> pa.Table:
+    """Return the table of predictions, checked."""
     content = read_bytes(folder.predictions)
     try:
         table = pq.read_table(pa.BufferReader(content))
@@ -54,11 +75,7 @@ def worst_predictions(folder: RunFolder, count: int) -> list[WrongRow]:
         raise damaged_file(folder.predictions, str(error).strip().splitlines()[0]) from error
     if problem := _problem(table):
         raise damaged_file(folder.predictions, problem)
-    pairs = zip(table["label"].to_pylist(), table["predicted"].to_pylist(), strict=True)
-    wrong = [index for index, (label, predicted) in enumerate(pairs) if label != predicted]
-    rows = table.take(pa.array(wrong, pa.int64()))
-    rows = rows.take(pc.sort_indices(rows["loss"], sort_keys=[("", "descending")])[:count])
-    return [_wrong_row(row) for row in rows.to_pylist()]
+    return table
 
 
 def _problem(table: pa.Table) -> str:
@@ -84,9 +101,9 @@ def _type_name(column: pa.DataType) -> str:
     return "list" if any(check(column) for check in _IS_LIST) else "number"
 
 
-def _wrong_row(row: dict[str, Any]) -> WrongRow:
+def _predicted_row(row: dict[str, Any]) -> PredictedRow:
     single_label = isinstance(row["label"], str)
-    return WrongRow(
+    return PredictedRow(
         split=row["split"],
         row=row["row"],
         text=" ⏐ ".join(row[name] for name in ("text", "text_1") if row.get(name)),

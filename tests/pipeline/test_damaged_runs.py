@@ -21,9 +21,10 @@ COMMANDS = {
     "heads": ["heads", "RUN"],
     "prune": ["prune", "RUN", "--share", "0.5"],
     "merge": ["merge", "RUN"],
+    "publish": ["publish", "RUN", "--repo", "me/a", "--dry-run"],
     "compare": ["heads", "RUN", "OTHER"],
 }
-REPORTING = {"report", "evaluate", "heads"}
+REPORTING = {"report", "evaluate", "heads", "publish"}
 # Each file of a run folder -> the commands that read it. Other commands do not depend on the file.
 READ_BY = {
     "recipe.yaml": {*REPORTING, "prune", "merge"},
@@ -187,6 +188,9 @@ def test_a_missing_file_is_an_error_if_it_is_needed(
                 assert main(arguments) == 0
                 assert "The heads have not been analyzed" in (run / "report.html").read_text()
                 shutil.copy(small_run / "report.html", run), shutil.copy(small_run / "README.md", run)
+            elif command == "publish":
+                assert main(arguments) == 0
+                assert "The heads have not been analyzed" in capsys.readouterr().out
             else:
                 with pytest.raises(KeyError, match="the run was opened"):
                     main(arguments)

@@ -137,6 +137,7 @@ for name, *rest in (
     ["prune", run, "--share", "0.5"],
     ["merge", run],
     ["report", run],
+    ["publish", run, "--repo", "me/a", "--dry-run"],
 ):
     print("==", name, flush=True)
     print("code", main([name, *rest]), flush=True)
@@ -191,6 +192,7 @@ def test_two_machines_run_or_reject_every_command(tmp_path: Path) -> None:
     first, second = start_machines(tmp_path, script, str(shared))
     printed = first.stdout + first.stderr + second.stdout + second.stderr
     expected = {"train": [2, 2, 0, 143, 0, 0], "evaluate": [0], "heads": [0], "prune": [2], "merge": [2], "report": [2]}
+    expected["publish"] = [2]
     assert expected.keys() == commands_with("run") | {"train"}
     assert codes(first) == codes(second) == expected, printed
     assert first.stdout.count("2 processes on 2 machines, cpu") == 8
@@ -201,7 +203,7 @@ def test_two_machines_run_or_reject_every_command(tmp_path: Path) -> None:
     for machine in (first, second):  # each machine prints the message
         assert "is not the same folder for all processes (not visible on: " in machine.stderr
         assert "output_dir must be on a shared disk" in machine.stderr
-        for name in ("prune", "merge", "report"):
+        for name in ("prune", "merge", "report", "publish"):
             assert f"error: {name} runs in one process, and the launcher started 2; run it without" in machine.stderr
     assert "Traceback" not in printed
     assert "Dry run passed" in first.stdout

@@ -22,7 +22,7 @@ from finetune.recipe import load_recipe
 ROOT = Path(__file__).parents[2]
 # In the order in which they are run: a guide may use files that an earlier one wrote.
 GUIDES = (
-    "recipes", "data-formats", "models", "runs", "python", "head-analysis", "one-head-or-many", "pruning",
+    "recipes", "data-formats", "models", "runs", "python", "head-analysis", "one-head-or-many", "pruning", "publish",
     "distributed", "performance", "troubleshooting",
 )  # fmt: skip
 DOCUMENTS = ("README.md", *(f"finetune/docs/{name}.md" for name in GUIDES))
@@ -47,6 +47,8 @@ SKIPPED = {
     "make install": "installs packages from the network; every test runs in what it installs",
     "pip install": "installs packages from the network",
     "source": "a shell's own command",
+    "finetune publish runs/my --repo me/my-model --language en --license apache-2.0 --private": "uploads to the hub; "
+    "tests/pipeline/test_publish.py uploads to a stand-in for it",
     "torchrun": "starts processes; tests/pipeline and tests/training start them with torchrun",
     "accelerate launch --multi_gpu": "starts processes; tests/pipeline starts them",
     "accelerate launch --config_file": "starts processes under FSDP; tests/training starts them",

@@ -1,0 +1,186 @@
+"""The command `publish`: write a finished run's model, card, recipe, scores and report to the hub. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import DataError, FinetuneError, ModelError, did_you_mean
+from finetune.pipeline.hub import Files, check_repository, upload
+from finetune.recipe import Recipe, dump_recipe
+from finetune.recipe.hub_names import hub_id
+from finetune.recipe.portable import is_absolute, last_part, portable_recipe
+from finetune.report.card import render_card
+from finetune.report.card_metadata import CardSubject
+from finetune.report.page import render_report
+from finetune.report.run_record import RunRecord, read_record
+from finetune.runs.json_files import damaged_file, read_bytes
+from finetune.runs.locks import locked_folder
+from finetune.runs.run_files import existing_run
+from finetune.runs.run_folder import RunFolder
+
+MODELS = ("model", "merged")
+_ADAPTER_CONFIG, _BASE_KEY = "adapter_config.json", "base_model_name_or_path"
+_PATH_KEY = re.compile(r"(^|_)(name|path|file|dir)$")  # keys of JSON files whose values can be paths
+_LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?|multilingual|code")
+# Deleted from the repository if this upload does not have them: an old adapter next to plain weights would be loaded
+# in their place, and rows of an earlier upload must not stay when they are not to be published any more.
+_REPLACED = frozenset(
+    {_ADAPTER_CONFIG, "adapter_model.safetensors", "config.json", "model.safetensors", "classifier.json"}
+    | {"heads.json", "predictions.parquet"}
+)
+_RECIPE_NOTE = "# Paths are names only: of files and folders that are not published with this recipe.\n"
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What is published, and where.
+
+    Attributes:
+        repository: OWNER/NAME on the hub.
+        model: one of MODELS: the folder of the run whose files are at the top of the repository.
+        private: whether the repository must be private.
+        include_texts: whether texts of the rows are published: predictions, examples, rows written in the recipe.
+        languages, license: for the front matter of the card.
+    """
+
+    repository: str
+    model: str = "model"
+    private: bool = False
+    include_texts: bool = False
+    languages: tuple[str, ...] = ()
+    license: str | None = None
+
+
+def publish(path: str | Path, publication: Publication) -> str:
+    """Upload a finished run to the hub, and return the address of the repository.
+
+    Raises:
+        FinetuneError: the folder contains no finished run, one of its files is damaged, or the upload failed.
+    """
+    folder = existing_run(Path(path))
+    with locked_folder(folder.path, read_only_ok=True):
+        files = published_files(folder, publication)
+        return upload(files, publication.repository, private=publication.private, replaced=_REPLACED)
+
+
+def published_files(folder: RunFolder, publication: Publication) -> Files:
+    """Return the files that `publish` uploads, by their name in the repository.
+
+    None of them contains a path of this machine or, unless `include_texts` is set, a text of a row.
+
+    Raises:
+        FinetuneError: the run is not finished, one of its files is damaged, the name of the repository or a language is
+            invalid, or the model is an adapter whose base checkpoint is not on the hub.
+    """
+    _check(publication)
+    record = read_record(folder)
+    files = dict(_model_files(folder, publication, record.recipe))
+    recipe = portable_recipe(record.recipe, keep_rows=publication.include_texts)
+    name = publication.repository.partition("/")[2]
+    subject = CardSubject(
+        name=name,
+        location=publication.repository,
+        has_adapter=_ADAPTER_CONFIG in files,
+        repository=publication.repository,
+        languages=publication.languages,
+        license=publication.license,
+    )
+    record = _portable_record(record, recipe, folder)
+    if publication.include_texts:
+        files[folder.predictions.name] = folder.predictions
+    else:
+        record = record.without_texts()
+    recipe_text = dump_recipe(recipe)
+    files[folder.card.name] = render_card(record, subject).encode()
+    files[folder.recipe.name] = (_RECIPE_NOTE + recipe_text).encode()
+    files[folder.report.name] = render_report(record, name, recipe_text).encode()
+    return files | {file.name: file for file in (folder.scores, folder.heads) if file.exists()}
+
+
+def print_files(path: str | Path, publication: Publication) -> None:
+    """Print the files that `publish` would upload, with their sizes, and the card. Needs no network and no token.
+
+    Raises:
+        FinetuneError: see `published_files`.
+    """
+    files = published_files(existing_run(Path(path)), publication)
+    for name, content in sorted(files.items()):
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        print(f"{size:>13,} bytes  {name}")
+    card = files["README.md"]
+    assert isinstance(card, bytes)
+    print(f"\n{card.decode()}", end="")
+
+
+def _check(publication: Publication) -> None:
+    """Raise FinetuneError for an invalid name of a repository or language."""
+    check_repository(publication.repository)
+    for language in publication.languages:
+        if not _LANGUAGE.fullmatch(language):
+            raise FinetuneError(f"'{language}' is not a language code; write a code of ISO 639, such as en or de")
+    if publication.model not in MODELS:
+        hint = did_you_mean(publication.model, MODELS)
+        raise FinetuneError(f"there is no model '{publication.model}' to publish; choose {' or '.join(MODELS)}{hint}")
+
+
+def _model_files(folder: RunFolder, publication: Publication, recipe: Recipe) -> Iterator[tuple[str, Path | bytes]]:
+    """Yield name and content of each file of the model, without paths of this machine."""
+    source = folder.path / publication.model
+    if not any(source.glob("*.safetensors")):
+        fix = f"run `finetune merge {folder.path}`" if publication.model == "merged" else "finish the run or repeat it"
+        raise DataError(f"{source} has no weights to publish; {fix}")
+    base = hub_id(recipe.model.model_name_or_path)
+    if (source / _ADAPTER_CONFIG).is_file() and base is None:
+        raise ModelError(
+            f"the adapter in {source} needs its base checkpoint '{recipe.model.model_name_or_path}', which is not on "
+            f"the hub; run `finetune merge {folder.path}`, and publish with --model merged"
+        )
+    for file in sorted(source.rglob("*")):
+        name = file.relative_to(source).as_posix()
+        if file.is_file() and not file.name.startswith("."):
+            is_config = file.suffix == ".json" and file.name != "tokenizer.json"
+            yield name, _without_paths(file, base) if is_config else file
+
+
+def _without_paths(file: Path, base: str | None) -> Path | bytes:
+    """Return a JSON file, or its content with the names of folders in place of their paths on this machine."""
+    content = read_bytes(file)
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise damaged_file(file, str(error)) from error
+    changed = _replace_paths(document)
+    if file.name == _ADAPTER_CONFIG and isinstance(changed, dict):
+        changed[_BASE_KEY] = base
+    return file if changed == document else (json.dumps(changed, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _replace_paths(value: Any, key: str = "") -> Any:
+    if isinstance(value, dict):
+        return {name: _replace_paths(item, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_replace_paths(item) for item in value]
+    if isinstance(value, str) and _PATH_KEY.search(key) and is_absolute(value):
+        return f"./{last_part(value)}"
+    return value
+
+
+def _portable_record(record: RunRecord, recipe: Recipe, folder: RunFolder) -> RunRecord:
+    """Return the results with the portable recipe, and with notes that name no path of this machine."""
+    data = record.recipe.data
+    paths = [record.recipe.model.model_name_or_path, data.dataset_name, *data.local_files().values()]
+    paths += [str(folder.path), record.recipe.output_dir]
+    known = sorted({path for path in paths if path and is_absolute(path)}, key=len, reverse=True)
+
+    def hide(text: str) -> str:
+        for path in known:
+            text = text.replace(path, last_part(path))
+        return text
+
+    training = replace(record.training, notes=[hide(note) for note in record.training.notes])
+    return replace(record, recipe=recipe, training=training, head_note=hide(record.head_note))

@@ -1,0 +1,82 @@
+"""The front matter of the model card: what the hub reads to show, search and compare models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from finetune.recipe import METRICS, Recipe
+from finetune.recipe.hub_names import hub_id
+from finetune.report.run_record import RunRecord
+
+_TASK = "text-classification"
+
+
+@dataclass(frozen=True)
+class CardSubject:
+    """The model that a card describes.
+
+    Attributes:
+        name: the title of the card.
+        location: what the examples give to a loader: a folder, relative to that of the card, or `repository`.
+        has_adapter: whether the files are those of an adapter, which needs its base checkpoint.
+        repository: the id on the hub under which the model is published; None: the model is in a run folder.
+        languages, license: what the publisher says about the model.
+    """
+
+    name: str
+    location: str
+    has_adapter: bool
+    repository: str | None = None
+    languages: Sequence[str] = ()
+    license: str | None = None
+
+
+def front_matter(record: RunRecord, subject: CardSubject) -> str:
+    """Return the front matter of a card as YAML."""
+    recipe = record.recipe
+    dataset = hub_id(recipe.data.dataset_name)
+    results = list(_results(record))
+    data = ModelCardData(
+        language=list(subject.languages) or None,
+        license=subject.license,
+        library_name="peft" if subject.has_adapter else "transformers",
+        pipeline_tag=_TASK,
+        base_model=hub_id(recipe.model.model_name_or_path),
+        datasets=[dataset] if dataset else None,
+        metrics=list(dict.fromkeys(result.metric_type for result in results)) or None,
+        tags=["finetune", recipe.task.problem_type.replace("_", "-"), *(["lora"] if subject.has_adapter else [])],
+        eval_results=results or None,
+        model_name=subject.name if results else None,
+    )
+    return str(data.to_yaml())
+
+
+def _results(record: RunRecord) -> Iterator[EvalResult]:
+    """Yield the value of every metric of every scored split; undefined values are skipped."""
+    recipe = record.recipe
+    dataset = hub_id(recipe.data.dataset_name)
+    for split, scores in record.scores.items():
+        for name, metric in scores.metrics.items():
+            if metric.value is not None:
+                yield EvalResult(
+                    task_type=_TASK,
+                    task_name="Text Classification",
+                    dataset_type=dataset or "unknown",
+                    dataset_name=dataset or "local data",
+                    dataset_config=recipe.data.dataset_config_name if dataset else None,
+                    dataset_split=_split_name(recipe, split),
+                    metric_type=METRICS[recipe.task.problem_type][name].hub_name,
+                    metric_name=name.replace("_", " "),
+                    metric_value=round(metric.value, 6),
+                )
+
+
+def _split_name(recipe: Recipe, split: str) -> str:
+    """Return a split's name in the dataset on the hub, or its name in the run if it has none there."""
+    data = recipe.data
+    if not hub_id(data.dataset_name) or (split == "validation" and data.validation_size):
+        return split
+    return {"validation": data.validation_split, "test": data.test_split}.get(split) or split

@@ -1,0 +1,245 @@
+"""Publishing a run to a stand-in for the hub, and the errors of the hub."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import ModelCard
+
+from finetune.cli import main
+from finetune.recipe import load_recipe
+from tests.support.finished_runs import contents
+from tests.support.hub_server import READER, HubServer, hub_server
+
+MODEL = {"README.md", "classifier.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+FILES = MODEL | {"heads.json", "recipe.yaml", "report.html", "scores.json"}
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    with hub_server(monkeypatch) as server:
+        yield server
+
+
+def publish(run: Path, *options: str, repo: str = "me/my-model") -> int:
+    return main(["publish", str(run), "--repo", repo, *options])
+
+
+def texts_of(run: Path) -> list[str]:
+    """Return every text in the predictions and in the recipe of a run."""
+    recipe = load_recipe(run / "recipe.yaml", read_data=False)
+    texts = [str(row["sentence"]) for row in (recipe.data.train_rows or []) + (recipe.data.validation_rows or [])]
+    texts += pq.read_table(run / "predictions.parquet")["text"].to_pylist()
+    assert len(texts) > 100
+    return texts
+
+
+def test_a_run_is_published_without_texts_and_paths(
+    small_run: Path, hub: HubServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(small_run)
+    assert publish(small_run, "--private", "--language", "en", "--license", "apache-2.0") == 0
+    output = capfd.readouterr()
+    assert output.out == f"Published: {hub.endpoint}/me/my-model\n"
+    assert output.err == ""
+    repository = hub.repositories["me/my-model"]
+    assert repository.private
+    assert repository.files.keys() == FILES
+    assert [sorted(commit) for commit in repository.commits] == [sorted(FILES)]
+    assert repository.files["model.safetensors"] == (small_run / "model/model.safetensors").read_bytes()
+    assert repository.files["scores.json"] == (small_run / "scores.json").read_bytes()
+    text = b"\n".join(content for name, content in repository.files.items() if name != "model.safetensors").decode()
+    for path in (str(small_run), str(small_run.parent), str(Path.home()) + "/"):
+        assert path not in text
+    assert [row for row in texts_of(small_run) if row in text] == []
+    card = ModelCard(repository.files["README.md"].decode())
+    assert (card.data.language, card.data.license) == (["en"], "apache-2.0")
+    assert contents(small_run) == before
+
+
+def test_the_published_recipe_is_valid(small_run: Path, hub: HubServer, tmp_path: Path) -> None:
+    assert publish(small_run) == 0
+    assert not hub.repositories["me/my-model"].private
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(hub.repositories["me/my-model"].files["recipe.yaml"])
+    recipe, original = load_recipe(path, read_data=False), load_recipe(small_run / "recipe.yaml", read_data=False)
+    assert recipe.training == original.training
+    assert Path(recipe.data.train_file or "").name == "train.jsonl"
+    assert recipe.data.train_rows is None
+
+
+def test_texts_are_published_when_they_are_asked_for_and_removed_later(small_run: Path, hub: HubServer) -> None:
+    assert publish(small_run, "--include-texts") == 0
+    files = hub.repositories["me/my-model"].files
+    assert files.keys() == {*FILES, "predictions.parquet"}
+    rows = pq.read_table(small_run / "predictions.parquet").to_pylist()
+    first = next(row["text"] for row in rows if row["split"] == "test")
+    assert first in files["README.md"].decode()
+    assert "train_rows" in files["recipe.yaml"].decode()
+    assert publish(small_run) == 0
+    assert hub.repositories["me/my-model"].files.keys() == FILES
+    assert set(hub.repositories["me/my-model"].commits[1]) == {
+        "README.md", "predictions.parquet", "recipe.yaml", "report.html",
+    }  # fmt: skip
+
+
+def test_publishing_again_makes_no_commit(small_run: Path, hub: HubServer) -> None:
+    assert publish(small_run) == publish(small_run) == 0
+    assert len(hub.repositories["me/my-model"].commits) == 1
+    assert set(hub.uploads.values()) == {1}
+
+
+def test_a_dry_run_needs_no_hub_and_no_token(
+    small_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("finetune.pipeline.hub.get_token", lambda: pytest.fail("a token was read"))
+    assert publish(small_run, "--dry-run") == 0
+    output = capsys.readouterr().out
+    listed = re.findall(r"^ *([\d,]+) bytes  (\S+)$", output, re.MULTILINE)
+    assert {name for _, name in listed} == FILES
+    size = (small_run / "model/model.safetensors").stat().st_size
+    assert (f"{size:,}", "model.safetensors") in listed
+    assert "\n# my-model\n" in output
+
+
+def test_an_upload_that_was_interrupted_is_completed_by_the_next(
+    small_run: Path, hub: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.drop_uploads = True
+    assert publish(small_run) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the upload to me/my-model failed (")
+    assert "start the same command again" in error
+    assert hub.repositories["me/my-model"].files == {}
+    hub.drop_uploads, hub.fail_with = False, 503
+    assert publish(small_run) == 2
+    assert "error: the hub failed (503, Service unavailable); start the same command again" in capsys.readouterr().err
+    assert hub.repositories["me/my-model"].files == {}
+    sent = dict(hub.uploads)
+    assert sent
+    hub.fail_with = None
+    assert publish(small_run) == 0
+    assert hub.repositories["me/my-model"].files.keys() == FILES
+    assert [sorted(commit) for commit in hub.repositories["me/my-model"].commits] == [sorted(FILES)]
+    assert dict(hub.uploads) == sent  # what was received before the error was not sent again
+    assert set(sent.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("wrong", r"the hub refused the token \(401, Invalid username or password\); log in with `hf auth login`"),
+        (READER, r"the token must not write to me/my-model \(403, You don't have the rights .*\); log in with"),
+    ],
+)
+def test_a_refused_token_is_one_message(
+    small_run: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    token: str, message: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HF_TOKEN", token)
+    assert publish(small_run) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(f"error: {message}.*\n", error), error
+    assert hub.repositories == {}
+
+
+def test_nothing_is_sent_without_a_token_or_a_network(
+    small_run: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("finetune.pipeline.hub.get_token", lambda: None)
+    assert publish(small_run) == 2
+    assert "there is no token for the hub; log in with `hf auth login`" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    assert publish(small_run) == 2
+    assert "HF_HUB_OFFLINE is set" in capsys.readouterr().err
+    assert hub.requests == []
+
+
+def test_a_hub_that_is_not_reachable_is_one_message(
+    small_run: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.server_close()
+    assert publish(small_run) == 2
+    error = capsys.readouterr().err
+    assert re.match(r"error: the upload to me/my-model failed \(.*\); check the connection and start", error), error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--repo", "my-model"], "'my-model' is not the name of a repository (it has no owner); write OWNER/NAME"),
+        (["--repo", "a/b/c"], "'a/b/c' is not the name of a repository (Repo id must be in the form"),
+        (["--repo", "me/-x-"], "'me/-x-' is not the name of a repository (Repo id must use alphanumeric"),
+        (["--repo", ""], "'' is not the name of a repository"),
+        (["--language", "English"], "'English' is not a language code; write a code of ISO 639"),
+        (["--model", "mergd"], "there is no model 'mergd' to publish; choose model or merged; did you mean 'merged'?"),
+        (["--model", "merged"], "has no weights to publish; run `finetune merge"),
+    ],
+)
+def test_a_mistake_is_found_before_anything_is_sent(
+    small_run: Path, hub: HubServer, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    for dry_run in ([], ["--dry-run"]):
+        assert main(["publish", str(small_run), "--repo", "me/my-model", *options, *dry_run]) == 2
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert output.err.startswith("error: ")
+        assert message in output.err
+    assert hub.requests == []
+
+
+def test_the_hub_rejects_a_license_that_it_does_not_know(
+    small_run: Path, hub: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert publish(small_run, "--license", "my-own") == 2
+    assert (
+        'the hub rejected the upload to me/my-model (Invalid metadata in README.md. - "license"'
+        in capsys.readouterr().err
+    )
+    assert hub.repositories["me/my-model"].files == {}
+
+
+def test_private_is_refused_for_a_repository_that_is_public(
+    small_run: Path, hub: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert publish(small_run) == 0
+    assert publish(small_run, "--private") == 2
+    assert "the repository me/my-model exists and is public; make it private" in capsys.readouterr().err
+    assert len(hub.repositories["me/my-model"].commits) == 1
+
+
+def test_an_adapter_needs_a_base_on_the_hub(
+    lora_run: Path, hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert publish(lora_run) == 2
+    error = capsys.readouterr().err
+    assert "needs its base checkpoint '" in error
+    assert "which is not on the hub; run `finetune merge " in error
+    run = Path(shutil.copytree(lora_run, tmp_path / "run"))
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(re.sub("model_name_or_path: .*", "model_name_or_path: google/tiny", recipe))
+    assert publish(run) == 0
+    files = hub.repositories["me/my-model"].files
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "google/tiny"
+    card = ModelCard(files["README.md"].decode())
+    assert (card.data.base_model, card.data.library_name) == ("google/tiny", "peft")
+    text = b"\n".join(content for name, content in files.items() if not name.endswith(".safetensors")).decode()
+    assert str(lora_run.parent.parent) not in text
+
+
+def test_merged_weights_of_an_adapter_replace_it(lora_run: Path, hub: HubServer, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(lora_run, tmp_path / "run"))
+    assert main(["merge", str(run)]) == 0
+    assert publish(run, "--model", "merged") == 0
+    files = hub.repositories["me/my-model"].files
+    assert not {"adapter_config.json", "adapter_model.safetensors"} & files.keys()
+    assert files["model.safetensors"] == (run / "merged/model.safetensors").read_bytes()
+    assert "merged into plain weights" in files["README.md"].decode()
