@@ -34,8 +34,10 @@ def train(args: Arguments) -> None:
 def _check(args: Arguments) -> None:
     from finetune.pipeline.check import check
 
-    recipe = check(args.recipe, args.overrides)
+    recipe, notes = check(args.recipe, args.overrides)
     print(f"{args.recipe} is valid. Output directory: {recipe.output_dir}")
+    for note in notes:
+        print(f"  {note}")
 
 
 def _help(args: Arguments) -> None:

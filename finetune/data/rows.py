@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 import pyarrow as pa
+
+if TYPE_CHECKING:  # importing it takes half a second, and the checks of rows do not need it
+    import datasets
 
 _MAX_SHOWN = 5  # number of row numbers in one message
 

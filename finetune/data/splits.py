@@ -10,10 +10,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.holdout import sample_training_rows, sample_validation_rows
-from finetune.data.labels import check_training_labels, check_unseen_labels, encode_labels, label_counts, label_names
+from finetune.data.labels import label_counts
 from finetune.data.loading import read_splits
 from finetune.data.overlap import count_shared_rows
 from finetune.data.rows import RawSplit
+from finetune.data.split_labels import encode_split_labels
 from finetune.data.tokenization import EncodedSplit, encode_split
 from finetune.errors import DataError
 from finetune.recipe import DataSection
@@ -96,16 +97,7 @@ def read_labeled(
         DataError: a file, a row or a label is wrong, or a required split is missing.
     """
     raw = read_splits(data, problem_type, declared)
-    column, train = data.label_column, raw["train"]
-    names = label_names(train, column, problem_type, declared, suggested)
-    ids_allowed = declared is not None or train.class_names is not None
-    check_training_labels(train, column, problem_type, names, ids_allowed=ids_allowed)
-    labels = {
-        split: encode_labels(rows, column, problem_type, names, ids_allowed=ids_allowed) for split, rows in raw.items()
-    }
-    if problem_type == "single_label_classification":
-        for split, rows in raw.items():
-            check_unseen_labels(rows, labels[split], labels["train"], names)
+    names, labels = encode_split_labels(raw, data.label_column, problem_type, declared, suggested)
     if "validation" not in raw and data.validation_size:
         _hold_out_validation(raw, labels, data.validation_size, seed)
     _sample_down(raw, labels, data, seed)

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-from torch import nn
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from finetune.errors import ModelError
+
+if TYPE_CHECKING:  # `finetune check` reads the table without torch
+    from torch import nn
+    from transformers import PreTrainedModel
 
 # Names under which attention modules store their number of heads; head pruning updates those that exist.
 HEAD_COUNT_ATTRIBUTES = ("num_attention_heads", "n_heads", "num_heads")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -24,7 +23,6 @@ from finetune.models.checkpoint_checks import (
     check_finite_weights,
     check_fits_in_memory,
     check_has_heads,
-    check_max_length,
     check_token_ids,
     disable_gradient_checkpointing,
     first_and_count,
@@ -32,12 +30,13 @@ from finetune.models.checkpoint_checks import (
     new_parameters,
     unused_layers,
 )
+from finetune.models.checkpoint_config import check_entries, check_max_length, check_not_adapter
 from finetune.models.classification_head import AlignedHead, align_head_to_labels, meta_device_classifier
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import NOTHING_FROZEN, Freezing, freeze, keep_float32
 from finetune.models.head_pruning import classifier_class
 from finetune.models.lora import Lora, add_lora, initial_adapters, projection_weights
-from finetune.models.pretrained import OUTPUTS, Source, check_entries, load_config, model_load_errors
+from finetune.models.pretrained import OUTPUTS, Source, load_config, model_load_errors
 from finetune.progress import stage
 
 
@@ -92,7 +91,7 @@ def pretrained_classifier(
         )
         source = replace(source, dtype="float32")
     model, new, head, load_notes = _load(source, labels)
-    check_max_length(model.config, tokenizer, max_length, source.name)
+    check_max_length(model.config, tokenizer.model_max_length, max_length, source.name)
     check_token_ids(model, tokenizer, source.name)
     notes += load_notes
     if lora is None:
@@ -120,8 +119,7 @@ def _load(source: Source, labels: Labels) -> tuple[PreTrainedModel, list[str], A
     Returns:
         The model, the names of its new parameters, what was done to its classification head, and notes.
     """
-    if Path(source.location(), "adapter_config.json").is_file():
-        raise ModelError(f"model '{source.name}' is an adapter; write plain weights first with `finetune merge`")
+    check_not_adapter(source.name)
     config = load_config(source)
     with stage("loading model"), model_load_errors(source):
         wider = meta_device_classifier(
@@ -189,6 +187,6 @@ def new_classifier(
             f"model.config_overrides: a {model_type} cannot be built: {' '.join(str(error).split())[:300]}"
         ) from error
     check_has_heads(model, model_type)
-    check_max_length(model.config, tokenizer, max_length, model_type)
+    check_max_length(model.config, tokenizer.model_max_length, max_length, model_type)
     names = tuple(name for name, _ in model.named_parameters())
     return Classifier(model, tokenizer, max_length, None, names)

@@ -10,33 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.errors import ModelError
-from finetune.models.architectures import family_of
 from finetune.models.attention_sites import attention_sites
-
-_MIN_TOKENS = 4  # a model that takes fewer is not usable
-
-
-def max_input_length(config: PreTrainedConfig) -> int | None:
-    """Return the largest number of tokens that a model with this config takes; None: its config sets no limit."""
-    positions: int | None = getattr(config, "max_position_embeddings", None)
-    return None if positions is None else positions - family_of(config).reserved_positions(config)
-
-
-def check_max_length(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase, max_length: int, name: str) -> None:
-    """Raise ModelError if the model or its tokenizer takes fewer than `max_length` tokens."""
-    model_limit = max_input_length(config)
-    limit = min(max_length if model_limit is None else model_limit, tokenizer.model_max_length)
-    if limit < _MIN_TOKENS:
-        positions = getattr(config, "max_position_embeddings", None)
-        raise ModelError(
-            f"'{name}' takes {limit} tokens (max_position_embeddings {positions} in its config, model_max_length of "
-            f"its tokenizer {tokenizer.model_max_length}); correct its config.json, or model.config_overrides"
-        )
-    if max_length > limit:
-        raise ModelError(f"data.max_length is {max_length}, but '{name}' takes {limit} tokens; lower data.max_length")
 
 
 def check_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:

@@ -22,11 +22,11 @@ from finetune.models.checkpoint_checks import (
     disable_gradient_checkpointing,
     new_parameters,
 )
+from finetune.models.checkpoint_config import ATTN_IMPLEMENTATIONS
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import keep_float32
 from finetune.models.head_pruning import classifier_class
 from finetune.models.pretrained import (
-    ATTN_IMPLEMENTATIONS,
     DTYPES,
     Source,
     load_config,

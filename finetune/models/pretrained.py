@@ -7,14 +7,11 @@ whether code is run or pickled weights are read.
 from __future__ import annotations
 
 import errno
-import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from pickle import UnpicklingError
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,14 +20,9 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 
 from finetune.errors import FinetuneError, ModelError
 from finetune.models import toy_classifier
-from finetune.models.architectures import LAYER_COUNT_KEYS, family_of
+from finetune.models.checkpoint_config import FOLDER_FIX, check_entries, checkpoint_location
 
-_PACKAGE = "package:"
 DTYPES = ("float32", "bfloat16", "float16")
-# Any other name is a repository on the hub with kernels, that is code, which transformers would download and run.
-ATTN_IMPLEMENTATIONS = (None, "sdpa", "eager", "flash_attention_2")
-_MAX_ENTRY = 10_000_000  # above any vocabulary or length; transformers would fill the memory before it fails
-_MAX_LAYERS = 1000
 # A config.json must not change what a model returns.
 OUTPUTS = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 _MAX_MESSAGE = 300  # characters of a library's message
@@ -89,19 +81,7 @@ class Source:
         Raises:
             ModelError: the package is not installed, or has no such folder.
         """
-        if not self.name.startswith(_PACKAGE):
-            return self.name
-        package, _, path = self.name.removeprefix(_PACKAGE).partition("/")
-        spec = importlib.util.find_spec(package) if package.isidentifier() else None
-        if spec is None:
-            name = package.replace("_", "-")
-            raise ModelError(f"model '{self.name}': package '{package}' is not installed; run `pip install {name}`")
-        if not spec.submodule_search_locations:
-            raise ModelError(f"model '{self.name}': '{package}' is a module without folders; name a package")
-        folder = Path(spec.submodule_search_locations[0], path)
-        if not folder.is_dir():
-            raise ModelError(f"model '{self.name}': package '{package}' has no folder '{path}'; correct the path")
-        return str(folder)
+        return checkpoint_location(self.name)
 
 
 @contextmanager
@@ -143,10 +123,7 @@ def _fix(message: str) -> str:
         return "choose a checkpoint with safetensors, or trust its pickled weights with model.use_safetensors: false"
     if "trust_remote_code" in message:
         return "read that code, then allow it with model.trust_remote_code: true"
-    return (
-        "give a hub id and revision (and go online or fill the cache), a folder with intact config.json, tokenizer "
-        "and weights, or package:NAME/PATH"
-    )
+    return FOLDER_FIX
 
 
 def load_config(source: Source) -> PreTrainedConfig:
@@ -167,33 +144,6 @@ def _check_config_file(source: Source) -> None:
     """Raise ModelError if the checkpoint's config.json has an entry that must not be used."""
     entries, _ = PreTrainedConfig.get_config_dict(source.location(), revision=source.revision)
     check_entries(entries, f"model '{source.name}': config.json")
-
-
-def check_entries(entries: Mapping[str, Any], where: str) -> None:
-    """Raise ModelError for config entries that run code, fill memory, run forever, or are not supported."""
-    if entries.get("model_type") and "auto_map" not in entries:
-        family_of(SimpleNamespace(model_type=str(entries["model_type"])))
-    for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
-        if entries.get(key) not in ATTN_IMPLEMENTATIONS:
-            raise ModelError(f"{where} has {key} {entries[key]!r}; remove the entry")
-    for key in ("quantization_config", "compression_config"):
-        if entries.get(key) is not None:
-            raise ModelError(
-                f"{where} has {key}: training quantized weights is not supported; choose the checkpoint in full "
-                "precision, or remove the entry if the weights are in full precision"
-            )
-    for key, value in entries.items():
-        limit = _MAX_LAYERS if key in LAYER_COUNT_KEYS else _MAX_ENTRY
-        if isinstance(value, int) and value > limit:
-            raise ModelError(f"{where} has {key} {value}, above {limit}; correct the entry")
-    labels = entries.get("id2label")
-    if labels is not None and (
-        not isinstance(labels, dict) or {str(key) for key in labels} != {str(index) for index in range(len(labels))}
-    ):
-        raise ModelError(
-            f"{where} has id2label {str(labels)[:80]}; it must map each id, counted from 0, to a name: correct or "
-            "remove the entry"
-        )
 
 
 def label_names_of(config: PreTrainedConfig) -> list[str] | None:

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
+from finetune.models.architectures import family_of
+from finetune.models.checkpoint_config import check_checkpoint
 from finetune.recipe import Recipe, load_recipe
 from finetune.runs.ownership import check_output_dir
 from finetune.runs.run_folder import RunFolder
 
 
-def check(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Return the recipe, after checking it and its output directory.
+def check(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
+    """Return the recipe and notes on what was not checked, after checking all that takes about a second.
+
+    These are the recipe, its output directory, the config of the model, and the first rows of the data.
 
     Raises:
-        FinetuneError: the recipe or an override is wrong, or `train` would refuse the output directory.
+        FinetuneError: `train` would stop with the same message.
     """
     recipe = load_recipe(path, overrides)
     check_output_dir(RunFolder(Path(recipe.output_dir)), recipe)
-    return recipe
+    model, notes = recipe.model, []
+    if model.model_name_or_path is None:
+        family_of(SimpleNamespace(model_type=model.model_type))
+    elif note := check_checkpoint(model.model_name_or_path, model.revision, recipe.data.max_length):
+        notes.append(note)
+    from finetune.data.first_rows import check_first_rows  # importing pyarrow takes a third of a second
+
+    return recipe, notes + check_first_rows(recipe.data, recipe.task.problem_type, recipe.task.label_names)

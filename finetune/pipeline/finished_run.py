@@ -11,7 +11,7 @@ from pathlib import Path
 from finetune.data.splits import load_splits
 from finetune.distributed import local_main_process_first
 from finetune.errors import DataError, RecipeError
-from finetune.models.checkpoint_checks import check_max_length
+from finetune.models.checkpoint_config import check_max_length
 from finetune.models.classifier import Classifier
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.load_classifier import load_classifier
@@ -128,7 +128,8 @@ def load_saved_classifier(folder: RunFolder, recipe: Recipe, overrides: Sequence
 def _saved_inputs(folder: RunFolder, recipe: Recipe, overrides: Sequence[str]) -> RunInputs:
     """Return the run's trained classifier, and its rows read again."""
     classifier = load_saved_classifier(folder, recipe, overrides)
-    check_max_length(classifier.base.config, classifier.tokenizer, recipe.data.max_length, str(folder.path))
+    limit = classifier.tokenizer.model_max_length
+    check_max_length(classifier.base.config, limit, recipe.data.max_length, str(folder.path))
     splits = load_splits(
         recipe.data,
         classifier.problem_type,

@@ -22,7 +22,7 @@ from finetune.errors import ModelError
 from finetune.heads.gated_forward import gate_gradients
 from finetune.models.architectures import FAMILIES, encoder_layers
 from finetune.models.attention_sites import ROLES, attention_sites
-from finetune.models.checkpoint_checks import max_input_length
+from finetune.models.checkpoint_config import max_input_length
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import check_reload, logits_of
 from finetune.models.head_gates import head_gates

@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BertCon
 from finetune.errors import ModelError
 from finetune.models.architectures import FAMILIES
 from finetune.models.building import Labels, new_classifier, pretrained_classifier
-from finetune.models.checkpoint_checks import check_fits_in_memory, max_input_length
+from finetune.models.checkpoint_checks import check_fits_in_memory
+from finetune.models.checkpoint_config import max_input_length
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import Freezing
 from finetune.models.loading import load_classifier

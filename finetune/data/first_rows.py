@@ -1,0 +1,138 @@
+"""Checks of the first rows of a recipe's data, with the functions and messages of training. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import pyarrow as pa
+
+from finetune.data.cell_values import BATCH_ROWS, Column, arrow_schema, batches_from_objects
+from finetune.data.file_formats import file_format, read_file
+from finetune.data.holdout import sample_training_rows, sample_validation_rows
+from finetune.data.labels import encode_labels
+from finetune.data.parquet_rows import open_parquet
+from finetune.data.row_checks import checked_rows, columns_to_read
+from finetune.data.rows import RawSplit
+from finetune.data.split_labels import encode_split_labels
+from finetune.recipe import DataSection
+
+if TYPE_CHECKING:
+    import datasets
+
+MAX_JSON_BYTES = 30_000_000  # a larger json file takes too long, because it can only be read as a whole
+
+
+@dataclass(frozen=True)
+class _TableRows:
+    """The part of `datasets.Dataset` that the checks need, for a table in memory."""
+
+    data: pa.Table
+
+    def __len__(self) -> int:
+        return int(self.data.num_rows)
+
+    def select(self, positions: np.ndarray) -> _TableRows:
+        return _TableRows(self.data.take(pa.array(positions)))
+
+    def flatten_indices(self) -> _TableRows:
+        return self
+
+
+@dataclass(frozen=True)
+class FirstRows:
+    """The first rows of a split, and whether these are all of its rows."""
+
+    raw: RawSplit
+    complete: bool
+
+
+def check_first_rows(data: DataSection, problem_type: str, declared: Sequence[str] | None) -> list[str]:
+    """Check the first rows of every file, or the rows in the recipe, and return notes on what was not checked.
+
+    Args:
+        declared: the label names of the recipe.
+
+    Raises:
+        DataError: training would stop at these rows, with the same message.
+    """
+    if data.dataset_name is not None:
+        return [f"not checked: the rows of dataset '{data.dataset_name}'"]
+    columns = columns_to_read(data, lists=problem_type == "multi_label_classification")
+    splits, notes = {}, []
+    for split, source in _sources(data).items():
+        if isinstance(source, str) and _takes_long(Path(source)):
+            notes.append(f"not checked: the rows of {source}, because a json file of this size takes long to read")
+            continue
+        rows = _first_rows(source, f"data.{split}_rows", columns)
+        splits[split] = FirstRows(checked_rows(rows.raw, data, problem_type, declared), rows.complete)
+        if not rows.complete:
+            notes.append(f"checked: the first {len(rows.raw.rows):,} rows of {source}")
+    if "train" in splits:
+        _check_labels(splits, data, problem_type, declared)
+    return notes
+
+
+def _takes_long(file: Path) -> bool:
+    return file_format(file) == "json" and file.stat().st_size > MAX_JSON_BYTES
+
+
+def _sources(data: DataSection) -> dict[str, str | list[dict[str, object]]]:
+    """Return split name -> file, or the rows in the recipe."""
+    if data.train_rows is None:
+        return dict(data.local_files())
+    rows = {"train": data.train_rows, "validation": data.validation_rows, "test": data.test_rows}
+    return {split: values for split, values in rows.items() if values is not None}
+
+
+def _first_rows(source: str | list[dict[str, object]], where: str, columns: Sequence[Column]) -> FirstRows:
+    """Return the first rows of a file, or all rows in the recipe."""
+    if not isinstance(source, str):
+        table = pa.Table.from_batches(batches_from_objects(iter(source), columns, where), arrow_schema(columns))
+        return FirstRows(_raw_split(table, where), complete=True)
+    batches, complete = [], True
+    for batch in read_file(Path(source), columns, _class_names):
+        batches.append(batch)
+        if sum(map(len, batches)) >= BATCH_ROWS:
+            complete = False
+            break
+    names = None
+    if file_format(Path(source)) == "parquet":
+        with open_parquet(Path(source)) as opened:
+            names = _class_names(opened.schema_arrow, columns[-1].name)
+    return FirstRows(_raw_split(pa.Table.from_batches(batches, arrow_schema(columns)), source, names), complete)
+
+
+def _raw_split(table: pa.Table, source: str, class_names: list[str] | None = None) -> RawSplit:
+    return RawSplit(cast("datasets.Dataset", _TableRows(table)), source, class_names=class_names)
+
+
+def _class_names(schema: pa.Schema, label: str) -> list[str] | None:
+    """Return the label names in a schema; the `datasets` library is imported only if it wrote the schema."""
+    if b"huggingface" not in (schema.metadata or {}):
+        return None
+    from finetune.data.class_names import schema_class_names
+
+    return schema_class_names(schema, label)
+
+
+def _check_labels(
+    splits: dict[str, FirstRows], data: DataSection, problem_type: str, declared: Sequence[str] | None
+) -> None:
+    """Raise DataError for labels that training would reject. Some checks need all training rows."""
+    column, train = data.label_column, splits["train"]
+    if train.complete:
+        raw = {split: rows.raw for split, rows in splits.items()}
+        _, labels = encode_split_labels(raw, column, problem_type, declared)
+        if data.validation_size and "validation" not in splits:
+            sample_validation_rows(labels["train"], data.validation_size, seed=0)
+        if data.max_train_samples and data.max_train_samples < len(labels["train"]):
+            sample_training_rows(labels["train"], data.max_train_samples, seed=0)
+        return
+    names = declared or train.raw.class_names
+    if names or problem_type == "regression":
+        for rows in splits.values():
+            encode_labels(rows.raw, column, problem_type, names or [], ids_allowed=names is not None)

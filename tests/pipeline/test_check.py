@@ -1,0 +1,60 @@
+"""`finetune check`: the model, the rows and the output directory, without torch: finetune/pipeline/check.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from finetune.cli import main
+from tests.support.finished_runs import SCRATCH
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_bert: Path) -> Path:
+    (tmp_path / "rows.csv").write_text("text,label\na b,x\nc d,y\ne f,x\ng h,y\n")
+    data = {"train_file": str(tmp_path / "rows.csv"), "text_column": "text", "validation_size": 0.5, "max_length": 16}
+    path = tmp_path / "my.yaml"
+    path.write_text(yaml.safe_dump({"model": {"model_name_or_path": str(tiny_bert)}, "data": data}))
+    return path
+
+
+def test_a_recipe_that_can_be_trained_is_valid(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(recipe)]) == 0
+    (line,) = capsys.readouterr().out.splitlines()  # everything was checked, so there are no notes
+    assert line.startswith(f"{recipe} is valid. Output directory: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("data.text_column=sentence", "has no column 'sentence' (data.text_column); it has text, label"),
+        ("data.max_length=33", "data.max_length is 33, but"),
+        ("data.label_column=text", "text and label columns must differ"),
+        ("task.problem_type=regression", "regression needs numbers"),
+        ("model.model_type=gpt2", "model type 'gpt2' is not supported"),
+        ("model.model_name_or_path=package:nowhere/x", "package 'nowhere' is not installed; run `pip install nowhere`"),
+    ],
+)
+def test_what_training_would_find_is_found(
+    recipe: Path, change: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(recipe), change]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert message in printed.err
+
+
+def test_what_was_not_checked_is_named(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ["model.model_name_or_path=some/model", "data.dataset_name=some/rows", "data.validation_size=null"]
+    assert main(["check", str(recipe), *changes]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "  not checked: model 'some/model', because it is not in the cache of the hub",
+        "  not checked: the rows of dataset 'some/rows'",
+    ]
+
+
+def test_a_new_model_needs_no_checkpoint(recipe: Path) -> None:
+    assert main(["check", str(recipe), f"model.model_type={SCRATCH['model_type']}"]) == 0
