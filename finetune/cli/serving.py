@@ -23,7 +23,10 @@ def _add_publish(commands: Commands) -> None:
         "--include-texts", action="store_true", help="also publish texts of the rows: predictions, examples"
     )
     parser.add_argument(
-        "--model", default="model", help="model (default), or merged: plain weights that `finetune merge` wrote"
+        "--model",
+        default="model",
+        metavar="KIND",
+        help="model (default); merged, from `finetune merge`; pruned or zeroed, from `finetune prune`",
     )
     parser.add_argument("--language", action="append", default=[], help="a language of the texts, such as en")
     parser.add_argument("--license", help="the license of the model, such as apache-2.0")

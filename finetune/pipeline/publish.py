@@ -18,12 +18,20 @@ from finetune.report.card import render_card
 from finetune.report.card_metadata import CardSubject
 from finetune.report.page import render_report
 from finetune.report.run_record import RunRecord, read_record
-from finetune.runs.json_files import damaged_file, read_bytes
+from finetune.runs.head_results import PruningResult
+from finetune.runs.json_files import damaged_file, read_bytes, read_json
 from finetune.runs.locks import locked_folder
+from finetune.runs.results import MetricValue, SplitScores
 from finetune.runs.run_files import existing_run
 from finetune.runs.run_folder import RunFolder
 
-MODELS = ("model", "merged")
+# What can be published -> where it is in the run folder, and the command that writes it.
+MODELS = {
+    "model": ("model", "train"),
+    "merged": ("merged", "merge"),
+    "pruned": ("pruned/model", "prune"),
+    "zeroed": ("pruned/zeroed", "prune"),
+}
 _ADAPTER_CONFIG, _BASE_KEY = "adapter_config.json", "base_model_name_or_path"
 _PATH_KEY = re.compile(r"(^|_)(name|path|file|dir)$")  # keys of JSON files whose values can be paths
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?|multilingual|code")
@@ -31,8 +39,9 @@ _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?|multilingual|code")
 # in their place, and rows of an earlier upload must not stay when they are not to be published any more.
 _REPLACED = frozenset(
     {_ADAPTER_CONFIG, "adapter_model.safetensors", "config.json", "model.safetensors", "classifier.json"}
-    | {"heads.json", "predictions.parquet"}
+    | {"heads.json", "predictions.parquet", "scores.json", "report.html", "pruning.json"}
 )
+_PRUNING = "pruning.json"
 _RECIPE_NOTE = "# Paths are names only: of files and folders that are not published with this recipe.\n"
 
 
@@ -42,7 +51,7 @@ class Publication:
 
     Attributes:
         repository: OWNER/NAME on the hub.
-        model: one of MODELS: the folder of the run whose files are at the top of the repository.
+        model: one of MODELS; its files are at the top of the repository.
         private: whether the repository must be private.
         include_texts: whether texts of the rows are published: predictions, examples, rows written in the recipe.
         languages, license: for the front matter of the card.
@@ -79,7 +88,8 @@ def published_files(folder: RunFolder, publication: Publication) -> Files:
     """
     _check(publication)
     record = read_record(folder)
-    files = dict(_model_files(folder, publication, record.recipe))
+    files = dict(_model_files(folder, publication.model, record.recipe))
+    pruning = _pruning_result(folder) if publication.model in ("pruned", "zeroed") else None
     recipe = portable_recipe(record.recipe, keep_rows=publication.include_texts)
     name = publication.repository.partition("/")[2]
     subject = CardSubject(
@@ -89,15 +99,21 @@ def published_files(folder: RunFolder, publication: Publication) -> Files:
         repository=publication.repository,
         languages=publication.languages,
         license=publication.license,
+        pruning=pruning,
+        heads_are_zeroed=publication.model == "zeroed",
     )
     record = _portable_record(record, recipe, folder)
-    if publication.include_texts:
+    if pruning is not None:
+        record = _after_pruning(record, pruning)
+    elif publication.include_texts:
         files[folder.predictions.name] = folder.predictions
     else:
         record = record.without_texts()
     recipe_text = dump_recipe(recipe)
     files[folder.card.name] = render_card(record, subject).encode()
     files[folder.recipe.name] = (_RECIPE_NOTE + recipe_text).encode()
+    if pruning is not None:  # scores, heads and report are those of the model before pruning
+        return files | {_PRUNING: folder.pruned / _PRUNING}
     files[folder.report.name] = render_report(record, name, recipe_text).encode()
     return files | {file.name: file for file in (folder.scores, folder.heads) if file.exists()}
 
@@ -125,14 +141,17 @@ def _check(publication: Publication) -> None:
             raise FinetuneError(f"'{language}' is not a language code; write a code of ISO 639, such as en or de")
     if publication.model not in MODELS:
         hint = did_you_mean(publication.model, MODELS)
-        raise FinetuneError(f"there is no model '{publication.model}' to publish; choose {' or '.join(MODELS)}{hint}")
+        raise FinetuneError(
+            f"there is no model '{publication.model}' to publish; choose one of {', '.join(MODELS)}{hint}"
+        )
 
 
-def _model_files(folder: RunFolder, publication: Publication, recipe: Recipe) -> Iterator[tuple[str, Path | bytes]]:
+def _model_files(folder: RunFolder, model: str, recipe: Recipe) -> Iterator[tuple[str, Path | bytes]]:
     """Yield name and content of each file of the model, without paths of this machine."""
-    source = folder.path / publication.model
+    place, command = MODELS[model]
+    source = folder.path / place
     if not any(source.glob("*.safetensors")):
-        fix = f"run `finetune merge {folder.path}`" if publication.model == "merged" else "finish the run or repeat it"
+        fix = "finish the run or repeat it" if model == "model" else f"run `finetune {command} {folder.path}` first"
         raise DataError(f"{source} has no weights to publish; {fix}")
     base = hub_id(recipe.model.model_name_or_path)
     if (source / _ADAPTER_CONFIG).is_file() and base is None:
@@ -168,6 +187,24 @@ def _replace_paths(value: Any, key: str = "") -> Any:
     if isinstance(value, str) and _PATH_KEY.search(key) and is_absolute(value):
         return f"./{last_part(value)}"
     return value
+
+
+def _pruning_result(folder: RunFolder) -> PruningResult:
+    return read_json(folder.pruned / _PRUNING, PruningResult)
+
+
+def _after_pruning(record: RunRecord, pruning: PruningResult) -> RunRecord:
+    """Return the results with the scores of the pruned model, which have no intervals, and without examples."""
+    scores = {
+        split: SplitScores(
+            rows=record.scores[split].rows,
+            loss=float(metrics["loss"] or 0),
+            metrics={name: MetricValue(value) for name, value in metrics.items() if name != "loss"},
+        )
+        for split, metrics in (pruning.scores_healed or pruning.scores_after).items()
+        if split in record.scores
+    }
+    return replace(record.without_texts(), scores=scores)
 
 
 def _portable_record(record: RunRecord, recipe: Recipe, folder: RunFolder) -> RunRecord:

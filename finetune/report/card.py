@@ -41,6 +41,9 @@ def render_card(record: RunRecord, subject: CardSubject) -> str:
         "recipe": record.recipe,
         "shown": shown,
         "scores": record.scores[shown] if shown else None,
+        "labels": list(record.data["train"].label_counts),
+        "has_intervals": any(cell.interval() for scores in record.scores.values() for cell in scores.metrics.values()),
+        "package": _package(record.recipe) if subject.has_adapter else None,
         "base": _base_link(record.recipe),
         "rows_source": _rows_source(record.recipe),
         "settings": _settings(record.recipe),
@@ -85,6 +88,13 @@ def _base_link(recipe: Recipe) -> str:
         revision = "" if recipe.model.revision == "main" else f" (revision `{recipe.model.revision}`)"
         return f"[{base}](https://huggingface.co/{base}){revision}"
     return f"the local checkpoint `{last_part(name)}`"
+
+
+def _package(recipe: Recipe) -> str | None:
+    """Return the Python package that contains the base checkpoint, as `pip` names it; None if it is in none."""
+    name = recipe.model.model_name_or_path or ""
+    is_packaged = name.startswith("package:")
+    return name.removeprefix("package:").partition("/")[0].replace("_", "-") if is_packaged else None
 
 
 def _rows_source(recipe: Recipe) -> str:

@@ -10,8 +10,10 @@ from huggingface_hub import EvalResult, ModelCardData
 from finetune.recipe import METRICS, Recipe
 from finetune.recipe.hub_names import hub_id
 from finetune.report.run_record import RunRecord
+from finetune.runs.head_results import PruningResult
 
 _TASK = "text-classification"
+_OWN_MODEL_TYPE = "multi_head_classifier"  # of models/toy_classifier.py, which transformers does not know
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class CardSubject:
         has_adapter: whether the files are those of an adapter, which needs its base checkpoint.
         repository: the id on the hub under which the model is published; None: the model is in a run folder.
         languages, license: what the publisher says about the model.
+        pruning: the result of pruning, if heads were removed from the model.
+        heads_are_zeroed: whether the pruned model has its original size, with zeros for the removed heads.
     """
 
     name: str
@@ -32,6 +36,12 @@ class CardSubject:
     repository: str | None = None
     languages: Sequence[str] = ()
     license: str | None = None
+    pruning: PruningResult | None = None
+    heads_are_zeroed: bool = False
+
+    def opens_in_transformers(self, recipe: Recipe) -> bool:
+        """Return whether transformers and peft can load the model without finetune."""
+        return recipe.model.model_type != _OWN_MODEL_TYPE and (self.pruning is None or self.heads_are_zeroed)
 
 
 def front_matter(record: RunRecord, subject: CardSubject) -> str:
@@ -39,10 +49,11 @@ def front_matter(record: RunRecord, subject: CardSubject) -> str:
     recipe = record.recipe
     dataset = hub_id(recipe.data.dataset_name)
     results = list(_results(record))
+    library = "peft" if subject.has_adapter else "transformers"
     data = ModelCardData(
         language=list(subject.languages) or None,
         license=subject.license,
-        library_name="peft" if subject.has_adapter else "transformers",
+        library_name=library if subject.opens_in_transformers(recipe) else "finetune",
         pipeline_tag=_TASK,
         base_model=hub_id(recipe.model.model_name_or_path),
         datasets=[dataset] if dataset else None,

@@ -180,7 +180,10 @@ def test_a_hub_that_is_not_reachable_is_one_message(
         (["--repo", "me/-x-"], "'me/-x-' is not the name of a repository (Repo id must use alphanumeric"),
         (["--repo", ""], "'' is not the name of a repository"),
         (["--language", "English"], "'English' is not a language code; write a code of ISO 639"),
-        (["--model", "mergd"], "there is no model 'mergd' to publish; choose model or merged; did you mean 'merged'?"),
+        (
+            ["--model", "mergd"],
+            "there is no model 'mergd' to publish; choose one of model, merged, pruned, zeroed; did you mean 'merged'?",
+        ),
         (["--model", "merged"], "has no weights to publish; run `finetune merge"),
     ],
 )
@@ -243,3 +246,24 @@ def test_merged_weights_of_an_adapter_replace_it(lora_run: Path, hub: HubServer,
     assert not {"adapter_config.json", "adapter_model.safetensors"} & files.keys()
     assert files["model.safetensors"] == (run / "merged/model.safetensors").read_bytes()
     assert "merged into plain weights" in files["README.md"].decode()
+
+
+def test_a_pruned_model_is_published_with_its_own_scores(
+    lora_run: Path, hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(lora_run, tmp_path / "run"))
+    assert publish(run, "--model", "pruned") == 2
+    assert f"pruned/model has no weights to publish; run `finetune prune {run}` first" in capsys.readouterr().err
+    assert main(["prune", str(run), "--heads", "0.1,1.2"]) == 0
+    result = json.loads((run / "pruned" / "pruning.json").read_text())
+    for kind, folder, library in (("pruned", "model", "finetune"), ("zeroed", "zeroed", "transformers")):
+        assert publish(run, "--model", kind, repo=f"me/{kind}") == 0
+        files = hub.repositories[f"me/{kind}"].files
+        assert files["model.safetensors"] == (run / "pruned" / folder / "model.safetensors").read_bytes()
+        assert files["pruning.json"] == (run / "pruned" / "pruning.json").read_bytes()
+        assert not {"scores.json", "heads.json", "report.html", "predictions.parquet"} & files.keys()
+        card = ModelCard(files["README.md"].decode())
+        assert card.data.library_name == library
+        values = [(r.dataset_split, r.metric_value) for r in card.data.eval_results or ()]
+        assert values == [(split, scores["accuracy"]) for split, scores in result["scores_after"].items()]
+        assert "2 attention heads (33 %) were removed: " in card.text

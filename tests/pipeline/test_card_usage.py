@@ -1,0 +1,79 @@
+"""Every example under "How to use" in a model card runs, and all of them give the same probabilities."""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from huggingface_hub import snapshot_download
+
+from finetune import load_classifier
+from finetune.cli import main
+from tests.support.command_line import commands_with
+
+TEXT, SECOND = "Replace this with your text.", "And this with the second text."
+PREDICTS = "predict" in {name for argument in ("model", "run") for name in commands_with(argument)}
+
+
+def usage(card: str) -> list[tuple[str, str]]:
+    """Return language and text of each example."""
+    part = card.partition("## How to use")[2].partition("\n## ")[0]
+    return re.findall(r"```(\w+)\n(.*?)```", part, re.DOTALL)
+
+
+def run_bash(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the lines of an example for a shell in this process, but for those that only write a file."""
+    for line in text.splitlines():
+        command, _, target = line.partition(" | ")
+        words = shlex.split(target or command)
+        if words[:2] == ["hf", "download"]:
+            snapshot_download(words[2], local_dir=words[4])
+        elif words[:2] == ["finetune", "predict"]:
+            if target:
+                monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(TEXT.encode() + b"\n")))
+            assert main(words[1:]) == 0
+        else:
+            subprocess.run(["bash", "-c", line], check=True)
+
+
+def check_usage(
+    card: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, pairs: bool = False
+) -> list[str]:
+    """Run all examples in the working directory, compare their probabilities, and return their languages."""
+    (prediction,) = load_classifier(folder).predict([(TEXT, SECOND) if pairs else TEXT])
+    expected = sorted(prediction.probabilities.values())
+    examples = usage(card)
+    for language, text in examples:
+        capsys.readouterr()
+        if language == "python":
+            exec(compile(text, "README.md", "exec"), {"__name__": "__main__"})
+        elif PREDICTS:
+            run_bash(text, monkeypatch)
+        else:
+            continue
+        numbers = [float(number) for number in re.findall(r"\b[01]\.\d{2,}(?:e-\d+)?", capsys.readouterr().out)]
+        assert numbers, text
+        assert max(numbers) == pytest.approx(expected[-1], abs=2e-3 if language == "bash" else 1e-5), text
+    return [language for language, _ in examples]
+
+
+def test_the_card_of_a_run_with_an_adapter(
+    lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(lora_run, tmp_path / "run"))
+    monkeypatch.chdir(run)
+    card = (run / "README.md").read_text()
+    assert check_usage(card, run, monkeypatch, capsys) == ["python", "python", "bash"]
+    assert "AutoPeftModelForSequenceClassification" in card
+
+
+def test_a_model_of_this_toolkit_alone_has_no_example_for_transformers(small_run: Path) -> None:
+    card = (small_run / "README.md").read_text()
+    assert [language for language, _ in usage(card)] == ["python", "bash"]
+    assert "Transformers alone cannot load this model." in card
+    assert "library_name: finetune\n" in card
