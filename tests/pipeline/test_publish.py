@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +19,8 @@ from huggingface_hub import ModelCard
 from finetune.cli import main
 from finetune.recipe import load_recipe
 from tests.support.finished_runs import contents
-from tests.support.hub_server import READER, HubServer, hub_server
+from tests.support.helpers import HANG_SECONDS
+from tests.support.hub_server import READER, WRITER, HubServer, hub_server
 
 MODEL = {"README.md", "classifier.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 FILES = MODEL | {"heads.json", "recipe.yaml", "report.html", "scores.json"}
@@ -61,6 +66,26 @@ def test_a_run_is_published_without_texts_and_paths(
     card = ModelCard(repository.files["README.md"].decode())
     assert (card.data.language, card.data.license) == (["en"], "apache-2.0")
     assert contents(small_run) == before
+
+
+def test_large_files_go_through_xet_and_no_torch_is_imported(small_run: Path, hub: HubServer, tmp_path: Path) -> None:
+    hub.xet_store = tmp_path / "store"
+    hub.xet_store.mkdir()
+    program = (
+        "import sys; from finetune.cli import main; code = main(sys.argv[1:]); print('torch' in sys.modules, code)"
+    )
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program, "publish", str(small_run), "--repo", "me/my-model"],
+        env=inherited | {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": WRITER, "HF_HOME": str(tmp_path / "home")},
+        capture_output=True, text=True, check=False, timeout=HANG_SECONDS,
+    )  # fmt: skip
+    assert done.stdout == f"Published: {hub.endpoint}/me/my-model\nFalse 0\n", done.stderr
+    assert done.stderr == ""
+    weights = (small_run / "model/model.safetensors").read_bytes()
+    assert hub.repositories["me/my-model"].files["model.safetensors"].decode() == hashlib.sha256(weights).hexdigest()
+    assert sum(file.stat().st_size for file in hub.xet_store.rglob("*") if file.is_file()) > len(weights)
+    assert not hub.uploads
 
 
 def test_the_published_recipe_is_valid(small_run: Path, hub: HubServer, tmp_path: Path) -> None:

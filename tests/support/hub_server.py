@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import huggingface_hub
@@ -21,6 +22,7 @@ from tests.support.helpers import HANG_SECONDS
 
 WRITER, READER = "hf_writer", "hf_reader"  # tokens
 _LARGE = 10_000  # bytes; larger files are stored by their checksum, as git-lfs does
+_FAR_FUTURE = 4102444800  # seconds since 1970
 _LICENSES = {"apache-2.0", "mit"}
 
 
@@ -44,6 +46,7 @@ class HubServer(ThreadingHTTPServer):
         uploads: how often the content of each large file was received completely, by checksum.
         drop_uploads: close the connection in the middle of every upload of a large file.
         fail_with: HTTP status of every answer to a commit; None: commits succeed.
+        xet_store: a folder in which hf_xet stores large files; the repository then has their checksums as content.
     """
 
     daemon_threads = True
@@ -56,6 +59,7 @@ class HubServer(ThreadingHTTPServer):
         self.requests: list[str] = []
         self.drop_uploads = False
         self.fail_with: int | None = None
+        self.xet_store: Path | None = None
 
     @property
     def endpoint(self) -> str:
@@ -86,6 +90,10 @@ def hub_server(patch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         server.shutdown()
         server.server_close()
         thread.join(HANG_SECONDS)
+
+
+def _xet_headers(store: str) -> dict[str, str]:
+    return {"X-Xet-Cas-Url": store, "X-Xet-Access-Token": "x", "X-Xet-Token-Expiration": str(_FAR_FUTURE)}
 
 
 def _git_oid(content: bytes) -> str:
@@ -177,6 +185,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, {"files": [self._upload_mode(repository, file) for file in json.loads(body)["files"]]})
         elif rest[:1] == ["commit"]:
             self._commit(f"{owner}/{name}", [json.loads(line) for line in body.splitlines()])
+        elif rest[:1] == ["xet-write-token"]:
+            store = f"local://{self.server.xet_store}"
+            self._send(200, {"accessToken": "x", "exp": _FAR_FUTURE, "casUrl": store}, _xet_headers(store))
         elif rest[:1] == ["tree"]:
             entries = [
                 {"type": "file", "path": file, "size": len(content), "oid": _git_oid(content)}
@@ -213,6 +224,8 @@ class _Handler(BaseHTTPRequestHandler):
             names.append(value["path"])
             if line["key"] == "deletedFile":
                 del repository.files[value["path"]]
+            elif line["key"] == "lfsFile" and self.server.xet_store is not None:
+                repository.files[value["path"]] = value["oid"].encode()
             elif line["key"] == "lfsFile":
                 repository.files[value["path"]] = self.server.stored[value["oid"]]
             else:
