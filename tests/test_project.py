@@ -43,6 +43,7 @@ TESTED_IN = {
     "help.py": "test_docs.py",
     "models/attention_sites.py": "models/test_head_gates.py",
     "models/classifier.py": "models/test_building.py",
+    "models/cross_encoder_files.py": "models/test_stock_loaders.py",
     "models/frozen_encoder.py": "models/test_activation_cache.py",
     "models/merging.py": "models/test_lora.py",
     "models/saving.py": "models/test_loading.py",

@@ -28,6 +28,7 @@ from finetune.models.head_pruning import prune_heads, unpruned_copy
 from finetune.models.lora import merge_adapters
 from finetune.models.precision import without_flash_attention
 from finetune.models.pretrained import Source
+from finetune.models.saving import save_classifier
 from finetune.progress import stage
 from finetune.runs.results import ModelCost
 
@@ -122,9 +123,7 @@ def write_zeroed(classifier: Classifier, folder: Path, texts: Sequence[Sequence[
         ModelError: the classifier has adapters, or the difference exceeds rounding.
     """
     expected = logits_of(classifier, texts, _CPU)
-    folder.mkdir(parents=True, exist_ok=True)
-    unpruned_copy(classifier.base).save_pretrained(folder)
-    classifier.tokenizer.save_pretrained(folder)
+    save_classifier(replace(classifier, model=unpruned_copy(classifier.base)), folder)
     source = classifier.source or Source(str(folder))
     options = replace(source, revision="main", use_safetensors=True).loading_options()  # the files just written
     plain = AutoModelForSequenceClassification.from_pretrained(folder, **options)

@@ -108,7 +108,7 @@ def pretrained_classifier(
     keep_float32(model, saved_modules)
     checksum, before = base_checksum(model, saved_modules), projection_weights(model, attention_sites(model))
     with stage("adding adapters"):  # PiSSA and OLoRA factorize every adapted weight
-        adapted = add_lora(model, lora, saved, location=source.location(), revision=source.revision)
+        adapted = add_lora(model, lora, saved)
     initial = initial_adapters(model, before)
     return Classifier(adapted, tokenizer, max_length, source, tuple(new), checksum, initial, tuple(notes))
 

@@ -141,14 +141,15 @@ def max_input_length(config: Any) -> int | None:
 
 
 def check_max_length(config: Any, tokenizer_limit: float, max_length: int, name: str) -> None:
-    """Raise ModelError if the model or its tokenizer takes fewer than `max_length` tokens.
+    """Raise ModelError if the model takes fewer than `max_length` tokens.
 
     Args:
-        tokenizer_limit: `model_max_length` of the tokenizer.
+        tokenizer_limit: `model_max_length` of the tokenizer, for a config that sets no limit. A fine-tuned model's
+            tokenizer has the length to which texts were cut in training, and the model may take more.
         name: of the model, for the message.
     """
     model_limit = max_input_length(config)
-    limit = min(max_length if model_limit is None else model_limit, tokenizer_limit)
+    limit = tokenizer_limit if model_limit is None else model_limit
     if limit < _MIN_TOKENS:
         positions = getattr(config, "max_position_embeddings", None)
         raise ModelError(

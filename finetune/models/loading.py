@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import peft
-from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedConfig
 
 from finetune.errors import ModelError
+from finetune.models.adapter_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    load_adapter,
+    read_adapter_config,
+)
 from finetune.models.checkpoint_checks import (
     base_checksum,
     check_encoder_weights,
@@ -24,7 +27,6 @@ from finetune.models.checkpoint_checks import (
 )
 from finetune.models.checkpoint_config import ATTN_IMPLEMENTATIONS
 from finetune.models.classifier import Classifier
-from finetune.models.freezing import keep_float32
 from finetune.models.head_pruning import classifier_class
 from finetune.models.pretrained import (
     DTYPES,
@@ -35,8 +37,7 @@ from finetune.models.pretrained import (
 )
 from finetune.models.saving import INFO_FILE
 from finetune.progress import stage
-
-_ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+from finetune.recipe.names import ProblemType
 
 
 def load_classifier(
@@ -62,17 +63,16 @@ def load_classifier(
     saved = Source(str(folder)) if source is None else replace(source, name=str(folder), revision="main")
     saved = replace(saved, use_safetensors=True)  # `save_classifier` always writes safetensors
     tokenizer = load_tokenizer(saved)
-    config = load_config(saved)
     model: nn.Module
     with stage("loading model"):
-        if (folder / _ADAPTER_CONFIG).is_file():
-            if source is None or not (folder / _ADAPTER_WEIGHTS).is_file():
+        if (folder / ADAPTER_CONFIG).is_file():
+            if source is None or not (folder / ADAPTER_WEIGHTS).is_file():
                 raise ModelError(
-                    f"{folder} contains an adapter without {_ADAPTER_WEIGHTS} or without its base; name another run"
+                    f"{folder} contains an adapter without {ADAPTER_WEIGHTS} or without its base; name another run"
                 )
-            model = _load_adapted(folder, source, config, info.base_checksum)
+            model = _load_adapted(folder, source, info)
         else:
-            base_model, new = _load_plain(saved, config)
+            base_model, new = _load_plain(saved, load_config(saved))
             check_encoder_weights(base_model, new, saved.name)
             if new:
                 raise ModelError(
@@ -101,6 +101,9 @@ class _Info:
     max_length: int
     source: Source | None
     base_checksum: str | None
+    trained_modules: tuple[str, ...] | None
+    label_names: tuple[str, ...]
+    problem_type: ProblemType | None
     text_columns: tuple[str, ...]
     thresholds: tuple[float, ...] | None
     temperature: float
@@ -124,7 +127,7 @@ def _read_info(folder: Path) -> _Info:
         if type(max_length) is not int or max_length < 1 or not isinstance(checksum, str | None):
             raise ValueError(f"max_length {max_length}, base_checksum {checksum}")
         changed_base = info.get("changed_base")
-        output_options = _output_options(info)
+        adapter_entries, output_options = _adapter_entries(info), _output_options(info)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"{folder} contains no saved classifier ({type(error).__name__}: {error}); name the model folder of a run"
@@ -134,7 +137,22 @@ def _read_info(folder: Path) -> _Info:
             f"{file}: this adapter needs base weights that an earlier version of finetune changed and stored next to "
             "it; train again, or merge it with that version"
         )
-    return _Info(max_length, source, checksum, *output_options)
+    return _Info(max_length, source, checksum, *adapter_entries, *output_options)
+
+
+def _adapter_entries(info: dict[str, Any]) -> tuple[tuple[str, ...] | None, tuple[str, ...], ProblemType | None]:
+    """Return trained modules, label names and problem type, which earlier versions did not write.
+
+    Raises:
+        ValueError: a value is of the wrong type.
+    """
+    trained, names, problem_type = (info.get(key) for key in ("trained_modules", "label_names", "problem_type"))
+    for value in (trained, names):
+        if value is not None and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+            raise ValueError(f"trained_modules {trained}, label_names {names}")
+    if problem_type not in (None, *get_args(ProblemType)):
+        raise ValueError(f"problem_type {problem_type}")
+    return None if trained is None else tuple(trained), tuple(names or ()), problem_type
 
 
 def _output_options(info: dict[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...] | None, float]:
@@ -167,37 +185,36 @@ def _load_plain(source: Source, config: PreTrainedConfig) -> tuple[Any, list[str
     return model, new_parameters(info)
 
 
-def _load_adapted(folder: Path, source: Source, config: PreTrainedConfig, checksum: str | None) -> nn.Module:
+def _load_adapted(folder: Path, source: Source, info: _Info) -> nn.Module:
     """Return the adapter in a folder on its base, which must be the one that it was trained on."""
-    model, new = _load_plain(source, config)
-    with model_load_errors(Source(str(folder))):
-        adapter = peft.PeftConfig.from_pretrained(str(folder))
-    if not isinstance(adapter, peft.LoraConfig) or adapter.megatron_config:
-        raise ModelError(f"{folder} contains an adapter of a type that finetune does not train; name another run")
+    model, new = _load_plain(source, _adapter_model_config(folder, source, info))
+    adapter = read_adapter_config(folder, info.trained_modules)
     saved_modules = list(adapter.modules_to_save or ())
     missing = [name for name in new if name.rpartition(".")[0] not in saved_modules]
     check_encoder_weights(model, missing, source.name)
-    if missing:
-        raise ModelError(f"neither the adapter in {folder} nor '{source.name}' has {missing[0]}; name another run")
     current = base_checksum(model, saved_modules)
-    if checksum is not None and current != checksum:
+    if info.base_checksum is not None and current != info.base_checksum:
         raise ModelError(
             f"the weights of '{source.name}' (revision {source.revision}) are not those that the adapter in {folder} "
-            f"was trained on (checksum {current}, was {checksum}): restore them, or train the adapter again"
+            f"was trained on (checksum {current}, was {info.base_checksum}): restore them, or train the adapter again"
         )
-    with model_load_errors(Source(str(folder))):
-        keep_float32(model, saved_modules)
-        with warnings.catch_warnings():
-            # Missing keys are an error below.
-            warnings.filterwarnings("ignore", message="Found missing adapter keys", category=UserWarning)
-            adapted = peft.PeftModel.from_pretrained(model, str(folder))
-        with safe_open(folder / _ADAPTER_WEIGHTS, framework="pt") as file:
-            stored = set(file.keys())
-    different = sorted(stored ^ peft.get_peft_model_state_dict(adapted, save_embedding_layers=False).keys())
-    if different:  # peft ignores unknown weights and initializes missing ones at random
-        more = f" and {len(different) - 1} more" if len(different) > 1 else ""
-        raise ModelError(
-            f"{folder / _ADAPTER_WEIGHTS} and {_ADAPTER_CONFIG} belong to different adapters: they differ in "
-            f"{different[0]}{more}; copy both from one run again"
-        )
-    return adapted
+    if missing:
+        raise ModelError(f"neither the adapter in {folder} nor '{source.name}' has {missing[0]}; name another run")
+    return load_adapter(model, adapter, folder)
+
+
+def _adapter_model_config(folder: Path, source: Source, info: _Info) -> PreTrainedConfig:
+    """Return the config of the base with the adapter's labels; earlier versions wrote it next to the adapter.
+
+    Raises:
+        ModelError: there is no such config, and classifier.json has no labels.
+    """
+    if (folder / "config.json").is_file():
+        return load_config(replace(source, name=str(folder), revision="main"))
+    if not info.label_names:
+        raise ModelError(f"{folder / INFO_FILE} has no label_names, which an adapter needs; copy it from the run again")
+    config = load_config(source)
+    config.id2label = dict(enumerate(info.label_names))
+    config.label2id = {name: index for index, name in enumerate(info.label_names)}
+    config.problem_type = info.problem_type
+    return config

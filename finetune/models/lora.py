@@ -45,7 +45,7 @@ class Lora:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
 
 
-def add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str], *, location: str, revision: str) -> peft.PeftModel:
+def add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str]) -> peft.PeftModel:
     """Return the model with adapters on exactly the requested projections.
 
     Modules with new parameters are trained and saved in full. A projection that is fused (several roles) or shared
@@ -53,7 +53,6 @@ def add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str], *, location
 
     Args:
         new: names of parameters that the checkpoint did not contain.
-        location, revision: where the base checkpoint is; peft stores both with the adapter.
 
     Raises:
         ModelError: a layer or role does not exist, peft cannot adapt the projections, or it adapted others.
@@ -73,8 +72,6 @@ def add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str], *, location
             rank_pattern=_ranks_by_path(sites, lora),
             target_modules=targets,
             modules_to_save=sorted({name.rpartition(".")[0] for name in new}) or None,
-            base_model_name_or_path=location,
-            revision=revision,
         )
     try:
         adapted = peft.PeftModel(model, config)

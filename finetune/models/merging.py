@@ -13,6 +13,7 @@ from finetune.models.comparison import check_same_logits, logits_of
 from finetune.models.head_pruning import classifier_class
 from finetune.models.lora import merge_adapters
 from finetune.models.pretrained import Source, model_load_errors
+from finetune.models.saving import save_classifier
 from finetune.progress import stage
 
 
@@ -29,9 +30,7 @@ def merge_classifier(classifier: Classifier, folder: Path, texts: Sequence[Seque
     with stage("merging adapters"):
         expected = logits_of(classifier, texts, device)
         model = merge_adapters(classifier.model)
-        folder.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(folder)
-        classifier.tokenizer.save_pretrained(folder)
+        save_classifier(replace(classifier, model=model, base_checksum=None, initial={}), folder)
         source = (
             Source(str(folder))
             if classifier.source is None

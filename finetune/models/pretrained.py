@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -141,7 +142,10 @@ def load_config(source: Source) -> PreTrainedConfig:
 
 
 def _check_config_file(source: Source) -> None:
-    """Raise ModelError if the checkpoint's config.json has an entry that must not be used."""
+    """Raise ModelError if the checkpoint's config.json has an entry that must not be used; an adapter has none."""
+    folder = Path(source.location())
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        return
     entries, _ = PreTrainedConfig.get_config_dict(source.location(), revision=source.revision)
     check_entries(entries, f"model '{source.name}': config.json")
 

@@ -11,35 +11,39 @@ import peft
 import torch
 
 from finetune.errors import ModelError
+from finetune.models.adapter_files import save_adapter, trained_modules
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import check_same_logits, logits_of
+from finetune.models.cross_encoder_files import write_cross_encoder_files
 from finetune.models.lora import as_plain_lora
 from finetune.runs.atomic_files import write_text
 
-INFO_FILE = "classifier.json"  # next to the weights: what config.json has no key for
+INFO_FILE = "classifier.json"  # next to the weights: what config.json has no key for, and an adapter's labels
 
 
 def save_classifier(classifier: Classifier, folder: Path) -> None:
-    """Write weights (all, or the adapter), config with labels, tokenizer, and where the base checkpoint is.
+    """Write weights (all, or the adapter), labels, tokenizer, and where the base checkpoint is.
+
+    An adapter's folder has no config.json: transformers would then look for all weights there.
 
     Raises:
         ModelError: the adapters do not belong to the checkpoint's own weights; see `with_plain_adapters`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model, base = classifier.model, classifier.base
+    model = classifier.model
     if classifier.initial:
         raise ModelError("adapters that changed the weights under them must be rewritten before they are saved")
-    if isinstance(model, peft.PeftModel):
-        # Embeddings are never changed here, so peft need not compare the vocabulary with the one on the hub.
-        model.save_pretrained(str(folder), save_embedding_layers=False)
-        base.config.architectures = [type(base).__name__]
-        base.config.save_pretrained(folder)
-        folder.joinpath("README.md").unlink(missing_ok=True)  # the run folder has its own model card
-    else:
-        base.save_pretrained(folder)
-    classifier.tokenizer.save_pretrained(folder)
     source = classifier.source
+    if isinstance(model, peft.PeftModel):
+        assert source is not None  # only a checkpoint gets adapters
+        save_adapter(model, source, folder)
+    else:
+        classifier.base.save_pretrained(folder)
+    _save_tokenizer(classifier, folder)
+    write_cross_encoder_files(classifier, folder)
     info = {
+        "label_names": classifier.label_names,
+        "problem_type": classifier.problem_type,
         "max_length": classifier.max_length,
         "source": source
         and {
@@ -49,11 +53,20 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
             "attn_implementation": source.attn_implementation,
         },
         "base_checksum": classifier.base_checksum,
+        "trained_modules": trained_modules(model) if isinstance(model, peft.PeftModel) else None,
         "text_columns": list(classifier.text_columns),
         "thresholds": classifier.thresholds,
         "temperature": classifier.temperature,
     }
     write_text(folder / INFO_FILE, json.dumps(info, indent=1) + "\n")
+
+
+def _save_tokenizer(classifier: Classifier, folder: Path) -> None:
+    """Write the tokenizer, with the length to which texts are cut: other libraries then cut them like `predict`."""
+    classifier.tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    entries = json.loads(file.read_text(encoding="utf-8"))
+    write_text(file, json.dumps(entries | {"model_max_length": classifier.max_length}, indent=2, ensure_ascii=False))
 
 
 def with_plain_adapters(classifier: Classifier, texts: Sequence[Sequence[str]], device: torch.device) -> Classifier:

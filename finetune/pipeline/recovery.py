@@ -63,10 +63,7 @@ def recovery_finetune(run: FinishedRun, pruned: Classifier, epochs: int) -> Clas
 def _with_new_adapters(adapters: PeftSection | None, pruned: Classifier, fully_trained: Sequence[str]) -> Classifier:
     """Return the pruned classifier with new adapters, and with the modules `fully_trained` trained in full."""
     assert adapters is not None
-    assert pruned.source is not None
     lora = replace(lora_settings(adapters), init_lora_weights=True)
     trained_in_full = [name for name, _ in pruned.base.named_parameters() if name.rpartition(".")[0] in fully_trained]
     keep_float32(pruned.base, fully_trained)
-    source = pruned.source
-    adapted = add_lora(pruned.base, lora, trained_in_full, location=source.location(), revision=source.revision)
-    return replace(pruned, model=adapted)
+    return replace(pruned, model=add_lora(pruned.base, lora, trained_in_full))

@@ -84,6 +84,7 @@ def atomic_replace_dir(target: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)  # left from a process that was killed
             temporary.mkdir(parents=True)
             yield temporary
+            share_files(temporary)
             for path in (*temporary.iterdir(), temporary):
                 fsync_path(path)
             if target.exists():
@@ -95,6 +96,17 @@ def atomic_replace_dir(target: Path) -> Iterator[Path]:
             old.rename(target)
         for leftover in (temporary, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def share_files(folder: Path) -> None:
+    """Give all files in a new folder the permissions of any new file, which follow the umask as the folder's do.
+
+    Some libraries, such as safetensors, write files that only their owner can read.
+    """
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def fsync_path(path: Path) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from finetune.errors import DataError
-from finetune.runs.atomic_files import report_write_errors
+from finetune.runs.atomic_files import report_write_errors, share_files
 from finetune.runs.locks import locked_file
 
 
@@ -59,6 +59,7 @@ def atomic_new_dir(target: Path) -> Iterator[Path]:
     try:
         with report_write_errors(target):
             yield temporary
+            share_files(temporary)
             temporary.replace(target)  # replaces an empty folder
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -29,7 +29,7 @@ from torch import nn
 
 from finetune.distributed import on_main_process
 from finetune.errors import TrainingError
-from finetune.runs.atomic_files import fsync_path, report_write_errors
+from finetune.runs.atomic_files import fsync_path, report_write_errors, share_files
 from finetune.runs.completion_marker import COMPLETE_MARKER, find_damage, mark_complete
 from finetune.training.resume_check import check_fingerprint
 from finetune.training.snapshot import Snapshot
@@ -63,6 +63,7 @@ def save_checkpoint(root: Path, snapshot: Snapshot, *, keep: int | None, acceler
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
                 _write_files(temporary, snapshot)
+                share_files(temporary)
                 mark_complete(temporary, _FORMAT, _VERSION)
                 _rename(temporary, folder)
                 delete_old_checkpoints(root, keep, snapshot.state.step)

@@ -37,7 +37,7 @@ def test_the_limit_is_that_of_the_loaded_model(tiny_bert: Path) -> None:
         ({"model_type": "bert", "max_position_embeddings": 512}, None, 512),
         ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, None, 512),
         ({"model_type": "mpnet", "max_position_embeddings": 514}, None, 512),
-        ({"model_type": "bert", "max_position_embeddings": 512}, {"model_max_length": 128}, 128),
+        ({"model_type": "bert", "max_position_embeddings": 512}, {"model_max_length": 128}, 512),
         ({"model_type": "bert"}, {"model_max_length": 64}, 64),
     ],
 )

@@ -272,6 +272,8 @@ def test_a_head_in_neither_adapter_nor_base_is_rejected(tiny_bert: Path, tmp_pat
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"modules_to_save": None}))
     classifier_json = json.loads((tmp_path / "classifier.json").read_text())
-    (tmp_path / "classifier.json").write_text(json.dumps(classifier_json | {"base_checksum": None}))
+    (tmp_path / "classifier.json").write_text(
+        json.dumps(classifier_json | {"base_checksum": None, "trained_modules": []})
+    )
     with pytest.raises(ModelError, match=r"neither the adapter in .* nor '.*' has classifier\.\w+; name another run"):
         load_classifier(tmp_path)

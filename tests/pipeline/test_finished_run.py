@@ -40,6 +40,14 @@ def test_a_finished_run_is_opened_unchanged(lora_run: Path, tmp_path: Path) -> N
     assert contents(run) == before
 
 
+def test_all_files_of_a_run_have_the_permissions_of_any_new_file(lora_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    files = [path for path in lora_run.rglob("*") if path.is_file()]
+    assert {"adapter_model.safetensors", "scores.json", "predictions.parquet"} <= {file.name for file in files}
+    mode = (tmp_path / "new").stat().st_mode
+    assert [file.name for file in files if file.stat().st_mode != mode] == []
+
+
 def test_a_folder_without_a_finished_run_is_an_error(small_run: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
     shutil.rmtree(run / "model")
@@ -60,9 +68,8 @@ def test_an_override_that_needs_missing_rows_is_rejected(small_run: Path) -> Non
 def received(lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """A run whose folder allows its own model code, and the file that this code would create if it were executed."""
     run, executed = Path(shutil.copytree(lora_run, tmp_path / "received")), tmp_path / "ran"
-    config = json.loads((run / "model" / "config.json").read_text())
     classes = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.OwnModel"}
-    (run / "model" / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": classes}))
+    (run / "model" / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": classes}))
     (run / "model" / "own.py").write_text(
         f"from pathlib import Path\nPath({str(executed)!r}).touch()\nraise ImportError\n"
     )

@@ -4,7 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 
 from finetune.errors import TrainingError
 from finetune.runs.atomic_files import atomic_replace_dir, fsync_path, report_write_errors, write_text
+from finetune.runs.new_dirs import atomic_new_dir
 from tests.support import ROOT
 from tests.support.helpers import HANG_SECONDS
 
@@ -154,3 +156,21 @@ def test_an_interrupted_replacement_keeps_the_old_folder(
         else:
             monkeypatch.setattr(Path, "rename", lambda p, to: interrupt() if p.name == "model" else rename(p, to))
     assert files(tmp_path) == {"model/weights": "old"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no umask")
+@pytest.mark.parametrize(("umask", "expected"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+@pytest.mark.parametrize("new_dir", [atomic_replace_dir, atomic_new_dir])
+def test_files_have_the_permissions_of_any_new_file(
+    new_dir: Callable[[Path], AbstractContextManager[Path]], umask: int, expected: int, tmp_path: Path
+) -> None:
+    before = os.umask(umask)
+    try:
+        with new_dir(tmp_path / "model") as temporary:
+            (temporary / "inside").mkdir()
+            for file in (temporary / "weights", temporary / "inside" / "weights"):
+                file.touch(mode=0o600)  # as safetensors does
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
+    assert [file.stat().st_mode & 0o777 for file in files] == [expected] * 2

@@ -95,6 +95,15 @@ def test_everything_is_restored(tmp_path: Path, accelerator: Accelerator) -> Non
     assert float(optimizer.state[model.weight]["exp_avg"].abs().sum()) > 0
 
 
+def test_the_files_of_a_checkpoint_have_the_permissions_of_any_new_file(
+    tmp_path: Path, accelerator: Accelerator
+) -> None:
+    save(tmp_path / "run", 2, accelerator)
+    (tmp_path / "new").touch()
+    modes = {path.stat().st_mode for path in (tmp_path / "run" / "step-000002").iterdir()}
+    assert modes == {(tmp_path / "new").stat().st_mode}
+
+
 def test_the_files_of_a_checkpoint_do_not_change(tmp_path: Path, accelerator: Accelerator) -> None:
     save(tmp_path, 3, accelerator, seed=1)
     folder = tmp_path / "step-000003"
