@@ -125,4 +125,4 @@ def _message(error: BaseException, repository: str) -> str:
         return "HF_HUB_OFFLINE is set, so nothing can be published; unset it"
     if isinstance(error, ValueError):
         return f"the hub rejected the upload to {repository} ({reason}); correct it and try again"
-    return f"the upload to {repository} failed ({reason}); check the connection and {_AGAIN}"
+    return f"the upload to {repository} at {HfApi().endpoint} failed ({reason}); check the connection and {_AGAIN}"

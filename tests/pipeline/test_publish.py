@@ -140,7 +140,7 @@ def test_an_upload_that_was_interrupted_is_completed_by_the_next(
     hub.drop_uploads = True
     assert publish(small_run) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: the upload to me/my-model failed (")
+    assert error.startswith(f"error: the upload to me/my-model at {hub.endpoint} failed (")
     assert "start the same command again" in error
     assert hub.repositories["me/my-model"].files == {}
     hub.drop_uploads, hub.fail_with = False, 503
@@ -194,7 +194,8 @@ def test_a_hub_that_is_not_reachable_is_one_message(
     hub.server_close()
     assert publish(small_run) == 2
     error = capsys.readouterr().err
-    assert re.match(r"error: the upload to me/my-model failed \(.*\); check the connection and start", error), error
+    beginning = rf"error: the upload to me/my-model at {hub.endpoint} failed \(.*\); check the connection and start"
+    assert re.match(beginning, error), error
     assert error.count("\n") == 1
 
 
