@@ -220,4 +220,5 @@ def _portable_record(record: RunRecord, recipe: Recipe, folder: RunFolder) -> Ru
         return text
 
     training = replace(record.training, notes=[hide(note) for note in record.training.notes])
-    return replace(record, recipe=recipe, training=training, head_note=hide(record.head_note))
+    head_note = hide(record.head_note).partition(" Run `finetune")[0]  # readers of the card do not have the run
+    return replace(record, recipe=recipe, training=training, head_note=head_note)

@@ -48,6 +48,7 @@ def render_card(record: RunRecord, subject: CardSubject) -> str:
         "rows_source": _rows_source(record.recipe),
         "settings": _settings(record.recipe),
         "log": training_log(record.history, record.training.best_step),
+        "evaluations": sum("eval_loss" in entry for entry in record.history),
         "half": half_removed(record.heads) if record.heads else None,
         "significant": significant_heads(record.heads) if record.heads else None,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import shlex
 import shutil
@@ -15,6 +16,7 @@ from huggingface_hub import snapshot_download
 from finetune import load_classifier
 from finetune.cli import main
 from tests.support.command_line import commands_with
+from tests.support.hub_server import hub_server
 
 TEXT, SECOND = "Replace this with your text.", "And this with the second text."
 PREDICTS = "predict" in {name for argument in ("model", "run") for name in commands_with(argument)}
@@ -70,6 +72,27 @@ def test_the_card_of_a_run_with_an_adapter(
     card = (run / "README.md").read_text()
     assert check_usage(card, run, monkeypatch, capsys) == ["python", "python", "bash"]
     assert "AutoPeftModelForSequenceClassification" in card
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_the_card_of_a_published_model(
+    lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pairs: bool
+) -> None:
+    run = Path(shutil.copytree(lora_run, tmp_path / "run"))
+    if pairs:  # the model accepts pairs too, whatever it was trained on
+        recipe = (run / "recipe.yaml").read_text()
+        (run / "recipe.yaml").write_text(recipe.replace("text_pair_column: null", "text_pair_column: other"))
+        info = json.loads((run / "model" / "classifier.json").read_text())
+        (run / "model" / "classifier.json").write_text(json.dumps(info | {"text_columns": ["sentence", "other"]}))
+    assert main(["merge", str(run)]) == 0
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    with hub_server(monkeypatch) as hub:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        assert main(["publish", str(run), "--model", "merged", "--repo", "me/my-model"]) == 0
+        card = hub.repositories["me/my-model"].files["README.md"].decode()
+        assert check_usage(card, run / "merged", monkeypatch, capsys, pairs=pairs) == ["python", "python", "bash"]
+        assert any(request.endswith("/model.safetensors") for request in hub.requests)
 
 
 def test_a_model_of_this_toolkit_alone_has_no_example_for_transformers(small_run: Path) -> None:

@@ -158,7 +158,8 @@ def test_the_card_has_every_result() -> None:
         "With 50 % of the heads removed, least important first, accuracy on 30 validation rows is 0.8000;\nwith "
         "all heads it is 0.9000, and in random orders 0.6000 to 0.7500.",
         "p below 0.05 after Holm's correction for 2 heads): 0.0 (-0.1000 [-0.2000, -0.0500]).",
-        "- The validation rows also selected the saved weights", "NVIDIA X, 2 processes, mixed precision bf16",
+        "- The validation rows also selected the saved weights, out of 2 evaluations",
+        "NVIDIA X, 2 processes, mixed precision bf16",
         "Versions: finetune 1.0, Python 3.11, torch 2.13.",
     ):  # fmt: skip
         assert expected in text, expected
