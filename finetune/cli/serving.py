@@ -5,12 +5,74 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from finetune.cli.shared import Arguments, Commands, add_command
+from finetune.cli.shared import Arguments, Commands, add_command, loading_libraries
 
 
 def add_commands(commands: Commands) -> None:
     """Add the commands of this module."""
+    _add_predict(commands)
     _add_publish(commands)
+
+
+def _add_predict(commands: Commands) -> None:
+    parser = add_command(commands, "predict", _predict, "label the rows of a file, or lines of text, with a model")
+    parser.add_argument("model", type=Path, metavar="RUN", help="a run folder, or a model folder in it")
+    parser.add_argument(
+        "file",
+        type=Path,
+        nargs="?",
+        default=Path("-"),
+        metavar="FILE",
+        help="csv, tsv, json, jsonl, parquet or txt; - or nothing: standard input, one text per line",
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="csv, tsv, jsonl or parquet (default: print)")
+    parser.add_argument(
+        "--text-column",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="the column with the texts (default: as in the training data); give it twice for pairs",
+    )
+    parser.add_argument("--top-k", type=int, metavar="K", help="add the K most probable labels")
+    parser.add_argument("--probabilities", action="store_true", help="add the probability of every label")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="T",
+        help="several labels per row: predict those with at least this probability",
+    )
+    parser.add_argument("--prefix", default="", metavar="TEXT", help="the beginning of the names of the new columns")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="rows per forward pass (default: 32, on a GPU 256)")
+    parser.add_argument("--input-format", metavar="FORMAT", choices=_INPUT_FORMATS, help=", ".join(_INPUT_FORMATS))
+    parser.add_argument("--output-format", metavar="FORMAT", choices=_OUTPUT_FORMATS, help=", ".join(_OUTPUT_FORMATS))
+    parser.add_argument("--base", metavar="MODEL", help="where the base model of an adapter is now")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the base model")
+
+
+_INPUT_FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "txt")
+_OUTPUT_FORMATS = ("csv", "tsv", "jsonl", "parquet", "table")
+
+
+def _predict(args: Arguments) -> None:
+    from finetune.pipeline.predict import PredictOptions, check_request, is_exported, predict
+    from finetune.pipeline.prediction_columns import ColumnOptions
+
+    options = PredictOptions(
+        args.file,
+        args.input_format,
+        tuple(args.text_column),
+        args.output,
+        args.output_format,
+        ColumnOptions(args.top_k, args.probabilities, args.threshold, args.prefix),
+        args.batch_size,
+        args.base,
+        args.trust_remote_code,
+    )
+    check_request(args.model, options)
+    with loading_libraries(stderr=True, torch=not is_exported(args.model)):
+        if not is_exported(args.model):
+            import finetune.pipeline.torch_predictor  # noqa: F401
+    predict(args.model, options)
 
 
 def _add_publish(commands: Commands) -> None:

@@ -51,15 +51,20 @@ def _is_override(argument: str) -> bool:
 
 
 @contextmanager
-def loading_libraries() -> Iterator[None]:
-    """Print on the main process that libraries are being loaded, which takes seconds the first time."""
+def loading_libraries(*, torch: bool = True, stderr: bool = False) -> Iterator[None]:
+    """Print on the main process that libraries are being loaded, which takes seconds the first time.
+
+    Args:
+        torch: whether PyTorch is among them.
+        stderr: whether this and all further progress are printed on standard error.
+    """
     from rich.console import Console
 
     from finetune.progress import show_progress_on, stage
 
-    console = Console(quiet=os.environ.get("RANK", "0") != "0", highlight=False)
+    console = Console(quiet=os.environ.get("RANK", "0") != "0", highlight=False, stderr=stderr)
     show_progress_on(console)
-    if "torch" in sys.modules:
+    if "torch" in sys.modules or not torch:
         yield
         return
     if not console.is_terminal:  # there, the first line of a stage is printed only after ten seconds

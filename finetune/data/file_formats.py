@@ -95,7 +95,10 @@ def _check_first_bytes(file: Path, file_type: str) -> None:
     actual = _detect_other_format(start, file_type)
     if actual is not None:
         what, fix = actual
-        raise DataError(f"the name of {file} ends in .{file_type}, but its first bytes are those of {what}; {fix}")
+        name = f"the name of {file} ends in .{file_type}"
+        if file_format(file) != file_type:  # another format was requested than that of the name
+            name = f"{file} is read as {file_type}"
+        raise DataError(f"{name}, but its first bytes are those of {what}; {fix}")
 
 
 def _detect_other_format(start: bytes, file_type: str) -> tuple[str, str] | None:

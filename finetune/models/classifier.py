@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -107,14 +107,19 @@ class Classifier:
         parts = [[column[start : start + _WINDOW_TEXTS] for column in columns] for start in windows]
         return np.concatenate([self.encoded_logits(self.encoder.encode(part), batch_size) for part in parts])
 
-    def encoded_logits(self, encoded: EncodedTexts, batch_size: int) -> np.ndarray:
+    def encoded_logits(
+        self, encoded: EncodedTexts, batch_size: int, on_batch: Callable[[int], None] | None = None
+    ) -> np.ndarray:
         """Return the logits (N, C) of texts that `encoder` encoded, in float32.
+
+        Args:
+            on_batch: called after each batch with its number of texts.
 
         Raises:
             TrainingError: memory is too small for one text.
         """
         with without_flash_attention(self.base):
-            return batched_logits(self.model, self.encoder, encoded, batch_size)
+            return batched_logits(self.model, self.encoder, encoded, batch_size, on_batch)
 
     def heads_off(self, heads: Sequence[tuple[int, int]]) -> AbstractContextManager[None]:
         """Return a context in which these attention heads are off: `with classifier.heads_off([(3, 2)]): ...`.

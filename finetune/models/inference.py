@@ -5,7 +5,7 @@ N texts, C classes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -64,12 +64,21 @@ def _encode_in_python(tokenizer: PreTrainedTokenizerBase, max_length: int, colum
 
 
 @torch.no_grad()
-def batched_logits(model: nn.Module, encoder: TextEncoder, encoded: EncodedTexts, batch_size: int) -> np.ndarray:
+def batched_logits(
+    model: nn.Module,
+    encoder: TextEncoder,
+    encoded: EncodedTexts,
+    batch_size: int,
+    on_batch: Callable[[int], None] | None = None,
+) -> np.ndarray:
     """Return the logits (N, C) of the texts in float32, computed in evaluation mode on the model's device.
 
     Texts of similar length share a batch, longest first, so that little is padded. If memory runs out, the batches get
     smaller. A model in training mode is in evaluation mode during the call only; a model in evaluation mode is not
     changed, so several threads may use it.
+
+    Args:
+        on_batch: called after each batch with its number of texts.
 
     Raises:
         TrainingError: memory is too small for one text.
@@ -89,6 +98,8 @@ def batched_logits(model: nn.Module, encoder: TextEncoder, encoded: EncodedTexts
                 }
                 batches.append(model(**inputs).logits.float())
                 start += len(rows)
+                if on_batch is not None:
+                    on_batch(len(rows))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

@@ -1,0 +1,212 @@
+"""Writing rows with new columns as csv, tsv, jsonl or parquet: the columns of the input come first, unchanged.
+
+N rows of a window
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Protocol, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from finetune.data.input_rows import Window
+from finetune.errors import DataError
+
+OUTPUT_FORMATS = ("csv", "tsv", "jsonl", "parquet")
+_ROW_GROUP = 65_536  # rows of a parquet row group
+
+
+class RowWriter(Protocol):
+    """Writes the rows of all windows, in order."""
+
+    def write(self, window: Window, added: pa.RecordBatch) -> None:
+        """Write the rows of a window with the columns `added`, of N rows.
+
+        Raises:
+            DataError: the format cannot hold a value or a column of these rows.
+        """
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+
+
+class DelimitedWriter:
+    """Writes csv, or tsv without quoting. A list or an object in a cell is written as JSON."""
+
+    def __init__(self, stream: TextIO, kind: str) -> None:
+        self._kind, self._names = kind, list[str]()
+        quoting = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None} if kind == "tsv" else {}
+        self._writer = csv.writer(stream, lineterminator="\n", **quoting)  # type: ignore[arg-type]
+
+    def write(self, window: Window, added: pa.RecordBatch) -> None:
+        """Write the rows of a window; see `RowWriter`."""
+        if not self._names:
+            self._names = window.names()
+            self._write_rows([[*self._names, *added.schema.names]], window, header=True)
+        columns = _text_columns(window, self._names) + [_texts_of(column) for column in readable_numbers(added)]
+        self._write_rows(list(zip(*columns, strict=True)), window)
+
+    def _write_rows(self, rows: Sequence[Sequence[str]], window: Window, *, header: bool = False) -> None:
+        try:
+            self._writer.writerows(rows)
+        except csv.Error as error:  # without quoting
+            bad = next(index for index, row in enumerate(rows) if any(set(cell) & {"\t", "\n", "\r"} for cell in row))
+            where = "the header" if header else f"row {window.first + bad}"
+            raise DataError(
+                f"{where} has a tab or a line break, which a tsv file cannot hold; write csv, jsonl or parquet"
+            ) from error
+
+    def close(self) -> None:
+        """Do nothing: all rows are written."""
+
+
+class JsonLinesWriter:
+    """Writes one object per line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, window: Window, added: pa.RecordBatch) -> None:
+        """Write the rows of a window; see `RowWriter`."""
+        _check_unique(window, "jsonl")
+        rows = window.rows.to_pylist() if isinstance(window.rows, pa.RecordBatch) else window.rows
+        columns = [column.to_pylist() for column in readable_numbers(added)]
+        names = added.schema.names
+        for row, values in zip(rows, zip(*columns, strict=True), strict=True):
+            line = {**row, **dict(zip(names, values, strict=True))}
+            self._stream.write(json.dumps(line, ensure_ascii=False, default=_as_json) + "\n")
+
+    def close(self) -> None:
+        """Do nothing: all rows are written."""
+
+
+class ParquetWriter:
+    """Writes a parquet file with the types of the input columns."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._schema = path, pa.schema([])
+        self._writer: pq.ParquetWriter | None = None
+        self._waiting: list[pa.RecordBatch] = []
+
+    def write(self, window: Window, added: pa.RecordBatch) -> None:
+        """Write the rows of a window; see `RowWriter`."""
+        if self._writer is None:
+            _check_unique(window, "parquet")
+        batch = self._typed(window)
+        schema = pa.schema([*batch.schema, *added.schema], metadata=batch.schema.metadata)
+        if self._writer is None:
+            self._schema, self._writer = batch.schema, pq.ParquetWriter(self._path, schema)
+        self._waiting.append(pa.RecordBatch.from_arrays([*batch.columns, *added.columns], schema=schema))
+        if sum(map(len, self._waiting)) >= _ROW_GROUP:
+            self._flush()
+
+    def _typed(self, window: Window) -> pa.RecordBatch:
+        """Return the rows as Arrow columns; the types of objects are those of the first window."""
+        if isinstance(window.rows, pa.RecordBatch):
+            # The metadata of `datasets` lists all columns, and would not be true of the new file.
+            metadata = {
+                key: value for key, value in (window.rows.schema.metadata or {}).items() if key != b"huggingface"
+            }
+            return window.rows.replace_schema_metadata(metadata or None)
+        names = self._schema.names or window.names()
+        if unknown := set(window.names()) - set(names):
+            raise _new_column(window, sorted(unknown)[0])
+        fields = []
+        for name in names:
+            values = [row.get(name) for row in window.rows]
+            kind = self._schema.field(name).type if self._schema.names else None
+            try:
+                array = pa.array(values, kind)
+            except (pa.ArrowException, OverflowError, UnicodeEncodeError, TypeError) as error:
+                raise DataError(
+                    f"rows {window.first} to {window.first + len(window) - 1}: column '{name}' has a value that does "
+                    f"not fit its type in parquet ({' '.join(str(error).split())[:120]}); write jsonl"
+                ) from error
+            fields.append((name, array.cast(pa.string()) if pa.types.is_null(array.type) else array))
+        return pa.RecordBatch.from_arrays([array for _, array in fields], names=[name for name, _ in fields])
+
+    def _flush(self) -> None:
+        if self._writer is not None and self._waiting:
+            self._writer.write_table(pa.Table.from_batches(self._waiting), row_group_size=_ROW_GROUP)
+        self._waiting = []
+
+    def close(self) -> None:
+        """Write the last rows and the end of the file."""
+        self._flush()
+        if self._writer is not None:
+            self._writer.close()
+
+    def discard(self) -> None:
+        """Close the file after an error, without an error of its own."""
+        with suppress(Exception):
+            if self._writer is not None:
+                self._writer.close()
+
+
+def readable_numbers(added: pa.RecordBatch) -> list[pa.Array]:
+    """Return the columns with float32 numbers in their shortest decimal form: 0.1, not 0.10000000149."""
+    single, lists = pa.float32(), pa.list_(pa.float32())
+    shortest = {single: (pa.string(), pa.float64()), lists: (pa.list_(pa.string()), pa.list_(pa.float64()))}
+    columns = []
+    for column in added.columns:
+        for kind in shortest.get(column.type, ()):
+            column = column.cast(kind)
+        columns.append(column)
+    return columns
+
+
+def _text_columns(window: Window, names: Sequence[str]) -> list[list[str]]:
+    """Return all columns of the input as texts."""
+    if isinstance(window.rows, pa.RecordBatch):
+        return [_texts_of(column) for column in window.rows.columns]
+    if unknown := set(window.names()) - set(names):
+        raise _new_column(window, sorted(unknown)[0])
+    return [[_cell_text(row.get(name)) for row in window.rows] for name in names]
+
+
+def _new_column(window: Window, name: str) -> DataError:
+    number = next(number for number, row in enumerate(window.rows, start=window.first) if name in row)
+    return DataError(
+        f"row {number} has the key '{name}', which the first rows do not have; only jsonl can hold rows with different "
+        "keys: write jsonl"
+    )
+
+
+def _texts_of(column: pa.Array) -> list[str]:
+    """Return an Arrow column as texts; null is an empty text."""
+    if pa.types.is_string(column.type):
+        return column.fill_null("").to_pylist()  # type: ignore[no-any-return]
+    return [_cell_text(value) for value in column.to_pylist()]
+
+
+def _cell_text(value: object) -> str:
+    """Return a value as it is written in a csv cell."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    text = json.dumps(value, ensure_ascii=False, default=_as_json)
+    return text[1:-1] if text.startswith('"') else text
+
+
+def _as_json(value: object) -> str:
+    """Return a value that JSON has no type for as text."""
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal | timedelta):
+        return str(value)
+    raise DataError(f"a column has values of type {type(value).__name__}, which only parquet can hold; write parquet")
+
+
+def _check_unique(window: Window, kind: str) -> None:
+    names = window.names()
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"the input has two columns '{repeated}', which {kind} cannot hold; rename one, or write csv")

@@ -1,0 +1,100 @@
+"""The columns that prediction adds to the rows of a file, in Arrow.
+
+N rows, C labels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+
+from finetune.errors import DataError
+from finetune.models.outputs import OutputRules, most_probable
+
+
+@dataclass(frozen=True)
+class ColumnOptions:
+    """Which columns are added.
+
+    Attributes:
+        top_k: number of most probable labels to add, each with its probability.
+        probabilities: whether to add the probability of every label.
+        threshold: the probability from which each label of a `multi_label_classification` is predicted; None: the
+            thresholds of the model.
+        prefix: the beginning of the name of every column.
+    """
+
+    top_k: int | None = None
+    probabilities: bool = False
+    threshold: float | None = None
+    prefix: str = ""
+
+
+def checked_rules(rules: OutputRules, options: ColumnOptions) -> OutputRules:
+    """Return the model's rules with the requested threshold.
+
+    Raises:
+        DataError: an option is outside its range or does not fit the model's problem type.
+    """
+    labels = len(rules.label_names)
+    if options.top_k is not None and not 1 <= options.top_k <= labels:
+        raise DataError(f"--top-k is {options.top_k}; it must be from 1 to {labels}, the number of labels")
+    if rules.problem_type == "regression" and (options.top_k or options.probabilities):
+        raise DataError("--top-k and --probabilities are for labels, and this model predicts a number; remove them")
+    if options.threshold is None:
+        return rules
+    if rules.problem_type != "multi_label_classification":
+        raise DataError(
+            f"--threshold is for multi_label_classification, and this model is {rules.problem_type}; remove it, or use "
+            "--probabilities and choose rows by their probability"
+        )
+    if not 0 <= options.threshold <= 1:
+        raise DataError(f"--threshold is {options.threshold:g}; it must be from 0 to 1")
+    return replace(rules, thresholds=(options.threshold,) * labels)
+
+
+def prediction_columns(rules: OutputRules, logits: np.ndarray, options: ColumnOptions) -> pa.RecordBatch:
+    """Return the columns for the logits (N, C).
+
+    - `predicted`: the label; a list of labels for `multi_label_classification`; the number for `regression`.
+    - `probability`: its probability, or a list of them; not for `regression`.
+    - `top_1`, `top_1_probability`, `top_2` ...: with `top_k`.
+    - `probability_LABEL` for every label: with `probabilities`.
+    """
+    probabilities, names = rules.probabilities(logits), pa.array(rules.label_names, pa.string())
+    decided = rules.decisions(probabilities)
+    columns: dict[str, pa.Array] = {}
+    if rules.problem_type == "regression":
+        columns["predicted"] = _numbers(decided)
+    elif rules.problem_type == "multi_label_classification":
+        ends = pa.array(np.concatenate([[0], decided.sum(axis=1).cumsum()]).astype(np.int32))
+        columns["predicted"] = pa.ListArray.from_arrays(ends, names.take(pa.array(decided.nonzero()[1])))
+        columns["probability"] = pa.ListArray.from_arrays(ends, _numbers(probabilities[decided]))
+    else:
+        columns["predicted"] = names.take(pa.array(decided))
+        columns["probability"] = _numbers(probabilities.max(axis=1))
+    order = most_probable(probabilities, options.top_k)
+    for rank in range(0 if order is None else order.shape[1]):
+        chosen = order[:, rank]  # type: ignore[index]
+        columns[f"top_{rank + 1}"] = names.take(pa.array(chosen))
+        columns[f"top_{rank + 1}_probability"] = _numbers(probabilities[np.arange(len(chosen)), chosen])
+    if options.probabilities:
+        for index, name in enumerate(rules.label_names):
+            columns[f"probability_{name}"] = _numbers(probabilities[:, index])
+    names_with_prefix = [options.prefix + name for name in columns]
+    return pa.RecordBatch.from_arrays(list(columns.values()), names=names_with_prefix)
+
+
+def _numbers(values: np.ndarray) -> pa.Array:
+    return pa.array(np.ascontiguousarray(values, np.float32))
+
+
+def check_names(existing: Sequence[str], added: Sequence[str], where: str) -> None:
+    """Raise DataError if a column of the input has the name of an added one."""
+    if taken := next((name for name in added if name in existing), None):
+        raise DataError(
+            f"{where} already has a column '{taken}'; set --prefix for the new columns, such as --prefix new_"
+        )

@@ -1,0 +1,73 @@
+"""A PyTorch model for prediction: loaded, on its device, in the processes that a launcher started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+
+from finetune.distributed import gather_results, local_main_process_first
+from finetune.models.classifier import Classifier
+from finetune.models.cpu_kernels import keep_freed_memory
+from finetune.models.speedups import sped_up
+from finetune.pipeline.launch_checks import check_environment, check_launch, threads_per_process
+from finetune.pipeline.load_classifier import load_classifier
+from finetune.pipeline.predict import PredictOptions, Predictor
+from finetune.runs.run_files import read_recipe
+from finetune.runs.run_folder import RunFolder
+
+T = TypeVar("T")
+
+_CPU_BATCH, _GPU_BATCH = 32, 256  # rows per forward pass
+
+
+class _LaunchedProcesses:
+    """The processes that a launcher started; see `predict.Processes`."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self.index, self.count = accelerator.process_index, accelerator.num_processes
+
+    def gather(self, function: Callable[[], T]) -> list[T]:
+        """Return the results of all processes; see `gather_results`."""
+        return [function()] if self.count == 1 else gather_results(self._accelerator, function)
+
+
+@contextmanager
+def torch_predictor(model: Path, options: PredictOptions) -> Iterator[Predictor]:
+    """Yield the model of a folder in evaluation mode, on the GPU of this process or on the CPU.
+
+    Raises:
+        FinetuneError: the folder holds no trained model, or the launcher was called with options that do not fit.
+    """
+    check_environment()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # avoids a warning from Accelerate; see below
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="no")
+    check_launch(accelerator)
+    on_cpu = accelerator.device.type == "cpu"
+    if on_cpu:
+        keep_freed_memory()
+        torch.set_num_threads(threads_per_process(accelerator.num_processes))
+    classifier = local_main_process_first(accelerator, lambda: _load(model, options))
+    classifier.model.to(accelerator.device)
+    batch_size = options.batch_size or (_CPU_BATCH if on_cpu else _GPU_BATCH)
+    with sped_up(classifier, accelerator):
+        yield Predictor(classifier, batch_size, _LaunchedProcesses(accelerator))
+    if accelerator.num_processes > 1:
+        accelerator.wait_for_everyone()
+        accelerator.end_training()
+
+
+def _load(model: Path, options: PredictOptions) -> Classifier:
+    """Return the classifier; one of an earlier version has its text columns from the recipe of its run."""
+    classifier = load_classifier(model, trust_remote_code=options.trust_remote_code, base=options.base)
+    run = RunFolder(model)
+    if classifier.text_columns or not run.recipe.is_file():
+        return classifier
+    return replace(classifier, text_columns=tuple(read_recipe(run, read_data=False).data.text_columns()))
