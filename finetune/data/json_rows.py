@@ -44,7 +44,7 @@ def _read_objects(file: Path, kind: str, decoder: json.JSONDecoder) -> Iterator[
             return
         for number, line in enumerate(text, start=1):
             if line.strip():
-                row = _decode(line, f"{file} line {number}", decoder)
+                row = _decode(line.rstrip(), f"{file} line {number}", decoder)
                 if not isinstance(row, dict):
                     raise DataError(f"{file} line {number} contains {type_name(row)} instead of an object; {_SHAPE}")
                 yield row

@@ -77,7 +77,10 @@ class JsonLinesWriter:
     def write(self, window: Window, added: pa.RecordBatch) -> None:
         """Write the rows of a window; see `RowWriter`."""
         _check_unique(window, "jsonl")
-        rows = window.rows.to_pylist() if isinstance(window.rows, pa.RecordBatch) else window.rows
+        rows = window.rows
+        if isinstance(rows, pa.RecordBatch):
+            columns = [column.to_pylist() for column in readable_numbers(rows)]
+            rows = [dict(zip(rows.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
         columns = [column.to_pylist() for column in readable_numbers(added)]
         names = added.schema.names
         for row, values in zip(rows, zip(*columns, strict=True), strict=True):
@@ -151,12 +154,12 @@ class ParquetWriter:
                 self._writer.close()
 
 
-def readable_numbers(added: pa.RecordBatch) -> list[pa.Array]:
+def readable_numbers(rows: pa.RecordBatch) -> list[pa.Array]:
     """Return the columns with float32 numbers in their shortest decimal form: 0.1, not 0.10000000149."""
     single, lists = pa.float32(), pa.list_(pa.float32())
     shortest = {single: (pa.string(), pa.float64()), lists: (pa.list_(pa.string()), pa.list_(pa.float64()))}
     columns = []
-    for column in added.columns:
+    for column in rows.columns:
         for kind in shortest.get(column.type, ()):
             column = column.cast(kind)
         columns.append(column)
@@ -166,7 +169,7 @@ def readable_numbers(added: pa.RecordBatch) -> list[pa.Array]:
 def _text_columns(window: Window, names: Sequence[str]) -> list[list[str]]:
     """Return all columns of the input as texts."""
     if isinstance(window.rows, pa.RecordBatch):
-        return [_texts_of(column) for column in window.rows.columns]
+        return [_texts_of(column) for column in readable_numbers(window.rows)]
     if unknown := set(window.names()) - set(names):
         raise _new_column(window, sorted(unknown)[0])
     return [[_cell_text(row.get(name)) for row in window.rows] for name in names]

@@ -22,7 +22,7 @@ from finetune.recipe import load_recipe
 ROOT = Path(__file__).parents[2]
 # In the order in which they are run: a guide may use files that an earlier one wrote.
 GUIDES = (
-    "recipes", "data-formats", "models", "runs", "python", "head-analysis", "one-head-or-many", "pruning", "publish",
+    "recipes", "data-formats", "models", "runs", "python", "predict", "head-analysis", "one-head-or-many", "pruning", "publish",
     "distributed", "performance", "troubleshooting",
 )  # fmt: skip
 DOCUMENTS = ("README.md", *(f"finetune/docs/{name}.md" for name in GUIDES))
@@ -52,6 +52,7 @@ SKIPPED = {
     "torchrun": "starts processes; tests/pipeline and tests/training start them with torchrun",
     "accelerate launch --multi_gpu": "starts processes; tests/pipeline starts them",
     "accelerate launch --config_file": "starts processes under FSDP; tests/training starts them",
+    "# needs ray": "ray is not a dependency; tests/pipeline/test_predict_ray.py runs it where it is installed",
     "fsdp.yaml": "a config file of Accelerate, not a recipe",
 }
 _FRAGMENT = "# a fragment of a recipe"
@@ -102,6 +103,8 @@ def run_block(block: Block, bert: Path, result: Result) -> None:
         if block.language == "bash":
             for command in commands(text):
                 _run_command(command, result)
+        elif block.language == "python" and text.partition("\n")[0] in SKIPPED:
+            result.skipped[text.partition("\n")[0]] += 1
         elif block.language == "python":
             AcceleratorState._reset_state(True)
             exec(compile(text, f"{block.document}:{block.line}", "exec"), result.names)
