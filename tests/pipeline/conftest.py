@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from finetune.cli import main
+from tests.support.predicting import Main, write_csv
+
 
 @pytest.fixture
 def run(small_run: Path, tmp_path: Path) -> Path:
@@ -16,3 +19,23 @@ def run(small_run: Path, tmp_path: Path) -> Path:
 def adapted_run(lora_run: Path, tmp_path: Path) -> Path:
     """A copy of the finished run with LoRA."""
     return Path(shutil.copytree(lora_run, tmp_path / "run"))
+
+
+@pytest.fixture
+def ran(capsys: pytest.CaptureFixture[str]) -> Main:
+    """A function that runs `predict` with arguments, expects an exit code, and returns what was printed."""
+
+    def run(*arguments: str | Path, code: int = 0) -> tuple[str, str]:
+        capsys.readouterr()
+        result = main(["predict", *map(str, arguments)])
+        printed = capsys.readouterr()
+        assert result == code, printed.err
+        return printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """A csv file with two texts."""
+    return write_csv(tmp_path / "texts.csv", [{"sentence": "the cat sat"}, {"sentence": "a dog"}])
