@@ -27,6 +27,15 @@ def device_precision(*, use_cpu: bool) -> str:
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
 
 
+def avoid_cudnn_attention() -> None:
+    """Let torch choose its own attention kernels on a GPU, not cuDNN's, in this process.
+
+    cuDNN prepares a plan for each new shape of a batch, and batches of sentences have many shapes. In bf16 on an H100,
+    MiniLM with the lengths of SST-2 trained 3 times and scored 6 to 9 times as fast without it.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def bfloat16_warning(mixed_precision: str, dtype: str, device: torch.device) -> str | None:
     """Return a warning if the recipe selects bfloat16 on a device without instructions for it, else None.
 

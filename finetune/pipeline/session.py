@@ -15,7 +15,7 @@ from finetune.data.loading import quiet_datasets
 from finetune.distributed import on_main_process
 from finetune.errors import TrainingError
 from finetune.models.cpu_kernels import keep_freed_memory
-from finetune.models.precision import bfloat16_warning, check_flash_attention, device_precision
+from finetune.models.precision import avoid_cudnn_attention, bfloat16_warning, check_flash_attention, device_precision
 from finetune.models.pretrained import quiet_libraries
 from finetune.pipeline.context import RunContext
 from finetune.pipeline.launch_checks import check_environment, check_launch, describe_processes, threads_per_process
@@ -57,6 +57,8 @@ def start(recipe: Recipe, folder: RunFolder, *, trackers: bool = False) -> RunCo
     if accelerator.device.type == "cpu":
         keep_freed_memory()
         torch.set_num_threads(recipe.training.num_threads or threads_per_process(accelerator.num_processes))
+    elif accelerator.device.type == "cuda":
+        avoid_cudnn_attention()
     check_launch(accelerator)
     set_seed(recipe.seed)
     console = Console(quiet=not accelerator.is_main_process, highlight=False)

@@ -78,6 +78,7 @@ def check_run(run: Path) -> None:
     assert len(losses) > 1
     assert np.isfinite(losses).all()
     assert losses[-1] < 0.8 * losses[0]
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_the_toy_classifier(tmp_path: Path) -> None:
@@ -92,9 +93,11 @@ def test_the_toy_classifier(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["no", "fp16", "bf16"])
 @pytest.mark.parametrize("lora", [False, True])
-def test_each_precision(tiny_bert: Path, tmp_path: Path, precision: str, lora: bool) -> None:
+def test_each_precision(bert_without_dropout: Path, tmp_path: Path, precision: str, lora: bool) -> None:
+    # With dropout, so small a model learns these rows with some seeds only; without, the loss falls below 0.1 of its
+    # first value with each of 6 seeds on a CPU.
     content = recipe(
-        {"model_name_or_path": str(tiny_bert)},
+        {"model_name_or_path": str(bert_without_dropout)},
         training={**ON_GPU, "mixed_precision": precision, "learning_rate": 3e-3, "num_train_epochs": 20},
         logging={"logging_steps": 24},
     )

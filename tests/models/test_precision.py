@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from finetune.models import precision
-from finetune.models.precision import bfloat16_warning, device_precision, rounding_tolerance
+from finetune.models.precision import avoid_cudnn_attention, bfloat16_warning, device_precision, rounding_tolerance
 from finetune.pipeline.session import start, with_precision
 from finetune.recipe import Recipe
 from finetune.runs.run_folder import RunFolder
@@ -117,3 +117,13 @@ def test_rounding_tolerance_depends_on_the_lowest_precision_and_the_largest_logi
     model = torch.nn.Sequential(*[torch.nn.Linear(1, 1, dtype=getattr(torch, dtype)) for dtype in dtypes])
     with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
         assert rounding_tolerance(model, torch.tensor([[0.1, -largest]])) == pytest.approx(expected)
+
+
+def test_cudnn_attention_is_switched_off() -> None:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        avoid_cudnn_attention()
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
