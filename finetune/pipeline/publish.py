@@ -74,6 +74,8 @@ def publish(path: str | Path, publication: Publication) -> str:
     folder = existing_run(Path(path))
     with locked_folder(folder.path, read_only_ok=True):
         files = published_files(folder, publication)
+        size = sum(_size(content) for content in files.values())
+        print(f"Uploading {len(files)} files, {size / 1e6:.1f} MB, to {publication.repository}.", flush=True)
         return upload(files, publication.repository, private=publication.private, replaced=_REPLACED)
 
 
@@ -126,11 +128,14 @@ def print_files(path: str | Path, publication: Publication) -> None:
     """
     files = published_files(existing_run(Path(path)), publication)
     for name, content in sorted(files.items()):
-        size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        print(f"{size:>13,} bytes  {name}")
+        print(f"{_size(content):>13,} bytes  {name}")
     card = files["README.md"]
     assert isinstance(card, bytes)
     print(f"\n{card.decode()}", end="")
+
+
+def _size(content: Path | bytes) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
 def _check(publication: Publication) -> None:
