@@ -159,6 +159,17 @@ def test_the_schema_is_printed_or_written(
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.schema.json"]
 
 
+@pytest.mark.parametrize(("command", "hint"), [("trian", "; did you mean 'train'?"), ("x" * 200, "")])
+def test_an_unknown_command_is_one_message(command: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main([command, "recipe.yaml"])
+    assert error.value.code == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith(f"finetune: error: there is no command '{command[:20]}")
+    assert message.endswith(f"publish{hint}")
+    assert len(message) < 300
+
+
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["nothing"], ["train"]):
         with pytest.raises(SystemExit) as error:

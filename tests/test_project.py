@@ -32,8 +32,8 @@ MANY_ARGUMENTS = {
 }
 # Modules without their own test file, and the test file that covers them.
 TESTED_IN = {
+    "__main__.py": "recipe/test_shipped.py",
     "cli/__init__.py": "test_cli.py",
-    "cli/__main__.py": "test_cli.py",
     "cli/recipes.py": "test_cli.py",
     "cli/runs.py": "test_cli.py",
     "cli/serving.py": "test_cli.py",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from finetune.cli import recipes, runs, serving
 from finetune.cli.shared import Arguments, split_overrides
-from finetune.errors import EXIT_CODE, DataError, FinetuneError, printable, shorten
+from finetune.errors import EXIT_CODE, DataError, FinetuneError, did_you_mean, printable, shorten
 from finetune.paths import path_problem
 from finetune.signals import Interrupted, stop_immediately
 from finetune.version import __version__
@@ -56,10 +56,21 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
+def command_parsers(whole: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each command by its name."""
+    (commands,) = (action for action in whole._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(commands.choices)
+
+
 def _parse(arguments: Sequence[str] | None) -> Arguments:
     """Return the parsed arguments; overrides can come before, between and after options."""
     whole = parser()
-    args, unparsed = whole.parse_known_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    commands = command_parsers(whole)
+    if words and not words[0].startswith("-") and words[0] not in commands:
+        hint = did_you_mean(words[0], commands)
+        whole.error(f"there is no command '{shorten(words[0], 80)}'; commands are {', '.join(commands)}{hint}")
+    args, unparsed = whole.parse_known_args(words)
     if unparsed and (not hasattr(args, "overrides") or any(part.startswith("-") for part in unparsed)):
         whole.error(f"unrecognized arguments: {' '.join(unparsed)}")
     if unparsed:  # overrides after an option, where argparse accepts no positional arguments

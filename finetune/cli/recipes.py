@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 from finetune.cli.shared import Arguments, Commands, add_command, loading_libraries, with_recipe
 from finetune.errors import RecipeError
+from finetune.recipe.names import ProblemType
 
 
 def add_commands(commands: Commands) -> None:
@@ -14,10 +16,29 @@ def add_commands(commands: Commands) -> None:
     parser = with_recipe(add_command(commands, "train", train, "run a recipe: train, score, analyze heads, report"))
     parser.add_argument("--dry-run", action="store_true", help="train one step, save, reload, and keep nothing")
     with_recipe(add_command(commands, "check", _check, "find the mistakes in a recipe"))
+    _add_init(commands)
     topics = add_command(commands, "help", _help, "list the guides, or show one of them")
     topics.add_argument("topic", nargs="?", help="such as recipes or troubleshooting")
     schema = add_command(commands, "schema", _schema, "print the JSON schema of recipes, for editors")
     schema.add_argument("--output", type=Path, help="the file to write instead, such as recipe.schema.json")
+
+
+def _add_init(commands: Commands) -> None:
+    parser = add_command(commands, "init", _init, "look at a data file and write a recipe for it")
+    parser.add_argument(
+        "file", nargs="?", type=Path, help="a data file (csv, tsv, json, jsonl, parquet), or a folder with train.*"
+    )
+    parser.add_argument("--text-column", metavar="COLUMN", help="the column of the text (default: guessed)")
+    parser.add_argument("--text-pair-column", metavar="COLUMN", help="the column of the second text, for pairs")
+    parser.add_argument("--label-column", metavar="COLUMN", help="the column of the label (default: guessed)")
+    parser.add_argument("--problem-type", choices=get_args(ProblemType), help="what is predicted (default: guessed)")
+    parser.add_argument("--validation-file", type=Path, help="default: the file beside train.*, or held-out rows")
+    parser.add_argument("--test-file", type=Path, help="default: the file test.* beside train.*")
+    parser.add_argument("--validation-size", type=float, metavar="S", help="share of the training rows to hold out")
+    parser.add_argument("--max-length", type=int, metavar="N", help="tokens per row (default: fits 99 %% of the rows)")
+    parser.add_argument("--model", help="hub id, folder or package:NAME/PATH (default: a small installed encoder)")
+    parser.add_argument("--output", type=Path, help="the recipe to write (default: named after the data)")
+    parser.add_argument("--force", action="store_true", help="replace an existing recipe")
 
 
 def train(args: Arguments) -> None:
@@ -38,6 +59,26 @@ def _check(args: Arguments) -> None:
     print(f"{args.recipe} is valid. Output directory: {recipe.output_dir}")
     for note in notes:
         print(f"  {note}")
+
+
+def _init(args: Arguments) -> None:
+    from rich.console import Console
+
+    from finetune.data.column_roles import Roles
+    from finetune.pipeline.init import InitOptions, init
+
+    files = {"validation": args.validation_file, "test": args.test_file}
+    options = InitOptions(
+        file=args.file,
+        roles=Roles(args.text_column, args.text_pair_column, args.label_column, args.problem_type),
+        files={split: file for split, file in files.items() if file is not None},
+        validation_size=args.validation_size,
+        max_length=args.max_length,
+        model=args.model,
+        output=args.output,
+        force=args.force,
+    )
+    init(options, Console(highlight=False))
 
 
 def _help(args: Arguments) -> None:

@@ -25,7 +25,7 @@ def add_command(
 
 def with_recipe(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the arguments of a command that reads a recipe."""
-    parser.add_argument("recipe", type=Path, help="a YAML recipe, such as recipes/toy.yaml")
+    parser.add_argument("recipe", type=Path, help="a YAML recipe, such as my.yaml, or a shipped one: recipe:toy")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
     return parser
 

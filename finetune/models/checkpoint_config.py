@@ -73,6 +73,24 @@ def check_checkpoint(name: str, revision: str, max_length: int) -> str | None:
             raise ModelError(f"model '{name}' has no config.json; {FOLDER_FIX}")
         return f"not checked: model '{name}', because it is not in the cache of the hub"
     check_entries(entries, f"model '{name}': config.json")
+    config, tokenizer_limit = _token_limits(name, revision, entries)
+    if config is not None:
+        check_max_length(config, tokenizer_limit, max_length, name)
+    return None
+
+
+def token_limit(name: str, revision: str) -> float:
+    """Return the largest number of tokens that a checkpoint on this disk takes; infinity if none is known."""
+    entries = _read_json(name, revision, "config.json")
+    if entries is None:
+        return math.inf
+    config, tokenizer_limit = _token_limits(name, revision, entries)
+    model_limit = None if config is None else max_input_length(config)
+    return tokenizer_limit if model_limit is None else min(model_limit, tokenizer_limit)
+
+
+def _token_limits(name: str, revision: str, entries: Mapping[str, Any]) -> tuple[SimpleNamespace | None, float]:
+    """Return the entries of config.json if they give the model's limit, and the limit of the tokenizer."""
     tokenizer = _read_json(name, revision, "tokenizer_config.json") or {}
     # Entries of other types are reported when the model is loaded.
     limit: object = tokenizer.get("model_max_length")
@@ -80,9 +98,9 @@ def check_checkpoint(name: str, revision: str, max_length: int) -> str | None:
     if isinstance(limit, int | float) and not isinstance(limit, bool) and limit >= 1:
         tokenizer_limit = limit
     has_positions = isinstance(entries.get("max_position_embeddings"), int | None)
-    if has_positions and entries.get("model_type") and "auto_map" not in entries:
-        check_max_length(SimpleNamespace(**{**_CONFIG_DEFAULTS, **entries}), tokenizer_limit, max_length, name)
-    return None
+    if not has_positions or not entries.get("model_type") or "auto_map" in entries:
+        return None, tokenizer_limit
+    return SimpleNamespace(**{**_CONFIG_DEFAULTS, **entries}), tokenizer_limit
 
 
 def _read_json(name: str, revision: str, file: str) -> dict[str, Any] | None:

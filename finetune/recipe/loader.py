@@ -16,6 +16,7 @@ from finetune.paths import absolute_path, path_problem
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema_validation import in_file_order, schema_problems
 from finetune.recipe.section import SOURCES
+from finetune.recipe.shipped import recipe_file
 from finetune.recipe.validation import (
     Problem,
     class_weight_problems,
@@ -40,10 +41,12 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 _NEEDS_ESCAPE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _Dumper.add_representer(str, _represent_text)
+_PLAIN = re.compile(r"[A-Za-z_/](?:[\w./:-]*\w)?", re.ASCII)
+_NOT_PLAIN = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")  # other values, in YAML 1.1 or 1.2
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, read_data: bool = True) -> Recipe:
-    """Return the validated recipe in a file, with `section.key=value` overrides.
+    """Return the validated recipe in a file or of the name `recipe:NAME`, with `section.key=value` overrides.
 
     Relative paths are resolved against the working directory, so that the resolved recipe can be used from any
     directory.
@@ -55,7 +58,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, read_data: b
     Raises:
         RecipeError: the file cannot be read, or it or an override has mistakes; the message has one line per mistake.
     """
-    path = Path(path)
+    path = recipe_file(path)
     values = YamlValues()
     document = _read_document(path, values)
     for override in overrides:
@@ -81,6 +84,13 @@ def dump_recipe(recipe: Recipe) -> str:
     """Return the recipe as YAML with all default values. `load_recipe` reads the same recipe from it."""
     document = recipe.model_dump(mode="json")
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def yaml_text(text: str) -> str:
+    """Return a text as it is written in a recipe: plain if it is a simple word or path, otherwise in quotes."""
+    if _PLAIN.fullmatch(text) and text.lower() not in _NOT_PLAIN:
+        return text
+    return yaml.dump(text, Dumper=_Dumper, default_style='"', allow_unicode=True, width=float("inf")).strip()
 
 
 def _new_locations_only(known: Sequence[Problem], more: Iterable[Problem]) -> list[Problem]:

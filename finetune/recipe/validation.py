@@ -137,7 +137,7 @@ def disk_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     for split in ("train", "validation", "test"):
         file = _section(document, "data").get(f"{split}_file")
         if isinstance(file, str) and file:
-            yield from _file_problems(("data", f"{split}_file"), file)
+            yield from file_problems(("data", f"{split}_file"), file)
     output = document.get("output_dir")
     if isinstance(output, str) and (problem := new_dir_problem(output)):
         yield Problem(("output_dir",), f"{_quoted(output)} {problem}")
@@ -170,7 +170,8 @@ def _metric_hint(name: str, choices: Sequence[str], problem_type: str) -> str:
     return f"; did you mean '{suggestion}'?" if suggestion in choices else did_you_mean(name, choices)
 
 
-def _file_problems(location: Location, file: str) -> Iterator[Problem]:
+def file_problems(location: Location, file: str) -> Iterator[Problem]:
+    """Yield the problem with the path of a data file, if it has one."""
     problem = path_problem(file)
     if problem is not None:
         yield Problem(location, f"{_quoted(file)} {problem}")

@@ -44,7 +44,7 @@ def start(command: Sequence[str | Path], folder: Path, **environment: str) -> Do
 
 def finetune(*arguments: str | Path, folder: Path, **environment: str) -> Done:
     """Run a finetune command in `folder`, offline, with an empty cache."""
-    return start([sys.executable, "-m", "finetune.cli", *arguments], folder, **environment)
+    return start([sys.executable, "-m", "finetune", *arguments], folder, **environment)
 
 
 def check_steps(result: plain_steps.Measurements) -> None:
