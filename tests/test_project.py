@@ -56,6 +56,8 @@ TESTED_IN = {
     "pipeline/head_choice.py": "pipeline/test_prune.py",
     "pipeline/load_classifier.py": "test_api.py",
     "pipeline/hub.py": "pipeline/test_publish.py",
+    "pipeline/export_folder.py": "pipeline/test_export.py",
+    "pipeline/export_rows.py": "pipeline/test_export.py",
     "pipeline/merge.py": "pipeline/test_finished_run.py",
     "pipeline/prediction_columns.py": "pipeline/test_predict.py",
     "pipeline/prediction_output.py": "pipeline/test_predict.py",

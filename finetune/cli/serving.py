@@ -11,6 +11,7 @@ from finetune.cli.shared import Arguments, Commands, add_command, loading_librar
 def add_commands(commands: Commands) -> None:
     """Add the commands of this module."""
     _add_predict(commands)
+    _add_export(commands)
     _add_publish(commands)
 
 
@@ -111,5 +112,28 @@ def _publish(args: Arguments) -> None:
         print(f"Published: {publish(args.run, publication)}")
 
 
+def _add_export(commands: Commands) -> None:
+    export = add_command(commands, "export", _export, "write a model as a folder that onnxruntime can serve alone")
+    export.add_argument(
+        "model", type=Path, metavar="run", help="a run folder, such as runs/toy, or a model folder, such as RUN/pruned"
+    )
+    export.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run's recipe")
+    export.add_argument("--format", choices=["onnx"], default="onnx", help="the format to write (default: onnx)")
+    export.add_argument("--quantize", choices=["int8"], help="quantize the weights (default: float32)")
+    export.add_argument("--output", type=Path, help="the folder to write (default: RUN/onnx, with int8 RUN/onnx-int8)")
+
+
+def _export(args: Arguments) -> None:
+    from finetune.runs.run_files import check_has_model
+
+    check_has_model(args.model)
+    with loading_libraries():
+        from finetune.pipeline.export import export
+    folder, result = export(args.model, args.overrides, int8=args.quantize == "int8", output=args.output)
+    print(f"Exported to {folder}")
+    for line in result.lines():
+        print(line)
+
+
 # Commands that run in one process only: with several, each would write the same files.
-ONE_PROCESS: dict[Callable[[Arguments], None], str] = {_publish: "publish"}
+ONE_PROCESS: dict[Callable[[Arguments], None], str] = {_export: "export", _publish: "publish"}

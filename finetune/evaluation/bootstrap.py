@@ -51,11 +51,11 @@ def classification_intervals(
     else:
         metrics, (kinds, sizes) = MULTI_LABEL, _multi_label_kinds(predictions, references)
     functions = [*metrics.values(), precision, recall, f1]
-    total = _total(kinds, sizes)
+    total = total_counts(kinds, sizes)
     values = np.concatenate([np.reshape(function(total), -1) for function in functions])
     bounds: list[Bounds] = [(None, None)] * len(values)
     if not interval_note(total.rows):
-        bounds = _bounds(_evaluate_blocks(_resample_counts(kinds, sizes, samples, seed), functions))
+        bounds = percentile_bounds(evaluate_blocks(resample_counts(kinds, sizes, samples, seed), functions))
     cells = [MetricValue(float(value), low, high) for value, (low, high) in zip(values, bounds, strict=True)]
     overall, by_class = cells[: len(metrics)], np.reshape(np.array(cells[len(metrics) :], dtype=object), (3, -1))
     per_class = [
@@ -73,11 +73,11 @@ def regression_intervals(predictions: Array, references: Array, *, samples: int,
     values = {name: none_if_undefined(metric(predictions, references)) for name, metric in REGRESSION.items()}
     if interval_note(len(references)):
         return {name: MetricValue(value) for name, value in values.items()}
-    resamples = _regression_resamples(predictions.astype(float), references.astype(float), samples, seed)
+    resamples = regression_resamples(predictions.astype(float), references.astype(float), samples, seed)
     resampled = np.array([[metrics[name] for name in REGRESSION] for metrics in resamples])
     return {
         name: MetricValue(value, low, high)
-        for (name, value), (low, high) in zip(values.items(), _bounds(resampled), strict=True)
+        for (name, value), (low, high) in zip(values.items(), percentile_bounds(resampled), strict=True)
     }
 
 
@@ -101,14 +101,14 @@ def _multi_label_kinds(predictions: Array, references: Array) -> tuple[Counts, A
     return Counts(predictions * references, predictions, references, exact, 1), np.ones(len(references), dtype=int)
 
 
-def _total(kinds: Counts, sizes: Array) -> Counts:
+def total_counts(kinds: Counts, sizes: Array) -> Counts:
     """Return the counts of all rows."""
     return Counts(
         sizes @ kinds.hits, sizes @ kinds.predicted, sizes @ kinds.actual, sizes @ kinds.exact, int(sizes.sum())
     )
 
 
-def _resample_counts(kinds: Counts, sizes: Array, samples: int, seed: int) -> Iterator[Counts]:
+def resample_counts(kinds: Counts, sizes: Array, samples: int, seed: int) -> Iterator[Counts]:
     """Yield the counts of all resamples, in blocks.
 
     Args:
@@ -125,7 +125,7 @@ def _resample_counts(kinds: Counts, sizes: Array, samples: int, seed: int) -> It
             running.advance(len(drawn))
 
 
-def _evaluate_blocks(blocks: Iterator[Counts], functions: list[Callable[[Counts], Array]]) -> Array:
+def evaluate_blocks(blocks: Iterator[Counts], functions: list[Callable[[Counts], Array]]) -> Array:
     """Return the values of all functions for every resample, (R, X)."""
     return np.concatenate(
         [
@@ -135,7 +135,7 @@ def _evaluate_blocks(blocks: Iterator[Counts], functions: list[Callable[[Counts]
     )
 
 
-def _bounds(resampled: Array) -> list[Bounds]:
+def percentile_bounds(resampled: Array) -> list[Bounds]:
     """Return the interval of each column of (R, X), over the resamples in which the value is defined (not NaN).
 
     The bounds are None if all resamples have the same value.
@@ -148,7 +148,7 @@ def _bounds(resampled: Array) -> list[Bounds]:
     return bounds
 
 
-def _regression_resamples(predictions: Array, references: Array, samples: int, seed: int) -> Iterator[dict[str, float]]:
+def regression_resamples(predictions: Array, references: Array, samples: int, seed: int) -> Iterator[dict[str, float]]:
     """Yield the metrics of each resample; those without a fast formula are computed on the drawn rows."""
     rng, rows = np.random.default_rng(seed), len(references)
     metrics_of_counts = _fast_regression_metrics(predictions, references)

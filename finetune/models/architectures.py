@@ -89,6 +89,8 @@ class Family:
         after_attention: path of the module that receives the states right after attention and treats tokens
             separately; from there the last layer needs only the first token. "" if there is none. May be a function of
             the config.
+        not_exportable: function of the config and max_length that returns why the model cannot be exported to ONNX, or
+            "" if it can; None: it can.
         forward_bypasses_hooks: the model calls `layer.forward(...)` instead of `layer(...)`, so hooks of a layer do
             not run; FSDP then shards the model as one unit.
         note: a known problem that is printed before training.
@@ -113,6 +115,7 @@ class Family:
     reserved_positions: Callable[[Any], int] = _no_positions
     after_attention: str | Callable[[Any], str] = ""
     forward_bypasses_hooks: bool = False
+    not_exportable: Callable[[Any, int], str] | None = None
     note: str = ""
 
     def layer_path(self, config: Any, layer: int) -> str:
@@ -122,6 +125,10 @@ class Family:
     def why_not_prunable(self, config: Any) -> str:
         """Return why heads of a model with this config can be masked but not pruned, or "" if they can be pruned."""
         return self.not_prunable or (self.not_prunable_if(config) if self.not_prunable_if else "")
+
+    def why_not_exportable(self, config: Any, max_length: int) -> str:
+        """Return why a model with this config and maximum length cannot be exported to ONNX, or "" if it can be."""
+        return self.not_exportable(config, max_length) if self.not_exportable else ""
 
     def after_attention_path(self, config: Any) -> str:
         """Return `after_attention` for this config."""
@@ -169,6 +176,17 @@ def _big_bird_after_attention(config: Any) -> str:
     return "attention.output" if config.attention_type == "original_full" else ""
 
 
+def _big_bird_not_exportable(config: Any, max_length: int) -> str:
+    # Up to this length BigBird uses full attention; see BigBirdModel.forward in transformers.
+    longest = (5 + 2 * config.num_random_blocks) * config.block_size
+    if config.attention_type == "original_full" or max_length <= longest:
+        return ""
+    return (
+        f"above {longest} tokens its attention_type '{config.attention_type}' chooses at random which tokens attend to "
+        f"which; train with data.max_length {longest} or less"
+    )
+
+
 def _deberta_talking_heads(config: Any) -> str:
     return "talking_head mixes the heads with one another" if getattr(config, "talking_head", False) else ""
 
@@ -204,7 +222,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "bert": _BERT,
     "big_bird": replace(
-        _BERT, not_prunable_if=_big_bird_sparse_attention, after_attention=_big_bird_after_attention
+        _BERT, not_prunable_if=_big_bird_sparse_attention, after_attention=_big_bird_after_attention,
+        not_exportable=_big_bird_not_exportable,
     ),
     "camembert": _ROBERTA,
     "convbert": replace(

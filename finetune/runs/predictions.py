@@ -47,7 +47,7 @@ def worst_predictions(folder: RunFolder, count: int) -> list[PredictedRow]:
     Raises:
         DataError: the file with the predictions is missing or damaged.
     """
-    table = _read(folder)
+    table = read_predictions(folder)
     pairs = zip(table["label"].to_pylist(), table["predicted"].to_pylist(), strict=True)
     wrong = [index for index, (label, predicted) in enumerate(pairs) if label != predicted]
     rows = table.take(pa.array(wrong, pa.int64()))
@@ -61,12 +61,12 @@ def first_predictions(folder: RunFolder, split: str, count: int) -> list[Predict
     Raises:
         DataError: the file with the predictions is missing or damaged.
     """
-    table = _read(folder)
+    table = read_predictions(folder)
     rows = table.filter(pc.equal(table["split"], split)).slice(0, count)
     return [_predicted_row(row) for row in rows.to_pylist()]
 
 
-def _read(folder: RunFolder) -> pa.Table:
+def read_predictions(folder: RunFolder) -> pa.Table:
     """Return the table of predictions, checked."""
     content = read_bytes(folder.predictions)
     try:

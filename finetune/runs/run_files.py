@@ -53,6 +53,14 @@ def existing_run(path: Path) -> RunFolder:
     return RunFolder(path.absolute())
 
 
+def check_has_model(path: Path) -> None:
+    """Raise DataError unless a folder that the user gave is a run, or contains a trained model."""
+    folder = RunFolder(path)
+    if not any(file.exists() for file in (path / "classifier.json", folder.model / "classifier.json", folder.recipe)):
+        reason = "it contains no trained model" if path.is_dir() else "there is no such folder"
+        raise DataError(f"{path} cannot be used: {reason}; name a run folder, such as runs/toy")
+
+
 def not_a_run(folder: RunFolder) -> str:
     """Return why a folder is not a run, or "" if it is one; the content of its files is checked, not their names."""
     try:

@@ -19,6 +19,8 @@ class RunFolder:
         self.model = path / "model"
         self.merged = path / "merged"
         self.pruned = path / "pruned"
+        self.onnx = path / "onnx"
+        self.onnx_int8 = path / "onnx-int8"
         self.ranks = path / "ranks.json"  # of earlier versions, with rank_pattern: by_importance
         self.training = path / "training.json"
         self.scores = path / "scores.json"
@@ -32,6 +34,6 @@ class RunFolder:
         """Return every path that a run may write to."""
         return [
             *(self.recipe, self.environment, self.data, self.history, self.checkpoints, self.trackers),
-            *(self.model, self.merged, self.pruned, self.ranks, self.training),
+            *(self.model, self.merged, self.pruned, self.onnx, self.onnx_int8, self.ranks, self.training),
             *(self.scores, self.predictions, self.heads, self.heads_failure, self.report, self.card),
         ]

@@ -1,0 +1,232 @@
+"""The files of an exported folder besides the model: config.json, tokenizer.json, serve.py and README.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from finetune.models.classifier import Classifier
+from finetune.models.onnx_classifier import CONFIG_FILE, FORMAT, TOKENIZER_FILE
+from finetune.models.text_batches import truncating_tokenizer
+from finetune.runs.atomic_files import write_text
+from finetune.runs.results import MetricValue, format_number
+from finetune.version import __version__
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the exported float32 model is from PyTorch.
+
+    Attributes:
+        difference: the largest difference of a logit.
+        tolerance: the largest difference that is accepted.
+        texts, shortest, longest: the number of texts, and their lengths in tokens.
+        batch_sizes: the batch sizes that were compared.
+    """
+
+    difference: float
+    tolerance: float
+    texts: int
+    shortest: int
+    longest: int
+    batch_sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class MetricComparison:
+    """A metric of float32 and int8, and int8 minus float32 with its paired interval."""
+
+    float32: float | None
+    int8: float | None
+    difference: MetricValue
+
+
+@dataclass(frozen=True)
+class Int8Comparison:
+    """The int8 model compared with the float32 model on the evaluation rows.
+
+    Attributes:
+        same_predictions: share of rows with the same predicted label or labels; None for regression.
+        largest_difference: of a probability, or of a predicted value for regression.
+    """
+
+    split: str
+    rows: int
+    same_predictions: float | None
+    largest_difference: float
+    metrics: dict[str, MetricComparison]
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export wrote and measured.
+
+    Attributes:
+        precision: of the weights, float32 or int8.
+        size: bytes of the model file.
+        int8: None for float32, or if the run has no evaluation rows.
+    """
+
+    precision: str
+    size: int
+    parity: Parity
+    int8: Int8Comparison | None
+
+    def lines(self) -> Iterator[str]:
+        """Yield the result as lines of text."""
+        parity, sizes = self.parity, ", ".join(map(str, self.parity.batch_sizes))
+        model = "float32 model" if self.precision == "int8" else "model"
+        yield f"model.onnx: {self.precision}, {self.size / 1e6:.1f} MB."
+        yield (
+            f"Largest difference of a logit between the {model} and PyTorch: {parity.difference:.1g} (at most "
+            f"{parity.tolerance:.1g} is accepted), on {parity.texts} texts of {parity.shortest} to {parity.longest} "
+            f"tokens in batches of {sizes}."
+        )
+        if self.precision == "float32":
+            return
+        if self.int8 is None:
+            yield "The run has no evaluation rows, so the accuracy of int8 was not measured."
+            return
+        found = self.int8
+        same = "" if found.same_predictions is None else f"the same prediction for {found.same_predictions:.1%}, "
+        kind = "value" if found.same_predictions is None else "probability"
+        yield (
+            f"int8 compared with float32 on {found.rows} {found.split} rows: {same}largest difference of a {kind} "
+            f"{found.largest_difference:.2g}."
+        )
+        for name, metric in found.metrics.items():
+            interval = metric.difference.interval()
+            yield (
+                f"{name}: float32 {format_number(metric.float32)}, int8 {format_number(metric.int8)}, difference "
+                f"{_signed(metric.difference.value)}{f' {interval} (95 % paired interval)' if interval else ''}."
+            )
+
+
+def write_folder(classifier: Classifier, folder: Path, result: Export | None = None) -> None:
+    """Write every file of the folder except the model; README.md only with the result."""
+    tokenizer, pairs = classifier.tokenizer, len(classifier.text_columns) == 2
+    side = str(tokenizer.truncation_side)
+    backend = truncating_tokenizer(tokenizer.backend_tokenizer, classifier.max_length, truncation_side=side)
+    padding = {
+        "side": str(tokenizer.padding_side),
+        "token_id": tokenizer.pad_token_id,
+        "token": str(tokenizer.pad_token),
+        "type_id": tokenizer.pad_token_type_id,
+    }
+    backend.enable_padding(
+        direction=padding["side"],
+        pad_id=padding["token_id"],
+        pad_token=padding["token"],
+        pad_type_id=padding["type_id"],
+    )
+    write_text(folder / TOKENIZER_FILE, backend.to_str(pretty=True))
+    rules = classifier.rules
+    config: dict[str, Any] = {
+        "format": FORMAT,
+        "model_type": str(classifier.base.config.model_type),
+        "problem_type": rules.problem_type,
+        "label_names": list(rules.label_names),
+        "thresholds": rules.thresholds,
+        "temperature": rules.temperature,
+        "text_columns": list(classifier.text_columns),
+        "max_length": classifier.max_length,
+        "truncation_side": side,
+        "split_special_tokens": bool(tokenizer.split_special_tokens),
+        "padding": padding,
+        "exported_with": {"finetune": __version__}
+        | {name: version(name) for name in ("torch", "transformers", "onnx", "onnxruntime", "tokenizers")},
+        "export": None if result is None else asdict(result),
+    }
+    write_text(folder / CONFIG_FILE, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / "serve.py", _serve_script(rules.problem_type, pairs=pairs))
+    if result is not None:
+        write_text(folder / "README.md", _readme(classifier, result, pairs=pairs))
+
+
+def _signed(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:+.3f}"
+
+
+_SERVE = '''\
+"""Classify {inputs}: python serve.py {arguments}"""
+import json, sys, numpy as np, onnxruntime
+from pathlib import Path
+from tokenizers import Tokenizer
+
+folder = Path(__file__).parent
+config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))  # truncates and pads
+session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+
+encodings = tokenizer.encode_batch({texts})
+fields = {{"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}}
+inputs = {{node.name: [getattr(e, fields[node.name]) for e in encodings] for node in session.get_inputs()}}
+(logits,) = session.run(["logits"], {{name: np.array(rows, np.int64) for name, rows in inputs.items()}})
+{output}
+'''
+# Problem type -> the last lines, from logits to printed predictions.
+_OUTPUTS = {
+    "single_label_classification": """\
+probabilities = np.exp(logits / config["temperature"])
+for row in probabilities / probabilities.sum(axis=1, keepdims=True):
+    print(config["label_names"][row.argmax()], round(float(row.max()), 4))""",
+    "multi_label_classification": """\
+thresholds = config["thresholds"] or [0.5] * len(config["label_names"])
+for row in 1 / (1 + np.exp(-logits / config["temperature"])):
+    print([(name, round(float(p), 4)) for name, p, t in zip(config["label_names"], row, thresholds) if p >= t])""",
+    "regression": """\
+for (value,) in logits:
+    print(round(float(value), 4))""",
+}
+
+
+def _serve_script(problem_type: str, *, pairs: bool) -> str:
+    """Return the example that serves the folder without finetune."""
+    return _SERVE.format(
+        inputs="pairs of texts" if pairs else "texts",
+        arguments=f"{'FIRST SECOND' if pairs else 'TEXT'} ...",
+        texts="list(zip(sys.argv[1::2], sys.argv[2::2]))" if pairs else "sys.argv[1:]",
+        output=_OUTPUTS[problem_type],
+    )
+
+
+def _readme(classifier: Classifier, result: Export, *, pairs: bool) -> str:
+    """Return the README of the folder."""
+    figures = "\n".join(f"- {line}" for line in result.lines())
+    int8 = (
+        "\nWeights are quantized to 7 of 8 bits with one scale per output channel, activations to 8 bits while the "
+        "model runs. 7 bits, because on processors without VNNI instructions onnxruntime's 16-bit sums saturate with "
+        "8-bit weights: the file is right on every processor.\n"
+        if result.precision == "int8"
+        else ""
+    )
+    columns = " and ".join(f"`{name}`" for name in classifier.text_columns) or "one text"
+    arguments = '"first text" "second text"' if pairs else '"a text" "another text"'
+    return f"""\
+# {classifier.base.config.model_type} classifier, ONNX {result.precision}
+
+Exported by finetune {__version__}. Problem type: {classifier.problem_type}; {len(classifier.label_names)} labels, in
+`config.json`. Input: {columns}, cut to {classifier.max_length} tokens.
+
+## Figures
+
+{figures}
+{int8}
+## Use
+
+    pip install onnxruntime tokenizers
+    python serve.py {arguments}
+
+or `finetune predict THIS_FOLDER FILE`, which needs neither PyTorch nor transformers.
+
+| file | content |
+|---|---|
+| `model.onnx` | the model: `input_ids`, `attention_mask` and, for some models, `token_type_ids` in; `logits` out |
+| `tokenizer.json` | the tokenizer, which truncates and pads |
+| `config.json` | labels, problem type, thresholds, temperature, text columns, lengths, padding, and the figures above |
+| `serve.py` | the example above |
+"""
