@@ -4,7 +4,7 @@ RUN ?= runs/toy
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 
-.PHONY: install format lint test test-gpu soak eval bench bench-accuracy bench-heads toy clean
+.PHONY: install format lint test test-gpu soak eval bench bench-accuracy bench-heads bench-export toy clean
 
 install: $(SETUP)
 
@@ -63,6 +63,10 @@ bench-heads: $(SETUP)
 	$(BIN)/python -m tests.benchmarks.gradients
 	$(BIN)/python -m tests.benchmarks.ablation
 	$(BIN)/python -m tests.benchmarks.heads --data $(DATA) --runs runs/bench-heads
+
+# Exports a small random model of each family to ONNX, and compares its logits with PyTorch's: a minute.
+bench-export: $(SETUP)
+	$(BIN)/python -m tests.benchmarks.export_families
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

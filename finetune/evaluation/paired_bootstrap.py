@@ -25,21 +25,27 @@ from finetune.runs.results import MetricValue
 
 
 def paired_differences(
-    first: Array, second: Array, references: Array, metrics: Sequence[str], *, num_classes: int, samples: int, seed: int
+    pair: tuple[Array, Array],
+    references: Array,
+    metrics: Sequence[str],
+    *,
+    num_classes: int,
+    samples: int,
+    seed: int,
 ) -> dict[str, MetricValue]:
     """Return, by metric, second minus first with its 95 % confidence interval; None without one.
 
     Args:
-        first, second: the predictions of both models: class ids (N,), 0/1 label sets (N, C), or values (N,).
+        pair: the predictions of the first and the second model: class ids (N,), 0/1 label sets (N, C), or values (N,).
         references: the labels in the same form.
         metrics: names of metrics of the problem type.
         samples: number of resamples.
     """
     if references.dtype.kind == "f":
-        return _regression_differences(first, second, references, metrics, samples, seed)
+        return _regression_differences(pair, references, metrics, samples, seed)
     formulas = SINGLE_LABEL if references.ndim == 1 else MULTI_LABEL
     functions = [formulas[name] for name in metrics]
-    kinds, sizes = _kinds(np.stack([references, first, second], axis=1), num_classes)
+    kinds, sizes = _kinds(np.stack([references, *pair], axis=1), num_classes)
     totals = [total_counts(counts, sizes) for counts in kinds]
     values = [float(function(totals[1]) - function(totals[0])) for function in functions]
     bounds: list[tuple[float | None, float | None]] = [(None, None)] * len(values)
@@ -66,17 +72,17 @@ def _kinds(rows: Array, num_classes: int) -> tuple[list[Counts], Array]:
 
 
 def _regression_differences(
-    first: Array, second: Array, references: Array, metrics: Sequence[str], samples: int, seed: int
+    pair: tuple[Array, Array], references: Array, metrics: Sequence[str], samples: int, seed: int
 ) -> dict[str, MetricValue]:
     """Return `paired_differences` of predicted values (N,)."""
     values = {
-        name: none_if_undefined(REGRESSION[name](second, references) - REGRESSION[name](first, references))
+        name: none_if_undefined(REGRESSION[name](pair[1], references) - REGRESSION[name](pair[0], references))
         for name in metrics
     }
     if interval_note(len(references)):
         return {name: MetricValue(value) for name, value in values.items()}
     labels = references.astype(float)
-    resamples = [regression_resamples(model.astype(float), labels, samples, seed) for model in (first, second)]
+    resamples = [regression_resamples(model.astype(float), labels, samples, seed) for model in pair]
     differences = [[b[name] - a[name] for name in metrics] for a, b in zip(*resamples, strict=True)]
     bounds = percentile_bounds(np.array(differences))
     return {name: MetricValue(value, *bound) for (name, value), bound in zip(values.items(), bounds, strict=True)}

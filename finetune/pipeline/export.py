@@ -185,8 +185,7 @@ def _compare_int8(
     first, second = (np.asarray(rules.decisions(part), rows.labels.dtype) for part in probabilities)
     names = recipe.metric_names()
     differences = paired_differences(
-        first,
-        second,
+        (first, second),
         rows.labels,
         names,
         num_classes=len(rules.label_names),

@@ -1,4 +1,4 @@
-"""The files of an exported folder besides the model: config.json, tokenizer.json, serve.py and README.md."""
+"""The files of an exported folder, without the model: config.json, tokenizer.json, serve.py and README.md."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def first_predictions(folder: RunFolder, split: str, count: int) -> list[Predict
 
 
 def read_predictions(folder: RunFolder) -> pa.Table:
-    """Return the table of predictions, checked."""
+    """Return the table of predictions; raise DataError if the file is missing or damaged."""
     content = read_bytes(folder.predictions)
     try:
         table = pq.read_table(pa.BufferReader(content))
