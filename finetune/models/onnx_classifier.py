@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -57,22 +58,24 @@ class OnnxClassifier:
         logits = [self.encoded_logits(self.encoder.encode(part), batch_size) for part in parts]
         return np.concatenate([np.empty((0, len(self.rules.label_names)), np.float32), *logits])
 
-    def encoded_logits(self, encoded: EncodedTexts, batch_size: int) -> np.ndarray:
+    def encoded_logits(
+        self, encoded: EncodedTexts, batch_size: int, on_batch: Callable[[int], None] | None = None
+    ) -> np.ndarray:
         """Return the logits (N, C) of texts that `encoder` encoded, in float32.
 
         Texts of similar length share a batch, longest first, so that little is padded.
+
+        Args:
+            on_batch: called with the number of texts after each batch.
         """
         order = np.argsort(-encoded.lengths, kind="stable")
         logits = np.empty((len(order), len(self.rules.label_names)), np.float32)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             (logits[rows],) = self.session.run(["logits"], self.encoder.batch(encoded, rows))
+            if on_batch is not None:
+                on_batch(len(rows))
         return logits
-
-
-def is_exported(folder: Path) -> bool:
-    """Return whether a folder looks like one that `finetune export` wrote."""
-    return (folder / MODEL_FILE).is_file()
 
 
 def load_onnx(folder: Path) -> OnnxClassifier:

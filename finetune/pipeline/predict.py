@@ -198,7 +198,7 @@ def _report(counts: Counts, max_length: int, target: Target) -> None:
 def _predictor(model: Path, options: PredictOptions) -> Iterator[Predictor]:
     """Load the model."""
     if is_exported(model):
-        from finetune.models.onnx_classifier import load_onnx  # type: ignore[import-not-found]
+        from finetune.models.onnx_classifier import load_onnx
 
         yield Predictor(load_onnx(model), options.batch_size or 32, SingleProcess())
         return

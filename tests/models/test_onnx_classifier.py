@@ -15,7 +15,7 @@ import pytest
 from finetune.errors import ModelError
 from finetune.models import onnx_classifier
 from finetune.models.classifier import Classifier
-from finetune.models.onnx_classifier import is_exported, load_onnx
+from finetune.models.onnx_classifier import load_onnx
 from finetune.models.onnx_export import write_onnx
 from finetune.pipeline.export_folder import write_folder
 from tests.conftest import SENTENCES
@@ -64,14 +64,18 @@ def test_left_padding_and_truncation_on_the_left(tmp_path: Path) -> None:
     assert_equal_up_to_rounding(load_onnx(export_to(tmp_path / "onnx", classifier)).logits([texts], 3), expected)
 
 
+def test_each_batch_is_reported(exported: tuple[Classifier, Path]) -> None:
+    loaded, sizes = load_onnx(exported[1]), []
+    loaded.encoded_logits(loaded.encoder.encode([SENTENCES]), 4, sizes.append)
+    assert sizes == [4, 2]
+
+
 def test_no_texts_have_no_logits(exported: tuple[Classifier, Path]) -> None:
     assert load_onnx(exported[1]).logits([[]], 8).shape == (0, 5)
 
 
 def test_what_is_needed_to_use_the_model_is_loaded(exported: tuple[Classifier, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(exported[1], tmp_path / "onnx"))
-    assert is_exported(folder)
-    assert not is_exported(tmp_path)
     config = json.loads((folder / "config.json").read_text())
     config |= {"problem_type": "multi_label_classification", "thresholds": [0.1, 0.2, 0.3, 0.4, 1], "temperature": 2}
     (folder / "config.json").write_text(json.dumps(config | {"text_columns": ["question", "answer"]}))

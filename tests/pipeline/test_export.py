@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import subprocess
@@ -19,25 +20,32 @@ from finetune.pipeline.export_folder import Export
 from finetune.pipeline.export_rows import read_rows
 from finetune.pipeline.load_classifier import load_classifier
 from finetune.runs.run_folder import RunFolder
+from tests.support import ROOT
 from tests.support.finished_runs import SCRATCH, contents, finished, recipe
 from tests.support.helpers import assert_equal_up_to_rounding
 
 FILES = {"README.md", "config.json", "model.onnx", "serve.py", "tokenizer.json"}
 TEXTS = ["the cat sat on the mat", "a dog", "the dog chased the cat on the floor now"]
-# Runs a script in a process in which these libraries cannot be imported.
+# Runs an exported folder's example, then the command `predict`, in a process without the libraries that train.
 WITHOUT_TRAINING_LIBRARIES = """
 import runpy, sys
-BLOCKED = {"torch", "transformers", "datasets", "peft", "accelerate", "evaluate", "finetune"}
+BLOCKED = {"torch", "transformers", "datasets", "peft", "accelerate", "evaluate"}
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in BLOCKED:
             raise ImportError(f"{name} is blocked")
 sys.meta_path.insert(0, Blocked())
-sys.argv = sys.argv[1:]
+folder, rows, output, *texts = sys.argv[1:]
 try:
     import torch
 except ImportError:
+    sys.argv = [folder + "/serve.py", *texts]
     runpy.run_path(sys.argv[0], run_name="__main__")
+    assert not any(name.partition(".")[0] == "finetune" for name in sys.modules)
+    from finetune.cli import main
+    code = main(["predict", folder, rows, "--output", output, "--probabilities"])
+    assert not BLOCKED & sys.modules.keys()
+    sys.exit(code)
 """
 
 
@@ -59,20 +67,27 @@ def test_every_kind_of_model_is_exported_and_served(
         assert (exported.rules, exported.max_length) == (classifier.rules, classifier.max_length)
         assert exported.text_columns == ("sentence",)
     assert {name: data for name, data in contents(run).items() if "onnx" not in name} == before
-    # The example prints the same labels without finetune and without the libraries that train.
+    # The example and the command print the same predictions without the libraries that train.
+    rows, output = tmp_path / "rows.csv", tmp_path / "predicted.csv"
+    rows.write_text("\n".join(["sentence", *TEXTS]) + "\n")
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TRAINING_LIBRARIES, str(run / "onnx" / "serve.py"), *TEXTS],
+        [sys.executable, "-c", WITHOUT_TRAINING_LIBRARIES, str(run / "onnx"), str(rows), str(output), *TEXTS],
         capture_output=True,
         text=True,
         check=False,
-        cwd=tmp_path,
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
     predictions = load_classifier(run).predict(TEXTS)
-    lines = [line.split() for line in done.stdout.splitlines()]
+    lines = [line.split() for line in done.stdout.splitlines()][: len(TEXTS)]
     assert [label for label, _ in lines] == [prediction.label for prediction in predictions]
     probabilities = [max(prediction.probabilities.values()) for prediction in predictions]
     np.testing.assert_allclose([float(value) for _, value in lines], probabilities, atol=2e-4)
+    with output.open() as file:
+        written = list(csv.DictReader(file))
+    assert [row["sentence"] for row in written] == TEXTS
+    assert [row["predicted"] for row in written] == [prediction.label for prediction in predictions]
+    np.testing.assert_allclose([float(row["probability"]) for row in written], probabilities, atol=1e-5)
     assert len((run / "onnx" / "serve.py").read_text().splitlines()) <= 20
 
 
