@@ -40,7 +40,7 @@ def _add_predict(commands: Commands) -> None:
         "--threshold",
         type=float,
         metavar="T",
-        help="several labels per row: predict those with at least this probability",
+        help="several labels per row: predict those with a probability above this",
     )
     parser.add_argument("--prefix", default="", metavar="TEXT", help="the beginning of the names of the new columns")
     parser.add_argument("--batch-size", type=int, metavar="N", help="rows per forward pass (default: 32, on a GPU 256)")

@@ -38,7 +38,7 @@ class OutputRules:
     Attributes:
         label_names: in the order of the logits.
         problem_type: single_label_classification, multi_label_classification or regression.
-        thresholds: for `multi_label_classification`, the probability from which each label is predicted, (C,);
+        thresholds: for `multi_label_classification`, the probability above which each label is predicted, (C,);
             None: 0.5.
         temperature: logits are divided by it; see Guo et al. 2017, section 4.2.
 
@@ -80,7 +80,7 @@ class OutputRules:
         if self.problem_type == "regression":
             return probabilities[:, 0]
         if self.problem_type == "multi_label_classification":
-            return np.asarray(probabilities >= np.asarray(self.thresholds or _DEFAULT_THRESHOLD))
+            return np.asarray(probabilities > np.asarray(self.thresholds or _DEFAULT_THRESHOLD))
         return np.asarray(probabilities.argmax(axis=1))
 
     def predictions(self, logits: np.ndarray, *, top_k: int | None = None) -> list[Prediction]:

@@ -22,7 +22,7 @@ class ColumnOptions:
     Attributes:
         top_k: number of most probable labels to add, each with its probability.
         probabilities: whether to add the probability of every label.
-        threshold: the probability from which each label of a `multi_label_classification` is predicted; None: the
+        threshold: the probability above which each label of a `multi_label_classification` is predicted; None: the
             thresholds of the model.
         prefix: the beginning of the name of every column.
     """

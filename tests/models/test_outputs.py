@@ -60,8 +60,8 @@ def test_temperature_divides_the_logits_of_a_classification() -> None:
 
 def test_each_label_has_its_own_threshold() -> None:
     logits = np.log([[0.25, 1.0, 4.0]])  # probabilities 0.2, 0.5, 0.8
-    assert OutputRules(NAMES, MULTI).predictions(logits)[0].label == ("b", "c")
-    rules = OutputRules(NAMES, MULTI, thresholds=(0.1, 0.5, 0.9))
+    assert OutputRules(NAMES, MULTI).predictions(logits)[0].label == ("c",)  # above 0.5, as in the scores
+    rules = OutputRules(NAMES, MULTI, thresholds=(0.1, 0.49, 0.9))
     assert rules.predictions(logits)[0].label == ("a", "b")
 
 
