@@ -159,16 +159,23 @@ def _model_files(folder: RunFolder, model: str, recipe: Recipe) -> Iterator[tupl
         fix = "finish the run or repeat it" if model == "model" else f"run `finetune {command} {folder.path}` first"
         raise DataError(f"{source} has no weights to publish; {fix}")
     base = hub_id(recipe.model.model_name_or_path)
-    if (source / _ADAPTER_CONFIG).is_file() and base is None:
-        raise ModelError(
-            f"the adapter in {source} needs its base checkpoint '{recipe.model.model_name_or_path}', which is not on "
-            f"the hub; run `finetune merge {folder.path}`, and publish with --model merged"
-        )
+    if (source / _ADAPTER_CONFIG).is_file() and (reason := _why_not_alone(source, recipe, base)):
+        raise ModelError(f"{reason}; run `finetune merge {folder.path}`, and publish with --model merged")
     for file in sorted(source.rglob("*")):
         name = file.relative_to(source).as_posix()
         if file.is_file() and not file.name.startswith("."):
             is_config = file.suffix == ".json" and file.name != "tokenizer.json"
             yield name, _without_paths(file, base) if is_config else file
+
+
+def _why_not_alone(source: Path, recipe: Recipe, base: str | None) -> str:
+    """Return why others could not use an adapter, or ""."""
+    if base is None:
+        name = recipe.model.model_name_or_path
+        return f"the adapter in {source} needs its base checkpoint '{name}', which is not on the hub"
+    if (source / "config.json").exists():
+        return f"the adapter in {source} is of an earlier version: its config.json hides it from other libraries"
+    return ""
 
 
 def _without_paths(file: Path, base: str | None) -> Path | bytes:

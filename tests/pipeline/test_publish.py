@@ -38,7 +38,6 @@ def publish(run: Path, *options: str, repo: str = "me/my-model") -> int:
 
 
 def texts_of(run: Path) -> list[str]:
-    """Return every text in the predictions and in the recipe of a run."""
     recipe = load_recipe(run / "recipe.yaml", read_data=False)
     texts = [str(row["sentence"]) for row in (recipe.data.train_rows or []) + (recipe.data.validation_rows or [])]
     texts += pq.read_table(run / "predictions.parquet")["text"].to_pylist()
@@ -131,8 +130,7 @@ def test_a_dry_run_needs_no_hub_and_no_token(
     output = capsys.readouterr().out
     listed = re.findall(r"^ *([\d,]+) bytes  (\S+)$", output, re.MULTILINE)
     assert {name for _, name in listed} == FILES
-    size = (small_run / "model/model.safetensors").stat().st_size
-    assert (f"{size:,}", "model.safetensors") in listed
+    assert (f"{(small_run / 'model/model.safetensors').stat().st_size:,}", "model.safetensors") in listed
     assert "\n# my-model\n" in output
 
 
@@ -258,6 +256,10 @@ def test_an_adapter_needs_a_base_on_the_hub(
     run = Path(shutil.copytree(lora_run, tmp_path / "run"))
     recipe = (run / "recipe.yaml").read_text()
     (run / "recipe.yaml").write_text(re.sub("model_name_or_path: .*", "model_name_or_path: google/tiny", recipe))
+    (run / "model" / "config.json").write_text("{}")
+    assert publish(run) == 2
+    assert "is of an earlier version: its config.json hides it" in capsys.readouterr().err
+    (run / "model" / "config.json").unlink()
     assert publish(run) == 0
     files = hub.repositories["me/my-model"].files
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "google/tiny"
