@@ -5,7 +5,8 @@
 Each run's model is opened by finetune and saved again as it is, merged if it has adapters, and pruned by one head per
 layer: without the heads, and with zeros in their place. The other libraries open these folders in a process without
 finetune, offline, with the base checkpoint in a stand-in for the cache of the hub. A cell has the largest difference
-over all rows and labels from the probabilities of the run's model (for the last two, the pruned model), or the error.
+over all rows and labels from the probabilities that finetune gives for the folder, or the error; the column finetune
+has the difference of these from the probabilities of the run's model, or of the pruned model.
 
 An adapter whose base has another number of labels is opened with `num_labels`. The runs are not changed.
 """
@@ -26,6 +27,7 @@ from rich.table import Table
 from finetune.heads.pruning import pruned_classifier, write_zeroed
 from finetune.models.attention_sites import attention_sites
 from finetune.models.classifier import Classifier
+from finetune.models.loading import load_classifier
 from finetune.models.merging import merge_classifier
 from finetune.models.pretrained import load_config, quiet_libraries
 from finetune.models.saving import save_classifier
@@ -37,18 +39,22 @@ Rows = list[tuple[str, ...]]
 
 
 class Models:
-    """Saves models and keeps the probabilities that their classifier gives."""
+    """Saved models, and the probabilities that finetune gives for them."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, rows: Rows) -> None:
+        self.folder, self.columns = folder, [list(column) for column in zip(*rows, strict=True)]
+        self.rows = rows
         self.cases: list[Case] = []
         self.expected: dict[str, np.ndarray] = {}
+        self.own_difference: dict[str, float] = {}
         self.bases: dict[str, Path] = {}
 
-    def add(self, name: str, classifier: Classifier, expected: Classifier, rows: Rows) -> Path:
-        """Add the model in a folder of this name, which the caller saves."""
-        columns = [list(column) for column in zip(*rows, strict=True)]
-        self.expected[name] = expected.rules.probabilities(expected.logits(columns, 32))
+    def add(self, name: str, before: np.ndarray) -> None:
+        """Add the model that was saved under this name; `before` has the probabilities of what was saved."""
+        folder = self.folder / name
+        classifier = load_classifier(folder)
+        self.expected[name] = self.probabilities(classifier)
+        self.own_difference[name] = float(np.abs(self.expected[name] - before).max())
         base, options = None, {}
         if classifier.model is not classifier.base and classifier.source is not None:
             base = hub_id(classifier.source.name) or classifier.source.name
@@ -56,9 +62,11 @@ class Models:
                 self.bases[base] = Path(classifier.source.location())
             if load_config(classifier.source).num_labels != len(classifier.label_names):
                 options = label_options(classifier)
-        folder = self.folder / name.replace(" ", "-")
-        self.cases.append(Case(name, str(folder), rows, classifier.problem_type, base, options))
-        return folder
+        self.cases.append(Case(name, str(folder), self.rows, classifier.problem_type, base, options))
+
+    def probabilities(self, classifier: Classifier) -> np.ndarray:
+        """Return the probabilities of all rows (N, C)."""
+        return classifier.rules.probabilities(classifier.logits(self.columns, 32))
 
 
 def label_options(classifier: Classifier) -> dict[str, Any]:
@@ -72,26 +80,29 @@ def label_options(classifier: Classifier) -> dict[str, Any]:
     }
 
 
-def add_run(models: Models, path: Path, max_rows: int) -> None:
-    """Save the model of a run in every form."""
+def saved_models(path: Path, max_rows: int, folder: Path) -> Models:
+    """Save the model of a run in every form, in folders of `folder`."""
     with tempfile.TemporaryDirectory() as copy:  # opening a run writes a lock
         unused = shutil.ignore_patterns("checkpoints", "report.html", "onnx", "trackers", "pruned", "merged")
         run = Path(shutil.copytree(path, Path(copy) / path.name, ignore=unused))
         with open_run(run) as opened:
             classifier, splits = opened.inputs.classifier, opened.inputs.splits
     columns = splits["validation" if "validation" in splits else "train"].texts[:max_rows].values()
-    rows: Rows = list(zip(*columns, strict=True))
-    adapted = classifier.model is not classifier.base
-    save_classifier(
-        classifier, models.add(f"{path.name} {'adapter' if adapted else 'full'}", classifier, classifier, rows)
-    )
+    models = Models(folder, list(zip(*columns, strict=True)))
+    before, adapted = models.probabilities(classifier), classifier.model is not classifier.base
     one_head_per_layer = {site.layer: [site.layer % site.num_heads] for site in attention_sites(classifier.base)}
     pruned = pruned_classifier(classifier, one_head_per_layer)
-    save_classifier(pruned, models.add(f"{path.name} pruned", pruned, pruned, rows))
-    write_zeroed(pruned, models.add(f"{path.name} zeroed", pruned, pruned, rows), rows[:8])
+    names = {kind: f"{path.name} {kind}" for kind in ("adapter" if adapted else "full", "merged", "pruned", "zeroed")}
+    save_classifier(classifier, folder / names["adapter" if adapted else "full"])
+    models.add(names["adapter" if adapted else "full"], before)
+    save_classifier(pruned, folder / names["pruned"])
+    models.add(names["pruned"], models.probabilities(pruned))
+    write_zeroed(pruned, folder / names["zeroed"], models.rows[:8])
+    models.add(names["zeroed"], models.probabilities(pruned))
     if adapted:
-        merged = pruned_classifier(classifier, {})
-        merge_classifier(classifier, models.add(f"{path.name} merged", merged, classifier, rows), rows[:8])
+        merge_classifier(classifier, folder / names["merged"], models.rows[:8])
+        models.add(names["merged"], before)
+    return models
 
 
 def cell(opened: Opened, expected: np.ndarray) -> str:
@@ -110,19 +121,19 @@ def main() -> None:
     quiet_libraries()
     datasets.disable_progress_bars()
     console = Console(highlight=False, width=140)
-    with tempfile.TemporaryDirectory() as folder:
-        models = Models(Path(folder))
-        for run in args.runs:
-            add_run(models, run, args.rows)
-        for name, checkpoint in models.bases.items():
-            add_to_hub_cache(Path(folder) / "hub", name, checkpoint)
-        results = open_in_a_fresh_process(models.cases, Path(folder) / "hub", Path(folder))
-    table = Table("model", *LOADERS)
-    for case in models.cases:
-        cells = [cell(results[case.name][loader], models.expected[case.name]) for loader in LOADERS]
-        table.add_row(case.name + (" (num_labels given)" if case.options else ""), *cells)
+    table, errors = Table("model", "finetune", *LOADERS), set()
+    for run in args.runs:
+        with tempfile.TemporaryDirectory() as folder:
+            models = saved_models(run, args.rows, Path(folder))
+            for name, checkpoint in models.bases.items():
+                add_to_hub_cache(Path(folder) / "hub", name, checkpoint)
+            results = open_in_a_fresh_process(models.cases, Path(folder) / "hub", Path(folder))
+        for case in models.cases:
+            cells = [cell(results[case.name][loader], models.expected[case.name]) for loader in LOADERS]
+            name = case.name + (" (num_labels given)" if case.options else "")
+            table.add_row(name, f"{models.own_difference[case.name]:.1e}", *cells)
+            errors |= {opened.error.replace(case.folder, "FOLDER") for opened in results[case.name].values()}
     console.print(table)
-    errors = {opened.error.replace(folder, "") for by_loader in results.values() for opened in by_loader.values()}
     for error in sorted(errors - {""}):
         console.print(error[:300], markup=False)
 
