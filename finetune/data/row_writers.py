@@ -196,6 +196,8 @@ def _cell_text(value: object) -> str:
         return ""
     if isinstance(value, str):
         return value
+    if type(value) in (int, float):
+        return repr(value)
     text = json.dumps(value, ensure_ascii=False, default=_as_json)
     return text[1:-1] if text.startswith('"') else text
 
