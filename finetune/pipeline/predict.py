@@ -135,8 +135,11 @@ def check_request(model: Path, options: PredictOptions) -> None:
     if len(options.text_columns) > 2:
         raise DataError(f"--text-column is given {len(options.text_columns)} times; a model reads one or two columns")
     choose_target(options.output, options.output_format, options.source)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1 and is_exported(model):
+        raise DataError(f"an exported model runs in one process, and the launcher started {processes}; use no launcher")
     if options.source == Path("-"):
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if processes > 1:
             raise DataError(
                 "standard input can be read by one process only; name a file, or predict without a launcher"
             )

@@ -62,7 +62,7 @@ def write_rows(path: Path, rows: int) -> None:
 
 def measure(run: Path, file: Path, output: Path) -> tuple[float, float]:
     """Return the seconds and the peak memory in MB of one process that labels a file."""
-    command = [sys.executable, "-m", "finetune.cli", "predict", run, file, "--output", output]
+    command = [sys.executable, "-m", "finetune", "predict", run, file, "--output", output]
     start = time.perf_counter()
     with subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL) as process:
         _, status, usage = os.wait4(process.pid, 0)

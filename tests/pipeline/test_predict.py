@@ -244,7 +244,7 @@ def test_two_processes_write_the_same_rows_in_order(small_run: Path, tmp_path: P
     # Windows of 64 rows per process: 128 and 22.
     arguments = ["predict", small_run, file, "--output", output, "--batch-size", "1"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = start([*launch, "-m", "finetune.cli", *arguments], tmp_path, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    done = start([*launch, "-m", "finetune", *arguments], tmp_path, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert done.stderr.count("150 rows with predictions") == 1

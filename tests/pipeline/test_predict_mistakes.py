@@ -115,8 +115,10 @@ def test_a_closed_pipe_is_no_error_and_a_full_disk_is_one(
     assert "cannot write standard output: No space left on device" in ran(small_run, texts, code=2)[1]
 
 
-def test_only_a_file_can_be_read_by_several_processes(
-    small_run: Path, ran: Main, monkeypatch: pytest.MonkeyPatch
+def test_several_processes_need_a_file_and_a_pytorch_model(
+    small_run: Path, tmp_path: Path, ran: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    (tmp_path / "model.onnx").touch()
+    assert "an exported model runs in one process, and the launcher started 2" in error(ran(tmp_path, code=2))
     assert "standard input can be read by one process only; name a file" in error(ran(small_run, code=2))
