@@ -166,7 +166,7 @@ def test_an_unknown_command_is_one_message(command: str, hint: str, capsys: pyte
     assert error.value.code == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith(f"finetune: error: there is no command '{command[:20]}")
-    assert message.endswith(f"publish{hint}")
+    assert message.endswith(f", completion{hint}")
     assert len(message) < 300
 
 

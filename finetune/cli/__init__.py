@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.cli import recipes, runs, serving
+from finetune.cli import completion, recipes, runs, serving
 from finetune.cli.shared import Arguments, split_overrides
 from finetune.errors import EXIT_CODE, DataError, FinetuneError, did_you_mean, printable, shorten
 from finetune.paths import path_problem
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser("finetune", description="Fine-tune classifiers and analyze their attention heads.")
     whole.add_argument("--version", action="version", version=__version__)
     commands = whole.add_subparsers(required=True, metavar="COMMAND")
-    for group in (recipes, runs, serving):
+    for group in (recipes, runs, serving, completion):
         group.add_commands(commands)
     return whole
 

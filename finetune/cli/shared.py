@@ -18,7 +18,7 @@ def add_command(
     commands: Commands, name: str, command: Callable[[Arguments], None], summary: str
 ) -> argparse.ArgumentParser:
     """Add a command, which `command` runs, and return its parser."""
-    parser = commands.add_parser(name, help=summary)
+    parser = commands.add_parser(name, help=summary, description=summary)
     parser.set_defaults(command=command)
     return parser
 
