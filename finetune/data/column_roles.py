@@ -171,7 +171,7 @@ def _with_problem_type(preview: Preview, roles: Roles) -> Roles:
         )
     if not label.is_number:
         return replace(roles, problem_type=SINGLE)
-    if not label.is_whole:
+    if not label.is_integer:
         return replace(roles, problem_type=REGRESSION)
     numbers = sorted(int(text) for text in label.counts)
     numbered = numbers[0] in (-1, 0, 1) and numbers[-1] - numbers[0] == len(numbers) - 1
@@ -213,7 +213,7 @@ def _is_identifier(column: PreviewColumn) -> bool:
 
 def _is_classes(column: PreviewColumn) -> bool:
     """Return whether a column has a few short values that repeat."""
-    if not column.is_plain or column.is_date_or_link or (column.is_number and not column.is_whole):
+    if not column.is_plain or column.is_date_or_link or (column.is_number and not column.is_integer):
         return False
     repeats = len(column.counts) <= max(2, len(column.texts) // 2) or _label_rank(column) is not None
     return len(column.counts) <= _MAX_CLASSES and repeats and column.mean_words <= _MAX_LABEL_WORDS
@@ -221,7 +221,7 @@ def _is_classes(column: PreviewColumn) -> bool:
 
 def _is_values(column: PreviewColumn) -> bool:
     """Return whether a column has numbers with a fraction, or any numbers under the usual name of a label."""
-    return column.is_number and (not column.is_whole or _label_rank(column) is not None)
+    return column.is_number and (not column.is_integer or _label_rank(column) is not None)
 
 
 def _is_text(column: PreviewColumn) -> bool:

@@ -69,7 +69,7 @@ class PreviewColumn:
         return self.is_plain and all(_NUMBER.fullmatch(text) for text in self.counts)
 
     @cached_property
-    def is_whole(self) -> bool:
+    def is_integer(self) -> bool:
         """Return whether every value is a whole number."""
         return self.is_plain and all(_WHOLE.fullmatch(text) for text in self.counts)
 

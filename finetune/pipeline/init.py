@@ -153,7 +153,7 @@ def _draft(preview: Preview, used: UsedColumns, options: InitOptions) -> tuple[D
     length = propose_length(preview, used, model)
     if options.max_length is not None:
         length = Length(options.max_length, length.comment)
-    minus_one = used.problem_type != REGRESSION and {"-1", "0"} <= label.counts.keys() and label.is_whole
+    minus_one = used.problem_type != REGRESSION and {"-1", "0"} <= label.counts.keys() and label.is_integer
     if minus_one:
         notes.append("label -1 is read as a missing label; if it is a class, list all labels in task.label_names")
     names = None if used.problem_type == REGRESSION else names_of_ids(preview, used)

@@ -28,7 +28,7 @@ def test_every_format_gives_the_same_columns(ending: str, content: str, tmp_path
     assert (list(preview.columns), preview.num_rows, preview.complete) == (["a", "b"], 2, True)
     assert preview.columns["a"].texts == ["x", "y"]
     assert dict(preview.columns["b"].counts) == {"1": 1, "2": 1}
-    assert preview.columns["b"].is_whole
+    assert preview.columns["b"].is_integer
 
 
 def test_parquet_keeps_lists_and_numbers(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_parquet_keeps_lists_and_numbers(tmp_path: Path) -> None:
     assert columns["b"].has_lists
     assert columns["b"].texts == ["1", "2"]
     assert (columns["a"].num_empty, columns["b"].num_empty, columns["c"].num_empty) == (1, 0, 1)
-    assert columns["c"].is_whole
+    assert columns["c"].is_integer
     assert dict(columns["d"].counts) == {"true": 1, "false": 1}
 
 
@@ -68,7 +68,7 @@ def test_a_file_that_cannot_be_read_is_an_error(ending: str, content: str, messa
 
 
 @pytest.mark.parametrize(
-    ("values", "is_number", "is_whole", "is_date_or_link"),
+    ("values", "is_number", "is_integer", "is_date_or_link"),
     [
         (["1", "2.0", "-3"], True, True, False),
         (["1", "2.5"], True, False, False),
@@ -80,6 +80,6 @@ def test_a_file_that_cannot_be_read_is_an_error(ending: str, content: str, messa
         ([{"a": 1}], False, False, False),
     ],
 )
-def test_kinds_of_values(values: list[object], is_number: bool, is_whole: bool, is_date_or_link: bool) -> None:
+def test_kinds_of_values(values: list[object], is_number: bool, is_integer: bool, is_date_or_link: bool) -> None:
     column = PreviewColumn("x", values)
-    assert (column.is_number, column.is_whole, column.is_date_or_link) == (is_number, is_whole, is_date_or_link)
+    assert (column.is_number, column.is_integer, column.is_date_or_link) == (is_number, is_integer, is_date_or_link)
