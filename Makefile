@@ -4,7 +4,7 @@ RUN ?= runs/toy
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 
-.PHONY: install format lint test test-gpu soak eval bench bench-accuracy bench-heads bench-export bench-predict toy clean
+.PHONY: install format lint test test-gpu soak eval bench bench-accuracy bench-heads bench-export bench-predict bench-interop toy clean
 
 install: $(SETUP)
 
@@ -74,6 +74,10 @@ bench-predict: $(SETUP)
 	@test -d runs/toy_from_scratch/model || $(BIN)/finetune train recipes/toy_from_scratch.yaml
 	$(BIN)/python -m tests.benchmarks.predict runs/toy_from_scratch
 	$(BIN)/python -m tests.benchmarks.predict $(RUN) --rows 10000
+
+# How much probabilities differ when transformers, peft and sentence-transformers open the models of the run in RUN.
+bench-interop: $(SETUP)
+	$(BIN)/python -m tests.benchmarks.interop $(RUN)
 
 clean:
 	rm -rf $(VENV) runs build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

@@ -47,6 +47,7 @@ LONG_FILES = (
     "pipeline/test_train.py",
     "test_docs.py",
     "models/test_hub.py",
+    "models/test_stock_loaders.py",
     "models/test_compilation.py",
     "hostile/test_hostile_inputs.py",
     "pipeline/test_learning.py",
