@@ -115,6 +115,24 @@ def test_an_interrupt_is_not_a_traceback(capsys: pytest.CaptureFixture[str], mon
     assert capsys.readouterr().err == "stopped by SIGINT\n"
 
 
+def test_a_library_that_is_not_installed_is_one_message(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str) -> None:
+        def load_recipe(*_: object) -> None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        monkeypatch.setattr("finetune.pipeline.check.load_recipe", load_recipe)
+
+    fail("pydantic")
+    assert main(["check", str(TOY)]) == 2
+    expected = "error: this command needs pydantic, which is not installed; run `pip install finetune`\n"
+    assert capsys.readouterr().err == expected
+    fail("finetune.nothing")
+    with pytest.raises(ModuleNotFoundError):
+        main(["check", str(TOY)])
+
+
 @pytest.mark.parametrize(
     ("is_loaded", "rank", "expected"),
     [(False, "0", "Loading PyTorch and Transformers.\n"), (False, "1", ""), (True, "0", "")],

@@ -37,6 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_local_main_process:
             print(f"error: {printable(str(error))}", file=sys.stderr)
         return EXIT_CODE
+    except ModuleNotFoundError as error:  # as in an installation that only serves exported models
+        if error.name is None or error.name.partition(".")[0] == "finetune":
+            raise
+        print(
+            f"error: this command needs {error.name}, which is not installed; run `pip install finetune`",
+            file=sys.stderr,
+        )
+        return EXIT_CODE
     except (Interrupted, KeyboardInterrupt) as error:
         stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
         can_resume = args.command is recipes.train and not args.dry_run

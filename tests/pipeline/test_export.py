@@ -29,7 +29,8 @@ TEXTS = ["the cat sat on the mat", "a dog", "the dog chased the cat on the floor
 # Runs an exported folder's example, then the command `predict`, in a process without the libraries that train.
 WITHOUT_TRAINING_LIBRARIES = """
 import runpy, sys
-BLOCKED = {"torch", "transformers", "datasets", "peft", "accelerate", "evaluate"}
+BLOCKED = {"torch", "transformers", "datasets", "peft", "accelerate", "evaluate", "huggingface_hub", "safetensors"}
+BLOCKED |= {"jinja2", "pandas", "plotly", "psutil", "pydantic", "scipy", "sklearn", "yaml"}
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in BLOCKED:
