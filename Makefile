@@ -4,7 +4,8 @@ RUN ?= runs/toy
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 
-.PHONY: install format lint test test-gpu soak eval bench bench-accuracy bench-heads bench-export bench-predict bench-interop toy clean
+.PHONY: install format lint test test-gpu soak eval bench bench-accuracy bench-heads bench-export bench-predict bench-interop \
+	bench-inference toy clean
 
 install: $(SETUP)
 
@@ -63,6 +64,11 @@ bench-heads: $(SETUP)
 	$(BIN)/python -m tests.benchmarks.gradients
 	$(BIN)/python -m tests.benchmarks.ablation
 	$(BIN)/python -m tests.benchmarks.heads --data $(DATA) --runs runs/bench-heads
+
+# Speed of inference on the texts of the finished run in RUN (and of RUN/pruned, if it exists): about 10 minutes on a
+# machine with no other load.
+bench-inference: $(SETUP)
+	$(BIN)/python -m tests.benchmarks.inference $(RUN)
 
 # Exports a small random model of each family to ONNX, and compares its logits with PyTorch's: a minute.
 bench-export: $(SETUP)
