@@ -44,6 +44,7 @@ def _add_predict(commands: Commands) -> None:
     )
     parser.add_argument("--prefix", default="", metavar="TEXT", help="the beginning of the names of the new columns")
     parser.add_argument("--batch-size", type=int, metavar="N", help="rows per forward pass (default: 32, on a GPU 256)")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 (default: float32)")
     parser.add_argument("--input-format", metavar="FORMAT", choices=_INPUT_FORMATS, help=", ".join(_INPUT_FORMATS))
     parser.add_argument("--output-format", metavar="FORMAT", choices=_OUTPUT_FORMATS, help=", ".join(_OUTPUT_FORMATS))
     parser.add_argument("--base", metavar="MODEL", help="where the base model of an adapter is now")
@@ -66,6 +67,7 @@ def _predict(args: Arguments) -> None:
         args.output_format,
         ColumnOptions(args.top_k, args.probabilities, args.threshold, args.prefix),
         args.batch_size,
+        args.bf16,
         args.base,
         args.trust_remote_code,
     )

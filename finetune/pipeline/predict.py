@@ -59,6 +59,7 @@ class PredictOptions:
         output_format: None: by the ending of the file name.
         columns: which columns are added.
         batch_size: rows per forward pass; None: 32 on a CPU and 256 on a GPU.
+        bf16: whether to compute in bfloat16, which is faster on processors and GPUs that have instructions for it.
         base: where the base model of an adapter is now; None: where it was.
         trust_remote_code: whether code that comes with the base model may run.
     """
@@ -70,6 +71,7 @@ class PredictOptions:
     output_format: str | None = None
     columns: ColumnOptions = field(default_factory=ColumnOptions)
     batch_size: int | None = None
+    bf16: bool = False
     base: str | None = None
     trust_remote_code: bool = False
 
@@ -135,6 +137,8 @@ def check_request(model: Path, options: PredictOptions) -> None:
     if len(options.text_columns) > 2:
         raise DataError(f"--text-column is given {len(options.text_columns)} times; a model reads one or two columns")
     choose_target(options.output, options.output_format, options.source)
+    if options.bf16 and is_exported(model):
+        raise DataError("--bf16 is for PyTorch models, and an exported one has its own number format; remove it")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1 and is_exported(model):
         raise DataError(f"an exported model runs in one process, and the launcher started {processes}; use no launcher")

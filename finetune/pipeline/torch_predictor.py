@@ -48,7 +48,9 @@ def torch_predictor(model: Path, options: PredictOptions) -> Iterator[Predictor]
     """
     check_environment()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # avoids a warning from Accelerate; see below
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="no")
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(), mixed_precision="bf16" if options.bf16 else "no"
+    )
     check_launch(accelerator)
     on_cpu = accelerator.device.type == "cpu"
     if on_cpu:
@@ -57,7 +59,7 @@ def torch_predictor(model: Path, options: PredictOptions) -> Iterator[Predictor]
     classifier = local_main_process_first(accelerator, lambda: _load(model, options))
     classifier.model.to(accelerator.device)
     batch_size = options.batch_size or (_CPU_BATCH if on_cpu else _GPU_BATCH)
-    with sped_up(classifier, accelerator):
+    with sped_up(classifier, accelerator), accelerator.autocast():
         yield Predictor(classifier, batch_size, _LaunchedProcesses(accelerator))
     if accelerator.num_processes > 1:
         accelerator.wait_for_everyone()

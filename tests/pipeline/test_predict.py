@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from accelerate.state import AcceleratorState
 
 from finetune.models.loading import load_classifier
 from finetune.models.saving import save_classifier
@@ -150,6 +151,18 @@ def test_the_most_probable_labels_are_added(small_run: Path, texts: Path, ran: M
         ]  # fmt: skip
         assert row["x_top_1"] == row["x_predicted"] != row["x_top_2"]
         assert float(row["x_top_1_probability"]) + float(row["x_top_2_probability"]) == pytest.approx(1, abs=SAME)
+
+
+def test_bfloat16_rounds_more(lora_run: Path, texts: Path, ran: Main) -> None:
+    AcceleratorState._reset_state(True)
+    rounded = read_csv(ran(lora_run, texts, "--bf16")[0])
+    AcceleratorState._reset_state(True)
+    exact = read_csv(ran(lora_run, texts)[0])
+    for row, exact_row in zip(rounded, exact, strict=True):
+        assert row["predicted"] == exact_row["predicted"]
+        assert row["probability"] != exact_row["probability"]
+        # bfloat16 has 8 bits of precision: logits of up to 4 differ by up to 0.05, and probabilities by a quarter of it.
+        assert float(row["probability"]) == pytest.approx(float(exact_row["probability"]), abs=0.05)
 
 
 def test_a_terminal_gets_a_table(small_run: Path, texts: Path, ran: Main) -> None:

@@ -118,7 +118,8 @@ def test_a_closed_pipe_is_no_error_and_a_full_disk_is_one(
 def test_several_processes_need_a_file_and_a_pytorch_model(
     small_run: Path, tmp_path: Path, ran: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
     (tmp_path / "model.onnx").touch()
+    assert "--bf16 is for PyTorch models" in error(ran(tmp_path, "--bf16", code=2))
+    monkeypatch.setenv("WORLD_SIZE", "2")
     assert "an exported model runs in one process, and the launcher started 2" in error(ran(tmp_path, code=2))
     assert "standard input can be read by one process only; name a file" in error(ran(small_run, code=2))
