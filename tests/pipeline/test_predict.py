@@ -161,7 +161,7 @@ def test_bfloat16_rounds_more(lora_run: Path, texts: Path, ran: Main) -> None:
     for row, exact_row in zip(rounded, exact, strict=True):
         assert row["predicted"] == exact_row["predicted"]
         assert row["probability"] != exact_row["probability"]
-        # bfloat16 has 8 bits of precision: logits of up to 4 differ by up to 0.05, and probabilities by a quarter of it.
+        # bfloat16 has 8 bits of precision: logits of up to 4 differ by up to 0.05, probabilities by a quarter of it.
         assert float(row["probability"]) == pytest.approx(float(exact_row["probability"]), abs=0.05)
 
 
