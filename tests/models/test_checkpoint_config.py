@@ -86,6 +86,12 @@ def test_a_folder_without_a_full_model_is_an_error(tmp_path: Path) -> None:
         check_checkpoint(str(tmp_path), "main", 16)
 
 
+@pytest.mark.parametrize("name", ["two words", "a/b/c", "-a", "a--b", "~/nowhere", "line\nbreak"])
+def test_a_name_that_no_model_can_have_is_an_error(name: str) -> None:
+    with pytest.raises(ModelError, match=r"(?s)^cannot load model .* \(revision main\): .*; give a hub id"):
+        check_checkpoint(name, "main", 16)
+
+
 def test_a_model_on_the_hub_is_checked_if_it_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     note = "not checked: model 'some/model', because it is not in the cache of the hub"

@@ -127,6 +127,8 @@ def test_rows_without_a_label_are_skipped(capsys: pytest.CaptureFixture[str], fo
         (["reviews.csv", "--test-file", "nowhere.csv"], "--test-file: there is no file 'nowhere.csv'"),
         (["reviews.csv", "--validation-file", "reviews.csv", "--validation-size", "0.5"], "are both given"),
         (["reviews.csv", "--model", "package:nowhere/model"], "package 'nowhere' is not installed"),
+        (["reviews.csv", "--model", "two words"], "cannot load model 'two words' (revision main): Repo id must"),
+        (["reviews.csv", "--model", "x" * 300], "is too long for the file system"),
         (["reviews.csv", "--problem-type", "regression"], "is not a number"),
         (["reviews.csv", "--output", "taken"], "--output taken is a folder"),
         (["reviews.csv", "--output", "no/where.yaml"], "cannot write no/where.yaml"),
