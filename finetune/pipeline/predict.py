@@ -148,11 +148,11 @@ def check_request(model: Path, options: PredictOptions) -> None:
                 "standard input can be read by one process only; name a file, or predict without a launcher"
             )
         return
+    if options.source.is_fifo():  # can be read only once
+        return
     with open_input(options.source, options.input_format) as file:
-        if file.path == options.source:  # a pipe can be read only once
-            columns = _text_columns(_saved_text_columns(model), options)
-            if columns:
-                next(read_windows(file, columns, 100))
+        if columns := _text_columns(_saved_text_columns(model), options):
+            next(read_windows(file, columns, 100))
 
 
 def _saved_text_columns(model: Path) -> tuple[str, ...]:
@@ -249,7 +249,9 @@ def _predict_file(
                 outputs.append(stack.enter_context(open_output(target, [column.name for column in columns])))
 
         processes.gather(open_on_main_process)
-        running = stack.enter_context(stage(f"predicting {name}", total=file.estimated_rows()))
+        running = Stage(f"predicting {name}", file.estimated_rows())
+        if target.path is not None or not sys.stdout.isatty():  # rows in a terminal are progress enough
+            running = stack.enter_context(stage(running.description, running.total))
         windows = read_windows(file, columns, WINDOW_BATCHES * predictor.batch_size * processes.count)
         for scored in _scored_windows(windows, predictor, running):
 

@@ -15,6 +15,7 @@ from typing import TextIO
 import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from finetune.data.file_formats import file_format
 from finetune.data.input_rows import Window
@@ -158,15 +159,19 @@ class TableWriter:
     def write(self, window: Window, added: pa.RecordBatch) -> None:
         """Print the rows of a window."""
         table = Table()
-        table.add_column("row", justify="right")
+        table.add_column("row", justify="right", no_wrap=True)
         for name in self._text_names:
-            table.add_column(printable(name), ratio=1, overflow="ellipsis", no_wrap=True)
-        for name in added.schema.names:
             table.add_column(printable(name))
+        for name in added.schema.names:
+            table.add_column(printable(name), no_wrap=True)
         columns = [column.to_pylist() for column in readable_numbers(added)]
         for number, row in enumerate(zip(*window.texts, *columns, strict=True), start=window.first):
             texts, values = row[: len(window.texts)], row[len(window.texts) :]
-            shown = [printable(" ".join(text[:_MAX_SHOWN].split())) for text in texts]
+            # The columns without `no_wrap` are made narrower first: the texts, of which one line is shown.
+            shown = [
+                Text(printable(" ".join(text[:_MAX_SHOWN].split())), no_wrap=True, overflow="ellipsis")
+                for text in texts
+            ]
             table.add_row(str(number), *shown, *(_shown(value) for value in values))
         buffer = io.StringIO()
         width = shutil.get_terminal_size((120, 40)).columns

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,25 @@ def test_bfloat16_rounds_more(lora_run: Path, texts: Path, ran: Main) -> None:
         assert row["probability"] != exact_row["probability"]
         # bfloat16 has 8 bits of precision: logits of up to 4 differ by up to 0.05, probabilities by a quarter of it.
         assert float(row["probability"]) == pytest.approx(float(exact_row["probability"]), abs=0.05)
+
+
+def test_a_pipe_is_read_once(small_run: Path, texts: Path, tmp_path: Path, ran: Main) -> None:
+    pipe = tmp_path / "pipe.csv"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(pipe.write_bytes, texts.read_bytes())
+        assert ran(small_run, pipe)[0] == ran(small_run, texts)[0]
+
+
+def test_a_long_text_leaves_space_for_the_predictions(
+    small_run: Path, tmp_path: Path, ran: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    file = write_csv(tmp_path / "rows.csv", [{"sentence": "the cat " * 40}])
+    lines = ran(small_run, file, "--output-format", "table")[0].splitlines()
+    assert "predicted" in lines[1]
+    assert "probability" in lines[1]
+    assert {len(line) for line in lines} == {60}
 
 
 def test_a_terminal_gets_a_table(small_run: Path, texts: Path, ran: Main) -> None:
