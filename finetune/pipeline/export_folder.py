@@ -148,7 +148,7 @@ def write_folder(classifier: Classifier, folder: Path, result: Export | None = N
 
 
 def _signed(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:+.3f}"
+    return "undefined" if value is None else f"{round(value, 3) + 0.0:+.3f}"  # + 0.0: no "-0.000"
 
 
 _SERVE = '''\
