@@ -19,7 +19,7 @@ from finetune.models.speedups import sped_up
 from finetune.pipeline.launch_checks import check_environment, check_launch, threads_per_process
 from finetune.pipeline.load_classifier import load_classifier
 from finetune.pipeline.predict import PredictOptions, Predictor
-from finetune.runs.run_files import read_recipe
+from finetune.runs.run_files import not_a_run, read_recipe
 from finetune.runs.run_folder import RunFolder
 
 T = TypeVar("T")
@@ -67,9 +67,11 @@ def torch_predictor(model: Path, options: PredictOptions) -> Iterator[Predictor]
 
 
 def _load(model: Path, options: PredictOptions) -> Classifier:
-    """Return the classifier; one of an earlier version has its text columns from the recipe of its run."""
+    """Return the classifier; one of an earlier version has its text columns from the recipe of the run it is in."""
     classifier = load_classifier(model, trust_remote_code=options.trust_remote_code, base=options.base)
-    run = RunFolder(model)
-    if classifier.text_columns or not run.recipe.is_file():
+    if classifier.text_columns:
         return classifier
-    return replace(classifier, text_columns=tuple(read_recipe(run, read_data=False).data.text_columns()))
+    for run in map(RunFolder, (model, model.absolute().parent)):
+        if run.recipe.is_file() and not not_a_run(run):
+            return replace(classifier, text_columns=tuple(read_recipe(run, read_data=False).data.text_columns()))
+    return classifier

@@ -259,11 +259,12 @@ def test_a_model_of_an_earlier_version_takes_its_columns_from_the_recipe(
     info = json.loads((run / "model" / "classifier.json").read_text())
     del info["text_columns"]
     (run / "model" / "classifier.json").write_text(json.dumps(info))
-    assert ran(run, texts)[0] == ran(small_run, texts)[0]
+    assert ran(run, texts)[0] == ran(run / "model", texts)[0] == ran(small_run, texts)[0]
     renamed = write_csv(tmp_path / "renamed.csv", [{"other": "the cat sat"}])
     assert "no column 'sentence'" in error(ran(run, renamed, code=2))
-    assert "no column 'text'" in error(ran(run / "model", texts, code=2))
-    assert ran(run / "model", renamed, "--text-column", "other")[0]
+    moved = (run / "model").rename(tmp_path / "moved")
+    assert "no column 'text'" in error(ran(moved, texts, code=2))
+    assert ran(moved, renamed, "--text-column", "other")[0]
 
 
 def test_texts_that_are_too_long_are_counted(small_run: Path, tmp_path: Path, ran: Main) -> None:
