@@ -56,35 +56,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; `command` is the function that runs the chosen one."""
-    whole = argparse.ArgumentParser("finetune", description="Fine-tune classifiers and analyze their attention heads.")
-    whole.add_argument("--version", action="version", version=__version__)
-    commands = whole.add_subparsers(required=True, metavar="COMMAND")
+    root = argparse.ArgumentParser("finetune", description="Fine-tune classifiers and analyze their attention heads.")
+    root.add_argument("--version", action="version", version=__version__)
+    commands = root.add_subparsers(required=True, metavar="COMMAND")
     for group in (recipes, runs, serving, completion):
         group.add_commands(commands)
-    return whole
+    return root
 
 
-def command_parsers(whole: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+def command_parsers(root: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     """Return the parser of each command by its name."""
-    (commands,) = (action for action in whole._actions if isinstance(action, argparse._SubParsersAction))
+    (commands,) = (action for action in root._actions if isinstance(action, argparse._SubParsersAction))
     return dict(commands.choices)
 
 
 def _parse(arguments: Sequence[str] | None) -> Arguments:
     """Return the parsed arguments; overrides can come before, between and after options."""
-    whole = parser()
+    root = parser()
     words = sys.argv[1:] if arguments is None else arguments
-    commands = command_parsers(whole)
+    commands = command_parsers(root)
     if words and not words[0].startswith("-") and words[0] not in commands:
         hint = did_you_mean(words[0], commands)
-        whole.error(f"there is no command '{shorten(words[0], 80)}'; commands are {', '.join(commands)}{hint}")
-    args, unparsed = whole.parse_known_args(words)
+        root.error(f"there is no command '{shorten(words[0], 80)}'; commands are {', '.join(commands)}{hint}")
+    args, unparsed = root.parse_known_args(words)
     if unparsed and (not hasattr(args, "overrides") or any(part.startswith("-") for part in unparsed)):
-        whole.error(f"unrecognized arguments: {' '.join(unparsed)}")
+        root.error(f"unrecognized arguments: {' '.join(unparsed)}")
     if unparsed:  # overrides after an option, where argparse accepts no positional arguments
         args.overrides = [*args.overrides, *unparsed]
     if args.command is runs.heads and not split_overrides(args):
-        whole.error("the following arguments are required: run")
+        root.error("the following arguments are required: run")
     return args
 
 

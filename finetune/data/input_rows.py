@@ -19,7 +19,7 @@ import pyarrow as pa
 from finetune.data.cell_values import Column, batched, cells_from_arrow, cells_from_values, empty_cells, require_columns
 from finetune.data.csv_rows import read_all_columns
 from finetune.data.file_formats import file_format, readable
-from finetune.data.json_rows import read_typed_objects, type_name
+from finetune.data.json_rows import read_typed_objects
 from finetune.data.parquet_rows import open_parquet, parquet_batches
 from finetune.errors import DataError
 
@@ -131,8 +131,8 @@ def read_windows(file: InputFile, columns: Sequence[Column], size: int) -> Itera
         columns: the one or two text columns.
 
     Raises:
-        DataError: the file cannot be read or has no rows, a text column is missing, or a cell of it is empty or is
-            not a text; the message names the row or line.
+        DataError: the file cannot be read or has no rows, a text column is missing, or a cell of it is empty or cannot
+            be read as text; the message names the row or line.
     """
     if file.path is None:
         yield from _numbered(_line_batches(sys.stdin.buffer, STANDARD_INPUT, columns, size), columns, STANDARD_INPUT)
@@ -195,20 +195,11 @@ def _numbered(
 
 
 def _texts(rows: pa.RecordBatch | list[Mapping[str, object]], column: Column, where: str, first: int) -> list[str]:
-    """Return a text column; DataError for a cell that is empty or not a text."""
+    """Return a text column, read by the rules of training; DataError for a cell that is empty or has no text."""
     if isinstance(rows, pa.RecordBatch):
-        cells = rows.column(rows.schema.names.index(column.name))
-        kind = cells.type.value_type if pa.types.is_dictionary(cells.type) else cells.type
-        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-        if not (is_text or pa.types.is_null(kind)):
-            raise column.error(where, first, f"contains {kind}; it must contain texts")
-        texts = cells_from_arrow(cells, column, where, first)
+        texts = cells_from_arrow(rows.column(rows.schema.names.index(column.name)), column, where, first)
     else:
-        values = [row.get(column.name) for row in rows]
-        for number, value in enumerate(values, start=first):
-            if value is not None and type(value) is not str:
-                raise column.error(where, number, f"contains {type_name(value)}; it must contain a text")
-        texts = cells_from_values(values, column, where, first)
+        texts = cells_from_values([row.get(column.name) for row in rows], column, where, first)
     empty = empty_cells(texts)
     if empty.any():
         raise column.error(where, first + int(empty.argmax()), "is empty; give a text or remove the row")

@@ -46,7 +46,7 @@ def _read_objects(file: Path, kind: str, decoder: json.JSONDecoder) -> Iterator[
             if line.strip():
                 row = _decode(line.rstrip(), f"{file} line {number}", decoder)
                 if not isinstance(row, dict):
-                    raise DataError(f"{file} line {number} contains {type_name(row)} instead of an object; {_SHAPE}")
+                    raise DataError(f"{file} line {number} contains {_type_name(row)} instead of an object; {_SHAPE}")
                 yield row
 
 
@@ -73,10 +73,10 @@ def _rows_of_document(value: object, file: Path) -> Iterator[Mapping[str, object
     if isinstance(value, list):
         for number, row in enumerate(value, start=1):
             if not isinstance(row, dict):
-                raise DataError(f"{file} row {number} contains {type_name(row)} instead of an object; {_SHAPE}")
+                raise DataError(f"{file} row {number} contains {_type_name(row)} instead of an object; {_SHAPE}")
             yield row
     elif not isinstance(value, dict):
-        raise DataError(f"{file} contains {type_name(value)} instead of rows; {_SHAPE}")
+        raise DataError(f"{file} contains {_type_name(value)} instead of rows; {_SHAPE}")
     elif value and all(isinstance(column, list | dict) for column in value.values()):
         yield from _rows_of_columns(value, file)
     elif value:
@@ -130,7 +130,7 @@ def _decode(text: str, where: str, decoder: json.JSONDecoder) -> object:
         raise DataError(f"{where} has lists or objects that are nested too deeply; write plain rows") from error
 
 
-def type_name(value: object) -> str:
+def _type_name(value: object) -> str:
     """Return the kind of a JSON value, such as "a list"; some numbers were decoded as text."""
     if value is None:
         return "null"

@@ -21,9 +21,9 @@ CONTENTS: dict[str, tuple[str, str]] = {
     "column.csv": ("sentense\nx\n", "column.csv has no column 'sentence' (--text-column); it has sentense; did you"),
     "cell.csv": ("sentence,n\na,1\n ,2\n", "cell.csv row 2: column 'sentence' (--text-column) is empty; give a text"),
     "wide.csv": ("sentence\na\nb,c\n", "wide.csv row 2 (line 3) has 2 cells, but the header names 1 column"),
-    "number.jsonl": ('{"sentence": "a"}\n{"sentence": 5}\n', "number.jsonl row 2: column 'sentence' (--text-column) "
-                     "contains a number; it must contain a text"),
-    "list.jsonl": ('{"sentence": ["a", "b"]}\n', "contains a list; it must contain a text"),
+    "list.jsonl": ('{"sentence": "a"}\n{"sentence": ["a", "b"]}\n', "list.jsonl row 2: column 'sentence' "
+                   "(--text-column) contains a list; it must contain texts"),
+    "object.jsonl": ('{"sentence": {"a": "b"}}\n', "contains an object; it must contain texts"),
     "null.jsonl": ('{"sentence": "a"}\n{"n": 1}\n', "null.jsonl row 2: column 'sentence' (--text-column) is empty"),
     "broken.jsonl": ('{"sentence": "a"}\n{"sentence"\n', "broken.jsonl line 2 is not valid JSON"),
     "surrogate.jsonl": ('{"sentence": "\\ud800"}\n', "row 1: column 'sentence' (--text-column) contains an unpaired"),
@@ -46,10 +46,12 @@ def test_a_mistake_in_the_rows_gives_one_message_and_no_file(
         assert contents(tmp_path) == before
 
 
-def test_a_number_column_of_a_parquet_file_is_not_text(small_run: Path, tmp_path: Path, ran: Main) -> None:
+def test_numbers_are_texts_as_in_training(small_run: Path, tmp_path: Path, ran: Main) -> None:
     pq.write_table(pa.table({"sentence": [1, 2]}), tmp_path / "rows.parquet")
-    message = error(ran(small_run, tmp_path / "rows.parquet", code=2))
-    assert "row 1: column 'sentence' (--text-column) contains int64; it must contain texts" in message
+    (tmp_path / "rows.jsonl").write_text('{"sentence": 1}\n{"sentence": 2}\n')
+    (tmp_path / "rows.csv").write_text("sentence\n1\n2\n")
+    results = [ran(small_run, tmp_path / f"rows.{kind}")[0] for kind in ("parquet", "jsonl", "csv")]
+    assert results[0] == results[1] == results[2]
 
 
 @pytest.mark.parametrize(
