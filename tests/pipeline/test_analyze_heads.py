@@ -46,7 +46,7 @@ def test_a_run_is_analyzed_again(run: Path, capsys: pytest.CaptureFixture[str]) 
     assert "Removing one head at a time" in html
     assert "entropy" in html
     after = contents(run)
-    assert {name for name in after if after[name] != before.get(name)} == {"heads.json", "report.html"}
+    assert {name for name in after if after[name] != before.get(name)} == {"README.md", "heads.json", "report.html"}
     printed = capsys.readouterr().out
     assert "Head importance by fisher" in printed
     assert f"Report: {run / 'report.html'}" in printed
