@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from finetune.errors import DataError, FinetuneError, ModelError, did_you_mean
 from finetune.pipeline.hub import Files, check_repository, upload
 from finetune.recipe import Recipe, dump_recipe
 from finetune.recipe.hub_names import hub_id
-from finetune.recipe.portable import is_absolute, last_part, portable_recipe
+from finetune.recipe.portable import is_absolute, last_part, portable_recipe, without_paths
 from finetune.report.card import render_card
 from finetune.report.card_metadata import CardSubject
 from finetune.report.page import render_report
@@ -104,7 +104,8 @@ def published_files(folder: RunFolder, publication: Publication) -> Files:
         pruning=pruning,
         heads_are_zeroed=publication.model == "zeroed",
     )
-    record = _portable_record(record, recipe, folder)
+    known = _known_paths(record.recipe, folder)
+    record = _portable_record(record, recipe, known)
     if pruning is not None:
         record = _after_pruning(record, pruning)
     elif publication.include_texts:
@@ -117,7 +118,11 @@ def published_files(folder: RunFolder, publication: Publication) -> Files:
     if pruning is not None:  # scores, heads and report are those of the model before pruning
         return files | {_PRUNING: folder.pruned / _PRUNING}
     files[folder.report.name] = render_report(record, name, recipe_text).encode()
-    return files | {file.name: file for file in (folder.scores, folder.heads) if file.exists()}
+    if folder.heads.exists():
+        files[folder.heads.name] = _changed_json(
+            folder.heads, lambda key, text: without_paths(text, known) if key == "warnings" else text
+        )
+    return files | ({folder.scores.name: folder.scores} if folder.scores.exists() else {})
 
 
 def print_files(path: str | Path, publication: Publication) -> None:
@@ -162,10 +167,10 @@ def _model_files(folder: RunFolder, model: str, recipe: Recipe) -> Iterator[tupl
     if (source / _ADAPTER_CONFIG).is_file() and (reason := _why_not_alone(source, recipe, base)):
         raise ModelError(f"{reason}; run `finetune merge {folder.path}`, and publish with --model merged")
     for file in sorted(source.rglob("*")):
-        name = file.relative_to(source).as_posix()
-        if file.is_file() and not file.name.startswith("."):
+        path = file.relative_to(source)
+        if file.is_file() and not any(part.startswith(".") for part in path.parts):
             is_config = file.suffix == ".json" and file.name != "tokenizer.json"
-            yield name, _without_paths(file, base) if is_config else file
+            yield path.as_posix(), _model_config(file, base) if is_config else file
 
 
 def _why_not_alone(source: Path, recipe: Recipe, base: str | None) -> str:
@@ -178,27 +183,35 @@ def _why_not_alone(source: Path, recipe: Recipe, base: str | None) -> str:
     return ""
 
 
-def _without_paths(file: Path, base: str | None) -> Path | bytes:
-    """Return a JSON file, or its content with the names of folders in place of their paths on this machine."""
+def _model_config(file: Path, base: str | None) -> Path | bytes:
+    """Return a config file of the model, or its content with the names of folders in place of their paths."""
+
+    def change(key: str, text: str) -> str:
+        if key == _BASE_KEY and file.name == _ADAPTER_CONFIG and base is not None:
+            return base
+        return f"./{last_part(text)}" if _PATH_KEY.search(key) and is_absolute(text) else text
+
+    return _changed_json(file, change)
+
+
+def _changed_json(file: Path, change: Callable[[str, str], str]) -> Path | bytes:
+    """Return a JSON file, or its content if `change`, a function of key and text, changes any text in it."""
     content = read_bytes(file)
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise damaged_file(file, str(error)) from error
-    changed = _replace_paths(document)
-    if file.name == _ADAPTER_CONFIG and isinstance(changed, dict):
-        changed[_BASE_KEY] = base
+    changed = _map_texts(document, change)
     return file if changed == document else (json.dumps(changed, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _replace_paths(value: Any, key: str = "") -> Any:
+def _map_texts(value: Any, change: Callable[[str, str], str], key: str = "") -> Any:
+    """Return a JSON value with every text changed; the items of a list have the key of the list."""
     if isinstance(value, dict):
-        return {name: _replace_paths(item, name) for name, item in value.items()}
+        return {name: _map_texts(item, change, name) for name, item in value.items()}
     if isinstance(value, list):
-        return [_replace_paths(item) for item in value]
-    if isinstance(value, str) and _PATH_KEY.search(key) and is_absolute(value):
-        return f"./{last_part(value)}"
-    return value
+        return [_map_texts(item, change, key) for item in value]
+    return change(key, value) if isinstance(value, str) else value
 
 
 def _pruning_result(folder: RunFolder) -> PruningResult:
@@ -219,18 +232,20 @@ def _after_pruning(record: RunRecord, pruning: PruningResult) -> RunRecord:
     return replace(record.without_texts(), scores=scores)
 
 
-def _portable_record(record: RunRecord, recipe: Recipe, folder: RunFolder) -> RunRecord:
+def _known_paths(recipe: Recipe, folder: RunFolder) -> list[str]:
+    """Return the paths of this machine that messages in the results can contain."""
+    data = recipe.data
+    names = [recipe.model.model_name_or_path, data.dataset_name, *data.local_files().values()]
+    return [str(folder.path), recipe.output_dir, *filter(None, names)]
+
+
+def _portable_record(record: RunRecord, recipe: Recipe, known: list[str]) -> RunRecord:
     """Return the results with the portable recipe, and with notes that name no path of this machine."""
-    data = record.recipe.data
-    paths = [record.recipe.model.model_name_or_path, data.dataset_name, *data.local_files().values()]
-    paths += [str(folder.path), record.recipe.output_dir]
-    known = sorted({path for path in paths if path and is_absolute(path)}, key=len, reverse=True)
 
-    def hide(text: str) -> str:
-        for path in known:
-            text = text.replace(path, last_part(path))
-        return text
+    def hide(texts: list[str]) -> list[str]:
+        return [without_paths(text, known) for text in texts]
 
-    training = replace(record.training, notes=[hide(note) for note in record.training.notes])
-    head_note = hide(record.head_note).partition(" Run `finetune")[0]  # readers of the card do not have the run
-    return replace(record, recipe=recipe, training=training, head_note=head_note)
+    training = replace(record.training, notes=hide(record.training.notes))
+    heads = record.heads and replace(record.heads, warnings=hide(record.heads.warnings))
+    (head_note,) = hide([record.head_note.partition(" Run `finetune")[0]])  # readers of the card do not have the run
+    return replace(record, recipe=recipe, training=training, heads=heads, head_note=head_note)

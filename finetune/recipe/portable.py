@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from finetune.recipe.data_section import DataSection
 from finetune.recipe.schema import Recipe
 
 _SPLITS = ("train", "validation", "test")
+_NAME = r"[\w.~+@=-]+"
+_ABSOLUTE = re.compile(rf"(?<![\w.:/\\])(?:[A-Za-z]:)?[/\\]{_NAME}(?:[/\\]{_NAME})+")
 
 
 def portable_recipe(recipe: Recipe, *, keep_rows: bool) -> Recipe:
@@ -52,3 +55,14 @@ def _without_path(name: str | None) -> str | None:
 def is_absolute(path: str) -> bool:
     """Return whether a path is absolute, on this operating system or another one."""
     return path.startswith(("/", "\\")) or re.match(r"[A-Za-z]:[/\\]", path) is not None
+
+
+def without_paths(text: str, known: Iterable[str] = ()) -> str:
+    """Return a message with the last part of each absolute path in place of the path.
+
+    Args:
+        known: paths that the message can contain; those with a space are recognized only if they are listed here.
+    """
+    for path in sorted(filter(is_absolute, known), key=len, reverse=True):
+        text = text.replace(path, last_part(path))
+    return _ABSOLUTE.sub(lambda match: last_part(match[0]), text)

@@ -70,6 +70,28 @@ def test_a_run_is_published_without_texts_and_paths(
     assert contents(small_run) == before
 
 
+def test_messages_and_hidden_files_of_this_machine_stay_here(run: Path, hub: HubServer) -> None:
+    cache = run / "model" / ".cache" / "huggingface" / "config.json.metadata"
+    cache.parent.mkdir(parents=True)
+    cache.write_text("text of a cache")
+    heads = json.loads((run / "heads.json").read_text())
+    heads["warnings"] = ["It failed: model '/home/me/models/tiny' has no config.json.", f"No base in {run}/base."]
+    (run / "heads.json").write_text(json.dumps(heads))
+    reason = "OSError: [Errno 28] No space left on device: '/scratch/me/x.bin'"
+    (run / "heads_failure.json").write_text(json.dumps({"reason": reason}))
+    assert publish(run) == 0
+    files = hub.repositories["me/my-model"].files
+    assert files.keys() == FILES
+    published = json.loads(files["heads.json"])
+    assert published["warnings"] == ["It failed: model 'tiny' has no config.json.", "No base in run/base."]
+    assert published["methods"] == heads["methods"]
+    assert (
+        "The head analysis failed: OSError: [Errno 28] No space left on device: 'x.bin'" in files["README.md"].decode()
+    )
+    text = b"\n".join(content for name, content in files.items() if name != "model.safetensors").decode()
+    assert [path for path in ("/home/me", "/scratch/me", str(run), "text of a cache") if path in text] == []
+
+
 def test_large_files_go_through_xet_and_no_torch_is_imported(small_run: Path, hub: HubServer, tmp_path: Path) -> None:
     hub.xet_store = tmp_path / "store"
     hub.xet_store.mkdir()

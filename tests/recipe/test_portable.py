@@ -6,7 +6,7 @@ import pytest
 
 from finetune.recipe import Recipe, dump_recipe, load_recipe
 from finetune.recipe.hub_names import hub_id
-from finetune.recipe.portable import is_absolute, last_part, portable_recipe
+from finetune.recipe.portable import is_absolute, last_part, portable_recipe, without_paths
 
 ROWS = [{"sentence": "a", "label": "x"}, {"sentence": "b", "label": "y"}]
 MODEL = {"model_name_or_path": "/home/me/models/tiny"}
@@ -60,3 +60,16 @@ def test_paths_of_any_operating_system_are_recognized() -> None:
     assert [is_absolute(path) for path in ("/a", "C:\\a", "c:/a", "\\\\host\\a")] == [True] * 4
     assert [is_absolute(path) for path in ("a/b", "./a", "package:a/b", "")] == [False] * 4
     assert [last_part(path) for path in ("/a/b", "C:\\a\\b", "a/b/", "b")] == ["b"] * 4
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("model '/home/me/tiny' has no config.json; correct it", "model 'tiny' has no config.json; correct it"),
+        ("cannot read C:\\data\\x.csv (\\\\host\\share)", "cannot read x.csv (\\\\host\\share)"),
+        ("see /my data/runs/a/heads.json", "see a/heads.json"),
+        ("E|dL/dgate| at 3 rows/s, and/or https://a.b/c/d", "E|dL/dgate| at 3 rows/s, and/or https://a.b/c/d"),
+    ],
+)
+def test_messages_keep_only_the_last_part_of_a_path(message: str, expected: str) -> None:
+    assert without_paths(message, ["/my data/runs/a", "relative/path", "/my data"]) == expected
