@@ -6,6 +6,7 @@ that changes it; where several columns fit equally well, nothing is guessed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -170,6 +171,9 @@ def _with_problem_type(preview: Preview, roles: Roles) -> Roles:
             "another label with --label-column"
         )
     if not label.is_number:
+        if joined := _joined_labels(label):
+            note = f"problem type {SINGLE}: '{joined}' could be several labels; for {MULTI}, write lists of labels "
+            roles = replace(roles, unsure=(*roles.unsure, f"{note}in a json, jsonl or parquet file"))
         return replace(roles, problem_type=SINGLE)
     if not label.is_integer:
         return replace(roles, problem_type=REGRESSION)
@@ -186,6 +190,17 @@ def _with_problem_type(preview: Preview, roles: Roles) -> Roles:
         note += f"{numbers[-1]}; change it with --problem-type {other}"
         roles = replace(roles, unsure=(*roles.unsure, note))
     return replace(roles, problem_type=kind)
+
+
+def _joined_labels(column: PreviewColumn) -> str | None:
+    """Return a value that could be several labels with a separator, because all parts also occur in other values."""
+    for separator in "|;,":
+        parts = {text: [part.strip() for part in text.split(separator)] for text in column.counts}
+        joined = [text for text in parts if len(parts[text]) > 1]
+        values_with = Counter(part for text in parts for part in set(parts[text]))
+        if len(joined) > 1 and all(values_with[part] > 1 for text in joined for part in parts[text]):
+            return joined[0]
+    return None
 
 
 def _normalized(name: str) -> str:

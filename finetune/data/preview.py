@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,8 +39,7 @@ class PreviewColumn:
     def texts(self) -> list[str]:
         """Return the values that are not empty, as texts; of lists, their items."""
         flat = [item for value in self.values for item in (value if isinstance(value, list) else [value])]
-        texts = (str(value).lower() if isinstance(value, bool) else str(value) for value in flat if value is not None)
-        return [text for text in texts if text.strip() and text != "nan"]
+        return [str(value).lower() if isinstance(value, bool) else str(value) for value in flat if not _is_empty(value)]
 
     @cached_property
     def counts(self) -> Counter[str]:
@@ -86,7 +86,12 @@ class PreviewColumn:
     @property
     def num_empty(self) -> int:
         """Return the number of empty cells; an empty list is not one."""
-        return sum(value is None or not str(value).strip() or str(value) == "nan" for value in self.values)
+        return sum(map(_is_empty, self.values))
+
+
+def _is_empty(value: object) -> bool:
+    """Return whether training would read the value as an empty cell; the text "nan" is none."""
+    return value is None or not str(value).strip() or (isinstance(value, float) and math.isnan(value))
 
 
 @dataclass(frozen=True)

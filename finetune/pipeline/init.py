@@ -22,7 +22,10 @@ from finetune.pipeline.recipe_draft import (
     Draft,
     Length,
     class_imbalance,
+    has_unlabeled_rows,
     hold_out_share,
+    label_counts,
+    marks_unlabeled,
     names_of_ids,
     propose_length,
     sibling_splits,
@@ -147,20 +150,31 @@ def _complete_roles(preview: Preview, given: Roles) -> Roles:
 def _draft(preview: Preview, used: UsedColumns, options: InitOptions) -> tuple[Draft, list[str]]:
     """Return all decisions for the recipe, and notes on guesses that could be wrong."""
     label = preview.columns[used.label]
-    siblings, notes = ({}, []) if options.validation_size else sibling_splits(preview, used)
-    files = {"train": preview.file, **siblings, **options.files}
-    files = {split: files[split] for split in ("train", "validation", "test") if split in files}
+    previews, notes = sibling_splits(preview, used)
+    if options.validation_size:
+        previews.pop("validation", None)
+    previews |= {split: read_preview(file) for split, file in options.files.items()}
+    files = {"train": preview.file}
+    files |= {split: previews[split].file for split in ("validation", "test") if split in previews}
     size = options.validation_size or (None if "validation" in files else hold_out_share(preview))
     model = _model(options.model)
     length = propose_length(preview, used, model)
     if options.max_length is not None:
         length = Length(options.max_length, length.comment)
-    minus_one = used.problem_type != REGRESSION and {"-1", "0"} <= label.counts.keys() and label.is_integer
-    if minus_one:
-        notes.append("label -1 is read as a missing label; if it is a class, list all labels in task.label_names")
-    names = None if used.problem_type == REGRESSION else names_of_ids(preview, used)
-    unlabeled = minus_one or (label.num_empty > 0 and not label.has_lists)
-    imbalance = class_imbalance(label)
+    if used.problem_type == REGRESSION:
+        names, unlabeled = None, label.num_empty > 0
+    else:
+        names = names_of_ids(preview, used)
+        columns = [label, *(other.columns[used.label] for other in previews.values() if used.label in other.columns)]
+        unlabeled = any(has_unlabeled_rows(column, label) for column in columns)
+        if marks_unlabeled(label):
+            notes.append("label -1 is read as a missing label; if it is a class, list all labels in task.label_names")
+    if preview.file.suffix.lower() in (".csv", ".tsv") and used.label in label.counts:
+        notes.append(
+            f"the first line could be a row, because '{shorten(used.label, 40)}', the name of the label column, is "
+            "also a label; write the names of the columns in the first line"
+        )
+    imbalance = class_imbalance(label_counts(label, unlabeled=unlabeled))
     draft = Draft(model, used, files, size, length, names, unlabeled, imbalance)
     return draft, notes
 
@@ -207,11 +221,13 @@ def _label_summary(preview: Preview, draft: Draft) -> str:
         values = [float(text) for text in column.texts]
         return f"values from {min(values):g} to {max(values):g}"
     names = draft.label_names[0] if draft.label_names else None
-    counts = column.counts.most_common(_MAX_SHOWN)
-    shown = [f"{shorten(names[int(text)] if names else text, 40)} {rows:,}" for text, rows in counts]
-    more = len(column.counts) - len(shown)
+    counts = label_counts(column, unlabeled=draft.unlabeled)
+    shown = [
+        f"{shorten(names[int(text)] if names else text, 40)} {rows:,}" for text, rows in counts.most_common(_MAX_SHOWN)
+    ]
+    more = len(counts) - len(shown)
     kind = "labels (several per row)" if draft.used.problem_type == MULTI else "labels"
-    return f"{len(column.counts)} {kind}: {', '.join(shown)}{f' and {more} more' if more > 0 else ''}"
+    return f"{len(counts)} {kind}: {', '.join(shown)}{f' and {more} more' if more > 0 else ''}"
 
 
 def _output_file(options: InitOptions, file: Path) -> Path:

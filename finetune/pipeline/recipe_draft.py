@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +14,11 @@ import numpy as np
 
 from finetune.data.column_roles import SINGLE, UsedColumns
 from finetune.data.preview import Preview, PreviewColumn, read_preview
-from finetune.models.checkpoint_config import checkpoint_location, token_limit
+from finetune.errors import DataError, ModelError
+from finetune.models.checkpoint_config import FOLDER_FIX, checkpoint_location, token_limit
 from finetune.recipe.loader import yaml_text
 
+_UNLABELED = "-1"
 _TRAIN = re.compile(r"(?<![A-Za-z])(train|training)(?![A-Za-z])", re.IGNORECASE)
 _OTHER_SPLITS = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 _LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
@@ -32,13 +35,13 @@ class Length:
     comment: str
 
 
-def sibling_splits(preview: Preview, used: UsedColumns) -> tuple[dict[str, Path], list[str]]:
-    """Return split name -> file beside a training file that can be used, and notes on files that cannot.
+def sibling_splits(preview: Preview, used: UsedColumns) -> tuple[dict[str, Preview], list[str]]:
+    """Return split name -> first rows of a file beside a training file, and notes on files that cannot be used.
 
     The name of such a file has validation, valid, val, dev or test where the training file's name has train.
     """
     match = _TRAIN.search(preview.file.stem)
-    found: dict[str, Path] = {}
+    found: dict[str, Preview] = {}
     notes: list[str] = []
     if match is None:
         return {}, []
@@ -48,19 +51,39 @@ def sibling_splits(preview: Preview, used: UsedColumns) -> tuple[dict[str, Path]
         file = next((path for name in names if (path := preview.file.with_name(name)).is_file()), None)
         if file is None:
             continue
-        other = read_preview(file)
+        try:
+            other = read_preview(file)
+        except DataError as error:
+            notes.append(f"the {split} file is not used: {error}")
+            continue
         missing = [name for name in (*used.texts(), used.label) if name not in other.columns]
         if missing:
             notes.append(f"{file} is not used: it has no column {missing[0]}")
         elif not _has_labels(other.columns[used.label]):
             notes.append(f"{file} is not used: its rows have no labels")
         else:
-            found[split] = file
+            found[split] = other
     return found, notes
 
 
 def _has_labels(column: PreviewColumn) -> bool:
-    return column.has_lists or not column.counts.keys() <= {"-1"}
+    return column.has_lists or not column.counts.keys() <= {_UNLABELED}
+
+
+def marks_unlabeled(column: PreviewColumn) -> bool:
+    """Return whether the label -1 of training rows probably marks rows without a label: it counts from 0 otherwise."""
+    return {_UNLABELED, "0"} <= column.counts.keys() and column.is_integer
+
+
+def has_unlabeled_rows(column: PreviewColumn, train: PreviewColumn) -> bool:
+    """Return whether rows of a split have no label: an empty cell, or -1 if it is no label of the training rows."""
+    marked = _UNLABELED in column.counts and (_UNLABELED not in train.counts or marks_unlabeled(train))
+    return not column.has_lists and (column.num_empty > 0 or marked)
+
+
+def label_counts(column: PreviewColumn, *, unlabeled: bool) -> Counter[str]:
+    """Return the number of rows per label; if rows without a label are skipped, so are those with the label -1."""
+    return Counter({text: rows for text, rows in column.counts.items() if not (unlabeled and text == _UNLABELED)})
 
 
 def names_of_ids(preview: Preview, used: UsedColumns) -> tuple[list[str], Path] | None:
@@ -111,7 +134,12 @@ def _token_counts(texts: Sequence[tuple[str, ...]], model: str) -> tuple[list[in
     if file.is_file():
         from tokenizers import Tokenizer
 
-        tokenizer = Tokenizer.from_file(str(file))
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # the library has no narrower type
+            raise ModelError(
+                f"model '{model}': tokenizer.json cannot be read: {str(error)[:200]}; {FOLDER_FIX}"
+            ) from error
         tokenizer.no_truncation()
         tokenizer.no_padding()
         encoded = tokenizer.encode_batch([row[0] if len(row) == 1 else row for row in texts])
@@ -179,6 +207,6 @@ def hold_out_share(preview: Preview) -> float:
     return 0.2 if preview.complete and preview.num_rows < _SMALL else 0.1
 
 
-def class_imbalance(column: PreviewColumn) -> float:
+def class_imbalance(counts: Mapping[str, int]) -> float:
     """Return the number of rows of the most frequent label divided by that of the rarest."""
-    return max(column.counts.values()) / min(column.counts.values()) if column.counts else 1.0
+    return max(counts.values()) / min(counts.values()) if counts else 1.0

@@ -52,6 +52,7 @@ def preview(**columns: Sequence[object]) -> Preview:
         ({"sentence": TEXT, "labels": [[1, 2], []] * 20, "domain": CLASSES}, "sentence", None, "labels", MULTI),
         ({"text": TEXT, "tags": [["a"], ["b", "a"]] * 20}, "text", None, "tags", MULTI),
         ({"text": TEXT, "label": [*range(20)] * 2}, "text", None, "label", SINGLE),
+        ({"text": TEXT, "label": ["Bonn, Rhein", "Ulm, Donau"] * 20}, "text", None, "label", SINGLE),
         ({"text": TEXT, "label": [True, False] * 20}, "text", None, "label", SINGLE),
         ({"text": TEXT, "label": ["1.0", "0.0"] * 20}, "text", None, "label", SINGLE),
         ({"text": TEXT, "gold_label": CLASSES, "annotator_id": [1, 2] * 20}, "text", None, "gold_label", SINGLE),
@@ -79,6 +80,11 @@ def test_usual_files_are_guessed_with_certainty(
             {"title": TEXT, "body": OTHER, "label": CLASSES},
             ("body", "label", SINGLE),
             "text column 'body': title is a text too; choose with --text-column",
+        ),
+        (
+            {"text": TEXT, "tags": ["a|b", "b|c", "c", "a"] * 10},
+            ("text", "tags", SINGLE),
+            f"'a|b' could be several labels; for {MULTI}, write lists of labels in a json, jsonl or parquet file",
         ),
         (
             {"review": TEXT, "stars": [1, 2, 3, 4, 5] * 8},

@@ -83,3 +83,8 @@ def test_a_file_that_cannot_be_read_is_an_error(ending: str, content: str, messa
 def test_kinds_of_values(values: list[object], is_number: bool, is_integer: bool, is_date_or_link: bool) -> None:
     column = PreviewColumn("x", values)
     assert (column.is_number, column.is_integer, column.is_date_or_link) == (is_number, is_integer, is_date_or_link)
+
+
+def test_only_the_number_nan_is_an_empty_cell() -> None:
+    column = PreviewColumn("label", ["nan", "NA", float("nan"), None, " "])
+    assert (dict(column.counts), column.num_empty) == ({"nan": 1, "NA": 1}, 3)

@@ -111,6 +111,42 @@ def test_rows_without_a_label_are_skipped(capsys: pytest.CaptureFixture[str], fo
     assert "Not certain: label -1 is read as a missing label" in printed
 
 
+def test_unlabeled_rows_and_names_of_ids(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    (folder / "labels.json").write_text('["bad", "good"]')
+    (folder / "train.csv").write_text("text,label\n" + "a b,0\nc d,1\n" * 20 + "e f,-1\n")
+    recipe, printed = written(capsys, "train.csv", "--output", "ids.yaml")
+    assert recipe.task.label_names == ["bad", "good"]
+    assert "2 labels: bad 20, good 20\n" in printed
+    assert "The largest class" not in (folder / "ids.yaml").read_text()
+
+
+def test_a_split_beside_the_training_file_may_have_unlabeled_rows(
+    capsys: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    (folder / "train.csv").write_text("text,label\n" + "a b,x\nc d,y\n" * 4)
+    (folder / "validation.csv").write_text("text,label\na b,x\nc d,\n")
+    (folder / "test.csv").write_text("text,label\na b,x\nc d,y\n")
+    assert written(capsys, "train.csv")[0].data.drop_unlabeled
+    recipe, _ = written(capsys, "train.csv", "--validation-size", "0.5", "--force")
+    assert recipe.data.local_files().keys() == {"train", "test"}
+    assert not recipe.data.drop_unlabeled
+
+
+def test_a_file_without_a_header_is_noted(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    (folder / "rows.csv").write_text("a good film,pos\n" + "".join(f"a b {n},neg\nc d {n},pos\n" for n in range(10)))
+    _, printed = written(capsys, "rows.csv")
+    assert "Not certain: the first line could be a row, because 'pos', the name of the label column, is also" in printed
+
+
+def test_a_damaged_tokenizer_is_one_message(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text('{"model_type": "bert", "max_position_embeddings": 64}')
+    (folder / "model" / "tokenizer.json").write_text("{}")
+    assert main(["init", "reviews.csv", "--model", "./model"]) == 2
+    assert "error: model './model': tokenizer.json cannot be read: " in capsys.readouterr().err
+    assert not (folder / "reviews.yaml").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -17,7 +17,9 @@ from finetune.pipeline.recipe_draft import (
     Draft,
     Length,
     class_imbalance,
+    has_unlabeled_rows,
     hold_out_share,
+    label_counts,
     names_of_ids,
     propose_length,
     sibling_splits,
@@ -52,7 +54,7 @@ def test_files_beside_a_training_file_are_found(
     for name in (train, *others):
         (tmp_path / name).write_text(ROWS)
     found, notes = sibling_splits(read_preview(tmp_path / train), USED)
-    assert {split: file.name for split, file in found.items()} == expected
+    assert {split: other.file.name for split, other in found.items()} == expected
     assert notes == []
 
 
@@ -65,6 +67,14 @@ def test_files_without_labels_are_not_used(tmp_path: Path) -> None:
     assert [note.partition(" is not used: ")[2] for note in notes] == [
         "it has no column label", "its rows have no labels",
     ]  # fmt: skip
+
+
+def test_a_file_that_cannot_be_read_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(ROWS)
+    (tmp_path / "test.csv").write_text("")
+    found, (note,) = sibling_splits(read_preview(tmp_path / "train.csv"), USED)
+    assert found == {}
+    assert note.startswith(f"the test file is not used: {tmp_path / 'test.csv'} is empty (0 bytes)")
 
 
 @pytest.mark.parametrize(
@@ -121,8 +131,30 @@ def test_small_files_hold_out_a_larger_share() -> None:
 
 
 def test_imbalance_is_the_ratio_of_the_class_sizes() -> None:
-    assert class_imbalance(PreviewColumn("label", ["x"] * 30 + ["y"] * 2)) == 15
-    assert class_imbalance(PreviewColumn("label", [None])) == 1
+    assert class_imbalance({"x": 30, "y": 2}) == 15
+    assert class_imbalance({}) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "train", "unlabeled"),
+    [
+        ([0, 1], [0, 1], False),
+        (["x", None], ["x", "y"], True),
+        ([0, 1, -1], [0, 1], True),
+        ([0, 1, -1], [0, 1, -1], True),
+        ([-1, 1], [-1, 1], False),
+        ([[], ["x"]], [["x"]], False),
+    ],
+)
+def test_rows_without_a_label_are_recognized(values: list[object], train: list[object], unlabeled: bool) -> None:
+    columns = PreviewColumn("label", values), PreviewColumn("label", train)
+    assert has_unlabeled_rows(*columns) == unlabeled
+
+
+def test_the_mark_of_unlabeled_rows_is_not_counted() -> None:
+    column = PreviewColumn("label", [0, 1, -1, 0])
+    assert label_counts(column, unlabeled=True) == {"0": 2, "1": 1}
+    assert label_counts(column, unlabeled=False) == {"0": 2, "1": 1, "-1": 1}
 
 
 def test_every_decision_is_in_the_recipe(tmp_path: Path) -> None:
