@@ -68,7 +68,8 @@ def check_first_rows(data: DataSection, problem_type: str, declared: Sequence[st
             notes.append(f"not checked: the rows of {source}, because a json file of this size takes long to read")
             continue
         rows = _first_rows(source, f"data.{split}_rows", columns)
-        splits[split] = FirstRows(checked_rows(rows.raw, data, problem_type, declared), rows.complete)
+        checked = checked_rows(rows.raw, data, problem_type, declared, complete=rows.complete)
+        splits[split] = FirstRows(checked, rows.complete)
         if not rows.complete:
             notes.append(f"checked: the first {len(rows.raw.rows):,} rows of {source}")
     if "train" in splits:

@@ -28,11 +28,14 @@ def columns_to_read(data: DataSection, *, lists: bool) -> list[Column]:
     return [*columns, Column(data.label_column, "label_column", lists)]
 
 
-def checked_rows(raw: RawSplit, data: DataSection, problem_type: str, declared: Sequence[str] | None) -> RawSplit:
+def checked_rows(
+    raw: RawSplit, data: DataSection, problem_type: str, declared: Sequence[str] | None, *, complete: bool = True
+) -> RawSplit:
     """Return a split after its checks, without the rows that have no label if the recipe says so.
 
     Args:
         declared: the label names of the recipe; if -1 is one of them, it does not mark rows without a label.
+        complete: whether these are all rows of the split; otherwise the rows with a label can come later.
 
     Raises:
         DataError: the split is empty, or a row has no text or no label.
@@ -40,6 +43,13 @@ def checked_rows(raw: RawSplit, data: DataSection, problem_type: str, declared: 
     if data.drop_unlabeled:
         minus_one_is_label = problem_type == "regression" or not set(declared or ()).isdisjoint(_UNLABELED_MARKS)
         raw = _drop_unlabeled(raw, data.label_column, () if minus_one_is_label else _UNLABELED_MARKS)
+        if raw.dropped and not len(raw.rows):
+            if not complete:
+                return raw
+            column = data.label_column
+            raise DataError(
+                f"{raw.source} has no row with a label in column '{column}'; remove this split from the recipe"
+            )
     check_rows(raw, data)
     return raw
 
@@ -53,8 +63,6 @@ def _drop_unlabeled(raw: RawSplit, column: str, marks: Sequence[str]) -> RawSpli
         missing |= np.asarray(marked.to_numpy(zero_copy_only=False), dtype=bool)
     if not missing.any():
         return raw
-    if missing.all():
-        raise DataError(f"{raw.source} has no row with a label in column '{column}'; remove this split from the recipe")
     return replace(raw.select(np.flatnonzero(~missing)), dropped=int(missing.sum()))
 
 

@@ -79,6 +79,21 @@ def check_checkpoint(name: str, revision: str, max_length: int) -> str | None:
     return None
 
 
+def check_new_model(model_type: str, overrides: Mapping[str, Any], max_length: int) -> None:
+    """Check the type and the config overrides of a new model.
+
+    Raises:
+        ModelError: the type is not supported, an override cannot be used, or the model takes fewer than `max_length`
+            tokens.
+    """
+    family_of(SimpleNamespace(model_type=model_type))
+    check_entries(overrides, "model.config_overrides")
+    if isinstance(overrides.get("max_position_embeddings"), int):
+        # The padding id is that of the tokenizer, which is made from the training rows.
+        config = SimpleNamespace(**{**_CONFIG_DEFAULTS, **overrides, "model_type": model_type, "pad_token_id": None})
+        check_max_length(config, math.inf, max_length, model_type)
+
+
 def token_limit(name: str, revision: str) -> float:
     """Return the largest number of tokens that a checkpoint on this disk takes; infinity if none is known."""
     entries = _read_json(name, revision, "config.json")

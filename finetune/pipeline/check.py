@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
-from finetune.models.architectures import family_of
-from finetune.models.checkpoint_config import check_checkpoint
+from finetune.models.checkpoint_config import check_checkpoint, check_new_model
 from finetune.recipe import Recipe, load_recipe
 from finetune.runs.ownership import check_output_dir
 from finetune.runs.run_folder import RunFolder
@@ -25,7 +23,7 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list
     check_output_dir(RunFolder(Path(recipe.output_dir)), recipe)
     model, notes = recipe.model, []
     if model.model_name_or_path is None:
-        family_of(SimpleNamespace(model_type=model.model_type))
+        check_new_model(str(model.model_type), model.config_overrides, recipe.data.max_length)
     elif note := check_checkpoint(model.model_name_or_path, model.revision, recipe.data.max_length):
         notes.append(note)
     from finetune.data.first_rows import check_first_rows  # importing pyarrow takes a third of a second

@@ -97,6 +97,17 @@ def test_a_long_file_is_checked_at_its_beginning_only(tmp_path: Path) -> None:
         check_first_rows(data, REGRESSION, None)
 
 
+@pytest.mark.parametrize("problem_type", [SINGLE, REGRESSION])
+def test_labels_may_begin_after_the_first_rows(problem_type: str, tmp_path: Path) -> None:
+    first = "".join(f"text {number},\n" for number in range(BATCH_ROWS))
+    data = data_section(tmp_path, "a.csv", f"sentence,label\n{first}a,1\nb,2\n", drop_unlabeled=True)
+    assert check_first_rows(data, problem_type, None) == [f"checked: the first 10,000 rows of {data.train_file}"]
+    assert len(read_labeled(data, problem_type, None, seed=1).labels["train"]) == 2
+    exact = data_section(tmp_path, "b.csv", "sentence,label\na,\n", drop_unlabeled=True)
+    with pytest.raises(DataError, match=r"has no row with a label in column 'label'; remove this split"):
+        check_first_rows(exact, problem_type, None)
+
+
 def test_class_names_in_a_parquet_file_are_used(tmp_path: Path) -> None:
     features = datasets.Features({"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["n", "p"])})
     rows = datasets.Dataset.from_dict({"sentence": ["a", "b"], "label": [0, 1]}, features=features)

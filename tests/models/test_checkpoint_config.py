@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import ModelError
-from finetune.models.building import Labels, pretrained_classifier
-from finetune.models.checkpoint_config import check_checkpoint
+from finetune.models.building import Labels, new_classifier, pretrained_classifier
+from finetune.models.checkpoint_config import check_checkpoint, check_new_model
 from finetune.models.pretrained import Source, load_tokenizer
 
 
@@ -104,3 +104,30 @@ def test_a_model_on_the_hub_is_checked_if_it_is_cached(tmp_path: Path, monkeypat
     assert check_checkpoint("some/model", "main", 8) is None
     with pytest.raises(ModelError, match=r"but 'some/model' takes 8 tokens"):
         check_checkpoint("some/model", "main", 16)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "overrides", "message"),
+    [
+        ("bert", {"max_position_embeddings": 16}, r"data\.max_length is 17, but 'bert' takes 16 tokens"),
+        ("mpnet", {"max_position_embeddings": 16}, r"data\.max_length is 17, but 'mpnet' takes 14 tokens"),
+        ("bert", {"num_hidden_layers": 5000}, r"model\.config_overrides has num_hidden_layers 5000, above 1000"),
+        ("gpt2", {}, r"model type 'gpt2' is not supported"),
+    ],
+)
+def test_a_new_model_that_cannot_be_built_is_an_error(
+    model_type: str, overrides: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        check_new_model(model_type, overrides, 17)
+
+
+def test_the_message_for_a_new_model_is_that_of_training(tiny_bert: Path) -> None:
+    overrides = {"max_position_embeddings": 8, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    check_new_model("bert", overrides, 8)
+    labels = Labels(("a", "b"), "single_label_classification")
+    with pytest.raises(ModelError) as from_training:
+        new_classifier("bert", overrides, load_tokenizer(Source(str(tiny_bert))), labels, max_length=9)
+    with pytest.raises(ModelError) as from_check:
+        check_new_model("bert", overrides, 9)
+    assert str(from_check.value) == str(from_training.value)
