@@ -114,7 +114,7 @@ def _message(error: BaseException, repository: str) -> str:
         case 401:
             return f"the hub refused the token (401, {said}); {_LOG_IN}"
         case 403:
-            return f"the token must not write to {repository} (403, {said}); {_LOG_IN}"
+            return f"the token has no permission to write to {repository} (403, {said}); {_LOG_IN}"
         case 404:
             return f"the hub has no repository {repository} that the token can see (404, {said}); correct the name"
         case 400 | 409 | 422:

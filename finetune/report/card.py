@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -59,7 +62,14 @@ def _templates() -> Environment:
     templates = Environment(
         loader=PackageLoader("finetune.report", ""), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    templates.filters.update(interval=interval_or_dash, number=format_number, escape_markdown=escape_markdown)
+    templates.filters.update(
+        interval=interval_or_dash,
+        number=format_number,
+        escape_markdown=escape_markdown,
+        code=as_code,
+        json=partial(json.dumps, ensure_ascii=False),
+        shell_quote=shlex.quote,
+    )
     return templates
 
 
@@ -78,6 +88,12 @@ def escape_markdown(text: str) -> str:
     line = " ".join(text.split())
     cut = f"{line[:_MAX_TEXT]} ..." if len(line) > _MAX_TEXT else line
     return _MARKDOWN.sub(r"\\\1", cut).replace("<", "&lt;")
+
+
+def as_code(text: str) -> str:
+    """Return a label or the name of a column as Markdown code on one line."""
+    line = " ".join(text.split())
+    return f"`` {line} ``" if "`" in line else f"`{line}`"
 
 
 def _base_link(recipe: Recipe) -> str:

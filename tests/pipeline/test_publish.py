@@ -183,7 +183,7 @@ def test_an_upload_that_was_interrupted_is_completed_by_the_next(
     ("token", "message"),
     [
         ("wrong", r"the hub refused the token \(401, Invalid username or password\); log in with `hf auth login`"),
-        (READER, r"the token must not write to me/my-model \(403, You don't have the rights .*\); log in with"),
+        (READER, r"the token has no permission to write to me/my-model \(403, You don't have the rights .*\); log in"),
     ],
 )
 def test_a_refused_token_is_one_message(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -193,3 +196,16 @@ def test_a_card_with_undefined_heads_and_no_curve() -> None:
 def test_markdown_in_texts_has_no_effect() -> None:
     assert escape_markdown("a | *b*\n`c` [d](e) <f>") == r"a \| \*b\* \`c\` \[d\](e) &lt;f>"
     assert escape_markdown("x" * 400) == "x" * 300 + " ..."
+
+
+def test_names_of_labels_and_columns_stay_as_they_are_in_the_examples() -> None:
+    labels = {"\U0001f600 über": 1, "a `b`": 2, 'it\'s\n"c" <d>': 3}
+    pairs = {"dataset_name": "a/b", "text_column": 'user\'s "text"', "text_pair_column": "zwölf"}
+    adapter = record(peft={"r": 4}, data=pairs)
+    adapter = replace(adapter, data={"train": replace(adapter.data["train"], label_counts=labels)})
+    text = render_card(adapter, subject(has_adapter=True))
+    assert 'Labels: `\U0001f600 über`, `` a `b` ``, `it\'s "c" <d>`.\n' in text
+    (line,) = (line for line in text.splitlines() if line.startswith("labels = "))
+    assert ast.literal_eval(line.removeprefix("labels = ")) == list(labels)
+    (line,) = (line for line in text.splitlines() if line.startswith("printf "))
+    assert list(json.loads(shlex.split(line)[2])) == ['user\'s "text"', "zwölf"]
