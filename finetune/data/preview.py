@@ -21,7 +21,8 @@ from finetune.errors import DataError
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 _WHOLE = re.compile(r"\s*([+-]?[0-9]+)(\.0*)?\s*")
 _DATE = r"\d{4}[-/]\d{1,2}[-/]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}"
-_DATE_OR_LINK = re.compile(rf"\s*({_DATE}|https?://|www\.).*", re.DOTALL)
+# A date can have a time, a time zone and the like after it, but no words: a line of a log begins with a date too.
+_DATE_OR_LINK = re.compile(rf"\s*(({_DATE})[\sT\d:.,+/-]*[A-Za-z]{{0,5}}|(https?://|www\.)\S*)\s*")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What `finetune init` decides from the files beside a data file and from its texts, and the recipe it writes."""
+"""What `finetune init` decides from a data file and the files next to it, and the recipe it writes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Length:
 
 
 def sibling_splits(preview: Preview, used: UsedColumns) -> tuple[dict[str, Preview], list[str]]:
-    """Return split name -> first rows of a file beside a training file, and notes on files that cannot be used.
+    """Return split name -> first rows of a file next to a training file, and notes on files that cannot be used.
 
     The name of such a file has validation, valid, val, dev or test where the training file's name has train.
     """
@@ -87,7 +87,7 @@ def label_counts(column: PreviewColumn, *, unlabeled: bool) -> Counter[str]:
 
 
 def names_of_ids(preview: Preview, used: UsedColumns) -> tuple[list[str], Path] | None:
-    """Return the label names of a column of ids, and the JSON file beside the data file that lists them, or None.
+    """Return the label names of a column of ids, and the JSON file next to the data file that lists them, or None.
 
     For the column `label` this is labels.json or label.json, for `label_fine` labels_fine.json, and so on.
     """

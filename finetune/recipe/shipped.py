@@ -12,7 +12,7 @@ PREFIX = "recipe:"
 def shipped_recipes() -> dict[str, Path]:
     """Return the file of each shipped recipe by its name."""
     package = Path(__file__).parents[1]
-    # The wheel has them in finetune/recipes; in a checkout they are beside the package.
+    # The wheel has them in finetune/recipes; in a checkout they are next to the package.
     folder = next((path / "recipes" for path in (package, package.parent) if (path / "recipes").is_dir()), package)
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
