@@ -1,4 +1,4 @@
-"""Complete runs, started from the command line, each in its own process."""
+"""Complete runs, started from the command line; those that could disturb others, in their own process."""
 
 from __future__ import annotations
 
@@ -104,8 +104,7 @@ def test_evaluating_a_moved_run_gives_the_same_scores(scratch_run: Path, tmp_pat
 
 
 def test_the_resolved_recipe_repeats_the_run(scratch_run: Path, tmp_path: Path) -> None:
-    done = finetune("train", scratch_run / "recipe.yaml", f"output_dir={tmp_path / 'again'}", folder=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert main(["train", str(scratch_run / "recipe.yaml"), f"output_dir={tmp_path / 'again'}"]) == 0
     assert scores(tmp_path / "again") == scores(scratch_run)
     assert analysis(tmp_path / "again") == analysis(scratch_run)
 
@@ -134,10 +133,10 @@ def test_toy_reaches_four_of_four_and_warns_about_training_rows(toy_run: Path) -
     assert training["trainable_parameters"] == 6 * 4 * 8 * (384 + 384) + 384 * 2 + 2
 
 
-def test_merged_weights_load_in_transformers(toy_run: Path, tmp_path: Path) -> None:
-    done = finetune("merge", toy_run, "--output", tmp_path / "plain", folder=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"Plain weights saved in {tmp_path / 'plain'}" in done.stdout
+def test_merged_weights_load_in_transformers(toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    merge = ["merge", str(toy_run), "--output", str(tmp_path / "plain")]
+    assert main(merge) == 0
+    assert f"Plain weights saved in {tmp_path / 'plain'}" in capsys.readouterr().out.replace("\n", "")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "plain")
     rows = pq.read_table(toy_run / "predictions.parquet").to_pylist()
@@ -146,30 +145,29 @@ def test_merged_weights_load_in_transformers(toy_run: Path, tmp_path: Path) -> N
     )
     expected = torch.tensor([row["probabilities"] for row in rows])
     torch.testing.assert_close(probabilities, expected, atol=2e-2, rtol=0)  # the run scored in bf16: measured 3e-3
-    repeated = finetune("merge", toy_run, "--output", tmp_path / "plain", folder=tmp_path)
-    assert repeated.returncode == 2
-    assert "already exists and is not empty" in repeated.stderr
+    assert main(merge) == 2
+    assert "already exists and is not empty" in capsys.readouterr().err
 
 
 def test_lora_on_a_model_trained_here(scratch_run: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.csv"
     rows.write_text("sentence,label\nThe cat is clean,0\nThe dog sat on the mat,1\nThe mat is clean,0\nThe cat sat,1\n")
-    done = finetune(
-        "train", RECIPES / "toy.yaml", f"model.model_name_or_path={scratch_run / 'model'}", f"data.train_file={rows}",
-        f"data.validation_file={rows}", folder=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    run = tmp_path / "runs" / "toy"
+    run = tmp_path / "run"
+    changes = [f"data.train_file={rows}", f"data.validation_file={rows}", f"output_dir={run}"]
+    changes += [f"model.model_name_or_path={scratch_run / 'model'}", "training.num_threads=1"]
+    assert main(["train", str(RECIPES / "toy.yaml"), *changes]) == 0
     assert [len(row) for row in first_method(run)["values"]] == [2]
     assert (run / "model" / "adapter_config.json").is_file()
 
 
-def test_a_dry_run_leaves_nothing(tmp_path: Path) -> None:
-    done = finetune("train", SCRATCH, "--dry-run", "logging.report_to=tensorboard", "seed=4", folder=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Dry run passed" in done.stdout
-    assert "0 2, 1 2" in done.stdout  # rows by label
-    assert not (tmp_path / "runs").exists()
+def test_a_dry_run_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "runs" / "toy"
+    changes = ["logging.report_to=tensorboard", "seed=4", f"output_dir={run}"]
+    assert main(["train", str(SCRATCH), "--dry-run", *changes]) == 0
+    printed = capsys.readouterr().out
+    assert "Dry run passed" in printed
+    assert "0 2, 1 2" in printed  # rows by label
+    assert not run.parent.exists()
 
 
 def test_two_processes_give_the_results_of_one(tmp_path: Path) -> None:
@@ -292,12 +290,14 @@ def test_a_run_resumes_only_with_the_same_batch_size(
     assert "resume_from_checkpoint: null" in before
 
 
-def test_an_earlier_run_is_replaced_only_with_overwrite_output_dir(scratch_run: Path, tmp_path: Path) -> None:
-    shutil.copytree(scratch_run, tmp_path / "runs" / "toy_from_scratch")
-    (tmp_path / "runs" / "toy_from_scratch" / "notes.txt").write_text("mine")
-    rejected = finetune("train", SCRATCH, "overwrite_output_dir=false", folder=tmp_path)
-    assert rejected.returncode == 2
-    assert "contains an earlier run" in rejected.stderr
-    done = finetune("train", SCRATCH, "seed=9", folder=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert {path.name for path in (tmp_path / "runs" / "toy_from_scratch").iterdir()} == {*COMPLETE, "notes.txt"}
+def test_an_earlier_run_is_replaced_only_with_overwrite_output_dir(
+    scratch_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(scratch_run, run)
+    (run / "notes.txt").write_text("mine")
+    train = ["train", str(SCRATCH), f"output_dir={run}", "training.num_threads=1"]
+    assert main([*train, "overwrite_output_dir=false"]) == 2
+    assert "contains an earlier run" in capsys.readouterr().err
+    assert main([*train, "seed=9"]) == 0
+    assert {path.name for path in run.iterdir()} == {*COMPLETE, "notes.txt"}
