@@ -216,7 +216,7 @@ def cells_from_arrow(
     kind = cells.type
     if pa.types.is_dictionary(kind):
         return cells_from_arrow(cells.dictionary_decode(), column, where, first_row, names)
-    if not _is_list(kind):
+    if not is_list(kind):
         if column.lists and not pa.types.is_null(kind):
             raise column.error(where, _first_row(cells, rows), column.not_a_list_message())
         if column.lists:
@@ -230,7 +230,8 @@ def cells_from_arrow(
     return pa.ListArray.from_arrays(pa.array(ends), items, mask=pc.is_null(cells))
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Return whether a type is one of lists."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 

@@ -17,6 +17,7 @@ from typing import Protocol, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from finetune.data.cell_values import is_list
 from finetune.data.input_rows import Window
 from finetune.errors import DataError
 
@@ -39,19 +40,24 @@ class RowWriter(Protocol):
 
 
 class DelimitedWriter:
-    """Writes csv, or tsv without quoting. A list or an object in a cell is written as JSON."""
+    """Writes csv, or tsv without quoting. A list or an object in a cell is written as JSON.
+
+    A csv row with a carriage return has all its cells in quotation marks: the csv module would write it without them,
+    and readers would take it for the end of the row.
+    """
 
     def __init__(self, stream: TextIO, kind: str) -> None:
         self._kind, self._names = kind, list[str]()
         quoting = {"delimiter": "\t", "quoting": csv.QUOTE_NONE, "quotechar": None} if kind == "tsv" else {}
         self._writer = csv.writer(stream, lineterminator="\n", **quoting)  # type: ignore[arg-type]
+        self._quoting_writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
 
     def write(self, window: Window, added: pa.RecordBatch) -> None:
         """Write the rows of a window; see `RowWriter`."""
         if not self._names:
             self._names = window.names()
             self._write_rows([[*self._names, *added.schema.names]], window, header=True)
-        columns = _text_columns(window, self._names) + [_texts_of(column) for column in readable_numbers(added)]
+        columns = _text_columns(window, self._names) + _texts_of_columns(added)
         self._write_rows(list(zip(*columns, strict=True)), window)
 
     def _write_rows(self, rows: Sequence[Sequence[str]], window: Window, *, header: bool = False) -> None:
@@ -62,7 +68,9 @@ class DelimitedWriter:
                     raise DataError(
                         f"{where} has a tab or a line break, which a tsv file cannot hold; write csv, jsonl or parquet"
                     )
-        self._writer.writerows(rows)
+        for row in rows:
+            writer = self._quoting_writer if any("\r" in cell for cell in row) else self._writer
+            writer.writerow(row)
 
     def close(self) -> None:
         """Do nothing: all rows are written."""
@@ -79,9 +87,9 @@ class JsonLinesWriter:
         _check_unique(window, "jsonl")
         rows = window.rows
         if isinstance(rows, pa.RecordBatch):
-            columns = [column.to_pylist() for column in readable_numbers(rows)]
+            columns = _values_of_columns(rows)
             rows = [dict(zip(rows.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
-        columns = [column.to_pylist() for column in readable_numbers(added)]
+        columns = _values_of_columns(added)
         names = added.schema.names
         for row, values in zip(rows, zip(*columns, strict=True), strict=True):
             line = {**row, **dict(zip(names, values, strict=True))}
@@ -127,6 +135,8 @@ class ParquetWriter:
             values = [row.get(name) for row in window.rows]
             kind = self._schema.field(name).type if self._schema.names else None
             try:
+                if kind is not None and not _fits(pa.infer_type(values), kind):  # pa.array would cut 2.5 to 2
+                    raise pa.ArrowTypeError(f"its type is {kind}")
                 array = pa.array(values, kind)
             except (pa.ArrowException, OverflowError, UnicodeEncodeError, TypeError) as error:
                 raise DataError(
@@ -156,20 +166,53 @@ class ParquetWriter:
 
 def readable_numbers(rows: pa.RecordBatch) -> list[pa.Array]:
     """Return the columns with float32 numbers in their shortest decimal form: 0.1, not 0.10000000149."""
-    single, lists = pa.float32(), pa.list_(pa.float32())
-    shortest = {single: (pa.string(), pa.float64()), lists: (pa.list_(pa.string()), pa.list_(pa.float64()))}
     columns = []
     for column in rows.columns:
-        for kind in shortest.get(column.type, ()):
-            column = column.cast(kind)
+        if column.type == pa.float32():
+            column = column.cast(pa.string()).cast(pa.float64())
+        elif is_list(column.type) and column.type.value_type == pa.float32():
+            column = column.cast(pa.list_(pa.float32())).cast(pa.list_(pa.string())).cast(pa.list_(pa.float64()))
         columns.append(column)
+    return columns
+
+
+def _fits(kind: pa.DataType, target: pa.DataType) -> bool:
+    """Return whether a column of a type can hold values of another without a change: all keys of objects, no 2.5 as 2.
+
+    Args:
+        kind: the type of the values.
+        target: the type of the column.
+    """
+    if pa.types.is_struct(kind) and pa.types.is_struct(target):
+        fields = {field.name: field.type for field in target}
+        return all(field.name in fields and _fits(field.type, fields[field.name]) for field in kind)
+    if pa.types.is_list(kind) and pa.types.is_list(target):
+        return _fits(kind.value_type, target.value_type)
+    integer_as_float = pa.types.is_integer(kind) and pa.types.is_floating(target)
+    return bool(kind == target or pa.types.is_null(kind) or integer_as_float)
+
+
+def _values_of_columns(rows: pa.RecordBatch) -> list[list[object]]:
+    """Return the columns as Python values.
+
+    Raises:
+        DataError: a value has no form in Python, such as a date after the year 9999.
+    """
+    columns = []
+    for name, column in zip(rows.schema.names, readable_numbers(rows), strict=True):
+        try:
+            columns.append(column.to_pylist())
+        except (ValueError, OverflowError) as error:
+            raise DataError(
+                f"column '{name}' ({column.type}) has a value that only parquet can hold ({error}); write parquet"
+            ) from error
     return columns
 
 
 def _text_columns(window: Window, names: Sequence[str]) -> list[list[str]]:
     """Return all columns of the input as texts."""
     if isinstance(window.rows, pa.RecordBatch):
-        return [_texts_of(column) for column in readable_numbers(window.rows)]
+        return _texts_of_columns(window.rows)
     if unknown := set(window.names()) - set(names):
         raise _new_column(window, sorted(unknown)[0])
     return [[_cell_text(row.get(name)) for row in window.rows] for name in names]
@@ -183,11 +226,11 @@ def _new_column(window: Window, name: str) -> DataError:
     )
 
 
-def _texts_of(column: pa.Array) -> list[str]:
-    """Return an Arrow column as texts; null is an empty text."""
-    if pa.types.is_string(column.type):
-        return column.fill_null("").to_pylist()  # type: ignore[no-any-return]
-    return [_cell_text(value) for value in column.to_pylist()]
+def _texts_of_columns(rows: pa.RecordBatch) -> list[list[str]]:
+    """Return Arrow columns as texts; null is an empty text."""
+    return [
+        [value if type(value) is str else _cell_text(value) for value in values] for values in _values_of_columns(rows)
+    ]
 
 
 def _cell_text(value: object) -> str:
@@ -196,8 +239,8 @@ def _cell_text(value: object) -> str:
         return ""
     if isinstance(value, str):
         return value
-    if type(value) in (int, float):
-        return repr(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
     text = json.dumps(value, ensure_ascii=False, default=_as_json)
     return text[1:-1] if text.startswith('"') else text
 

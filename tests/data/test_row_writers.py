@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -35,6 +37,15 @@ def test_a_tsv_file_has_no_quoting_and_cannot_hold_a_tab() -> None:
         DelimitedWriter(io.StringIO(), "tsv").write(arrow_window([pa.array(["a"])], ["a\tb"]), added(1))
 
 
+def test_a_carriage_return_is_no_end_of_a_csv_row() -> None:
+    stream = io.StringIO(newline="")
+    rows = ["a\rb", "a\r\nb", "a\nb", 'say "hi"\r', "plain"]
+    DelimitedWriter(stream, "csv").write(arrow_window([pa.array(rows)], ["text"]), added(5))
+    stream.seek(0)
+    assert list(csv.reader(stream)) == [["text", "predicted"], *([row, "x"] for row in rows)]
+    assert stream.getvalue().endswith("\nplain,x\n")
+
+
 def test_two_columns_of_one_name_fit_into_csv_only(tmp_path: Path) -> None:
     window = arrow_window([pa.array(["1"]), pa.array(["2"])], ["n", "n"])
     stream = io.StringIO()
@@ -52,6 +63,26 @@ def test_float32_numbers_are_written_in_their_shortest_form() -> None:
         arguments = ("csv",) if writer is DelimitedWriter else ()
         writer(stream, *arguments).write(arrow_window([numbers], ["n"]), added(3))
         assert expected in stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.field("element", pa.float32())), pa.list_(pa.float32(), 2)])
+def test_lists_of_float32_numbers_are_written_in_their_shortest_form(kind: pa.DataType) -> None:
+    stream = io.StringIO()
+    numbers = pa.array([[0.1, None], None, [1e-9, 2.0]], kind)
+    JsonLinesWriter(stream).write(arrow_window([numbers], ["n"]), added(3))
+    assert [json.loads(line)["n"] for line in stream.getvalue().splitlines()] == [[0.1, None], None, [1e-9, 2.0]]
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("ms"), pa.duration("s")])
+def test_a_value_that_python_cannot_hold_fits_into_parquet_only(kind: pa.DataType, tmp_path: Path) -> None:
+    window = arrow_window([pa.array([10**17], kind)], ["n"])
+    for writer in (DelimitedWriter(io.StringIO(), "csv"), JsonLinesWriter(io.StringIO())):
+        with pytest.raises(DataError, match=r"column 'n' \(.*\) has a value that only parquet can hold .*; write parq"):
+            writer.write(window, added(1))
+    parquet = ParquetWriter(tmp_path / "out.parquet")
+    parquet.write(window, added(1))
+    parquet.close()
+    assert pq.read_table(tmp_path / "out.parquet")["n"].combine_chunks().equals(window.rows.column(0))
 
 
 def test_objects_with_other_keys_fit_into_jsonl_only(tmp_path: Path) -> None:
@@ -84,6 +115,37 @@ def test_parquet_columns_have_the_types_of_the_first_objects(tmp_path: Path) -> 
     assert result["deep"].to_pylist() == [{"a": [1.5]}, None, None]
     with pytest.raises(DataError, match="column 'n' has a value that does not fit its type in parquet"):
         ParquetWriter(tmp_path / "other.parquet").write(Window(1, [{"n": 1}, {"n": "a"}], []), added(2))
+
+
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        (1, 2.5),
+        ([1], [2.5]),
+        (1.5, True),
+        ({"a": 1}, {"a": 1, "b": 2}),
+        ([{"a": 1}], [{"b": 2}]),
+        ({"a": 1}, {"a": 0.5}),
+    ],
+)
+def test_a_later_object_is_never_changed_to_fit_into_parquet(first: object, later: object, tmp_path: Path) -> None:
+    writer = ParquetWriter(tmp_path / "out.parquet")
+    writer.write(Window(1, [{"n": first}], []), added(1))
+    with pytest.raises(
+        DataError, match=r"rows 2 to 2: column 'n' has a value that does not fit its type .*write jsonl"
+    ):
+        writer.write(Window(2, [{"n": later}], []), added(1))
+    writer.discard()
+
+
+@pytest.mark.parametrize(("first", "later"), [(1.5, 2), ({"a": 1, "b": [1.5]}, {"b": [3]}), ([1], []), ([1], None)])
+def test_a_later_object_that_fits_is_written(first: object, later: object, tmp_path: Path) -> None:
+    writer = ParquetWriter(tmp_path / "out.parquet")
+    writer.write(Window(1, [{"n": first}], []), added(1))
+    writer.write(Window(2, [{"n": later}], []), added(1))
+    writer.close()
+    expected = {"a": None, **later} if isinstance(later, dict) else later
+    assert pq.read_table(tmp_path / "out.parquet")["n"].to_pylist() == [first, expected]
 
 
 def test_many_rows_are_written_in_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
