@@ -88,7 +88,7 @@ def open_input(source: Path, input_format: str | None) -> Iterator[InputFile]:
         input_format: one of INPUT_FORMATS; None: by the ending of the file name, and txt for standard input.
 
     Raises:
-        DataError: there is no such file, or its format is unknown.
+        DataError: there is no such file, its format is unknown, or it cannot be copied.
     """
     from_standard_input = source == Path("-")
     kind = input_format or ("txt" if from_standard_input else file_format(source))
@@ -107,13 +107,19 @@ def open_input(source: Path, input_format: str | None) -> Iterator[InputFile]:
         raise DataError(f"{source} is a folder; name a file with the rows to predict")
     with TemporaryDirectory(prefix="finetune-") as folder:
         copy = Path(folder, f"input.{kind}")
-        with copy.open("xb") as sink:
-            if from_standard_input:
-                shutil.copyfileobj(sys.stdin.buffer, sink)
-            else:
-                with source.open("rb") as pipe:
-                    shutil.copyfileobj(pipe, sink)
         name = STANDARD_INPUT if from_standard_input else str(source)
+        try:
+            with copy.open("xb") as sink:
+                if from_standard_input:
+                    shutil.copyfileobj(sys.stdin.buffer, sink)
+                else:
+                    with source.open("rb") as pipe:
+                        shutil.copyfileobj(pipe, sink)
+        except OSError as error:
+            raise DataError(
+                f"{name} cannot be copied to the folder for temporary files, {folder}: {error.strerror or error}; free "
+                "disk space, set TMPDIR to another folder, or name a file"
+            ) from error
         try:
             yield InputFile(copy, kind)
         except DataError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Self, TextIO
 
 import pyarrow as pa
 
@@ -29,7 +29,7 @@ def read_json(file: Path, kind: str, columns: Sequence[Column]) -> Iterator[pa.R
 
 
 def read_typed_objects(file: Path, kind: str) -> Iterator[Mapping[str, object]]:
-    """Yield the rows of a json or jsonl file as they are: numbers are numbers.
+    """Yield the rows of a json or jsonl file as they are: numbers are numbers, and their text is as it is written.
 
     Raises:
         DataError: the file is not JSON, or a row is not an object; the message names the line or row.
@@ -114,7 +114,21 @@ _DECODER = json.JSONDecoder(
 )
 
 
-_TYPED_DECODER = json.JSONDecoder(object_pairs_hook=_object_with_unique_keys)
+class _WrittenFloat(float):
+    """A number that is shown as it is written: str() gives "1.50" or "1e5", as the other decoder does."""
+
+    def __new__(cls, text: str) -> Self:
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+_TYPED_DECODER = json.JSONDecoder(object_pairs_hook=_object_with_unique_keys, parse_float=_WrittenFloat)
 
 
 def _decode(text: str, where: str, decoder: json.JSONDecoder) -> object:

@@ -142,13 +142,10 @@ def check_request(model: Path, options: PredictOptions) -> None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1 and is_exported(model):
         raise DataError(f"an exported model runs in one process, and the launcher started {processes}; use no launcher")
-    if options.source == Path("-"):
+    if options.source == Path("-") or options.source.is_fifo():  # can be read only once
         if processes > 1:
-            raise DataError(
-                "standard input can be read by one process only; name a file, or predict without a launcher"
-            )
-        return
-    if options.source.is_fifo():  # can be read only once
+            name = STANDARD_INPUT if options.source == Path("-") else f"the pipe {options.source}"
+            raise DataError(f"{name} can be read by one process only; name a file, or predict without a launcher")
         return
     with open_input(options.source, options.input_format) as file:
         if columns := _text_columns(_saved_text_columns(model), options):

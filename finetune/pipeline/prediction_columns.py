@@ -40,10 +40,10 @@ def checked_rules(rules: OutputRules, options: ColumnOptions) -> OutputRules:
         DataError: an option is outside its range or does not fit the model's problem type.
     """
     labels = len(rules.label_names)
+    if rules.problem_type == "regression" and (options.top_k is not None or options.probabilities):
+        raise DataError("--top-k and --probabilities are for labels, and this model predicts a number; remove them")
     if options.top_k is not None and not 1 <= options.top_k <= labels:
         raise DataError(f"--top-k is {options.top_k}; it must be from 1 to {labels}, the number of labels")
-    if rules.problem_type == "regression" and (options.top_k or options.probabilities):
-        raise DataError("--top-k and --probabilities are for labels, and this model predicts a number; remove them")
     if options.threshold is None:
         return rules
     if rules.problem_type != "multi_label_classification":

@@ -29,6 +29,7 @@ from finetune.data.row_writers import (
 )
 from finetune.errors import DataError, TrainingError, printable
 from finetune.runs.atomic_files import atomic_file
+from finetune.runs.locks import locked_file
 
 _MAX_SHOWN = 200  # characters of a text in the table
 
@@ -69,6 +70,8 @@ def choose_target(output: Path | None, output_format: str | None, source: Path) 
         )
     if output.is_dir():
         raise DataError(f"--output {output} is a folder; name a file")
+    if output.exists() and not output.is_file():  # a new file would take the place of a pipe or a device
+        raise DataError(f"--output {output} is a pipe or a device; name a file, or redirect standard output to it")
     if not output.absolute().parent.is_dir():
         raise DataError(f"--output {output}: there is no folder {output.parent}; create it")
     if output.exists() and source.exists() and output.samefile(source):
@@ -124,14 +127,17 @@ def open_output(target: Target, text_names: list[str]) -> Iterator[Output]:
         text_names: the columns of the input that the table shows.
 
     Raises:
-        TrainingError: the disk is full or read-only.
+        TrainingError: the disk is full or read-only, or another process writes the same file.
     """
     if target.path is None:
         stream = sys.stdout
+        if isinstance(stream, io.TextIOWrapper) and not stream.isatty():  # data, not text for this terminal
+            stream.reconfigure(encoding="utf-8")
         writer = TableWriter(stream, text_names) if target.format == "table" else _text_writer(stream, target.format)
         yield Output(writer, stream)
         return
-    with atomic_file(target.path) as temporary:
+    lock = target.path.with_name(f".{target.path.name}.lock")
+    with locked_file(lock, target.path), atomic_file(target.path) as temporary:
         if target.format == "parquet":
             parquet = ParquetWriter(temporary)
             try:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import io
 import os
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from finetune.errors import TrainingError
 from finetune.pipeline import predict
+from finetune.pipeline.prediction_output import Target, open_output
 from tests.support.finished_runs import contents
 from tests.support.predicting import Main, error
 
@@ -52,6 +56,9 @@ def test_numbers_are_texts_as_in_training(small_run: Path, tmp_path: Path, ran: 
     (tmp_path / "rows.csv").write_text("sentence\n1\n2\n")
     results = [ran(small_run, tmp_path / f"rows.{kind}")[0] for kind in ("parquet", "jsonl", "csv")]
     assert results[0] == results[1] == results[2]
+    (tmp_path / "rows.jsonl").write_text('{"sentence": 1.50}\n{"sentence": 1e5}\n')
+    (tmp_path / "rows.csv").write_text("sentence\n1.50\n1e5\n")  # training reads the text that is written in the file
+    assert ran(small_run, tmp_path / "rows.jsonl")[0] == ran(small_run, tmp_path / "rows.csv")[0]
 
 
 @pytest.mark.parametrize(
@@ -65,6 +72,7 @@ def test_numbers_are_texts_as_in_training(small_run: Path, tmp_path: Path, ran: 
         (["RUN", "FILE", "--output", "out.xlsx"], "it must end in .csv, .tsv, .jsonl or .parquet"),
         (["RUN", "FILE", "--output", "no/out.csv"], "--output no/out.csv: there is no folder no; create it"),
         (["RUN", "FILE", "--output", ".", "--output-format", "csv"], "--output . is a folder; name a file"),
+        (["RUN", "FILE", "--output", "/dev/null", "--output-format", "csv"], "/dev/null is a pipe or a device; name"),
         (["RUN", "FILE", "--output-format", "parquet"], "parquet cannot be written to standard output; set --output"),
         (["RUN", "FILE", "--batch-size", "0"], "--batch-size is 0; it must be at least 1"),
         (["RUN", "FILE", "--top-k", "3"], "--top-k is 3; it must be from 1 to 2, the number of labels"),
@@ -125,3 +133,36 @@ def test_several_processes_need_a_file_and_a_pytorch_model(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "an exported model runs in one process, and the launcher started 2" in error(ran(tmp_path, code=2))
     assert "standard input can be read by one process only; name a file" in error(ran(small_run, code=2))
+    os.mkfifo(tmp_path / "pipe.csv")
+    message = error(ran(small_run, tmp_path / "pipe.csv", code=2))
+    assert message.startswith(f"the pipe {tmp_path / 'pipe.csv'} can be read by one process only; name a file")
+
+
+def test_a_full_folder_for_temporary_files_is_one_message(
+    small_run: Path, ran: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr("finetune.data.input_rows.shutil.copyfileobj", full)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"sentence\na\n")))
+    message = error(ran(small_run, "-", "--input-format", "csv", code=2))
+    assert message.startswith("standard input cannot be copied to the folder for temporary files, ")
+    assert "No space left on device; free disk space, set TMPDIR" in message
+
+
+def test_one_process_writes_a_file_at_a_time(tmp_path: Path) -> None:
+    target = Target(tmp_path / "out.csv", "csv")
+    with open_output(target, []), pytest.raises(TrainingError, match=r"out\.csv is being written by process \d+"):
+        open_output(target, []).__enter__()
+    assert contents(tmp_path) == {"out.csv": b""}
+
+
+def test_rows_on_standard_output_are_utf_8(
+    small_run: Path, tmp_path: Path, ran: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows.csv").write_text("sentence\ncafé 😀\n", encoding="utf-8")
+    buffer = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding="latin-1"))
+    ran(small_run, tmp_path / "rows.csv")
+    assert buffer.getvalue().decode("utf-8").splitlines()[1].startswith("café 😀,")
