@@ -12,6 +12,7 @@ import peft
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from finetune.errors import DataError
 from finetune.models.head_gates import heads_off
 from finetune.models.inference import Texts, as_columns, batched_logits, text_encoder
 from finetune.models.lora import InitialAdapter
@@ -86,11 +87,17 @@ class Classifier:
             top_k: number of probabilities in each prediction, highest first; None: all, in the order of the labels.
 
         Raises:
-            DataError: the texts are neither strings nor pairs of strings, or `top_k` is below 1.
+            DataError: the texts are neither strings nor pairs of strings, or not what the classifier was trained on, or
+                `batch_size` or `top_k` is below 1.
         """
         if not len(texts):
             return []
-        return self.rules.predictions(self.logits(as_columns(texts), batch_size), top_k=top_k)
+        columns = as_columns(texts)
+        if self.text_columns and len(columns) != len(self.text_columns):
+            kinds = "texts" if len(columns) == 1 else "pairs of texts"
+            expected = " and ".join(self.text_columns)
+            raise DataError(f"predict got {kinds}, but the classifier was trained on {expected}; give it those")
+        return self.rules.predictions(self.logits(columns, batch_size), top_k=top_k)
 
     @cached_property
     def encoder(self) -> TextEncoder:

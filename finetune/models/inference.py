@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from finetune.errors import DataError
-from finetune.models.text_batches import Columns, EncodedTexts, TextEncoder, encode_texts, truncating_tokenizer
+from finetune.models.text_batches import (
+    Columns,
+    EncodedTexts,
+    TextEncoder,
+    check_batch_size,
+    encode_texts,
+    truncating_tokenizer,
+)
 from finetune.out_of_memory import halve_rows, is_out_of_memory
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]
@@ -81,8 +88,10 @@ def batched_logits(
         on_batch: called after each batch with its number of texts.
 
     Raises:
+        DataError: `batch_size` is below 1.
         TrainingError: memory is too small for one text.
     """
+    check_batch_size(batch_size)
     order = np.argsort(-encoded.lengths, kind="stable")
     device, was_training = next(model.parameters()).device, model.training
     if was_training:

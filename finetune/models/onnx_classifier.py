@@ -67,7 +67,13 @@ class OnnxClassifier:
 
         Args:
             on_batch: called with the number of texts after each batch.
+
+        Raises:
+            DataError: `batch_size` is below 1.
         """
+        from finetune.models.text_batches import check_batch_size
+
+        check_batch_size(batch_size)
         order = np.argsort(-encoded.lengths, kind="stable")
         logits = np.empty((len(order), len(self.rules.label_names)), np.float32)
         for start in range(0, len(order), batch_size):

@@ -12,7 +12,7 @@ from itertools import chain
 import numpy as np
 from tokenizers import Tokenizer
 
-from finetune.errors import ModelError
+from finetune.errors import DataError, ModelError
 
 Columns = Sequence[Sequence[str]]
 
@@ -77,6 +77,12 @@ class TextEncoder:
         if "attention_mask" in self.input_names:
             inputs["attention_mask"] = mask.astype(np.int64)
         return inputs
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise DataError unless a batch has at least one text."""
+    if batch_size < 1:
+        raise DataError(f"batch_size is {batch_size}; it must be at least 1")
 
 
 def encode_texts(tokenizer: Tokenizer, columns: Columns) -> EncodedTexts:

@@ -99,6 +99,22 @@ def test_other_inputs_give_one_error_message(classifier: Classifier, texts: obje
         classifier.predict(texts)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_has_at_least_one_text(classifier: Classifier, batch_size: int) -> None:
+    with pytest.raises(DataError, match=rf"batch_size is {batch_size}; it must be at least 1"):
+        classifier.predict(SENTENCES, batch_size=batch_size)
+
+
+def test_pairs_and_single_texts_are_not_confused(classifier: Classifier) -> None:
+    single, pair = (replace(classifier, text_columns=columns) for columns in (("sentence",), ("question", "answer")))
+    assert single.predict(SENTENCES) == classifier.predict(SENTENCES)
+    assert pair.predict(PAIRS) == classifier.predict(PAIRS)
+    with pytest.raises(DataError, match="predict got pairs of texts, but the classifier was trained on sentence; give"):
+        single.predict(PAIRS)
+    with pytest.raises(DataError, match="predict got texts, but the classifier was trained on question and answer"):
+        pair.predict(SENTENCES)
+
+
 class _SmallMemory(nn.Module):
     """A model that runs out of memory above `max_rows` rows."""
 

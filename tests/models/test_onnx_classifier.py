@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune.errors import ModelError
+from finetune.errors import DataError, ModelError
 from finetune.models import onnx_classifier
 from finetune.models.classifier import Classifier
 from finetune.models.onnx_classifier import load_onnx
@@ -72,6 +72,11 @@ def test_each_batch_is_reported(exported: tuple[Classifier, Path]) -> None:
 
 def test_no_texts_have_no_logits(exported: tuple[Classifier, Path]) -> None:
     assert load_onnx(exported[1]).logits([[]], 8).shape == (0, 5)
+
+
+def test_a_batch_has_at_least_one_text(exported: tuple[Classifier, Path]) -> None:
+    with pytest.raises(DataError, match="batch_size is 0; it must be at least 1"):
+        load_onnx(exported[1]).logits([SENTENCES], 0)
 
 
 def test_what_is_needed_to_use_the_model_is_loaded(exported: tuple[Classifier, Path], tmp_path: Path) -> None:
