@@ -160,6 +160,7 @@ from tokenizers import Tokenizer
 folder = Path(__file__).parent
 config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))  # truncates and pads
+tokenizer.encode_special_tokens = config["split_special_tokens"]
 session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
 
 encodings = tokenizer.encode_batch({texts})
@@ -171,13 +172,13 @@ inputs = {{node.name: [getattr(e, fields[node.name]) for e in encodings] for nod
 # Problem type -> the last lines, from logits to printed predictions.
 _OUTPUTS = {
     "single_label_classification": """\
-probabilities = np.exp(logits / config["temperature"])
+probabilities = np.exp((logits - logits.max(axis=1, keepdims=True)) / config["temperature"])
 for row in probabilities / probabilities.sum(axis=1, keepdims=True):
     print(config["label_names"][row.argmax()], round(float(row.max()), 4))""",
     "multi_label_classification": """\
 thresholds = config["thresholds"] or [0.5] * len(config["label_names"])
 for row in 1 / (1 + np.exp(-logits / config["temperature"])):
-    print([(name, round(float(p), 4)) for name, p, t in zip(config["label_names"], row, thresholds) if p >= t])""",
+    print([(name, round(float(p), 4)) for name, p, t in zip(config["label_names"], row, thresholds) if p > t])""",
     "regression": """\
 for (value,) in logits:
     print(round(float(value), 4))""",

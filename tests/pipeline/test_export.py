@@ -107,6 +107,19 @@ def test_int8_is_compared_with_float32_on_the_evaluation_rows(run: Path, capsys:
     assert len(lines) == 2
     assert all(line in readme for line in lines)
     assert "7 of 8 bits" in readme
+    # Logits that are divided by a small temperature do not overflow.
+    (run / "onnx-int8" / "config.json").write_text(json.dumps(config | {"temperature": 1e-3}))
+    labels = [prediction.label for prediction in load_classifier(run).predict(TEXTS)]
+    assert served(run / "onnx-int8") == [f"{label} 1.0" for label in labels]
+
+
+def served(folder: Path) -> list[str]:
+    """Return the lines that the example of an exported folder prints for TEXTS."""
+    done = subprocess.run(
+        [sys.executable, str(folder / "serve.py"), *TEXTS], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
 
 
 @pytest.mark.parametrize("problem_type", ["multi_label_classification", "regression"])
@@ -130,16 +143,22 @@ def test_other_problem_types(problem_type: str, tmp_path: Path) -> None:
     assert exported.rules == classifier.rules
     difference = np.abs(exported.logits([TEXTS], 2) - classifier.logits([TEXTS], 2)).max()
     assert 0 < difference < 0.2
-    done = subprocess.run(
-        [sys.executable, str(folder / "serve.py"), *TEXTS], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    printed = done.stdout.splitlines()
-    for line, prediction in zip(printed, exported.rules.predictions(exported.logits([TEXTS], 3)), strict=True):
+    for line, prediction in zip(served(folder), exported.rules.predictions(exported.logits([TEXTS], 3)), strict=True):
         if multi:
             assert [name for name, _ in eval(line)] == list(prediction.label)  # type: ignore[arg-type]
         else:
             assert float(line) == pytest.approx(prediction.label, abs=1e-3)
+    if multi:  # probabilities of exactly 0 and 1, which are not above thresholds of 0 and 1
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"temperature": 1e-6, "thresholds": [0, 1]}
+        (folder / "config.json").write_text(json.dumps(config))
+        exported = load_onnx(folder)
+        predictions = exported.rules.predictions(exported.logits([TEXTS], 3))
+        assert {value for prediction in predictions for value in prediction.probabilities.values()} <= {0, 1}
+        assert [[name for name, _ in eval(line)] for line in served(folder)] == [
+            list(prediction.label)  # type: ignore[arg-type]
+            for prediction in predictions
+        ]
 
 
 def test_a_folder_that_exists_is_refused_and_nothing_is_left_of_a_failure(
