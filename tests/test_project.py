@@ -55,7 +55,6 @@ TESTED_IN = {
     "pipeline/evaluate.py": "pipeline/test_finished_run.py",
     "pipeline/head_choice.py": "pipeline/test_prune.py",
     "pipeline/load_classifier.py": "test_api.py",
-    "pipeline/hub.py": "pipeline/test_publish.py",
     "pipeline/export_folder.py": "pipeline/test_export.py",
     "pipeline/export_rows.py": "pipeline/test_export.py",
     "pipeline/merge.py": "pipeline/test_finished_run.py",

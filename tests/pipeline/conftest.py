@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from finetune.cli import main
+from tests.support.hub_server import HubServer, hub_server
 from tests.support.predicting import Main, write_csv
 
 
@@ -39,3 +41,10 @@ def ran(capsys: pytest.CaptureFixture[str]) -> Main:
 def texts(tmp_path: Path) -> Path:
     """A csv file with two texts."""
     return write_csv(tmp_path / "texts.csv", [{"sentence": "the cat sat"}, {"sentence": "a dog"}])
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A stand-in for the hub, to which `publish` sends its requests."""
+    with hub_server(monkeypatch) as server:
+        yield server

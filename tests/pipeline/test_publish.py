@@ -1,4 +1,4 @@
-"""Publishing a run to a stand-in for the hub, and the errors of the hub."""
+"""Publishing a run to a stand-in for the hub: finetune/pipeline/publish.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -20,21 +19,11 @@ from finetune.cli import main
 from finetune.recipe import load_recipe
 from tests.support.finished_runs import contents
 from tests.support.helpers import HANG_SECONDS
-from tests.support.hub_server import READER, WRITER, HubServer, hub_server
+from tests.support.hub_server import WRITER, HubServer, publish
 
 MODEL = {"README.md", "classifier.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 MODEL |= {"config_sentence_transformers.json", "modules.json", "sentence_bert_config.json"}
 FILES = MODEL | {"heads.json", "recipe.yaml", "report.html", "scores.json"}
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with hub_server(monkeypatch) as server:
-        yield server
-
-
-def publish(run: Path, *options: str, repo: str = "me/my-model") -> int:
-    return main(["publish", str(run), "--repo", repo, *options])
 
 
 def texts_of(run: Path) -> list[str]:
@@ -156,71 +145,6 @@ def test_a_dry_run_needs_no_hub_and_no_token(
     assert "\n# my-model\n" in output
 
 
-def test_an_upload_that_was_interrupted_is_completed_by_the_next(
-    small_run: Path, hub: HubServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    hub.drop_uploads = True
-    assert publish(small_run) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: the upload to me/my-model at {hub.endpoint} failed (")
-    assert "start the same command again" in error
-    assert hub.repositories["me/my-model"].files == {}
-    hub.drop_uploads, hub.fail_with = False, 503
-    assert publish(small_run) == 2
-    assert "error: the hub failed (503, Service unavailable); start the same command again" in capsys.readouterr().err
-    assert hub.repositories["me/my-model"].files == {}
-    sent = dict(hub.uploads)
-    assert sent
-    hub.fail_with = None
-    assert publish(small_run) == 0
-    assert hub.repositories["me/my-model"].files.keys() == FILES
-    assert [sorted(commit) for commit in hub.repositories["me/my-model"].commits] == [sorted(FILES)]
-    assert dict(hub.uploads) == sent  # what was received before the error was not sent again
-    assert set(sent.values()) == {1}
-
-
-@pytest.mark.parametrize(
-    ("token", "message"),
-    [
-        ("wrong", r"the hub refused the token \(401, Invalid username or password\); log in with `hf auth login`"),
-        (READER, r"the token has no permission to write to me/my-model \(403, You don't have the rights .*\); log in"),
-    ],
-)
-def test_a_refused_token_is_one_message(
-    small_run: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    token: str, message: str,
-) -> None:  # fmt: skip
-    monkeypatch.setenv("HF_TOKEN", token)
-    assert publish(small_run) == 2
-    error = capsys.readouterr().err
-    assert re.fullmatch(f"error: {message}.*\n", error), error
-    assert hub.repositories == {}
-
-
-def test_nothing_is_sent_without_a_token_or_a_network(
-    small_run: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("finetune.pipeline.hub.get_token", lambda: None)
-    assert publish(small_run) == 2
-    assert "there is no token for the hub; log in with `hf auth login`" in capsys.readouterr().err
-    monkeypatch.undo()
-    monkeypatch.setenv("HF_TOKEN", "hf_x")
-    assert publish(small_run) == 2
-    assert "HF_HUB_OFFLINE is set" in capsys.readouterr().err
-    assert hub.requests == []
-
-
-def test_a_hub_that_is_not_reachable_is_one_message(
-    small_run: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    hub.server_close()
-    assert publish(small_run) == 2
-    error = capsys.readouterr().err
-    beginning = rf"error: the upload to me/my-model at {hub.endpoint} failed \(.*\); check the connection and start"
-    assert re.match(beginning, error), error
-    assert error.count("\n") == 1
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -246,26 +170,6 @@ def test_a_mistake_is_found_before_anything_is_sent(
         assert output.err.startswith("error: ")
         assert message in output.err
     assert hub.requests == []
-
-
-def test_the_hub_rejects_a_license_that_it_does_not_know(
-    small_run: Path, hub: HubServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert publish(small_run, "--license", "my-own") == 2
-    assert (
-        'the hub rejected the upload to me/my-model (Invalid metadata in README.md. - "license"'
-        in capsys.readouterr().err
-    )
-    assert hub.repositories["me/my-model"].files == {}
-
-
-def test_private_is_refused_for_a_repository_that_is_public(
-    small_run: Path, hub: HubServer, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert publish(small_run) == 0
-    assert publish(small_run, "--private") == 2
-    assert "the repository me/my-model exists and is public; make it private" in capsys.readouterr().err
-    assert len(hub.repositories["me/my-model"].commits) == 1
 
 
 def test_an_adapter_needs_a_base_on_the_hub(

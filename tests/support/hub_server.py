@@ -18,6 +18,7 @@ import huggingface_hub
 import pytest
 import yaml
 
+from finetune.cli import main
 from tests.support.helpers import HANG_SECONDS
 
 WRITER, READER = "hf_writer", "hf_reader"  # tokens
@@ -264,3 +265,8 @@ _ACTIONS: dict[str, Callable[[_Handler, str, bytes], None]] = {
     "/api/validate-yaml": _Handler._validate,
     "/api/models/": _Handler._model,
 }
+
+
+def publish(run: Path, *options: str, repo: str = "me/my-model") -> int:
+    """Publish a run, and return the exit code."""
+    return main(["publish", str(run), "--repo", repo, *options])
