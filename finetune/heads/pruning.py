@@ -155,7 +155,7 @@ def measure_speed(
     rounds: int = 5,
     device: torch.device = _CPU,
 ) -> tuple[float, float]:
-    """Return rows per second of both classifiers in evaluation mode, measured in alternation; compare their ratio.
+    """Return rows per second of both classifiers in evaluation mode, measured interleaved; compare their ratio.
 
     Each value is the median over the rounds, after one warm-up round. Tokenization is not timed; rows of similar
     length share a batch. Adapters cost time, so `before` should be merged: `pruned_classifier(classifier, {})`.

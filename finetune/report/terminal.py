@@ -198,7 +198,7 @@ def print_pruning(console: Console, result: PruningResult, folder: str) -> None:
         console,
         f"Parameters {before.parameters:,} to {after.parameters:,}; {before.model_bytes / 1e6:.3g} to "
         f"{after.model_bytes / 1e6:.3g} MB on disk; {before.rows_per_second:.0f} to {after.rows_per_second:.0f} rows/s "
-        f"({gain:.2f} times), measured in alternation.",
+        f"({gain:.2f} times); the two measurements were interleaved.",
     )
     print_line(
         console,

@@ -251,7 +251,7 @@ class PruningResult:
             model with the same heads gated.
         scores_before, scores_after, scores_healed: metrics by split, None if undefined.
         before, after: parameters, bytes on disk and speed; `before` has its adapters merged, and the two speeds are
-            measured in alternation.
+            from interleaved measurements.
     """
 
     chosen_by: str
