@@ -32,6 +32,7 @@ from finetune.runs.atomic_files import atomic_file
 from finetune.runs.locks import locked_file
 
 _MAX_SHOWN = 200  # characters of a text in the table
+_ERRORS = "backslashreplace"  # a lone surrogate in a JSON text is written as JSON escapes it
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def open_output(target: Target, text_names: list[str]) -> Iterator[Output]:
     if target.path is None:
         stream = sys.stdout
         if isinstance(stream, io.TextIOWrapper) and not stream.isatty():  # data, not text for this terminal
-            stream.reconfigure(encoding="utf-8")
+            stream.reconfigure(encoding="utf-8", errors=_ERRORS)
         writer = TableWriter(stream, text_names) if target.format == "table" else _text_writer(stream, target.format)
         yield Output(writer, stream)
         return
@@ -147,8 +148,7 @@ def open_output(target: Target, text_names: list[str]) -> Iterator[Output]:
                 parquet.discard()
                 raise
             return
-        # A lone surrogate in a JSON text is written as JSON escapes it.
-        with temporary.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        with temporary.open("x", encoding="utf-8", errors=_ERRORS, newline="") as file:
             yield Output(_text_writer(file, target.format), None)
 
 

@@ -72,7 +72,7 @@ def test_numbers_are_texts_as_in_training(small_run: Path, tmp_path: Path, ran: 
         (["RUN", "FILE", "--output", "out.xlsx"], "it must end in .csv, .tsv, .jsonl or .parquet"),
         (["RUN", "FILE", "--output", "no/out.csv"], "--output no/out.csv: there is no folder no; create it"),
         (["RUN", "FILE", "--output", ".", "--output-format", "csv"], "--output . is a folder; name a file"),
-        (["RUN", "FILE", "--output", "/dev/null", "--output-format", "csv"], "/dev/null is a pipe or a device; name"),
+        (["RUN", "FILE", "--output", "pipe.csv"], "--output pipe.csv is a pipe or a device; name a file"),
         (["RUN", "FILE", "--output-format", "parquet"], "parquet cannot be written to standard output; set --output"),
         (["RUN", "FILE", "--batch-size", "0"], "--batch-size is 0; it must be at least 1"),
         (["RUN", "FILE", "--top-k", "3"], "--top-k is 3; it must be from 1 to 2, the number of labels"),
@@ -87,6 +87,7 @@ def test_a_wrong_argument_gives_one_message(
 ) -> None:
     monkeypatch.chdir(texts.parent)
     Path("unfinished").mkdir()
+    os.mkfifo("pipe.csv")
     shutil.copy(small_run / "recipe.yaml", "unfinished")
     paths = {"RUN": small_run, "FILE": texts, "MODEL": Path("unfinished")}
     assert message in error(ran(*[paths.get(argument, argument) for argument in arguments], code=2))
@@ -161,8 +162,8 @@ def test_one_process_writes_a_file_at_a_time(tmp_path: Path) -> None:
 def test_rows_on_standard_output_are_utf_8(
     small_run: Path, tmp_path: Path, ran: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "rows.csv").write_text("sentence\ncafé 😀\n", encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text('{"sentence": "café 😀", "other": "\\ud800"}\n', encoding="utf-8")
     buffer = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding="latin-1"))
-    ran(small_run, tmp_path / "rows.csv")
-    assert buffer.getvalue().decode("utf-8").splitlines()[1].startswith("café 😀,")
+    ran(small_run, tmp_path / "rows.jsonl", "--output-format", "jsonl")
+    assert buffer.getvalue().decode("utf-8").startswith('{"sentence": "café 😀", "other": "\\ud800", "predicted"')
