@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from finetune.errors import ModelError
 from finetune.models.outputs import OutputRules
+from finetune.recipe.names import ProblemType
 
 if TYPE_CHECKING:
     from finetune.models.text_batches import EncodedTexts, TextEncoder
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 MODEL_FILE, CONFIG_FILE, TOKENIZER_FILE = "model.onnx", "config.json", "tokenizer.json"
 FORMAT = "finetune-onnx"  # the value of `format` in config.json
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")  # that a model may read
+_PROBLEM_TYPES = get_args(ProblemType)
 _WINDOW_TEXTS = 8192  # texts that are tokenized and sorted by length together
 _OTHER_FOLDER = "export the run again with `finetune export`"
 
@@ -150,9 +152,11 @@ def _read_config(file: Path) -> _Config:
             raise ValueError(f"truncation and padding side are {sides} and must be left or right")
         if not names or not all(isinstance(name, str) for name in (*names, *columns)) or len(columns) > 2:
             raise ValueError("label_names and text_columns must be lists of names")
+        if data["problem_type"] not in _PROBLEM_TYPES:
+            raise ValueError(f"problem_type is {data['problem_type']!r} and must be one of {', '.join(_PROBLEM_TYPES)}")
         rules = OutputRules(
             tuple(names),
-            str(data["problem_type"]),
+            data["problem_type"],
             None if thresholds is None else tuple(map(float, thresholds)),
             float(data["temperature"]),
         )

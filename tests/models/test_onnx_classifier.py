@@ -112,6 +112,7 @@ def _changed(**changes: object) -> Callable[[bytes], bytes]:
         ("config.json", lambda content: b"{}"),
         ("config.json", lambda content: b"\xff\xfe"),
         ("config.json", _changed(format="other")),
+        ("config.json", _changed(problem_type="other")),
         ("config.json", _changed(max_length="long")),
         ("config.json", _changed(label_names=[])),
         ("config.json", _changed(text_columns=["a", "b", "c"])),
