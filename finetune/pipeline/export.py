@@ -90,8 +90,9 @@ def _load(source: Path, overrides: Sequence[str]) -> _Trained:
         )
     classifier = load_classifier(source)
     parents = [RunFolder(parent) for parent in (source.parent, source.parent.parent)]
-    found = next((parent for parent in parents if parent.recipe.exists() and parent.predictions.exists()), None)
-    return _with_text_columns(_Trained(classifier, found, finished_recipe(found, read_data=False) if found else None))
+    parent_run = next((parent for parent in parents if parent.recipe.exists() and parent.predictions.exists()), None)
+    parent_recipe = finished_recipe(parent_run, read_data=False) if parent_run else None
+    return _with_text_columns(_Trained(classifier, parent_run, parent_recipe))
 
 
 def _with_text_columns(trained: _Trained) -> _Trained:

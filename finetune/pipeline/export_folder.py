@@ -91,14 +91,18 @@ class Export:
         if self.int8 is None:
             yield "The run has no evaluation rows, so the accuracy of int8 was not measured."
             return
-        found = self.int8
-        same = "" if found.same_predictions is None else f"the same prediction for {found.same_predictions:.1%}, "
-        kind = "value" if found.same_predictions is None else "probability"
-        yield (
-            f"int8 compared with float32 on {found.rows} {found.split} rows: {same}largest difference of a {kind} "
-            f"{found.largest_difference:.2g}."
+        comparison = self.int8
+        same = (
+            ""
+            if comparison.same_predictions is None
+            else f"the same prediction for {comparison.same_predictions:.1%}, "
         )
-        for name, metric in found.metrics.items():
+        kind = "value" if comparison.same_predictions is None else "probability"
+        yield (
+            f"int8 compared with float32 on {comparison.rows} {comparison.split} rows: {same}largest difference of a "
+            f"{kind} {comparison.largest_difference:.2g}."
+        )
+        for name, metric in comparison.metrics.items():
             interval = metric.difference.interval()
             yield (
                 f"{name}: float32 {format_number(metric.float32)}, int8 {format_number(metric.int8)}, difference "
@@ -201,7 +205,7 @@ def _readme(classifier: Classifier, result: Export, *, pairs: bool) -> str:
     int8 = (
         "\nWeights are quantized to 7 of 8 bits with one scale per output channel, activations to 8 bits while the "
         "model runs. 7 bits, because on processors without VNNI instructions onnxruntime's 16-bit sums saturate with "
-        "8-bit weights: the file is right on every processor.\n"
+        "8-bit weights; with 7 bits they do not saturate on any processor.\n"
         if result.precision == "int8"
         else ""
     )

@@ -81,7 +81,7 @@ def choose_target(output: Path | None, output_format: str | None, source: Path) 
 
 
 class Output:
-    """Writes windows of rows; `closed` tells that the reader of a pipe has ended, so that nothing more is needed."""
+    """Writes windows of rows; `closed` is true when the reader of a pipe has ended, and no more rows are needed."""
 
     def __init__(self, writer: RowWriter, stream: TextIO | None) -> None:
         self._writer, self._stream = writer, stream

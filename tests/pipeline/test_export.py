@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from finetune.cli import main
+from finetune.errors import DataError
 from finetune.models.onnx_classifier import load_onnx
 from finetune.pipeline import export as export_module
 from finetune.pipeline.export import export
@@ -216,7 +217,7 @@ def test_labels_of_another_model_are_damage(run: Path) -> None:
     assert read_rows(RunFolder(run), rules) is None
     (run / "other.parquet").rename(run / "predictions.parquet")
     renamed = type(rules)(("a", "b"), rules.problem_type)
-    with pytest.raises(Exception, match="its labels are not those of the model"):
+    with pytest.raises(DataError, match="its labels are not those of the model"):
         read_rows(RunFolder(run), renamed)
 
 
