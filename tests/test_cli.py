@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -177,6 +178,22 @@ def test_the_schema_is_printed_or_written(
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.schema.json"]
 
 
+def test_a_reader_that_has_ended_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (["schema"], ["help"]):  # more and less than the buffer of standard output
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "w", encoding="utf-8") as stream, monkeypatch.context() as patch:  # noqa: PTH123
+            patch.setattr("sys.stdout", stream)
+            assert main(words) == 0
+
+    def broken(_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("finetune.help.show_help", broken)
+    with pytest.raises(BrokenPipeError):  # not that of standard output
+        main(["help"])
+
+
 @pytest.mark.parametrize(("command", "hint"), [("trian", "; did you mean 'train'?"), ("x" * 200, "")])
 def test_an_unknown_command_is_one_message(command: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
@@ -193,7 +210,9 @@ def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as error:
             main(arguments)
         assert error.value.code == 2
-        assert "usage: finetune" in capsys.readouterr().err
+        message = capsys.readouterr().err
+        assert "usage: finetune" in message
+    assert message.endswith("finetune train: error: the following arguments are required: recipe\n")
     with pytest.raises(SystemExit) as error:
         main(["--version"])
     assert error.value.code == 0

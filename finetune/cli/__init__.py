@@ -33,6 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_runs_exist(args)
         with stop_immediately():
             args.command(args)
+            print(end="", flush=True)
+    except BrokenPipeError:
+        if not _reader_has_ended():
+            raise
     except FinetuneError as error:
         if is_local_main_process:
             print(f"error: {printable(str(error))}", file=sys.stderr)
@@ -52,6 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{stopped}{_HOW_TO_RESUME if can_resume else ''}", file=sys.stderr)
         return stopped.exit_code
     return 0
+
+
+def _reader_has_ended() -> bool:
+    """Return whether the reader of standard output has ended, as `head` does; then nothing more is written to it."""
+    from finetune.pipeline.prediction_output import discard_standard_output
+
+    try:
+        print(flush=True)  # fails again only there
+    except BrokenPipeError:
+        discard_standard_output()
+        return True
+    return False
 
 
 def parser() -> argparse.ArgumentParser:

@@ -119,7 +119,9 @@ def _add_export(commands: Commands) -> None:
     export.add_argument(
         "model", type=Path, metavar="run", help="a run folder, such as runs/toy, or a model folder, such as RUN/pruned"
     )
-    export.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run's recipe")
+    export.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="changes to the run's recipe"
+    )
     export.add_argument("--format", choices=["onnx"], default="onnx", help="the format to write (default: onnx)")
     export.add_argument("--quantize", choices=["int8"], help="quantize the weights (default: float32)")
     export.add_argument("--output", type=Path, help="the folder to write (default: RUN/onnx, with int8 RUN/onnx-int8)")

@@ -26,14 +26,16 @@ def add_command(
 def with_recipe(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the arguments of a command that reads a recipe."""
     parser.add_argument("recipe", type=Path, help="a YAML recipe, such as my.yaml, or a shipped one: recipe:toy")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help="changes to the recipe")
     return parser
 
 
 def with_run(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the arguments of a command that reads a run folder."""
     parser.add_argument("run", type=Path, help="a run folder, such as runs/toy")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the run's recipe")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.key=value", help="changes to the run's recipe"
+    )
     return parser
 
 

@@ -92,6 +92,8 @@ def open_input(source: Path, input_format: str | None) -> Iterator[InputFile]:
     """
     from_standard_input = source == Path("-")
     kind = input_format or ("txt" if from_standard_input else file_format(source))
+    if source.is_dir():
+        raise DataError(f"{source} is a folder; name a file with the rows to predict")
     if kind not in INPUT_FORMATS:
         raise DataError(
             f"the format of {source} is unknown (its name ends in '{source.suffix}'); use {', '.join(INPUT_FORMATS)}, "
@@ -103,8 +105,6 @@ def open_input(source: Path, input_format: str | None) -> Iterator[InputFile]:
     if not from_standard_input and (not source.exists() or source.is_file()):
         yield InputFile(source, kind)  # a missing file is reported when it is read
         return
-    if source.is_dir():
-        raise DataError(f"{source} is a folder; name a file with the rows to predict")
     with TemporaryDirectory(prefix="finetune-") as folder:
         copy = Path(folder, f"input.{kind}")
         name = STANDARD_INPUT if from_standard_input else str(source)

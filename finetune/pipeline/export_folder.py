@@ -167,7 +167,7 @@ tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))  # truncates and
 tokenizer.encode_special_tokens = config["split_special_tokens"]
 session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
 
-encodings = tokenizer.encode_batch({texts})
+encodings = tokenizer.encode_batch({texts} or sys.exit(__doc__))
 fields = {{"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}}
 inputs = {{node.name: [getattr(e, fields[node.name]) for e in encodings] for node in session.get_inputs()}}
 (logits,) = session.run(["logits"], {{name: np.array(rows, np.int64) for name, rows in inputs.items()}})

@@ -239,6 +239,8 @@ def _output_file(options: InitOptions, file: Path) -> Path:
         output = Path(f"{re.sub(r'[^A-Za-z0-9._-]', '_', name) or 'recipe'}.yaml")
     if output.is_dir():
         raise RecipeError(f"--output {output} is a folder; name a file")
+    if output.suffix.lower() not in (".yaml", ".yml"):  # also so that --force cannot replace the data
+        raise RecipeError(f"--output is '{output}'; the name of a recipe must end in .yaml or .yml")
     if output.exists() and not options.force:
         replace_it = _can_ask() and _ask(f"{output} exists. Replace it? [y/N] ").lower() in ("y", "yes")
         if not replace_it:

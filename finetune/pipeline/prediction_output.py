@@ -64,6 +64,8 @@ def choose_target(output: Path | None, output_format: str | None, source: Path) 
             raise DataError("parquet cannot be written to standard output; set --output")
         return Target(None, kind)
     kind = output_format or file_format(output)
+    if kind == "table":
+        raise DataError(f"--output-format table is for a terminal; leave out --output {output}, or set another format")
     if kind not in OUTPUT_FORMATS:
         raise DataError(
             f"the name of --output {output} ends in '{output.suffix}'; it must end in .csv, .tsv, .jsonl or .parquet, "
@@ -102,14 +104,14 @@ class Output:
             if self._stream is None:
                 raise
             self.closed = isinstance(error, BrokenPipeError)
-            _discard_standard_output()
+            discard_standard_output()
             if not self.closed:
                 raise TrainingError(
                     f"cannot write standard output: {error.strerror or error}; free disk space, and start again"
                 ) from error
 
 
-def _discard_standard_output() -> None:
+def discard_standard_output() -> None:
     """Send what is still buffered to nowhere; Python would write it at the end, and fail again."""
     null = os.open(os.devnull, os.O_WRONLY)
     try:

@@ -14,11 +14,11 @@ from finetune.runs.atomic_files import report_write_errors, write_text
 
 T = TypeVar("T")
 
-_RUN_AGAIN = "remove the file, and `finetune {} RUN` writes it again"
+_WRITTEN_BY = "`finetune {} RUN` writes it again"
 _FIXES = {
     "recipe.yaml": "copy the recipe of the run to that path",
-    **dict.fromkeys(("scores.json", "predictions.parquet"), _RUN_AGAIN.format("evaluate")),
-    **dict.fromkeys(("heads.json", "heads_failure.json"), _RUN_AGAIN.format("heads")),
+    **dict.fromkeys(("scores.json", "predictions.parquet"), _WRITTEN_BY.format("evaluate")),
+    **dict.fromkeys(("heads.json", "heads_failure.json"), _WRITTEN_BY.format("heads")),
 }
 
 
@@ -79,6 +79,8 @@ def read_bytes(path: Path) -> bytes:
 def damaged_file(path: Path, reason: str) -> DataError:
     """Return the error for a file of a run that cannot be used; its message names the command that repairs it."""
     fix = _FIXES.get(path.name, "finish the run (checkpoint.resume_from_checkpoint=auto) or repeat it")
+    if fix.startswith("`finetune "):
+        fix = f"remove the file, and {fix}"
     return DataError(f"{path} is damaged or of another version ({reason}); {fix}")
 
 

@@ -66,10 +66,12 @@ def test_numbers_are_texts_as_in_training(small_run: Path, tmp_path: Path, ran: 
     [
         (["nowhere", "FILE"], "there is no folder nowhere; name a run folder"),
         (["RUN", "nowhere.csv"], "nowhere.csv cannot be read: No such file or directory"),
-        (["RUN", "."], "the format of . is unknown"),
+        (["RUN", "."], ". is a folder; name a file"),
+        (["RUN", "rows"], "the format of rows is unknown (its name ends in '')"),
         (["RUN", ".", "--input-format", "csv"], ". is a folder; name a file"),
         (["RUN", "FILE", "--output", "FILE"], "is the file that is read; name another file"),
         (["RUN", "FILE", "--output", "out.xlsx"], "it must end in .csv, .tsv, .jsonl or .parquet"),
+        (["RUN", "FILE", "--output", "out.csv", "--output-format", "table"], "--output-format table is for a terminal"),
         (["RUN", "FILE", "--output", "no/out.csv"], "--output no/out.csv: there is no folder no; create it"),
         (["RUN", "FILE", "--output", ".", "--output-format", "csv"], "--output . is a folder; name a file"),
         (["RUN", "FILE", "--output", "pipe.csv"], "--output pipe.csv is a pipe or a device; name a file"),
