@@ -139,6 +139,10 @@ def check_request(model: Path, options: PredictOptions) -> None:
     choose_target(options.output, options.output_format, options.source)
     if options.bf16 and is_exported(model):
         raise DataError("--bf16 is for PyTorch models, and an exported one has its own number format; remove it")
+    if (options.base is not None or options.trust_remote_code) and is_exported(model):
+        raise DataError(
+            "--base and --trust-remote-code are for PyTorch models; an exported one has no base, remove them"
+        )
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1 and is_exported(model):
         raise DataError(f"an exported model runs in one process, and the launcher started {processes}; use no launcher")

@@ -112,6 +112,9 @@ def test_int8_is_compared_with_float32_on_the_evaluation_rows(run: Path, capsys:
     (run / "onnx-int8" / "config.json").write_text(json.dumps(config | {"temperature": 1e-3}))
     labels = [prediction.label for prediction in load_classifier(run).predict(TEXTS)]
     assert served(run / "onnx-int8") == [f"{label} 1.0" for label in labels]
+    script = [sys.executable, str(run / "onnx-int8" / "serve.py")]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "Classify texts: python serve.py TEXT ...\n")
 
 
 def served(folder: Path) -> list[str]:

@@ -123,7 +123,7 @@ def test_a_closed_pipe_is_no_error_and_a_full_disk_is_one(
     monkeypatch.setattr(predict, "WINDOW_BATCHES", 1)
     monkeypatch.setattr("finetune.pipeline.prediction_output.sys.stdout", stream := Stream())
     assert ran(small_run, texts, "--batch-size", "1")[1].count("error") == 0
-    assert len(stream.getvalue().splitlines()) == 2  # the header and the first window
+    assert len(stream.getvalue().rstrip().splitlines()) == 2  # the header and the first window
     stream.failure = OSError(28, os.strerror(28))
     assert "cannot write standard output: No space left on device" in ran(small_run, texts, code=2)[1]
 
@@ -133,6 +133,8 @@ def test_several_processes_need_a_file_and_a_pytorch_model(
 ) -> None:
     (tmp_path / "model.onnx").touch()
     assert "--bf16 is for PyTorch models" in error(ran(tmp_path, "--bf16", code=2))
+    for option in (["--base", "x"], ["--trust-remote-code"]):
+        assert "--trust-remote-code are for PyTorch models" in error(ran(tmp_path, *option, code=2))
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "an exported model runs in one process, and the launcher started 2" in error(ran(tmp_path, code=2))
     assert "standard input can be read by one process only; name a file" in error(ran(small_run, code=2))
