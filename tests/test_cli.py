@@ -178,13 +178,21 @@ def test_the_schema_is_printed_or_written(
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.schema.json"]
 
 
-def test_a_reader_that_has_ended_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_has_ended_is_no_error_and_a_full_disk_is_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for words in (["schema"], ["help"]):  # more and less than the buffer of standard output
         reader, writer = os.pipe()
         os.close(reader)
         with open(writer, "w", encoding="utf-8") as stream, monkeypatch.context() as patch:  # noqa: PTH123
             patch.setattr("sys.stdout", stream)
             assert main(words) == 0
+        assert capsys.readouterr().err == ""
+        if Path("/dev/full").exists():  # Linux
+            with Path("/dev/full").open("w", encoding="utf-8") as full, monkeypatch.context() as patch:
+                patch.setattr("sys.stdout", full)
+                assert main(words) == 2
+            assert capsys.readouterr().err.startswith("error: cannot write standard output: No space left on device;")
 
     def broken(_: object) -> None:
         raise BrokenPipeError

@@ -34,9 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with stop_immediately():
             args.command(args)
             print(end="", flush=True)
-    except BrokenPipeError:
-        if not _reader_has_ended():
+    except OSError:
+        problem = _standard_output_problem()
+        if problem is None:
             raise
+        if not isinstance(problem, BrokenPipeError):  # a reader that has ended, as `head` does, is no error
+            reason = problem.strerror or problem
+            print(f"error: cannot write standard output: {reason}; free disk space, and start again", file=sys.stderr)
+            return EXIT_CODE
     except FinetuneError as error:
         if is_local_main_process:
             print(f"error: {printable(str(error))}", file=sys.stderr)
@@ -58,16 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _reader_has_ended() -> bool:
-    """Return whether the reader of standard output has ended, as `head` does; then nothing more is written to it."""
+def _standard_output_problem() -> OSError | None:
+    """Return why standard output cannot be written, or None if it can; after an error it is discarded."""
     from finetune.pipeline.prediction_output import discard_standard_output
 
     try:
         print(flush=True)  # fails again only there
-    except BrokenPipeError:
+    except OSError as error:
         discard_standard_output()
-        return True
-    return False
+        return error
+    return None
 
 
 def parser() -> argparse.ArgumentParser:
