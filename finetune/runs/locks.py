@@ -30,6 +30,7 @@ _READ_ONLY_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # a symbolic link could lead to any file, which would be truncated
 _ATTEMPTS = 10  # to read the lock file, because its holder may not have written to it yet
 _MAX_COMMAND_LENGTH = 300
+_MAX_MISSING = 100  # times that the folder of a lock file can be removed before the lock is taken
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,15 @@ def locked_file(file: Path, target: Path, *, read_only_ok: bool = False) -> Iter
 
 def _acquire(file: Path, target: Path) -> int:
     """Take the lock of `file`, write this process into it, and return its open handle."""
+    missing = 0
     while True:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             handle = os.open(file, os.O_RDWR | os.O_CREAT | _NOFOLLOW, 0o666)
         except FileNotFoundError:  # the process that created the folder has just removed it
+            missing += 1
+            if missing == _MAX_MISSING:  # a folder that accepts no file, such as /proc
+                raise
             continue
         try:
             _lock(handle)

@@ -138,3 +138,12 @@ def test_a_lock_file_that_is_a_symbolic_link_is_not_followed(tmp_path: Path, exi
         pytest.fail("the lock was taken")
     assert not exists or target.read_text() == "mine"
     assert target.exists() == exists
+
+
+def test_a_folder_that_accepts_no_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr("finetune.runs.locks.os.open", refuse)
+    with pytest.raises(TrainingError, match=r"cannot write .*: No such file or directory"), locked_folder(tmp_path):
+        pass
