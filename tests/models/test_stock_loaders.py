@@ -43,7 +43,8 @@ LORA = {
         PLAIN, init_lora_weights="pissa", use_rslora=True, rank_pattern={"query": 1, "1.value": 3}
     ),
 }
-TOLERANCE = 1e-6  # measured: 2e-7 at most; a wrong adapter differs by percents
+# The limit for rounding of finetune/models/precision.py; a wrong adapter differs by percents. Measured: 2e-7 at most.
+TOLERANCE = 1e-5
 PRUNED = {0: [1], 1: [0, 2]}
 
 

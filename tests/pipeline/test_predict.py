@@ -24,11 +24,9 @@ from finetune.models.saving import save_classifier
 from finetune.pipeline import predict
 from tests.support import ROOT
 from tests.support.finished_runs import rows
-from tests.support.helpers import tiny_classifier
+from tests.support.helpers import FLOAT32, tiny_classifier
 from tests.support.predicting import Main, error, read_csv, write_csv
 from tests.support.processes import start
-
-SAME = 1e-6  # probabilities of the same row in another batch, in float32: measured 2e-7
 
 
 @pytest.mark.parametrize("run", ["small_run", "lora_run"])
@@ -47,7 +45,7 @@ def test_predictions_are_those_of_the_run(
         assert (row["n"], row["sentence"]) == (str(number), expected_row["text"])
         assert row["predicted"] == expected_row["predicted"]
         probabilities = [float(row["probability_0"]), float(row["probability_1"])]
-        assert probabilities == pytest.approx(expected_row["probabilities"], abs=SAME)
+        assert probabilities == pytest.approx(expected_row["probabilities"], abs=FLOAT32)
         assert float(row["probability"]) == max(probabilities)
 
 
@@ -152,7 +150,7 @@ def test_the_most_probable_labels_are_added(small_run: Path, texts: Path, ran: M
             "x_top_2_probability",
         ]  # fmt: skip
         assert row["x_top_1"] == row["x_predicted"] != row["x_top_2"]
-        assert float(row["x_top_1_probability"]) + float(row["x_top_2_probability"]) == pytest.approx(1, abs=SAME)
+        assert float(row["x_top_1_probability"]) + float(row["x_top_2_probability"]) == pytest.approx(1, abs=1e-6)
 
 
 def test_bfloat16_rounds_more(lora_run: Path, texts: Path, ran: Main) -> None:
@@ -288,4 +286,4 @@ def test_two_processes_write_the_same_rows_in_order(small_run: Path, tmp_path: P
     expected = read_csv(ran(small_run, file, "--batch-size", "1")[0])
     assert [(row["n"], row["predicted"]) for row in result] == [(row["n"], row["predicted"]) for row in expected]
     for row, expected_row in zip(result, expected, strict=True):
-        assert float(row["probability"]) == pytest.approx(float(expected_row["probability"]), abs=SAME)
+        assert float(row["probability"]) == pytest.approx(float(expected_row["probability"]), abs=FLOAT32)
