@@ -205,7 +205,8 @@ def test_two_machines_run_or_reject_every_command(tmp_path: Path) -> None:
         assert "output_dir must be on a shared disk" in machine.stderr
         for name in ("prune", "merge", "report", "publish"):
             assert f"error: {name} runs in one process, and the launcher started 2; run it without" in machine.stderr
-    assert "Traceback" not in printed
+    # torch's launcher on one machine logs a traceback if that on the other, which has the store, ends first.
+    assert not [line for line in printed.splitlines() if "Traceback" in line and "elastic/agent/server" not in line]
     assert "Dry run passed" in first.stdout
     assert "These scores are identical, to the last digit, to the previous ones in the folder." in first.stdout
     # Rejected commands and dry runs leave no files, and the second machine wrote only its own caches.
