@@ -23,7 +23,7 @@ TOY, SCRATCH = RECIPES / "toy.yaml", RECIPES / "toy_from_scratch.yaml"
 def test_a_signal_outside_training_stops_the_command_with_one_line(
     number: int, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetune.recipe.load_recipe", lambda *_: os.kill(os.getpid(), number))
+    monkeypatch.setattr("finetune.recipe.loader.load_recipe", lambda *_: os.kill(os.getpid(), number))
     before = [signal.getsignal(number) for number in SIGNALS]
     assert main(["train", str(TOY)]) == code
     name = signal.Signals(number).name

@@ -87,7 +87,7 @@ def recipe_keys() -> Iterator[str]:
     """Yield every key of a recipe, as it is written in an override."""
     from pydantic import BaseModel
 
-    from finetune.recipe import Recipe
+    from finetune.recipe.schema import Recipe
 
     for name, field in Recipe.model_fields.items():
         kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]

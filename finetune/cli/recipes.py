@@ -43,7 +43,7 @@ def _add_init(commands: Commands) -> None:
 
 def train(args: Arguments) -> None:
     """Run a recipe."""
-    from finetune.recipe import load_recipe
+    from finetune.recipe.loader import load_recipe
 
     # Before PyTorch is imported, so that mistakes are reported immediately.
     recipe = load_recipe(args.recipe, args.overrides)

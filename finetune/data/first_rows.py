@@ -18,7 +18,7 @@ from finetune.data.parquet_rows import open_parquet
 from finetune.data.row_checks import checked_rows, columns_to_read
 from finetune.data.rows import RawSplit
 from finetune.data.split_labels import encode_split_labels
-from finetune.recipe import DataSection
+from finetune.recipe.data_section import DataSection
 
 if TYPE_CHECKING:
     import datasets

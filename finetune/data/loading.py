@@ -19,7 +19,7 @@ from finetune.data.named_dataset import read_named
 from finetune.data.row_cache import store_rows
 from finetune.data.row_checks import checked_rows, columns_to_read
 from finetune.data.rows import RawSplit
-from finetune.recipe import DataSection
+from finetune.recipe.data_section import DataSection
 
 
 def quiet_datasets() -> None:

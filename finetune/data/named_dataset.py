@@ -19,7 +19,7 @@ from finetune.data.row_cache import cache_error, store_rows
 from finetune.data.rows import RawSplit
 from finetune.errors import DataError
 from finetune.progress import stage
-from finetune.recipe import DataSection
+from finetune.recipe.data_section import DataSection
 from finetune.recipe.validation import FILE_TYPES
 
 _BUILDERS = ("csv", "json", "parquet")  # `datasets` only lists the files of these builders; this package reads them

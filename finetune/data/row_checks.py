@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from finetune.data.cell_values import Column, empty_cells
 from finetune.data.rows import RawSplit
 from finetune.errors import DataError
-from finetune.recipe import DataSection
+from finetune.recipe.data_section import DataSection
 
 _UNLABELED_MARKS = ("-1", "-1.0")  # used by data sets to mark a row without a label
 

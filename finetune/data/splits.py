@@ -17,7 +17,7 @@ from finetune.data.rows import RawSplit
 from finetune.data.split_labels import encode_split_labels
 from finetune.data.tokenization import EncodedSplit, encode_split
 from finetune.errors import DataError
-from finetune.recipe import DataSection
+from finetune.recipe.data_section import DataSection
 from finetune.runs.results import SplitSummary
 
 

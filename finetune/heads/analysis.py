@@ -30,7 +30,7 @@ from finetune.heads.weight_changes import head_changes
 from finetune.models.classifier import Classifier
 from finetune.models.losses import decisions
 from finetune.progress import stage
-from finetune.recipe import HeadImportanceSection
+from finetune.recipe.evaluation_section import HeadImportanceSection
 from finetune.runs.head_results import HeadAnalysis, HeadChanges, HeadScores, LeaveOneOut, PruningCurves, RankAgreement
 
 

@@ -17,7 +17,7 @@ from finetune.heads.gated_forward import GatedRows, gated_logits
 from finetune.heads.importance_estimate import Head, last_heads_last
 from finetune.models.losses import decisions
 from finetune.progress import stage
-from finetune.recipe import LOWER_IS_BETTER
+from finetune.recipe.names import LOWER_IS_BETTER
 from finetune.runs.head_results import PruningCurve, PruningCurves, RandomBand
 
 SHARES = tuple(tenth / 10 for tenth in range(1, 10))

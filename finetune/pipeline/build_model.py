@@ -12,7 +12,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.freezing import Freezing
 from finetune.models.lora import Lora
 from finetune.models.pretrained import Source, load_tokenizer
-from finetune.recipe import ModelSection, PeftSection, Recipe
+from finetune.recipe.schema import ModelSection, PeftSection, Recipe
 
 _DEFAULT_VOCAB_SIZE = 30_000
 

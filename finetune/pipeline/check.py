@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.models.checkpoint_config import check_checkpoint, check_new_model
-from finetune.recipe import Recipe, load_recipe
+from finetune.recipe.loader import load_recipe
+from finetune.recipe.schema import Recipe
 from finetune.runs.ownership import check_output_dir
 from finetune.runs.run_folder import RunFolder
 

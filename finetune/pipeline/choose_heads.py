@@ -14,7 +14,7 @@ from finetune.heads.pruning_curve import gates_without, scorer
 from finetune.models.attention_sites import attention_sites
 from finetune.pipeline.finished_run import FinishedRun
 from finetune.pipeline.head_choice import HeadChoice
-from finetune.recipe import HeadImportanceSection
+from finetune.recipe.evaluation_section import HeadImportanceSection
 from finetune.runs.head_results import HeadScores
 from finetune.runs.run_files import read_heads
 

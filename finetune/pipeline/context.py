@@ -9,7 +9,7 @@ from rich.console import Console
 
 from finetune.data.tokenization import EncodedSplit
 from finetune.models.classifier import Classifier
-from finetune.recipe import Recipe
+from finetune.recipe.schema import Recipe
 from finetune.report.terminal import print_line
 from finetune.runs.results import SplitSummary
 from finetune.runs.run_folder import RunFolder

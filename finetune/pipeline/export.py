@@ -24,7 +24,7 @@ from finetune.pipeline.export_rows import EvaluationRows, read_rows
 from finetune.pipeline.finished_run import finished_folder, finished_recipe, load_saved_classifier
 from finetune.pipeline.load_classifier import load_classifier
 from finetune.progress import stage
-from finetune.recipe import Recipe
+from finetune.recipe.schema import Recipe
 from finetune.runs.locks import locked_folder
 from finetune.runs.new_dirs import atomic_new_dir, lock_new_dir
 from finetune.runs.run_folder import RunFolder

@@ -18,7 +18,7 @@ from finetune.pipeline.load_classifier import load_classifier
 from finetune.pipeline.prepare import required_splits
 from finetune.pipeline.session import finish, run_locked, start, with_precision
 from finetune.progress import stage
-from finetune.recipe import ModelSection, Recipe
+from finetune.recipe.schema import ModelSection, Recipe
 from finetune.runs.run_files import existing_run, read_recipe, read_summary
 from finetune.runs.run_folder import RunFolder
 

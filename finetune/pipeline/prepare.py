@@ -27,7 +27,7 @@ from finetune.out_of_memory import is_out_of_memory
 from finetune.pipeline.build_model import build_classifier, checkpoint_source
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.progress import stage
-from finetune.recipe import Recipe
+from finetune.recipe.schema import Recipe
 from finetune.recipe.validation import NO_VALIDATION
 from finetune.report.terminal import print_data
 from finetune.training.schedule import Plan, fill_in, make_plan

@@ -11,9 +11,10 @@ from typing import Any
 
 from finetune.errors import DataError, FinetuneError, ModelError, did_you_mean
 from finetune.pipeline.hub import Files, check_repository, upload
-from finetune.recipe import Recipe, dump_recipe
 from finetune.recipe.hub_names import hub_id
+from finetune.recipe.loader import dump_recipe
 from finetune.recipe.portable import is_absolute, last_part, portable_recipe, without_paths
+from finetune.recipe.schema import Recipe
 from finetune.report.card import render_card
 from finetune.report.card_metadata import CardSubject
 from finetune.report.page import render_report

@@ -14,7 +14,7 @@ from finetune.models.lora import add_lora, merge_adapters
 from finetune.pipeline.build_model import lora_settings
 from finetune.pipeline.finished_run import FinishedRun
 from finetune.pipeline.prepare import frozen_layers_cached, layers_compiled
-from finetune.recipe import PeftSection
+from finetune.recipe.schema import PeftSection
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.schedule import fill_in, make_plan
 

@@ -20,7 +20,7 @@ from finetune.models.pretrained import quiet_libraries
 from finetune.pipeline.context import RunContext
 from finetune.pipeline.launch_checks import check_environment, check_launch, describe_processes, threads_per_process
 from finetune.progress import show_progress_on
-from finetune.recipe import Recipe
+from finetune.recipe.schema import Recipe
 from finetune.runs.locks import locked_folder
 from finetune.runs.run_folder import RunFolder
 from finetune.training.fsdp import fsdp_plugin, shard_on_cpus

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from finetune.pipeline.context import RunContext
-from finetune.recipe import Recipe
+from finetune.recipe.schema import Recipe
 
 _MAX_PROJECT_NAME = 128  # characters that wandb accepts
 

@@ -19,7 +19,7 @@ from finetune.pipeline.prepare import frozen_layers_cached, prepare
 from finetune.pipeline.session import finish, run_locked, start, with_precision
 from finetune.pipeline.train_stage import find_resume_checkpoint, new_trainer, train_stage
 from finetune.progress import stage
-from finetune.recipe import Recipe
+from finetune.recipe.schema import Recipe
 from finetune.runs.ownership import check_output_dir, restore_previous_on_failure, take_ownership
 from finetune.runs.run_folder import RunFolder
 

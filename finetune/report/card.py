@@ -11,9 +11,9 @@ from functools import partial
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from finetune.recipe import Recipe
 from finetune.recipe.hub_names import hub_id
 from finetune.recipe.portable import last_part
+from finetune.recipe.schema import Recipe
 from finetune.recipe.section import Section
 from finetune.report.card_metadata import CardSubject, front_matter
 from finetune.report.run_record import RunRecord

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from finetune.recipe import METRICS, Recipe
 from finetune.recipe.hub_names import hub_id
+from finetune.recipe.names import METRICS
+from finetune.recipe.schema import Recipe
 from finetune.report.run_record import RunRecord
 from finetune.runs.head_results import PruningResult
 

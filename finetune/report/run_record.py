@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from finetune.recipe import Recipe
+from finetune.recipe.schema import Recipe
 from finetune.runs.head_results import HeadAnalysis
 from finetune.runs.json_files import read_json
 from finetune.runs.predictions import PredictedRow, first_predictions, worst_predictions

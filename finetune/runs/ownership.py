@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from finetune.errors import TrainingError
-from finetune.recipe import Recipe, dump_recipe
+from finetune.recipe.loader import dump_recipe
+from finetune.recipe.schema import Recipe
 from finetune.runs.atomic_files import report_write_errors, write_text
 from finetune.runs.completion_marker import COMPLETE_MARKER
 from finetune.runs.json_files import write_json

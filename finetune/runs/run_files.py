@@ -15,7 +15,8 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from finetune.errors import DataError, FinetuneError
-from finetune.recipe import Recipe, load_recipe
+from finetune.recipe.loader import load_recipe
+from finetune.recipe.schema import Recipe
 from finetune.runs.atomic_files import write_text
 from finetune.runs.head_results import HeadAnalysis, HeadScores, HeadTable, PruningCurves
 from finetune.runs.json_files import damaged_file, read_bytes, read_json

@@ -18,7 +18,7 @@ from finetune.distributed import broadcast_weights
 from finetune.models.classifier import Classifier
 from finetune.models.losses import per_example_loss
 from finetune.models.speedups import sped_up
-from finetune.recipe import TrainingSection
+from finetune.recipe.training_section import TrainingSection
 from finetune.training.embedding_subset import EmbeddingSubset, make_embedding_subset
 from finetune.training.fsdp import is_sharded, prepare_model
 from finetune.training.optimizer import build_optimizer, class_weights

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from finetune.distributed import average_gradients
 from finetune.errors import TrainingError
 from finetune.models.architectures import encoder_layers, family_of
-from finetune.recipe import TrainingSection
+from finetune.recipe.training_section import TrainingSection
 
 
 def fsdp_plugin(training: TrainingSection) -> FullyShardedDataParallelPlugin | None:

@@ -10,7 +10,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from finetune.errors import TrainingError
 from finetune.models.losses import balanced_weights
-from finetune.recipe import TrainingSection
+from finetune.recipe.training_section import TrainingSection
 
 # Device types on which fused AdamW divides the gradients by `grad_scale`, which saves a pass over them. On MPS it
 # ignores `grad_scale`.

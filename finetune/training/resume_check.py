@@ -19,7 +19,7 @@ from torch import nn
 
 from finetune.data.tokenization import EncodedSplit
 from finetune.errors import TrainingError
-from finetune.recipe import Recipe
+from finetune.recipe.schema import Recipe
 
 # Sections and keys that change neither the weights nor the choice of the best ones. All others are part of the
 # fingerprint, also a new key that is not listed here, and the number of steps, on which the learning rate depends.

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 
 from finetune.data.sampler import steps_in_epoch
-from finetune.recipe import Recipe, TrainingSection
+from finetune.recipe.schema import Recipe
+from finetune.recipe.training_section import TrainingSection
 from finetune.training.state import TrainState
 
 # Fine-tuning needs a few hundred steps, even with few rows: after three epochs of 360 rows (30 steps) a classifier

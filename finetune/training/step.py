@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from finetune.data.batching import LocalBatch, split_batch
 from finetune.distributed import CpuGroup
 from finetune.out_of_memory import halve_rows, is_out_of_memory, oom_message
-from finetune.recipe import TrainingSection
+from finetune.recipe.training_section import TrainingSection
 from finetune.signals import StopRequest
 from finetune.training.fsdp import average_replicas, is_sharded
 from finetune.training.nonfinite import FiniteCheck, SkippedSteps, StepInfo, gradient_norm

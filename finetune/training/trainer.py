@@ -30,7 +30,8 @@ from finetune.errors import TrainingError
 from finetune.models.classifier import Classifier
 from finetune.models.speedups import sped_up
 from finetune.progress import stage
-from finetune.recipe import LOWER_IS_BETTER, TrainingSection
+from finetune.recipe.names import LOWER_IS_BETTER
+from finetune.recipe.training_section import TrainingSection
 from finetune.report.terminal import evaluation_line
 from finetune.signals import Interrupted, StopRequest
 from finetune.training.checkpoints import load_checkpoint, save_checkpoint

@@ -35,7 +35,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.cpu_kernels import keep_freed_memory
 from finetune.models.lora import Lora
 from finetune.models.pretrained import Source, load_tokenizer, quiet_libraries
-from finetune.recipe import TrainingSection
+from finetune.recipe.training_section import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.schedule import Plan
 

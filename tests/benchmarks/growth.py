@@ -32,7 +32,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.cpu_kernels import keep_freed_memory
 from finetune.models.pretrained import quiet_libraries
 from finetune.models.speedups import sped_up
-from finetune.recipe import TrainingSection
+from finetune.recipe.training_section import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.schedule import Plan
 from tests.benchmarks.contender import Contender, build, encode, peak_memory, read, sentences

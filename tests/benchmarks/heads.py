@@ -34,7 +34,8 @@ from finetune.heads.pruning_curve import CurveSettings, pruning_curves
 from finetune.models.classifier import Classifier
 from finetune.models.loading import load_classifier
 from finetune.pipeline.session import start
-from finetune.recipe import Recipe, load_recipe
+from finetune.recipe.loader import load_recipe
+from finetune.recipe.schema import Recipe
 from finetune.runs.head_results import HeadScores, PruningCurves
 from finetune.runs.json_files import read_json, write_json
 from finetune.runs.run_folder import RunFolder

@@ -12,7 +12,7 @@ import pytest
 from finetune.data.cell_values import cells_from_arrow, cells_from_values
 from finetune.data.loading import columns_to_read, read_splits
 from finetune.errors import DataError
-from finetune.recipe import DataSection
+from finetune.recipe.data_section import DataSection
 from tests.support.data_files import cells, parquet, written
 
 # One table of rows, written in every format: all formats give the same texts and labels.

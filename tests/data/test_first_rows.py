@@ -12,7 +12,7 @@ from finetune.data.cell_values import BATCH_ROWS
 from finetune.data.first_rows import check_first_rows
 from finetune.data.splits import read_labeled
 from finetune.errors import DataError
-from finetune.recipe import DataSection
+from finetune.recipe.data_section import DataSection
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 GOOD = "sentence,label\na,x\nb,y\nc,x\n"

@@ -8,7 +8,7 @@ import pytest
 from finetune.data.holdout import sample_training_rows, sample_validation_rows
 from finetune.data.splits import read_labeled
 from finetune.errors import DataError
-from finetune.recipe import DataSection
+from finetune.recipe.data_section import DataSection
 
 
 def labels_of(*sizes: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 
 from finetune.data.splits import LabeledSplits, read_labeled
 from finetune.errors import DataError
-from finetune.recipe import DataSection
+from finetune.recipe.data_section import DataSection
 from finetune.runs.results import SplitSummary
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"

@@ -6,7 +6,7 @@ import pytest
 
 from finetune.data.loading import read_splits
 from finetune.errors import DataError
-from finetune.recipe import DataSection
+from finetune.recipe.data_section import DataSection
 
 
 def test_rows_in_the_recipe_are_read_as_text() -> None:

@@ -11,7 +11,7 @@ import pytest
 from finetune.data.loading import read_splits
 from finetune.data.splits import read_labeled
 from finetune.errors import DataError
-from finetune.recipe import DataSection
+from finetune.recipe.data_section import DataSection
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from finetune.data.loading import read_splits
 from finetune.errors import DataError
-from finetune.recipe import DataSection
+from finetune.recipe.data_section import DataSection
 from tests.support.data_files import MULTI, cells, parquet
 
 

@@ -11,7 +11,7 @@ from finetune.data.loading import read_splits
 from finetune.data.row_checks import check_rows
 from finetune.data.rows import RawSplit
 from finetune.errors import DataError
-from finetune.recipe import DataSection
+from finetune.recipe.data_section import DataSection
 from tests.support.data_files import cells, written
 
 

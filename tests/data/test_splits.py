@@ -16,7 +16,7 @@ from finetune.data.named_dataset import from_dataset
 from finetune.data.rows import RawSplit
 from finetune.data.splits import LabeledSplits, read_labeled
 from finetune.errors import DataError
-from finetune.recipe import DataSection
+from finetune.recipe.data_section import DataSection
 
 SINGLE = "single_label_classification"
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from finetune.data.loading import read_splits
 from finetune.errors import DataError
-from finetune.recipe import DataSection
+from finetune.recipe.data_section import DataSection
 
 words = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(lambda text: text.strip())
 rows = st.lists(st.tuples(words, words), min_size=1, max_size=6)

@@ -24,8 +24,7 @@ from finetune.evaluation.metrics import (
     precision,
     recall,
 )
-from finetune.recipe import LOWER_IS_BETTER, METRICS
-from finetune.recipe.names import ProblemType
+from finetune.recipe.names import LOWER_IS_BETTER, METRICS, ProblemType
 
 FORMULAS = {
     "single_label_classification": SINGLE_LABEL,

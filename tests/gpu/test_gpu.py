@@ -25,7 +25,7 @@ from finetune.heads.gated_forward import GatedRows, check_all_ones, gate_gradien
 from finetune.models.comparison import logits_of
 from finetune.models.loading import load_classifier
 from finetune.out_of_memory import halve_rows, is_out_of_memory
-from finetune.recipe import TrainingSection
+from finetune.recipe.training_section import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
 from tests.support import ROOT
 from tests.support.finished_runs import SCRATCH, finished, recipe

@@ -26,7 +26,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.head_pruning import prune_heads
 from finetune.models.losses import decisions
 from finetune.models.pretrained import Source, load_tokenizer
-from finetune.recipe import HeadImportanceSection
+from finetune.recipe.evaluation_section import HeadImportanceSection
 from finetune.runs.head_results import (
     HeadAnalysis,
     HeadScores,
@@ -232,7 +232,7 @@ from pathlib import Path
 import datasets
 from accelerate import Accelerator
 from finetune.heads.analysis import AnalysisSettings, analyze_heads
-from finetune.recipe import HeadImportanceSection
+from finetune.recipe.evaluation_section import HeadImportanceSection
 from finetune.runs.json_files import write_json
 from tests.support.known_head import known_head
 datasets.disable_progress_bars()

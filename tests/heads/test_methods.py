@@ -16,7 +16,7 @@ from finetune.heads.gated_forward import GatedRows, gated_logits
 from finetune.heads.learned import learned_gates, learned_order
 from finetune.heads.methods import METHODS, Budget, measure_importance
 from finetune.models.head_pruning import prune_heads
-from finetune.recipe import HeadImportanceSection
+from finetune.recipe.evaluation_section import HeadImportanceSection
 from finetune.recipe.names import HEAD_METHOD_NAMES, HEAD_METHODS, ITERATIVE
 from tests.conftest import SENTENCES
 from tests.models.test_head_gates import bert

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from finetune.recipe import Recipe
+from finetune.recipe.schema import Recipe
 from tests.support.finished_runs import SCRATCH
 
 BASE: dict[str, Any] = {

@@ -27,7 +27,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.freezing import Freezing, freeze
 from finetune.models.frozen_encoder import FrozenEncoder
 from finetune.models.speedups import first_token_only
-from finetune.recipe import TrainingSection
+from finetune.recipe.training_section import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.checkpoints import find_checkpoint
 from finetune.training.snapshot import trained_weights

@@ -21,7 +21,7 @@ from finetune.models import compilation
 from finetune.models.classifier import Classifier
 from finetune.models.compilation import compiled_layers
 from finetune.models.lora import Lora
-from finetune.recipe import TrainingSection
+from finetune.recipe.training_section import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
 from tests.support.frozen_layers import write_frozen_recipe
 from tests.support.helpers import ROLES, assert_equal_up_to_rounding, encoded, plan, tiny_classifier

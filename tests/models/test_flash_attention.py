@@ -31,7 +31,8 @@ from finetune.models.precision import check_flash_attention, uses_flash_attentio
 from finetune.models.pretrained import Source
 from finetune.models.saving import save_classifier
 from finetune.pipeline.session import with_precision
-from finetune.recipe import Recipe, TrainingSection
+from finetune.recipe.schema import Recipe
+from finetune.recipe.training_section import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
 from tests.support.finished_runs import SCRATCH, recipe
 from tests.support.helpers import encoded, plan, sample_of, tiny_classifier

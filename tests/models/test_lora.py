@@ -19,7 +19,7 @@ from finetune.models.lora import Lora, fused_roles_note
 from finetune.models.merging import merge_classifier
 from finetune.models.pretrained import Source, load_tokenizer
 from finetune.models.saving import save_classifier, with_plain_adapters
-from finetune.recipe import TrainingSection
+from finetune.recipe.training_section import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.optimizer import build_optimizer
 from tests.support.helpers import ROLES, assert_equal_up_to_rounding, encoded, plan, tiny_classifier

@@ -14,7 +14,7 @@ from finetune.models.merging import merge_classifier
 from finetune.models.output_bias import init_output_bias
 from finetune.models.pretrained import Source, load_tokenizer
 from finetune.pipeline.prepare import new_inputs
-from finetune.recipe import Recipe
+from finetune.recipe.schema import Recipe
 from tests.support.helpers import ROLES, encoded
 
 LORA = Lora(r=2, lora_alpha=4, lora_dropout=0.0, roles=ROLES)

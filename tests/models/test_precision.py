@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from finetune.models import precision
 from finetune.models.precision import avoid_cudnn_attention, bfloat16_warning, device_precision, rounding_tolerance
 from finetune.pipeline.session import start, with_precision
-from finetune.recipe import Recipe
+from finetune.recipe.schema import Recipe
 from finetune.runs.run_folder import RunFolder
 from tests.support.finished_runs import SCRATCH, recipe
 

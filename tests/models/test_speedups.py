@@ -12,7 +12,7 @@ from finetune.evaluation.prediction import predict
 from finetune.models import cpu_kernels
 from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
-from finetune.recipe import TrainingSection
+from finetune.recipe.training_section import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.trainer import Evaluation
 from tests.support.helpers import ROLES, assert_equal_up_to_rounding, encoded, plan, tiny_classifier

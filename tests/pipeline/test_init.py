@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from finetune.cli import main
-from finetune.recipe import Recipe, load_recipe
 from finetune.recipe.json_schema import recipe_schema
+from finetune.recipe.loader import load_recipe
+from finetune.recipe.schema import Recipe
 
 ROWS = "id,review,sentiment\n" + "".join(
     f"{number},the cat sat {number} times,{('good', 'bad')[number % 2]}\n" for number in range(20)

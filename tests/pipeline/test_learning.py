@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from finetune.cli import main
 from finetune.models.pretrained import Source
-from finetune.recipe import load_recipe
+from finetune.recipe.loader import load_recipe
 from finetune.training.schedule import MIN_STEPS, make_plan
 from tests.support import ROOT
 

@@ -11,7 +11,7 @@ from torch import nn
 from finetune.errors import ModelError
 from finetune.pipeline.prepare import try_longest_row
 from finetune.pipeline.train import train
-from finetune.recipe import load_recipe
+from finetune.recipe.loader import load_recipe
 from tests.support.finished_runs import recipe
 from tests.support.helpers import encoded, tiny_classifier
 

@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from finetune.cli import main
-from finetune.recipe import load_recipe
+from finetune.recipe.loader import load_recipe
 from tests.support.finished_runs import contents
 from tests.support.helpers import HANG_SECONDS
 from tests.support.hub_server import WRITER, HubServer, publish

@@ -24,8 +24,7 @@ from finetune.pipeline.recipe_draft import (
     propose_length,
     sibling_splits,
 )
-from finetune.recipe import load_recipe
-from finetune.recipe.loader import yaml_text
+from finetune.recipe.loader import load_recipe, yaml_text
 
 USED = UsedColumns("sentence", None, "label", SINGLE)
 ROWS = "sentence,label\na b,x\nc d,y\n"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from finetune.pipeline.session import with_precision
-from finetune.recipe import Recipe
+from finetune.recipe.schema import Recipe
 from tests.support.finished_runs import SCRATCH, recipe
 
 

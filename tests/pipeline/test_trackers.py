@@ -13,7 +13,7 @@ from rich.console import Console
 
 from finetune.pipeline.context import RunContext
 from finetune.pipeline.trackers import hyperparameters, start_trackers
-from finetune.recipe import Recipe
+from finetune.recipe.schema import Recipe
 from finetune.runs.run_folder import RunFolder
 from tests.support.finished_runs import SCRATCH, recipe
 

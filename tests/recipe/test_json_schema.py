@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 
 from finetune.errors import FinetuneError, RecipeError
-from finetune.recipe import load_recipe
 from finetune.recipe.json_schema import recipe_schema
+from finetune.recipe.loader import load_recipe
 from finetune.recipe.yaml_parser import NotYamlError, YamlValues, compose
 from tests.hostile.recipes import recipe_texts
 from tests.support.recipes import MINIMAL, RECIPES, ROWS, WriteRecipe

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.errors import RecipeError
-from finetune.recipe import Recipe, dump_recipe, load_recipe
-from finetune.recipe.loader import MAX_BYTES
+from finetune.recipe.loader import MAX_BYTES, dump_recipe, load_recipe
+from finetune.recipe.schema import Recipe
 from tests.support.recipes import MINIMAL, RECIPES, WriteRecipe
 
 

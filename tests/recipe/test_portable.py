@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune.recipe import Recipe, dump_recipe, load_recipe
 from finetune.recipe.hub_names import hub_id
+from finetune.recipe.loader import dump_recipe, load_recipe
 from finetune.recipe.portable import is_absolute, last_part, portable_recipe, without_paths
+from finetune.recipe.schema import Recipe
 
 ROWS = [{"sentence": "a", "label": "x"}, {"sentence": "b", "label": "y"}]
 MODEL = {"model_name_or_path": "/home/me/models/tiny"}

@@ -8,7 +8,9 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from finetune.recipe import DataSection, EvaluationSection, HeadImportanceSection, ModelSection, Recipe
+from finetune.recipe.data_section import DataSection
+from finetune.recipe.evaluation_section import EvaluationSection, HeadImportanceSection
+from finetune.recipe.schema import ModelSection, Recipe
 
 ROWS = [{"sentence": "a", "label": "x"}, {"sentence": "b", "label": "y"}]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from finetune.errors import RecipeError
-from finetune.recipe import Recipe, load_recipe
+from finetune.recipe.loader import load_recipe
+from finetune.recipe.schema import Recipe
 from finetune.recipe.schema_validation import FOREIGN_NAMES, NO_KEY
 from tests.support.recipes import MINIMAL, WriteRecipe
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import RecipeError
-from finetune.recipe import load_recipe
+from finetune.recipe.loader import load_recipe
 from finetune.recipe.shipped import recipe_file, shipped_recipes
 from tests.support import ROOT
 from tests.support.recipes import RECIPES

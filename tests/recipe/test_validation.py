@@ -9,7 +9,8 @@ import pytest
 
 from finetune.cli import main
 from finetune.errors import RecipeError
-from finetune.recipe import METRICS, load_recipe
+from finetune.recipe.loader import load_recipe
+from finetune.recipe.names import METRICS
 from finetune.recipe.validation import metric_problems
 from tests.support.recipes import MINIMAL, ROWS, WriteRecipe
 

@@ -11,7 +11,8 @@ from dataclasses import replace
 import pytest
 from huggingface_hub import ModelCard
 
-from finetune.recipe import METRICS, Recipe
+from finetune.recipe.names import METRICS
+from finetune.recipe.schema import Recipe
 from finetune.report.card import escape_markdown, half_removed, render_card, significant_heads
 from finetune.report.card_metadata import CardSubject
 from finetune.report.run_record import RunRecord

@@ -13,7 +13,7 @@ import yaml
 
 from finetune.cli import main
 from finetune.errors import ModelError, TrainingError
-from finetune.recipe import load_recipe
+from finetune.recipe.loader import load_recipe
 from finetune.runs.locks import LOCK, locked_folder
 from finetune.runs.ownership import check_output_dir
 from finetune.runs.run_folder import RunFolder

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from finetune.errors import TrainingError
-from finetune.recipe import Recipe
+from finetune.recipe.schema import Recipe
 from finetune.runs.completion_marker import COMPLETE_MARKER
 from finetune.runs.json_files import write_json
 from finetune.runs.ownership import check_output_dir, restore_previous_on_failure, take_ownership

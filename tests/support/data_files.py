@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finetune.data.loading import read_splits
-from finetune.recipe import DataSection
+from finetune.recipe.data_section import DataSection
 
 MULTI = "multi_label_classification"
 

@@ -17,7 +17,7 @@ import yaml
 from accelerate.state import AcceleratorState
 
 from finetune.cli import main
-from finetune.recipe import load_recipe
+from finetune.recipe.loader import load_recipe
 
 ROOT = Path(__file__).parents[2]
 # In the order in which they are run: a guide may use files that an earlier one wrote.

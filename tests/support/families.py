@@ -25,7 +25,7 @@ from finetune.models.building import Labels, pretrained_classifier
 from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
 from finetune.models.pretrained import Source, load_tokenizer
-from finetune.recipe import TrainingSection
+from finetune.recipe.training_section import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
 from tests.conftest import SENTENCES
 from tests.support.helpers import plan

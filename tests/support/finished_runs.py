@@ -10,7 +10,7 @@ import yaml
 
 from finetune.pipeline.finished_run import FinishedRun, open_run
 from finetune.pipeline.train import train
-from finetune.recipe import load_recipe
+from finetune.recipe.loader import load_recipe
 
 WORDS = ["the", "a", "mat", "floor", "sat", "on", "clean", "now", "is", "chased", "it", "not"]
 LAYERS, HEADS = 2, 4  # of the small classifier

@@ -27,7 +27,7 @@ from finetune.models.building import Labels, pretrained_classifier
 from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
 from finetune.models.pretrained import Source, load_tokenizer, quiet_libraries
-from finetune.recipe import TrainingSection
+from finetune.recipe.training_section import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.fsdp import fsdp_plugin, full_tensor, shard_on_cpus
 from finetune.training.snapshot import trained_weights

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
-from finetune.recipe import TrainingSection
+from finetune.recipe.training_section import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.schedule import Plan
 from finetune.training.trainer import Evaluation, Trainer

@@ -16,7 +16,7 @@ from finetune.data.tokenization import EncodedSplit
 from finetune.errors import TrainingError
 from finetune.models.architectures import FAMILIES
 from finetune.models.lora import Lora
-from finetune.recipe import TrainingSection
+from finetune.recipe.training_section import TrainingSection
 from finetune.training import build as build_module
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.embedding_subset import make_embedding_subset

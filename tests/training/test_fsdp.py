@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from finetune.errors import TrainingError
 from finetune.pipeline.train import train
-from finetune.recipe import TrainingSection, load_recipe
+from finetune.recipe.loader import load_recipe
+from finetune.recipe.training_section import TrainingSection
 from finetune.training.fsdp import fsdp_plugin
 from tests.support import ROOT
 from tests.support.helpers import FLOAT32, HANG_SECONDS, TRAINED

@@ -7,7 +7,7 @@ import torch
 
 from finetune.errors import TrainingError
 from finetune.models.classifier import Classifier
-from finetune.recipe import TrainingSection
+from finetune.recipe.training_section import TrainingSection
 from finetune.training.optimizer import build_optimizer, class_weights
 
 

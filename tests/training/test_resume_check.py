@@ -10,7 +10,7 @@ import torch
 
 from finetune.errors import TrainingError
 from finetune.models.lora import Lora
-from finetune.recipe import Recipe
+from finetune.recipe.schema import Recipe
 from finetune.training.resume_check import check_fingerprint, data_fingerprint, recipe_fingerprint, split_checksum
 from tests.conftest import SENTENCES
 from tests.support.helpers import ROLES, encoded, tiny_classifier

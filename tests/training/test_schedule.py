@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from finetune.recipe import Recipe, TrainingSection
+from finetune.recipe.schema import Recipe
+from finetune.recipe.training_section import TrainingSection
 from finetune.training.schedule import MAX_EVALUATIONS, MIN_EPOCHS, default_learning_rate, fill_in, make_plan
 from tests.support.helpers import plan
 

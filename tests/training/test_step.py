@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from finetune.errors import TrainingError
 from finetune.models.classifier import Classifier
-from finetune.recipe import TrainingSection
+from finetune.recipe.training_section import TrainingSection
 from finetune.training import optimizer
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.checkpoints import complete_checkpoints

@@ -16,7 +16,7 @@ from finetune.errors import TrainingError
 from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
 from finetune.pipeline.train_stage import training_result
-from finetune.recipe import TrainingSection
+from finetune.recipe.training_section import TrainingSection
 from finetune.signals import Interrupted, stop_after_step
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.checkpoints import complete_checkpoints, find_checkpoint
