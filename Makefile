@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 
 .PHONY: install format lint test test-gpu soak eval bench bench-accuracy bench-heads bench-export bench-predict bench-interop \
-	bench-inference toy clean
+	bench-inference bench-defaults toy clean
 
 install: $(SETUP)
 
@@ -57,6 +57,13 @@ bench: $(SETUP)
 # Accuracy of finetune and Trainer over three seeds. DATA is a folder with sst2/train.parquet and sst2/test.parquet.
 bench-accuracy: $(SETUP)
 	$(BIN)/python -m tests.benchmarks.accuracy $(DATA)/sst2/train.parquet $(DATA)/sst2/test.parquet
+
+# Every training option against the plain recipe at equal training time. Start it several times at once to use more
+# cores; it resumes where it stopped. GRID is choose (cr, subj, mpqa, clinc) or confirm (trec, sst2, mrpc, nlupp,
+# banking77); DATA has a folder of each, with train.parquet, validation.parquet or test.parquet, and labels.json.
+GRID ?= choose
+bench-defaults: $(SETUP)
+	$(BIN)/python -m tests.benchmarks.defaults --data $(DATA) --grid $(GRID)
 
 # Compares all head-ranking methods over tasks and seeds. DATA is a folder with sst2, trec and banking77, each with
 # train.parquet, validation.parquet, test.parquet and labels.json. Takes over an hour if no model is trained yet.

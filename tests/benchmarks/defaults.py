@@ -1,0 +1,228 @@
+"""Which training options pay? Every option against the plain recipe at equal training time.
+
+    python -m tests.benchmarks.defaults --data DATA [--grid choose|confirm] [--variants ema,rdrop] [--seeds 0-4]
+    python -m tests.benchmarks.defaults [--grid choose|confirm] --table | --write
+
+DATA has one folder per data set: train.parquet, labels.json, and the split that is scored. The defaults are chosen on
+the data sets of one grid and confirmed on those of the other. Each finished cell is one line of RESULTS (by default
+runs/bench-defaults/GRID.jsonl). A cell that is there is skipped, so the benchmark can be interrupted and resumed, and
+the same command can be started several times at once. --table prints the comparison of the cells so far. --write also
+keeps them in tests/benchmarks/results/ and updates the table in the performance guide.
+
+The plain recipe trains for as many steps as it chooses. An option that makes steps slower, or that needs time before
+training, gets as many steps as fit in the same time; for this its cost is measured once per data set and size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from finetune.errors import RecipeError
+from finetune.recipe.loader import load_recipe
+from finetune.signals import Interrupted
+from tests.benchmarks.cells import Cell, Line, ResultsLog, grid, parse_seeds, work_through
+from tests.benchmarks.train_cell import ALL_ROWS_TRAIN, MINILM, Settings, has_key, train_cell
+
+FOLDER = Path("runs/bench-defaults")
+SCORED = {"choose": "validation", "confirm": "test"}  # split
+GROUPS = {
+    "choose": ("cr:100", "subj:100", "mpqa:200", "clinc:3/class", "cr:1000", "subj:1000", "mpqa:1000", "clinc:1000"),
+    "confirm": (
+        "trec:200", "sst2:200", "mrpc:200", "nlupp:300", "banking77:5/class",
+        "trec:1000", "sst2:1000", "mrpc:1000", "nlupp:1000", "banking77:1000",
+    ),
+}  # fmt: skip
+# Every option off, so that the comparison stays the same when the defaults change.
+PLAIN = (
+    "model.pooling=head",
+    "model.classifier_init=random",
+    "training.contrastive_weight=0",
+    "training.ema_decay=null",
+    "training.layerwise_lr_decay=null",
+    "training.label_smoothing_factor=0",
+    "training.reinit_layers=0",
+    "training.rdrop_alpha=0",
+    "training.lr_scheduler_type=linear",
+    "training.warmup_steps=0.06",
+    "training.per_device_train_batch_size=16",
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe to compare with the plain one.
+
+    Attributes:
+        overrides: the `section.key=value` overrides in which it differs from the plain recipe.
+        cost: "same": a step takes as long as in the plain recipe, so the number of steps is the same; "measured": the
+            number of steps is chosen for the same time; "own": the recipe chooses its number of steps.
+    """
+
+    overrides: tuple[str, ...] = ()
+    cost: str = "same"
+
+
+MEAN = "model.pooling=mean"
+PROBE = "model.classifier_init=linear_probe"
+VARIANTS = {
+    "plain": Variant(),
+    "pooling_mean": Variant((MEAN,)),
+    "pooling_cls": Variant(("model.pooling=cls",)),
+    "linear_probe": Variant((MEAN, PROBE), "measured"),
+    "contrastive": Variant((MEAN, "training.contrastive_weight=0.5"), "measured"),
+    "contrastive_probe": Variant((MEAN, PROBE, "training.contrastive_weight=0.5"), "measured"),
+    "ema": Variant(("training.ema_decay=0.99",), "measured"),
+    "layerwise_decay": Variant(("training.layerwise_lr_decay=0.9",)),
+    "label_smoothing": Variant(("training.label_smoothing_factor=0.1",)),
+    "reinit": Variant(("training.reinit_layers=1",)),
+    "rdrop": Variant(("training.rdrop_alpha=1",), "measured"),
+    "cosine": Variant(("training.lr_scheduler_type=cosine",)),
+    "inverse_sqrt": Variant(("training.lr_scheduler_type=inverse_sqrt",)),
+    "warmup_20": Variant(("training.warmup_steps=0.2",)),
+    "learning_rate_5e-5": Variant(("training.learning_rate=5e-5",)),
+    "learning_rate_2e-4": Variant(("training.learning_rate=2e-4",)),
+    "batch_8": Variant(("training.per_device_train_batch_size=8",), "measured"),
+    "batch_32": Variant(("training.per_device_train_batch_size=32",), "measured"),
+    "default": Variant((), "own"),  # without PLAIN: what a recipe without these keys does
+}
+COST_STEPS, COST_ROUNDS = 12, 2
+
+
+def overrides_of(variant: Variant) -> list[str]:
+    """Return all overrides of a variant; keys of PLAIN that this version does not have are omitted."""
+    plain = () if variant.cost == "own" else PLAIN
+    return [*ALL_ROWS_TRAIN, *(item for item in plain if has_key(item)), *variant.overrides]
+
+
+def problem(variant: Variant, recipe: Path) -> str | None:
+    """Return why this version cannot train the variant, None if it can."""
+    missing = [item for item in variant.overrides if not has_key(item)]
+    if missing:
+        return f"the recipe has no {', '.join(missing)}"
+    try:
+        load_recipe(recipe, overrides_of(variant), read_data=False)
+    except RecipeError as error:
+        return " ".join(str(error).split())
+    return None
+
+
+def measure_cost(cell: Cell, settings: Settings, variant: Variant) -> Line:
+    """Return the seconds per step and the other seconds of the plain recipe and of a variant, in a few short runs.
+
+    The runs alternate, and the fastest of each counts, because other processes slow down some of them.
+    """
+    sides = {"plain": VARIANTS["plain"], "variant": variant}
+    seconds: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+    for _ in range(COST_ROUNDS):
+        for side, other in sides.items():
+            line = train_cell(cell, settings, [*overrides_of(other), f"training.max_steps={COST_STEPS}"])
+            seconds[side].append((line["train_seconds"] / COST_STEPS, line["total_seconds"] - line["train_seconds"]))
+    step = {side: round(min(pair[0] for pair in pairs), 4) for side, pairs in seconds.items()}
+    rest = {side: round(min(pair[1] for pair in pairs), 2) for side, pairs in seconds.items()}
+    return {"cost": {"step": step, "rest": rest}, "data": cell.data, "rows": cell.rows, "variant": cell.variant}
+
+
+def steps_in_the_same_time(cost: Line, plain_steps: int) -> int:
+    """Return the number of steps of a variant that take as long as the plain recipe takes for its own."""
+    step, rest = cost["cost"]["step"], cost["cost"]["rest"]
+    return max(1, int((plain_steps * step["plain"] + rest["plain"] - rest["variant"]) / step["variant"]))
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Runs the cells of a grid."""
+
+    log: ResultsLog
+    settings: Settings
+    variants: dict[str, Variant]
+
+    def run(self, cell: Cell) -> Line | None:
+        """Return the line of a cell, None if it needs the plain cell first."""
+        variant = self.variants[cell.variant]
+        overrides = overrides_of(variant)
+        cost = None
+        if variant.cost == "measured":
+            plain = self.log.finished().get(replace(cell, variant="plain"))
+            if plain is None:
+                return None
+            cost = self.cost(cell, variant)
+            overrides.append(f"training.max_steps={steps_in_the_same_time(cost, plain['steps'])}")
+        line = train_cell(cell, self.settings, overrides)
+        return line | {"differs": list(variant.overrides)} | ({"cost": cost["cost"]} if cost else {})
+
+    def cost(self, cell: Cell, variant: Variant) -> Line:
+        """Return the cost of a variant on a data set and size: as logged, or measured now and logged."""
+        group = {"data": cell.data, "rows": cell.rows, "variant": cell.variant}
+        for line in self.log.lines():
+            if "score" not in line and group.items() <= line.items():
+                return line
+        cost = measure_cost(cell, self.settings, variant)
+        self.log.append(cost)
+        return cost
+
+
+def parse_variant(text: str) -> tuple[str, Variant]:
+    """Return name and variant of "NAME: section.key=value section.key=value"."""
+    name, _, overrides = text.partition(":")
+    return name.strip(), Variant(tuple(overrides.split()), "measured")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", type=Path, help="folder of the data sets")
+    parser.add_argument("--grid", choices=list(GROUPS), default="choose")
+    parser.add_argument("--groups", nargs="+", help="instead of the grid's, such as trec:200 banking77:5/class")
+    parser.add_argument("--variants", help="names, comma-separated; by default all")
+    parser.add_argument("--variant", action="append", default=[], help="one more: 'NAME: section.key=value ...'")
+    parser.add_argument("--seeds", default="0-4")
+    parser.add_argument("--results", type=Path, help="the log; by default runs/bench-defaults/GRID.jsonl")
+    parser.add_argument("--score-on", choices=["validation", "test"], help="split; by default that of the grid")
+    parser.add_argument("--test-rows", type=int, default=600, help="maximum number of scored rows; 0: all")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--encoder", default=MINILM)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    args = parse(arguments)
+    log = ResultsLog(args.results or FOLDER / f"{args.grid}.jsonl")
+    extra = dict(parse_variant(text) for text in args.variant)
+    variants = VARIANTS | extra
+    names = [*(args.variants.split(",") if args.variants else VARIANTS), *extra]
+    unknown = [name for name in names if name not in variants]
+    if unknown or args.data is None:
+        raise SystemExit(f"unknown variants: {', '.join(unknown)}" if unknown else "--data is missing")
+    settings = Settings(
+        args.data,
+        args.score_on or SCORED[args.grid],
+        args.test_rows or None,
+        args.threads,
+        args.precision,
+        args.encoder,
+    )
+    recipe = log.file.with_suffix(".yaml")
+    recipe.write_text(f"model: {{model_name_or_path: '{MINILM}'}}\ndata: {{train_file: rows.csv}}\n", encoding="utf-8")
+    for name in list(names):
+        if reason := problem(variants[name], recipe):
+            print(f"skipped: {name}: {reason}", flush=True)
+            names.remove(name)
+    names = [name for name in names if name == "plain"] + [name for name in names if name != "plain"]
+    cells = grid(args.groups or GROUPS[args.grid], parse_seeds(args.seeds), names)
+    runner = Runner(log, settings, variants)
+    errors = work_through(
+        cells, log, runner.run, wait=lambda: time.sleep(20), print_line=lambda text: print(text, flush=True)
+    )
+    if errors:
+        raise SystemExit("\n".join(["failed, and tried again at the next start:", *errors]))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Interrupted as stopped:
+        raise SystemExit(stopped.exit_code) from None
