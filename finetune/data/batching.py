@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from finetune.data.activation_store import FROZEN_STATES
 from finetune.data.tokenization import EncodedSplit
+from finetune.out_of_memory import halve_rows, is_out_of_memory
 
 T = TypeVar("T")
 
@@ -112,3 +114,29 @@ def split_batch(batch: LocalBatch, max_rows: int | None) -> Iterator[LocalBatch]
         part = slice(start, start + max_rows)
         inputs = {name: tensor[part] for name, tensor in batch.inputs.items()}
         yield LocalBatch(inputs, batch.labels[part], batch.weights[part])
+
+
+def map_parts(
+    function: Callable[[LocalBatch], T], batch: LocalBatch, max_rows: int | None, action: str
+) -> tuple[list[T], int | None]:
+    """Return the results of `function` for all parts of a batch, and the number of rows that fit in memory at a time.
+
+    If memory runs out, that number is halved. Each process has its own number, because the processes do not communicate
+    while they score rows.
+
+    Args:
+        max_rows: rows per part; None: all.
+        action: what runs, for messages, such as "scoring".
+
+    Raises:
+        TrainingError: there is not enough memory for one row.
+    """
+    while True:
+        try:
+            return [function(part) for part in split_batch(batch, max_rows)], max_rows
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside `except`, where the error's traceback would keep the tensors of the failed part in memory.
+        max_rows = halve_rows(min(max_rows or len(batch.labels), len(batch.labels)), action)
+        print(f"Out of memory in {action}: continuing with {max_rows} rows at a time.", file=sys.stderr)

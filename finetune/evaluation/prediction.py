@@ -5,14 +5,13 @@ N rows, C classes
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
-from finetune.data.batching import LocalBatch, load_batches, split_batch
+from finetune.data.batching import LocalBatch, load_batches, map_parts
 from finetune.data.sampler import plan_scoring
 from finetune.data.tokenization import EncodedSplit
 from finetune.distributed import gather_results
@@ -20,7 +19,6 @@ from finetune.evaluation.metrics import compute_metrics, none_if_undefined
 from finetune.models.classifier import Classifier
 from finetune.models.losses import decisions, per_example_loss, probabilities
 from finetune.models.speedups import sped_up
-from finetune.out_of_memory import halve_rows, is_out_of_memory
 from finetune.progress import stage
 
 
@@ -67,6 +65,10 @@ def predict(classifier: Classifier, split: EncodedSplit, *, batch_size: int, acc
     model.to(accelerator.device).eval()
     batches = plan_scoring(split.lengths, batch_size)[accelerator.process_index :: accelerator.num_processes]
 
+    def predict_part(part: LocalBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = model(**part.inputs).logits.float()
+        return logits, per_example_loss(logits, part.labels, classifier.problem_type)
+
     def predict_local() -> list[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
         """Return rows, logits and losses of each batch of this process."""
         results: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]] = []
@@ -79,8 +81,9 @@ def predict(classifier: Classifier, split: EncodedSplit, *, batch_size: int, acc
             stage(f"scoring {split.source}", total=len(batches)) as running,
         ):
             for rows, batch in zip(batches, loaded, strict=True):
-                logits, losses, max_rows = _predict_batch(classifier, batch, max_rows)
-                results.append((rows, logits.cpu(), losses.cpu()))
+                parts, max_rows = map_parts(predict_part, batch, max_rows, "scoring")
+                logits, losses = (torch.cat(tensors).cpu() for tensors in zip(*parts, strict=True))
+                results.append((rows, logits, losses))
                 running.advance()
         return results
 
@@ -91,29 +94,3 @@ def predict(classifier: Classifier, split: EncodedSplit, *, batch_size: int, acc
     losses = torch.cat([part for _, _, part in parts])[order]
     assert len(order) == len(split), f"scored {len(order)} of {len(split)} rows"
     return Predictions(logits, losses, split.labels, classifier.problem_type)
-
-
-def _predict_batch(
-    classifier: Classifier, batch: LocalBatch, max_rows: int | None
-) -> tuple[torch.Tensor, torch.Tensor, int | None]:
-    """Return the logits and losses of a batch, and the number of rows that fit in memory at a time (None: all).
-
-    If memory runs out, the number is halved. Each process has its own number, because the processes do not communicate
-    during scoring.
-
-    Raises:
-        TrainingError: there is not enough memory for one row.
-    """
-    while True:
-        parts = []
-        try:
-            for part in split_batch(batch, max_rows):
-                logits = classifier.model(**part.inputs).logits.float()
-                parts.append((logits, per_example_loss(logits, part.labels, classifier.problem_type)))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        else:
-            return torch.cat([part for part, _ in parts]), torch.cat([part for _, part in parts]), max_rows
-        max_rows = halve_rows(min(max_rows or len(batch.labels), len(batch.labels)), "scoring")
-        print(f"Out of memory in scoring: continuing with {max_rows} rows at a time.", file=sys.stderr)
