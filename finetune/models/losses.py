@@ -10,18 +10,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def per_example_loss(logits: Tensor, labels: Tensor, problem_type: str, class_weights: Tensor | None = None) -> Tensor:
+def per_example_loss(
+    logits: Tensor,
+    labels: Tensor,
+    problem_type: str,
+    class_weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """Return the loss per example, (B,), in float32.
 
     - `single_label_classification` (labels: ids (B,)): cross-entropy, multiplied by the weight of the example's label
-      if there are `class_weights` (C,).
+      if there are `class_weights` (C,). With `label_smoothing` e the target is 1 - e for the label plus e / C for every
+      class, each weighted by its class weight (Szegedy et al. 2016, section 7; torch's `cross_entropy`).
     - `multi_label_classification` (labels: 0 or 1, (B, C)): binary cross-entropy, averaged over the labels.
     - `regression` (labels: values (B,)): squared error.
     """
     logits = logits.float()
     if problem_type == "single_label_classification":
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        return losses if class_weights is None else losses * class_weights[labels]
+        return F.cross_entropy(logits, labels, class_weights, reduction="none", label_smoothing=label_smoothing)
     if problem_type == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").mean(-1)
     return (logits.squeeze(-1) - labels.float()) ** 2

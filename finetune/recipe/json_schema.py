@@ -18,6 +18,7 @@ Schema = dict[str, Any]
 
 EMPTY: Schema = {"enum": [None, "", [], {}]}  # a key with one of these values counts as not given
 GIVEN: Schema = {"not": EMPTY}
+ABOVE_0: Schema = {"type": "number", "exclusiveMinimum": 0}
 _VALIDATION = ("validation_file", "validation_rows", "validation_size")
 
 
@@ -129,6 +130,8 @@ def _rules_across_sections() -> list[Schema]:
     )
     frozen: Schema = {"freeze_embeddings": {"const": True}, "freeze_layers": {"type": "integer", "minimum": 1}}
     caches = _has(training=_has(cache_frozen_layers={"const": True}))
+    not_single_label = _has(task=_has(problem_type={"enum": [n for n in METRICS if not n.startswith("single")]}))
+    single_label_only: Schema = {"class_weights": GIVEN, "label_smoothing_factor": ABOVE_0}
     by_accuracy = {"pattern": "ablation_accuracy"}
     forbidden = [
         [adapters, new_model],
@@ -137,10 +140,7 @@ def _rules_across_sections() -> list[Schema]:
         [new_model, caches],
         [_has(training=_has(mixed_precision={"const": "fp16"}, use_cpu={"const": True}))],
         [_has(evaluation=_has(eval_strategy={"const": "no"}, early_stopping_patience={"type": "integer"}))],
-        [
-            _has(task=_has(problem_type={"enum": [name for name in METRICS if not name.startswith("single")]})),
-            _has(training=_has(class_weights=GIVEN)),
-        ],
+        *([not_single_label, _has(training=_has(**{key: value}))] for key, value in single_label_only.items()),
         [regression, _has(head_importance=_has(method={"type": "string"} | by_accuracy))],
         [regression, _has(head_importance=_has(method={"type": "array", "contains": by_accuracy}))],
         [_never(has_validation), never_evaluates, _has(head_importance=_has(split={"const": "validation"}))],

@@ -17,6 +17,7 @@ from finetune.recipe.schema import Recipe
 from finetune.recipe.schema_validation import in_file_order, schema_problems
 from finetune.recipe.section import SOURCES
 from finetune.recipe.shipped import recipe_file
+from finetune.recipe.training_rules import training_problems
 from finetune.recipe.validation import (
     Problem,
     class_weight_problems,
@@ -66,7 +67,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, read_data: b
     document.setdefault("output_dir", f"runs/{path.stem}")
     problems = [Problem(location, text) for location, text in values.problems]
     disk = (disk_problems,) if read_data else ()
-    for check in (metric_problems, class_weight_problems, freezing_problems, *disk):
+    for check in (metric_problems, class_weight_problems, freezing_problems, training_problems, *disk):
         problems += _new_locations_only(problems, islice(check(document), MAX_SHOWN + 1))
     recipe = None
     try:

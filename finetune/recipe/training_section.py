@@ -57,6 +57,21 @@ class TrainingSection(Section):
         description="Weight of each class in the loss, by label name; balanced weights by inverse frequency, and "
         "null gives every class the weight 1.",
     )
+    label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Share of each target that is distributed evenly over all classes, at least 0 and below 1; 0 is no "
+        "label smoothing.",
+    )
+    rdrop_alpha: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="Weight of the KL divergence between two passes of each row with different dropout (R-Drop); 0 is "
+        "a single pass.",
+    )
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Decay of a moving average of the weights, such as 0.99, with which the model is evaluated and "
+        "saved; null uses the weights themselves.",
+    )
     train_sampling_strategy: Literal["group_by_length", "random", "sequential"] = Field(
         "group_by_length",
         description="Order of the training rows; group_by_length puts rows of similar length into a batch, which "

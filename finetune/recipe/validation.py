@@ -47,7 +47,7 @@ def nearest_written(location: Location, lines: Mapping[Location, str]) -> Locati
 
 def metric_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield problems with metrics that the problem type does not have, and with early stopping without evaluations."""
-    task, evaluation = _section(document, "task"), _section(document, "evaluation")
+    task, evaluation = section_of(document, "task"), section_of(document, "evaluation")
     problem_type = task.get("problem_type", "single_label_classification")
     if problem_type not in get_args(ProblemType):
         return
@@ -72,7 +72,7 @@ def metric_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
 
 def freezing_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield problems with keys for frozen layers that have no effect or cannot be used together."""
-    training = _section(document, "training")
+    training = section_of(document, "training")
     for key in ("freeze_embeddings", "freeze_layers"):
         if document.get("peft") is not None and training.get(key):
             yield Problem(("training", key), "LoRA trains only its adapters; remove this key, or the peft section")
@@ -80,7 +80,7 @@ def freezing_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
         text = ""
         if document.get("peft") is not None:
             text = "LoRA adapts every layer, so no layer is completely frozen; remove this key, or the peft section"
-        elif _section(document, "model").get("model_type"):
+        elif section_of(document, "model").get("model_type"):
             text = "a new model has random weights, which should not be frozen; remove this key"
         elif not (training.get("freeze_embeddings") and training.get("freeze_layers")):
             text = "needs freeze_embeddings: true and freeze_layers of at least 1; only frozen layers can be cached"
@@ -90,7 +90,7 @@ def freezing_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
 
 def class_weight_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield problems with class weights that do not apply or do not name a label."""
-    task, weights = _section(document, "task"), _section(document, "training").get("class_weights")
+    task, weights = section_of(document, "task"), section_of(document, "training").get("class_weights")
     if weights and task.get("problem_type") in ("regression", "multi_label_classification"):
         yield Problem(("training", "class_weights"), "applies only to single_label_classification; remove it")
     names = task.get("label_names")
@@ -104,20 +104,20 @@ def class_weight_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
 
 def cross_section_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield problems where one section needs something that another section does not provide."""
-    model, data, training = (_section(document, name) for name in ("model", "data", "training"))
+    model, data, training = (section_of(document, name) for name in ("model", "data", "training"))
     if document.get("peft") is not None and model.get("model_type"):
         text = "adapters need pretrained weights, but model.model_type builds a new model; remove the peft section"
         yield Problem(("peft",), text)
     if training.get("mixed_precision") == "fp16" and training.get("use_cpu"):
         yield Problem(("training", "mixed_precision"), "fp16 needs a GPU, but use_cpu is true; use bf16 or no")
-    method = _section(document, "head_importance").get("method")
-    if "ablation_accuracy" in str(method) and _section(document, "task").get("problem_type") == "regression":
+    method = section_of(document, "head_importance").get("method")
+    if "ablation_accuracy" in str(method) and section_of(document, "task").get("problem_type") == "regression":
         text = "ablation_accuracy needs classes, but problem_type is regression; use ablation_loss or ablation_kl"
         yield Problem(("head_importance", "method"), text)
     has_validation = data.get("validation_file") or data.get("validation_rows") or data.get("validation_size")
     if data.get("dataset_name") and data.get("validation_split", "validation"):
         has_validation = True
-    strategy = _section(document, "evaluation").get("eval_strategy", "epoch")
+    strategy = section_of(document, "evaluation").get("eval_strategy", "epoch")
     if not has_validation and strategy != "no":
         yield Problem(
             ("data",),
@@ -135,7 +135,7 @@ def cross_section_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
 def disk_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield problems with paths that cannot be used, missing files, and trackers that are not installed."""
     for split in ("train", "validation", "test"):
-        file = _section(document, "data").get(f"{split}_file")
+        file = section_of(document, "data").get(f"{split}_file")
         if isinstance(file, str) and file:
             yield from file_problems(("data", f"{split}_file"), file)
     output = document.get("output_dir")
@@ -146,10 +146,10 @@ def disk_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
         ("data", "dataset_name"),
         ("checkpoint", "resume_from_checkpoint"),
     ):
-        name = _section(document, section).get(key)
+        name = section_of(document, section).get(key)
         if isinstance(name, str) and name:
             yield from _folder_problems((section, key), name)
-    tracker = _section(document, "logging").get("report_to", "none")
+    tracker = section_of(document, "logging").get("report_to", "none")
     known = get_args(LoggingSection.model_fields["report_to"].annotation)
     if tracker in known and tracker != "none" and importlib.util.find_spec(tracker) is None:
         yield Problem(("logging", "report_to"), f"'{tracker}' is not installed; run `pip install {tracker}`")
@@ -202,6 +202,7 @@ def _quoted(path: str) -> str:
     return f"'{shorten(path, 120)}'"
 
 
-def _section(document: Mapping[str, Any], name: str) -> dict[str, Any]:
-    section = document.get(name)
-    return section if isinstance(section, dict) else {}
+def section_of(document: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a section of a recipe file, {} if it is not a mapping."""
+    content = document.get(name)
+    return content if isinstance(content, dict) else {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +15,12 @@ from transformers import get_scheduler
 from finetune.data.tokenization import EncodedSplit
 from finetune.distributed import broadcast_weights
 from finetune.models.classifier import Classifier
-from finetune.models.losses import per_example_loss
 from finetune.models.speedups import sped_up
 from finetune.recipe.training_section import TrainingSection
+from finetune.training.averaging import WeightAverage
 from finetune.training.embedding_subset import EmbeddingSubset, make_embedding_subset
 from finetune.training.fsdp import is_sharded, prepare_model
+from finetune.training.objective import Objective
 from finetune.training.optimizer import build_optimizer, class_weights
 from finetune.training.schedule import Plan
 from finetune.training.step import Stepper
@@ -67,14 +67,17 @@ def build_trainer(
     optimizer = build_optimizer(parameters, training, hyperparameters.loraplus_lr_ratio)
     scheduler = get_scheduler(training.lr_scheduler_type, optimizer, plan.warmup_steps, plan.total_steps)
     module, prepared_optimizer = prepare_model(module, optimizer, classifier.base, accelerator)
+    trained = [p for group in prepared_optimizer.param_groups for p in group["params"]]
+    average = None if training.ema_decay is None else WeightAverage(trained, training.ema_decay)
     stepper = Stepper(
-        TrainingModel(classifier.model, module, embeddings, accelerator.device, training.torch_compile),
+        TrainingModel(classifier.model, module, embeddings, accelerator.device, training.torch_compile, average),
         prepared_optimizer,
         scheduler,
-        partial(
-            per_example_loss,
-            problem_type=classifier.problem_type,
-            class_weights=None if weights is None else weights.to(accelerator.device),
+        Objective(
+            classifier.problem_type,
+            None if weights is None else weights.to(accelerator.device),
+            training.label_smoothing_factor,
+            training.rdrop_alpha,
         ),
         accelerator,
         training,

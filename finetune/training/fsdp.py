@@ -148,7 +148,7 @@ def load_shards(full: nn.Module, module: nn.Module) -> None:
     with torch.no_grad():
         for name, shard in module.named_parameters():
             if shard.requires_grad:
-                shard.copy_(_shard_like(parameters[name], shard))
+                shard.copy_(shard_like(parameters[name], shard))
 
 
 def full_state(optimizer: Any, accelerator: Accelerator) -> Any:
@@ -181,9 +181,7 @@ class FullStateOptimizer:
         """Load this process's shards from a state with full tensors."""
         parameters = [p for group in self.param_groups for p in group["params"]]
         states = {
-            index: {
-                key: _shard_like(value, parameters[index]) if value.dim() else value for key, value in state.items()
-            }
+            index: {key: shard_like(value, parameters[index]) if value.dim() else value for key, value in state.items()}
             for index, state in full["state"].items()
         }
         self._optimizer.load_state_dict({**full, "state": states})
@@ -194,7 +192,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
     """Return this process's shard of a full tensor, sharded as `like`; the full tensor if `like` is not sharded."""
     if not isinstance(like, DTensor):
         return tensor

@@ -2,15 +2,13 @@
 
 Losses are summed over each micro-batch and divided by the number of examples in the optimizer step. The gradient is
 therefore that of the mean loss, also with a short last batch, gradient accumulation and several processes.
-
-    B batch, C classes
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +21,9 @@ from finetune.distributed import CpuGroup
 from finetune.out_of_memory import halve_rows, is_out_of_memory, oom_message
 from finetune.recipe.training_section import TrainingSection
 from finetune.signals import StopRequest
-from finetune.training.fsdp import average_replicas, is_sharded
+from finetune.training.fsdp import average_replicas, full_state, is_sharded
 from finetune.training.nonfinite import FiniteCheck, SkippedSteps, StepInfo, gradient_norm
+from finetune.training.objective import Objective
 from finetune.training.optimizer import clip_gradients
 from finetune.training.state import TrainState, random_state, restore_random_state
 from finetune.training.training_model import TrainingModel
@@ -53,7 +52,7 @@ class Stepper:
         model: the model during training.
         optimizer: AdamW, prepared by Accelerate.
         scheduler: the learning rate scheduler, not prepared by Accelerate, which would advance it once per process.
-        loss: returns the loss of each example, (B,), from logits (B, C) and labels.
+        objective: the loss that training minimizes.
         accelerator: device, precision and processes.
         training: the recipe's section `training`.
         batch_size: rows of a full micro-batch on this process.
@@ -63,7 +62,7 @@ class Stepper:
     model: TrainingModel
     optimizer: Any
     scheduler: torch.optim.lr_scheduler.LRScheduler
-    loss: Callable[[Tensor, Tensor], Tensor]
+    objective: Objective
     accelerator: Accelerator
     training: TrainingSection
     batch_size: int
@@ -99,6 +98,15 @@ class Stepper:
         self._update_weights(loss, info, state)
         return StepResult(loss, stop_signal, messages)
 
+    def stateful_objects(self) -> dict[str, Any]:
+        """Return, by name, the objects whose `state_dict` is part of a checkpoint."""
+        optional = {"scaler": self.accelerator.scaler, "average": self.model.average}
+        return {
+            "optimizer": full_state(self.optimizer, self.accelerator),
+            "scheduler": self.scheduler,
+            **{name: item for name, item in optional.items() if item is not None},
+        }
+
     def check_last_step(self) -> None:
         """Raise TrainingError if the loss or gradient of the last step was not finite."""
         self._finite_check.check()
@@ -127,8 +135,7 @@ class Stepper:
         scale = self.accelerator.num_processes / len(info.rows)
         try:
             for batch in smaller_batches:
-                losses = self.loss(self.model.logits(batch.inputs), batch.labels)
-                batch_loss = (losses * batch.weights).sum() * scale
+                batch_loss = (self.objective.losses(self.model, batch) * batch.weights).sum() * scale
                 self.accelerator.backward(batch_loss)
                 loss += batch_loss.detach()
         except (RuntimeError, MemoryError) as error:
@@ -168,6 +175,8 @@ class Stepper:
         skipped = scaler is not None and scaler.get_scale() < scale
         if not skipped:
             state.weight_decay_factor *= 1 - info.learning_rate * self.training.weight_decay
+            if self.model.average is not None:
+                self.model.average.update(state.weight_decay_factor)
         self.scheduler.step()  # also after a step that the scaler skipped: learning rate and step stay together
         self.optimizer.zero_grad(set_to_none=True)
         self._finite_check.record(loss, norm, info)

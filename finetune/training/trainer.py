@@ -35,7 +35,7 @@ from finetune.recipe.training_section import TrainingSection
 from finetune.report.terminal import evaluation_line
 from finetune.signals import Interrupted, StopRequest
 from finetune.training.checkpoints import load_checkpoint, save_checkpoint
-from finetune.training.fsdp import full_state, is_sharded
+from finetune.training.fsdp import is_sharded
 from finetune.training.nonfinite import StepInfo
 from finetune.training.schedule import Plan
 from finetune.training.snapshot import Snapshot, restore_weights, trained_weights
@@ -145,7 +145,10 @@ class Trainer:
         if self.sync_stop_signal():  # a signal arrived during the last evaluation or the last save
             self.save(checkpoints, keep)
             raise self._interrupted(checkpoints)
-        with self.full_model() as model:
+        if self.best is None and self.stepper.model.average is not None:
+            with self.full_model() as model:
+                self.best = trained_weights(model)
+        with self.current_model() as model:
             if self.best is not None:
                 restore_weights(model, self.best)
         return stop_reason
@@ -231,7 +234,11 @@ class Trainer:
         return {**self._position(), **{f"eval_{name}": value for name, value in values.items()}}, is_best
 
     def full_model(self) -> AbstractContextManager[nn.Module]:
-        """Return a context with the classifier's model and its current weights; all processes must enter together."""
+        """Return a context with the classifier's model to evaluate; all processes must enter together."""
+        return self.stepper.model.averaged(self.state.weight_decay_factor)
+
+    def current_model(self) -> AbstractContextManager[nn.Module]:
+        """Return a context with the classifier's model with the weights of the last step, not their average."""
         return self.stepper.model.up_to_date(self.state.weight_decay_factor)
 
     def save(self, root: Path, keep: int | None) -> None:
@@ -241,14 +248,15 @@ class Trainer:
 
     def snapshot(self) -> Snapshot:
         """Return the content of a checkpoint of the current step; all processes must call this together."""
-        with self.full_model() as model:
+        best_is_current = self.stepper.model.average is None and self.state.best_step == self.state.step
+        with self.current_model() as model:
             return Snapshot(
                 state=self.state,
                 weights=trained_weights(model) if self.accelerator.is_main_process else {},
-                best=None if self.state.best_step == self.state.step else self.best,
+                best=None if best_is_current else self.best,
                 losses=torch.stack(self._losses).cpu() if self._losses else torch.zeros(0),
                 random_states=gather_object([random_state()]),
-                objects={name: item.state_dict() for name, item in self.stateful_objects().items()},
+                objects={name: item.state_dict() for name, item in self.stepper.stateful_objects().items()},
                 run_fingerprint=self.run_fingerprint,
             )
 
@@ -258,7 +266,7 @@ class Trainer:
         Raises:
             TrainingError: the checkpoint is of another model or another run.
         """
-        model, objects = self.classifier.model, self.stateful_objects()
+        model, objects = self.classifier.model, self.stepper.stateful_objects()
         snapshot = load_checkpoint(folder, self.run_fingerprint, model, objects)
         snapshot.restore(model, objects, self.accelerator.process_index)
         self.state, self.best = snapshot.state, snapshot.best
@@ -268,15 +276,6 @@ class Trainer:
         if is_sharded(self.accelerator):  # under FSDP all processes must do the same number of forward passes
             self.state.micro_batch_rows = None
         self.stepper.model.load(self.state.weight_decay_factor)
-
-    def stateful_objects(self) -> dict[str, Any]:
-        """Return, by name, the objects whose `state_dict` is part of a checkpoint."""
-        scaler = self.accelerator.scaler
-        objects = {
-            "optimizer": full_state(self.stepper.optimizer, self.accelerator),
-            "scheduler": self.stepper.scheduler,
-        }
-        return objects | ({"scaler": scaler} if scaler else {})
 
     def sync_stop_signal(self) -> int:
         """Check the last step, and return the signal that one of the processes received, 0 if none did.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.models.speedups import training_kernels
+from finetune.training.averaging import WeightAverage
 from finetune.training.embedding_subset import EmbeddingSubset
 from finetune.training.fsdp import full_model, load_shards
 
@@ -29,6 +30,7 @@ class TrainingModel:
         embeddings: the token embeddings that are trained instead of the full table; None: the full table is trained.
         device: the device of the module.
         compiled: whether its layers are compiled.
+        average: the moving average of the trained weights; None: there is none.
     """
 
     full: nn.Module
@@ -36,6 +38,7 @@ class TrainingModel:
     embeddings: EmbeddingSubset | None
     device: torch.device
     compiled: bool
+    average: WeightAverage | None = None
 
     def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the logits of a training batch, (B, C)."""
@@ -51,6 +54,15 @@ class TrainingModel:
             self.embeddings.write_back(weight_decay_factor)
         with full_model(self.full, self.module) as model:
             yield model
+
+    @contextmanager
+    def averaged(self, weight_decay_factor: float) -> Iterator[nn.Module]:
+        """Yield the classifier's model with the averaged weights, or with the current ones if there is no average."""
+        average = self.average
+        with average.in_use() if average else nullcontext():
+            factor = average.weight_decay_factor if average else weight_decay_factor
+            with self.up_to_date(factor) as model:
+                yield model
 
     def load(self, weight_decay_factor: float) -> None:
         """Continue training from the weights of the classifier's model, into which a checkpoint was restored.

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from finetune.models.losses import balanced_weights, decisions, per_example_loss, probabilities
 
@@ -44,3 +45,14 @@ def test_balanced_weights_average_one_over_the_examples() -> None:
     weights = balanced_weights(counts)
     assert weights[1] == 3 * weights[0]
     assert float((weights * counts).sum() / counts.sum()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("weights", [None, torch.tensor([2.0, 10.0, 0.5])], ids=["", "class weights"])
+def test_label_smoothing_is_that_of_torch(weights: torch.Tensor | None) -> None:
+    logits, labels = torch.randn(7, 3), torch.tensor([0, 1, 2, 1, 0, 2, 1])
+    losses = per_example_loss(logits, labels, "single_label_classification", weights, 0.1)
+    target = 0.9 * F.one_hot(labels, 3) + 0.1 / 3
+    scale = torch.ones(3) if weights is None else weights
+    torch.testing.assert_close(losses, -(target * scale * logits.log_softmax(-1)).sum(-1))
+    mean = F.cross_entropy(logits, labels, weights, label_smoothing=0.1)  # divided by the sum of the label's weights
+    torch.testing.assert_close(losses.sum() / scale[labels].sum(), mean)

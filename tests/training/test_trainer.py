@@ -106,6 +106,34 @@ def test_a_resumed_run_ends_with_the_same_bits(
         assert all(torch.equal(expected[key], actual[key]) for key in expected)
 
 
+# Options of the recipe's section `training` whose state, or whose random numbers, a resumed run must continue.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "moving average": {"ema_decay": 0.9, "weight_decay": 0.5},
+    "R-Drop": {"rdrop_alpha": 2.0, "label_smoothing_factor": 0.1},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_resumed_run_with_an_option_ends_with_the_same_bits(
+    build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    classifiers, schedule, losses = [build(), build(), build()], plan(save_every=1), [0.5, 0.7]
+    train_on_sentences(classifiers[0], accelerator, tmp_path / "full", schedule, **options, evaluations=losses)
+    arguments = {**options, "evaluations": losses}
+    with pytest.raises(InterruptedError):
+        train_on_sentences(classifiers[1], accelerator, tmp_path / "part", schedule, **arguments, stop_after=4)
+    checkpoint = find_checkpoint("auto", tmp_path / "part").folder
+    assert checkpoint == tmp_path / "part" / "step-000004"
+    torch.manual_seed(77)
+    resumed = {**options, "evaluations": losses[1:], "resume": checkpoint}
+    train_on_sentences(classifiers[2], accelerator, tmp_path / "resumed", schedule, **resumed)
+    full, _, last = (trained_weights(classifier.model) for classifier in classifiers)
+    assert largest_difference(last, full) == 0.0
+    for name in ("weights", "best"):
+        files = [tmp_path / run / "step-000006" / f"{name}.safetensors" for run in ("full", "resumed")]
+        assert largest_difference(*map(load_file, files)) == 0.0
+
+
 def test_checkpoints_of_another_model_are_rejected(
     build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path
 ) -> None:

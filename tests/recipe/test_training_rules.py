@@ -1,0 +1,44 @@
+"""Options of training that need several keys: finetune/recipe/training_rules.py."""
+
+from __future__ import annotations
+
+import jsonschema
+import pytest
+import yaml
+
+from finetune.errors import RecipeError
+from finetune.recipe.json_schema import recipe_schema
+from finetune.recipe.loader import load_recipe
+from tests.support.recipes import MINIMAL, WriteRecipe
+
+SCHEMA = jsonschema.Draft202012Validator(recipe_schema())
+WRONG = {
+    "ema_decay: 1.0": r"ema_decay .*given 1.0; must be less than 1",
+    "rdrop_alpha: -1": r"rdrop_alpha .*given -1; must be greater than or equal to 0",
+    "label_smoothing_factor: 1": r"label_smoothing_factor .*given 1; must be less than 1",
+}
+WRONG_WITH = {
+    (
+        "label_smoothing_factor: 0.1",
+        "task: {problem_type: regression}",
+    ): r"label_smoothing.* only to single_label_class",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG.items())
+def test_a_value_out_of_range_is_reported(write_recipe: WriteRecipe, text: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write_recipe(f"{MINIMAL}training: {{{text}}}\n"))
+
+
+@pytest.mark.parametrize(("texts", "message"), WRONG_WITH.items(), ids=["; ".join(texts) for texts in WRONG_WITH])
+def test_a_combination_without_meaning_is_reported(
+    write_recipe: WriteRecipe, texts: tuple[str, ...], message: str
+) -> None:
+    option, *others = texts
+    training = f"training: {{{option}}}\n"
+    text = MINIMAL + "".join(f"{other}\n" for other in others)
+    text += "" if "training:" in text else training
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(write_recipe(text))
+    assert not SCHEMA.is_valid(yaml.safe_load(text))
