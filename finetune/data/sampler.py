@@ -40,6 +40,46 @@ def plan_epoch(
     return [batches[start : start + accumulation] for start in range(0, len(batches), accumulation)]
 
 
+def plan_paired_epoch(
+    lengths: np.ndarray, labels: np.ndarray, *, batch_size: int, accumulation: int, seed: int, epoch: int
+) -> list[Step]:
+    """Return the optimizer steps of an epoch as `plan_epoch` does, with pairs of rows of the same class in each batch.
+
+    Contrastive training compares rows of a class with each other; with many classes, a batch of random rows has hardly
+    two of the same class. The rows of each class are paired at random; two rows that remain alone in their classes form
+    a pair, too. A batch consists of random pairs of similar length, each in two adjacent places. Every row occurs once.
+
+    Args:
+        labels: class of each row, (N,).
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = _classes_together(rng.permutation(len(labels)), labels, rng)
+    alone = order[len(order) // 2 * 2 :]  # the last row of an odd number
+    pairs = rng.permutation(order[: len(order) - len(alone)].reshape(-1, 2))
+    block = batch_size * _BLOCK // 2
+    blocks = [pairs[start : start + block] for start in range(0, len(pairs), block)]
+    by_length = [part[np.argsort(-lengths[part].max(axis=1), kind="stable")].ravel() for part in blocks]
+    order = np.concatenate([*by_length, alone])
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches = [batches[index] for index in rng.permutation(len(batches))]
+    return [batches[start : start + accumulation] for start in range(0, len(batches), accumulation)]
+
+
+def _classes_together(order: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the rows grouped by class, an even number of each; the rows that remain follow at the end."""
+    order = order[np.argsort(labels[order], kind="stable")]
+    _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
+    last = (first + counts - 1)[counts % 2 == 1]
+    return np.concatenate([np.delete(order, last), rng.permutation(order[last])])
+
+
+def share_pairs(batch: np.ndarray, processes: int) -> np.ndarray:
+    """Return the rows of a batch in another order, so that process p gets full pairs as rows p, p + `processes`, ..."""
+    full = len(batch) // (2 * processes) * 2 * processes
+    pairs = batch[:full].reshape(-1, processes, 2).swapaxes(1, 2)
+    return np.concatenate([pairs.ravel(), batch[full:]])
+
+
 def steps_in_epoch(rows: int, *, batch_size: int, accumulation: int) -> int:
     """Return the number of optimizer steps in an epoch of `rows` rows."""
     return -(-rows // (batch_size * accumulation))

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
+from finetune.errors import ModelError
 from finetune.models.checkpoint_checks import missing_encoder_weights
 from finetune.models.pretrained import label_names_of
 
@@ -27,6 +28,30 @@ def meta_device_classifier(config: PreTrainedConfig, *, num_labels: int, trust_r
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         model: nn.Module = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
     return model
+
+
+def output_layer(model: nn.Module, num_labels: int) -> nn.Linear:
+    """Return the linear layer that computes the logits: the last one with an output for each label.
+
+    Args:
+        model: a classifier, with or without adapters.
+
+    Raises:
+        ModelError: the model has no such layer.
+    """
+    layers = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and module.out_features == num_labels
+        and ".original_module" not in name  # peft's unused copy of a layer that is trained in full
+    ]
+    if not layers:
+        raise ModelError(
+            f"{type(model).__name__} has no linear layer with {num_labels} outputs that computes the logits, which "
+            "training.contrastive_weight needs; remove the key"
+        )
+    return layers[-1]
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,26 @@ def divergence(first: Tensor, second: Tensor, problem_type: str) -> Tensor:
     return kl.mean(-1) if problem_type == "multi_label_classification" else kl
 
 
+def supervised_contrastive_loss(states: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """Return the supervised contrastive loss per example, (B,), in float32 (Khosla et al. 2020, equation 2).
+
+    The loss of an example is the mean, over the other examples of its class, of the cross-entropy of picking that one
+    among all others by the cosine similarity of states, divided by the temperature. It is 0 for an example whose class
+    has no other.
+
+    Args:
+        states: one state per example, (B, E).
+        labels: class ids, (B,).
+    """
+    normalized = F.normalize(states.float(), dim=-1)
+    itself = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    # A finite number, because in a batch of one example all similarities would be -inf, and the loss NaN.
+    similarity = (normalized @ normalized.T / temperature).masked_fill(itself, torch.finfo(torch.float32).min)
+    positive = (labels[:, None] == labels[None]) & ~itself
+    losses: Tensor = F.log_softmax(similarity, dim=-1).masked_fill(~positive, 0).sum(-1)
+    return -losses / positive.sum(-1).clamp(min=1)
+
+
 def decisions(logits: Tensor, problem_type: str) -> Tensor:
     """Return predictions: ids (B,), 0 or 1 per label (B, C) with threshold one half, or values (B,)."""
     if problem_type == "single_label_classification":

@@ -131,7 +131,11 @@ def _rules_across_sections() -> list[Schema]:
     frozen: Schema = {"freeze_embeddings": {"const": True}, "freeze_layers": {"type": "integer", "minimum": 1}}
     caches = _has(training=_has(cache_frozen_layers={"const": True}))
     not_single_label = _has(task=_has(problem_type={"enum": [n for n in METRICS if not n.startswith("single")]}))
-    single_label_only: Schema = {"class_weights": GIVEN, "label_smoothing_factor": ABOVE_0}
+    single_label_only: Schema = {
+        "class_weights": GIVEN,
+        "label_smoothing_factor": ABOVE_0,
+        "contrastive_weight": ABOVE_0,
+    }
     by_accuracy = {"pattern": "ablation_accuracy"}
     forbidden = [
         [adapters, new_model],
@@ -141,6 +145,8 @@ def _rules_across_sections() -> list[Schema]:
         [_has(training=_has(mixed_precision={"const": "fp16"}, use_cpu={"const": True}))],
         [_has(evaluation=_has(eval_strategy={"const": "no"}, early_stopping_patience={"type": "integer"}))],
         *([not_single_label, _has(training=_has(**{key: value}))] for key, value in single_label_only.items()),
+        [_has(training=_has(contrastive_weight=ABOVE_0, train_sampling_strategy={"const": "sequential"}))],
+        [_has(training=_has(contrastive_weight=ABOVE_0, per_device_train_batch_size={"const": 1}))],
         [regression, _has(head_importance=_has(method={"type": "string"} | by_accuracy))],
         [regression, _has(head_importance=_has(method={"type": "array", "contains": by_accuracy}))],
         [_never(has_validation), never_evaluates, _has(head_importance=_has(split={"const": "validation"}))],

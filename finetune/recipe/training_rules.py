@@ -15,9 +15,22 @@ def training_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
         for key in _SINGLE_LABEL_ONLY:
             if training.get(key):
                 yield _problem(key, "applies only to single_label_classification; remove it")
+    yield from _contrastive_problems(training)
 
 
-_SINGLE_LABEL_ONLY = ("label_smoothing_factor",)
+def _contrastive_problems(training: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield problems with settings that leave no rows of a class to compare."""
+    if not training.get("contrastive_weight"):
+        return
+    if training.get("train_sampling_strategy") == "sequential":
+        text = "must not be sequential with contrastive_weight, which needs batches with several rows of a class"
+        yield _problem("train_sampling_strategy", f"{text}; remove one")
+    if training.get("per_device_train_batch_size") == 1:
+        text = "is 1, but contrastive_weight compares the rows of a batch; use at least 4, or remove contrastive_weight"
+        yield _problem("per_device_train_batch_size", text)
+
+
+_SINGLE_LABEL_ONLY = ("label_smoothing_factor", "contrastive_weight")
 
 
 def _problem(key: str, text: str) -> Problem:

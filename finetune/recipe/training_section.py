@@ -67,6 +67,14 @@ class TrainingSection(Section):
         description="Weight of the KL divergence between two passes of each row with different dropout (R-Drop); 0 is "
         "a single pass.",
     )
+    contrastive_weight: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="Weight of a supervised contrastive loss between the rows of a batch, for many classes with few "
+        "rows; 0 is none.",
+    )
+    contrastive_temperature: Annotated[float, Field(gt=0)] = Field(
+        0.1, description="Temperature of the contrastive loss, by which similarities between -1 and 1 are divided."
+    )
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
         description="Decay of a moving average of the weights, such as 0.99, with which the model is evaluated and "

@@ -5,15 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
 from transformers import get_scheduler
 
+from finetune.data.sampler import Step, plan_epoch, plan_paired_epoch, share_pairs
 from finetune.data.tokenization import EncodedSplit
 from finetune.distributed import broadcast_weights
+from finetune.models.classification_head import output_layer
 from finetune.models.classifier import Classifier
 from finetune.models.speedups import sped_up
 from finetune.recipe.training_section import TrainingSection
@@ -78,6 +82,9 @@ def build_trainer(
             None if weights is None else weights.to(accelerator.device),
             training.label_smoothing_factor,
             training.rdrop_alpha,
+            training.contrastive_weight,
+            training.contrastive_temperature,
+            output_layer(module, len(classifier.label_names)) if training.contrastive_weight else None,
         ),
         accelerator,
         training,
@@ -89,7 +96,33 @@ def build_trainer(
         "trained words": len(embeddings.ids) if embeddings else None,
     }
     torch.manual_seed(seed + accelerator.process_index)  # a different seed per process, so that dropout masks differ
-    return Trainer(classifier, split, plan, training, seed, accelerator, stepper, fingerprint)
+    plan_rows = partial(_plan_rows, split, plan, hyperparameters, accelerator.num_processes)
+    return Trainer(classifier, split, plan, plan_rows, accelerator, stepper, fingerprint)
+
+
+def _plan_rows(
+    split: EncodedSplit, plan: Plan, hyperparameters: Hyperparameters, processes: int, epoch: int
+) -> list[Step]:
+    """Return the rows of each step of an epoch."""
+    training, seed = hyperparameters.training, hyperparameters.seed
+    if not training.contrastive_weight:
+        return plan_epoch(
+            split.lengths,
+            batch_size=plan.batch_size,
+            accumulation=plan.accumulation,
+            strategy=training.train_sampling_strategy,
+            seed=seed,
+            epoch=epoch,
+        )
+    steps = plan_paired_epoch(
+        split.lengths,
+        np.asarray(split.labels),
+        batch_size=plan.batch_size,
+        accumulation=plan.accumulation,
+        seed=seed,
+        epoch=epoch,
+    )
+    return [[share_pairs(batch, processes) for batch in step] for step in steps]
 
 
 def _copy_for_sharding(classifier: Classifier, accelerator: Accelerator) -> nn.Module:

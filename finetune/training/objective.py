@@ -3,18 +3,20 @@
 It is the loss of the problem type (models/losses.py) with the class weights and the label smoothing of the recipe, and
 the terms that the recipe adds. Evaluation always uses the plain loss, so that runs can be compared.
 
-    B batch, C classes
+    B batch, S tokens, E width of a state, C classes
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from finetune.data.batching import LocalBatch
-from finetune.models.losses import divergence, per_example_loss
+from finetune.models.losses import divergence, per_example_loss, supervised_contrastive_loss
 from finetune.training.training_model import TrainingModel
 
 
@@ -27,12 +29,18 @@ class Objective:
         class_weights: (C,); None: all 1.
         label_smoothing: share of the target that is distributed evenly over all classes.
         rdrop_alpha: weight of the R-Drop term; 0: none.
+        contrastive_weight: weight of the supervised contrastive term; 0: none.
+        contrastive_temperature: its temperature.
+        output_layer: the layer that computes the logits, whose input is the state of an example; None without contrast.
     """
 
     problem_type: str
     class_weights: Tensor | None = None
     label_smoothing: float = 0.0
     rdrop_alpha: float = 0.0
+    contrastive_weight: float = 0.0
+    contrastive_temperature: float = 0.1
+    output_layer: nn.Module | None = None
 
     def losses(self, model: TrainingModel, batch: LocalBatch) -> Tensor:
         """Return the loss of each example of a batch, (B,), in float32.
@@ -41,16 +49,48 @@ class Objective:
         pass over the batch and its copy, with different dropout masks. The loss is the mean of both losses plus
         `rdrop_alpha` times the mean of both KL divergences between the two predictions. (The equations have the sum of
         both losses; the authors' code has the mean, and so do their values of alpha.)
+
+        The contrastive term is added as in Gunel et al. 2021, equation 1, whose lambda is w / (1 + w) for the weight w.
+        It compares the examples of this batch (and their copies) by their states: the input of the layer that computes
+        the logits, which every family has. Where that layer gets one state per token, the state is their mean.
         """
         copies = 2 if self.rdrop_alpha else 1
         labels = _repeated(batch.labels, copies)
-        logits = model.logits({name: _repeated(tensor, copies) for name, tensor in batch.inputs.items()})
+        inputs = {name: _repeated(tensor, copies) for name, tensor in batch.inputs.items()}
+        with recorded_inputs(self.output_layer) as states:
+            logits = model.logits(inputs)
         losses = per_example_loss(logits, labels, self.problem_type, self.class_weights, self.label_smoothing)
+        if self.contrastive_weight:
+            state = mean_state(states[-1], inputs["attention_mask"])
+            contrast = supervised_contrastive_loss(state, labels, self.contrastive_temperature)
+            losses = losses + self.contrastive_weight * contrast
         if not self.rdrop_alpha:
             return losses
         first, second = logits.float().chunk(2)
         both = divergence(first, second, self.problem_type) + divergence(second, first, self.problem_type)
         return torch.stack(losses.chunk(2)).mean(0) + self.rdrop_alpha * both / 2
+
+
+@contextmanager
+def recorded_inputs(layer: nn.Module | None) -> Iterator[list[Tensor]]:
+    """Inside the context, append each input of the layer to the list that is yielded; None: nothing is recorded."""
+    inputs: list[Tensor] = []
+    if layer is None:
+        yield inputs
+        return
+    handle = layer.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    try:
+        yield inputs
+    finally:
+        handle.remove()
+
+
+def mean_state(states: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return states (B, E) unchanged, and the mean of states (B, S, E) over the tokens of the mask (B, S)."""
+    if states.dim() == 2:
+        return states
+    mask = attention_mask.to(states.dtype)[..., None]
+    return (states * mask).sum(1) / mask.sum(1)
 
 
 def _repeated(tensor: Tensor, copies: int) -> Tensor:

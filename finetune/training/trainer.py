@@ -24,14 +24,13 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from finetune.data.batching import LocalBatch, load_batches
-from finetune.data.sampler import plan_epoch
+from finetune.data.sampler import Step
 from finetune.data.tokenization import EncodedSplit
 from finetune.errors import TrainingError
 from finetune.models.classifier import Classifier
 from finetune.models.speedups import sped_up
 from finetune.progress import stage
 from finetune.recipe.names import LOWER_IS_BETTER
-from finetune.recipe.training_section import TrainingSection
 from finetune.report.terminal import evaluation_line
 from finetune.signals import Interrupted, StopRequest
 from finetune.training.checkpoints import load_checkpoint, save_checkpoint
@@ -66,8 +65,7 @@ class Trainer:
         classifier: the classifier to train; its model has the current weights only inside `full_model()`.
         split: the training split.
         plan: number of steps, and when to log, evaluate and save.
-        training: the recipe's section `training`.
-        seed: the seed of the row order.
+        plan_rows: returns the row numbers of each step of an epoch.
         accelerator: device, precision and processes.
         stepper: runs one optimizer step, with its model, optimizer and scheduler.
         run_fingerprint: what a resumed run must have in common with this one.
@@ -80,8 +78,7 @@ class Trainer:
     classifier: Classifier
     split: EncodedSplit
     plan: Plan
-    training: TrainingSection
-    seed: int
+    plan_rows: Callable[[int], list[Step]]
     accelerator: Accelerator
     stepper: Stepper
     run_fingerprint: dict[str, Any]
@@ -155,14 +152,7 @@ class Trainer:
 
     def epoch_steps(self) -> Iterator[tuple[list[LocalBatch], np.ndarray]]:
         """Yield the remaining steps of the epoch: micro-batches of this process, and row indices of all processes."""
-        steps = plan_epoch(
-            self.split.lengths,
-            batch_size=self.plan.batch_size,
-            accumulation=self.plan.accumulation,
-            strategy=self.training.train_sampling_strategy,
-            seed=self.seed,
-            epoch=self.state.epoch,
-        )[self.state.step_in_epoch :]
+        steps = self.plan_rows(self.state.epoch)[self.state.step_in_epoch :]
         batches = load_batches(
             self.split,
             [rows for step in steps for rows in step],

@@ -23,6 +23,7 @@ from finetune.heads.gated_forward import gate_gradients
 from finetune.models.architectures import FAMILIES, encoder_layers
 from finetune.models.attention_sites import ROLES, attention_sites
 from finetune.models.checkpoint_config import max_input_length
+from finetune.models.classification_head import output_layer
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import check_reload, logits_of
 from finetune.models.head_gates import head_gates
@@ -30,6 +31,7 @@ from finetune.models.loading import load_classifier
 from finetune.models.lora import Lora
 from finetune.models.output_bias import init_output_bias
 from finetune.models.saving import save_classifier
+from finetune.training.objective import mean_state, recorded_inputs
 from tests.support.families import (
     CONFIGS,
     LABELS,
@@ -88,6 +90,15 @@ def test_gates_of_one_change_nothing(family: str, classifier: Classifier, inputs
     for gates in (torch.ones(shape), torch.ones(len(TEXTS), *shape)):
         with head_gates(base, sites, gates):
             assert torch.equal(base(**inputs).logits, plain)
+
+
+def test_the_layer_of_the_logits_gets_one_state_per_row(classifier: Classifier, inputs: dict[str, Tensor]) -> None:
+    layer = output_layer(classifier.model, len(LABELS))
+    with torch.no_grad(), recorded_inputs(layer) as states:
+        logits = classifier.model(**inputs).logits
+    (state,) = states
+    computed = torch.nn.functional.linear(mean_state(state, inputs["attention_mask"]), layer.weight, layer.bias)
+    assert_equal_up_to_rounding(computed, logits)
 
 
 def test_the_output_bias_of_a_new_head_can_be_initialized(classifier: Classifier) -> None:

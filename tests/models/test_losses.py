@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from finetune.models.losses import balanced_weights, decisions, per_example_loss, probabilities
+from finetune.models.losses import (
+    balanced_weights,
+    decisions,
+    per_example_loss,
+    probabilities,
+    supervised_contrastive_loss,
+)
 
 
 def test_single_label_by_hand() -> None:
@@ -56,3 +62,15 @@ def test_label_smoothing_is_that_of_torch(weights: torch.Tensor | None) -> None:
     torch.testing.assert_close(losses, -(target * scale * logits.log_softmax(-1)).sum(-1))
     mean = F.cross_entropy(logits, labels, weights, label_smoothing=0.1)  # divided by the sum of the label's weights
     torch.testing.assert_close(losses.sum() / scale[labels].sum(), mean)
+
+
+def test_rows_without_another_of_their_class_have_no_contrastive_loss() -> None:
+    states = torch.randn(3, 4, requires_grad=True)
+    assert supervised_contrastive_loss(states, torch.tensor([0, 1, 2]), 0.1).tolist() == [0, 0, 0]
+    losses = supervised_contrastive_loss(states, torch.tensor([0, 1, 1]), 0.1)
+    assert (losses > 0).tolist() == [False, True, True]
+    single = supervised_contrastive_loss(states[:1], torch.tensor([0]), 0.1)
+    assert single.tolist() == [0]
+    (losses.sum() + single.sum()).backward()
+    assert states.grad is not None
+    assert states.grad.isfinite().all()

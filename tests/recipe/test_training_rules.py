@@ -16,8 +16,18 @@ WRONG = {
     "ema_decay: 1.0": r"ema_decay .*given 1.0; must be less than 1",
     "rdrop_alpha: -1": r"rdrop_alpha .*given -1; must be greater than or equal to 0",
     "label_smoothing_factor: 1": r"label_smoothing_factor .*given 1; must be less than 1",
+    "contrastive_weight: -1": r"contrastive_weight .*given -1; must be greater than or equal to 0",
+    "contrastive_temperature: 0": r"contrastive_temperature .*given 0; must be greater than 0",
 }
 WRONG_WITH = {
+    (
+        "contrastive_weight: 0.1",
+        "task: {problem_type: regression}",
+    ): r"contrastive_weight .* only to single_label_class",
+    (
+        "contrastive_weight: 0.1, train_sampling_strategy: sequential",
+    ): r"sequential with contrastive_weight.*remove one",
+    ("contrastive_weight: 0.1, per_device_train_batch_size: 1",): r"batch_size .*is 1, but contrastive.*at least 4",
     (
         "label_smoothing_factor: 0.1",
         "task: {problem_type: regression}",

@@ -13,12 +13,13 @@ from accelerate import Accelerator
 from torch.nn import functional as F
 
 from finetune.models.classifier import Classifier
+from finetune.models.lora import Lora
 from finetune.models.losses import divergence, per_example_loss
 from finetune.recipe.training_section import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.trainer import Trainer
 from tests.support.helpers import FLOAT32, encoded, plan
-from tests.support.training import train_on_sentences, without_dropout
+from tests.support.training import LORA, train_on_sentences, without_dropout
 
 
 def trainer_of(classifier: Classifier, accelerator: Accelerator, **changes: Any) -> Trainer:
@@ -93,3 +94,30 @@ def test_r_drop_keeps_micro_batches_when_memory_runs_out(
     assert row_counts == [12, 6, *[2] * 6, *[2] * 6]
     assert trainer.state.micro_batch_rows == 1
     assert [entry["loss"] for entry in entries] == pytest.approx([entry["loss"] for entry in expected], rel=FLOAT32)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_the_contrastive_term_compares_the_states_of_a_batch(
+    build: Callable[..., Classifier], accelerator: Accelerator, lora: Lora | None
+) -> None:
+    weight, temperature = 0.5, 0.3
+    trainer = trainer_of(build(lora), accelerator, contrastive_weight=weight, contrastive_temperature=temperature)
+    ((batch,), _) = next(trainer.epoch_steps())
+    model, base = trainer.stepper.model, trainer.classifier.base
+    model.module.eval()  # without dropout the input of the classifier is the output of the pooler
+    losses = trainer.stepper.objective.losses(model, batch)
+    pooled = base.bert(**batch.inputs).pooler_output
+    states = pooled / pooled.norm(dim=-1, keepdim=True)
+    labels = batch.labels.tolist()
+    expected = []
+    for i in range(6):
+        similarities = {a: (states[i] @ states[a] / temperature).exp() for a in range(6) if a != i}
+        positives = [p for p in similarities if labels[p] == labels[i]]
+        assert len(positives) == 2
+        terms = [(similarities[p] / sum(similarities.values())).log() for p in positives]
+        expected.append(-sum(terms) / len(positives))
+    plain = F.cross_entropy(model.logits(batch.inputs), batch.labels, reduction="none")
+    torch.testing.assert_close(losses, plain + weight * torch.stack(expected))
+    losses.sum().backward()
+    assert all(p.grad is not None for p in trainer.stepper.parameters)
+    assert not [m for m in model.module.modules() if m._forward_pre_hooks]
