@@ -10,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.holdout import sample_training_rows, sample_validation_rows
+from finetune.data.label_name_rows import adds_label_names, with_label_names
 from finetune.data.labels import label_counts
 from finetune.data.loading import read_splits
 from finetune.data.overlap import count_shared_rows
@@ -30,12 +31,14 @@ class LabeledSplits:
         labels: split name -> class ids (N,), 0/1 label sets (N, C) or values (N,).
         label_names: in the order of the class ids.
         text_columns: the one or two columns that the model reads.
+        has_label_names: whether the names of the labels are the last training rows.
     """
 
     raw: dict[str, RawSplit]
     labels: dict[str, np.ndarray]
     label_names: list[str]
     text_columns: list[str]
+    has_label_names: bool = False
 
     def training_texts(self) -> datasets.Dataset:
         """Return the text columns of the training rows."""
@@ -85,8 +88,8 @@ def read_labeled(
 ) -> LabeledSplits:
     """Return the rows and labels of every split, after all checks.
 
-    Validation rows are held out of the training rows if the data section says so, and large splits are sampled down to
-    its limits.
+    Validation rows are held out of the training rows if the data section says so, large splits are sampled down to its
+    limits, and the names of the labels may be added to the training rows (see label_name_rows.py).
 
     Args:
         declared: the label names of the recipe, or None to take them from the training rows.
@@ -104,7 +107,10 @@ def read_labeled(
     for split, message in (required or {}).items():
         if split not in raw:
             raise DataError(message)
-    return LabeledSplits(raw, labels, names, data.text_columns())
+    adds_names = adds_label_names(data, problem_type, names, len(labels["train"]))
+    if adds_names:
+        raw["train"], labels["train"] = with_label_names(raw["train"], labels["train"], names, data)
+    return LabeledSplits(raw, labels, names, data.text_columns(), adds_names)
 
 
 def _hold_out_validation(raw: dict[str, RawSplit], labels: dict[str, np.ndarray], share: float, seed: int) -> None:
@@ -153,4 +159,5 @@ def _summarize(labeled: LabeledSplits, split: str, encoded: EncodedSplit) -> Spl
         unknown_share=encoded.unknown,
         rows_also_in_train=0 if split == "train" else count_shared_rows(raw, train, labeled.text_columns),
         unlabeled_rows_dropped=raw.dropped,
+        label_name_rows=len(labeled.label_names) if split == "train" and labeled.has_label_names else 0,
     )

@@ -51,6 +51,8 @@ def prepare(context: RunContext) -> tuple[RunContext, RunInputs, Plan]:
     labels = len(inputs.classifier.label_names)
     plan = make_plan(recipe, rows=len(train), processes=accelerator.num_processes, labels=labels)
     recipe, filled_in = fill_in(recipe, plan, base.config.hidden_size)
+    adds_names = inputs.summary["train"].label_name_rows > 0
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"label_name_rows": adds_names})})
     if filled_in:
         context.print_line(filled_in)
     if note := plan.warmup_note(recipe.training):
@@ -65,9 +67,11 @@ def new_inputs(recipe: Recipe) -> RunInputs:
         DataError: a file, a row or a label is wrong, or a required split is missing.
         ModelError: the classifier cannot be built, or the forward pass fails.
     """
-    model, task = recipe.model, recipe.task
+    model, task, data = recipe.model, recipe.task, recipe.data
+    if model.model_type and data.label_name_rows == "auto":  # names say something only to a pretrained encoder
+        data = data.model_copy(update={"label_name_rows": False})
     labeled = read_labeled(
-        recipe.data,
+        data,
         task.problem_type,
         task.label_names,
         recipe.seed,
@@ -75,7 +79,7 @@ def new_inputs(recipe: Recipe) -> RunInputs:
         required=required_splits(recipe),
     )
     classifier = build_classifier(recipe, labeled)
-    splits = encode_splits(labeled, classifier.tokenizer, recipe.data.max_length)
+    splits = encode_splits(labeled, classifier.tokenizer, data.max_length)
     init_output_bias(classifier, splits.encoded["train"].labels)
     try_longest_row(classifier, splits.encoded)
     return RunInputs(classifier, splits.encoded, splits.summaries)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -63,6 +63,11 @@ class DataSection(Section):
         False,
         description="Whether rows without a label are skipped (an empty cell, or -1 unless -1 is a label name); by "
         "default they are an error.",
+    )
+    label_name_rows: Literal["auto"] | bool = Field(
+        "auto",
+        description="Whether the name of each label is also a training row; auto adds the names of 10 labels or more "
+        "if all are words and there are at most 20 training rows per label.",
     )
     max_length: Annotated[int, Field(ge=4)] = Field(
         128, description="Maximum number of tokens per row; longer rows are truncated."

@@ -68,6 +68,7 @@ class SplitSummary:
         truncated_share: share of the rows that were truncated to the maximum length.
         rows_also_in_train: rows whose text is also a training row.
         unknown_share: share of the tokens that the tokenizer does not know.
+        label_name_rows: rows that are the names of the labels, which were added to the training rows.
     """
 
     rows: int
@@ -78,10 +79,14 @@ class SplitSummary:
     rows_also_in_train: int = 0
     unlabeled_rows_dropped: int = 0
     unknown_share: float = 0.0
+    label_name_rows: int = 0
 
     def notes(self, split: str) -> list[str]:
         """Return notes that affect the interpretation of the scores of `split`."""
-        notes = (self.dropped_note(split), self.overlap_note(split), self.unknown_note(split))
+        added = (
+            f"The names of the {self.label_name_rows} labels are also training rows." if self.label_name_rows else ""
+        )
+        notes = (added, self.dropped_note(split), self.overlap_note(split), self.unknown_note(split))
         return [note for note in notes if note]
 
     def unknown_note(self, split: str) -> str:
