@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 
 .PHONY: install format lint test test-gpu soak eval bench bench-accuracy bench-heads bench-export bench-predict bench-interop \
-	bench-inference bench-defaults toy clean
+	bench-inference bench-defaults bench-peers toy clean
 
 install: $(SETUP)
 
@@ -63,7 +63,12 @@ bench-accuracy: $(SETUP)
 # banking77); DATA has a folder of each, with train.parquet, validation.parquet or test.parquet, and labels.json.
 GRID ?= choose
 bench-defaults: $(SETUP)
-	$(BIN)/python -m tests.benchmarks.defaults --data $(DATA) --grid $(GRID)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.defaults --data $(DATA) --grid $(GRID)
+
+# The default recipe against Trainer, TF-IDF, frozen states and, if SETFIT_PYTHON is a Python with setfit, SetFit, on the
+# same rows of trec, sst2, mrpc, nlupp and banking77. It resumes where it stopped.
+bench-peers: $(SETUP)
+	$(BIN)/python -m tests.benchmarks.peers --data $(DATA) $(if $(SETFIT_PYTHON),--setfit-python $(SETFIT_PYTHON))
 
 # Compares all head-ranking methods over tasks and seeds. DATA is a folder with sst2, trec and banking77, each with
 # train.parquet, validation.parquet, test.parquet and labels.json. Takes over an hour if no model is trained yet.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -208,7 +209,7 @@ def work_through(
     run: Callable[[Cell], Line | None],
     *,
     wait: Callable[[], None],
-    print_line: Callable[[str], None] = print,
+    print_line: Callable[[str], None],
 ) -> list[str]:
     """Run every cell that is not finished, in order, and append its line; return the errors.
 
@@ -244,6 +245,13 @@ def work_through(
             return list(failed.values())
         if not ran:
             wait()
+
+
+def work(cells: Sequence[Cell], log: ResultsLog, run: Callable[[Cell], Line | None]) -> None:
+    """Run every cell that is not finished, print each, and exit with the errors if there were any."""
+    errors = work_through(cells, log, run, wait=lambda: time.sleep(20), print_line=lambda text: print(text, flush=True))
+    if errors:
+        raise SystemExit("\n".join(["failed, and tried again at the next start:", *errors]))
 
 
 def describe(line: Line) -> str:

@@ -10,13 +10,13 @@ the same command can be started several times at once. --table prints the compar
 keeps them in tests/benchmarks/results/ and updates the table in the performance guide.
 
 The plain recipe trains for as many steps as it chooses. An option that makes steps slower, or that needs time before
-training, gets as many steps as fit in the same time; for this its cost is measured once per data set and size.
+training, gets as many steps as fit in the same time; for this its cost is measured once per data set and size,
+as CPU time of the process (elapsed time with a GPU), which other processes on the machine hardly change.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,9 @@ from pathlib import Path
 from finetune.errors import RecipeError
 from finetune.recipe.loader import load_recipe
 from finetune.signals import Interrupted
-from tests.benchmarks.cells import Cell, Line, ResultsLog, grid, parse_seeds, work_through
+from tests.benchmarks.cells import Cell, Line, ResultsLog, grid, parse_seeds, work
+from tests.benchmarks.comparison import comparison_table, markdown, print_table
+from tests.benchmarks.kept_results import RESULTS, about, keep, read_kept, write_to_guide
 from tests.benchmarks.train_cell import ALL_ROWS_TRAIN, MINILM, Settings, has_key, train_cell
 
 FOLDER = Path("runs/bench-defaults")
@@ -89,7 +91,7 @@ VARIANTS = {
     "batch_32": Variant(("training.per_device_train_batch_size=32",), "measured"),
     "default": Variant((), "own"),  # without PLAIN: what a recipe without these keys does
 }
-COST_STEPS, COST_ROUNDS = 12, 2
+COST_STEPS = (3, 15)
 
 
 def overrides_of(variant: Variant) -> list[str]:
@@ -111,18 +113,22 @@ def problem(variant: Variant, recipe: Path) -> str | None:
 
 
 def measure_cost(cell: Cell, settings: Settings, variant: Variant) -> Line:
-    """Return the seconds per step and the other seconds of the plain recipe and of a variant, in a few short runs.
+    """Return the seconds per step, and the seconds of everything else, of the plain recipe and of a variant.
 
-    The runs alternate, and the fastest of each counts, because other processes slow down some of them.
+    Each trains for a few steps and for a few more: the difference is what the steps cost.
     """
-    sides = {"plain": VARIANTS["plain"], "variant": variant}
-    seconds: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
-    for _ in range(COST_ROUNDS):
-        for side, other in sides.items():
-            line = train_cell(cell, settings, [*overrides_of(other), f"training.max_steps={COST_STEPS}"])
-            seconds[side].append((line["train_seconds"] / COST_STEPS, line["total_seconds"] - line["train_seconds"]))
-    step = {side: round(min(pair[0] for pair in pairs), 4) for side, pairs in seconds.items()}
-    rest = {side: round(min(pair[1] for pair in pairs), 2) for side, pairs in seconds.items()}
+
+    def seconds(side: Variant, steps: int) -> float:
+        line = train_cell(cell, settings, [*overrides_of(side), f"training.max_steps={steps}"])
+        return float(line["cpu_seconds"])
+
+    few, more = COST_STEPS
+    seconds(VARIANTS["plain"], few)  # the first run of a process imports modules
+    step, rest = {}, {}
+    for name, side in {"plain": VARIANTS["plain"], "variant": variant}.items():
+        short, long = seconds(side, few), seconds(side, more)
+        step[name] = round(max((long - short) / (more - few), 1e-3), 4)
+        rest[name] = round(short - few * step[name], 2)
     return {"cost": {"step": step, "rest": rest}, "data": cell.data, "rows": cell.rows, "variant": cell.variant}
 
 
@@ -182,15 +188,39 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="the log; by default runs/bench-defaults/GRID.jsonl")
     parser.add_argument("--score-on", choices=["validation", "test"], help="split; by default that of the grid")
     parser.add_argument("--test-rows", type=int, default=600, help="maximum number of scored rows; 0: all")
+    parser.add_argument("--table", action="store_true", help="only print the comparison")
+    parser.add_argument("--write", action="store_true", help="only keep the results and update the guide")
+    parser.add_argument("--against", default="plain", help="variant with which --table compares the others")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--encoder", default=MINILM)
+    parser.add_argument("--encoder", default=MINILM, help="all-mpnet-base-v2 is downloaded at first use")
     return parser.parse_args(arguments)
+
+
+def section(name: str) -> str:
+    """Return the text of the guide about kept results."""
+    document, cells = read_kept(RESULTS / f"{name}.json")
+    table = comparison_table(cells)
+    keys = {key: " ".join(overrides) for key, overrides in document["variants"].items() if overrides}
+    legend = "\n".join(f"- {key}: `{keys[key]}`" for key in (row[0] for row in table[1:]) if key in keys)
+    return f"{about(document, cells)}\n\n{markdown(table)}\n\n{legend}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
     log = ResultsLog(args.results or FOLDER / f"{args.grid}.jsonl")
+    if args.table:
+        print_table(comparison_table(list(log.finished().values()), args.against), width=300)
+    elif args.write:
+        name = f"defaults-{log.file.stem}"
+        keep(log.lines(), RESULTS / f"{name}.json")
+        write_to_guide(name, section(name))
+    else:
+        run_grid(args, log)
+
+
+def run_grid(args: argparse.Namespace, log: ResultsLog) -> None:
+    """Train all cells that are not finished."""
     extra = dict(parse_variant(text) for text in args.variant)
     variants = VARIANTS | extra
     names = [*(args.variants.split(",") if args.variants else VARIANTS), *extra]
@@ -213,12 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             names.remove(name)
     names = [name for name in names if name == "plain"] + [name for name in names if name != "plain"]
     cells = grid(args.groups or GROUPS[args.grid], parse_seeds(args.seeds), names)
-    runner = Runner(log, settings, variants)
-    errors = work_through(
-        cells, log, runner.run, wait=lambda: time.sleep(20), print_line=lambda text: print(text, flush=True)
-    )
-    if errors:
-        raise SystemExit("\n".join(["failed, and tried again at the next start:", *errors]))
+    work(cells, log, Runner(log, settings, variants).run)
 
 
 if __name__ == "__main__":

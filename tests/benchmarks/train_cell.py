@@ -49,6 +49,18 @@ RESOLVED = (
 )
 
 
+class Timer:
+    """Measures the CPU time of this process, which other processes hardly change; with a GPU the elapsed time."""
+
+    def __init__(self) -> None:
+        self._clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+        self._started = self._clock()
+
+    def seconds(self) -> float:
+        """Return the seconds since the timer was created."""
+        return round(self._clock() - self._started, 2)
+
+
 @dataclass(frozen=True)
 class Settings:
     """What all cells of a grid have in common.
@@ -87,7 +99,7 @@ def has_key(override: str) -> bool:
 def train_cell(cell: Cell, settings: Settings, overrides: Sequence[str]) -> Line:
     """Train and score a cell, and return its line of the results."""
     task = load_task(settings.data / cell.data)
-    started, date = time.perf_counter(), datetime.now(UTC)
+    timer, date = Timer(), datetime.now(UTC)
     with tempfile.TemporaryDirectory(prefix="finetune-bench-") as name:
         folder = Path(name)
         recipe = write_recipe(cell, settings, folder)
@@ -115,9 +127,9 @@ def train_cell(cell: Cell, settings: Settings, overrides: Sequence[str]) -> Line
         "train_rows": data["train"]["rows"],
         "steps": result["steps"],
         "train_seconds": round(result["speed"]["train_seconds"], 2),
-        "total_seconds": round(time.perf_counter() - started, 2),
+        "cpu_seconds": timer.seconds(),
         "resolved": {key: value for key, value in values.items() if value is not None},
-        "encoder": settings.encoder,
+        "encoder": encoder_name(settings.encoder),
         "date": date.isoformat(timespec="seconds"),
         "commit": environment["commit"],
         "versions": {"torch": torch.__version__, "transformers": version("transformers")},
@@ -142,6 +154,11 @@ def write_recipe(cell: Cell, settings: Settings, folder: Path) -> Path:
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     return file
+
+
+def encoder_name(encoder: str) -> str:
+    """Return the name of an encoder for the results: of a folder, only its last part."""
+    return Path(encoder).name if Path(encoder).is_absolute() else encoder
 
 
 def value_at(document: dict[str, Any], key: str) -> Any:
