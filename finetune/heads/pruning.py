@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
 
 from finetune.errors import ModelError
 from finetune.heads.gated_forward import frozen
@@ -24,10 +23,10 @@ from finetune.models.classifier import Classifier
 from finetune.models.comparison import logits_of
 from finetune.models.freezing import undo_keep_float32
 from finetune.models.head_gates import head_gates, max_num_heads
-from finetune.models.head_pruning import prune_heads, unpruned_copy
+from finetune.models.head_pruning import classifier_class, prune_heads, unpruned_copy
 from finetune.models.lora import merge_adapters
 from finetune.models.precision import without_flash_attention
-from finetune.models.pretrained import Source
+from finetune.models.pretrained import Source, load_config
 from finetune.models.saving import save_classifier
 from finetune.progress import stage
 from finetune.runs.results import ModelCost
@@ -125,8 +124,9 @@ def write_zeroed(classifier: Classifier, folder: Path, texts: Sequence[Sequence[
     expected = logits_of(classifier, texts, _CPU)
     save_classifier(replace(classifier, model=unpruned_copy(classifier.base)), folder)
     source = classifier.source or Source(str(folder))
-    options = replace(source, revision="main", use_safetensors=True).loading_options()  # the files just written
-    plain = AutoModelForSequenceClassification.from_pretrained(folder, **options)
+    saved = replace(source, name=str(folder), revision="main", use_safetensors=True)  # the files just written
+    config = load_config(saved)
+    plain = classifier_class(config).from_pretrained(folder, config=config, **saved.loading_options())
     logits = logits_of(replace(classifier, model=plain), texts, _CPU)
     return _check_equal(logits, expected, classifier, "the zero-filled model")
 

@@ -2,11 +2,15 @@
 
 `adapter_config.json` has the task type SEQ_CLS. With it, peft reads every module whose name ends in `classifier` or
 `score` from the adapter, whether it was trained or not, and fails if it is missing there.
+
+An adapter of a pooled classifier (`model.pooling`) has a type that peft does not know: on the family's own class, with
+its own head, it would silently give other logits.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +23,15 @@ from torch import Tensor, nn
 
 from finetune.errors import ModelError
 from finetune.models.freezing import keep_float32
+from finetune.models.pooling import HEAD, pooling_of
 from finetune.models.pretrained import Source, model_load_errors
 from finetune.recipe.hub_names import hub_id
+from finetune.runs.atomic_files import write_text
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _HEAD_NAMES = ("classifier", "score")
+# The `peft_type` of an adapter of a pooled classifier; other libraries print it when they fail.
+_POOLED_TYPE = "LORA of a pooled classifier; open it with finetune, or write plain weights with `finetune merge`"
 
 
 def trained_modules(model: peft.PeftModel) -> list[str]:
@@ -47,6 +55,14 @@ def save_adapter(model: peft.PeftModel, source: Source, folder: Path) -> None:
     weights = {name: weight.contiguous() for name, weight in (_adapter(model) | _heads(model)).items()}
     save_file(weights, folder / ADAPTER_WEIGHTS, {"format": "pt"})
     config.save_pretrained(str(folder))
+    if pooling_of(model.get_base_model().config) != HEAD:
+        _set_type(folder / ADAPTER_CONFIG, _POOLED_TYPE)
+
+
+def _set_type(file: Path, peft_type: str) -> None:
+    """Set the type of a saved adapter."""
+    entries = json.loads(file.read_text(encoding="utf-8"))
+    write_text(file, json.dumps(entries | {"peft_type": peft_type}, indent=2, sort_keys=True))
 
 
 def _head_modules(model: nn.Module) -> list[str]:
@@ -100,7 +116,11 @@ def read_adapter_config(folder: Path, trained: Sequence[str] | None) -> peft.Lor
         ModelError: it is damaged, or of an adapter of another type.
     """
     with model_load_errors(Source(str(folder))):
-        config = peft.PeftConfig.from_pretrained(str(folder))
+        entries = peft.PeftConfig.from_json_file(str(folder / ADAPTER_CONFIG))
+        if entries.get("peft_type") == _POOLED_TYPE:
+            config = peft.PeftConfig.from_peft_type(**entries | {"peft_type": "LORA"})
+        else:
+            config = peft.PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, peft.LoraConfig) or config.megatron_config:
         raise ModelError(f"{folder} contains an adapter of a type that finetune does not train; name another run")
     if trained is not None:

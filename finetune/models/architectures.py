@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import ModelError
@@ -32,24 +33,10 @@ HEAD_COUNT_ATTRIBUTES = ("num_attention_heads", "n_heads", "num_heads")
 LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layers", "num_hidden_groups", "inner_group_num", "num_feedforward_networks")
 
 
-def _num_hidden_layers(config: Any) -> int:
-    return int(config.num_hidden_layers)
-
-
-def _num_attention_heads(config: Any) -> int:
-    return int(config.num_attention_heads)
-
-
-def _num_key_value_heads(config: Any) -> int:
-    return int(config.num_key_value_heads)
-
-
-def _n_layers(config: Any) -> int:
-    return int(config.n_layers)
-
-
-def _n_heads(config: Any) -> int:
-    return int(config.n_heads)
+_num_hidden_layers = attrgetter("num_hidden_layers")
+_num_attention_heads = attrgetter("num_attention_heads")
+_num_key_value_heads = attrgetter("num_key_value_heads")
+_n_layers, _n_heads = attrgetter("n_layers"), attrgetter("n_heads")
 
 
 def _no_positions(config: Any) -> int:
@@ -93,6 +80,8 @@ class Family:
             "" if it can; None: it can.
         forward_bypasses_hooks: the model calls `layer.forward(...)` instead of `layer(...)`, so hooks of a layer do
             not run; FSDP then shards the model as one unit.
+        not_pooled: why a classifier cannot read the first token or the mean over tokens in place of the family's own
+            head (`model.pooling`); "" if it can.
         note: a known problem that is printed before training.
     """
 
@@ -116,6 +105,7 @@ class Family:
     after_attention: str | Callable[[Any], str] = ""
     forward_bypasses_hooks: bool = False
     not_exportable: Callable[[Any, int], str] | None = None
+    not_pooled: str = ""
     note: str = ""
 
     def layer_path(self, config: Any, layer: int) -> str:
@@ -262,7 +252,10 @@ FAMILIES: dict[str, Family] = {
         _LAYER, "attention.attn", ("q", "k", "v"), "attention.attn.o",
         shared_position_bias=True, reserved_positions=_mpnet_reserved_positions, after_attention="attention.LayerNorm",
     ),
-    "multi_head_classifier": _family("layers.{layer}", "attention", _QKV, "attention.output"),
+    "multi_head_classifier": _family(
+        "layers.{layer}", "attention", _QKV, "attention.output",
+        not_pooled="the own head of a 'multi_head_classifier' model reads the mean over tokens",
+    ),
     "nomic_bert": _LLAMA,
     "nystromformer": replace(
         _BERT, not_prunable="a convolution is mixed with the heads",

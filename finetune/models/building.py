@@ -6,13 +6,14 @@ reports their names, so no list of module names is kept here.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.errors import ModelError
 from finetune.models import toy_classifier
@@ -31,12 +32,18 @@ from finetune.models.checkpoint_checks import (
     unused_layers,
 )
 from finetune.models.checkpoint_config import check_entries, check_max_length, check_not_adapter
-from finetune.models.classification_head import AlignedHead, align_head_to_labels, meta_device_classifier
+from finetune.models.classification_head import (
+    AlignedHead,
+    align_head_to_labels,
+    meta_device_classifier,
+    random_classifier,
+)
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import NOTHING_FROZEN, Freezing, freeze, keep_float32
 from finetune.models.head_pruning import classifier_class
 from finetune.models.lora import Lora, add_lora, initial_adapters, projection_weights
-from finetune.models.pretrained import OUTPUTS, Source, load_config, model_load_errors
+from finetune.models.pooling import HEAD, check_pooling, set_pooling
+from finetune.models.pretrained import Source, load_config, load_pooling, model_load_errors
 from finetune.progress import stage
 
 
@@ -61,6 +68,13 @@ class Labels:
             "label2id": {name: index for index, name in id2label.items()},
             "problem_type": self.problem_type,
         }
+
+    def labeled(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """Return a copy of the config with these labels."""
+        config = copy.deepcopy(config)
+        for key, value in self.config_entries().items():
+            setattr(config, key, value)
+        return config
 
 
 def pretrained_classifier(
@@ -121,6 +135,7 @@ def _load(source: Source, labels: Labels) -> tuple[PreTrainedModel, list[str], A
     """
     check_not_adapter(source.name)
     config = load_config(source)
+    set_pooling(config, load_pooling(source)[0])
     with stage("loading model"), model_load_errors(source):
         wider = meta_device_classifier(
             config, num_labels=len(labels.names) + 1, trust_remote_code=source.trust_remote_code
@@ -128,11 +143,10 @@ def _load(source: Source, labels: Labels) -> tuple[PreTrainedModel, list[str], A
         check_fits_in_memory(sum(p.numel() for p in wider.parameters()), source.name)
         model, info = classifier_class(config).from_pretrained(
             source.location(),
+            config=labels.labeled(config),
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             **source.loading_options(),
-            **OUTPUTS,
-            **labels.config_entries(),
         )
         with TemporaryDirectory() as folder:  # fail now, not after training, if the config cannot be saved
             model.config.save_pretrained(folder)
@@ -157,11 +171,13 @@ def new_classifier(
     labels: Labels,
     *,
     max_length: int,
+    pooling: str = HEAD,
 ) -> Classifier:
     """Return a classifier built from a config, with random weights.
 
     Raises:
-        ModelError: the model type or one of the overrides is unknown, or the sizes are inconsistent.
+        ModelError: the model type or one of the overrides is unknown, the sizes are inconsistent, or the type has no
+            such pooling.
     """
     toy_classifier.register()
     try:
@@ -174,12 +190,14 @@ def new_classifier(
     if unknown:
         raise ModelError(f"model.config_overrides: a {model_type} config has no {', '.join(unknown)}; remove or rename")
     check_entries(config_overrides, "model.config_overrides")
+    check_pooling(pooling, model_type)
     sizes = {**config_overrides, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     try:
         config = AutoConfig.for_model(model_type, **sizes, **labels.config_entries())
+        set_pooling(config, pooling)
         empty = meta_device_classifier(config, num_labels=len(labels.names))
         check_fits_in_memory(sum(p.numel() for p in empty.parameters()), model_type)
-        model = AutoModelForSequenceClassification.from_config(config)
+        model = random_classifier(config)
     except ModelError:
         raise
     except Exception as error:  # the library may raise anything for sizes that it does not expect

@@ -9,12 +9,14 @@ import importlib.util
 import json
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from finetune.errors import ModelError
 from finetune.models.architectures import LAYER_COUNT_KEYS, family_of
+from finetune.models.pooling import choose_pooling, family_entries
 
 _PACKAGE = "package:"
 # Any other name is a repository on the hub with kernels, that is code, which transformers would download and run.
@@ -57,22 +59,23 @@ def check_not_adapter(name: str) -> None:
         raise ModelError(f"model '{name}' is an adapter; write plain weights first with `finetune merge`")
 
 
-def check_checkpoint(name: str, revision: str, max_length: int) -> str | None:
-    """Check the config of a checkpoint that is on this disk, and its limit of tokens, without loading it.
+def check_checkpoint(name: str, revision: str, max_length: int, pooling: str = "auto") -> str | None:
+    """Check the config of a checkpoint that is on this disk, its limit of tokens and its pooling, without loading it.
 
     Returns:
         A note if the checkpoint is on the hub and not in the cache, so that nothing was checked; otherwise None.
 
     Raises:
-        ModelError: the checkpoint cannot be used, or takes fewer than `max_length` tokens.
+        ModelError: the checkpoint cannot be used, takes fewer than `max_length` tokens, or has no such pooling.
     """
     check_not_adapter(name)
-    entries = _read_json(name, revision, "config.json")
+    entries = _read_config(name, revision)
     if entries is None:
         if Path(checkpoint_location(name)).is_dir():
             raise ModelError(f"model '{name}' has no config.json; {FOLDER_FIX}")
         return f"not checked: model '{name}', because it is not in the cache of the hub"
     check_entries(entries, f"model '{name}': config.json")
+    choose_pooling(pooling, str(entries.get("model_type")), entries, partial(read_checkpoint_json, name, revision))
     config, tokenizer_limit = _token_limits(name, revision, entries)
     if config is not None:
         check_max_length(config, tokenizer_limit, max_length, name)
@@ -96,7 +99,7 @@ def check_new_model(model_type: str, overrides: Mapping[str, Any], max_length: i
 
 def token_limit(name: str, revision: str) -> float:
     """Return the largest number of tokens that a checkpoint on this disk takes; infinity if none is known."""
-    entries = _read_json(name, revision, "config.json")
+    entries = _read_config(name, revision)
     if entries is None:
         return math.inf
     config, tokenizer_limit = _token_limits(name, revision, entries)
@@ -106,7 +109,7 @@ def token_limit(name: str, revision: str) -> float:
 
 def _token_limits(name: str, revision: str, entries: Mapping[str, Any]) -> tuple[SimpleNamespace | None, float]:
     """Return the entries of config.json if they give the model's limit, and the limit of the tokenizer."""
-    tokenizer = _read_json(name, revision, "tokenizer_config.json") or {}
+    tokenizer = _read_object(name, revision, "tokenizer_config.json") or {}
     # Entries of other types are reported when the model is loaded.
     limit: object = tokenizer.get("model_max_length")
     tokenizer_limit = math.inf
@@ -118,11 +121,25 @@ def _token_limits(name: str, revision: str, entries: Mapping[str, Any]) -> tuple
     return SimpleNamespace(**{**_CONFIG_DEFAULTS, **entries}), tokenizer_limit
 
 
-def _read_json(name: str, revision: str, file: str) -> dict[str, Any] | None:
+def _read_config(name: str, revision: str) -> dict[str, Any] | None:
+    """Return the entries of a checkpoint's config.json, as `family_entries` does; None if it is not on this disk."""
+    entries = _read_object(name, revision, "config.json")
+    return None if entries is None else family_entries(entries, f"model '{name}': config.json")
+
+
+def _read_object(name: str, revision: str, file: str) -> dict[str, Any] | None:
+    """Return a JSON file of a checkpoint as `read_checkpoint_json` does; raise ModelError if it is not an object."""
+    content = read_checkpoint_json(name, revision, file)
+    if content is not None and not isinstance(content, dict):
+        raise ModelError(f"model '{name}': {file} is not a JSON object; {FOLDER_FIX}")
+    return content
+
+
+def read_checkpoint_json(name: str, revision: str, file: str) -> object:
     """Return a JSON file of a checkpoint; None if it has no such file, or is on the hub and not in the cache.
 
     Raises:
-        ModelError: the file is not a JSON object.
+        ModelError: the file cannot be read.
     """
     path: object = Path(checkpoint_location(name), file)
     if not Path(checkpoint_location(name)).is_dir():
@@ -136,11 +153,9 @@ def _read_json(name: str, revision: str, file: str) -> dict[str, Any] | None:
     if not isinstance(path, str | Path) or not Path(path).is_file():
         return None
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content: object = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"model '{name}': {file} cannot be read: {str(error)[:200]}; {FOLDER_FIX}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"model '{name}': {file} is not a JSON object; {FOLDER_FIX}")
     return content
 
 

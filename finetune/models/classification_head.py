@@ -12,10 +12,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from finetune.errors import ModelError
 from finetune.models.checkpoint_checks import missing_encoder_weights
+from finetune.models.pooled_classifier import pooled_class
+from finetune.models.pooling import HEAD, pooling_of
 from finetune.models.pretrained import label_names_of
 
 _MAX_NAMES = 5  # label names in a note
@@ -26,7 +33,16 @@ def meta_device_classifier(config: PreTrainedConfig, *, num_labels: int, trust_r
     config = copy.deepcopy(config)
     config.num_labels = num_labels
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        model: nn.Module = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
+        return random_classifier(config, trust_remote_code=trust_remote_code)
+
+
+def random_classifier(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Return an unpruned classifier with this config and random weights."""
+    model: PreTrainedModel
+    if pooling_of(config) == HEAD:
+        model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
+    else:
+        model = pooled_class(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)])._from_config(config)
     return model
 
 

@@ -23,6 +23,8 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelFor
 from finetune.errors import ModelError
 from finetune.models.architectures import HEAD_COUNT_ATTRIBUTES, family_of
 from finetune.models.attention_sites import AttentionSite, attention_sites, pruned_heads, unpruned_sites
+from finetune.models.pooled_classifier import pooled_class
+from finetune.models.pooling import HEAD, pooling_of
 
 
 def prune_heads(model: PreTrainedModel, heads: Mapping[int, Sequence[int]]) -> None:
@@ -54,19 +56,27 @@ def classifier_class(config: Any) -> Any:
     """Return the class whose `from_pretrained` reads a classifier's checkpoint with this config.
 
     If heads were pruned, by `prune_heads` or by transformers 4, this is a subclass of the family's class that prunes
-    the new model before the weights are loaded. It has the family's class name and saves the same files.
+    the new model before the weights are loaded. If the config has a pooling, the subclass is that of `pooled_class`.
+    It has the family's class name.
 
     Raises:
-        ModelError: heads were pruned, and the config is not of a family in transformers.
+        ModelError: heads were pruned or the config has a pooling, and it is not of a family in transformers.
     """
-    if not pruned_heads(config):
+    pruned, is_pooled = bool(pruned_heads(config)), pooling_of(config) != HEAD
+    if not pruned and not is_pooled:
         return AutoModelForSequenceClassification
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise ModelError(
-            f"the config of a '{config.model_type}' model lists pruned heads, which is supported only for classifiers "
-            "in transformers itself; use the unpruned model"
+        what, fix = (
+            ("lists pruned heads", "use the unpruned model") if pruned else ("has a pooling", "set model.pooling: head")
         )
-    return _pruning_subclass(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)])
+        raise ModelError(
+            f"the config of a '{config.model_type}' model {what}, which is supported only for classifiers in "
+            f"transformers itself; {fix}"
+        )
+    family_class: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
+    if is_pooled:
+        family_class = pooled_class(family_class)
+    return _pruning_subclass(family_class) if pruned else family_class
 
 
 def unpruned_copy(model: PreTrainedModel) -> PreTrainedModel:

@@ -28,6 +28,7 @@ from finetune.models.checkpoint_checks import (
 from finetune.models.checkpoint_config import ATTN_IMPLEMENTATIONS
 from finetune.models.classifier import Classifier
 from finetune.models.head_pruning import classifier_class
+from finetune.models.pooling import HEAD, POOLED, set_pooling
 from finetune.models.pretrained import (
     DTYPES,
     Source,
@@ -104,6 +105,7 @@ class _Info:
     trained_modules: tuple[str, ...] | None
     label_names: tuple[str, ...]
     problem_type: ProblemType | None
+    pooling: str
     text_columns: tuple[str, ...]
     thresholds: tuple[float, ...] | None
     temperature: float
@@ -140,8 +142,8 @@ def _read_info(folder: Path) -> _Info:
     return _Info(max_length, source, checksum, *adapter_entries, *output_options)
 
 
-def _adapter_entries(info: dict[str, Any]) -> tuple[tuple[str, ...] | None, tuple[str, ...], ProblemType | None]:
-    """Return trained modules, label names and problem type, which earlier versions did not write.
+def _adapter_entries(info: dict[str, Any]) -> tuple[tuple[str, ...] | None, tuple[str, ...], ProblemType | None, str]:
+    """Return trained modules, label names, problem type and pooling, which earlier versions did not write.
 
     Raises:
         ValueError: a value is of the wrong type.
@@ -152,7 +154,10 @@ def _adapter_entries(info: dict[str, Any]) -> tuple[tuple[str, ...] | None, tupl
             raise ValueError(f"trained_modules {trained}, label_names {names}")
     if problem_type not in (None, *get_args(ProblemType)):
         raise ValueError(f"problem_type {problem_type}")
-    return None if trained is None else tuple(trained), tuple(names or ()), problem_type
+    pooling = info.get("pooling", HEAD)
+    if pooling not in (HEAD, *POOLED):
+        raise ValueError(f"pooling {pooling}")
+    return None if trained is None else tuple(trained), tuple(names or ()), problem_type, pooling
 
 
 def _output_options(info: dict[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...] | None, float]:
@@ -214,6 +219,7 @@ def _adapter_model_config(folder: Path, source: Source, info: _Info) -> PreTrain
     if not info.label_names:
         raise ModelError(f"{folder / INFO_FILE} has no label_names, which an adapter needs; copy it from the run again")
     config = load_config(source)
+    set_pooling(config, info.pooling)
     config.id2label = dict(enumerate(info.label_names))
     config.label2id = {name: index for index, name in enumerate(info.label_names)}
     config.problem_type = info.problem_type

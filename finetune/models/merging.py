@@ -12,7 +12,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.comparison import check_same_logits, logits_of
 from finetune.models.head_pruning import classifier_class
 from finetune.models.lora import merge_adapters
-from finetune.models.pretrained import Source, model_load_errors
+from finetune.models.pretrained import Source, load_config, model_load_errors
 from finetune.models.saving import save_classifier
 from finetune.progress import stage
 
@@ -37,6 +37,7 @@ def merge_classifier(classifier: Classifier, folder: Path, texts: Sequence[Seque
             else replace(classifier.source, name=str(folder), revision="main", use_safetensors=True)
         )
         with model_load_errors(source):
-            plain = classifier_class(model.config).from_pretrained(folder, **source.loading_options())
+            config = load_config(source)
+            plain = classifier_class(config).from_pretrained(folder, config=config, **source.loading_options())
         logits = logits_of(replace(classifier, model=plain), texts, device)
     return check_same_logits(logits, expected, source, "the merged model")

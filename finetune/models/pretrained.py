@@ -11,17 +11,20 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
 
 from finetune.errors import FinetuneError, ModelError
 from finetune.models import toy_classifier
-from finetune.models.checkpoint_config import FOLDER_FIX, check_entries, checkpoint_location
+from finetune.models.checkpoint_config import FOLDER_FIX, check_entries, checkpoint_location, read_checkpoint_json
+from finetune.models.pooling import HEAD, POOLING_KEY, choose_pooling, family_entries, set_pooling
 
 DTYPES = ("float32", "bfloat16", "float16")
 # A config.json must not change what a model returns.
@@ -49,6 +52,7 @@ class Source:
         use_safetensors: False allows pickled weights.
         trust_remote_code: True allows code from the checkpoint.
         allow_missing_weights: True allows a checkpoint without some of the encoder's weights, which become random.
+        pooling: what a new classification head reads: auto, head, cls or mean; see `pooling.choose_pooling`.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Source:
     use_safetensors: bool = True
     trust_remote_code: bool = False
     allow_missing_weights: bool = False
+    pooling: str = "auto"
 
     def loading_options(self) -> dict[str, Any]:
         """Return the keyword arguments of `from_pretrained`.
@@ -134,20 +139,57 @@ def load_config(source: Source) -> PreTrainedConfig:
         ModelError: it cannot be read, an entry is out of range, or the model type is not supported.
     """
     with model_load_errors(source):
-        _check_config_file(source)
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
+        entries = _config_entries(source)
+        if entries is not None and POOLING_KEY in entries:
+            config: PreTrainedConfig = CONFIG_MAPPING[entries["model_type"]].from_dict(entries, **OUTPUTS)
+            return config
+        config = AutoConfig.from_pretrained(
             source.location(), revision=source.revision, trust_remote_code=source.trust_remote_code, **OUTPUTS
         )
+    set_pooling(config, HEAD)
     return config
 
 
-def _check_config_file(source: Source) -> None:
-    """Raise ModelError if the checkpoint's config.json has an entry that must not be used; an adapter has none."""
+def load_pooling(source: Source) -> tuple[str, str]:
+    """Return the pooling of a new classifier on the checkpoint, and the reason if it was chosen automatically.
+
+    Raises:
+        ModelError: see `choose_pooling`.
+    """
+    with model_load_errors(source):
+        entries = _config_entries(source) or {}
+        read = partial(_read_checkpoint_json, source)
+        return choose_pooling(source.pooling, str(entries.get("model_type")), entries, read)
+
+
+def _read_checkpoint_json(source: Source, file: str) -> object:
+    """Return the content of a JSON file of the checkpoint, from the hub if it is there; None if it has no such file."""
+    if not Path(source.location()).is_dir():
+        cached_file(
+            source.location(),
+            file,
+            revision=source.revision,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    return read_checkpoint_json(source.name, source.revision, file)
+
+
+def _config_entries(source: Source) -> dict[str, Any] | None:
+    """Return the entries of the checkpoint's config.json, as `family_entries` does; an adapter has none.
+
+    Raises:
+        ModelError: it has an entry that must not be used.
+    """
     folder = Path(source.location())
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        return
+        return None
     entries, _ = PreTrainedConfig.get_config_dict(source.location(), revision=source.revision)
-    check_entries(entries, f"model '{source.name}': config.json")
+    where = f"model '{source.name}': config.json"
+    entries = family_entries(entries, where)
+    check_entries(entries, where)
+    return entries
 
 
 def label_names_of(config: PreTrainedConfig) -> list[str] | None:
@@ -170,9 +212,10 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
             transformers creates an empty tokenizer, for which every word is unknown.
     """
     with model_load_errors(source):
-        _check_config_file(source)  # transformers also reads config.json for the tokenizer
+        entries = _config_entries(source)  # transformers also reads config.json for the tokenizer
+        config = {"config": load_config(source)} if entries is not None and POOLING_KEY in entries else {}
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source.location(), revision=source.revision, trust_remote_code=source.trust_remote_code
+            source.location(), revision=source.revision, trust_remote_code=source.trust_remote_code, **config
         )
         added = {token.content for token in tokenizer.added_tokens_decoder.values()}
         words = tokenizer.get_vocab().keys() - added - set(tokenizer.all_special_tokens)

@@ -16,6 +16,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.comparison import check_same_logits, logits_of
 from finetune.models.cross_encoder_files import write_cross_encoder_files
 from finetune.models.lora import as_plain_lora
+from finetune.models.pooling import pooling_of
 from finetune.runs.atomic_files import write_text
 
 INFO_FILE = "classifier.json"  # next to the weights: what config.json has no key for, and an adapter's labels
@@ -44,6 +45,7 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     info = {
         "label_names": classifier.label_names,
         "problem_type": classifier.problem_type,
+        "pooling": pooling_of(classifier.base.config),
         "max_length": classifier.max_length,
         "source": source
         and {

@@ -11,7 +11,8 @@ from finetune.models.building import Labels, new_classifier, pretrained_classifi
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import Freezing
 from finetune.models.lora import Lora
-from finetune.models.pretrained import Source, load_tokenizer
+from finetune.models.pooling import HEAD, pooling_of
+from finetune.models.pretrained import Source, load_pooling, load_tokenizer
 from finetune.recipe.schema import ModelSection, PeftSection, Recipe
 
 _DEFAULT_VOCAB_SIZE = 30_000
@@ -57,7 +58,16 @@ def _build_untrained(recipe: Recipe, splits: LabeledSplits) -> Classifier:
         tokenizer,
         Labels(splits.label_names, recipe.task.problem_type),
         max_length=recipe.data.max_length,
+        pooling=HEAD if model.pooling == "auto" else model.pooling,
     )
+
+
+def with_pooling(recipe: Recipe, classifier: Classifier) -> tuple[Recipe, str]:
+    """Return the recipe with the pooling of its classifier, and a line with the reason; "" if the recipe names it."""
+    pooling, line = pooling_of(classifier.base.config), ""
+    if recipe.model.pooling == "auto" and recipe.model.model_name_or_path is not None:
+        line = f"model.pooling: {pooling} ({load_pooling(checkpoint_source(recipe.model))[1]})."
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"pooling": pooling})}), line
 
 
 def checkpoint_source(model: ModelSection) -> Source:
@@ -71,6 +81,7 @@ def checkpoint_source(model: ModelSection) -> Source:
         model.use_safetensors,
         model.trust_remote_code,
         model.allow_missing_weights,
+        model.pooling,
     )
 
 

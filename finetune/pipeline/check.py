@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.models.checkpoint_config import check_checkpoint, check_new_model
+from finetune.models.pooling import check_pooling
 from finetune.recipe.loader import load_recipe
 from finetune.recipe.schema import Recipe
 from finetune.runs.ownership import check_output_dir
@@ -25,7 +26,8 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list
     model, notes = recipe.model, []
     if model.model_name_or_path is None:
         check_new_model(str(model.model_type), model.config_overrides, recipe.data.max_length)
-    elif note := check_checkpoint(model.model_name_or_path, model.revision, recipe.data.max_length):
+        check_pooling(model.pooling, str(model.model_type))
+    elif note := check_checkpoint(model.model_name_or_path, model.revision, recipe.data.max_length, model.pooling):
         notes.append(note)
     from finetune.data.first_rows import check_first_rows  # importing pyarrow takes a third of a second
 

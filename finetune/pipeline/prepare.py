@@ -24,7 +24,7 @@ from finetune.models.lora import fused_roles_note
 from finetune.models.output_bias import init_output_bias
 from finetune.models.pretrained import checkpoint_labels
 from finetune.out_of_memory import is_out_of_memory
-from finetune.pipeline.build_model import build_classifier, checkpoint_source
+from finetune.pipeline.build_model import build_classifier, checkpoint_source, with_pooling
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.progress import stage
 from finetune.recipe.schema import Recipe
@@ -48,6 +48,9 @@ def prepare(context: RunContext) -> tuple[RunContext, RunInputs, Plan]:
     for note in (*notes, *inputs.classifier.notes):
         if note:
             context.print_line(f"[yellow]{escape(note)}[/]")
+    recipe, line = with_pooling(recipe, inputs.classifier)
+    if line:
+        context.print_line(escape(line))
     labels = len(inputs.classifier.label_names)
     plan = make_plan(recipe, rows=len(train), processes=accelerator.num_processes, labels=labels)
     recipe, filled_in = fill_in(recipe, plan, base.config.hidden_size)

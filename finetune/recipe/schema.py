@@ -45,6 +45,11 @@ class ModelSection(Section):
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = Field(
         None, description="Implementation of attention; null uses the default of transformers."
     )
+    pooling: Literal["auto", "head", "cls", "mean"] = Field(
+        "auto",
+        description="What the classification head reads: the family's own head (head), the first token (cls), or the "
+        "mean over tokens (mean); auto takes the pooling of a sentence-transformers checkpoint, otherwise head.",
+    )
     use_safetensors: bool = Field(
         True,
         description="Whether weights are read only from safetensors files; false also allows pickled weights, which"

@@ -42,7 +42,13 @@ class CardSubject:
 
     def opens_in_transformers(self, recipe: Recipe) -> bool:
         """Return whether transformers and peft can load the model without finetune."""
-        return recipe.model.model_type != _OWN_MODEL_TYPE and (self.pruning is None or self.heads_are_zeroed)
+        if recipe.model.model_type == _OWN_MODEL_TYPE or (self.has_adapter and self.is_pooled(recipe)):
+            return False
+        return self.pruning is None or self.heads_are_zeroed
+
+    def is_pooled(self, recipe: Recipe) -> bool:
+        """Return whether the classifier reads pooled states; transformers then needs the code next to the weights."""
+        return recipe.model.pooling in ("cls", "mean")
 
 
 def front_matter(record: RunRecord, subject: CardSubject) -> str:

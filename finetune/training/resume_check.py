@@ -19,6 +19,7 @@ from torch import nn
 
 from finetune.data.tokenization import EncodedSplit
 from finetune.errors import TrainingError
+from finetune.models.pooling import HEAD
 from finetune.recipe.schema import Recipe
 
 # Sections and keys that change neither the weights nor the choice of the best ones. All others are part of the
@@ -40,6 +41,8 @@ def recipe_fingerprint(recipe: Recipe, label_names: Sequence[str]) -> dict[str, 
     content = {key: value for key, value in recipe.model_dump(mode="json").items() if key not in _IGNORED_SECTIONS}
     for section, keys in _IGNORED_KEYS.items():
         content[section] = {key: value for key, value in content[section].items() if key not in keys}
+    if content["model"]["pooling"] == HEAD:  # earlier versions had no other, and did not write it
+        del content["model"]["pooling"]
     content["task"]["label_names"] = list(label_names)
     content["evaluation"]["metric_for_best_model"] = recipe.best_metric()
     return content
