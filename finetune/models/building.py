@@ -42,7 +42,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.freezing import NOTHING_FROZEN, Freezing, freeze, keep_float32
 from finetune.models.head_pruning import classifier_class
 from finetune.models.lora import Lora, add_lora, initial_adapters, projection_weights
-from finetune.models.pooling import HEAD, check_pooling, set_pooling
+from finetune.models.pooling import HEAD, check_pooling, pooling_of, set_pooling
 from finetune.models.pretrained import Source, load_config, load_pooling, model_load_errors
 from finetune.progress import stage
 
@@ -107,6 +107,11 @@ def pretrained_classifier(
     model, new, head, load_notes = _load(source, labels)
     check_max_length(model.config, tokenizer.model_max_length, max_length, source.name)
     check_token_ids(model, tokenizer, source.name)
+    if pooling_of(model.config) == "cls" and tokenizer.padding_side == "left":
+        raise ModelError(
+            f"model.pooling cls cannot be used: the tokenizer of '{source.name}' pads on the left, so the first token "
+            "of a row can be padding; set it to mean or head"
+        )
     notes += load_notes
     if lora is None:
         freeze(model, freezing)

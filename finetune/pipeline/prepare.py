@@ -25,6 +25,7 @@ from finetune.models.output_bias import init_output_bias
 from finetune.models.pretrained import checkpoint_labels
 from finetune.out_of_memory import is_out_of_memory
 from finetune.pipeline.build_model import build_classifier, checkpoint_source, with_pooling
+from finetune.pipeline.classifier_init import init_classifier
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.progress import stage
 from finetune.recipe.schema import Recipe
@@ -33,10 +34,13 @@ from finetune.report.terminal import print_data
 from finetune.training.schedule import Plan, fill_in, make_plan
 
 
-def prepare(context: RunContext) -> tuple[RunContext, RunInputs, Plan]:
+def prepare(context: RunContext, *, resuming: bool = False) -> tuple[RunContext, RunInputs, Plan]:
     """Return what training needs: the context with a complete recipe, the inputs, and the plan.
 
     One process per machine prepares first; the others then read the caches that it has written.
+
+    Args:
+        resuming: the weights come from a checkpoint.
     """
     recipe, accelerator = context.recipe, context.accelerator
     with stage("preparing data and model"):
@@ -48,8 +52,9 @@ def prepare(context: RunContext) -> tuple[RunContext, RunInputs, Plan]:
     for note in (*notes, *inputs.classifier.notes):
         if note:
             context.print_line(f"[yellow]{escape(note)}[/]")
-    recipe, line = with_pooling(recipe, inputs.classifier)
-    if line:
+    recipe, pooling_line = with_pooling(recipe, inputs.classifier)
+    recipe, init_line = init_classifier(replace(context, recipe=recipe), inputs, resuming=resuming)
+    for line in filter(None, (pooling_line, init_line)):
         context.print_line(escape(line))
     labels = len(inputs.classifier.label_names)
     plan = make_plan(recipe, rows=len(train), processes=accelerator.num_processes, labels=labels)

@@ -52,7 +52,7 @@ def _train(context: RunContext) -> None:
     """Run the recipe; the caller has locked the run folder."""
     # Before the data are read, so that a checkpoint that cannot be resumed is reported within seconds.
     checkpoint = find_resume_checkpoint(context)
-    context, inputs, plan = prepare(context)
+    context, inputs, plan = prepare(context, resuming=checkpoint is not None)
     accelerator = context.accelerator
     with (
         frozen_layers_cached(context, inputs) as cached,

@@ -50,6 +50,11 @@ class ModelSection(Section):
         description="What the classification head reads: the family's own head (head), the first token (cls), or the "
         "mean over tokens (mean); auto takes the pooling of a sentence-transformers checkpoint, otherwise head.",
     )
+    classifier_init: Literal["auto", "random", "linear_probe"] = Field(
+        "auto",
+        description="How a new classification head starts: random, or as a linear model fitted to the pooled states of "
+        "the training rows (linear_probe, for pooling cls and mean); auto takes linear_probe where it is possible.",
+    )
     use_safetensors: bool = Field(
         True,
         description="Whether weights are read only from safetensors files; false also allows pickled weights, which"

@@ -28,7 +28,8 @@ _IGNORED_SECTIONS = ("output_dir", "overwrite_output_dir", "checkpoint", "loggin
 _IGNORED_KEYS = {
     "training": ("num_threads", "use_cpu"),  # the device type is part of the fingerprint, as `device`
     "evaluation": ("metrics", "bootstrap_samples", "per_device_eval_batch_size"),
-    "model": ("allow_missing_weights",),  # trained weights are restored, the others have a checksum
+    # Trained weights are restored, the others have a checksum.
+    "model": ("allow_missing_weights", "classifier_init"),
     # The rows have a checksum.
     "data": ("test_split", "test_file", "test_rows", "train_rows", "validation_rows"),
 }

@@ -1,0 +1,108 @@
+"""How a new classification head starts (recipe key `model.classifier_init`).
+
+With `linear_probe` the linear layer of a pooled classifier starts as a linear model that is fitted to the pooled states
+of the training rows, before the encoder is trained (Kumar et al. 2022, LP-FT). A random layer would at first change the
+encoder in random directions.
+
+    N rows, E hidden size, C logits
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import nn
+
+from finetune.data.tokenization import EncodedSplit
+from finetune.errors import ModelError
+from finetune.evaluation.probe import Probe, fit_probe
+from finetune.models.classifier import Classifier
+from finetune.models.pooled_states import Pooling, pooled_states
+from finetune.models.pooling import HEAD, pooling_of
+from finetune.pipeline.context import RunContext, RunInputs
+from finetune.progress import stage
+from finetune.recipe.schema import Recipe
+
+LINEAR_PROBE, RANDOM = "linear_probe", "random"
+AUTO = LINEAR_PROBE  # what `auto` is where the probe is possible
+MAX_PROBE_ROWS = 5000
+_LAYER = "pooled_classifier"
+
+
+def init_classifier(context: RunContext, inputs: RunInputs, *, resuming: bool) -> tuple[Recipe, str]:
+    """Initialize the new classification head in place; return the recipe with what was done, and a line about it.
+
+    Args:
+        resuming: the weights come from a checkpoint, so nothing is computed.
+
+    Raises:
+        ModelError: the recipe sets `linear_probe`, and it is not possible.
+    """
+    recipe, classifier, train = context.recipe, inputs.classifier, inputs.splits["train"]
+    requested, reason = recipe.model.classifier_init, why_no_probe(classifier)
+    if requested == LINEAR_PROBE and reason:
+        raise ModelError(f"model.classifier_init is {LINEAR_PROBE}, but {reason}; set it to {RANDOM}")
+    chosen = requested if requested != "auto" else RANDOM if reason else AUTO
+    resolved = recipe.model_copy(update={"model": recipe.model.model_copy(update={"classifier_init": chosen})})
+    if chosen == RANDOM or resuming:
+        return resolved, ""
+    rows = probe_rows(train, recipe.seed)
+    probe = _fit(classifier, rows, recipe, context.accelerator)
+    set_probe(classifier, probe)
+    return resolved, f"model.classifier_init: {LINEAR_PROBE}, fitted to the pooled states of {len(rows):,} rows."
+
+
+def why_no_probe(classifier: Classifier) -> str:
+    """Return why the head of a classifier cannot start from a linear probe, or "" if it can."""
+    if pooling_of(classifier.base.config) == HEAD:
+        return "model.pooling is head, and the probe is for cls and mean"
+    if classifier.source is None:
+        return "the encoder has random weights"
+    if f"{_LAYER}.weight" not in classifier.new_parameters:
+        return "the classification head of the checkpoint is kept"
+    return ""
+
+
+def probe_rows(split: EncodedSplit, seed: int) -> EncodedSplit:
+    """Return the rows to which the probe is fitted: all, or MAX_PROBE_ROWS drawn at random."""
+    if len(split) <= MAX_PROBE_ROWS:
+        return split
+    rows = np.sort(np.random.default_rng(seed).permutation(len(split))[:MAX_PROBE_ROWS])
+    return replace(split, rows=split.rows.select(rows), labels=split.labels[rows], lengths=split.lengths[rows])
+
+
+def _fit(classifier: Classifier, rows: EncodedSplit, recipe: Recipe, accelerator: Accelerator) -> Probe:
+    """Return the probe on these rows, the same on every process."""
+    states = pooled_states(
+        classifier,
+        rows,
+        pooling=cast(Pooling, pooling_of(classifier.base.config)),
+        batch_size=recipe.evaluation.per_device_eval_batch_size,
+        accelerator=accelerator,
+    )
+    with stage("fitting the linear probe"):
+        fitted: list[Any] = [None]
+        if accelerator.is_main_process:
+            num_labels = len(classifier.label_names)
+            fitted = [fit_probe(states, rows.labels, classifier.problem_type, num_labels, recipe.seed)]
+        if accelerator.num_processes > 1:
+            broadcast_object_list(fitted)
+    probe: Probe = fitted[0]
+    return probe
+
+
+def set_probe(classifier: Classifier, probe: Probe) -> None:
+    """Copy the probe into the linear layer of a pooled classifier."""
+    module: Any = classifier.base.get_submodule(_LAYER)
+    if hasattr(module, "modules_to_save"):  # peft keeps the layer that it trains there
+        module = module.modules_to_save["default"]
+    assert isinstance(module, nn.Linear)
+    assert module.bias is not None
+    with torch.no_grad():
+        module.weight.copy_(torch.from_numpy(probe.weight))
+        module.bias.copy_(torch.from_numpy(probe.bias))
