@@ -6,11 +6,13 @@ N rows, C classes
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.evaluation.metrics import SINGLE_LABEL, confusion_matrix, counts_of_confusion
 from finetune.runs.results import MetricValue
 
 Array = NDArray[Any]
@@ -18,10 +20,27 @@ _MAX_NAMES = 5
 _FIX = "Try more epochs (training.num_train_epochs), another training.learning_rate, or more training rows"
 
 
-def baseline_warnings(
-    predictions: Array, references: Array, label_names: Sequence[str], metrics: Mapping[str, MetricValue]
-) -> list[str]:
-    """Return warnings that the model may have learned nothing: what was measured, what it means, what to try.
+@dataclass(frozen=True)
+class ConstantComparison:
+    """Whether a model is clearly better than a constant prediction, and warnings to show.
+
+    Attributes:
+        above_constant: whether its score is clearly better; None if all rows have one label, so that none can be.
+        warnings: what was measured, what it means, what to try.
+    """
+
+    above_constant: bool | None
+    warnings: list[str]
+
+
+def compare_with_constant(
+    predictions: Array,
+    references: Array,
+    label_names: Sequence[str],
+    metrics: Mapping[str, MetricValue],
+    metric: str = "accuracy",
+) -> ConstantComparison:
+    """Return whether the model is clearly better than the best constant prediction, with warnings if it is not.
 
     A score counts as better than the best constant prediction only if its full confidence interval is above the score
     of that prediction. Without an interval, the value itself is compared. A label that occurs in the rows but is never
@@ -32,67 +51,80 @@ def baseline_warnings(
         references: the labels in the same form.
         label_names: the names of the C classes; empty in regression.
         metrics: all metrics of the problem type.
+        metric: the metric to compare for one label per row; any other name than those of its metrics means accuracy.
+            The others are compared by micro F1 (label sets) and by the mean squared error (values).
     """
     if not label_names:
-        return _regression_warnings(references.astype(float), metrics["mean_squared_error"])
+        return _compare_values(references.astype(float), metrics["mean_squared_error"])
     if references.ndim == 1:
         predicted, actual = (np.bincount(ids, minlength=len(label_names)) for ids in (predictions, references))
-        warnings = _single_label_warnings(actual, label_names, metrics["accuracy"])
+        metric = metric if metric in SINGLE_LABEL else "accuracy"
+        result = _compare_classes(references, label_names, metric, metrics[metric])
     else:
         predicted, actual = predictions.sum(0), references.sum(0)
-        warnings = _multi_label_warnings(predicted, actual, len(references), label_names, metrics["f1_micro"])
-    return warnings + _never_predicted_warnings(predicted, actual, label_names)
+        result = _compare_sets(predicted, actual, len(references), label_names, metrics["f1_micro"])
+    missing = _never_predicted_warnings(predicted, actual, label_names)
+    return ConstantComparison(result.above_constant, result.warnings + missing)
 
 
-def _single_label_warnings(actual: Array, names: Sequence[str], accuracy: MetricValue) -> list[str]:
-    """Compare with predicting the most frequent class for every row; `actual`: rows per class, (C,)."""
-    rows, majority = int(actual.sum()), int(actual.argmax())
-    if actual[majority] == rows:
-        return [_constant_label_warning(rows, f"the label '{names[majority]}'")]
-    return _warn_unless_above(
-        accuracy, "accuracy", actual[majority] / rows, f"predicting '{names[majority]}' for every row"
-    )
+def constant_score(references: Array, num_classes: int, metric: str) -> float:
+    """Return a single-label metric of predicting the most frequent of the class ids (N,) for every row."""
+    majority = np.full_like(references, np.bincount(references).argmax())
+    return float(SINGLE_LABEL[metric](counts_of_confusion(confusion_matrix(majority, references, num_classes))))
 
 
-def _multi_label_warnings(
+def _compare_classes(references: Array, names: Sequence[str], metric: str, score: MetricValue) -> ConstantComparison:
+    """Compare with predicting the most frequent of the class ids (N,) for every row."""
+    actual = np.bincount(references)
+    rows, majority = len(references), names[int(actual.argmax())]
+    if actual.max() == rows:
+        return ConstantComparison(None, [_constant_label_warning(rows, f"the label '{majority}'")])
+    constant = constant_score(references, len(names), metric)
+    return _compare(score, metric, constant, f"predicting '{majority}' for every row")
+
+
+def _compare_sets(
     predicted: Array, actual: Array, rows: int, names: Sequence[str], f1: MetricValue
-) -> list[str]:
+) -> ConstantComparison:
     """Compare with the best constant set of labels, which are the k most frequent ones; counts per label, (C,)."""
     if not predicted.any():
-        return [
+        warning = (
             "no label was predicted for any row, because no probability exceeds 0.5: the model has not learned any "
             "label. Try more epochs (training.num_train_epochs), a higher training.learning_rate, or more training rows"
-        ]
+        )
+        return ConstantComparison(False, [warning])
     order = np.argsort(-actual, kind="stable")
     scores = 2 * actual[order].cumsum() / (rows * np.arange(1, len(order) + 1) + actual.sum())  # micro F1 for each k
     best = int(scores.argmax())
     answer = _join_names([f"'{names[index]}'" for index in order[: best + 1]])
-    return _warn_unless_above(f1, "f1_micro", float(scores[best]), f"predicting {answer} for every row")
+    return _compare(f1, "f1_micro", float(scores[best]), f"predicting {answer} for every row")
 
 
-def _regression_warnings(actual: Array, error: MetricValue) -> list[str]:
+def _compare_values(actual: Array, error: MetricValue) -> ConstantComparison:
     """Compare with predicting the mean of the labels (N,) for every row; its mean squared error is their variance."""
     variance = float(actual.var())
     if np.ptp(actual) == 0:
-        return [_constant_label_warning(len(actual), f"the value {actual[0]:g}")]
+        return ConstantComparison(None, [_constant_label_warning(len(actual), f"the value {actual[0]:g}")])
     upper = error.value if error.high is None else error.high
     if upper is not None and upper < variance:
-        return []
-    return [
+        return ConstantComparison(True, [])
+    warning = (
         f"mean_squared_error {_format_score(error)} is not clearly below {variance:.3f}, the score of predicting the "
         f"mean for every row: the model may have learned nothing. {_FIX}"
-    ]
+    )
+    return ConstantComparison(False, [warning])
 
 
-def _warn_unless_above(score: MetricValue, metric: str, constant: float, answer: str) -> list[str]:
-    """Return a warning unless the score is clearly above `constant`, the score of the constant prediction."""
+def _compare(score: MetricValue, metric: str, constant: float, answer: str) -> ConstantComparison:
+    """Compare a score with `constant`, the score of the constant prediction `answer`."""
     lower = score.value if score.low is None else score.low
     if lower is not None and lower > constant:
-        return []
-    return [
+        return ConstantComparison(True, [])
+    warning = (
         f"{metric} {_format_score(score)} is not clearly above {constant:.3f}, the score of {answer}: the model may "
         f"have learned nothing. {_FIX}"
-    ]
+    )
+    return ConstantComparison(False, [warning])
 
 
 def _constant_label_warning(rows: int, what: str) -> str:

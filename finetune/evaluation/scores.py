@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from finetune.evaluation.baseline import baseline_warnings
+from finetune.evaluation.baseline import compare_with_constant
 from finetune.evaluation.bootstrap import classification_intervals, interval_note, regression_intervals
 from finetune.evaluation.metrics import confusion_matrix
 from finetune.evaluation.prediction import Predictions
@@ -12,13 +12,20 @@ from finetune.runs.results import ClassScores, SplitScores
 
 
 def score(
-    predictions: Predictions, label_names: Sequence[str], metrics: Sequence[str], *, samples: int, seed: int
+    predictions: Predictions,
+    label_names: Sequence[str],
+    metrics: Sequence[str],
+    *,
+    samples: int,
+    seed: int,
+    best_metric: str = "accuracy",
 ) -> SplitScores:
     """Return the metrics with confidence intervals, the per-class table, the confusion matrix and warnings.
 
     Args:
         metrics: names of the metrics to return.
         samples: number of bootstrap resamples.
+        best_metric: the metric that selected the model; it is also compared with that of a constant prediction.
     """
     predicted = predictions.predicted_labels()
     names = list(label_names)
@@ -30,6 +37,7 @@ def score(
     confusion = None
     if predictions.problem_type == "single_label_classification":
         confusion = confusion_matrix(predicted, predictions.labels, len(names)).tolist()
+    comparison = compare_with_constant(predicted, predictions.labels, names if per_class else [], values, best_metric)
     return SplitScores(
         rows=len(predictions.labels),
         loss=predictions.loss(),
@@ -37,5 +45,6 @@ def score(
         per_class=per_class,
         confusion=confusion,
         interval_note=interval_note(len(predictions.labels)),
-        warnings=baseline_warnings(predicted, predictions.labels, names if per_class else [], values),
+        warnings=comparison.warnings,
+        above_constant=comparison.above_constant,
     )

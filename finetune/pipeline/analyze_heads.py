@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from finetune.report import write_report
 from finetune.report.terminal import print_heads
 from finetune.runs.head_results import HeadAnalysis
 from finetune.runs.json_files import write_json
-from finetune.runs.results import SplitSummary
+from finetune.runs.results import SplitScores, SplitSummary
+from finetune.runs.run_files import read_scores
 from finetune.runs.run_folder import RunFolder
 
 
@@ -35,7 +36,8 @@ def analyze_heads(path: str | Path, overrides: Sequence[str] = ()) -> HeadAnalys
     """
     with open_run(Path(path), overrides) as run:
         context = run.context
-        result = analyze(context, run.inputs)
+        scores = read_scores(context.folder) if context.folder.scores.is_file() else {}
+        result = analyze(context, run.inputs, scores)
         if result is None:
             raise DataError(
                 f"the recipe of {path} has no head analysis; set a method, such as head_importance.method=gradient"
@@ -52,8 +54,12 @@ def analyze_heads(path: str | Path, overrides: Sequence[str] = ()) -> HeadAnalys
     return result
 
 
-def analyze(context: RunContext, inputs: RunInputs) -> HeadAnalysis | None:
-    """Return the analysis that the recipe's `head_importance` describes, or None without that section."""
+def analyze(context: RunContext, inputs: RunInputs, scores: Mapping[str, SplitScores]) -> HeadAnalysis | None:
+    """Return the analysis that the recipe's `head_importance` describes, or None without that section.
+
+    Args:
+        scores: those of the classifier, by split, for a warning if it has not learned the task.
+    """
     recipe = context.recipe
     if recipe.head_importance is None:
         return None
@@ -69,10 +75,21 @@ def analyze(context: RunContext, inputs: RunInputs) -> HeadAnalysis | None:
             ),
             context.accelerator,
         )
-    if result.truth is None:
-        return result
-    warning = _overlap_warning(result.truth.split, inputs.summary[result.truth.split])
-    return replace(result, warnings=[*result.warnings, warning]) if warning else result
+    truth = result.truth
+    overlap = _overlap_warning(truth.split, inputs.summary[truth.split]) if truth else ""
+    added = [warning for warning in (untrained_warning(scores), overlap) if warning]
+    return replace(result, warnings=[*result.warnings, *added])
+
+
+def untrained_warning(scores: Mapping[str, SplitScores]) -> str:
+    """Return a warning if on no scored split the classifier is clearly better than a constant prediction, or ""."""
+    verdicts = {split: result.above_constant for split, result in scores.items() if result.above_constant is not None}
+    if not verdicts or any(verdicts.values()):
+        return ""
+    return (
+        f"This ranking describes a model that has not learned the task: on the {' and '.join(verdicts)} rows it is not "
+        "clearly better than one constant prediction. Train a better model before you use the ranking."
+    )
 
 
 def _overlap_warning(split: str, summary: SplitSummary) -> str:

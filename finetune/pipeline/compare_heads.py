@@ -7,15 +7,17 @@ from itertools import combinations
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from finetune.errors import DataError
 from finetune.heads.ranking_statistics import kendall_tau
 from finetune.out_of_memory import report_out_of_memory
+from finetune.pipeline.analyze_heads import untrained_warning
 from finetune.pipeline.finished_run import finished_folder, finished_recipe
 from finetune.report import read_record
-from finetune.report.terminal import print_agreement
+from finetune.report.terminal import print_agreement, print_line
 from finetune.runs.head_results import RankAgreement
-from finetune.runs.run_files import existing_run, read_heads
+from finetune.runs.run_files import existing_run, read_heads, read_scores
 from finetune.runs.run_folder import RunFolder
 
 
@@ -44,7 +46,12 @@ def compare_heads(paths: Sequence[Path]) -> list[RankAgreement]:
         RankAgreement(first, second, kendall_tau(rankings[first].values, rankings[second].values))
         for first, second in combinations(rankings, 2)
     ]
-    print_agreement(Console(highlight=False), methods.pop(), pairs)
+    console = Console(highlight=False)
+    print_agreement(console, methods.pop(), pairs)
+    for path in paths:
+        scores = read_scores(RunFolder(path)) if RunFolder(path).scores.is_file() else {}
+        if warning := untrained_warning(scores):
+            print_line(console, f"[yellow]{escape(str(path))}: {escape(warning)}[/]")
     return pairs
 
 

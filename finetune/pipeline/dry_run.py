@@ -70,7 +70,7 @@ def _try_head_analysis(context: RunContext, inputs: RunInputs) -> None:
     limits = {"max_samples": _FEW_ROWS, "curve_samples": _FEW_ROWS, "random_orders": 1, "max_seconds": _FEW_SECONDS}
     recipe = context.recipe.model_copy(update={"head_importance": settings.model_copy(update=limits)})
     try:
-        analyze(replace(context, recipe=recipe), inputs)
+        analyze(replace(context, recipe=recipe), inputs, {})
     except Exception as error:
         raise TrainingError(
             f"the head analysis fails: {describe_error(error)}; change head_importance, or set it to null"

@@ -51,7 +51,10 @@ def evaluate(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Split
 
 def _without_notes(scores: Mapping[str, SplitScores]) -> dict[str, SplitScores]:
     """Return scores without their notes, whose wording may differ between versions."""
-    return {name: replace(split_scores, interval_note="", warnings=[]) for name, split_scores in scores.items()}
+    return {
+        name: replace(split_scores, interval_note="", warnings=[], above_constant=None)
+        for name, split_scores in scores.items()
+    }
 
 
 def evaluate_stage(context: RunContext, inputs: RunInputs) -> dict[str, SplitScores]:
@@ -59,7 +62,7 @@ def evaluate_stage(context: RunContext, inputs: RunInputs) -> dict[str, SplitSco
     with stage("evaluating"):
         scores = _score_and_write(context, inputs)
     print_scores(context.console, scores, inputs.summary)
-    _add_head_analysis(context, inputs)
+    _add_head_analysis(context, inputs, scores)
     context.print_line(f"Report: {escape(str(context.folder.report))}")
     return scores
 
@@ -77,6 +80,7 @@ def _score_and_write(context: RunContext, inputs: RunInputs) -> dict[str, SplitS
             recipe.metric_names(),
             samples=recipe.evaluation.bootstrap_samples,
             seed=recipe.seed,
+            best_metric=recipe.best_metric(),
         )
         tables.append(predictions_table(name, split, predictions, classifier.label_names))
 
@@ -90,12 +94,12 @@ def _score_and_write(context: RunContext, inputs: RunInputs) -> dict[str, SplitS
     return scores
 
 
-def _add_head_analysis(context: RunContext, inputs: RunInputs) -> None:
+def _add_head_analysis(context: RunContext, inputs: RunInputs, scores: Mapping[str, SplitScores]) -> None:
     """Analyze the heads and add the result to the report; if this fails, the report shows a warning instead."""
     folder, failure, analysis = context.folder, "", None
     try:
         with report_out_of_memory():
-            analysis = analyze(context, inputs)
+            analysis = analyze(context, inputs, scores)
     except Exception as error:  # every type: a failed analysis must not end a run whose scores are complete
         if context.accelerator.num_processes > 1 and not isinstance(error, FinetuneError):
             raise  # the processes may have stopped at different points of the analysis

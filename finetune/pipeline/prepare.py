@@ -31,6 +31,7 @@ from finetune.progress import stage
 from finetune.recipe.schema import Recipe
 from finetune.recipe.validation import NO_VALIDATION
 from finetune.report.terminal import print_data
+from finetune.training.best_metric import choose_best_metric
 from finetune.training.schedule import Plan, fill_in, make_plan
 
 
@@ -54,7 +55,8 @@ def prepare(context: RunContext, *, resuming: bool = False) -> tuple[RunContext,
             context.print_line(f"[yellow]{escape(note)}[/]")
     recipe, pooling_line = with_pooling(recipe, inputs.classifier)
     recipe, init_line = init_classifier(replace(context, recipe=recipe), inputs, resuming=resuming)
-    for line in filter(None, (pooling_line, init_line)):
+    recipe, metric_line = choose_best_metric(recipe, inputs.summary["train"].label_counts)
+    for line in filter(None, (pooling_line, init_line, metric_line)):
         context.print_line(escape(line))
     labels = len(inputs.classifier.label_names)
     plan = make_plan(recipe, rows=len(train), processes=accelerator.num_processes, labels=labels)

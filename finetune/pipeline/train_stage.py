@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from rich.markup import escape
 
 from finetune.distributed import gather_results, on_main_process
+from finetune.evaluation.baseline import constant_score
+from finetune.evaluation.learning_curve import learning_curve_warnings
 from finetune.evaluation.prediction import predict
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import check_reload
@@ -23,7 +26,7 @@ from finetune.runs.atomic_files import atomic_replace_dir, report_write_errors
 from finetune.runs.json_files import append_line, write_json
 from finetune.runs.ownership import delete_previous_run
 from finetune.runs.results import TrainingResult, TrainingSpeed
-from finetune.runs.run_files import truncate_history
+from finetune.runs.run_files import read_history, truncate_history
 from finetune.signals import stop_after_step
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.checkpoints import (
@@ -121,7 +124,7 @@ def train_stage(context: RunContext, inputs: RunInputs, trainer: Trainer) -> Cla
             print_line=context.print_line,
             stop_request=request,
         )
-    result = training_result(trainer, stopped, recipe.best_metric())
+    result = training_result(trainer, stopped, recipe.best_metric(), course_warnings(context, inputs, trainer))
     trainer.unwrap_model()
     return save_trained(context, inputs, result)
 
@@ -150,10 +153,33 @@ def save_trained(context: RunContext, inputs: RunInputs, result: TrainingResult)
         f"Trained {result.steps} steps at {result.speed.train_samples_per_second:.1f} rows/s ({result.stopped}); the "
         "saved model gives the same logits."
     )
+    for warning in result.warnings:
+        context.print_line(f"[yellow]{escape(warning)}[/]")
     return reloaded
 
 
-def training_result(trainer: Trainer, stopped: str, best_metric: str) -> TrainingResult:
+def course_warnings(context: RunContext, inputs: RunInputs, trainer: Trainer) -> list[str]:
+    """Return warnings about the evaluations of a training run that has ended, the same on every process."""
+    validation, metric = inputs.splits.get("validation"), context.recipe.best_metric()
+    if validation is None:
+        return []
+    single_label = inputs.classifier.problem_type == "single_label_classification" and metric != "loss"
+    classes = len(inputs.classifier.label_names)
+
+    def warnings() -> list[str]:
+        if not context.accelerator.is_main_process or not context.folder.history.is_file():  # without any entry
+            return []
+        return learning_curve_warnings(
+            read_history(context.folder),
+            metric,
+            constant_score=constant_score(validation.labels, classes, metric) if single_label else None,
+            all_steps_done=trainer.state.step == trainer.plan.total_steps,
+        )
+
+    return gather_results(context.accelerator, warnings)[0]
+
+
+def training_result(trainer: Trainer, stopped: str, best_metric: str, warnings: Sequence[str] = ()) -> TrainingResult:
     """Return how training ended and how fast it was."""
     state, (trainable, total) = trainer.state, trainer.classifier.parameter_counts()
     seconds = max(state.train_seconds, 1e-9)
@@ -175,4 +201,5 @@ def training_result(trainer: Trainer, stopped: str, best_metric: str) -> Trainin
             peak_memory_mb=peak_memory_mb(trainer.accelerator.device),
         ),
         notes=list(trainer.classifier.notes),
+        warnings=list(warnings),
     )

@@ -29,7 +29,9 @@ class EvaluationSection(Section):
         None, description="Metrics to report; null reports all metrics of the problem type."
     )
     metric_for_best_model: str | None = Field(
-        None, description="Metric that selects the best checkpoint, or loss; null uses the first of metrics."
+        None,
+        description="Metric that selects the best checkpoint, or loss; null uses the first of metrics, but f1_macro if "
+        "metrics is null and class_weights are set or one label has at least 80 % of the training rows.",
     )
     early_stopping_patience: Count | None = Field(
         None,

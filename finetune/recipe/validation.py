@@ -60,7 +60,7 @@ def metric_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
             )
             yield Problem(("evaluation", "metrics", index), rule)
     best = evaluation.get("metric_for_best_model")
-    choices = [*map(str, metrics if isinstance(metrics, list) else known), "loss"]
+    choices = [*known, "loss"]
     if isinstance(best, str) and best not in choices:
         rule = f"given {best!r}; must be one of {', '.join(choices)}{_metric_hint(best, choices, problem_type)}"
         yield Problem(("evaluation", "metric_for_best_model"), rule)

@@ -41,9 +41,10 @@ class RunRecord:
         return _shown_split(self.scores)
 
     def notes(self) -> list[str]:
-        """Return the notes on the model and on the rows of every split."""
+        """Return the notes on the model, on the course of training, and on the rows of every split."""
         return [
             *self.training.notes,
+            *self.training.warnings,
             *(note for split, summary in self.data.items() for note in summary.notes(split)),
         ]
 

@@ -49,6 +49,8 @@ class SplitScores:
     Attributes:
         confusion: number of rows with label i that were predicted as j, (C, C).
         warnings: reasons to doubt that the classifier has learned anything, see evaluation/baseline.py.
+        above_constant: whether the classifier is clearly better than a constant prediction; None if the rows cannot
+            show it, or if the scores were stored before this was.
     """
 
     rows: int
@@ -58,6 +60,7 @@ class SplitScores:
     confusion: list[list[int]] | None = None
     interval_note: str = ""
     warnings: list[str] = field(default_factory=list)
+    above_constant: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ class TrainingResult:
 
     Attributes:
         stopped: why training ended, such as "all epochs done".
+        warnings: reasons to train longer or faster, see evaluation/learning_curve.py.
     """
 
     steps: int
@@ -148,6 +152,7 @@ class TrainingResult:
     trained_dtype: str
     speed: TrainingSpeed
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def best_text(self) -> str:
         """Return "best accuracy 0.9000 at step 30", or "" if there was no evaluation."""

@@ -29,7 +29,7 @@ class TrainState:
         best_step: the step of the best evaluation, None before the first one.
         best_value: the metric at the best evaluation, None if it was undefined in every evaluation.
         best_loss: the loss at the best evaluation.
-        evaluations_since_best: evaluations without a better metric, for early stopping.
+        evaluations_since_best: evaluations since the best one, for early stopping.
         micro_batch_rows: maximum rows per forward pass and process, set when memory ran out; None: no limit.
         weight_decay_factor: product of 1 - learning rate * weight decay over all steps. A weight that never has a
             gradient is its initial value times this factor.
@@ -74,12 +74,11 @@ class TrainState:
     def record_evaluation(self, value: float | None, *, loss: float, lower_is_better: bool) -> bool:
         """Record an evaluation and return whether it is the best so far.
 
-        Of two evaluations with the same metric, the one with the lower loss is better, but it does not reset
-        `evaluations_since_best`. Any value is better than None (undefined).
+        Of two evaluations with the same metric, the one with the lower loss is better: a model that still predicts the
+        same labels, but with a falling loss, is learning. Any value is better than None (undefined).
         """
         best = self.best_value
-        tie = self.best_step is not None and value == best
-        if tie:
+        if self.best_step is not None and value == best:
             better = self.best_loss is not None and loss < self.best_loss
         elif value is None or best is None:
             better = self.best_step is None or value is not None
@@ -87,8 +86,7 @@ class TrainState:
             better = value < best if lower_is_better else value > best
         if better:
             self.best_value, self.best_loss, self.best_step = value, loss, self.step
-        improved = better and (value is None or not tie)
-        self.evaluations_since_best = 0 if improved else self.evaluations_since_best + 1
+        self.evaluations_since_best = 0 if better else self.evaluations_since_best + 1
         return better
 
     def to_json(self) -> dict[str, Any]:

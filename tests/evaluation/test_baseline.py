@@ -10,19 +10,23 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from finetune.evaluation.baseline import baseline_warnings
+from finetune.evaluation.baseline import compare_with_constant, constant_score
 from finetune.evaluation.bootstrap import classification_intervals, regression_intervals
 
 NAMES = ["a", "b", "c"]
 SIXTY = [0] * 30 + [1] * 20 + [2] * 10
 
 
-def warnings(predictions: Any, references: Any, names: list[str]) -> list[str]:
+def compare(
+    predictions: Any, references: Any, names: list[str], metric: str = "accuracy"
+) -> tuple[bool | None, list[str]]:
     predicted, actual = np.array(predictions), np.array(references)
-    if not names:
-        return baseline_warnings(predicted, actual, [], regression_intervals(predicted, actual, samples=200, seed=0))
-    metrics, _ = classification_intervals(predicted, actual, names, samples=200, seed=0)
-    return baseline_warnings(predicted, actual, names, metrics)
+    if names:
+        metrics, _ = classification_intervals(predicted, actual, names, samples=200, seed=0)
+    else:
+        metrics = regression_intervals(predicted, actual, samples=200, seed=0)
+    comparison = compare_with_constant(predicted, actual, names, metrics, metric)
+    return comparison.above_constant, comparison.warnings
 
 
 RANDOM = np.random.default_rng(0)
@@ -84,7 +88,10 @@ SETS = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 1]] * 10)
 def test_a_model_no_better_than_a_constant_prediction_is_reported(
     predictions: Any, references: Any, names: list[str], expected: list[str]
 ) -> None:
-    reported = warnings(predictions, references, names)
+    above_constant, reported = compare(predictions, references, names)
+    one_label = any("so the scores do not show" in warning for warning in reported)
+    below = any("not clearly" in warning or "no label was" in warning for warning in reported)
+    assert above_constant is (None if one_label else not below)
     assert len(reported) == len(expected), reported
     for warning, pattern in zip(reported, expected, strict=True):
         assert re.search(pattern, warning), warning
@@ -92,7 +99,7 @@ def test_a_model_no_better_than_a_constant_prediction_is_reported(
 
 def test_only_the_first_names_are_listed() -> None:
     names = [f"label {number}" for number in range(8)]
-    reported = warnings([0] * 40, [0] * 5 + [n for n in range(1, 8) for _ in range(5)], names)
+    _, reported = compare([0] * 40, [0] * 5 + [n for n in range(1, 8) for _ in range(5)], names)
     assert "'label 5' (5 rows) and 2 more, so their recall is 0" in reported[1]
 
 
@@ -102,5 +109,24 @@ def test_the_multi_label_baseline_is_the_best_label_set() -> None:
         f1_score(SETS, np.tile(chosen, (40, 1)), average="micro", zero_division=0.0)
         for chosen in itertools.product([0, 1], repeat=3)
     )
-    (warning, _) = warnings(np.tile([1, 1, 0], (40, 1)), SETS, NAMES)
+    _, (warning, _) = compare(np.tile([1, 1, 0], (40, 1)), SETS, NAMES)
     assert f"not clearly above {best:.3f}, the score of" in warning
+
+
+def test_a_rare_class_is_judged_by_the_metric_that_selected_the_model() -> None:
+    # 95 rows of one class, 5 of the other; all 5 are recognized, and 10 others are taken for them.
+    references, predictions = [0] * 95 + [1] * 5, [0] * 85 + [1] * 15
+    above_constant, (warning,) = compare(predictions, references, NAMES[:2])
+    assert not above_constant
+    assert "accuracy 0.900" in warning
+    assert compare(predictions, references, NAMES[:2], "f1_macro") == (True, [])
+    above_constant, (warning, _) = compare([0] * 100, references, NAMES[:2], "f1_macro")
+    assert not above_constant
+    assert warning.startswith("f1_macro 0.487 [")
+    assert "] is not clearly above 0.487, the score of predicting 'a'" in warning
+    assert compare(predictions, references, NAMES[:2], "loss") == compare(predictions, references, NAMES[:2])
+
+
+@pytest.mark.parametrize(("metric", "expected"), [("accuracy", 0.5), ("f1_macro", 2 / 9), ("matthews_correlation", 0)])
+def test_the_score_of_the_most_frequent_class(metric: str, expected: float) -> None:
+    assert constant_score(np.array(SIXTY), 3, metric) == pytest.approx(expected)

@@ -120,10 +120,6 @@ ONLY_CHECK = {
         MINIMAL + "task: {label_names: [a, b]}\ntraining: {class_weights: {c: 2.0}}\n",
         "a rule cannot compare the values of two keys",
     ),
-    "a best metric that is not reported": (
-        MINIMAL + "evaluation: {metrics: [accuracy], metric_for_best_model: f1_macro}\n",
-        "a rule cannot compare the values of two keys",
-    ),
     "a key twice": (MINIMAL + "seed: 1\nseed: 2\n", "a parsed mapping has each key once; editors report it themselves"),
     "a missing file": (f"{MODEL}\ndata: {{train_file: no.csv, validation_size: 0.1}}\n", "a schema reads no disk"),
 }  # fmt: skip

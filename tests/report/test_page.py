@@ -129,8 +129,11 @@ def test_baseline_warnings_are_shown(run: RunFolder) -> None:
 
 def test_training_notes_are_shown(run: RunFolder) -> None:
     training = read_json(run.training, TrainingResult)
-    write_json(run.training, replace(training, notes=["The classification head is new: it was for <a>."]))
+    new_head, falling = "The classification head is new: it was for <a>.", "The loss was still falling."
+    write_json(run.training, replace(training, notes=[new_head], warnings=[falling]))
     write_report(run)
+    assert f'<p class="note">{falling}</p>' in run.report.read_text()
+    assert f"\n> {falling}\n" in run.card.read_text()
     assert '<p class="note">The classification head is new: it was for &lt;a&gt;.</p>' in run.report.read_text()
     assert "\n> The classification head is new: it was for <a>.\n" in run.card.read_text()
 

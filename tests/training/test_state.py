@@ -11,7 +11,10 @@ Evaluations = list[tuple[float | None, float]]  # metric, loss
     ("evaluations", "best_step", "since_best"),
     [
         ([(0.5, 1.0), (0.7, 1.2), (0.6, 0.1)], 2, 1),
-        ([(0.7, 1.0), (0.7, 0.8), (0.7, 0.9)], 2, 2),  # a tie goes to the lower loss and does not reset the count
+        ([(0.7, 1.0), (0.7, 0.8), (0.7, 0.9)], 2, 1),  # of equal metrics, the one with the lower loss is better
+        ([(0.4, 0.472), (0.4, 0.286), (0.3, 0.1)], 2, 1),
+        ([(0.4, 0.286), (0.4, 0.472)], 1, 1),
+        ([(0.0, 3.0), (0.0, 2.0), (0.0, 1.0)], 3, 0),  # still learning, so training does not stop early
         ([(0.7, 1.0), (0.7, 1.0)], 1, 1),
         ([(None, 1.0), (None, 0.8), (None, 0.9)], 2, 1),  # undefined: only the loss decides
         ([(None, 0.1), (-0.2, 1.0), (None, 0.01)], 2, 1),  # any value is better than undefined
