@@ -45,6 +45,8 @@ TESTED_IN = {
     "models/attention_sites.py": "models/test_head_gates.py",
     "models/classifier.py": "models/test_building.py",
     "models/cross_encoder_files.py": "models/test_stock_loaders.py",
+    "models/encoder_parts.py": "models/test_freezing.py",
+    "models/initialization.py": "models/test_reinitialized_layers.py",
     "models/frozen_encoder.py": "models/test_activation_cache.py",
     "models/merging.py": "models/test_lora.py",
     "models/saving.py": "models/test_loading.py",

@@ -21,6 +21,7 @@ from transformers import (
 
 from finetune.errors import ModelError
 from finetune.models.checkpoint_checks import missing_encoder_weights
+from finetune.models.initialization import initialize_again
 from finetune.models.pooled_classifier import pooled_class
 from finetune.models.pooling import HEAD, pooling_of
 from finetune.models.pretrained import label_names_of
@@ -127,7 +128,7 @@ def align_head_to_labels(
             reordered=tuple(loaded),
             note=f"The rows of the checkpoint's classification head, for {_labels(checkpoint_config)}, were reordered.",
         )
-    _initialize_again(model, loaded)
+    initialize_again(model, map(model.get_submodule, dict.fromkeys(name.rpartition(".")[0] for name in loaded)))
     return AlignedHead(
         reinitialized=tuple(loaded),
         note=f"The classification head is new: the checkpoint's is for {_labels(checkpoint_config)}, not for "
@@ -147,16 +148,6 @@ def _order(checkpoint_config: PreTrainedConfig, label_names: Sequence[str]) -> l
         if sorted(candidate) == sorted(label_names):
             return [candidate.index(name) for name in label_names]
     return None
-
-
-def _initialize_again(model: PreTrainedModel, names: Sequence[str]) -> None:
-    """Initialize the modules of these parameters at random, as the family initializes new ones."""
-    modules = dict.fromkeys(name.rpartition(".")[0] for name in names)
-    with torch.no_grad():
-        for module in map(model.get_submodule, modules):
-            for parameter in module.parameters(recurse=False):
-                vars(parameter).pop("_is_hf_initialized", None)  # with this mark `_init_weights` would skip it
-            model._init_weights(module)
 
 
 def _labels(config: PreTrainedConfig) -> str:

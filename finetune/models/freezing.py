@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from finetune.errors import ModelError
-from finetune.models.architectures import family_of
-from finetune.models.attention_sites import attention_sites
+from finetune.models.encoder_parts import check_separate_layers, embedding_modules, layer_modules
 
 
 @dataclass(frozen=True)
@@ -37,24 +35,13 @@ def freeze(model: PreTrainedModel, freezing: Freezing) -> None:
     Raises:
         ModelError: the model has fewer layers, or its layers share weights.
     """
-    sites = attention_sites(model)
-    shared = len({site.output for site in sites}) < len(sites)
-    if freezing.layers > len(sites) or (freezing.layers and shared):
-        reason = "shares weights between its layers; set it to 0" if shared else f"has {len(sites)} layers; lower it"
-        raise ModelError(
-            f"training.freeze_layers is {freezing.layers}, but this '{model.config.model_type}' model {reason}"
-        )
-    encoder = model.base_model
-    if freezing.embeddings:
-        names = {"embeddings", family_of(model.config).embedding_projection} - {""}
-        for name, module in encoder.named_modules():
-            if isinstance(module, nn.Embedding) or name in names:
-                module.requires_grad_(False)
-    for module in encoder.modules():
-        # Every list with one item per layer: XLM has separate lists for attention, norms and feed-forward.
-        if isinstance(module, nn.ModuleList) and len(module) == len(sites):
-            for layer in module[: freezing.layers]:
-                layer.requires_grad_(False)
+    if freezing.layers:
+        check_separate_layers(model, "training.freeze_layers", freezing.layers, freezing.layers)
+    for module in embedding_modules(model) if freezing.embeddings else ():
+        module.requires_grad_(False)
+    for modules in layer_modules(model)[: freezing.layers]:
+        for module in modules:
+            module.requires_grad_(False)
 
 
 def keep_float32(model: PreTrainedModel, modules: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from finetune.models.freezing import Freezing
 from finetune.models.lora import Lora
 from finetune.models.pooling import HEAD, pooling_of
 from finetune.models.pretrained import Source, load_pooling, load_tokenizer
+from finetune.models.reinitialized_layers import reinit_top_layers
 from finetune.recipe.schema import ModelSection, PeftSection, Recipe
 
 _DEFAULT_VOCAB_SIZE = 30_000
@@ -27,7 +28,7 @@ def build_classifier(recipe: Recipe, splits: LabeledSplits) -> Classifier:
 def _build_pretrained(recipe: Recipe, splits: LabeledSplits) -> Classifier:
     """Return a classifier on the recipe's checkpoint."""
     source = checkpoint_source(recipe.model)
-    return pretrained_classifier(
+    classifier = pretrained_classifier(
         source,
         load_tokenizer(source),
         Labels(splits.label_names, recipe.task.problem_type),
@@ -35,6 +36,7 @@ def _build_pretrained(recipe: Recipe, splits: LabeledSplits) -> Classifier:
         lora=None if recipe.peft is None else lora_settings(recipe.peft),
         freezing=Freezing(recipe.training.freeze_embeddings, recipe.training.freeze_layers),
     )
+    return reinit_top_layers(classifier, recipe.training.reinit_layers)
 
 
 def _build_untrained(recipe: Recipe, splits: LabeledSplits) -> Classifier:

@@ -141,6 +141,7 @@ def _rules_across_sections() -> list[Schema]:
         [adapters, new_model],
         *([adapters, _has(training=_has(**{key: value}))] for key, value in frozen.items()),
         [adapters, caches],
+        [_any_of(adapters, new_model), _has(training=_has(reinit_layers=ABOVE_0))],
         [new_model, caches],
         [_has(training=_has(mixed_precision={"const": "fp16"}, use_cpu={"const": True}))],
         [_has(evaluation=_has(eval_strategy={"const": "no"}, early_stopping_patience={"type": "integer"}))],

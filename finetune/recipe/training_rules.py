@@ -15,6 +15,12 @@ def training_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
         for key in _SINGLE_LABEL_ONLY:
             if training.get(key):
                 yield _problem(key, "applies only to single_label_classification; remove it")
+    if training.get("reinit_layers"):
+        if document.get("peft") is not None:
+            text = "initializes layers at random, and LoRA would not train them; remove this key, or the peft section"
+            yield _problem("reinit_layers", text)
+        elif section_of(document, "model").get("model_type"):
+            yield _problem("reinit_layers", "a new model has random weights already; remove this key")
     yield from _contrastive_problems(training)
 
 

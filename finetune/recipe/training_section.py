@@ -29,6 +29,16 @@ class TrainingSection(Section):
         description="Peak learning rate; null gives 0.04 / hidden size of the model, ten times as much with LoRA, "
         "rounded to one digit.",
     )
+    layerwise_lr_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        description="Factor of the learning rate from each layer to the one below, such as 0.9; the head has the full "
+        "rate and the embeddings the lowest, and null gives all the same rate.",
+    )
+    reinit_layers: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Number of layers of the pretrained encoder, counted from the top, that are initialized at random "
+        "before training; 0 keeps all.",
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         0.01, description="Weight decay of AdamW; biases and layer norms have none."
     )

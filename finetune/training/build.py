@@ -19,6 +19,7 @@ from finetune.data.tokenization import EncodedSplit
 from finetune.distributed import broadcast_weights
 from finetune.models.classification_head import output_layer
 from finetune.models.classifier import Classifier
+from finetune.models.encoder_parts import check_separate_layers, depths_from_top
 from finetune.models.speedups import sped_up
 from finetune.recipe.training_section import TrainingSection
 from finetune.training.averaging import WeightAverage
@@ -68,7 +69,8 @@ def build_trainer(
         padding = classifier.tokenizer.pad_token_id
         embeddings = make_embedding_subset(classifier.base, split, padding, accelerator.device)
     parameters = _trainable_parameters(module, embeddings)
-    optimizer = build_optimizer(parameters, training, hyperparameters.loraplus_lr_ratio)
+    depths = _depths(classifier) if training.layerwise_lr_decay else None
+    optimizer = build_optimizer(parameters, training, hyperparameters.loraplus_lr_ratio, depths)
     scheduler = get_scheduler(training.lr_scheduler_type, optimizer, plan.warmup_steps, plan.total_steps)
     module, prepared_optimizer = prepare_model(module, optimizer, classifier.base, accelerator)
     trained = [p for group in prepared_optimizer.param_groups for p in group["params"]]
@@ -123,6 +125,17 @@ def _plan_rows(
         epoch=epoch,
     )
     return [[share_pairs(batch, processes) for batch in step] for step in steps]
+
+
+def _depths(classifier: Classifier) -> dict[str, int]:
+    """Return the depth of each parameter from the top of the model, by name; see `depths_from_top`.
+
+    Raises:
+        ModelError: the layers of the model share weights.
+    """
+    check_separate_layers(classifier.base, "training.layerwise_lr_decay", "set")
+    depths = depths_from_top(classifier.base)
+    return {name: depths.get(id(parameter), 0) for name, parameter in classifier.model.named_parameters()}
 
 
 def _copy_for_sharding(classifier: Classifier, accelerator: Accelerator) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,10 @@ _FUSED_CLIPPING = ("cpu", "cuda")
 
 
 def build_optimizer(
-    parameters: Mapping[str, nn.Parameter], training: TrainingSection, loraplus_lr_ratio: float | None = None
+    parameters: Mapping[str, nn.Parameter],
+    training: TrainingSection,
+    loraplus_lr_ratio: float | None = None,
+    depths: Mapping[str, int] | None = None,
 ) -> torch.optim.AdamW:
     """Return AdamW (Loshchilov and Hutter 2019) without weight decay for vectors, that is biases and norms.
 
@@ -27,22 +31,26 @@ def build_optimizer(
     Args:
         parameters: the parameters to train, by their names in the model.
         loraplus_lr_ratio: multiplies the learning rate of LoRA's B matrices (LoRA+, Hayou et al. 2024).
+        depths: depth of each parameter from the top of the model, 0 to layers + 1. With `layerwise_lr_decay` d, the
+            learning rate at depth k is multiplied by d^k (Howard and Ruder 2018, section 3.2, where d = 1 / 2.6; Clark
+            et al. 2020). None: one rate for all.
     """
-    rate = training.learning_rate
+    rate, decay = training.learning_rate, training.layerwise_lr_decay or 1.0
     assert rate is not None, "schedule.fill_in sets a learning rate that is missing in the recipe"
-    lora_b = {name: p for name, p in parameters.items() if loraplus_lr_ratio and "lora_B" in name}
-    others = [p for name, p in parameters.items() if name not in lora_b]
-    groups = [
-        {"params": [p for p in others if p.dim() > 1], "weight_decay": training.weight_decay},
-        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0},
-        {
-            "params": list(lora_b.values()),
-            "weight_decay": training.weight_decay,
-            "lr": rate * (loraplus_lr_ratio or 1.0),
-        },
-    ]
+    groups: dict[tuple[int, int], dict[str, Any]] = {}  # (depth, kind): the first has the recipe's learning rate
+    for name, parameter in parameters.items():
+        is_lora_b = bool(loraplus_lr_ratio) and "lora_B" in name
+        depth = depths[name] if depths else 0
+        factor = (loraplus_lr_ratio or 1.0) if is_lora_b else 1.0
+        empty = {
+            "params": [],
+            "weight_decay": 0.0 if parameter.dim() <= 1 else training.weight_decay,
+            "lr": rate * factor * decay**depth,
+        }
+        kind = 2 if is_lora_b else int(parameter.dim() <= 1)
+        groups.setdefault((depth, kind), empty)["params"].append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [groups[key] for key in sorted(groups)],
         lr=rate,
         betas=(training.adam_beta1, training.adam_beta2),
         eps=training.adam_epsilon,

@@ -158,6 +158,12 @@ class Stepper:
         state.micro_batch_rows = rows
         return oom_message(rows, self.batch_size, info.step)
 
+    def _embedding_rate(self) -> float:
+        """Return the learning rate of the token embeddings if a subset of them is trained, else 0."""
+        rows = None if self.model.embeddings is None else self.model.embeddings.rows
+        groups = [group for group in self.optimizer.param_groups if any(p is rows for p in group["params"])]
+        return float(groups[0]["lr"]) if groups else 0.0
+
     def _update_weights(self, loss: Tensor, info: StepInfo, state: TrainState) -> None:
         """Update the weights, unless the loss or gradient is not finite."""
         optimizer, scaler, max_norm = self.optimizer.optimizer, self.accelerator.scaler, self.training.max_grad_norm
@@ -170,11 +176,11 @@ class Stepper:
         else:
             self.accelerator.clip_grad_norm_(self.parameters, math.inf if max_norm is None else max_norm)
             norm = torch.zeros_like(loss)  # an infinite norm is normal in fp16: the scaler skips such a step
-        scale = scaler.get_scale() if scaler else 0.0
+        scale, embedding_rate = scaler.get_scale() if scaler else 0.0, self._embedding_rate()
         self.optimizer.step()
         skipped = scaler is not None and scaler.get_scale() < scale
         if not skipped:
-            state.weight_decay_factor *= 1 - info.learning_rate * self.training.weight_decay
+            state.weight_decay_factor *= 1 - embedding_rate * self.training.weight_decay
             if self.model.average is not None:
                 self.model.average.update(state.weight_decay_factor)
         self.scheduler.step()  # also after a step that the scaler skipped: learning rate and step stay together

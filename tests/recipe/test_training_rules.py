@@ -18,8 +18,15 @@ WRONG = {
     "label_smoothing_factor: 1": r"label_smoothing_factor .*given 1; must be less than 1",
     "contrastive_weight: -1": r"contrastive_weight .*given -1; must be greater than or equal to 0",
     "contrastive_temperature: 0": r"contrastive_temperature .*given 0; must be greater than 0",
+    "layerwise_lr_decay: 0": r"layerwise_lr_decay .*given 0; must be greater than 0",
+    "layerwise_lr_decay: 1.1": r"layerwise_lr_decay .*given 1.1; must be less than or equal to 1",
+    "reinit_layers: -1": r"reinit_layers .*given -1; must be greater than or equal to 0",
 }
 WRONG_WITH = {
+    (
+        "reinit_layers: 2",
+        "peft: {}",
+    ): r"reinit_layers .*LoRA would not train them; remove this key, or the peft section",
     (
         "contrastive_weight: 0.1",
         "task: {problem_type: regression}",

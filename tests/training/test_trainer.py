@@ -110,6 +110,7 @@ def test_a_resumed_run_ends_with_the_same_bits(
 OPTIONS: dict[str, dict[str, Any]] = {
     "moving average": {"ema_decay": 0.9, "weight_decay": 0.5},
     "contrast": {"contrastive_weight": 0.5},
+    "rates by layer": {"layerwise_lr_decay": 0.5, "weight_decay": 0.5},
     "R-Drop": {"rdrop_alpha": 2.0, "label_smoothing_factor": 0.1},
 }
 
