@@ -68,6 +68,7 @@ TESTED_IN = {
     "data/split_labels.py": "data/test_splits.py",
     "recipe/data_section.py": "recipe/test_schema.py",
     "recipe/evaluation_section.py": "recipe/test_schema.py",
+    "recipe/lr_schedules.py": "training/test_lr_schedule.py",
     "recipe/names.py": "heads/test_methods.py",
     "recipe/section.py": "recipe/test_schema.py",
     "recipe/training_section.py": "recipe/test_schema.py",

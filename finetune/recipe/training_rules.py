@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from finetune.errors import did_you_mean
+from finetune.recipe.lr_schedules import SCHEDULES, lowest_rate_problem
 from finetune.recipe.validation import Problem, section_of
 
 
@@ -22,6 +24,26 @@ def training_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
         elif section_of(document, "model").get("model_type"):
             yield _problem("reinit_layers", "a new model has random weights already; remove this key")
     yield from _contrastive_problems(training)
+    yield from _schedule_problems(training)
+
+
+def _schedule_problems(training: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield problems with the parameters of the learning rate schedule."""
+    name, kwargs = training.get("lr_scheduler_type", "linear"), training.get("lr_scheduler_kwargs", {})
+    if not isinstance(name, str) or name not in SCHEDULES or not isinstance(kwargs, dict):
+        return  # reported as a wrong type
+    parameters = SCHEDULES[name]
+    for key, value in kwargs.items():
+        if key not in parameters:
+            known = f"has {', '.join(parameters)}" if parameters else "has no parameters; remove it"
+            yield _problem("lr_scheduler_kwargs", f"{name} {known}{did_you_mean(str(key), parameters)}", key)
+        elif not parameters[key].is_valid(value):
+            yield _problem("lr_scheduler_kwargs", f"given {value!r:.60}; must be {parameters[key].rule}", key)
+    if name == "cosine_with_min_lr" and len({"min_lr", "min_lr_rate"} & kwargs.keys()) != 1:
+        text = "cosine_with_min_lr needs min_lr (a learning rate) or min_lr_rate (a fraction of the peak); give one"
+        yield _problem("lr_scheduler_kwargs", text)
+    if text := lowest_rate_problem(kwargs, training.get("learning_rate")):
+        yield _problem("lr_scheduler_kwargs", text)
 
 
 def _contrastive_problems(training: Mapping[str, Any]) -> Iterator[Problem]:
@@ -39,5 +61,5 @@ def _contrastive_problems(training: Mapping[str, Any]) -> Iterator[Problem]:
 _SINGLE_LABEL_ONLY = ("label_smoothing_factor", "contrastive_weight")
 
 
-def _problem(key: str, text: str) -> Problem:
-    return Problem(("training", key), text)
+def _problem(key: str, text: str, *part: str) -> Problem:
+    return Problem(("training", key, *part), text)

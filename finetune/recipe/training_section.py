@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from finetune.recipe.lr_schedules import Schedule
 from finetune.recipe.section import Count, Section, Strategy, default_strategy
 
 
@@ -51,8 +52,13 @@ class TrainingSection(Section):
     adam_epsilon: Annotated[float, Field(gt=0)] = Field(
         1e-8, description="Constant that AdamW adds to the denominator of its update (epsilon)."
     )
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+    lr_scheduler_type: Schedule = Field(
         "linear", description="Schedule of the learning rate after warmup; by default it falls linearly to 0."
+    )
+    lr_scheduler_kwargs: dict[str, int | float | str] = Field(
+        {},
+        description="Parameters of the schedule, such as {num_cycles: 3} for cosine_with_restarts; by default those of "
+        "transformers.",
     )
     warmup_steps: Annotated[float, Field(ge=0)] = Field(
         0.06,

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
-from transformers import get_scheduler
 
 from finetune.data.sampler import Step, plan_epoch, plan_paired_epoch, share_pairs
 from finetune.data.tokenization import EncodedSplit
@@ -25,6 +24,7 @@ from finetune.recipe.training_section import TrainingSection
 from finetune.training.averaging import WeightAverage
 from finetune.training.embedding_subset import EmbeddingSubset, make_embedding_subset
 from finetune.training.fsdp import is_sharded, prepare_model
+from finetune.training.lr_schedule import make_scheduler
 from finetune.training.objective import Objective
 from finetune.training.optimizer import build_optimizer, class_weights
 from finetune.training.schedule import Plan
@@ -71,7 +71,7 @@ def build_trainer(
     parameters = _trainable_parameters(module, embeddings)
     depths = _depths(classifier) if training.layerwise_lr_decay else None
     optimizer = build_optimizer(parameters, training, hyperparameters.loraplus_lr_ratio, depths)
-    scheduler = get_scheduler(training.lr_scheduler_type, optimizer, plan.warmup_steps, plan.total_steps)
+    scheduler = make_scheduler(optimizer, training, plan)
     module, prepared_optimizer = prepare_model(module, optimizer, classifier.base, accelerator)
     trained = [p for group in prepared_optimizer.param_groups for p in group["params"]]
     average = None if training.ema_decay is None else WeightAverage(trained, training.ema_decay)

@@ -21,6 +21,18 @@ WRONG = {
     "layerwise_lr_decay: 0": r"layerwise_lr_decay .*given 0; must be greater than 0",
     "layerwise_lr_decay: 1.1": r"layerwise_lr_decay .*given 1.1; must be less than or equal to 1",
     "reinit_layers: -1": r"reinit_layers .*given -1; must be greater than or equal to 0",
+    "lr_scheduler_type: reduce_lr_on_plateau": r"lr_scheduler_type .*must be 'linear', 'cosine'",
+    "lr_scheduler_type: polynomal": r"lr_scheduler_type .*did you mean 'polynomial'",
+    "lr_scheduler_kwargs: 3": r"lr_scheduler_kwargs .*given 3; must be a mapping",
+    "lr_scheduler_kwargs: {power: 2}": r"lr_scheduler_kwargs.power .*linear has no parameters; remove it",
+    "lr_scheduler_type: cosine, lr_scheduler_kwargs: {num_cycle: 2}": r"num_cycle .*cosine has num_cycles; did you",
+    "lr_scheduler_type: cosine_with_restarts, lr_scheduler_kwargs: {num_cycles: 1.5}": r"given 1.5; must be a whole n",
+    "lr_scheduler_type: warmup_stable_decay, lr_scheduler_kwargs: {decay_type: sqrt}": r"one of linear, cosine, 1-sqrt",
+    "lr_scheduler_type: warmup_stable_decay, lr_scheduler_kwargs: {num_decay_steps: 1.5}": r"must be a whole number of",
+    "lr_scheduler_type: cosine_with_min_lr": r"lr_scheduler_kwargs.*needs min_lr \(a learning rate\) or min_lr_rate",
+    "lr_scheduler_type: cosine_with_min_lr, learning_rate: 0.1, lr_scheduler_kwargs: {min_lr: 0.2}": r"min_lr is 0.2; "
+    r"it must be below training.learning_rate, 0.1",
+    "lr_scheduler_type: polynomial, learning_rate: 0.1, lr_scheduler_kwargs: {lr_end: 0.1}": r"lr_end is 0.1; it must",
 }
 WRONG_WITH = {
     (
