@@ -45,7 +45,7 @@ def set_pooling(config: Any, pooling: str) -> None:
 def family_entries(entries: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return the entries of a config.json, those of a pooled classifier with the model type of its encoder.
 
-    The code that lies next to a pooled classifier is never used: finetune has it.
+    The code next to the weights of a pooled classifier is never run: finetune has its own.
 
     Raises:
         ModelError: it is a pooled classifier without a valid pooling or model type.

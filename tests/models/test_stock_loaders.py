@@ -57,6 +57,7 @@ class Kind:
         lora: None without adapters.
         pairs: whether its rows are pairs of texts.
         options: what the stock loaders of an adapter must be given, because its base does not have it.
+        pooling: as in the recipe.
     """
 
     labels: tuple[str, ...]
@@ -65,6 +66,7 @@ class Kind:
     pairs: bool = False
     family: str = "bert"
     options: Mapping[str, Any] = field(default_factory=dict)
+    pooling: str = "head"
 
 
 TWO, THREE = ("no", "yes"), ("a", "b", "c")
@@ -83,11 +85,22 @@ ADAPTERS = {
     "lora, three labels": Kind(THREE, PLAIN, options=NAMES),
     "lora, multi-label": Kind(THREE, PLAIN, MULTI, pairs=True, options={**NAMES, "problem_type": MULTI}),
 }
+# Pooled classifiers: only code that comes with the model opens them, and nothing but finetune their adapters.
+POOLED = {
+    "pooled": Kind(THREE, pooling="mean"),
+    "pooled, pairs": Kind(THREE, pairs=True, pooling="cls"),
+    "pooled, multi-label": Kind(THREE, problem_type=MULTI, pairs=True, family="roberta", pooling="mean"),
+}
+POOLED_ADAPTERS = {
+    "pooled lora": Kind(TWO, PLAIN, pooling="mean"),
+    "pooled lora, three labels": Kind(THREE, PLAIN, options=NAMES, pooling="cls"),
+    "pooled lora, head of two layers": Kind(TWO, PLAIN, family="roberta", pooling="mean"),
+}
 
 
 def trained(base: Path, kind: Kind) -> Classifier:
     """Return a classifier of this kind, with weights that were changed as by training."""
-    source = Source(str(base))
+    source = Source(str(base), pooling=kind.pooling)
     labels = Labels(kind.labels, kind.problem_type)
     classifier = pretrained_classifier(source, load_tokenizer(source), labels, max_length=16, lora=kind.lora)
     torch.manual_seed(7)
@@ -120,6 +133,7 @@ def toy() -> Classifier:
     return new_classifier("multi_head_classifier", sizes, tokenizer, labels, max_length=16)
 
 
+TRUSTED = ", trusted"
 WITHOUT_LABELS = "lora, three labels, without num_labels"
 
 
@@ -140,13 +154,14 @@ class Models:
         self.add(name, classifier, kind)
         return classifier
 
-    def add(self, name: str, classifier: Classifier, kind: Kind, folder: str = "") -> None:
+    def add(self, name: str, classifier: Classifier, kind: Kind, folder: str = "", *, trusted: bool = False) -> None:
         """Add a saved model to the cases, with the predictions of this classifier."""
         columns = [list(column) for column in zip(*(PAIRS if kind.pairs else TEXTS), strict=True)]
         self.expected[name] = classifier.rules.probabilities(classifier.logits(columns, 8))
         base = f"team/{kind.family}" if kind.lora else None
         rows = PAIRS if kind.pairs else TEXTS
-        self.cases.append(Case(name, str(self.folder / (folder or name)), rows, kind.problem_type, base, kind.options))
+        path = str(self.folder / (folder or name))
+        self.cases.append(Case(name, path, rows, kind.problem_type, base, kind.options, trusted))
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +171,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     bases = {family: save_base(family, root / f"base {family}") for family in ("bert", "roberta")}
     save_classifier(trained(bases["bert"], Kind(TWO)), root / "base tuned")
     models = Models(root, {**bases, "tuned": root / "base tuned"})
-    saved = {name: models.save(name, kind) for name, kind in (FULL | ADAPTERS).items()}
+    saved = {name: models.save(name, kind) for name, kind in (FULL | ADAPTERS | POOLED | POOLED_ADAPTERS).items()}
     three, pairs = Kind(THREE, PLAIN), Kind(THREE, pairs=True)
     models.add(WITHOUT_LABELS, saved["lora, three labels"], three, "lora, three labels")
     adapted = trained(bases["bert"], Kind(THREE, LORA["pissa"]))
@@ -167,6 +182,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     models.add("pruned", pruned, pairs)
     write_zeroed(pruned, root / "zeroed", PAIRS)
     models.add("zeroed", pruned, pairs)
+    adapted = trained(bases["bert"], Kind(TWO, PLAIN, pooling="mean"))
+    models.add("pooled merged", adapted, Kind(TWO))
+    merge_classifier(adapted, root / "pooled merged", TEXTS)
+    pruned = pruned_classifier(trained(bases["bert"], POOLED["pooled, pairs"]), PRUNED)
+    save_classifier(pruned, root / "pooled pruned")
+    models.add("pooled pruned", pruned, pairs)
+    write_zeroed(pruned, root / "pooled zeroed", PAIRS)
+    models.add("pooled zeroed", pruned, pairs)
+    for case in [case for case in models.cases if case.name.startswith("pooled") and not case.base]:
+        models.cases.append(replace(case, name=f"{case.name}{TRUSTED}", trusted=True))
+        models.expected[f"{case.name}{TRUSTED}"] = models.expected[case.name]
     save_classifier(toy(), root / "toy")
     models.add("toy", toy(), Kind(TWO))
     return models
@@ -234,7 +260,38 @@ def test_a_model_that_no_stock_class_can_represent_is_never_opened(
     assert message in opened[name]["AutoModel"].error
 
 
-@pytest.mark.parametrize("name", [*FULL, *ADAPTERS, "merged", "pruned", "zeroed"])
+@pytest.mark.parametrize("name", [*POOLED, "pooled merged", "pooled zeroed"])
+def test_a_pooled_classifier_opens_with_the_code_that_comes_with_it(
+    name: str, models: Models, opened: dict[str, dict[str, Opened]]
+) -> None:
+    loaders = ("pipeline", "AutoModel", "CrossEncoder")
+    check(f"{name}{TRUSTED}", loaders, models, opened)
+    labels = list(POOLED[name].labels if name in POOLED else TWO if name == "pooled merged" else THREE)
+    assert [opened[f"{name}{TRUSTED}"][loader].labels for loader in loaders] == [labels] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        *((name, "contains custom code which must be executed") for name in (*POOLED, "pooled merged")),
+        *((name, "contains custom code which must be executed") for name in ("pooled pruned", "pooled zeroed")),
+        ("pooled pruned, trusted", "heads of this classifier were pruned; open it with finetune"),
+        *((name, "LORA of a pooled classifier; open it with finetune, or") for name in POOLED_ADAPTERS),
+    ],
+)
+def test_a_pooled_classifier_is_never_opened_as_another(
+    name: str, message: str, opened: dict[str, dict[str, Opened]]
+) -> None:
+    for loader in LOADERS:
+        assert opened[name][loader].error, loader
+        assert opened[name][loader].probabilities == []
+    assert message in opened[name]["AutoModel"].error
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*FULL, *ADAPTERS, "merged", "pruned", "zeroed", *POOLED, *POOLED_ADAPTERS, "pooled merged", "pooled pruned"],
+)
 def test_finetune_opens_everything_that_it_saved(name: str, models: Models, tmp_path: Path) -> None:
     (case,) = (case for case in models.cases if case.name == name)
     family = case.base and case.base.removeprefix("team/")

@@ -29,6 +29,7 @@ class Case:
         problem_type: decides how logits become probabilities.
         base: the base of an adapter, for PeftModel; None without adapters.
         options: keyword arguments that every loader but CrossEncoder passes to the config, such as num_labels.
+        trusted: whether code that comes with the model may run.
     """
 
     name: str
@@ -37,6 +38,11 @@ class Case:
     problem_type: str = "single_label_classification"
     base: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    trusted: bool = False
+
+    def trust(self) -> dict[str, bool]:
+        """Return the keyword argument that allows code; without it a process without a terminal refuses it."""
+        return {"trust_remote_code": True} if self.trusted else {}
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ def open_in_a_fresh_process(cases: Sequence[Case], hub: Path, folder: Path) -> d
     files = folder / "cases.json", folder / "results.json"
     files[0].write_text(json.dumps([asdict(case) for case in cases]))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(hub), "PYTHONPATH": ""}
+    environment["HF_MODULES_CACHE"] = str(folder / "code")
     command = [sys.executable, "-P", str(Path(__file__).resolve()), *map(str, files)]
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -101,6 +108,7 @@ def _main(cases_file: str, results_file: str) -> None:
     def with_pipeline(case: Case) -> Opened:
         # For an adapter it would take the tokenizer of the base, which cuts texts elsewhere.
         options: Any = {"model": case.folder, "tokenizer": case.folder, "model_kwargs": dict(case.options)}
+        options |= case.trust()
         classify = pipeline("text-classification", **options)
         keys = ("text", "text_pair")
         inputs = [dict(zip(keys, row, strict=False)) for row in case.rows]
@@ -111,7 +119,9 @@ def _main(cases_file: str, results_file: str) -> None:
         return Opened(labels, [[row[label] for label in labels] for row in outputs])
 
     def with_auto_model(case: Case) -> Opened:
-        return from_model(case, AutoModelForSequenceClassification.from_pretrained(case.folder, **case.options))
+        return from_model(
+            case, AutoModelForSequenceClassification.from_pretrained(case.folder, **case.options, **case.trust())
+        )
 
     def with_auto_peft(case: Case) -> Opened:
         return from_model(
@@ -123,7 +133,7 @@ def _main(cases_file: str, results_file: str) -> None:
         return from_model(case, peft.PeftModel.from_pretrained(base, case.folder))
 
     def with_cross_encoder(case: Case) -> Opened:
-        model = CrossEncoder(case.folder, device="cpu")
+        model = CrossEncoder(case.folder, device="cpu", **case.trust())
         softmax = case.problem_type == "single_label_classification"
         if len(case.rows[0]) == 2:
             scores = model.predict([list(row) for row in case.rows], apply_softmax=softmax)
