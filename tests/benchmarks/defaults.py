@@ -17,14 +17,17 @@ as CPU time of the process (elapsed time with a GPU), which other processes on t
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import yaml
+
 from finetune.errors import RecipeError
 from finetune.recipe.loader import load_recipe
 from finetune.signals import Interrupted
-from tests.benchmarks.cells import Cell, Line, ResultsLog, grid, parse_seeds, work
+from tests.benchmarks.cells import Cell, Line, ResultsLog, Task, grid, load_task, parse_seeds, work
 from tests.benchmarks.comparison import comparison_table, markdown, print_table
 from tests.benchmarks.kept_results import RESULTS, about, keep, read_kept, write_to_guide
 from tests.benchmarks.train_cell import ALL_ROWS_TRAIN, MINILM, Settings, has_key, train_cell
@@ -48,6 +51,7 @@ PLAIN = (
     "training.label_smoothing_factor=0",
     "training.reinit_layers=0",
     "training.rdrop_alpha=0",
+    "data.label_name_rows=false",
     "training.lr_scheduler_type=linear",
     "training.warmup_steps=0.06",
     "training.per_device_train_batch_size=16",
@@ -77,6 +81,7 @@ VARIANTS = {
     "linear_probe": Variant((MEAN, PROBE), "measured"),
     "contrastive": Variant((MEAN, "training.contrastive_weight=0.5"), "measured"),
     "contrastive_probe": Variant((MEAN, PROBE, "training.contrastive_weight=0.5"), "measured"),
+    "label_name_rows": Variant(("data.label_name_rows=true",), "measured"),
     "ema": Variant(("training.ema_decay=0.99",), "measured"),
     "layerwise_decay": Variant(("training.layerwise_lr_decay=0.9",)),
     "label_smoothing": Variant(("training.label_smoothing_factor=0.1",)),
@@ -91,6 +96,10 @@ VARIANTS = {
     "batch_32": Variant(("training.per_device_train_batch_size=32",), "measured"),
     "default": Variant((), "own"),  # without PLAIN: what a recipe without these keys does
 }
+TITLES = {
+    "defaults-choose": "Training options on the data sets that chose the defaults",
+    "defaults-confirm": "Training options on other data sets",
+}
 COST_STEPS = (3, 15)
 
 
@@ -100,15 +109,20 @@ def overrides_of(variant: Variant) -> list[str]:
     return [*ALL_ROWS_TRAIN, *(item for item in plain if has_key(item)), *variant.overrides]
 
 
-def problem(variant: Variant, recipe: Path) -> str | None:
-    """Return why this version cannot train the variant, None if it can."""
+def problem(variant: Variant, task: Task) -> str | None:
+    """Return why this version cannot train a variant on a data set, None if it can."""
     missing = [item for item in variant.overrides if not has_key(item)]
     if missing:
         return f"the recipe has no {', '.join(missing)}"
-    try:
-        load_recipe(recipe, overrides_of(variant), read_data=False)
-    except RecipeError as error:
-        return " ".join(str(error).split())
+    document = task.recipe() | {"model": {"model_name_or_path": MINILM}}
+    document["data"]["train_file"] = "train.parquet"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "recipe.yaml"
+        file.write_text(yaml.safe_dump(document), encoding="utf-8")
+        try:
+            load_recipe(file, overrides_of(variant), read_data=False)
+        except RecipeError as error:
+            return " ".join(str(error).split()).partition("mistake: ")[2]
     return None
 
 
@@ -203,7 +217,8 @@ def section(name: str) -> str:
     table = comparison_table(cells)
     keys = {key: " ".join(overrides) for key, overrides in document["variants"].items() if overrides}
     legend = "\n".join(f"- {key}: `{keys[key]}`" for key in (row[0] for row in table[1:]) if key in keys)
-    return f"{about(document, cells)}\n\n{markdown(table)}\n\n{legend}"
+    title = TITLES.get(name, f"Training options: {name.removeprefix('defaults-')}")
+    return f"### {title}\n\n{about(document, cells)}\n\n{markdown(table)}\n\n{legend}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -235,14 +250,14 @@ def run_grid(args: argparse.Namespace, log: ResultsLog) -> None:
         args.precision,
         args.encoder,
     )
-    recipe = log.file.with_suffix(".yaml")
-    recipe.write_text(f"model: {{model_name_or_path: '{MINILM}'}}\ndata: {{train_file: rows.csv}}\n", encoding="utf-8")
-    for name in list(names):
-        if reason := problem(variants[name], recipe):
-            print(f"skipped: {name}: {reason}", flush=True)
-            names.remove(name)
-    names = [name for name in names if name == "plain"] + [name for name in names if name != "plain"]
-    cells = grid(args.groups or GROUPS[args.grid], parse_seeds(args.seeds), names)
+    groups = args.groups or GROUPS[args.grid]
+    cells = grid(groups, parse_seeds(args.seeds), sorted(names, key=lambda name: name != "plain"))
+    for data in dict.fromkeys(cell.data for cell in cells):
+        task = load_task(settings.data / data)
+        for name in names:
+            if reason := problem(variants[name], task):
+                print(f"skipped: {data} {name}: {reason}", flush=True)
+                cells = [cell for cell in cells if (cell.data, cell.variant) != (data, name)]
     work(cells, log, Runner(log, settings, variants).run)
 
 

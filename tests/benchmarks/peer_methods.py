@@ -230,7 +230,7 @@ def last_json_line(command: Sequence[str], threads: int) -> dict[str, Any]:
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
-        raise RuntimeError(f"{command[:3]} failed: {done.stderr[-800:]}")
+        raise RuntimeError(f"{command[-2]} failed: {done.stderr.strip()[-480:]}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 

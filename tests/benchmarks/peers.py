@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from finetune.recipe.data_section import DataSection
 from tests.benchmarks.base_encoder import resolve
 from tests.benchmarks.cells import Cell, Line, ResultsLog, grid, parse_seeds, work
 from tests.benchmarks.comparison import (
@@ -55,7 +56,7 @@ def run(cell: Cell, args: argparse.Namespace, log: ResultsLog) -> Line | None:
         args.data, "test", args.test_rows or None, args.threads, args.precision, resolve(args.encoder)
     )  # fmt: skip
     options = {
-        "ours": args.ours,
+        "ours": [*held_out(), *args.ours],
         "tuned": args.tuned,
         "tuned_many": args.tuned_many,
         "many_labels": MANY_LABELS,
@@ -69,6 +70,11 @@ def run(cell: Cell, args: argparse.Namespace, log: ResultsLog) -> Line | None:
     line = in_new_process(cell, settings, options)
     tuned = [f"{key}={value}" for key, value in args.tuned.items()]
     return line | ({"differs": tuned} if cell.variant == "trainer_tuned" else {})
+
+
+def held_out() -> list[str]:
+    """Return the override for validation rows, which a recipe needs unless they are held out by default."""
+    return [] if DataSection.model_fields["validation_size"].default else ["data.validation_size=0.1"]
 
 
 def score_table(cells: Sequence[Line]) -> list[list[str]]:
@@ -136,7 +142,11 @@ def section(name: str) -> str:
     """Return the text of the guide about kept results."""
     document, cells = read_kept(RESULTS / f"{name}.json")
     scores, gains, seconds = (markdown(table(cells)) for table in (score_table, gain_table, seconds_table))
-    return f"{about(document, cells)}\n\n{scores}\n\n{gains}\n\nSeconds of CPU time, scoring included:\n\n{seconds}"
+    title = "Against peers" + ("" if name == "peers" else f": {name.removeprefix('peers-')}")
+    return (
+        f"### {title}\n\n{about(document, cells)}\n\n{scores}\n\n{gains}\n\nSeconds of CPU time, scoring included:"
+        f"\n\n{seconds}"
+    )
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
