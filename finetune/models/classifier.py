@@ -24,6 +24,13 @@ from finetune.models.text_batches import EncodedTexts, TextEncoder
 _WINDOW_TEXTS = 8192  # texts that are tokenized and sorted by length together
 
 
+def transformers_model(model: nn.Module) -> PreTrainedModel:
+    """Return the transformers model, including adapters but without peft's wrapper."""
+    model = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
 @dataclass(frozen=True)
 class Classifier:
     """A sequence classifier: model, tokenizer, label names.
@@ -57,9 +64,7 @@ class Classifier:
     @property
     def base(self) -> PreTrainedModel:
         """The transformers model, including adapters but without peft's wrapper."""
-        model = self.model.get_base_model() if isinstance(self.model, peft.PeftModel) else self.model
-        assert isinstance(model, PreTrainedModel)
-        return model
+        return transformers_model(self.model)
 
     @property
     def label_names(self) -> list[str]:

@@ -147,6 +147,7 @@ def _rules_across_sections() -> list[Schema]:
         [_has(evaluation=_has(eval_strategy={"const": "no"}, early_stopping_patience={"type": "integer"}))],
         *([not_single_label, _has(training=_has(**{key: value}))] for key, value in single_label_only.items()),
         [_has(training=_has(contrastive_weight=ABOVE_0, train_sampling_strategy={"const": "sequential"}))],
+        [_has(training=_has(gradient_checkpointing={"const": True}, torch_compile={"const": True}))],
         [_has(training=_has(contrastive_weight=ABOVE_0, per_device_train_batch_size={"const": 1}))],
         [regression, _has(head_importance=_has(method={"type": "string"} | by_accuracy))],
         [regression, _has(head_importance=_has(method={"type": "array", "contains": by_accuracy}))],

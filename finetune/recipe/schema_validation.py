@@ -15,7 +15,6 @@ from finetune.recipe.schema import Recipe
 from finetune.recipe.validation import Problem, nearest_written
 from finetune.recipe.yaml_parser import Location
 
-_LESS_MEMORY = "there is no such setting: to save memory, use smaller batches with gradient accumulation"
 # Key of another tool -> the key here.
 FOREIGN_NAMES = {
     "warmup_ratio": "training.warmup_steps (a number below 1 is a fraction of all steps)",
@@ -54,8 +53,10 @@ FOREIGN_NAMES = {
     "task_type": "task.problem_type",
     "dropout": "peft.lora_dropout (dropout of a new model: model.config_overrides)",
     "optim": "there is no such setting: the optimizer is AdamW",
-    "gradient_checkpointing": _LESS_MEMORY,
-    "activation_checkpointing": _LESS_MEMORY,
+    "activation_checkpointing": "training.gradient_checkpointing",
+    "label_smoothing": "training.label_smoothing_factor",
+    "llrd": "training.layerwise_lr_decay",
+    "ema": "training.ema_decay",
     "logging_strategy": "logging.logging_steps",
     "do_train": "no setting is needed: finetune train does all stages",
     "do_eval": "no setting is needed: finetune train does all stages",

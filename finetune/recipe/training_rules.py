@@ -23,6 +23,8 @@ def training_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
             yield _problem("reinit_layers", text)
         elif section_of(document, "model").get("model_type"):
             yield _problem("reinit_layers", "a new model has random weights already; remove this key")
+    if training.get("gradient_checkpointing") is True and training.get("torch_compile") is True:
+        yield _problem("gradient_checkpointing", "cannot be used with torch_compile: true; remove one")
     yield from _contrastive_problems(training)
     yield from _schedule_problems(training)
 

@@ -122,6 +122,11 @@ class TrainingSection(Section):
     torch_compile: bool = Field(
         False, description="Whether the layers are compiled for training; on a CPU this is slower."
     )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Whether the layers are computed a second time in the backward pass, which saves memory and takes "
+        "longer; by default their activations are kept.",
+    )
     use_cpu: bool = Field(False, description="Whether to train on the CPU even if there is a GPU.")
     num_threads: Count | None = Field(
         None, description="Number of CPU threads per process; null divides all cores among the processes."

@@ -19,6 +19,7 @@ from finetune.distributed import broadcast_weights
 from finetune.models.classification_head import output_layer
 from finetune.models.classifier import Classifier
 from finetune.models.encoder_parts import check_separate_layers, depths_from_top
+from finetune.models.gradient_checkpointing import check_gradient_checkpointing
 from finetune.models.speedups import sped_up
 from finetune.recipe.training_section import TrainingSection
 from finetune.training.averaging import WeightAverage
@@ -58,9 +59,12 @@ def build_trainer(
 
     Raises:
         TrainingError: the class weights name an unknown label, or Accelerate cannot shard this model.
+        ModelError: the model does not support gradient checkpointing or learning rates by layer.
     """
     training, seed = hyperparameters.training, hyperparameters.seed
     weights = class_weights(training.class_weights, torch.as_tensor(split.labels), classifier.label_names)
+    if training.gradient_checkpointing:
+        check_gradient_checkpointing(classifier.base)
     module, embeddings = classifier.model, None
     if is_sharded(accelerator):
         module = _copy_for_sharding(classifier, accelerator)
@@ -76,7 +80,15 @@ def build_trainer(
     trained = [p for group in prepared_optimizer.param_groups for p in group["params"]]
     average = None if training.ema_decay is None else WeightAverage(trained, training.ema_decay)
     stepper = Stepper(
-        TrainingModel(classifier.model, module, embeddings, accelerator.device, training.torch_compile, average),
+        TrainingModel(
+            classifier.model,
+            module,
+            embeddings,
+            accelerator.device,
+            compiled=training.torch_compile,
+            checkpointed=training.gradient_checkpointing,
+            average=average,
+        ),
         prepared_optimizer,
         scheduler,
         Objective(

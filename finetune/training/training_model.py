@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from finetune.models.classifier import transformers_model
+from finetune.models.gradient_checkpointing import checkpointed_layers
 from finetune.models.speedups import training_kernels
 from finetune.training.averaging import WeightAverage
 from finetune.training.embedding_subset import EmbeddingSubset
@@ -30,6 +32,7 @@ class TrainingModel:
         embeddings: the token embeddings that are trained instead of the full table; None: the full table is trained.
         device: the device of the module.
         compiled: whether its layers are compiled.
+        checkpointed: whether its layers are computed again in the backward pass.
         average: the moving average of the trained weights; None: there is none.
     """
 
@@ -38,12 +41,16 @@ class TrainingModel:
     embeddings: EmbeddingSubset | None
     device: torch.device
     compiled: bool
+    checkpointed: bool = False
     average: WeightAverage | None = None
 
     def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the logits of a training batch, (B, C)."""
         embeddings = self.embeddings.in_use() if self.embeddings else nullcontext()
-        with embeddings, training_kernels(self.device, compiled=self.compiled):
+        layers = (
+            checkpointed_layers(transformers_model(self.module), self.device) if self.checkpointed else nullcontext()
+        )
+        with embeddings, layers, training_kernels(self.device, compiled=self.compiled):
             logits: Tensor = self.module(**inputs).logits
         return logits
 

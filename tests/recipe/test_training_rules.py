@@ -33,8 +33,10 @@ WRONG = {
     "lr_scheduler_type: cosine_with_min_lr, learning_rate: 0.1, lr_scheduler_kwargs: {min_lr: 0.2}": r"min_lr is 0.2; "
     r"it must be below training.learning_rate, 0.1",
     "lr_scheduler_type: polynomial, learning_rate: 0.1, lr_scheduler_kwargs: {lr_end: 0.1}": r"lr_end is 0.1; it must",
+    "gradient_checkpointing: 1": r"gradient_checkpointing .*given 1; must be true or false",
 }
 WRONG_WITH = {
+    ("gradient_checkpointing: true, torch_compile: true",): r"cannot be used with torch_compile: true; remove one",
     (
         "reinit_layers: 2",
         "peft: {}",

@@ -129,9 +129,9 @@ def split_of(classifier: Classifier) -> EncodedSplit:
     return encode_split(rows, np.array([0, 1, 2, 3]), classifier.tokenizer, ["sentence"], 16)
 
 
-def train_three_steps(classifier: Classifier, accelerator: Accelerator) -> None:
+def train_three_steps(classifier: Classifier, accelerator: Accelerator, **options: Any) -> None:
     """Train the classifier on the four rows for three optimizer steps."""
-    settings = TrainingSection(learning_rate=1e-2)
+    settings = TrainingSection(learning_rate=1e-2, **options)
     trainer = build_trainer(
         classifier,
         split_of(classifier),

@@ -52,6 +52,7 @@ class Case:
     strategy: str = "random"
     clip: float | None = None
     class_weights: bool = False
+    gradient_checkpointing: bool = False
     problem_type: str = "single_label_classification"
     limited_memory: tuple[int, ...] = ()  # processes with memory for only one row
     different_start: tuple[int, ...] = ()  # processes whose model starts with different weights and buffers
@@ -68,7 +69,7 @@ CASES = {
     "clipped": Case(accumulation=3, clip=CLIP),
     "LoRA, clipped, class weights": Case(batch_size=6, accumulation=2, lora=True, clip=CLIP, class_weights=True),
     "several labels a row": Case(accumulation=2, problem_type="multi_label_classification"),
-    "values": Case(accumulation=3, problem_type="regression", clip=CLIP),
+    "values": Case(accumulation=3, problem_type="regression", clip=CLIP, gradient_checkpointing=True),
     "memory runs out everywhere": Case(accumulation=2, limited_memory=(0, 1)),
     "memory runs out on the second process": Case(accumulation=2, limited_memory=(1,)),
     "the second process starts elsewhere": Case(accumulation=2, different_start=(1,)),
@@ -162,7 +163,7 @@ def train_and_compare(checkpoint: Path, case: Case, accelerator: Accelerator) ->
     # rounding, such as that of a key's bias, would move its weight by a full step in a random direction.
     training = TrainingSection(
         learning_rate=1e-2, adam_epsilon=0.1, max_grad_norm=case.clip, train_sampling_strategy=case.strategy,
-        class_weights=WEIGHTS if case.class_weights else None,
+        class_weights=WEIGHTS if case.class_weights else None, gradient_checkpointing=case.gradient_checkpointing,
     )  # fmt: skip
     if accelerator.process_index in case.different_start:
         with torch.no_grad():

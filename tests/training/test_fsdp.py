@@ -88,7 +88,9 @@ def started(bert_without_dropout: Path, tmp_path_factory: pytest.TempPathFactory
         )
         text = recipe.read_text().replace("lora_dropout: 0.1", "lora_dropout: 0.0")
         # A large epsilon, as in plain_steps.py, so that weights can be compared.
-        recipe.write_text(text.replace("learning_rate: 0.01", "learning_rate: 0.1\n  adam_epsilon: 0.1"))
+        options = "ema_decay: 0.5" if name == "lora" else "layerwise_lr_decay: 0.9"
+        changes = f"learning_rate: 0.1\n  adam_epsilon: 0.1\n  {options}"
+        recipe.write_text(text.replace("learning_rate: 0.01", changes))
     return folder, start_two(folder, bert_without_dropout, "|".join(STEPS), "full", "lora", "killed")
 
 

@@ -112,6 +112,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "contrast": {"contrastive_weight": 0.5},
     "rates by layer": {"layerwise_lr_decay": 0.5, "weight_decay": 0.5},
     "another schedule": {"lr_scheduler_type": "cosine_with_restarts", "lr_scheduler_kwargs": {"num_cycles": 2}},
+    "gradient checkpointing": {"gradient_checkpointing": True},
     "R-Drop": {"rdrop_alpha": 2.0, "label_smoothing_factor": 0.1},
 }
 
