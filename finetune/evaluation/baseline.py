@@ -17,6 +17,7 @@ from finetune.runs.results import MetricValue
 
 Array = NDArray[Any]
 _MAX_NAMES = 5
+_LEARNED_NOTHING = "the model may have learned nothing"
 _FIX = "Try more epochs (training.num_train_epochs), another training.learning_rate, or more training rows"
 
 
@@ -62,9 +63,14 @@ def compare_with_constant(
         result = _compare_classes(references, label_names, metric, metrics[metric])
     else:
         predicted, actual = predictions.sum(0), references.sum(0)
-        result = _compare_sets(predicted, actual, len(references), label_names, metrics["f1_micro"])
+        result = _compare_sets(predicted, references, label_names, metrics["f1_micro"])
     missing = _never_predicted_warnings(predicted, actual, label_names)
     return ConstantComparison(result.above_constant, result.warnings + missing)
+
+
+def without_constant_warning(warnings: Sequence[str]) -> list[str]:
+    """Return the warnings of `compare_with_constant` without the one about the score of a constant prediction."""
+    return [warning for warning in warnings if _LEARNED_NOTHING not in warning]
 
 
 def constant_score(references: Array, num_classes: int, metric: str) -> float:
@@ -83,21 +89,33 @@ def _compare_classes(references: Array, names: Sequence[str], metric: str, score
     return _compare(score, metric, constant, f"predicting '{majority}' for every row")
 
 
-def _compare_sets(
-    predicted: Array, actual: Array, rows: int, names: Sequence[str], f1: MetricValue
-) -> ConstantComparison:
-    """Compare with the best constant set of labels, which are the k most frequent ones; counts per label, (C,)."""
+def _compare_sets(predicted: Array, references: Array, names: Sequence[str], f1: MetricValue) -> ConstantComparison:
+    """Compare with the best constant set of labels; `predicted`: counts per label, (C,); references: (N, C)."""
     if not predicted.any():
         warning = (
             "no label was predicted for any row, because no probability exceeds 0.5: the model has not learned any "
             "label. Try more epochs (training.num_train_epochs), a higher training.learning_rate, or more training rows"
         )
         return ConstantComparison(False, [warning])
+    chosen, constant = best_constant_set(references)
+    answer = join_names([f"'{names[index]}'" for index in chosen])
+    return _compare(f1, "f1_micro", constant, f"predicting {answer} for every row")
+
+
+def best_constant_set(labels: Array) -> tuple[Array, float]:
+    """Return the labels whose prediction for every row gives the highest micro F1, and that F1.
+
+    They are the k most frequent ones.
+
+    Args:
+        labels: 0/1 label sets, (N, C).
+    """
+    actual = labels.sum(0)
     order = np.argsort(-actual, kind="stable")
-    scores = 2 * actual[order].cumsum() / (rows * np.arange(1, len(order) + 1) + actual.sum())  # micro F1 for each k
+    sizes = len(labels) * np.arange(1, len(order) + 1) + actual.sum()
+    scores = 2 * actual[order].cumsum() / sizes  # micro F1 for each k
     best = int(scores.argmax())
-    answer = _join_names([f"'{names[index]}'" for index in order[: best + 1]])
-    return _compare(f1, "f1_micro", float(scores[best]), f"predicting {answer} for every row")
+    return order[: best + 1], float(scores[best])
 
 
 def _compare_values(actual: Array, error: MetricValue) -> ConstantComparison:
@@ -110,7 +128,7 @@ def _compare_values(actual: Array, error: MetricValue) -> ConstantComparison:
         return ConstantComparison(True, [])
     warning = (
         f"mean_squared_error {_format_score(error)} is not clearly below {variance:.3f}, the score of predicting the "
-        f"mean for every row: the model may have learned nothing. {_FIX}"
+        f"mean for every row: {_LEARNED_NOTHING}. {_FIX}"
     )
     return ConstantComparison(False, [warning])
 
@@ -121,8 +139,8 @@ def _compare(score: MetricValue, metric: str, constant: float, answer: str) -> C
     if lower is not None and lower > constant:
         return ConstantComparison(True, [])
     warning = (
-        f"{metric} {_format_score(score)} is not clearly above {constant:.3f}, the score of {answer}: the model may "
-        f"have learned nothing. {_FIX}"
+        f"{metric} {_format_score(score)} is not clearly above {constant:.3f}, the score of {answer}: "
+        f"{_LEARNED_NOTHING}. {_FIX}"
     )
     return ConstantComparison(False, [warning])
 
@@ -136,14 +154,15 @@ def _never_predicted_warnings(predicted: Array, actual: Array, names: Sequence[s
     missing = [index for index in np.argsort(-actual, kind="stable") if actual[index] and not predicted[index]]
     if not missing or not predicted.any():
         return []
-    listed = _join_names([f"'{names[index]}' ({actual[index]} row{'s' * int(actual[index] > 1)})" for index in missing])
+    listed = join_names([f"'{names[index]}' ({actual[index]} row{'s' * int(actual[index] > 1)})" for index in missing])
     return [
         f"never predicted: {listed}, so their recall is 0. Try more training rows of these labels, or more epochs "
         "(training.num_train_epochs)"
     ]
 
 
-def _join_names(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
+    """Return the first names as a list, and how many others there are."""
     more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
     return ", ".join(names[:_MAX_NAMES]) + more
 

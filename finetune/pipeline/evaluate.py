@@ -10,16 +10,19 @@ from rich.markup import escape
 
 from finetune.distributed import on_main_process
 from finetune.errors import FinetuneError
+from finetune.evaluation.baseline import without_constant_warning
 from finetune.evaluation.prediction import predict
 from finetune.evaluation.predictions_file import predictions_table, write_predictions
 from finetune.evaluation.scores import score
 from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.analyze_heads import analyze, describe_error, write_heads
+from finetune.pipeline.baselines import Baselines, compare_baselines, stored_or_fitted_baselines
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.finished_run import finished_folder, open_run
 from finetune.progress import stage
 from finetune.report import read_record, write_report
-from finetune.report.terminal import print_heads, print_scores
+from finetune.report.terminal import print_baselines, print_heads, print_scores
+from finetune.runs.baselines import BaselineComparison
 from finetune.runs.json_files import write_json
 from finetune.runs.results import HeadFailure, SplitScores
 
@@ -41,7 +44,7 @@ def evaluate(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Split
     # The report shows every file, so all of them are checked before scoring starts.
     previous = read_record(finished_folder(path), overrides, before_scoring=True).scores
     with open_run(path, overrides) as run:
-        scores = evaluate_stage(run.context, run.inputs)
+        scores = evaluate_stage(run.context, run.inputs, stored_or_fitted_baselines(run.context, run.inputs))
         if previous:
             is_identical = _without_notes(previous) == _without_notes(scores)
             verdict = "identical, to the last digit, to" if is_identical else "[yellow]different from[/]"
@@ -57,41 +60,54 @@ def _without_notes(scores: Mapping[str, SplitScores]) -> dict[str, SplitScores]:
     }
 
 
-def evaluate_stage(context: RunContext, inputs: RunInputs) -> dict[str, SplitScores]:
+def evaluate_stage(context: RunContext, inputs: RunInputs, baselines: Baselines) -> dict[str, SplitScores]:
     """Score every held-out split and write the report, then analyze the heads and add them; return the scores."""
     with stage("evaluating"):
-        scores = _score_and_write(context, inputs)
+        scores, comparison = _score_and_write(context, inputs, baselines)
     print_scores(context.console, scores, inputs.summary)
+    if comparison is not None:
+        print_baselines(context.console, comparison)
     _add_head_analysis(context, inputs, scores)
     context.print_line(f"Report: {escape(str(context.folder.report))}")
     return scores
 
 
-def _score_and_write(context: RunContext, inputs: RunInputs) -> dict[str, SplitScores]:
-    """Score every held-out split, write scores, predictions and report, and return the scores."""
+def _score_and_write(
+    context: RunContext, inputs: RunInputs, baselines: Baselines
+) -> tuple[dict[str, SplitScores], BaselineComparison | None]:
+    """Score every held-out split, compare with the baselines, and write the results and the report; return both."""
     recipe, folder, classifier = context.recipe, context.folder, inputs.classifier
-    scores, tables = {}, []
+    scores, predictions, tables = {}, {}, []
     for name, split in inputs.held_out_splits().items():
         batch_size = recipe.evaluation.per_device_eval_batch_size
-        predictions = predict(classifier, split, batch_size=batch_size, accelerator=context.accelerator)
+        predictions[name] = predict(classifier, split, batch_size=batch_size, accelerator=context.accelerator)
         scores[name] = score(
-            predictions,
+            predictions[name],
             classifier.label_names,
             recipe.metric_names(),
             samples=recipe.evaluation.bootstrap_samples,
             seed=recipe.seed,
             best_metric=recipe.best_metric(),
         )
-        tables.append(predictions_table(name, split, predictions, classifier.label_names))
+        of_baselines = {baseline: fit.predictions[name] for baseline, fit in baselines.fitted.items()}
+        tables.append(predictions_table(name, split, predictions[name], classifier.label_names, of_baselines))
+    comparison = compare_baselines(context, baselines, predictions, classifier.label_names)
+    for name, result in (comparison.splits if comparison else {}).items():
+        if result.warning:  # it says more than the warning about a constant prediction
+            scores[name] = replace(scores[name], warnings=without_constant_warning(scores[name].warnings))
 
     def write() -> None:
         write_json(folder.scores, scores)
+        if comparison is None:
+            folder.baselines.unlink(missing_ok=True)
+        else:
+            write_json(folder.baselines, comparison)
         if tables:
             write_predictions(folder.predictions, tables)
         write_report(folder)
 
     on_main_process(context.accelerator, write)
-    return scores
+    return scores, comparison
 
 
 def _add_head_analysis(context: RunContext, inputs: RunInputs, scores: Mapping[str, SplitScores]) -> None:

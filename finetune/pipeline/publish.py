@@ -231,7 +231,13 @@ def _after_pruning(record: RunRecord, pruning: PruningResult) -> RunRecord:
         for split, metrics in (pruning.scores_healed or pruning.scores_after).items()
         if split in record.scores
     }
-    return replace(record.without_texts(), scores=scores)
+    baselines = record.baselines and record.baselines.with_classifier(
+        {
+            split: {name: value.value for name, value in split_scores.metrics.items()}
+            for split, split_scores in scores.items()
+        }
+    )
+    return replace(record.without_texts(), scores=scores, baselines=baselines)
 
 
 def _known_paths(recipe: Recipe, folder: RunFolder) -> list[str]:
@@ -248,6 +254,9 @@ def _portable_record(record: RunRecord, recipe: Recipe, known: list[str]) -> Run
         return [without_paths(text, known) for text in texts]
 
     training = replace(record.training, notes=hide(record.training.notes))
+    baselines = record.baselines and replace(
+        record.baselines, skipped={name: without_paths(text, known) for name, text in record.baselines.skipped.items()}
+    )
     heads = record.heads and replace(record.heads, warnings=hide(record.heads.warnings))
     (head_note,) = hide([record.head_note.partition(" Run `finetune")[0]])  # readers of the card do not have the run
-    return replace(record, recipe=recipe, training=training, heads=heads, head_note=head_note)
+    return replace(record, recipe=recipe, training=training, baselines=baselines, heads=heads, head_note=head_note)

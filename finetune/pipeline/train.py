@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from finetune.distributed import on_main_process
 from finetune.out_of_memory import report_out_of_memory
+from finetune.pipeline.baselines import fit_baselines
 from finetune.pipeline.context import RunContext
 from finetune.pipeline.dry_run import dry_run as start_dry_run
 from finetune.pipeline.environment import describe_environment
@@ -54,6 +55,7 @@ def _train(context: RunContext) -> None:
     checkpoint = find_resume_checkpoint(context)
     context, inputs, plan = prepare(context, resuming=checkpoint is not None)
     accelerator = context.accelerator
+    baselines = fit_baselines(context, inputs)  # before training, which changes the encoder
     with (
         frozen_layers_cached(context, inputs) as cached,
         restore_previous_on_failure(context.folder, is_main_process=accelerator.is_main_process),
@@ -70,5 +72,5 @@ def _train(context: RunContext) -> None:
         on_main_process(accelerator, write_first_files)
         trained = train_stage(context, cached, trainer)
         del trainer
-    evaluate_stage(context, replace(inputs, classifier=trained))
+    evaluate_stage(context, replace(inputs, classifier=trained), baselines)
     finish(context)

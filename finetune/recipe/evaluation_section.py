@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from finetune.recipe.names import HeadMethod, Split
+from finetune.recipe.names import BASELINES, BaselineName, HeadMethod, Split
 from finetune.recipe.section import Count, Section, Strategy, default_strategy
 
 
@@ -40,11 +40,22 @@ class EvaluationSection(Section):
     bootstrap_samples: Annotated[int, Field(ge=100)] = Field(
         2000, description="Number of bootstrap resamples for the confidence intervals."
     )
+    baselines: Annotated[list[BaselineName], Field(min_length=1)] | None = Field(
+        list(BASELINES),
+        description="Baselines that are fitted to the training rows and compared with the classifier: a constant "
+        "prediction, TF-IDF with a linear model, and a linear model on the pretrained encoder; null uses none.",
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _default_strategy(cls, values: object) -> object:
         return default_strategy(values, "eval")
+
+    @model_validator(mode="after")
+    def _check_baselines(self) -> EvaluationSection:
+        if self.baselines is not None and len(set(self.baselines)) < len(self.baselines):
+            raise ValueError(f"baselines is {', '.join(self.baselines)}; list each baseline once")
+        return self
 
 
 class HeadImportanceSection(Section):

@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING, Literal
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 Role = Literal["query", "key", "value", "output"]
 Split = Literal["train", "validation", "test"]
+BASELINES = ("majority", "tfidf", "frozen_encoder")  # pipeline/baselines.py fits each
+if TYPE_CHECKING:
+    BaselineName = str
+else:
+    BaselineName = Literal[BASELINES]
 
 
 @dataclass(frozen=True)

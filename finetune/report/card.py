@@ -65,6 +65,7 @@ def _templates() -> Environment:
     templates.filters.update(
         interval=interval_or_dash,
         number=format_number,
+        signed_interval=_signed_interval,
         escape_markdown=escape_markdown,
         code=as_code,
         json=partial(json.dumps, ensure_ascii=False),
@@ -76,6 +77,16 @@ def _templates() -> Environment:
 def interval_or_dash(cell: MetricValue) -> str:
     """Return "[0.862, 0.905]", or a dash if there is no interval."""
     return cell.interval() or "–"
+
+
+def format_difference(value: float | None) -> str:
+    """Return a difference with its sign, such as "+0.0312", or "undefined" for None."""
+    return "undefined" if value is None else f"{value:+.4f}"
+
+
+def _signed_interval(cell: MetricValue) -> str:
+    """Return "+0.0312 [0.010, 0.052]", or the difference alone if there is no interval."""
+    return f"{format_difference(cell.value)} {cell.interval()}".rstrip()
 
 
 def model_name(recipe: Recipe) -> str:

@@ -12,7 +12,7 @@ from functools import partial
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from finetune.report.card import interval_or_dash, model_name, render_card
+from finetune.report.card import format_difference, interval_or_dash, model_name, render_card
 from finetune.report.card_metadata import CardSubject
 from finetune.report.figures import confusion_heatmap, head_heatmap, loss_curve, plotly_script, pruning_plot
 from finetune.report.run_record import RunRecord, read_record
@@ -22,6 +22,7 @@ from finetune.runs.run_folder import RunFolder
 
 SECTIONS = (
     "scores",
+    "baselines",
     "head_importance",
     "pruning_curves",
     "leave_one_out",
@@ -73,7 +74,7 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters.update(interval=interval_or_dash, number=format_number)
+    templates.filters.update(interval=interval_or_dash, number=format_number, signed=format_difference)
     templates.globals.update({figure.__name__: partial(_as_markup, figure) for figure in FIGURES})
     return templates
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from finetune.recipe.schema import Recipe
+from finetune.runs.baselines import BaselineComparison
 from finetune.runs.head_results import HeadAnalysis
 from finetune.runs.json_files import read_json
 from finetune.runs.predictions import PredictedRow, first_predictions, worst_predictions
 from finetune.runs.results import Environment, HeadFailure, SplitScores, SplitSummary, TrainingResult
-from finetune.runs.run_files import read_heads, read_history, read_recipe, read_scores, read_summary
+from finetune.runs.run_files import read_baselines, read_heads, read_history, read_recipe, read_scores, read_summary
 from finetune.runs.run_folder import RunFolder
 
 _EXAMPLES = 5  # rows with their predictions in the model card
@@ -23,6 +24,7 @@ class RunRecord:
     Attributes:
         worst: wrongly predicted rows with the highest loss; None if no text of a row may be shown.
         examples: the first rows of the shown split; None if no text of a row may be shown.
+        baselines: the comparison with baselines; None if there is none.
     """
 
     recipe: Recipe
@@ -35,6 +37,7 @@ class RunRecord:
     head_note: str
     worst: list[PredictedRow] | None
     examples: list[PredictedRow] | None
+    baselines: BaselineComparison | None = None
 
     def shown_split(self) -> str | None:
         """Return the split whose scores are shown in detail: test if it was scored, else validation, else None."""
@@ -83,6 +86,7 @@ def read_record(
         head_note=_head_note(folder, recipe, analyzed=heads is not None),
         worst=[] if no_predictions else worst_predictions(folder, worst),
         examples=[] if no_predictions or shown is None else first_predictions(folder, shown, _EXAMPLES),
+        baselines=read_baselines(folder),
     )
 
 

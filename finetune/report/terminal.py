@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from finetune.runs.baselines import BaselineComparison
 from finetune.runs.head_results import HeadAnalysis, PruningResult, RankAgreement
 from finetune.runs.results import MetricValue, SplitScores, SplitSummary, format_number
 
@@ -93,6 +94,32 @@ def print_scores(console: Console, scores: Mapping[str, SplitScores], summary: M
                 print_line(console, f"[yellow]{note}[/]")
         for warning in result.warnings:
             print_line(console, f"[yellow]{split}: {escape(warning)}.[/]")
+
+
+def print_baselines(console: Console, comparison: BaselineComparison) -> None:
+    """Print the score of each baseline on every split below that of the classifier, and the warnings."""
+    metric = comparison.metric
+    if comparison.fitted:
+        print_line(console, "Baselines, and the difference classifier minus baseline with its 95 % interval")
+    for split, result in comparison.splits.items() if comparison.fitted else ():
+        table = Table()
+        table.add_column(f"{split} ({result.rows} rows)", overflow="fold")
+        table.add_column(metric, justify="right", overflow="fold")
+        table.add_column("difference", justify="right", no_wrap=True)
+        table.add_row("this classifier", format_number(result.classifier[metric]), "")
+        for name, info in comparison.fitted.items():
+            scores = result.baselines[name]
+            difference = _difference_text(scores.differences[metric])
+            table.add_row(escape(info.description), format_number(scores.metrics[metric]), escape(difference))
+        console.print(table)
+    for warning in comparison.warnings():
+        print_line(console, f"[yellow]{escape(warning)}[/]")
+
+
+def _difference_text(difference: MetricValue) -> str:
+    """Return "+0.100 [0.020, 0.180]", the difference alone if there is no interval, or "undefined"."""
+    value = "undefined" if difference.value is None else f"{difference.value:+.3f}"
+    return f"{value} {difference.interval()}".rstrip()
 
 
 def print_heads(console: Console, analysis: HeadAnalysis, top: int = 5) -> None:

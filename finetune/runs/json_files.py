@@ -17,7 +17,7 @@ T = TypeVar("T")
 _WRITTEN_BY = "`finetune {} RUN` writes it again"
 _FIXES = {
     "recipe.yaml": "copy the recipe of the run to that path",
-    **dict.fromkeys(("scores.json", "predictions.parquet"), _WRITTEN_BY.format("evaluate")),
+    **dict.fromkeys(("scores.json", "baselines.json", "predictions.parquet"), _WRITTEN_BY.format("evaluate")),
     **dict.fromkeys(("heads.json", "heads_failure.json"), _WRITTEN_BY.format("heads")),
 }
 

@@ -18,6 +18,7 @@ from finetune.errors import DataError, FinetuneError
 from finetune.recipe.loader import load_recipe
 from finetune.recipe.schema import Recipe
 from finetune.runs.atomic_files import write_text
+from finetune.runs.baselines import BaselineComparison
 from finetune.runs.head_results import HeadAnalysis, HeadScores, HeadTable, PruningCurves
 from finetune.runs.json_files import damaged_file, read_bytes, read_json
 from finetune.runs.results import Environment, SplitScores, SplitSummary
@@ -138,6 +139,24 @@ def read_scores(folder: RunFolder) -> dict[str, SplitScores]:
         if split_scores.confusion is not None and [len(row) for row in split_scores.confusion] != [classes] * classes:
             raise damaged_file(folder.scores, f"the confusion matrix of {split} is not {classes} by {classes}")
     return scores
+
+
+def read_baselines(folder: RunFolder) -> BaselineComparison | None:
+    """Return the comparison with baselines, None if there is none; DataError if the file is damaged."""
+    if not folder.baselines.exists():
+        return None
+    comparison = read_json(folder.baselines, BaselineComparison)
+    for split, result in comparison.splits.items():
+        if result.baselines.keys() != comparison.fitted.keys():
+            raise damaged_file(folder.baselines, f"the baselines of {split} are not those that were fitted")
+        for name, scores in result.baselines.items():
+            if scores.metrics.keys() != result.classifier.keys() or comparison.metric not in scores.differences:
+                raise damaged_file(
+                    folder.baselines, f"the metrics of {name} on {split} are not those of the classifier"
+                )
+        if comparison.metric not in result.classifier:
+            raise damaged_file(folder.baselines, f"{split} has no {comparison.metric}")
+    return comparison
 
 
 def read_heads(folder: RunFolder) -> HeadAnalysis:

@@ -24,6 +24,7 @@ class RunFolder:
         self.ranks = path / "ranks.json"  # of earlier versions, with rank_pattern: by_importance
         self.training = path / "training.json"
         self.scores = path / "scores.json"
+        self.baselines = path / "baselines.json"
         self.predictions = path / "predictions.parquet"
         self.heads = path / "heads.json"
         self.heads_failure = path / "heads_failure.json"
@@ -35,5 +36,5 @@ class RunFolder:
         return [
             *(self.recipe, self.environment, self.data, self.history, self.checkpoints, self.trackers),
             *(self.model, self.merged, self.pruned, self.onnx, self.onnx_int8, self.ranks, self.training),
-            *(self.scores, self.predictions, self.heads, self.heads_failure, self.report, self.card),
+            *(self.scores, self.baselines, self.predictions, self.heads, self.heads_failure, self.report, self.card),
         ]

@@ -27,7 +27,7 @@ from finetune.recipe.schema import Recipe
 _IGNORED_SECTIONS = ("output_dir", "overwrite_output_dir", "checkpoint", "logging", "head_importance")
 _IGNORED_KEYS = {
     "training": ("num_threads", "use_cpu"),  # the device type is part of the fingerprint, as `device`
-    "evaluation": ("metrics", "bootstrap_samples", "per_device_eval_batch_size"),
+    "evaluation": ("metrics", "bootstrap_samples", "per_device_eval_batch_size", "baselines"),
     # Trained weights are restored, the others have a checksum.
     "model": ("allow_missing_weights", "classifier_init"),
     # The rows have a checksum.

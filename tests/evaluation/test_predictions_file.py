@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from accelerate import Accelerator
 
 from finetune.evaluation.prediction import predict
-from finetune.evaluation.predictions_file import predictions_table, write_predictions
+from finetune.evaluation.predictions_file import predictions_table, read_baseline_predictions, write_predictions
+from finetune.runs.run_folder import RunFolder
 from tests.conftest import SENTENCES
 from tests.support.helpers import encoded, tiny_classifier
 from tests.support.predictions import predictions_of
@@ -45,3 +47,37 @@ def test_label_sets_are_lists_of_names(tiny_bert: Path) -> None:
     )
     table = predictions_table("test", encoded(classifier), mixed, ["a", "b"])
     assert table["label"].to_pylist() == table["predicted"].to_pylist() == [[], ["a", "b"], ["b"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "predicted", "problem_type"),
+    [
+        ([0, 1, 1, 0, 1, 0], [1, 1, 0, 0, 1, 0], "single_label_classification"),
+        ([[1, 0], [1, 1], [0, 0]] * 2, [[0, 0], [1, 1], [0, 1]] * 2, "multi_label_classification"),
+        ([0.5, 1.5, 2.0] * 2, [1.0, 1.25, 3.0] * 2, "regression"),
+    ],
+)
+def test_predictions_of_baselines_are_read_back_for_the_same_rows(
+    tiny_bert: Path, tmp_path: Path, labels: list[object], predicted: list[object], problem_type: str
+) -> None:
+    folder = RunFolder(tmp_path)
+    split = replace(encoded(tiny_classifier(tiny_bert)), labels=np.array(labels))
+    baselines = {"tfidf": np.array(predicted)}
+    width = 1 if problem_type == "regression" else 2
+    predictions = predictions_of([[0.0] * width] * 6, labels, problem_type)
+    table = predictions_table("test", split, predictions, ["a", "b"], baselines)
+    assert "baseline_tfidf" in table.column_names
+    assert read_baseline_predictions(folder, {"test": split}, ["a", "b"]) == {}  # there is no file
+    write_predictions(folder.predictions, [table])
+    stored = read_baseline_predictions(folder, {"test": split}, ["a", "b"])
+    assert stored.keys() == {"tfidf"}
+    assert stored["tfidf"]["test"].tolist() == predicted
+    assert stored["tfidf"]["test"].dtype == baselines["tfidf"].dtype
+    others = [
+        replace(split, labels=split.labels[::-1].copy()),
+        replace(split, texts=split.texts.select(range(5, -1, -1))),
+        replace(split, texts=split.texts.select(range(5)), labels=split.labels[:5], lengths=split.lengths[:5]),
+    ]
+    assert [read_baseline_predictions(folder, {"test": other}, ["a", "b"]) for other in others] == [{}] * 3
+    if problem_type != "regression":
+        assert read_baseline_predictions(folder, {"test": split}, ["a", "c"]) == {}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from types import SimpleNamespace
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -53,6 +56,35 @@ def test_padding_on_the_left_is_skipped(tiny_bert: Path, accelerator: Accelerato
         pooled_states(classifier, split, pooling="cls", batch_size=size, accelerator=accelerator) for size in (6, 1)
     )
     assert_equal_up_to_rounding(together, alone)
+
+
+@pytest.mark.parametrize("processes", [2, 5])
+def test_any_number_of_processes_gives_the_same_states(
+    tiny_bert: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    classifier = tiny_classifier(tiny_bert)
+    split = encoded(classifier)  # 6 rows in 3 batches: with 5 processes, two have nothing to do
+    expected = pooled_states(classifier, split, batch_size=2, accelerator=accelerator)
+    reports: list[Any] = []
+
+    def gather(report: list[Any]) -> list[Any]:
+        """Return the results of all processes once the last one has reported."""
+        reports.extend(report)
+        if len(reports) < processes:
+            raise StopIteration
+        return reports
+
+    monkeypatch.setattr("finetune.distributed.gather_object", gather)
+    for index in range(processes):
+        stub = SimpleNamespace(
+            device=accelerator.device,
+            process_index=index,
+            num_processes=processes,
+            autocast=accelerator.autocast,
+        )
+        with suppress(StopIteration):
+            states = pooled_states(classifier, split, batch_size=2, accelerator=stub)
+    assert np.array_equal(states, expected)
 
 
 def test_running_out_of_memory_halves_the_batch(

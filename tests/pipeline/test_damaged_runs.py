@@ -33,6 +33,7 @@ READ_BY = {
     "history.jsonl": REPORTING,
     "training.json": REPORTING,
     "scores.json": REPORTING,
+    "baselines.json": REPORTING,
     "predictions.parquet": REPORTING,
     "heads.json": {*REPORTING, "prune", "compare"},
 }
@@ -90,6 +91,10 @@ INCONSISTENT: list[tuple[str, str, Callable[[bytes], bytes]]] = [
     ("scores.json", "other metrics", edited(lambda d: d["test"].update(metrics={"f1_macro": {"value": 1.0}}))),
     ("scores.json", "a small matrix", edited(lambda d: d["test"]["confusion"].pop())),
     ("scores.json", "text for a number", edited(lambda d: d["test"].update(loss="low"))),
+    ("baselines.json", "other baselines", edited(lambda d: d.update(fitted={}))),
+    ("baselines.json", "another metric", edited(lambda d: d.update(metric="f1_macro"))),
+    ("baselines.json", "fewer metrics", edited(lambda d: d["splits"]["test"]["classifier"].clear())),
+    ("baselines.json", "text for a number", edited(lambda d: d["splits"]["test"].update(rows="many"))),
     ("data.json", "no training rows", edited(lambda d: d.pop("train"))),
     ("environment.json", "no versions", edited(lambda d: d.pop("packages"))),
     ("environment.json", "a list of versions", edited(lambda d: d.update(packages=["torch"]))),
@@ -180,17 +185,23 @@ def test_a_missing_file_is_an_error_if_it_is_needed(
 
     monkeypatch.setattr("finetune.pipeline.finished_run.start", fail)
     # Commands that write the file again or do not need it.
-    optional = {"scores.json": {"evaluate"}, "predictions.parquet": {"evaluate"}, "heads.json": {*REPORTING, "prune"}}
+    optional = {
+        "scores.json": {"evaluate"},
+        "baselines.json": REPORTING,
+        "predictions.parquet": {"evaluate"},
+        "heads.json": {*REPORTING, "prune"},
+    }
+    missing_text = "Scores" if file == "baselines.json" else "The heads have not been analyzed"
     for command in sorted(READ_BY[file]):
         arguments = [{"RUN": str(run), "OTHER": str(other)}.get(part, part) for part in COMMANDS[command]]
         if command in optional.get(file, ()):
             if command == "report":
                 assert main(arguments) == 0
-                assert "The heads have not been analyzed" in (run / "report.html").read_text()
+                assert missing_text in (run / "report.html").read_text()
                 shutil.copy(small_run / "report.html", run), shutil.copy(small_run / "README.md", run)
             elif command == "publish":
                 assert main(arguments) == 0
-                assert "The heads have not been analyzed" in capsys.readouterr().out
+                assert missing_text in capsys.readouterr().out
             else:
                 with pytest.raises(KeyError, match="the run was opened"):
                     main(arguments)

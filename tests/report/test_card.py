@@ -35,6 +35,7 @@ from finetune.runs.results import (
     TrainingResult,
     TrainingSpeed,
 )
+from tests.support.baselines import COMPARISON
 
 HEADS = HeadAnalysis(
     [HeadScores("gradient", "E|g|", "train", 40, [[0.5, 0.25]], [[0.1, None]], [(0, 1), (0, 0)])],
@@ -210,3 +211,12 @@ def test_names_of_labels_and_columns_stay_as_they_are_in_the_examples() -> None:
     assert ast.literal_eval(line.removeprefix("labels = ")) == list(labels)
     (line,) = (line for line in text.splitlines() if line.startswith("printf "))
     assert list(json.loads(shlex.split(line)[2])) == ['user\'s "text"', "zwölf"]
+
+
+def test_a_pruned_model_is_shown_beside_the_baselines_without_differences() -> None:
+    after_pruning = COMPARISON.with_classifier({"test": {"accuracy": 0.25}})
+    card = render_card(replace(record(), baselines=after_pruning), subject())
+    rows = "| this classifier | 0.2500 | \n| most frequent label 'a' | 0.5000 | \n"
+    assert f"| model | test accuracy | \n| --- | --- | \n{rows}" in card
+    assert "not above 0.5" not in card
+    assert "classifier minus baseline" not in card

@@ -33,6 +33,7 @@ from finetune.runs.predictions import worst_predictions
 from finetune.runs.results import ClassScores, MetricValue, SplitScores, SplitSummary, TrainingResult, TrainingSpeed
 from finetune.runs.run_folder import RunFolder
 from tests.support import ROOT
+from tests.support.baselines import COMPARISON
 from tests.support.helpers import HANG_SECONDS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -125,6 +126,22 @@ def test_baseline_warnings_are_shown(run: RunFolder) -> None:
     write_report(run)
     assert '<p class="note">test: accuracy is not above &lt;0.5&gt;.</p>' in run.report.read_text()
     assert "\n> test: accuracy is not above <0.5>.\n" in run.card.read_text()
+
+
+def test_baselines_are_shown_beside_the_classifier(run: RunFolder) -> None:
+    write_report(run)
+    assert "Baselines" not in run.report.read_text() + run.card.read_text()
+    write_json(run.baselines, COMPARISON)
+    write_report(run)
+    html, card = run.report.read_text(), run.card.read_text()
+    assert '<td class="text">most frequent label &#39;a&#39;</td><td>0.5000</td><td>undefined</td>' in html
+    assert '<td>+0.2500 <span class="soft">[0.125, 0.375]</span></td>' in html
+    assert '<p class="note">test: not above 0.5.</p>' in html
+    assert "Without the baseline tfidf: there is no word in the texts." in html
+    assert "| model | validation accuracy | test accuracy | \n" in card
+    row = "| most frequent label 'a' | 0.5000 (+0.2500 [0.125, 0.375]) | 0.5000 (+0.2500 [0.125, 0.375]) | "
+    assert f"| this classifier | 0.7500 | 0.5000 | \n{row}\n" in card
+    assert "\n> test: not above 0.5.\n" in card
 
 
 def test_training_notes_are_shown(run: RunFolder) -> None:

@@ -9,12 +9,14 @@ from finetune.report.terminal import (
     _score,
     evaluation_line,
     print_agreement,
+    print_baselines,
     print_data,
     print_heads,
     print_line,
     print_pruning,
     print_scores,
 )
+from finetune.runs.baselines import BaselineComparison, BaselineInfo, BaselineScores, SplitComparison
 from finetune.runs.head_results import (
     HeadAnalysis,
     HeadScores,
@@ -166,3 +168,22 @@ def test_names_that_look_like_markup_are_escaped() -> None:
     print_data(console, {"train": SplitSummary(1, {"[/pos]": 1}, 1, 1, 0)}, "dir [v2]/rows.csv", 8)
     assert "[/pos] 1" in text.getvalue()
     assert "dir [v2]/rows.csv" in text.getvalue()
+
+
+def test_baselines_are_shown_beside_the_classifier() -> None:
+    console, text = terminal()
+    scores = BaselineScores({"accuracy": 0.5}, {"accuracy": MetricValue(0.25, 0.125, 0.375)})
+    comparison = BaselineComparison(
+        "accuracy",
+        {"majority": BaselineInfo("most frequent label '[a]'", 40)},
+        {},
+        1.5,
+        {"test": SplitComparison(20, {"accuracy": 0.75}, {"majority": scores}, "not [clearly] above 0.5")},
+    )
+    print_baselines(console, comparison)
+    output = text.getvalue()
+    assert output.startswith("Baselines, and the difference classifier minus baseline with its 95 % interval")
+    assert "┃ test (20 rows)            ┃ accuracy ┃            difference ┃" in output
+    assert "│ this classifier           │    0.750 │                       │" in output
+    assert "│ most frequent label '[a]' │    0.500 │ +0.250 [0.125, 0.375] │" in output
+    assert output.endswith("test: not [clearly] above 0.5.\n")

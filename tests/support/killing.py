@@ -38,7 +38,7 @@ def write_recipe(folder: Path, bert: Path, *, lora: bool, processes: int = 1, ep
             "num_train_epochs": epochs, "per_device_train_batch_size": 2 // processes, "gradient_accumulation_steps": 2,
             "learning_rate": 1e-2, "use_cpu": True, "num_threads": 1,
         },
-        "evaluation": {"metric_for_best_model": "loss", "bootstrap_samples": 100},
+        "evaluation": {"metric_for_best_model": "loss", "bootstrap_samples": 100, "baselines": ["majority"]},
         "checkpoint": {"save_strategy": "steps", "save_steps": 2},
         "logging": {"logging_steps": 3},
         "head_importance": None,

@@ -1,0 +1,250 @@
+"""Fit the baselines of a run, and compare its classifier with them on every held-out split."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from finetune.data.holdout import sample_training_rows
+from finetune.data.tokenization import EncodedSplit
+from finetune.distributed import gather_results, local_main_process_first
+from finetune.errors import FinetuneError
+from finetune.evaluation.baseline_comparison import ComparisonSettings, compare_with_baselines, compared_metric
+from finetune.evaluation.baseline_models import Baseline, constant_prediction, fit_tfidf
+from finetune.evaluation.prediction import Predictions
+from finetune.evaluation.predictions_file import read_baseline_predictions
+from finetune.evaluation.probe import Probe, fit_probe
+from finetune.models.building import Labels, pretrained_classifier
+from finetune.models.classifier import Classifier
+from finetune.models.losses import decisions
+from finetune.models.pooled_states import pooled_states
+from finetune.models.pretrained import load_tokenizer
+from finetune.pipeline.build_model import checkpoint_source
+from finetune.pipeline.context import RunContext, RunInputs
+from finetune.progress import stage
+from finetune.runs.baselines import BaselineComparison, BaselineInfo, SplitComparison
+from finetune.runs.run_files import read_baselines
+
+# Training rows that a baseline is fitted on, drawn at random. More rows would take longer than a short training run.
+MAX_ROWS = {"tfidf": 5_000, "frozen_encoder": 2_000}
+_PART = 20_000  # rows whose pooled states are in memory at a time
+_NO_ENCODER = "the encoder has no pretrained weights"
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """The baselines of a run.
+
+    Attributes:
+        fitted: by name, with their predictions for every held-out split.
+        skipped: why others are missing, by name.
+        seconds: the time that fitting and predicting took.
+    """
+
+    fitted: dict[str, Baseline] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def fit_baselines(context: RunContext, inputs: RunInputs) -> Baselines:
+    """Return the baselines of the recipe, fitted on the training rows; call it before the classifier is trained."""
+    names = context.recipe.evaluation.baselines or []
+    encoder = inputs.classifier if inputs.classifier.source is not None else None
+    return _fit(context, inputs, names, lambda: encoder)
+
+
+def stored_or_fitted_baselines(context: RunContext, inputs: RunInputs) -> Baselines:
+    """Return the baselines of a finished run; those whose predictions for these rows are not stored are fitted again.
+
+    The pretrained encoder is loaded again if it is needed.
+    """
+    names = context.recipe.evaluation.baselines or []
+
+    def read() -> Baselines:
+        previous = read_baselines(context.folder) if context.accelerator.is_main_process else None
+        if previous is None:
+            return Baselines()
+        splits, label_names = inputs.held_out_splits(), inputs.classifier.label_names
+        stored = read_baseline_predictions(context.folder, splits, label_names)
+        fitted = {
+            name: Baseline(info.description, info.training_rows, stored[name])
+            for name, info in previous.fitted.items()
+            if name in names and name in stored
+        }
+        return Baselines(fitted, seconds=previous.seconds)
+
+    stored = gather_results(context.accelerator, read)[0]
+    missing = [name for name in names if name not in stored.fitted]
+    if not missing:
+        return stored
+    fitted = _fit(context, inputs, missing, partial(_pretrained_encoder, context, inputs))
+    by_name = stored.fitted | fitted.fitted
+    seconds = max(stored.seconds, fitted.seconds)
+    return Baselines({name: by_name[name] for name in names if name in by_name}, fitted.skipped, seconds)
+
+
+def compare_baselines(
+    context: RunContext, baselines: Baselines, predictions: Mapping[str, Predictions], label_names: Sequence[str]
+) -> BaselineComparison | None:
+    """Return the comparison of the classifier with its baselines, or None if there is nothing to compare."""
+    recipe = context.recipe
+    if not (baselines.fitted or baselines.skipped) or not predictions:
+        return None
+    metric = compared_metric(recipe.best_metric(), recipe.metric_names())
+    settings = ComparisonSettings(
+        recipe.metric_names(), metric, len(label_names), recipe.evaluation.bootstrap_samples, recipe.seed
+    )
+    splits: dict[str, SplitComparison] = {
+        split: compare_with_baselines(result, split, baselines.fitted, settings)
+        for split, result in predictions.items()
+    }
+    infos = {name: BaselineInfo(fit.description, fit.training_rows) for name, fit in baselines.fitted.items()}
+    return BaselineComparison(metric, infos, baselines.skipped, baselines.seconds, splits)
+
+
+def _fit(
+    context: RunContext, inputs: RunInputs, names: Sequence[str], encoder: Callable[[], Classifier | None]
+) -> Baselines:
+    """Return these baselines, fitted; `encoder` returns a classifier with the pretrained encoder, or None."""
+    held_out = inputs.held_out_splits()
+    if not names or not held_out:
+        return Baselines()
+    started = time.perf_counter()
+    skipped: dict[str, str] = {}
+    fitted: dict[str, Baseline] = {}
+    with stage("fitting the baselines"):
+
+        def fit_on_texts() -> tuple[dict[str, Baseline], dict[str, str]]:
+            return _fit_on_texts(context, inputs, names) if context.accelerator.is_main_process else ({}, {})
+
+        fitted, skipped = gather_results(context.accelerator, fit_on_texts)[0]
+        if "frozen_encoder" in names:
+            try:
+                classifier = encoder()
+                if classifier is None:
+                    skipped["frozen_encoder"] = _NO_ENCODER
+                else:
+                    fitted["frozen_encoder"] = _fit_on_states(context, inputs, classifier)
+            except FinetuneError as error:  # the same on every process
+                skipped["frozen_encoder"] = " ".join(str(error).split())
+    seconds = time.perf_counter() - started
+    if fitted:
+        context.print_line(f"Baselines fitted and scored in {seconds:.1f} s: {', '.join(fitted)}.")
+    for name, reason in skipped.items():
+        if reason != _NO_ENCODER:
+            context.print_line(f"[yellow]The baseline {name} was skipped: {reason}.[/]")
+    return Baselines({name: fitted[name] for name in names if name in fitted}, skipped, seconds)
+
+
+def _training_rows(context: RunContext, inputs: RunInputs, name: str) -> np.ndarray:
+    """Return the positions of the training rows that a baseline is fitted on."""
+    labels = inputs.splits["train"].labels
+    limit = max(MAX_ROWS[name], len(inputs.classifier.label_names))
+    if len(labels) <= limit:
+        return np.arange(len(labels))
+    return sample_training_rows(labels, limit, context.recipe.seed)
+
+
+def _fit_on_texts(
+    context: RunContext, inputs: RunInputs, names: Sequence[str]
+) -> tuple[dict[str, Baseline], dict[str, str]]:
+    """Return the baselines that need no encoder, and why one of them is missing."""
+    train, held_out = inputs.splits["train"], inputs.held_out_splits()
+    fitted, skipped = {}, {}
+    if "majority" in names:
+        constant, description = constant_prediction(train.labels, inputs.classifier.label_names)
+        predictions = {
+            split: np.broadcast_to(constant, (len(rows), *constant.shape)).copy() for split, rows in held_out.items()
+        }
+        fitted["majority"] = Baseline(description, len(train), predictions)
+    if "tfidf" in names:
+        rows = _training_rows(context, inputs, "tfidf")
+        try:
+            predict = fit_tfidf(train, rows, context.recipe.seed)
+            predictions = {split: predict(texts) for split, texts in held_out.items()}
+            fitted["tfidf"] = Baseline(_description("TF-IDF", inputs, len(rows)), len(rows), predictions)
+        except ValueError as error:
+            skipped["tfidf"] = f"scikit-learn cannot fit it to these texts ({error})"
+    return fitted, skipped
+
+
+def _fit_on_states(context: RunContext, inputs: RunInputs, classifier: Classifier) -> Baseline:
+    """Return the linear model on the encoder's pooled states. Every process computes a part of the states."""
+    recipe, train = context.recipe, inputs.splits["train"]
+    rows = _training_rows(context, inputs, "frozen_encoder")
+
+    def states(split: EncodedSplit) -> np.ndarray:
+        return pooled_states(
+            classifier,
+            split,
+            pooling="cls" if recipe.model.pooling == "cls" else "mean",
+            batch_size=recipe.evaluation.per_device_eval_batch_size,
+            accelerator=context.accelerator,
+        )
+
+    problem_type, num_labels = classifier.problem_type, len(classifier.label_names)
+    fitted_on = states(_select(train, rows))
+
+    def fit() -> Probe | None:
+        if not context.accelerator.is_main_process:
+            return None
+        return fit_probe(fitted_on, train.labels[rows], problem_type, num_labels, recipe.seed)
+
+    probe = gather_results(context.accelerator, fit)[0]
+    assert probe is not None
+    predictions = {}
+    for name, split in inputs.held_out_splits().items():
+        parts = [np.arange(start, min(start + _PART, len(split))) for start in range(0, len(split), _PART)]
+        logits = np.concatenate([probe.logits(states(_select(split, part))) for part in parts])
+        predictions[name] = decisions(torch.from_numpy(logits), problem_type).numpy()
+    return Baseline(_description("frozen encoder", inputs, len(rows)), len(rows), predictions)
+
+
+def _select(split: EncodedSplit, rows: np.ndarray) -> EncodedSplit:
+    """Return these rows of a split."""
+    if len(rows) == len(split):
+        return split
+    return replace(
+        split,
+        rows=split.rows.select(rows),
+        labels=split.labels[rows],
+        lengths=split.lengths[rows],
+        texts=split.texts.select(rows),
+        numbers=split.numbers[rows],
+    )
+
+
+def _description(features: str, inputs: RunInputs, rows: int) -> str:
+    """Return what a linear model is fitted to, such as "TF-IDF + logistic regression on 5,000 of 6,920 rows"."""
+    model = "ridge" if inputs.classifier.problem_type == "regression" else "logistic"
+    total = len(inputs.splits["train"])
+    part = f" on {rows:,} of {total:,} rows" if rows < total else ""
+    return f"{features} + {model} regression{part}"
+
+
+def _pretrained_encoder(context: RunContext, inputs: RunInputs) -> Classifier | None:
+    """Return a classifier with the encoder as it was before training; None if it had random weights.
+
+    Raises:
+        ModelError: the checkpoint cannot be loaded.
+    """
+    model, trained = context.recipe.model, inputs.classifier
+    if model.model_name_or_path is None:
+        return None
+    source = checkpoint_source(model)
+
+    def load() -> Classifier:
+        with torch.random.fork_rng(devices=[]):  # the new head is random, but nothing else changes
+            return pretrained_classifier(
+                source,
+                load_tokenizer(source),
+                Labels(trained.label_names, trained.problem_type),
+                max_length=trained.max_length,
+            )
+
+    return local_main_process_first(context.accelerator, load)
