@@ -8,7 +8,8 @@ finetune, offline, with the base checkpoint in a stand-in for the cache of the h
 over all rows and labels from the probabilities that finetune gives for the folder, or the error; the column finetune
 has the difference of these from the probabilities of the run's model, or of the pruned model.
 
-An adapter whose base has another number of labels is opened with `num_labels`. The runs are not changed.
+An adapter whose base has another number of labels is opened with `num_labels`. A model with pooled states is opened
+twice: as it is, and with `trust_remote_code=True`. The runs are not changed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from finetune.models.attention_sites import attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.loading import load_classifier
 from finetune.models.merging import merge_classifier
+from finetune.models.pooling import HEAD, pooling_of
 from finetune.models.pretrained import load_config, quiet_libraries
 from finetune.models.saving import save_classifier
 from finetune.pipeline.finished_run import open_run
@@ -62,7 +65,12 @@ class Models:
                 self.bases[base] = Path(classifier.source.location())
             if load_config(classifier.source).num_labels != len(classifier.label_names):
                 options = label_options(classifier)
-        self.cases.append(Case(name, str(folder), self.rows, classifier.problem_type, base, options))
+        case = Case(name, str(folder), self.rows, classifier.problem_type, base, options)
+        self.cases.append(case)
+        if pooling_of(classifier.base.config) != HEAD and base is None:
+            self.cases.append(replace(case, name=f"{name}, trusted", trusted=True))
+            self.expected[f"{name}, trusted"] = self.expected[name]
+            self.own_difference[f"{name}, trusted"] = self.own_difference[name]
 
     def probabilities(self, classifier: Classifier) -> np.ndarray:
         """Return the probabilities of all rows (N, C)."""
