@@ -60,7 +60,8 @@ bench-accuracy: $(SETUP)
 
 # Every training option against the plain recipe at equal training time. Start it several times at once to use more
 # cores; it resumes where it stopped. GRID is choose (cr, subj, mpqa, clinc) or confirm (trec, sst2, mrpc, nlupp,
-# banking77); DATA has a folder of each, with train.parquet, validation.parquet or test.parquet, and labels.json.
+# banking77); DATA has a folder of each, with train.parquet, validation.parquet or test.parquet, and labels.json. The
+# tables: python -m tests.benchmarks.defaults --grid GRID --table, or --write to keep the results and update the guide.
 GRID ?= choose
 bench-defaults: $(SETUP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.defaults --data $(DATA) --grid $(GRID)

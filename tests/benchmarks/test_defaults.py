@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks import defaults
 from tests.benchmarks.cells import Cell, ResultsLog, Task
 from tests.benchmarks.defaults import (
     GROUPS,
+    PLAIN,
     VARIANTS,
     Runner,
     Variant,
     main,
+    measure_cost,
     overrides_of,
     parse_variant,
     problem,
@@ -39,6 +42,24 @@ def test_a_variant_overrides_the_plain_recipe() -> None:
     assert overrides.index("training.label_smoothing_factor=0") < overrides.index("training.label_smoothing_factor=0.1")
     assert "training.rdrop_alpha=0" not in overrides_of(VARIANTS["default"])
     assert parse_variant("mix: training.ema_decay=0.9 seed=3")[1].overrides == ("training.ema_decay=0.9", "seed=3")
+
+
+def test_every_variant_can_be_trained() -> None:
+    assert len(VARIANTS) > 15
+    assert {name: reason for name, variant in VARIANTS.items() if (reason := problem(variant, TASK))} == {}
+    assert [override for override in PLAIN if not has_key(override)] == []
+
+
+def test_the_cost_is_per_step_and_for_everything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = {"training.rdrop_alpha=0": (2.0, 0.5), "training.rdrop_alpha=1": (3.0, 0.75)}  # rest, seconds per step
+
+    def train(cell: Cell, settings: Settings, overrides: list[str]) -> dict[str, float]:
+        rest, step = speeds[[override for override in overrides if override in speeds][-1]]
+        return {"cpu_seconds": rest + step * int(overrides[-1].removeprefix("training.max_steps="))}
+
+    monkeypatch.setattr(defaults, "train_cell", train)
+    cost = measure_cost(Cell("trec", "200", 0, "rdrop"), Settings(tmp_path, "test"), VARIANTS["rdrop"])["cost"]
+    assert cost == {"step": {"plain": 0.5, "variant": 0.75}, "rest": {"plain": 2.0, "variant": 3.0}}
 
 
 def test_variants_that_cannot_be_trained_are_reported() -> None:
