@@ -21,6 +21,7 @@ from finetune.data.tokenization import EncodedSplit
 from finetune.errors import TrainingError
 from finetune.models.pooling import HEAD
 from finetune.recipe.schema import Recipe
+from finetune.recipe.training_section import TrainingSection
 
 # Sections and keys that change neither the weights nor the choice of the best ones. All others are part of the
 # fingerprint, also a new key that is not listed here, and the number of steps, on which the learning rate depends.
@@ -33,6 +34,11 @@ _IGNORED_KEYS = {
     # The rows have a checksum.
     "data": ("test_split", "test_file", "test_rows", "train_rows", "validation_rows"),
 }
+# Keys of `training` that earlier versions did not have; they trained as with the default, so that is left out.
+_ADDED_KEYS = (
+    "ema_decay", "rdrop_alpha", "contrastive_weight", "contrastive_temperature", "label_smoothing_factor",
+    "layerwise_lr_decay", "reinit_layers", "lr_scheduler_kwargs", "gradient_checkpointing",
+)  # fmt: skip
 _MAX_LENGTH = 60  # characters of a value in a message
 _ROWS_PER_READ = 10_000
 
@@ -44,6 +50,9 @@ def recipe_fingerprint(recipe: Recipe, label_names: Sequence[str]) -> dict[str, 
         content[section] = {key: value for key, value in content[section].items() if key not in keys}
     if content["model"]["pooling"] == HEAD:  # earlier versions had no other, and did not write it
         del content["model"]["pooling"]
+    for key in _ADDED_KEYS:
+        if content["training"][key] == TrainingSection.model_fields[key].default:
+            del content["training"][key]
     content["task"]["label_names"] = list(label_names)
     content["evaluation"]["metric_for_best_model"] = recipe.best_metric()
     return content

@@ -11,7 +11,13 @@ import torch
 from finetune.errors import TrainingError
 from finetune.models.lora import Lora
 from finetune.recipe.schema import Recipe
-from finetune.training.resume_check import check_fingerprint, data_fingerprint, recipe_fingerprint, split_checksum
+from finetune.training.resume_check import (
+    _ADDED_KEYS,
+    check_fingerprint,
+    data_fingerprint,
+    recipe_fingerprint,
+    split_checksum,
+)
 from tests.conftest import SENTENCES
 from tests.support.helpers import ROLES, encoded, tiny_classifier
 
@@ -30,6 +36,8 @@ def fingerprint_of(rows: str = "abc", **changes: Any) -> dict[str, Any]:
         ({"seed": 7}, "seed: was 42, now 7"),
         ({"training__learning_rate": 0.1}, "training.learning_rate: was none, now 0.1"),
         ({"training__num_train_epochs": 4}, "training.num_train_epochs: was none, now 4"),
+        ({"training__ema_decay": 0.9}, "training.ema_decay: was none, now 0.9"),
+        ({"training__lr_scheduler_kwargs": {"power": 2}}, 'training.lr_scheduler_kwargs: was none, now {"power": 2}'),
         ({"model__revision": "v2"}, 'model.revision: was "main", now "v2"'),
         ({"peft": {"r": 4}}, "peft: was none, now {"),
         ({"evaluation__metric_for_best_model": "loss"}, 'metric_for_best_model: was "accuracy", now "loss"'),
@@ -43,6 +51,12 @@ def test_differences_that_change_the_result_are_rejected_and_listed(changes: dic
     assert line in str(error.value)
     assert str(error.value).endswith("restore these settings, or start a new run in another output_dir")
     assert str(error.value).count("\n  ") == len(changes)
+
+
+def test_options_that_are_off_are_not_in_the_fingerprint() -> None:
+    # A checkpoint of the version before these options has none of them, and can be resumed.
+    assert len(_ADDED_KEYS) == 9
+    assert not fingerprint_of()["training"].keys() & set(_ADDED_KEYS)
 
 
 def test_other_settings_may_differ() -> None:
