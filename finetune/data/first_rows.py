@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from finetune.data.cell_values import BATCH_ROWS, Column, arrow_schema, batches_from_objects
 from finetune.data.file_formats import file_format, read_file
-from finetune.data.holdout import sample_training_rows, sample_validation_rows
+from finetune.data.holdout import held_out_share, sample_training_rows, sample_validation_rows
+from finetune.data.label_name_rows import adds_label_names
 from finetune.data.labels import encode_labels
 from finetune.data.parquet_rows import open_parquet
 from finetune.data.row_checks import checked_rows, columns_to_read
@@ -50,8 +51,27 @@ class FirstRows:
     complete: bool
 
 
-def check_first_rows(data: DataSection, problem_type: str, declared: Sequence[str] | None) -> list[str]:
-    """Check the first rows of every file, or the rows in the recipe, and return notes on what was not checked.
+@dataclass(frozen=True)
+class CheckedRows:
+    """The result of the check.
+
+    Attributes:
+        notes: what was not checked.
+        train: number of training rows, without those that are held out; None if not all of them were read.
+        labels: number of label names, 1 for regression.
+        held_out: the share of the training rows that is held out for validation, None if none is.
+        has_validation: whether there are validation rows.
+    """
+
+    notes: list[str]
+    train: int | None = None
+    labels: int = 1
+    held_out: float | None = None
+    has_validation: bool = False
+
+
+def check_first_rows(data: DataSection, problem_type: str, declared: Sequence[str] | None) -> CheckedRows:
+    """Check the first rows of every file, or the rows in the recipe.
 
     Args:
         declared: the label names of the recipe.
@@ -60,7 +80,7 @@ def check_first_rows(data: DataSection, problem_type: str, declared: Sequence[st
         DataError: training would stop at these rows, with the same message.
     """
     if data.dataset_name is not None:
-        return [f"not checked: the rows of dataset '{data.dataset_name}'"]
+        return CheckedRows([f"not checked: the rows of dataset '{data.dataset_name}'"])
     columns = columns_to_read(data, lists=problem_type == "multi_label_classification")
     splits, notes = {}, []
     for split, source in _sources(data).items():
@@ -72,9 +92,12 @@ def check_first_rows(data: DataSection, problem_type: str, declared: Sequence[st
         splits[split] = FirstRows(checked, rows.complete)
         if not rows.complete:
             notes.append(f"checked: the first {len(rows.raw.rows):,} rows of {source}")
-    if "train" in splits:
-        _check_labels(splits, data, problem_type, declared)
-    return notes
+    if "train" not in splits:
+        return CheckedRows(notes)
+    if splits["train"].complete:
+        return _check_all_labels(splits, data, problem_type, declared, notes)
+    _check_first_labels(splits, data.label_column, problem_type, declared)
+    return CheckedRows(notes)
 
 
 def _takes_long(file: Path) -> bool:
@@ -120,20 +143,35 @@ def _class_names(schema: pa.Schema, label: str) -> list[str] | None:
     return schema_class_names(schema, label)
 
 
-def _check_labels(
-    splits: dict[str, FirstRows], data: DataSection, problem_type: str, declared: Sequence[str] | None
+def _check_all_labels(
+    splits: dict[str, FirstRows],
+    data: DataSection,
+    problem_type: str,
+    declared: Sequence[str] | None,
+    notes: list[str],
+) -> CheckedRows:
+    """Check the labels of all training rows, and whether there are enough rows of each class, and count the rows.
+
+    Raises:
+        DataError: training would reject a label, or there are too few rows.
+    """
+    raw = {split: rows.raw for split, rows in splits.items()}
+    names, labels = encode_split_labels(raw, data.label_column, problem_type, declared)
+    train, has_validation = labels["train"], "validation" in _sources(data)
+    held_out = None if has_validation else held_out_share(data.validation_size, len(train))
+    if held_out is not None:
+        train = np.delete(train, sample_validation_rows(train, held_out, seed=0), axis=0)
+    if data.max_train_samples and data.max_train_samples < len(train):
+        train = train[sample_training_rows(train, data.max_train_samples, seed=0)]
+    added = len(names) if adds_label_names(data, problem_type, names, len(train)) else 0
+    return CheckedRows(notes, len(train) + added, len(names), held_out, has_validation or held_out is not None)
+
+
+def _check_first_labels(
+    splits: dict[str, FirstRows], column: str, problem_type: str, declared: Sequence[str] | None
 ) -> None:
-    """Raise DataError for labels that training would reject. Some checks need all training rows."""
-    column, train = data.label_column, splits["train"]
-    if train.complete:
-        raw = {split: rows.raw for split, rows in splits.items()}
-        _, labels = encode_split_labels(raw, column, problem_type, declared)
-        if data.validation_size and "validation" not in splits:
-            sample_validation_rows(labels["train"], data.validation_size, seed=0)
-        if data.max_train_samples and data.max_train_samples < len(labels["train"]):
-            sample_training_rows(labels["train"], data.max_train_samples, seed=0)
-        return
-    names = declared or train.raw.class_names
+    """Raise DataError for labels that training would reject, as far as this is known from some of the training rows."""
+    names = declared or splits["train"].raw.class_names
     if names or problem_type == "regression":
         for rows in splits.values():
             encode_labels(rows.raw, column, problem_type, names or [], ids_allowed=names is not None)

@@ -9,6 +9,19 @@ import numpy as np
 
 from finetune.errors import DataError
 
+_SMALL = 1000  # training rows; of fewer, a larger share is held out
+
+
+def held_out_share(setting: float | str | None, rows: int) -> float | None:
+    """Return the fraction of `rows` training rows to hold out where no validation rows are given, or None.
+
+    Args:
+        setting: `data.validation_size`; "auto" gives 0.2 of fewer than 1,000 rows, otherwise 0.1.
+    """
+    if not isinstance(setting, str):
+        return setting
+    return 0.2 if rows < _SMALL else 0.1
+
 
 def sample_validation_rows(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Return the positions (from 0) of the rows to hold out for validation: a fraction `share` of all rows, rounded.
@@ -24,7 +37,7 @@ def sample_validation_rows(labels: np.ndarray, share: float, seed: int) -> np.nd
     if count < 1:
         raise DataError(
             f"data.validation_size: {share:g} of {len(labels)} training rows is less than one row, or would take the "
-            "last row of a class; add rows, or give data.validation_file"
+            "last row of a class; add rows, give data.validation_file, or set evaluation.eval_strategy: no"
         )
     return _draw(classes, _rows_per_class(count, sizes, np.zeros_like(sizes), sizes - 1), seed)
 

@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-import datasets
 import numpy as np
 
 from finetune.data.rows import RawSplit
@@ -66,6 +65,8 @@ def with_label_names(
 
     The new rows have the number 0, because they are not in the file.
     """
+    import datasets  # it takes half a second, and the check of a recipe does not need it
+
     columns = {data.text_column: [name_as_text(name) for name in names], data.label_column: list(names)}
     cells = {name: columns[name] for name in train.rows.column_names}
     added = datasets.Dataset.from_dict(cells, features=train.rows.features)

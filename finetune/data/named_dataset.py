@@ -49,19 +49,30 @@ def read_named(data: DataSection, columns: Sequence[Column]) -> dict[str, RawSpl
         raise DataError(
             f"data.dataset_name '{name}' is a file format, not a data set; give the file as data.train_file"
         )
-    if data.validation_size and data.validation_split:
+    if _may_hold_out(data):
         with _report_load_errors(name):
             splits = list(folder.files) if folder else datasets.get_dataset_split_names(name, config)
-        if data.validation_split in splits:
+        if data.validation_split not in splits:
+            del requested["validation"]
+        elif data.validation_size != "auto":
             raise DataError(
                 f"data.validation_size holds out training rows, but {name} has a split '{data.validation_split}'; "
                 "remove validation_size to use that split, or set data.validation_split: null"
             )
-        del requested["validation"]
     expressions = {split: expression for split, expression in requested.items() if expression is not None}
     if folder:
         return {split: _from_folder(folder, expression, columns) for split, expression in expressions.items()}
     return {split: _from_library(name, config, expression, columns) for split, expression in expressions.items()}
+
+
+def _may_hold_out(data: DataSection) -> bool:
+    """Return whether rows are held out if the data set has no validation split of the recipe's name.
+
+    With `validation_size: auto`, a name other than the default is that of a split that must exist.
+    """
+    if data.validation_size == "auto":
+        return bool(data.validation_split == DataSection.model_fields["validation_split"].default)
+    return bool(data.validation_size and data.validation_split)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from finetune.data.holdout import sample_training_rows, sample_validation_rows
+from finetune.data.holdout import held_out_share, sample_training_rows, sample_validation_rows
 from finetune.data.label_name_rows import adds_label_names, with_label_names
 from finetune.data.labels import label_counts
 from finetune.data.loading import read_splits
@@ -32,6 +32,7 @@ class LabeledSplits:
         label_names: in the order of the class ids.
         text_columns: the one or two columns that the model reads.
         has_label_names: whether the names of the labels are the last training rows.
+        held_out: the share of the training rows that was held out for validation, None if none was.
     """
 
     raw: dict[str, RawSplit]
@@ -39,6 +40,7 @@ class LabeledSplits:
     label_names: list[str]
     text_columns: list[str]
     has_label_names: bool = False
+    held_out: float | None = None
 
     def training_texts(self) -> datasets.Dataset:
         """Return the text columns of the training rows."""
@@ -101,8 +103,9 @@ def read_labeled(
     """
     raw = read_splits(data, problem_type, declared)
     names, labels = encode_split_labels(raw, data.label_column, problem_type, declared, suggested)
-    if "validation" not in raw and data.validation_size:
-        _hold_out_validation(raw, labels, data.validation_size, seed)
+    held_out = None if "validation" in raw else held_out_share(data.validation_size, len(labels["train"]))
+    if held_out is not None:
+        _hold_out_validation(raw, labels, held_out, seed)
     _sample_down(raw, labels, data, seed)
     for split, message in (required or {}).items():
         if split not in raw:
@@ -110,7 +113,7 @@ def read_labeled(
     adds_names = adds_label_names(data, problem_type, names, len(labels["train"]))
     if adds_names:
         raw["train"], labels["train"] = with_label_names(raw["train"], labels["train"], names, data)
-    return LabeledSplits(raw, labels, names, data.text_columns(), adds_names)
+    return LabeledSplits(raw, labels, names, data.text_columns(), adds_names, held_out)
 
 
 def _hold_out_validation(raw: dict[str, RawSplit], labels: dict[str, np.ndarray], share: float, seed: int) -> None:

@@ -107,6 +107,13 @@ def token_limit(name: str, revision: str) -> float:
     return tokenizer_limit if model_limit is None else min(model_limit, tokenizer_limit)
 
 
+def hidden_size(name: str, revision: str) -> int | None:
+    """Return the hidden size of a checkpoint on this disk; None if its config.json does not give it."""
+    entries = _read_object(name, revision, "config.json") or {}
+    size = entries.get("hidden_size", entries.get("dim"))  # the name in DistilBERT's config
+    return size if isinstance(size, int) and size > 0 else None
+
+
 def _token_limits(name: str, revision: str, entries: Mapping[str, Any]) -> tuple[SimpleNamespace | None, float]:
     """Return the entries of config.json if they give the model's limit, and the limit of the tokenizer."""
     tokenizer = _read_object(name, revision, "tokenizer_config.json") or {}

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.models.checkpoint_config import check_checkpoint, check_new_model
+from finetune.models.checkpoint_config import check_checkpoint, check_new_model, hidden_size
 from finetune.models.pooling import check_pooling
 from finetune.recipe.loader import load_recipe
 from finetune.recipe.schema import Recipe
 from finetune.runs.ownership import check_output_dir
 from finetune.runs.run_folder import RunFolder
+from finetune.training.auto_settings import RunSize, describe_choices, fill_in
 
 
 def check(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
-    """Return the recipe and notes on what was not checked, after checking all that takes about a second.
+    """Return the recipe and notes, after checking all that takes about a second.
+
+    The notes say what was not checked, and which numbers stand for `auto` if all rows were read.
 
     These are the recipe, its output directory, the config of the model, and the first rows of the data.
 
@@ -25,10 +28,19 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list
     check_output_dir(RunFolder(Path(recipe.output_dir)), recipe)
     model, notes = recipe.model, []
     if model.model_name_or_path is None:
+        width = model.config_overrides.get("hidden_size")
         check_new_model(str(model.model_type), model.config_overrides, recipe.data.max_length)
         check_pooling(model.pooling, str(model.model_type))
-    elif note := check_checkpoint(model.model_name_or_path, model.revision, recipe.data.max_length, model.pooling):
-        notes.append(note)
+    else:
+        note = check_checkpoint(model.model_name_or_path, model.revision, recipe.data.max_length, model.pooling)
+        width = hidden_size(model.model_name_or_path, model.revision)
+        notes += [note] if note else []
     from finetune.data.first_rows import check_first_rows  # importing pyarrow takes a third of a second
 
-    return recipe, notes + check_first_rows(recipe.data, recipe.task.problem_type, recipe.task.label_names)
+    rows = check_first_rows(recipe.data_to_read(), recipe.task.problem_type, recipe.task.label_names)
+    notes += rows.notes
+    if rows.train is not None:
+        width = width if isinstance(width, int) and width > 0 else None
+        size = RunSize(rows.train, rows.labels, width, rows.has_validation, rows.held_out)
+        notes += describe_choices(fill_in(recipe, size)[1])
+    return recipe, notes

@@ -31,11 +31,16 @@ class RunContext:
 
 @dataclass(frozen=True)
 class RunInputs:
-    """The classifier of a run, its encoded splits, and a summary of each split."""
+    """The classifier of a run, its encoded splits, and a summary of each split.
+
+    Attributes:
+        held_out: the share of the training rows that is held out for validation, None if none is.
+    """
 
     classifier: Classifier
     splits: dict[str, EncodedSplit]
     summary: dict[str, SplitSummary]
+    held_out: float | None = None
 
     def held_out_splits(self) -> dict[str, EncodedSplit]:
         """Return the splits that are scored: all except the training rows."""

@@ -131,7 +131,7 @@ def _saved_inputs(folder: RunFolder, recipe: Recipe, overrides: Sequence[str]) -
     limit = classifier.tokenizer.model_max_length
     check_max_length(classifier.base.config, limit, recipe.data.max_length, str(folder.path))
     splits = load_splits(
-        recipe.data,
+        recipe.data_to_read(),
         classifier.problem_type,
         classifier.label_names,
         recipe.seed,

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from finetune.data.column_roles import MULTI, REGRESSION, Roles, UsedColumns, guess_roles, missing_roles, used_columns
+from finetune.data.holdout import held_out_share
 from finetune.data.preview import Preview, read_preview
 from finetune.errors import DataError, RecipeError, printable, shorten
 from finetune.paths import absolute_path, path_problem
@@ -23,7 +24,6 @@ from finetune.pipeline.recipe_draft import (
     Length,
     class_imbalance,
     has_unlabeled_rows,
-    hold_out_share,
     label_counts,
     marks_unlabeled,
     names_of_ids,
@@ -156,7 +156,9 @@ def _draft(preview: Preview, used: UsedColumns, options: InitOptions) -> tuple[D
     previews |= {split: read_preview(file) for split, file in options.files.items()}
     files = {"train": preview.file}
     files |= {split: previews[split].file for split in ("validation", "test") if split in previews}
-    size = options.validation_size or (None if "validation" in files else hold_out_share(preview))
+    size = options.validation_size
+    if size is None and "validation" not in files:
+        size = held_out_share("auto", preview.num_rows)
     model = _model(options.model)
     length = propose_length(preview, used, model)
     if options.max_length is not None:

@@ -31,8 +31,9 @@ from finetune.progress import stage
 from finetune.recipe.schema import Recipe
 from finetune.recipe.validation import NO_VALIDATION
 from finetune.report.terminal import print_data
+from finetune.training.auto_settings import RunSize, describe_choices, fill_in
 from finetune.training.best_metric import choose_best_metric
-from finetune.training.schedule import Plan, fill_in, make_plan
+from finetune.training.schedule import Plan, make_plan
 
 
 def prepare(context: RunContext, *, resuming: bool = False) -> tuple[RunContext, RunInputs, Plan]:
@@ -58,16 +59,27 @@ def prepare(context: RunContext, *, resuming: bool = False) -> tuple[RunContext,
     recipe, metric_line = choose_best_metric(recipe, inputs.summary["train"].label_counts)
     for line in filter(None, (pooling_line, init_line, metric_line)):
         context.print_line(escape(line))
-    labels = len(inputs.classifier.label_names)
-    plan = make_plan(recipe, rows=len(train), processes=accelerator.num_processes, labels=labels)
-    recipe, filled_in = fill_in(recipe, plan, base.config.hidden_size)
     adds_names = inputs.summary["train"].label_name_rows > 0
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"label_name_rows": adds_names})})
-    if filled_in:
-        context.print_line(filled_in)
+    recipe, choices = fill_in(recipe, run_size(inputs, accelerator.num_processes))
+    for line in describe_choices(choices):
+        context.print_line(line)
+    plan = make_plan(recipe, rows=len(train), processes=accelerator.num_processes)
     if note := plan.warmup_note(recipe.training):
         context.print_line(f"[yellow]{note}[/]")
     return replace(context, recipe=recipe), inputs, plan
+
+
+def run_size(inputs: RunInputs, processes: int) -> RunSize:
+    """Return the numbers on which the settings depend that the recipe leaves to `auto`."""
+    return RunSize(
+        rows=len(inputs.splits["train"]),
+        labels=len(inputs.classifier.label_names),
+        hidden_size=inputs.classifier.base.config.hidden_size,
+        has_validation="validation" in inputs.splits,
+        held_out=inputs.held_out,
+        processes=processes,
+    )
 
 
 def new_inputs(recipe: Recipe) -> RunInputs:
@@ -77,9 +89,7 @@ def new_inputs(recipe: Recipe) -> RunInputs:
         DataError: a file, a row or a label is wrong, or a required split is missing.
         ModelError: the classifier cannot be built, or the forward pass fails.
     """
-    model, task, data = recipe.model, recipe.task, recipe.data
-    if model.model_type and data.label_name_rows == "auto":  # names say something only to a pretrained encoder
-        data = data.model_copy(update={"label_name_rows": False})
+    model, task, data = recipe.model, recipe.task, recipe.data_to_read()
     labeled = read_labeled(
         data,
         task.problem_type,
@@ -92,7 +102,7 @@ def new_inputs(recipe: Recipe) -> RunInputs:
     splits = encode_splits(labeled, classifier.tokenizer, data.max_length)
     init_output_bias(classifier, splits.encoded["train"].labels)
     try_longest_row(classifier, splits.encoded)
-    return RunInputs(classifier, splits.encoded, splits.summaries)
+    return RunInputs(classifier, splits.encoded, splits.summaries, labeled.held_out)
 
 
 def required_splits(recipe: Recipe) -> dict[str, str]:

@@ -23,7 +23,6 @@ _TRAIN = re.compile(r"(?<![A-Za-z])(train|training)(?![A-Za-z])", re.IGNORECASE)
 _OTHER_SPLITS = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 _LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
 _MAX_MEASURED = 2000  # rows whose tokens are counted
-_SMALL = 1000  # rows; of fewer, a fifth is held out instead of a tenth
 _IMBALANCED = 10  # rows of the largest class per row of the smallest
 
 
@@ -200,11 +199,6 @@ class Draft:
             ]
         lines += ["# To train LoRA adapters instead of all weights:", "# peft: {r: 8}"]
         return "\n".join(lines) + "\n"
-
-
-def hold_out_share(preview: Preview) -> float:
-    """Return the share of the training rows to hold out for validation."""
-    return 0.2 if preview.complete and preview.num_rows < _SMALL else 0.1
 
 
 def class_imbalance(counts: Mapping[str, int]) -> float:

@@ -15,8 +15,9 @@ from finetune.pipeline.build_model import lora_settings
 from finetune.pipeline.finished_run import FinishedRun
 from finetune.pipeline.prepare import frozen_layers_cached, layers_compiled
 from finetune.recipe.schema import PeftSection
+from finetune.training.auto_settings import RunSize, fill_in
 from finetune.training.build import Hyperparameters, build_trainer
-from finetune.training.schedule import fill_in, make_plan
+from finetune.training.schedule import make_plan
 
 
 def recovery_finetune(run: FinishedRun, pruned: Classifier, epochs: int) -> Classifier:
@@ -38,8 +39,10 @@ def recovery_finetune(run: FinishedRun, pruned: Classifier, epochs: int) -> Clas
     else:
         trained, settings = pruned, recipe.training
         freeze(pruned.base, Freezing(settings.freeze_embeddings, settings.freeze_layers))
-    plan = make_plan(recipe, rows=len(run.inputs.splits["train"]), processes=1)
-    recipe, _ = fill_in(recipe, plan, pruned.base.config.hidden_size)
+    rows, hidden_size = len(run.inputs.splits["train"]), pruned.base.config.hidden_size
+    size = RunSize(rows, len(pruned.label_names), hidden_size, has_validation=False)
+    recipe, _ = fill_in(recipe, size)
+    plan = make_plan(recipe, rows=rows, processes=1)
     context = replace(run.context, recipe=recipe)
     context.print_line(f"Recovery fine-tuning: {plan.total_steps} steps.")
     with (

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from finetune.recipe.section import Count, Section, Share, require_one_source
+from finetune.recipe.section import Auto, Count, Section, Share, require_one_source
 
 
 class DataSection(Section):
@@ -22,7 +22,9 @@ class DataSection(Section):
         "train", description="Split of the dataset for training, such as train or train[:10%]; by default train."
     )
     validation_split: str | None = Field(
-        "validation", description="Split of the dataset for validation; null uses none."
+        "validation",
+        description="Split of the dataset for validation; null uses none. If there is no split validation, rows are "
+        "held out as validation_size says.",
     )
     test_split: str | None = Field(
         None, description="Split of the dataset for the final test; null, the default, uses none."
@@ -47,10 +49,10 @@ class DataSection(Section):
     test_rows: list[dict[str, object]] | None = Field(
         None, description="The test rows, written in the recipe; null uses none."
     )
-    validation_size: Share | None = Field(
-        None,
-        description="Fraction of the training rows that is held out for validation, between 0 and 1; null holds out"
-        " none.",
+    validation_size: Share | Auto | None = Field(
+        "auto",
+        description="Fraction of the training rows that is held out for validation, between 0 and 1; auto holds out "
+        "0.2 of fewer than 1,000 rows and 0.1 of more if there are no other validation rows, and null holds out none.",
     )
     text_column: str = Field("sentence", description="Column of the text; by default sentence.")
     text_pair_column: str | None = Field(
@@ -85,7 +87,7 @@ class DataSection(Section):
         columns = [*self.text_columns(), self.label_column]
         if len(set(columns)) < len(columns):
             raise ValueError(f"text and label columns must differ, got {', '.join(columns)}")
-        if self.validation_size and (self.validation_file or self.validation_rows):
+        if self.validation_size not in ("auto", None) and (self.validation_file or self.validation_rows):
             raise ValueError("validation_size holds out training rows, but validation rows are given; remove one")
         return self
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from finetune.recipe.names import BASELINES, BaselineName, HeadMethod, Split
-from finetune.recipe.section import Count, Section, Strategy, default_strategy
+from finetune.recipe.section import Auto, Count, Section, Strategy, default_strategy
 
 
 class EvaluationSection(Section):
@@ -17,7 +17,7 @@ class EvaluationSection(Section):
         None,
         description="When the classifier is evaluated: after each epoch, every eval_steps steps, or never (no); "
         "null is steps if eval_steps is given, otherwise epoch, at most 10 times if num_train_epochs is"
-        " null.",
+        " auto.",
     )
     eval_steps: Count = Field(
         500, description="Number of optimizer steps between two evaluations, if eval_strategy is steps."
@@ -33,9 +33,10 @@ class EvaluationSection(Section):
         description="Metric that selects the best checkpoint, or loss; null uses the first of metrics, but f1_macro if "
         "metrics is null and class_weights are set or one label has at least 80 % of the training rows.",
     )
-    early_stopping_patience: Count | None = Field(
-        None,
-        description="Number of evaluations without improvement after which training stops; null never stops early.",
+    early_stopping_patience: Count | Auto | None = Field(
+        "auto",
+        description="Number of evaluations without improvement after which training stops; auto gives half of the "
+        "evaluations of the run if num_train_epochs is auto too, and null never stops early.",
     )
     bootstrap_samples: Annotated[int, Field(ge=100)] = Field(
         2000, description="Number of bootstrap resamples for the confidence intervals."

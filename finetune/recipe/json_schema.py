@@ -19,7 +19,8 @@ Schema = dict[str, Any]
 EMPTY: Schema = {"enum": [None, "", [], {}]}  # a key with one of these values counts as not given
 GIVEN: Schema = {"not": EMPTY}
 ABOVE_0: Schema = {"type": "number", "exclusiveMinimum": 0}
-_VALIDATION = ("validation_file", "validation_rows", "validation_size")
+_NUMBER: Schema = {"type": "number"}
+_VALIDATION = {"validation_file": GIVEN, "validation_rows": GIVEN, "validation_size": _NUMBER}
 
 
 def recipe_schema() -> Schema:
@@ -58,14 +59,16 @@ def _add_section_rules(sections: Mapping[str, Schema]) -> None:
     data, task, model = sections["DataSection"], sections["TaskSection"], sections["ModelSection"]
     for key in ("train_file", "validation_file", "test_file"):
         data["properties"][key]["anyOf"][0]["pattern"] = _file_pattern()
-    data["allOf"] = [_never(_has(validation_size=GIVEN, **{key: GIVEN})) for key in _VALIDATION[:2]]
+    data["allOf"] = [
+        _never(_has(validation_size=_NUMBER, **{key: GIVEN})) for key in ("validation_file", "validation_rows")
+    ]
     task["allOf"] = [_never(_has(problem_type={"const": "regression"}, label_names={"type": "array"}))]
     model["allOf"] = [
         _never(_has(model_type=GIVEN, dtype={"not": {"const": "float32"}})),
         _never(_has(model_type=GIVEN, attn_implementation=GIVEN)),
     ]
     warmup = sections["TrainingSection"]["properties"]["warmup_steps"]
-    warmup["anyOf"] = [{"exclusiveMaximum": 1}, {"multipleOf": 1}]
+    warmup["allOf"] = [_any_of({"exclusiveMaximum": 1}, {"multipleOf": 1})]
     heads = sections["HeadImportanceSection"]
     heads["properties"]["method"]["anyOf"][1]["uniqueItems"] = True
     heads["allOf"] = [_never(_has(leave_one_out={"const": True}, curve_split={"const": None}))]
@@ -125,9 +128,10 @@ def _rules_across_sections() -> list[Schema]:
     new_model = _has(model=_has(model_type=GIVEN))
     never_evaluates = _has(evaluation=_has(eval_strategy={"const": "no"}))
     has_validation = _any_of(
-        *(_has(data=_has(**{key: GIVEN})) for key in _VALIDATION),
+        *(_has(data=_has(**{key: value})) for key, value in _VALIDATION.items()),
         _has(data=_has(dataset_name=GIVEN) | _never(_has(validation_split=EMPTY))),
     )
+    holds_out_none = _has(data=_has(validation_size={"const": None}))
     frozen: Schema = {"freeze_embeddings": {"const": True}, "freeze_layers": {"type": "integer", "minimum": 1}}
     caches = _has(training=_has(cache_frozen_layers={"const": True}))
     not_single_label = _has(task=_has(problem_type={"enum": [n for n in METRICS if not n.startswith("single")]}))
@@ -155,6 +159,6 @@ def _rules_across_sections() -> list[Schema]:
     ]
     return [
         *(_never({"allOf": parts}) for parts in forbidden),
-        _any_of(never_evaluates, has_validation),
+        _any_of(never_evaluates, has_validation, _never(holds_out_none)),
         _any_of(_never(caches), _has(training=_has(**frozen))),
     ]

@@ -186,6 +186,15 @@ class Recipe(Section):
         HeadImportanceSection(), description="Analysis of the attention heads; null skips it."
     )
 
+    def data_to_read(self) -> DataSection:
+        """Return the data section without the values of `auto` that need no rows to be known."""
+        known: dict[str, object] = {}
+        if self.evaluation.eval_strategy == "no" and self.data.validation_size == "auto":
+            known["validation_size"] = None
+        if self.model.model_type and self.data.label_name_rows == "auto":
+            known["label_name_rows"] = False  # names say something only to a pretrained encoder
+        return self.data.model_copy(update=known)
+
     def metric_names(self) -> tuple[str, ...]:
         """Return the metrics to report: those in the recipe, or all of the problem type."""
         return tuple(self.evaluation.metrics or METRICS[self.task.problem_type])

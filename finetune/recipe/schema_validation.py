@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, get_args
 
@@ -98,10 +98,7 @@ def schema_problems(
         for location, items in errors.items()
     }
     first = in_file_order([location for location, items in kept.items() if items], lines)[:limit]
-    return [
-        Problem(location, " or ".join(dict.fromkeys(_describe(item, location) for item in kept[location])))
-        for location in first
-    ]
+    return [Problem(location, _describe(kept[location], location)) for location in first]
 
 
 def in_file_order(locations: Iterable[Location], lines: Mapping[Location, str]) -> list[Location]:
@@ -128,25 +125,45 @@ def _location(item: Any, document: Mapping[str, Any]) -> Location:
     return tuple(location)
 
 
-def _describe(item: Any, location: Location) -> str:
-    """Return an error of pydantic as a message: the value that was given, and the rule."""
-    kind, value = item["type"], item.get("input")
-    if kind == "missing":
+def _describe(items: Sequence[Any], location: Location) -> str:
+    """Return pydantic's errors of one value as a message: the value that was given, and the rules."""
+    texts = [text for item in items if (text := _without_value(item, location))]
+    # A suggestion ends the message, so the rule with the choices comes last.
+    others = sorted(
+        (item for item in items if not _without_value(item, location)), key=lambda item: item["type"] == "literal_error"
+    )
+    if others:
+        rules = list(dict.fromkeys(map(_rule, others)))
+        rule = ", or ".join([rules[0], *(other.removeprefix("must be ") for other in rules[1:])])
+        value = others[0].get("input")
+        given = f"is empty (null), but {rule}; give a value, or remove the key"
+        texts.append(given if value is None else f"given {_as_yaml(value)}; {rule}{_near_choice(others[-1])}")
+    return " or ".join(dict.fromkeys(texts))
+
+
+def _without_value(item: Any, location: Location) -> str:
+    """Return the message of an error that does not depend on the value, otherwise ""."""
+    if item["type"] == "missing":
         return "is missing and has no default; add it"
-    if kind == "extra_forbidden":
+    if item["type"] == "extra_forbidden":
         return _unknown_key(location)
-    if kind == "value_error":
-        return str(item["ctx"]["error"])
-    if kind == "literal_error":
-        choices = item["ctx"]["expected"]
-        rule = f"must be {choices}"
-        near = did_you_mean(str(value), [choice.strip(" '") for choice in choices.replace(" or ", ",").split(",")])
-    else:
-        rule = _RULES.get(kind, item["msg"].replace("Input should be", "must be").replace("Input should", "must"))
-        near = ""
-    if value is None:
-        return f"is empty (null), but {rule}; give a value, or remove the key"
-    return f"given {_as_yaml(value)}; {rule}{near}"
+    return str(item["ctx"]["error"]) if item["type"] == "value_error" else ""
+
+
+def _rule(item: Any) -> str:
+    """Return the rule that a value breaks, such as "must be a number"."""
+    if item["type"] == "literal_error":
+        return f"must be {item['ctx']['expected']}"
+    message = str(item["msg"]).replace("Input should be", "must be").replace("Input should", "must")
+    return _RULES.get(item["type"], message)
+
+
+def _near_choice(item: Any) -> str:
+    """Return the choice that was probably meant, as a suggestion, or ""."""
+    if item["type"] != "literal_error":
+        return ""
+    choices = item["ctx"]["expected"].replace(" or ", ",").split(",")
+    return did_you_mean(str(item.get("input")), [choice.strip(" '") for choice in choices])
 
 
 def _as_yaml(value: object) -> str:

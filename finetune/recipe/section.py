@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Auto = Literal["auto"]  # the number is chosen when the rows and the model are known
 Strategy = Literal["epoch", "steps", "no"]
 
 # The alternative sources of the model and of the rows: each group of keys is one source, whose first key is required.

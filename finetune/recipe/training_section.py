@@ -7,28 +7,30 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from finetune.recipe.lr_schedules import Schedule
-from finetune.recipe.section import Count, Section, Strategy, default_strategy
+from finetune.recipe.section import Auto, Count, Section, Strategy, default_strategy
 
 
 class TrainingSection(Section):
     """How the weights are trained."""
 
-    num_train_epochs: Count | None = Field(
-        None,
-        description="Number of passes over the training rows; null gives as many as max_steps needs, otherwise 3, "
-        "or more until there are 300 optimizer steps and 10 per label.",
+    num_train_epochs: Count | Auto | None = Field(
+        "auto",
+        description="Number of passes over the training rows; auto or null gives as many as max_steps needs, "
+        "otherwise 3, or more until there are 300 optimizer steps and 10 per label.",
     )
     max_steps: Count | None = Field(None, description="Maximum number of optimizer steps; null sets no limit.")
-    per_device_train_batch_size: Count = Field(
-        16, description="Number of rows per device in one forward pass of training."
+    per_device_train_batch_size: Count | Auto = Field(
+        "auto",
+        description="Number of rows per device in one forward pass of training; auto gives 16, or fewer until an "
+        "epoch has two optimizer steps.",
     )
     gradient_accumulation_steps: Count = Field(
         1, description="Number of forward and backward passes per optimizer step."
     )
-    learning_rate: Annotated[float, Field(gt=0)] | None = Field(
-        None,
-        description="Peak learning rate; null gives 0.04 / hidden size of the model, ten times as much with LoRA, "
-        "rounded to one digit.",
+    learning_rate: Annotated[float, Field(gt=0)] | Auto | None = Field(
+        "auto",
+        description="Peak learning rate; auto or null gives 0.04 / hidden size of the model, ten times as much with "
+        "LoRA, rounded to one digit.",
     )
     layerwise_lr_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
         None,
@@ -60,10 +62,10 @@ class TrainingSection(Section):
         description="Parameters of the schedule, such as {num_cycles: 3} for cosine_with_restarts; by default those of "
         "transformers.",
     )
-    warmup_steps: Annotated[float, Field(ge=0)] = Field(
-        0.06,
+    warmup_steps: Annotated[float, Field(ge=0)] | Auto = Field(
+        "auto",
         description="Number of optimizer steps in which the learning rate rises to its peak; a number below 1 is a "
-        "fraction of all steps.",
+        "fraction of all steps, and auto gives 0.06.",
     )
     max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
         1.0, description="Norm to which gradients are clipped; null turns clipping off."
@@ -134,8 +136,9 @@ class TrainingSection(Section):
 
     @model_validator(mode="after")
     def _check_warmup_steps(self) -> TrainingSection:
-        if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
-            raise ValueError(f"warmup_steps is {self.warmup_steps}; give a whole number, or a fraction below 1")
+        steps = self.warmup_steps
+        if steps != "auto" and steps >= 1 and steps != int(steps):
+            raise ValueError(f"warmup_steps is {steps}; give a whole number, or a fraction below 1")
         return self
 
 
@@ -145,7 +148,7 @@ class CheckpointSection(Section):
     save_strategy: Strategy | None = Field(
         None,
         description="When a checkpoint is saved: after each epoch, every save_steps steps, or never (no); null is "
-        "steps if save_steps is given, otherwise epoch, at most 10 times if num_train_epochs is null.",
+        "steps if save_steps is given, otherwise epoch, at most 10 times if num_train_epochs is auto.",
     )
     save_steps: Count = Field(
         500, description="Number of optimizer steps between two checkpoints, if save_strategy is steps."

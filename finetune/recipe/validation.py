@@ -18,7 +18,7 @@ from finetune.recipe.training_section import LoggingSection
 from finetune.recipe.yaml_parser import Location
 
 NO_VALIDATION = (
-    "give data.validation_file (or rows, or split), or hold out training rows with data.validation_size: 0.1"
+    "give data.validation_file (or rows, or split), or hold out training rows with data.validation_size: auto"
 )
 
 FILE_TYPES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
@@ -64,7 +64,7 @@ def metric_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     if isinstance(best, str) and best not in choices:
         rule = f"given {best!r}; must be one of {', '.join(choices)}{_metric_hint(best, choices, problem_type)}"
         yield Problem(("evaluation", "metric_for_best_model"), rule)
-    if evaluation.get("early_stopping_patience") and evaluation.get("eval_strategy") == "no":
+    if evaluation.get("early_stopping_patience") not in (None, "auto") and evaluation.get("eval_strategy") == "no":
         yield Problem(
             ("evaluation", "early_stopping_patience"), "needs evaluations, but eval_strategy is no; remove one"
         )
@@ -114,11 +114,12 @@ def cross_section_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     if "ablation_accuracy" in str(method) and section_of(document, "task").get("problem_type") == "regression":
         text = "ablation_accuracy needs classes, but problem_type is regression; use ablation_loss or ablation_kl"
         yield Problem(("head_importance", "method"), text)
-    has_validation = data.get("validation_file") or data.get("validation_rows") or data.get("validation_size")
+    held_out = data.get("validation_size", "auto")
+    has_validation = bool(data.get("validation_file") or data.get("validation_rows") or held_out not in (None, "auto"))
     if data.get("dataset_name") and data.get("validation_split", "validation"):
         has_validation = True
     strategy = section_of(document, "evaluation").get("eval_strategy", "epoch")
-    if not has_validation and strategy != "no":
+    if not has_validation and held_out is None and strategy != "no":
         yield Problem(
             ("data",),
             f"there are no validation rows to evaluate on; {NO_VALIDATION}, or set evaluation.eval_strategy: no",

@@ -36,7 +36,7 @@ def build_optimizer(
             et al. 2020). None: one rate for all.
     """
     rate, decay = training.learning_rate, training.layerwise_lr_decay or 1.0
-    assert rate is not None, "schedule.fill_in sets a learning rate that is missing in the recipe"
+    assert isinstance(rate, float), "auto_settings.fill_in sets a learning rate that is left to auto"
     groups: dict[tuple[int, int], dict[str, Any]] = {}  # (depth, kind): the first has the recipe's learning rate
     for name, parameter in parameters.items():
         is_lora_b = bool(loraplus_lr_ratio) and "lora_B" in name

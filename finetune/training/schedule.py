@@ -1,4 +1,4 @@
-"""The training plan: number of steps, when to log, evaluate and save, and defaults that depend on data and model."""
+"""The training plan: number of steps, and when to log, evaluate and save."""
 
 from __future__ import annotations
 
@@ -7,23 +7,10 @@ from dataclasses import dataclass
 
 from accelerate import Accelerator
 
-from finetune.data.sampler import steps_in_epoch
 from finetune.recipe.schema import Recipe
 from finetune.recipe.training_section import TrainingSection
+from finetune.training.auto_settings import steps_per_epoch
 from finetune.training.state import TrainState
-
-# Fine-tuning needs a few hundred steps, even with few rows: after three epochs of 360 rows (30 steps) a classifier
-# still predicts the most frequent class.
-MIN_STEPS = 300
-# More labels need more steps: 400 rows of Banking77 with 76 labels give a test accuracy of 0.295 after 322 steps,
-# and of 0.594 after 900.
-MIN_STEPS_PER_LABEL = 10
-MIN_EPOCHS = 3
-MAX_EVALUATIONS = 10
-# 1e-4 at width 384 (MiniLM), 5e-5 at width 768 (BERT-base; Devlin et al. 2019 search 2e-5 to 5e-5): the best learning
-# rate of Adam is proportional to 1 / width (Yang et al. 2021). Adapters need about ten times the rate of full training.
-RATE_TIMES_WIDTH = 0.04
-LORA_FACTOR = 10
 
 
 @dataclass(frozen=True)
@@ -73,7 +60,7 @@ class Plan:
         if self.warmup_steps <= self.total_steps or training.lr_scheduler_type == "constant":
             return ""
         rate = training.learning_rate
-        assert rate is not None, "fill_in sets a learning rate that is missing in the recipe"
+        assert isinstance(rate, float), "auto_settings.fill_in sets a learning rate that is left to auto"
         reached = rate * self.total_steps / self.warmup_steps
         return (
             f"The warm-up takes {self.warmup_steps:,} steps, but the run has only {self.total_steps:,}: the learning "
@@ -91,77 +78,37 @@ class Plan:
         return "all epochs done" if all_epochs else f"max_steps ({self.total_steps}) reached"
 
 
-def make_plan(recipe: Recipe, *, rows: int, processes: int, labels: int = 1) -> Plan:
-    """Return the plan for a number of training rows, processes and labels.
+def make_plan(recipe: Recipe, *, rows: int, processes: int) -> Plan:
+    """Return the plan for a number of training rows and processes.
 
-    If the recipe sets neither epochs nor steps, training takes MIN_EPOCHS epochs, or more if MIN_STEPS steps and
-    MIN_STEPS_PER_LABEL steps per label need more. If it sets no epochs, there are at most MAX_EVALUATIONS evaluations
-    and checkpoints, unless it sets their strategy. `training.warmup_steps` below 1 is a share of all steps, rounded up.
+    `training.warmup_steps` below 1 is a share of all steps, rounded up.
+
+    Args:
+        recipe: without `auto`, as `auto_settings.fill_in` returns it.
     """
     training, evaluation, checkpoint = recipe.training, recipe.evaluation, recipe.checkpoint
-    batch_size = training.per_device_train_batch_size * processes
-    accumulation = training.gradient_accumulation_steps
-    steps = steps_in_epoch(rows, batch_size=batch_size, accumulation=accumulation)
-    epochs, default = training.num_train_epochs, 0  # evaluate and save after every epoch
-    if epochs is None:
-        min_steps = max(MIN_STEPS, MIN_STEPS_PER_LABEL * labels, MIN_EPOCHS * steps)
-        epochs = math.ceil((training.max_steps or min_steps) / steps)
-        epochs_between = math.ceil(epochs / MAX_EVALUATIONS)
-        default = epochs_between * steps if epochs_between > 1 else 0
+    batch_size, epochs, warmup = training.per_device_train_batch_size, training.num_train_epochs, training.warmup_steps
+    patience = evaluation.early_stopping_patience
+    assert isinstance(batch_size, int)  # fill_in sets these four
+    assert isinstance(epochs, int)
+    assert warmup != "auto"
+    assert patience != "auto"
+    steps = steps_per_epoch(recipe, rows, processes)
     total = min(steps * epochs, training.max_steps or steps * epochs)
-    warmup = training.warmup_steps
     return Plan(
-        batch_size=batch_size,
-        accumulation=accumulation,
+        batch_size=batch_size * processes,
+        accumulation=training.gradient_accumulation_steps,
         steps_per_epoch=steps,
         epochs=epochs,
         total_steps=total,
         warmup_steps=int(warmup) if warmup >= 1 else math.ceil(warmup * total),
         log_every=recipe.logging.logging_steps,
-        eval_every=_interval(evaluation.eval_strategy, evaluation.eval_steps, default),
-        save_every=_interval(checkpoint.save_strategy, checkpoint.save_steps, default),
-        patience=evaluation.early_stopping_patience,
+        eval_every=_interval(evaluation.eval_strategy, evaluation.eval_steps),
+        save_every=_interval(checkpoint.save_strategy, checkpoint.save_steps),
+        patience=patience,
     )
 
 
-def _interval(strategy: str | None, steps: int | None, default: int) -> int | None:
+def _interval(strategy: str | None, steps: int) -> int | None:
     """Return the interval of an `eval_strategy` or `save_strategy` in steps, as in `Plan.due`."""
-    return {None: default, "no": None, "epoch": 0, "steps": steps}[strategy]
-
-
-def default_learning_rate(hidden_size: int, *, lora: bool) -> float:
-    """Return the peak learning rate of AdamW for a model of this hidden size, rounded to one digit."""
-    return float(f"{RATE_TIMES_WIDTH / hidden_size * (LORA_FACTOR if lora else 1):.0e}")
-
-
-def fill_in(recipe: Recipe, plan: Plan, hidden_size: int) -> tuple[Recipe, str]:
-    """Return the recipe with its missing settings filled in, and a line that lists them ("" if none was missing).
-
-    Args:
-        plan: the plan of this recipe.
-        hidden_size: that of the model.
-    """
-    training, evaluation, checkpoint = recipe.training, recipe.evaluation, recipe.checkpoint
-    filled_in: list[str] = []
-    if training.num_train_epochs is None:
-        training = training.model_copy(update={"num_train_epochs": plan.epochs})
-        filled_in.append(
-            f"{plan.epochs} epochs ({plan.total_steps} steps of up to {plan.batch_size * plan.accumulation} rows)"
-        )
-    if training.learning_rate is None:
-        rate = default_learning_rate(hidden_size, lora=recipe.peft is not None)
-        training = training.model_copy(update={"learning_rate": rate})
-        filled_in.append(
-            f"learning rate {rate:g} ({'LoRA' if recipe.peft else 'full training'} at width {hidden_size})"
-        )
-    if evaluation.eval_strategy is None:
-        evaluation = evaluation.model_copy(update=_strategy("eval", plan.eval_every))
-    if checkpoint.save_strategy is None:
-        checkpoint = checkpoint.model_copy(update=_strategy("save", plan.save_every))
-    filled = recipe.model_copy(update={"training": training, "evaluation": evaluation, "checkpoint": checkpoint})
-    return filled, f"Not set in the recipe, so chosen: {', '.join(filled_in)}." if filled_in else ""
-
-
-def _strategy(name: str, interval: int | None) -> dict[str, object]:
-    """Return the recipe keys that set an interval of the plan; `name` is "eval" or "save"."""
-    return {f"{name}_strategy": "steps", f"{name}_steps": interval} if interval else {f"{name}_strategy": "epoch"}
+    return {None: 0, "no": None, "epoch": 0, "steps": steps}[strategy]

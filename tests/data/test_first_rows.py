@@ -22,7 +22,7 @@ LIST = '{"sentence": "a", "label": ["x"]}\n{"sentence": "b", "label": ["y"]}\n'
 def data_section(folder: Path, name: str, content: str | bytes, **keys: object) -> DataSection:
     file = folder / name
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return DataSection.model_validate({"train_file": str(file), **keys})
+    return DataSection.model_validate({"train_file": str(file), "validation_size": None, **keys})
 
 
 WRONG: list[tuple[str, str | bytes, dict[str, object], str, Sequence[str] | None, str]] = [
@@ -42,6 +42,14 @@ WRONG: list[tuple[str, str | bytes, dict[str, object], str, Sequence[str] | None
     ("a.jsonl", "{'sentence': 1}\n{}\n", {}, SINGLE, None, r"is not valid JSON"),
     ("a.parquet", b"PAR1 and then nothing", {}, SINGLE, None, r"cannot be read as parquet"),
     ("a.csv", GOOD, {"validation_size": 0.1}, SINGLE, None, r"0\.1 of 3 training rows is less than one row"),
+    (
+        "a.csv",
+        "sentence,label\na,x\nb,y\n",
+        {"validation_size": "auto"},
+        SINGLE,
+        None,
+        r"0\.2 of 2 training rows .*or set evaluation\.eval_strat",
+    ),
     ("a.csv", GOOD, {"max_train_samples": 1}, SINGLE, None, r"max_train_samples: 1 is less than the 2 classes"),
 ]
 
@@ -76,12 +84,32 @@ def test_the_message_is_that_of_training(
 def test_good_rows_leave_no_note(
     name: str, content: str, problem_type: str, keys: dict[str, object], tmp_path: Path
 ) -> None:
-    assert check_first_rows(data_section(tmp_path, name, content, **keys), problem_type, None) == []
+    assert check_first_rows(data_section(tmp_path, name, content, **keys), problem_type, None).notes == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"validation_size": "auto"}, (16, 0.2)),
+        ({"validation_size": 0.5}, (10, 0.5)),
+        ({"validation_size": None}, (20, None)),
+        ({"validation_size": "auto", "max_train_samples": 5}, (5, 0.2)),
+    ],
+)
+def test_the_rows_are_counted_as_in_training(
+    keys: dict[str, object], expected: tuple[int, float | None], tmp_path: Path
+) -> None:
+    data = data_section(tmp_path, "a.csv", "sentence,label\n" + "a,x\nb,y\n" * 10, **keys)
+    checked = check_first_rows(data, SINGLE, None)
+    assert (checked.train, checked.held_out, checked.labels) == (*expected, 2)
+    assert checked.has_validation == (expected[1] is not None)
+    splits = read_labeled(data, SINGLE, None, seed=1)
+    assert (len(splits.labels["train"]), splits.held_out) == expected
 
 
 def test_rows_in_the_recipe_are_checked() -> None:
     rows = [{"sentence": "a", "label": "x"}, {"sentence": "b", "label": "y"}]
-    assert check_first_rows(DataSection(train_rows=rows, validation_rows=rows[:1]), SINGLE, None) == []
+    assert check_first_rows(DataSection(train_rows=rows, validation_rows=rows[:1]), SINGLE, None).notes == []
     wrong = DataSection(train_rows=rows, validation_rows=[{"sentence": "c", "label": "z"}])
     with pytest.raises(DataError, match=r"data\.validation_rows row 1: label 'z' .*not one of the labels x, y"):
         check_first_rows(wrong, SINGLE, None)
@@ -90,7 +118,7 @@ def test_rows_in_the_recipe_are_checked() -> None:
 def test_a_long_file_is_checked_at_its_beginning_only(tmp_path: Path) -> None:
     first = "".join(f"text {number},x\n" for number in range(BATCH_ROWS))  # sorted by label
     data = data_section(tmp_path, "a.csv", f"sentence,label\n{first}b,y\n,z\n")
-    assert check_first_rows(data, SINGLE, None) == [f"checked: the first 10,000 rows of {data.train_file}"]
+    assert check_first_rows(data, SINGLE, None).notes == [f"checked: the first 10,000 rows of {data.train_file}"]
     with pytest.raises(DataError, match=r"row 1, 2, 3.*label 'x'|rows 1, .*label 'x' .*not one of the labels y, z"):
         check_first_rows(data, SINGLE, ["y", "z"])
     with pytest.raises(DataError, match=r"'x' in column 'label' is not a number"):
@@ -101,7 +129,7 @@ def test_a_long_file_is_checked_at_its_beginning_only(tmp_path: Path) -> None:
 def test_labels_may_begin_after_the_first_rows(problem_type: str, tmp_path: Path) -> None:
     first = "".join(f"text {number},\n" for number in range(BATCH_ROWS))
     data = data_section(tmp_path, "a.csv", f"sentence,label\n{first}a,1\nb,2\n", drop_unlabeled=True)
-    assert check_first_rows(data, problem_type, None) == [f"checked: the first 10,000 rows of {data.train_file}"]
+    assert check_first_rows(data, problem_type, None).notes == [f"checked: the first 10,000 rows of {data.train_file}"]
     assert len(read_labeled(data, problem_type, None, seed=1).labels["train"]) == 2
     exact = data_section(tmp_path, "b.csv", "sentence,label\na,\n", drop_unlabeled=True)
     with pytest.raises(DataError, match=r"has no row with a label in column 'label'; remove this split"):
@@ -112,15 +140,17 @@ def test_class_names_in_a_parquet_file_are_used(tmp_path: Path) -> None:
     features = datasets.Features({"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["n", "p"])})
     rows = datasets.Dataset.from_dict({"sentence": ["a", "b"], "label": [0, 1]}, features=features)
     rows.to_parquet(str(tmp_path / "a.parquet"))
-    data = DataSection(train_file=str(tmp_path / "a.parquet"))
-    assert check_first_rows(data, SINGLE, None) == []
+    data = DataSection(train_file=str(tmp_path / "a.parquet"), validation_size=None)
+    assert check_first_rows(data, SINGLE, None).notes == []
     with pytest.raises(DataError, match=r"label 'n' .*not one of the labels x, y"):
         check_first_rows(data, SINGLE, ["x", "y"])
 
 
 def test_what_is_not_read_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert check_first_rows(DataSection(dataset_name="a/b"), SINGLE, None) == ["not checked: the rows of dataset 'a/b'"]
+    assert check_first_rows(DataSection(dataset_name="a/b"), SINGLE, None).notes == [
+        "not checked: the rows of dataset 'a/b'"
+    ]
     monkeypatch.setattr("finetune.data.first_rows.MAX_JSON_BYTES", 3)
     data = data_section(tmp_path, "a.json", "[1]\n")
-    (note,) = check_first_rows(data, SINGLE, None)
+    (note,) = check_first_rows(data, SINGLE, None).notes
     assert note.startswith(f"not checked: the rows of {data.train_file}, because a json file of this size")

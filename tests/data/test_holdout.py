@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from finetune.data.holdout import sample_training_rows, sample_validation_rows
+from finetune.data.holdout import held_out_share, sample_training_rows, sample_validation_rows
 from finetune.data.splits import read_labeled
 from finetune.errors import DataError
 from finetune.recipe.data_section import DataSection
@@ -15,6 +15,13 @@ def labels_of(*sizes: int) -> np.ndarray:
     """Return shuffled class ids with these numbers of rows per class."""
     ids = np.repeat(np.arange(len(sizes)), sizes)
     return np.asarray(np.random.default_rng(7).permutation(ids))
+
+
+@pytest.mark.parametrize(
+    ("setting", "rows", "share"), [("auto", 999, 0.2), ("auto", 1000, 0.1), (0.3, 999, 0.3), (None, 999, None)]
+)
+def test_the_share_to_hold_out(setting: float | str | None, rows: int, share: float | None) -> None:
+    assert held_out_share(setting, rows) == share
 
 
 @pytest.mark.parametrize(

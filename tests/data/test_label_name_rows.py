@@ -17,7 +17,7 @@ MANY = tuple(f"{animal} at home" for animal in ("ant", "bee", "cat", "dog", "emu
 
 def section(**keys: object) -> DataSection:
     rows = [{"sentence": text, "label": label} for text, label in zip(TEXTS, LABELS, strict=True)]
-    return DataSection.model_validate({"train_rows": rows, **keys})
+    return DataSection.model_validate({"train_rows": rows, "validation_size": None, **keys})
 
 
 def test_each_label_name_is_one_more_training_row() -> None:

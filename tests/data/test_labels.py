@@ -18,7 +18,8 @@ SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classifi
 def read(labels: list[Any], problem_type: str = SINGLE, names: list[str] | None = None, **keys: Any) -> LabeledSplits:
     """Return splits with these labels, read as from a recipe."""
     splits = {f"{split}_rows": rows(keys.pop(split)) for split in ("validation", "test") if split in keys}
-    return read_labeled(DataSection(train_rows=rows(labels), **splits, **keys), problem_type, names, seed=0)
+    data = DataSection(train_rows=rows(labels), validation_size=None, **splits, **keys)
+    return read_labeled(data, problem_type, names, seed=0)
 
 
 def rows(labels: list[Any]) -> list[dict[str, object]]:

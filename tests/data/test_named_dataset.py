@@ -55,6 +55,16 @@ def test_the_validation_split_of_a_folder_is_not_ignored(folder: Callable[..., s
     with pytest.raises(DataError, match=r"validation_size holds out .* has a split 'validation'; remove"):
         named(train, validation_size=0.5)
     assert list(named(train, validation_size=0.5, validation_split=None)) == ["train"]
+    assert list(named(train)) == ["train", "validation"]
+
+
+def test_rows_are_held_out_if_a_dataset_has_no_validation_split(folder: Callable[..., str]) -> None:
+    data = DataSection(dataset_name=folder(train_csv="sentence,label\n" + "a,x\nb,y\n" * 10))
+    splits = read_labeled(data, "single_label_classification", None, seed=0)
+    assert {name: len(raw.rows) for name, raw in splits.raw.items()} == {"train": 16, "validation": 4}
+    assert splits.held_out == 0.2
+    with pytest.raises(DataError, match=r"cannot load .*split validation"):
+        named(str(data.dataset_name), validation_size=None)
 
 
 README = """---
@@ -69,15 +79,19 @@ dataset_info:
 
 def test_class_names_in_the_readme_of_a_folder_are_used(folder: Callable[..., str]) -> None:
     data = DataSection(
-        dataset_name=folder(README_md=README, train_csv="sentence,label\na,1\nb,0\n"), validation_split=None
+        dataset_name=folder(README_md=README, train_csv="sentence,label\na,1\nb,0\n"),
+        validation_split=None,
+        validation_size=None,
     )
     splits = read_labeled(data, "single_label_classification", None, seed=0)
     assert (splits.label_names, splits.labels["train"].tolist()) == (["neg", "pos"], [1, 0])
 
 
 def test_an_unreachable_hub_is_reported() -> None:
-    with pytest.raises(DataError, match=r"cannot load nobody/nothing \(split train\).*data\.train_file"):
+    with pytest.raises(DataError, match=r"cannot load nobody/nothing: .*data\.train_file"):
         read_splits(DataSection(dataset_name="nobody/nothing"))
+    with pytest.raises(DataError, match=r"cannot load nobody/nothing \(split train\).*data\.train_file"):
+        read_splits(DataSection(dataset_name="nobody/nothing", validation_split="dev"))
 
 
 @pytest.mark.parametrize("name", ["csv", "json", "parquet", "pandas", "text"])

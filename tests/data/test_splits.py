@@ -22,8 +22,8 @@ SINGLE = "single_label_classification"
 
 
 def section(folder: Path, **files: str | bytes | list[Any]) -> DataSection:
-    """Write files named SPLIT_ENDING and return the section that names them."""
-    files_by_key = {}
+    """Write files named SPLIT_ENDING and return the section that names them, without rows to hold out."""
+    files_by_key: dict[str, str | None] = {"validation_size": None}
     for key, content in files.items():
         split, ending = key.split("_")
         path = folder / f"{split}.{ending}"
@@ -31,7 +31,7 @@ def section(folder: Path, **files: str | bytes | list[Any]) -> DataSection:
             content = "\n".join(map(json.dumps, content))
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         files_by_key[f"{split}_file"] = str(path)
-    return DataSection(**files_by_key)
+    return DataSection.model_validate(files_by_key)
 
 
 def read(folder: Path, names: list[str] | None = None, problem_type: str = SINGLE, **files: Any) -> LabeledSplits:
@@ -62,7 +62,7 @@ def test_all_formats_give_the_same_rows(tmp_path: Path, ending: str) -> None:
         table.to_parquet(path)
     else:
         path.write_text("\n".join(map(json.dumps, rows)) if ending == "jsonl" else json.dumps(rows))
-    splits = read_labeled(DataSection(train_file=str(path)), SINGLE, None, seed=0)
+    splits = read_labeled(DataSection(train_file=str(path), validation_size=None), SINGLE, None, seed=0)
     assert splits.raw["train"].rows["sentence"][:] == ["alpha", "beta"]
     assert (splits.label_names, splits.labels["train"].tolist()) == (["no", "yes"], [0, 1])
 

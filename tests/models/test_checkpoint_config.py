@@ -9,7 +9,7 @@ import pytest
 
 from finetune.errors import ModelError
 from finetune.models.building import Labels, new_classifier, pretrained_classifier
-from finetune.models.checkpoint_config import check_checkpoint, check_new_model
+from finetune.models.checkpoint_config import check_checkpoint, check_new_model, hidden_size
 from finetune.models.pretrained import Source, load_tokenizer
 
 
@@ -76,6 +76,16 @@ def test_a_config_without_a_known_limit_is_left_to_loading(config: dict[str, obj
 def test_a_config_that_cannot_be_used_is_an_error(config: object, message: str, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=message):
         check_checkpoint(write(tmp_path, config), "main", 16)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [({"hidden_size": 8}, 8), ({"dim": 16}, 16), ({}, None), ({"hidden_size": "8"}, None), ({"hidden_size": 0}, None)],
+)
+def test_the_hidden_size_is_read_from_the_config(
+    config: dict[str, object], expected: int | None, tmp_path: Path
+) -> None:
+    assert hidden_size(write(tmp_path, config), "main") == expected
 
 
 def test_a_folder_without_a_full_model_is_an_error(tmp_path: Path) -> None:

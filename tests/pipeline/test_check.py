@@ -22,8 +22,25 @@ def recipe(tmp_path: Path, tiny_bert: Path) -> Path:
 
 def test_a_recipe_that_can_be_trained_is_valid(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(recipe)]) == 0
-    (line,) = capsys.readouterr().out.splitlines()  # everything was checked, so there are no notes
-    assert line.startswith(f"{recipe} is valid. Output directory: ")
+    valid, heading, *settings = capsys.readouterr().out.splitlines()
+    assert valid.startswith(f"{recipe} is valid. Output directory: ")
+    assert (
+        heading == "  Settings that the recipe leaves to auto:"
+    )  # everything was checked, so there are no other notes
+    assert [line.split()[0] for line in settings] == [
+        "per_device_train_batch_size", "num_train_epochs", "learning_rate", "warmup_steps", "early_stopping_patience",
+    ]  # fmt: skip
+
+
+def test_the_settings_are_those_of_training(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ["data.validation_size=auto", "training.max_steps=2", "training.use_cpu=true", "head_importance=null"]
+    assert main(["check", str(recipe), *changes]) == 0
+    settings = [line.strip() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert len(settings) == 6
+    assert settings[1].split()[:2] == ["validation_size", "0.2"]
+    assert main(["train", str(recipe), *changes, f"output_dir={recipe.parent / 'run'}"]) == 0
+    printed = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert settings == [line for line in printed if line in settings]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +65,7 @@ def test_what_training_would_find_is_found(
 
 
 def test_what_was_not_checked_is_named(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    changes = ["model.model_name_or_path=some/model", "data.dataset_name=some/rows", "data.validation_size=null"]
+    changes = ["model.model_name_or_path=some/model", "data.dataset_name=some/rows", "data.validation_size=auto"]
     assert main(["check", str(recipe), *changes]) == 0
     assert capsys.readouterr().out.splitlines()[1:] == [
         "  not checked: model 'some/model', because it is not in the cache of the hub",

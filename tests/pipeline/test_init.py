@@ -68,7 +68,7 @@ def test_a_folder_of_splits_with_names_of_ids(
     assert recipe.task.label_names == ["DESC", "no"]
     assert recipe.data.max_length == 16
     assert set(recipe.data.local_files()) == {"train", "validation", "test"}
-    assert recipe.data.validation_size is None
+    assert "validation_size" not in (folder / "trec.yaml").read_text()
     assert "2 labels: DESC 6, no 6\n" in printed
     assert "Not certain: label column 'label': label_fine could be the label too" in printed
     recipe, printed = written(capsys, "trec", "--label-column", "label_fine", "--output", "fine.yaml")

@@ -16,7 +16,8 @@ from transformers import AutoModel, AutoTokenizer
 from finetune.cli import main
 from finetune.models.pretrained import Source
 from finetune.recipe.loader import load_recipe
-from finetune.training.schedule import MIN_STEPS, make_plan
+from finetune.training.auto_settings import MIN_STEPS, RunSize, fill_in
+from finetune.training.schedule import make_plan
 from tests.support import ROOT
 
 THINGS = ("parcel", "shirt", "phone", "booking")
@@ -75,17 +76,24 @@ def test_the_first_recipe_of_the_readme_learns(
     ]  # fmt: skip
     assert main(["train", str(tmp_path / "my.yaml"), *overrides]) == 0
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())["test"]
-    assert scores["metrics"]["accuracy"]["value"] > 0.6  # "refund" for every row scores 0.4
-    assert scores["warnings"] == []
-    training = json.loads((tmp_path / "run" / "training.json").read_text())
-    assert training["steps"] >= MIN_STEPS
+    accuracy = scores["metrics"]["accuracy"]
+    assert accuracy["low"] > 0.4  # the share of "refund", the most frequent label
+    assert accuracy["value"] > 0.6
+    if peft is None:  # adapters on two layers do not predict every label after 300 steps
+        assert scores["warnings"] == []
     resolved = load_recipe(tmp_path / "run" / "recipe.yaml")
-    assert resolved.training.learning_rate == learning_rate
-    assert make_plan(resolved, rows=180, processes=1).total_steps == training["steps"]
+    assert (resolved.training.learning_rate, resolved.data.validation_size) == (learning_rate, 0.2)
+    rows = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert {split: rows[split]["rows"] for split in ("train", "validation")} == {"train": 160, "validation": 40}
+    plan = make_plan(resolved, rows=160, processes=1)
+    assert plan.total_steps >= MIN_STEPS
+    training = json.loads((tmp_path / "run" / "training.json").read_text())
+    assert training["steps"] == plan.total_steps or training["stopped"] == f"no better evaluation in {plan.patience}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("sst2*.yaml")), ids=lambda path: path.stem)
 def test_shipped_recipes_take_enough_steps_for_few_rows(path: Path) -> None:
     recipe = load_recipe(path)
-    assert make_plan(recipe, rows=200, processes=1).total_steps >= MIN_STEPS
-    assert recipe.training.learning_rate is None  # chosen from the width of the model, so that any model can be used
+    assert recipe.training.learning_rate == "auto"  # chosen from the width of the model, so that any model can be used
+    filled, _ = fill_in(recipe, RunSize(rows=200, labels=2, hidden_size=768, has_validation=True))
+    assert make_plan(filled, rows=200, processes=1).total_steps >= MIN_STEPS

@@ -18,7 +18,6 @@ from finetune.pipeline.recipe_draft import (
     Length,
     class_imbalance,
     has_unlabeled_rows,
-    hold_out_share,
     label_counts,
     names_of_ids,
     propose_length,
@@ -122,11 +121,6 @@ def test_the_length_is_estimated_without_a_tokenizer() -> None:
     pairs = Preview(Path("d.csv"), columns, 2, complete=True)
     length = propose_length(pairs, UsedColumns("a", "b", "label", SINGLE), "some/model")
     assert length == Length(32, "99 % of the rows have at most 17 tokens (estimated from the number of words)")
-
-
-def test_small_files_hold_out_a_larger_share() -> None:
-    assert hold_out_share(preview(["x", "y"])) == 0.2
-    assert hold_out_share(preview(["x", "y"] * 500)) == 0.1
 
 
 def test_imbalance_is_the_ratio_of_the_class_sizes() -> None:

@@ -17,7 +17,7 @@ SCRATCH = ROOT / "recipes" / "toy_from_scratch.yaml"
     ("overrides", "message"),
     [
         (["training.learning_rte=1"], "did you mean 'learning_rate'"),
-        (["data.validation_rows=null"], "there are no validation rows to evaluate on"),
+        (["data.validation_rows=null", "data.validation_size=null"], "there are no validation rows to evaluate on"),
         (
             ["data.validation_rows=null", "evaluation.eval_strategy=no", "head_importance.split=validation"],
             "split is validation, but there are no validation rows",

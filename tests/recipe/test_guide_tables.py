@@ -46,7 +46,7 @@ def test_every_key_is_in_the_table_once_and_has_a_meaning() -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        "| `num_train_epochs` | whole number, at least 1; or null | `null` |",
+        '| `num_train_epochs` | whole number, at least 1; or `auto`; or null | `"auto"` |',
         "| `lora_dropout` | number, at least 0, below 1 | `0.05` |",
         "| `init_lora_weights` | `true`, `gaussian`, `orthogonal`, `olora`, `pissa` | `true` |",
         "| `class_weights` | `balanced`; or mapping of names to number, above 0; or null | `null` |",

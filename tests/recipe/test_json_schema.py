@@ -38,6 +38,11 @@ VALID = {
     "words of YAML 1.1": MINIMAL + "training: {mixed_precision: no}\nevaluation: {eval_strategy: no}\n",
     "no validation rows and no evaluation": f"{MODEL}\ndata: {{train_rows: {ROWS}}}\n"
     "evaluation: {eval_strategy: no}\n",
+    "no validation rows, so some are held out": f"{MODEL}\ndata: {{train_rows: {ROWS}}}\n",
+    "a dataset of which rows are held out": f"{MODEL}\ndata: {{dataset_name: a/b, validation_split: null}}\n",
+    "auto for every key that has it": MINIMAL.replace("{train_rows", "{validation_size: auto, train_rows")
+    + "training: {learning_rate: auto, num_train_epochs: auto, per_device_train_batch_size: auto, warmup_steps: auto}\n"
+    + "evaluation: {eval_strategy: no, early_stopping_patience: auto}\n",
     "a dataset, which has a validation split": f"{MODEL}\ndata: {{dataset_name: a/b}}\n",
     "an empty text for a file that is not given": f"{MODEL}\ndata: {{dataset_name: a/b, train_file: ''}}\n",
     "a new model with an empty name": f"model: {{model_type: bert, model_name_or_path: ''}}\n{DATA}\n",
@@ -80,9 +85,13 @@ WRONG = {
     "two models": MINIMAL.replace("some/model", "some/model, model_type: bert"),
     "no model in the section": f"model: {{revision: main}}\n{DATA}\n",
     "validation rows given and held out": MINIMAL.replace("{train_rows", "{validation_size: 0.1, train_rows"),
-    "no validation rows": f"{MODEL}\ndata: {{train_rows: {ROWS}}}\n",
-    "a dataset without a validation split": f"{MODEL}\ndata: {{dataset_name: a/b, validation_split: null}}\n",
-    "heads ranked on rows that are missing": f"{MODEL}\ndata: {{train_rows: {ROWS}}}\n"
+    "no validation rows, and none held out": f"{MODEL}\ndata: {{train_rows: {ROWS}, validation_size: null}}\n",
+    "a dataset without a validation split": f"{MODEL}\n"
+    "data: {dataset_name: a/b, validation_split: null, validation_size: null}\n",
+    "auto for a key that does not have it": MINIMAL + "training: {weight_decay: auto}\n",
+    "another word for auto": MINIMAL + "training: {learning_rate: automatic}\n",
+    "null for a key without null": MINIMAL + "training: {per_device_train_batch_size: null}\n",
+    "heads ranked on rows that are missing": f"{MODEL}\ndata: {{train_rows: {ROWS}, validation_size: auto}}\n"
     "evaluation: {eval_strategy: no}\nhead_importance: {split: validation}\n",
     "label names in a regression": MINIMAL + "task: {problem_type: regression, label_names: [a, b]}\n",
     "a metric of another problem type": MINIMAL + "evaluation: {metrics: [pearson]}\n",

@@ -54,7 +54,13 @@ peft: {r: -1}
     [
         ("model: {model_name_or_path: a}\n", r"data: is missing"),
         (MINIMAL + "training: {use_cpu: true, mixed_precision: fp16}\n", r"fp16 needs a GPU"),
-        (MINIMAL.replace("validation_rows", "test_rows"), r"data .*no validation rows to evaluate on"),
+        (
+            MINIMAL.replace("validation_rows", "validation_size: null, test_rows"),
+            r"data .*no validation rows to evaluate on; give data\.validation_file .*validation_size: auto, or set",
+        ),
+        (MINIMAL + "training: {learning_rate: aut}\n", r"given 'aut'; must be a number, or 'auto'; did you mean"),
+        (MINIMAL + "training: {warmup_steps: null}\n", r"is empty \(null\), but must be a number, or 'auto'; give a v"),
+        (MINIMAL + "training: {class_weights: equal}\n", r"given 'equal'; must be a mapping, or 'balanced'$"),
         (MINIMAL + "training: {learning_rate: .inf}\n", r"learning_rate .*finite"),
         (MINIMAL.replace("validation_rows:", "label_column: sentence, validation_rows:"), r"must differ, got sentence"),
         (MINIMAL.replace("validation_rows:", "validation_size: 0.1, validation_rows:"), r"validation_size holds out"),

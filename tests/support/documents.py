@@ -34,7 +34,8 @@ REPLACED = {
     "sst2/train.parquet": "sentences.csv",
     "sst2/validation.parquet": "sentences.csv",
     "sst2/test.parquet": "sentences.csv",
-    "validation_size: 0.1": "validation_size: 0.1\ntraining: {{num_train_epochs: 6}}",
+    "train_file: sentences.csv\n": "train_file: sentences.csv\ntraining: {{num_train_epochs: 6}}\n",
+    "jsonl or parquet\n": "jsonl or parquet\ntraining: {{num_train_epochs: 6}}\n",
     "range(40)": "range(2)",
     "(1, 2, 4, 8, 16)": "(1, 2)",
     "(1, 2, 3, 4, 5)": "(1,)",
@@ -159,7 +160,7 @@ def _load_yaml(text: str, bert: Path, result: Result) -> None:
     if first == _FRAGMENT:
         small_recipe = {
             "model": {"model_name_or_path": str(bert)},
-            "data": {"train_file": "sentences.csv", "validation_size": 0.1},
+            "data": {"train_file": "sentences.csv"},
         }
         name, text = "fragment.yaml", yaml.safe_dump(small_recipe) + text
     else:

@@ -34,8 +34,8 @@ def fingerprint_of(rows: str = "abc", **changes: Any) -> dict[str, Any]:
     ("changes", "line"),
     [
         ({"seed": 7}, "seed: was 42, now 7"),
-        ({"training__learning_rate": 0.1}, "training.learning_rate: was none, now 0.1"),
-        ({"training__num_train_epochs": 4}, "training.num_train_epochs: was none, now 4"),
+        ({"training__learning_rate": 0.1}, 'training.learning_rate: was "auto", now 0.1'),
+        ({"training__num_train_epochs": 4}, 'training.num_train_epochs: was "auto", now 4'),
         ({"training__ema_decay": 0.9}, "training.ema_decay: was none, now 0.9"),
         ({"training__lr_scheduler_kwargs": {"power": 2}}, 'training.lr_scheduler_kwargs: was none, now {"power": 2}'),
         ({"model__revision": "v2"}, 'model.revision: was "main", now "v2"'),
