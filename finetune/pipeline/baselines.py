@@ -188,14 +188,16 @@ def _fit_on_states(context: RunContext, inputs: RunInputs, classifier: Classifie
         )
 
     problem_type, num_labels = classifier.problem_type, len(classifier.label_names)
-    fitted_on = states(_select(train, rows))
+    probe = inputs.probe if len(rows) == len(train) else None  # the classification head may have started from it
+    if probe is None:
+        fitted_on = states(_select(train, rows))
 
-    def fit() -> Probe | None:
-        if not context.accelerator.is_main_process:
-            return None
-        return fit_probe(fitted_on, train.labels[rows], problem_type, num_labels, recipe.seed)
+        def fit() -> Probe | None:
+            if not context.accelerator.is_main_process:
+                return None
+            return fit_probe(fitted_on, train.labels[rows], problem_type, num_labels, recipe.seed)
 
-    probe = gather_results(context.accelerator, fit)[0]
+        probe = gather_results(context.accelerator, fit)[0]
     assert probe is not None
     predictions = {}
     for name, split in inputs.held_out_splits().items():

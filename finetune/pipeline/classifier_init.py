@@ -34,8 +34,8 @@ MAX_PROBE_ROWS = 5000
 _LAYER = "pooled_classifier"
 
 
-def init_classifier(context: RunContext, inputs: RunInputs, *, resuming: bool) -> tuple[Recipe, str]:
-    """Initialize the new classification head in place; return the recipe with what was done, and a line about it.
+def init_classifier(context: RunContext, inputs: RunInputs, *, resuming: bool) -> tuple[Recipe, RunInputs, str]:
+    """Initialize the new classification head in place; return recipe and inputs with what was done, and a line.
 
     Args:
         resuming: the weights come from a checkpoint, so nothing is computed.
@@ -50,11 +50,12 @@ def init_classifier(context: RunContext, inputs: RunInputs, *, resuming: bool) -
     chosen = requested if requested != "auto" else RANDOM if reason else AUTO
     resolved = recipe.model_copy(update={"model": recipe.model.model_copy(update={"classifier_init": chosen})})
     if chosen == RANDOM or resuming:
-        return resolved, ""
+        return resolved, inputs, ""
     rows = probe_rows(train, recipe.seed)
     probe = _fit(classifier, rows, recipe, context.accelerator)
     set_probe(classifier, probe)
-    return resolved, f"model.classifier_init: {LINEAR_PROBE}, fitted to the pooled states of {len(rows):,} rows."
+    line = f"model.classifier_init: {LINEAR_PROBE}, fitted to the pooled states of {len(rows):,} rows."
+    return resolved, replace(inputs, probe=probe if rows is train else None), line
 
 
 def why_no_probe(classifier: Classifier) -> str:

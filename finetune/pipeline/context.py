@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from finetune.data.tokenization import EncodedSplit
+from finetune.evaluation.probe import Probe
 from finetune.models.classifier import Classifier
 from finetune.recipe.schema import Recipe
 from finetune.report.terminal import print_line
@@ -35,12 +36,14 @@ class RunInputs:
 
     Attributes:
         held_out: the share of the training rows that is held out for validation, None if none is.
+        probe: the linear model from which the classification head started, if it was fitted to all training rows.
     """
 
     classifier: Classifier
     splits: dict[str, EncodedSplit]
     summary: dict[str, SplitSummary]
     held_out: float | None = None
+    probe: Probe | None = None
 
     def held_out_splits(self) -> dict[str, EncodedSplit]:
         """Return the splits that are scored: all except the training rows."""

@@ -55,7 +55,7 @@ def prepare(context: RunContext, *, resuming: bool = False) -> tuple[RunContext,
         if note:
             context.print_line(f"[yellow]{escape(note)}[/]")
     recipe, pooling_line = with_pooling(recipe, inputs.classifier)
-    recipe, init_line = init_classifier(replace(context, recipe=recipe), inputs, resuming=resuming)
+    recipe, inputs, init_line = init_classifier(replace(context, recipe=recipe), inputs, resuming=resuming)
     recipe, metric_line = choose_best_metric(recipe, inputs.summary["train"].label_counts)
     for line in filter(None, (pooling_line, init_line, metric_line)):
         context.print_line(escape(line))

@@ -20,7 +20,8 @@ from finetune.models.comparison import logits_of
 from finetune.models.lora import Lora
 from finetune.models.pooled_states import pooled_states
 from finetune.models.pooling import pooling_of
-from finetune.pipeline import classifier_init
+from finetune.pipeline import baselines, classifier_init
+from finetune.pipeline.baselines import fit_baselines
 from finetune.pipeline.classifier_init import init_classifier, probe_rows, set_probe
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.load_classifier import load_classifier
@@ -70,6 +71,19 @@ def test_the_logits_before_training_are_those_of_the_probe(
     assert_equal_up_to_rounding(logits_of(classifier, texts, CPU), probe.logits(states))
     accuracy = (probe.logits(states).argmax(-1) == train.labels).mean()
     assert accuracy > max(np.bincount(train.labels)) / len(train)
+
+
+def test_the_frozen_encoder_baseline_does_not_fit_the_same_probe_again(
+    sentence_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, inputs = prepared(tmp_path, sentence_encoder, "evaluation.baselines=[frozen_encoder]")
+    assert inputs.probe is not None
+    fitted = fit_baselines(context, replace(inputs, probe=None)).fitted["frozen_encoder"]
+    monkeypatch.setattr(baselines, "fit_probe", lambda *args: pytest.fail("fitted again"))
+    reused = fit_baselines(context, inputs).fitted["frozen_encoder"]
+    assert list(reused.predictions) == ["validation", "test"]
+    for split, predictions in fitted.predictions.items():
+        assert (reused.predictions[split] == predictions).all()
 
 
 def test_a_random_head_and_a_resumed_run_compute_nothing(
