@@ -1,6 +1,7 @@
 """Training: `Trainer.fit` is the training loop. Start reading there.
 
 build.py            creates the trainer: model, optimizer, scheduler and loss
+auto_settings.py    the numbers that a recipe leaves to `auto`
 schedule.py         the plan: number of steps, and when to log, evaluate, save and stop
 step.py             one optimizer step: gradient accumulation, clipping, update, recovery from out-of-memory errors
 training_model.py   the model in a step: the classifier's model, or a copy sharded with FSDP (fsdp.py)

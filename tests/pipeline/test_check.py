@@ -32,8 +32,11 @@ def test_a_recipe_that_can_be_trained_is_valid(recipe: Path, capsys: pytest.Capt
     ]  # fmt: skip
 
 
-def test_the_settings_are_those_of_training(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_settings_are_those_of_training_and_the_resolved_recipe_repeats_it(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     changes = ["data.validation_size=auto", "training.max_steps=2", "training.use_cpu=true", "head_importance=null"]
+    changes += ["evaluation.baselines=null"]
     assert main(["check", str(recipe), *changes]) == 0
     settings = [line.strip() for line in capsys.readouterr().out.splitlines()[1:]]
     assert len(settings) == 6
@@ -41,6 +44,12 @@ def test_the_settings_are_those_of_training(recipe: Path, capsys: pytest.Capture
     assert main(["train", str(recipe), *changes, f"output_dir={recipe.parent / 'run'}"]) == 0
     printed = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert settings == [line for line in printed if line in settings]
+    run, again = recipe.parent / "run", recipe.parent / "again"
+    assert main(["train", str(run / "recipe.yaml"), f"output_dir={again}"]) == 0
+    assert "left to auto" not in capsys.readouterr().out  # the resolved recipe has plain numbers
+    weights = "model/model.safetensors"
+    assert (again / weights).read_bytes() == (run / weights).read_bytes()
+    assert (again / "predictions.parquet").read_bytes() == (run / "predictions.parquet").read_bytes()
 
 
 @pytest.mark.parametrize(
