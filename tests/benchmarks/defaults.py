@@ -45,6 +45,7 @@ GROUPS = {
 PLAIN = (
     "model.pooling=head",
     "model.classifier_init=random",
+    "data.label_name_rows=false",
     "training.contrastive_weight=0",
     "training.ema_decay=null",
     "training.layerwise_lr_decay=null",
@@ -74,11 +75,14 @@ class Variant:
 
 MEAN = "model.pooling=mean"
 PROBE = "model.classifier_init=linear_probe"
+NAMES = "data.label_name_rows=true"
 VARIANTS = {
     "plain": Variant(),
     "pooling_mean": Variant((MEAN,), "measured"),
     "pooling_cls": Variant(("model.pooling=cls",), "measured"),
     "linear_probe": Variant((MEAN, PROBE), "measured"),
+    "label_names": Variant((NAMES,)),
+    "probe_and_names": Variant((MEAN, PROBE, NAMES), "measured"),
     "contrastive": Variant((MEAN, "training.contrastive_weight=0.5"), "measured"),
     "contrastive_probe": Variant((MEAN, PROBE, "training.contrastive_weight=0.5"), "measured"),
     "label_name_rows": Variant(("data.label_name_rows=true",), "measured"),
