@@ -82,6 +82,19 @@ def check_checkpoint(name: str, revision: str, max_length: int, pooling: str = "
     return None
 
 
+def chosen_pooling(name: str, revision: str, pooling: str = "auto") -> str | None:
+    """Return the pooling of a new classifier on a checkpoint; None if its config.json is not on this disk.
+
+    Raises:
+        ModelError: the checkpoint has no such pooling.
+    """
+    entries = _read_config(name, revision)
+    if entries is None:
+        return None
+    read_json = partial(read_checkpoint_json, name, revision)
+    return choose_pooling(pooling, str(entries.get("model_type")), entries, read_json)[0]
+
+
 def check_new_model(model_type: str, overrides: Mapping[str, Any], max_length: int) -> None:
     """Check the type and the config overrides of a new model.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.models.checkpoint_config import check_checkpoint, check_new_model, hidden_size
-from finetune.models.pooling import check_pooling
+from finetune.models.checkpoint_config import check_checkpoint, check_new_model, chosen_pooling, hidden_size
+from finetune.models.pooling import HEAD, check_pooling
 from finetune.recipe.loader import load_recipe
 from finetune.recipe.schema import Recipe
 from finetune.runs.ownership import check_output_dir
@@ -26,7 +26,7 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list
     """
     recipe = load_recipe(path, overrides)
     check_output_dir(RunFolder(Path(recipe.output_dir)), recipe)
-    model, notes = recipe.model, []
+    model, notes, pooling = recipe.model, [], None
     if model.model_name_or_path is None:
         width = model.config_overrides.get("hidden_size")
         check_new_model(str(model.model_type), model.config_overrides, recipe.data.max_length)
@@ -34,6 +34,7 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list
     else:
         note = check_checkpoint(model.model_name_or_path, model.revision, recipe.data.max_length, model.pooling)
         width = hidden_size(model.model_name_or_path, model.revision)
+        pooling = chosen_pooling(model.model_name_or_path, model.revision, model.pooling)
         notes += [note] if note else []
     from finetune.data.first_rows import check_first_rows  # importing pyarrow takes a third of a second
 
@@ -41,6 +42,7 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list
     notes += rows.notes
     if rows.train is not None:
         width = width if isinstance(width, int) and width > 0 else None
-        size = RunSize(rows.train, rows.labels, width, rows.has_validation, rows.held_out)
+        probe = pooling not in (None, HEAD) and model.classifier_init != "random"
+        size = RunSize(rows.train, rows.labels, width, rows.has_validation, rows.held_out, starts_from_probe=probe)
         notes += describe_choices(fill_in(recipe, size)[1])
     return recipe, notes

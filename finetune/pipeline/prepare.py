@@ -25,7 +25,7 @@ from finetune.models.output_bias import init_output_bias
 from finetune.models.pretrained import checkpoint_labels
 from finetune.out_of_memory import is_out_of_memory
 from finetune.pipeline.build_model import build_classifier, checkpoint_source, with_pooling
-from finetune.pipeline.classifier_init import init_classifier
+from finetune.pipeline.classifier_init import LINEAR_PROBE, init_classifier
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.progress import stage
 from finetune.recipe.schema import Recipe
@@ -61,7 +61,7 @@ def prepare(context: RunContext, *, resuming: bool = False) -> tuple[RunContext,
         context.print_line(escape(line))
     adds_names = inputs.summary["train"].label_name_rows > 0
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"label_name_rows": adds_names})})
-    recipe, choices = fill_in(recipe, run_size(inputs, accelerator.num_processes))
+    recipe, choices = fill_in(recipe, run_size(recipe, inputs, accelerator.num_processes))
     for line in describe_choices(choices):
         context.print_line(line)
     plan = make_plan(recipe, rows=len(train), processes=accelerator.num_processes)
@@ -70,8 +70,12 @@ def prepare(context: RunContext, *, resuming: bool = False) -> tuple[RunContext,
     return replace(context, recipe=recipe), inputs, plan
 
 
-def run_size(inputs: RunInputs, processes: int) -> RunSize:
-    """Return the numbers on which the settings depend that the recipe leaves to `auto`."""
+def run_size(recipe: Recipe, inputs: RunInputs, processes: int) -> RunSize:
+    """Return the numbers on which the settings depend that the recipe leaves to `auto`.
+
+    Args:
+        recipe: with the initialization of the classification head that was chosen.
+    """
     return RunSize(
         rows=len(inputs.splits["train"]),
         labels=len(inputs.classifier.label_names),
@@ -79,6 +83,7 @@ def run_size(inputs: RunInputs, processes: int) -> RunSize:
         has_validation="validation" in inputs.splits,
         held_out=inputs.held_out,
         processes=processes,
+        starts_from_probe=recipe.model.classifier_init == LINEAR_PROBE,
     )
 
 

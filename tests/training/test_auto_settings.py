@@ -47,6 +47,14 @@ def test_there_are_enough_steps_and_epochs(rows: int, processes: int, labels: in
     assert needed <= plan.total_steps < needed + plan.steps_per_epoch
 
 
+def test_many_labels_need_more_steps_only_from_a_random_head() -> None:
+    steps = [
+        fill_in(minimal_recipe(), size(100, 77, starts_from_probe=probe))[0].training.num_train_epochs * 7
+        for probe in (False, True)
+    ]
+    assert steps[0] >= 77 * MIN_STEPS_PER_LABEL > steps[1] >= MIN_STEPS
+
+
 @pytest.mark.parametrize(
     ("training", "steps"),
     [
