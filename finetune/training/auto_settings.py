@@ -22,6 +22,7 @@ MIN_STEPS_PER_LABEL = 10
 MIN_EPOCHS = 3
 BATCH_SIZE = 16
 MIN_STEPS_PER_EPOCH = 2  # smaller batches until an epoch has this many steps
+MIN_CONTRASTIVE_BATCH = 4  # the contrastive loss compares the rows of a batch
 # 1e-4 at width 384 (MiniLM), 5e-5 at width 768 (BERT-base; Devlin et al. 2019 search 2e-5 to 5e-5): the best learning
 # rate of Adam is proportional to 1 / width (Yang et al. 2021). Adapters need about ten times the rate of full training.
 RATE_TIMES_WIDTH = 0.04
@@ -105,10 +106,11 @@ def _batch_size(recipe: Recipe, filled: Recipe, size: RunSize) -> Iterator[Choic
     def steps() -> int:
         return steps_in_epoch(size.rows, batch_size=batch_size * per_batch, accumulation=1)
 
-    while batch_size > 1 and steps() < MIN_STEPS_PER_EPOCH:
+    smallest = MIN_CONTRASTIVE_BATCH if recipe.training.contrastive_weight else 1
+    while batch_size > smallest and steps() < MIN_STEPS_PER_EPOCH:
         batch_size //= 2
-    rule = f", at least {MIN_STEPS_PER_EPOCH}" if batch_size < BATCH_SIZE else ""
-    reason = f"{steps():,} step{'s' * (steps() > 1)} per epoch{rule}"
+    few = "; smaller than usual, as there are few rows" if batch_size < BATCH_SIZE else ""
+    reason = f"{steps():,} step{'s' * (steps() > 1)} per epoch{few}"
     yield Choice("training", "per_device_train_batch_size", batch_size, reason)
 
 

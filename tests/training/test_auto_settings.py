@@ -10,6 +10,7 @@ from finetune.recipe.schema import Recipe
 from finetune.training.auto_settings import (
     BATCH_SIZE,
     MAX_EVALUATIONS,
+    MIN_CONTRASTIVE_BATCH,
     MIN_EPOCHS,
     MIN_STEPS,
     MIN_STEPS_PER_EPOCH,
@@ -78,6 +79,8 @@ def test_few_rows_get_smaller_batches(rows: int, processes: int, accumulation: i
     assert recipe.training.per_device_train_batch_size == expected <= BATCH_SIZE
     assert plan.batch_size == expected * processes
     assert plan.steps_per_epoch >= MIN_STEPS_PER_EPOCH or expected == 1
+    compared, _ = filled(rows, training={"contrastive_weight": 0.1})
+    assert int(compared.training.per_device_train_batch_size) >= MIN_CONTRASTIVE_BATCH
     given, _ = filled(rows, training={"per_device_train_batch_size": 7})
     assert given.training.per_device_train_batch_size == 7
 
@@ -184,6 +187,6 @@ def test_every_number_has_a_reason() -> None:
     _, choices = fill_in(minimal_recipe(training={"max_steps": 1500, "lr_scheduler_type": "constant"}), size(4))
     text = "\n".join(describe_choices(choices))
     assert "enough for max_steps: 1,500" in text
-    assert "2 steps per epoch, at least 2" in text
+    assert "2 steps per epoch; smaller than usual, as there are few rows" in text
     assert "warmup_steps" not in text
     assert describe_choices([Choice("data", "validation_size", None)]) == []
