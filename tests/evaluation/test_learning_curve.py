@@ -53,6 +53,12 @@ def test_a_loss_that_still_falls_is_reported(losses: Sequence[float], pattern: s
     assert warnings(losses, finished=False) == []
 
 
+def test_a_falling_loss_is_not_reported_if_the_metric_is_perfect() -> None:
+    assert len(warnings([1.0, 0.8, 0.6], [0.9, 0.9, 0.99])) == 1
+    assert warnings([1.0, 0.8, 0.6], [0.9, 1.0, 1.0]) == []
+    assert warnings([1.0, 0.8, 0.6], [1.0, 1.0, 0.9], metric="mean_squared_error") != []
+
+
 @pytest.mark.parametrize(
     ("values", "metric", "constant", "shown"),
     [
