@@ -47,6 +47,7 @@ def pooled_states(
         ModelError: the encoder does not return one state per token.
     """
     model, training = classifier.model, classifier.model.training
+    device = next(model.parameters()).device
     model.to(accelerator.device).eval()
     batches = plan_scoring(split.lengths, batch_size)[accelerator.process_index :: accelerator.num_processes]
 
@@ -75,6 +76,7 @@ def pooled_states(
         parts = [part for results in gather_results(accelerator, pool_local) for part in results]
     finally:
         model.train(training)
+        model.to(device)  # sharded training (FSDP) starts from weights where they were
     order = np.argsort(np.concatenate([rows for rows, _ in parts]))
     assert len(order) == len(split), f"encoded {len(order)} of {len(split)} rows"
     return np.concatenate([states for _, states in parts])[order]

@@ -54,6 +54,8 @@ class Baselines:
 def fit_baselines(context: RunContext, inputs: RunInputs) -> Baselines:
     """Return the baselines of the recipe, fitted on the training rows; call it before the classifier is trained."""
     names = context.recipe.evaluation.baselines or []
+    if context.recipe.training.reinit_layers:  # the encoder of the classifier is no longer that of the checkpoint
+        return _fit(context, inputs, names, partial(_pretrained_encoder, context, inputs))
     encoder = inputs.classifier if inputs.classifier.source is not None else None
     return _fit(context, inputs, names, lambda: encoder)
 

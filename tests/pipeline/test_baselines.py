@@ -70,6 +70,13 @@ def test_baselines_do_not_change_the_training(content: dict[str, Any], compared:
     assert all(first[name].equal(second[name]) for name in first)
 
 
+def test_the_frozen_encoder_is_that_of_the_checkpoint(content: dict[str, Any], compared: Path, tmp_path: Path) -> None:
+    # Its top layer is initialized at random before training.
+    run = finished(tmp_path, content, "training.reinit_layers=1", "evaluation.baselines=[frozen_encoder]")
+    columns = [pq.read_table(path / "predictions.parquet")["baseline_frozen_encoder"] for path in (compared, run)]
+    assert columns[0].equals(columns[1])
+
+
 def test_evaluate_shows_them_without_fitting_again(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
