@@ -9,10 +9,13 @@ import yaml
 from torch import nn
 
 from finetune.errors import ModelError
-from finetune.pipeline.prepare import try_longest_row
+from finetune.pipeline.prepare import prepare, try_longest_row
+from finetune.pipeline.session import start
 from finetune.pipeline.train import train
 from finetune.recipe.loader import load_recipe
-from tests.support.finished_runs import recipe
+from finetune.recipe.schema import Recipe
+from finetune.runs.run_folder import RunFolder
+from tests.support.finished_runs import SCRATCH, recipe
 from tests.support.helpers import encoded, tiny_classifier
 
 SMALL = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 8}
@@ -70,3 +73,15 @@ def test_a_model_that_cannot_run_leaves_no_folder(
     with pytest.raises(ModelError, match=message):
         train(load_recipe(tmp_path / "recipe.yaml"))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_metric_for_the_best_model_is_chosen_and_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = recipe(SCRATCH, training={"class_weights": "balanced"}, evaluation={"metrics": None})
+    given = Recipe.model_validate({**content, "output_dir": str(tmp_path / "run")})
+    context, _, _ = prepare(start(given, RunFolder(tmp_path / "run")))
+    assert context.recipe.evaluation.metric_for_best_model == "f1_macro"
+    assert "chosen: evaluation.metric_for_best_model f1_macro, because training.class_weights is set." in (
+        " ".join(capsys.readouterr().out.split())
+    )
