@@ -55,7 +55,7 @@ def _has_few_rows_of_described_labels(names: Sequence[str], rows: int) -> bool:
 def _is_described(name: str) -> bool:
     """Return whether a name has words of its own, unlike "3", "LABEL_3" or "B"."""
     text = name_as_text(name)
-    return len(re.findall(r"[^\W\d_]", text)) > 2 and not _GENERIC.fullmatch(text)
+    return len(re.findall(r"[^\W\d_]", text)) > 1 and not _GENERIC.fullmatch(text)
 
 
 def with_label_names(

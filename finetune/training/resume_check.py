@@ -50,6 +50,9 @@ def recipe_fingerprint(recipe: Recipe, label_names: Sequence[str]) -> dict[str, 
         content[section] = {key: value for key, value in content[section].items() if key not in keys}
     if content["model"]["pooling"] == HEAD:  # earlier versions had no other, and did not write it
         del content["model"]["pooling"]
+    for section, key in (("evaluation", "best_model_tolerance"), ("data", "label_name_rows")):
+        if not content[section][key]:
+            del content[section][key]
     for key in _ADDED_KEYS:
         if content["training"][key] == TrainingSection.model_fields[key].default:
             del content["training"][key]

@@ -29,6 +29,7 @@ class TrainState:
         best_step: the step of the best evaluation, None before the first one.
         best_value: the metric at the best evaluation, None if it was undefined in every evaluation.
         best_loss: the loss at the best evaluation.
+        peak_value: the best value of the metric so far; `best_value` may be below it by the tolerance.
         evaluations_since_best: evaluations since the best one, for early stopping.
         micro_batch_rows: maximum rows per forward pass and process, set when memory ran out; None: no limit.
         weight_decay_factor: product of 1 - learning rate * weight decay over all steps. A weight that never has a
@@ -45,6 +46,7 @@ class TrainState:
     best_step: int | None = None
     best_value: float | None = None
     best_loss: float | None = None
+    peak_value: float | None = None
     evaluations_since_best: int = 0
     micro_batch_rows: int | None = None
     weight_decay_factor: float = 1.0
@@ -71,19 +73,27 @@ class TrainState:
             self.epoch += 1
             self.step_in_epoch = 0
 
-    def record_evaluation(self, value: float | None, *, loss: float, lower_is_better: bool) -> bool:
+    def record_evaluation(
+        self, value: float | None, *, loss: float, lower_is_better: bool, tolerance: float = 0.0
+    ) -> bool:
         """Record an evaluation and return whether it is the best so far.
 
         Of two evaluations with the same metric, the one with the lower loss is better: a model that still predicts the
         same labels, but with a falling loss, is learning. Any value is better than None (undefined).
+
+        Args:
+            tolerance: distance from the best value so far within which a later evaluation is better than an earlier
+                one. On few validation rows such a difference is chance, and later weights have been trained for longer.
         """
-        best = self.best_value
+        best, sign = self.best_value, -1 if lower_is_better else 1
+        peak = best if self.peak_value is None else self.peak_value  # checkpoints of earlier versions have no peak
+        self.peak_value = value if peak is None or (value is not None and sign * (value - peak) > 0) else peak
         if self.best_step is not None and value == best:
             better = self.best_loss is not None and loss < self.best_loss
-        elif value is None or best is None:
+        elif value is None or best is None or self.peak_value is None:
             better = self.best_step is None or value is not None
         else:
-            better = value < best if lower_is_better else value > best
+            better = sign * (value - best) > 0 or sign * (self.peak_value - value) < tolerance
         if better:
             self.best_value, self.best_loss, self.best_step = value, loss, self.step
         self.evaluations_since_best = 0 if better else self.evaluations_since_best + 1

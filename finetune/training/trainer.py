@@ -52,10 +52,12 @@ class Evaluation:
     Attributes:
         run: returns the loss and metrics on the validation split, None for an undefined metric.
         best_metric: which of these values selects the best weights.
+        tolerance: see `TrainState.record_evaluation`.
     """
 
     run: Callable[[], dict[str, float | None]]
     best_metric: str = "loss"
+    tolerance: float = 0.0
 
 
 @dataclass(eq=False)
@@ -218,7 +220,10 @@ class Trainer:
                     "training.mixed_precision: no"
                 )
             is_best = self.state.record_evaluation(
-                values[evaluation.best_metric], loss=loss, lower_is_better=evaluation.best_metric in LOWER_IS_BETTER
+                values[evaluation.best_metric],
+                loss=loss,
+                lower_is_better=evaluation.best_metric in LOWER_IS_BETTER,
+                tolerance=evaluation.tolerance,
             )
             if is_best:
                 self.best = trained_weights(model)

@@ -48,6 +48,19 @@ def test_there_are_enough_steps_and_epochs(rows: int, processes: int, labels: in
     assert needed <= plan.total_steps < needed + plan.steps_per_epoch
 
 
+def test_few_validation_rows_do_not_choose_between_similar_scores() -> None:
+    def tolerance(validation_rows: int, **sections: dict[str, Any]) -> object:
+        recipe, _ = fill_in(minimal_recipe(**sections), size(100, validation_rows=validation_rows))
+        return recipe.evaluation.best_model_tolerance
+
+    assert tolerance(40) == pytest.approx(0.4 / 40**0.5, abs=1e-4)
+    assert tolerance(872) < 0.014
+    assert tolerance(40, training={"num_train_epochs": 3}) == 0
+    assert tolerance(40, evaluation={"metric_for_best_model": "loss"}) == 0
+    assert tolerance(40, task={"problem_type": "regression"}) == 0
+    assert tolerance(40, evaluation={"best_model_tolerance": 0.01}) == 0.01
+
+
 def test_many_labels_need_more_steps_only_from_a_random_head() -> None:
     steps = [
         fill_in(minimal_recipe(), size(100, 77, starts_from_probe=probe))[0].training.num_train_epochs * 7

@@ -30,6 +30,25 @@ def test_the_best_evaluation(evaluations: Evaluations, best_step: int, since_bes
     assert (state.best_value, state.best_loss) == evaluations[best_step - 1]
 
 
+@pytest.mark.parametrize(
+    ("values", "best_step", "since_best"),
+    [
+        ([0.82, 0.80, 0.78], 3, 0),  # all within 0.05 of the highest value
+        ([0.82, 0.78, 0.76], 2, 1),  # the distance counts from the highest value, not from the one kept last
+        ([0.70, 0.82, 0.90, 0.84], 3, 1),
+        ([0.90, 0.84, 0.87], 3, 0),
+    ],
+)
+def test_a_later_evaluation_within_the_tolerance_is_better(
+    values: list[float], best_step: int, since_best: int
+) -> None:
+    state = TrainState()
+    for state.step, value in enumerate(values, start=1):
+        state.record_evaluation(value, loss=float(state.step), lower_is_better=False, tolerance=0.05)
+    assert (state.best_step, state.evaluations_since_best) == (best_step, since_best)
+    assert (state.best_value, state.peak_value) == (values[best_step - 1], max(values))
+
+
 def test_lower_is_better_for_errors() -> None:
     state = TrainState()
     best = []
@@ -44,7 +63,7 @@ def test_the_keys_of_a_stored_state_do_not_change() -> None:
     assert TrainState.from_json(stored) == state
     assert stored["undecayed"] == 0.25
     assert list(stored) == [
-        "step", "epoch", "step_in_epoch", "best_step", "best_value", "best_loss", "evaluations_since_best",
-        "micro_batch_rows", "undecayed", "train_seconds", "eval_seconds", "rows_seen", "tokens_seen", "padded_seen",
+        "step", "epoch", "step_in_epoch", "best_step", "best_value", "best_loss", "peak_value",
+        "evaluations_since_best", "micro_batch_rows", "undecayed", "train_seconds", "eval_seconds", "rows_seen", "tokens_seen", "padded_seen",
         "rows_evaluated", "logged_seconds", "logged_rows",
     ]  # fmt: skip
