@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from finetune.data.sampler import Step, plan_epoch, plan_paired_epoch, share_pairs
 from finetune.data.tokenization import EncodedSplit
@@ -91,15 +91,7 @@ def build_trainer(
         ),
         prepared_optimizer,
         scheduler,
-        Objective(
-            classifier.problem_type,
-            None if weights is None else weights.to(accelerator.device),
-            training.label_smoothing_factor,
-            training.rdrop_alpha,
-            training.contrastive_weight,
-            training.contrastive_temperature,
-            output_layer(module, len(classifier.label_names)) if training.contrastive_weight else None,
-        ),
+        _objective(classifier, module, weights, training, accelerator.device),
         accelerator,
         training,
         batch_size=plan.batch_size // accelerator.num_processes,
@@ -112,6 +104,25 @@ def build_trainer(
     torch.manual_seed(seed + accelerator.process_index)  # a different seed per process, so that dropout masks differ
     plan_rows = partial(_plan_rows, split, plan, hyperparameters, accelerator.num_processes)
     return Trainer(classifier, split, plan, plan_rows, accelerator, stepper, fingerprint)
+
+
+def _objective(
+    classifier: Classifier,
+    module: nn.Module,
+    weights: Tensor | None,
+    training: TrainingSection,
+    device: torch.device,
+) -> Objective:
+    """Return the training objective; `weights`: of the classes, (C,), None if all are 1."""
+    return Objective(
+        classifier.problem_type,
+        None if weights is None else weights.to(device),
+        training.label_smoothing_factor,
+        training.rdrop_alpha,
+        training.contrastive_weight,
+        training.contrastive_temperature,
+        output_layer(module, len(classifier.label_names)) if training.contrastive_weight else None,
+    )
 
 
 def _plan_rows(

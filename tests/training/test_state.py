@@ -64,6 +64,6 @@ def test_the_keys_of_a_stored_state_do_not_change() -> None:
     assert stored["undecayed"] == 0.25
     assert list(stored) == [
         "step", "epoch", "step_in_epoch", "best_step", "best_value", "best_loss", "peak_value",
-        "evaluations_since_best", "micro_batch_rows", "undecayed", "train_seconds", "eval_seconds", "rows_seen", "tokens_seen", "padded_seen",
-        "rows_evaluated", "logged_seconds", "logged_rows",
+        "evaluations_since_best", "micro_batch_rows", "undecayed", "train_seconds", "eval_seconds", "rows_seen",
+        "tokens_seen", "padded_seen", "rows_evaluated", "logged_seconds", "logged_rows",
     ]  # fmt: skip
