@@ -31,7 +31,7 @@ WARMUP_SHARE = 0.06
 MAX_EVALUATIONS = 10
 PATIENCE_SHARE = 0.5  # of the evaluations of the run
 # A metric of 0.8 on N validation rows has a standard error of 0.4 / sqrt(N). Models whose scores differ by less cannot
-# be told apart (the one-standard-error rule: Breiman et al. 1984; Hastie et al. 2009, section 7.10), and the later
+# be distinguished (the one-standard-error rule: Breiman et al. 1984; Hastie et al. 2009, section 7.10), and the later
 # weights are better: on 200 rows of TREC, 40 of them for validation, the highest value (step 60 of 300) had a test
 # accuracy of 0.850, the last weights 0.904.
 ERROR_TIMES_ROOT_ROWS = 0.4

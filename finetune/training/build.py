@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from finetune.data.sampler import Step, plan_epoch, plan_paired_epoch, share_pairs
 from finetune.data.tokenization import EncodedSplit
@@ -62,7 +62,6 @@ def build_trainer(
         ModelError: the model does not support gradient checkpointing or learning rates by layer.
     """
     training, seed = hyperparameters.training, hyperparameters.seed
-    weights = class_weights(training.class_weights, torch.as_tensor(split.labels), classifier.label_names)
     if training.gradient_checkpointing:
         check_gradient_checkpointing(classifier.base)
     module, embeddings = classifier.model, None
@@ -91,7 +90,7 @@ def build_trainer(
         ),
         prepared_optimizer,
         scheduler,
-        _objective(classifier, module, weights, training, accelerator.device),
+        _objective(classifier, module, split, training, accelerator.device),
         accelerator,
         training,
         batch_size=plan.batch_size // accelerator.num_processes,
@@ -109,11 +108,16 @@ def build_trainer(
 def _objective(
     classifier: Classifier,
     module: nn.Module,
-    weights: Tensor | None,
+    split: EncodedSplit,
     training: TrainingSection,
     device: torch.device,
 ) -> Objective:
-    """Return the training objective; `weights`: of the classes, (C,), None if all are 1."""
+    """Return the training objective.
+
+    Raises:
+        TrainingError: the class weights name an unknown label.
+    """
+    weights = class_weights(training.class_weights, torch.as_tensor(split.labels), classifier.label_names)
     return Objective(
         classifier.problem_type,
         None if weights is None else weights.to(device),
