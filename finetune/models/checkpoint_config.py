@@ -120,6 +120,18 @@ def token_limit(name: str, revision: str) -> float:
     return tokenizer_limit if model_limit is None else min(model_limit, tokenizer_limit)
 
 
+def check_layer_counts(name: str, revision: str, keys: Mapping[str, int]) -> None:
+    """Raise ModelError if a recipe key counts more layers than a checkpoint on this disk has."""
+    entries = _read_config(name, revision) or {}
+    layers = entries.get("num_hidden_layers", entries.get("n_layers"))  # the name in DistilBERT's config
+    if not isinstance(layers, int):
+        return
+    for key, value in keys.items():
+        if value > layers:
+            model = f"this '{entries.get('model_type')}' model"
+            raise ModelError(f"{key} is {value}, but {model} has {layers} layers; lower it")
+
+
 def hidden_size(name: str, revision: str) -> int | None:
     """Return the hidden size of a checkpoint on this disk; None if its config.json does not give it."""
     entries = _read_object(name, revision, "config.json") or {}

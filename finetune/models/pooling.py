@@ -20,6 +20,9 @@ POOLED_CODE = "pooled_classifier.py"  # the file next to the weights
 HEAD, POOLED = "head", ("cls", "mean")
 # What `auto` chooses for a pretrained encoder that does not come from sentence-transformers.
 DEFAULT_POOLING = HEAD
+# Why a classification head cannot start from a linear probe.
+NO_STATES = "model.pooling is head, and the probe is for cls and mean"
+NO_PRETRAINED_ENCODER = "the encoder has random weights"
 # The file of sentence-transformers with the pooling of a checkpoint. Its keys since version 6, and those before.
 POOLING_FILE = "1_Pooling/config.json"
 MODULES_FILE = "modules.json"
@@ -99,6 +102,12 @@ def check_pooling(pooling: str, model_type: str) -> None:
     """Raise ModelError if a model type has no such pooling."""
     if pooling in POOLED and (reason := why_not_pooled(model_type)):
         raise ModelError(f"model.pooling {pooling} cannot be used: {reason}; set model.pooling: head")
+
+
+def check_probe(requested: str, reason: str) -> None:
+    """Raise ModelError if `model.classifier_init` is linear_probe, and there is a reason why that is not possible."""
+    if requested == "linear_probe" and reason:
+        raise ModelError(f"model.classifier_init is linear_probe, but {reason}; set it to random")
 
 
 def why_not_pooled(model_type: str) -> str:

@@ -138,7 +138,7 @@ def _fit(
     if fitted:
         context.print_line(f"Baselines fitted and scored in {seconds:.1f} s: {', '.join(fitted)}.")
     for name, reason in skipped.items():
-        if reason != _NO_ENCODER:
+        if reason != _NO_ENCODER or not fitted:  # a new model has no such baseline; the others are compared
             context.print_line(f"[yellow]The baseline {name} was skipped: {reason}.[/]")
     return Baselines({name: fitted[name] for name in names if name in fitted}, skipped, seconds)
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.models.checkpoint_config import check_checkpoint, check_new_model, chosen_pooling, hidden_size
-from finetune.models.pooling import HEAD, check_pooling
+from finetune.models.checkpoint_config import (
+    check_checkpoint,
+    check_layer_counts,
+    check_new_model,
+    chosen_pooling,
+    hidden_size,
+)
+from finetune.models.pooling import HEAD, NO_PRETRAINED_ENCODER, NO_STATES, check_pooling, check_probe
 from finetune.recipe.loader import load_recipe
 from finetune.recipe.schema import Recipe
 from finetune.runs.ownership import check_output_dir
@@ -31,10 +37,14 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list
         width = model.config_overrides.get("hidden_size")
         check_new_model(str(model.model_type), model.config_overrides, recipe.data.max_length)
         check_pooling(model.pooling, str(model.model_type))
+        check_probe(model.classifier_init, NO_PRETRAINED_ENCODER)
     else:
         note = check_checkpoint(model.model_name_or_path, model.revision, recipe.data.max_length, model.pooling)
         width = hidden_size(model.model_name_or_path, model.revision)
         pooling = chosen_pooling(model.model_name_or_path, model.revision, model.pooling)
+        check_probe(model.classifier_init, NO_STATES if pooling == HEAD else "")
+        counts = {f"training.{key}": getattr(recipe.training, key) for key in ("freeze_layers", "reinit_layers")}
+        check_layer_counts(model.model_name_or_path, model.revision, counts)
         notes += [note] if note else []
     from finetune.data.first_rows import check_first_rows  # importing pyarrow takes a third of a second
 

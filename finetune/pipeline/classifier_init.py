@@ -19,11 +19,10 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from finetune.data.tokenization import EncodedSplit
-from finetune.errors import ModelError
 from finetune.evaluation.probe import Probe, fit_probe
 from finetune.models.classifier import Classifier
 from finetune.models.pooled_states import Pooling, pooled_states
-from finetune.models.pooling import HEAD, pooling_of
+from finetune.models.pooling import HEAD, NO_PRETRAINED_ENCODER, NO_STATES, check_probe, pooling_of
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.progress import stage
 from finetune.recipe.schema import Recipe
@@ -45,8 +44,7 @@ def init_classifier(context: RunContext, inputs: RunInputs, *, resuming: bool) -
     """
     recipe, classifier, train = context.recipe, inputs.classifier, inputs.splits["train"]
     requested, reason = recipe.model.classifier_init, why_no_probe(classifier)
-    if requested == LINEAR_PROBE and reason:
-        raise ModelError(f"model.classifier_init is {LINEAR_PROBE}, but {reason}; set it to {RANDOM}")
+    check_probe(requested, reason)
     chosen = requested if requested != "auto" else RANDOM if reason else AUTO
     resolved = recipe.model_copy(update={"model": recipe.model.model_copy(update={"classifier_init": chosen})})
     if chosen == RANDOM or resuming:
@@ -60,10 +58,10 @@ def init_classifier(context: RunContext, inputs: RunInputs, *, resuming: bool) -
 
 def why_no_probe(classifier: Classifier) -> str:
     """Return why the head of a classifier cannot start from a linear probe, or "" if it can."""
-    if pooling_of(classifier.base.config) == HEAD:
-        return "model.pooling is head, and the probe is for cls and mean"
     if classifier.source is None:
-        return "the encoder has random weights"
+        return NO_PRETRAINED_ENCODER
+    if pooling_of(classifier.base.config) == HEAD:
+        return NO_STATES
     if f"{_LAYER}.weight" not in classifier.new_parameters:
         return "the classification head of the checkpoint is kept"
     return ""

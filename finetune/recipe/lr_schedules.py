@@ -60,7 +60,7 @@ else:
 def lowest_rate_problem(kwargs: Mapping[str, Any], learning_rate: object) -> str:
     """Return the problem with a lowest learning rate that is not below the peak, or "" if it is or the peak is open."""
     for key in ("lr_end", "min_lr"):
-        lowest = kwargs.get(key, 0.0)
-        if isinstance(lowest, int | float) and isinstance(learning_rate, int | float) and lowest >= learning_rate:
+        lowest = kwargs.get(key)
+        if isinstance(lowest, int | float) and isinstance(learning_rate, int | float) and lowest >= learning_rate > 0:
             return f"{key} is {lowest:g}; it must be below training.learning_rate, {learning_rate:g}"
     return ""

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from finetune.data.sampler import steps_in_epoch
+from finetune.errors import TrainingError
+from finetune.recipe.lr_schedules import lowest_rate_problem
 from finetune.recipe.schema import Recipe
 
 # Small data need many epochs: three epochs of a few hundred rows are too few steps to leave the majority class, and
@@ -78,6 +80,9 @@ def fill_in(recipe: Recipe, size: RunSize) -> tuple[Recipe, list[Choice]]:
     """Return the recipe with a number in place of every `auto`, and the choices that were made.
 
     The result gives the same run if it is trained again.
+
+    Raises:
+        TrainingError: the lowest learning rate of the schedule is not below the peak that was chosen.
     """
     filled, choices = recipe, []
     for rule in _RULES:
@@ -85,6 +90,8 @@ def fill_in(recipe: Recipe, size: RunSize) -> tuple[Recipe, list[Choice]]:
             section = getattr(filled, choice.section).model_copy(update={choice.key: choice.value})
             filled = filled.model_copy(update={choice.section: section})
             choices.append(choice)
+    if problem := lowest_rate_problem(filled.training.lr_scheduler_kwargs, filled.training.learning_rate):
+        raise TrainingError(f"training.lr_scheduler_kwargs: {problem}; lower it")
     return filled, choices
 
 

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from transformers import get_scheduler
 
-from finetune.errors import TrainingError
-from finetune.recipe.lr_schedules import lowest_rate_problem
 from finetune.recipe.training_section import TrainingSection
 from finetune.training.schedule import Plan
 
@@ -20,14 +18,8 @@ DECAY_SHARE = 0.2
 def make_scheduler(
     optimizer: torch.optim.Optimizer, training: TrainingSection, plan: Plan
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Return the scheduler of the recipe, from transformers.
-
-    Raises:
-        TrainingError: the lowest learning rate is not below the peak.
-    """
+    """Return the scheduler of the recipe, from transformers."""
     kwargs: dict[str, Any] = dict(training.lr_scheduler_kwargs)
-    if problem := lowest_rate_problem(kwargs, training.learning_rate):
-        raise TrainingError(f"training.lr_scheduler_kwargs: {problem}; lower it")
     if training.lr_scheduler_type == "warmup_stable_decay":
         steps = kwargs.get("num_decay_steps", DECAY_SHARE)
         steps = int(steps) if steps >= 1 else math.ceil(steps * plan.total_steps)

@@ -141,6 +141,9 @@ def test_a_model_from_scratch_has_no_frozen_encoder(
         assert printed.count(warning) == 1
         assert warning in (run / "report.html").read_text()
         assert f"> {warning}" in (run / "README.md").read_text()
+    assert main(["evaluate", str(run), "evaluation.baselines=[frozen_encoder]"]) == 0
+    message = "The baseline frozen_encoder was skipped: the encoder has no pretrained weights."
+    assert message in capsys.readouterr().out
 
 
 def test_a_baseline_is_listed_once(write_recipe: Any, capsys: pytest.CaptureFixture[str]) -> None:

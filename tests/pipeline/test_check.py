@@ -59,6 +59,13 @@ def test_the_settings_are_those_of_training_and_the_resolved_recipe_repeats_it(
         ("data.max_length=33", "data.max_length is 33, but"),
         ("data.label_column=text", "text and label columns must differ"),
         ("task.problem_type=regression", "regression needs numbers"),
+        ("training.reinit_layers=3", "training.reinit_layers is 3, but this 'bert' model has 2 layers; lower it"),
+        ("training.freeze_layers=3", "training.freeze_layers is 3, but this 'bert' model has 2 layers; lower it"),
+        ("model.classifier_init=linear_probe", "model.classifier_init is linear_probe, but model.pooling is head"),
+        (
+            "training={lr_scheduler_type: polynomial, lr_scheduler_kwargs: {lr_end: 1}}",
+            "training.lr_scheduler_kwargs: lr_end is 1; it must be below training.learning_rate, 0.002; lower it",
+        ),
         ("model.model_type=gpt2", "model type 'gpt2' is not supported"),
         ("model.model_name_or_path=package:nowhere/x", "package 'nowhere' is not installed; run `pip install nowhere`"),
     ],

@@ -33,6 +33,7 @@ WRONG = {
     "lr_scheduler_type: cosine_with_min_lr, learning_rate: 0.1, lr_scheduler_kwargs: {min_lr: 0.2}": r"min_lr is 0.2; "
     r"it must be below training.learning_rate, 0.1",
     "lr_scheduler_type: polynomial, learning_rate: 0.1, lr_scheduler_kwargs: {lr_end: 0.1}": r"lr_end is 0.1; it must",
+    "learning_rate: 0": r"has a mistake:\n  training.learning_rate .*given 0; must be greater than 0",
     "gradient_checkpointing: 1": r"gradient_checkpointing .*given 1; must be true or false",
 }
 WRONG_WITH = {

@@ -11,7 +11,6 @@ import pytest
 import torch
 from transformers import optimization
 
-from finetune.errors import TrainingError
 from finetune.recipe.lr_schedules import SCHEDULES
 from finetune.recipe.training_section import TrainingSection
 from finetune.training.lr_schedule import make_scheduler
@@ -79,8 +78,3 @@ def test_a_decay_that_is_longer_than_the_run_is_shortened() -> None:
         [0, RATE / 2, *(RATE * (1 - step / 10) for step in range(10))]
     )
     assert rates("warmup_stable_decay", {}, total_steps=1, warmup_steps=0) == [RATE]
-
-
-def test_a_lowest_rate_above_the_peak_is_rejected() -> None:
-    with pytest.raises(TrainingError, match=r"min_lr is 0.7; it must be below training.learning_rate, 0.5; lower it"):
-        rates("cosine_with_min_lr", {"min_lr": 0.7})
