@@ -41,6 +41,8 @@ def adds_label_names(data: DataSection, problem_type: str, names: Sequence[str],
         problem = f"a row of {problem_type} is not described by the name of one label"
     elif data.text_pair_column:
         problem = "a label's name is one text, and the model reads pairs of texts"
+    elif len({name_as_text(name).casefold() for name in names}) < len(names):
+        problem = "two labels have the same name as words, such as 'card_arrival' and 'card arrival'"
     elif wanted == "auto" and not _has_few_rows_of_described_labels(names, rows):
         return False
     if wanted is True and problem:

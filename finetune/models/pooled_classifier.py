@@ -8,8 +8,9 @@ A copy of this file is saved next to the weights of such a classifier. It needs 
 
     AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
 
-The config.json next to it has a model type of its own. Without `trust_remote_code=True` transformers therefore refuses
-the folder, where the family's class would silently compute other logits with a random head.
+The config.json next to it has a model type of its own, and an unknown layer type. Without `trust_remote_code=True` the
+Auto classes of transformers therefore refuse the folder, and so do the family's classes, such as
+BertForSequenceClassification, which would compute other logits with a random head.
 
     B batch, S tokens, E hidden size, C labels
 """
@@ -30,6 +31,10 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 MODEL_TYPE = "pooled_classifier"
 FAMILY_KEY = "family_model_type"  # in config.json: the model type of the encoder
 POOLING_KEY = "finetune_pooling"  # in config.json and in the config of a model: cls or mean
+# The first of the layer types in config.json: the configs of transformers raise an error that quotes an unknown one. A
+# config without a number of layers, as it is read for the tokenizer alone, does not check them.
+_LAYER_TYPES, _LAYERS, _SAVED_LAYERS = "layer_types", "num_hidden_layers", "family_num_hidden_layers"
+_NOTICE = f"{MODEL_TYPE}: load it with AutoModelForSequenceClassification and trust_remote_code=True"
 _DROPOUT_KEYS = (
     "classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout", "hidden_dropout_prob", "hidden_dropout",
     "dropout",
@@ -120,11 +125,14 @@ def _write_own_type(folder: Path) -> None:
         "architectures": [PooledClassifier.__name__],
         "model_type": MODEL_TYPE,
         FAMILY_KEY: entries["model_type"],
+        _LAYER_TYPES: [_NOTICE, *(entries.get(_LAYER_TYPES) or [])],
         "auto_map": {
             "AutoConfig": f"{module}.{PooledConfig.__name__}",
             "AutoModelForSequenceClassification": f"{module}.{PooledClassifier.__name__}",
         },
     }
+    if _LAYERS in entries:
+        entries[_SAVED_LAYERS] = entries.pop(_LAYERS)
     file.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     code = Path(__file__).read_text(encoding="utf-8")
     (folder / Path(__file__).name).write_text(code, encoding="utf-8")
@@ -134,6 +142,17 @@ class PooledConfig(PreTrainedConfig):
     """The content of config.json; AutoConfig reads it with `trust_remote_code=True`."""
 
     model_type = MODEL_TYPE
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Return the config, without the entries that make other classes refuse the folder."""
+        entries = dict(config_dict)
+        layer_types = [name for name in entries.pop(_LAYER_TYPES, None) or [] if name != _NOTICE]
+        if layer_types:
+            entries[_LAYER_TYPES] = layer_types
+        if _SAVED_LAYERS in entries:
+            entries[_LAYERS] = entries.pop(_SAVED_LAYERS)
+        return super().from_dict(entries, **kwargs)
 
 
 class PooledClassifier:

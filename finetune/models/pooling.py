@@ -16,6 +16,7 @@ from finetune.models.architectures import FAMILIES
 
 # As in pooled_classifier.py, which can import nothing from here.
 POOLED_MODEL_TYPE, FAMILY_KEY, POOLING_KEY = "pooled_classifier", "family_model_type", "finetune_pooling"
+LAYER_TYPES, SAVED_LAYERS = "layer_types", "family_num_hidden_layers"
 POOLED_CODE = "pooled_classifier.py"  # the file next to the weights
 HEAD, POOLED = "head", ("cls", "mean")
 # What `auto` chooses for a pretrained encoder that does not come from sentence-transformers.
@@ -61,8 +62,14 @@ def family_entries(entries: Mapping[str, Any], where: str) -> dict[str, Any]:
             f"{where} has {POOLING_KEY} {pooling!r:.80} and {FAMILY_KEY} {family!r:.80}; the first must be cls or "
             "mean, and the second a model type: copy the file from the run again"
         )
-    unused = ("auto_map", "architectures", FAMILY_KEY)
-    return {key: value for key, value in entries.items() if key not in unused} | {"model_type": family}
+    unused = ("auto_map", "architectures", FAMILY_KEY, LAYER_TYPES, SAVED_LAYERS)
+    kept = {key: value for key, value in entries.items() if key not in unused} | {"model_type": family}
+    types = entries.get(LAYER_TYPES)
+    if isinstance(types, list) and (rest := [name for name in types if not str(name).startswith(POOLED_MODEL_TYPE)]):
+        kept[LAYER_TYPES] = rest
+    if SAVED_LAYERS in entries:
+        kept["num_hidden_layers"] = entries[SAVED_LAYERS]
+    return kept
 
 
 def choose_pooling(requested: str, model_type: str, entries: Mapping[str, Any], read_json: ReadJson) -> tuple[str, str]:

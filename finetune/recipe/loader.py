@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -46,7 +47,13 @@ _PLAIN = re.compile(r"[A-Za-z_/](?:[\w./:-]*\w)?", re.ASCII)
 _NOT_PLAIN = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")  # other values, in YAML 1.1 or 1.2
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, read_data: bool = True) -> Recipe:
+def load_recipe(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    read_data: bool = True,
+    missing: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
+) -> Recipe:
     """Return the validated recipe in a file or of the name `recipe:NAME`, with `section.key=value` overrides.
 
     Relative paths are resolved against the working directory, so that the resolved recipe can be used from any
@@ -55,6 +62,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, read_data: b
     Args:
         read_data: whether data files must exist and the tracker must be installed. False for a finished run whose
             data are not read again.
+        missing: by section, values for keys that its mapping in the file does not have, in place of the defaults.
 
     Raises:
         RecipeError: the file cannot be read, or it or an override has mistakes; the message has one line per mistake.
@@ -62,6 +70,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), *, read_data: b
     path = recipe_file(path)
     values = YamlValues()
     document = _read_document(path, values)
+    for name, keys in missing.items():
+        if isinstance(section := document.get(name), dict):
+            document[name] = {**keys, **section}
     for override in overrides:
         _apply_override(override, document, values)
     document.setdefault("output_dir", f"runs/{path.stem}")

@@ -25,6 +25,12 @@ from finetune.runs.results import Environment, SplitScores, SplitSummary
 from finetune.runs.run_folder import RunFolder
 
 OWNERSHIP_MARKER = ".claimed"  # exists while a run takes ownership of a folder; see ownership.py
+# Keys that the recipe.yaml of a run does not have if an earlier version wrote it, with the values that it trained with.
+_MISSING: Mapping[str, Mapping[str, object]] = {
+    "model": {"pooling": "head", "classifier_init": "random"},
+    "data": {"label_name_rows": False, "validation_size": None},
+    "evaluation": {"best_model_tolerance": 0.0, "early_stopping_patience": None},
+}
 _ENTRY = TypeAdapter(dict[str, int | float | None])
 
 
@@ -82,6 +88,8 @@ def not_a_run(folder: RunFolder) -> str:
 def read_recipe(folder: RunFolder, overrides: Sequence[str] = (), *, read_data: bool) -> Recipe:
     """Return a run's recipe with `section.key=value` overrides.
 
+    Keys that did not exist when the run was trained are off.
+
     Args:
         read_data: whether the data files must exist, because they are read again.
 
@@ -91,7 +99,7 @@ def read_recipe(folder: RunFolder, overrides: Sequence[str] = (), *, read_data: 
     """
     if not read_bytes(folder.recipe).endswith(b"\n"):
         raise damaged_file(folder.recipe, "its last line is incomplete")
-    return load_recipe(folder.recipe, overrides, read_data=read_data)
+    return load_recipe(folder.recipe, overrides, read_data=read_data, missing=_MISSING)
 
 
 def read_summary(folder: RunFolder) -> dict[str, SplitSummary]:

@@ -47,6 +47,7 @@ def test_false_adds_nothing() -> None:
         (("class a", "B", *MANY), False),
         (MANY[: MIN_LABELS - 1], False),
         (("negative", "positive"), False),
+        (("Ant_at_home", *MANY), False),
     ],
 )
 def test_auto_adds_the_names_of_many_labels_that_are_words(names: tuple[str, ...], is_added: bool) -> None:
@@ -68,6 +69,8 @@ def test_names_that_cannot_be_rows_are_refused_only_if_the_recipe_wants_them() -
         adds_label_names(section(label_name_rows=True, **pair), SINGLE, ("yes", "no"), rows=4)
     with pytest.raises(DataError, match="label_name_rows is true, but a row of multi_label_classification"):
         adds_label_names(section(label_name_rows=True), "multi_label_classification", ("yes", "no"), rows=4)
+    with pytest.raises(DataError, match="label_name_rows is true, but two labels have the same name as words"):
+        adds_label_names(section(label_name_rows=True), SINGLE, ("card_arrival", "card-arrival"), rows=4)
 
 
 def test_underscores_and_capitals_separate_words() -> None:

@@ -9,8 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedModel,
+)
 
 from finetune.errors import ModelError
 from finetune.heads.ablation import FIRST_TOKEN, PREFIX, SHARED_ATTENTION, ablation
@@ -206,6 +214,13 @@ def test_stock_transformers_does_not_open_it(bert: Path, tmp_path: Path) -> None
     for auto_class in (AutoConfig, AutoModelForSequenceClassification):
         with pytest.raises(ValueError, match="contains custom code which must be executed"):
             auto_class.from_pretrained(tmp_path / "model", trust_remote_code=False)
+    for family_class in (BertForSequenceClassification, BertModel):
+        with pytest.raises(
+            StrictDataclassClassValidationError,
+            match="pooled_classifier: load it with AutoModelForSequenceClassification",
+        ):
+            family_class.from_pretrained(tmp_path / "model")
+    assert AutoTokenizer.from_pretrained(tmp_path / "model", trust_remote_code=False)("the cat")["input_ids"]
     entries = json.loads((tmp_path / "model" / "config.json").read_text())
     del entries["auto_map"]
     (tmp_path / "model" / "config.json").write_text(json.dumps(entries))

@@ -3,12 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from finetune.errors import DataError
 from finetune.runs.head_results import HeadAnalysis, HeadScores, HeadTable
 from finetune.runs.json_files import write_json
 from finetune.runs.results import MetricValue, SplitScores
-from finetune.runs.run_files import existing_run, read_heads, read_history, read_scores, truncate_history
+from finetune.runs.run_files import existing_run, read_heads, read_history, read_recipe, read_scores, truncate_history
 from finetune.runs.run_folder import RunFolder
 
 
@@ -71,3 +72,23 @@ def test_an_inconsistent_head_analysis_is_damage(
     write_json(folder.heads, HeadAnalysis([]))
     with pytest.raises(DataError, match="methods: the list is empty"):
         read_heads(folder)
+
+
+def test_keys_that_did_not_exist_when_a_run_was_trained_are_off(tmp_path: Path) -> None:
+    content: dict[str, dict[str, object]] = {
+        "model": {"model_name_or_path": "x"}, "data": {"train_file": "x.csv", "validation_file": "y.csv"},
+        "evaluation": {"eval_steps": 3},
+    }  # fmt: skip
+    folder = RunFolder(tmp_path)
+    folder.recipe.write_text(yaml.safe_dump(content | {"output_dir": "x"}))
+    recipe = read_recipe(folder, read_data=False)
+    assert (recipe.model.pooling, recipe.model.classifier_init) == ("head", "random")
+    assert (recipe.data.label_name_rows, recipe.data.validation_size) == (False, None)
+    assert (recipe.evaluation.best_model_tolerance, recipe.evaluation.early_stopping_patience) == (0, None)
+    assert recipe.evaluation.eval_steps == 3
+    content["data"]["label_name_rows"] = True
+    content["model"]["pooling"] = "mean"
+    folder.recipe.write_text(yaml.safe_dump(content | {"output_dir": "x"}))
+    recipe = read_recipe(folder, ["evaluation.best_model_tolerance=0.5"], read_data=False)
+    assert (recipe.data.label_name_rows, recipe.model.pooling) == (True, "mean")
+    assert recipe.evaluation.best_model_tolerance == 0.5
