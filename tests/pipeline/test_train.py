@@ -137,7 +137,7 @@ def test_merged_weights_load_in_transformers(toy_run: Path, tmp_path: Path, caps
     merge = ["merge", str(toy_run), "--output", str(tmp_path / "plain")]
     assert main(merge) == 0
     assert f"Plain weights saved in {tmp_path / 'plain'}" in capsys.readouterr().out.replace("\n", "")
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain").eval()
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "plain", trust_remote_code=True).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "plain")
     rows = pq.read_table(toy_run / "predictions.parquet").to_pylist()
     probabilities = model(**tokenizer([row["text"] for row in rows], padding=True, return_tensors="pt")).logits.softmax(
