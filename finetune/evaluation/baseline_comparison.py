@@ -94,7 +94,7 @@ def _warning(comparison: SplitComparison, metric: str, descriptions: Mapping[str
         return ""
     best = max(known, key=lambda name: known[name])
     difference = comparison.baselines[best].differences[metric]
-    is_below = difference.low is not None and difference.high is not None and _is_above(_negative(difference), sign)
+    is_below = _is_below(difference, sign)
     better, worse = ("below", "above") if sign == -1 else ("above", "below")
     relation = f"clearly {worse}" if is_below else f"not clearly {better}"
     advice = "train for more epochs (training.num_train_epochs), on more rows, or with another encoder"
@@ -103,6 +103,17 @@ def _warning(comparison: SplitComparison, metric: str, descriptions: Mapping[str
         f"({descriptions[best]}){_difference_text(difference)}. "
         + (f"Use the baseline, or {advice}" if is_below else f"{advice[0].upper()}{advice[1:]}, or use the baseline")
     )
+
+
+def is_below_a_baseline(comparison: SplitComparison, metric: str) -> bool:
+    """Return whether a baseline is clearly better than the classifier, so that the rows have something to learn."""
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    return any(_is_below(result.differences[metric], sign) for result in comparison.baselines.values())
+
+
+def _is_below(difference: MetricValue, sign: int) -> bool:
+    """Return whether the classifier is clearly worse, by the whole interval."""
+    return difference.low is not None and difference.high is not None and _is_above(_negative(difference), sign)
 
 
 def _is_above(difference: MetricValue, sign: int) -> bool:

@@ -11,6 +11,7 @@ from rich.markup import escape
 from finetune.distributed import on_main_process
 from finetune.errors import FinetuneError
 from finetune.evaluation.baseline import without_constant_warning
+from finetune.evaluation.baseline_comparison import is_below_a_baseline
 from finetune.evaluation.prediction import predict
 from finetune.evaluation.predictions_file import predictions_table, write_predictions
 from finetune.evaluation.scores import score
@@ -92,9 +93,8 @@ def _score_and_write(
         of_baselines = {baseline: fit.predictions[name] for baseline, fit in baselines.fitted.items()}
         tables.append(predictions_table(name, split, predictions[name], classifier.label_names, of_baselines))
     comparison = compare_baselines(context, baselines, predictions, classifier.label_names)
-    for name, result in (comparison.splits if comparison else {}).items():
-        if result.warning:  # it says more than the warning about a constant prediction
-            scores[name] = replace(scores[name], warnings=without_constant_warning(scores[name].warnings))
+    if comparison is not None:
+        scores, comparison = _with_one_warning(scores, comparison)
 
     def write() -> None:
         write_json(folder.scores, scores)
@@ -108,6 +108,23 @@ def _score_and_write(
 
     on_main_process(context.accelerator, write)
     return scores, comparison
+
+
+def _with_one_warning(
+    scores: Mapping[str, SplitScores], comparison: BaselineComparison
+) -> tuple[dict[str, SplitScores], BaselineComparison]:
+    """Return both, without the less informative of the two warnings where a split has both.
+
+    A classifier that is no better than a constant may have learned nothing, which says more than that another model is
+    as good; but if a baseline is clearly better, the rows have something to learn.
+    """
+    left, compared = dict(scores), dict(comparison.splits)
+    for name, result in comparison.splits.items():
+        if scores[name].above_constant is False and not is_below_a_baseline(result, comparison.metric):
+            compared[name] = replace(result, warning="")
+        elif result.warning:
+            left[name] = replace(scores[name], warnings=without_constant_warning(scores[name].warnings))
+    return left, replace(comparison, splits=compared)
 
 
 def _add_head_analysis(context: RunContext, inputs: RunInputs, scores: Mapping[str, SplitScores]) -> None:

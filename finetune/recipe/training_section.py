@@ -16,7 +16,7 @@ class TrainingSection(Section):
     num_train_epochs: Count | Auto | None = Field(
         "auto",
         description="Number of passes over the training rows; auto or null gives as many as max_steps needs, "
-        "otherwise 3, or more until there are 300 optimizer steps and 10 per label.",
+        "otherwise 3, or more until there are 300 optimizer steps, and 10 per label with a random classification head.",
     )
     max_steps: Count | None = Field(None, description="Maximum number of optimizer steps; null sets no limit.")
     per_device_train_batch_size: Count | Auto = Field(

@@ -14,7 +14,7 @@ from finetune.runs.results import SplitScores
 from tests.support.finished_runs import SCRATCH, finished, recipe
 
 UNCHANGED = "in all 3 evaluations during training, so training did not improve it."
-NO_BETTER = "is not clearly above 0.500, the score of a baseline (most frequent label "
+NO_BETTER = "is not clearly above 0.500, the score of predicting "
 RANKING = (
     "This ranking describes a model that has not learned the task: on the validation and test rows it is not clearly "
     "better than one constant prediction."
@@ -29,7 +29,8 @@ def test_an_untrained_model_is_reported_everywhere(tmp_path: Path, capsys: pytes
     for text in (printed, (run / "report.html").read_text(), (run / "README.md").read_text()):
         assert UNCHANGED in text
         assert NO_BETTER in text
-        assert "the score of predicting" not in text  # one warning, not two
+        assert "for every row: the model may have learned nothing. " in text
+        assert "the score of a baseline" not in text  # one warning, not two
         assert RANKING in text
     assert UNCHANGED in json.loads((run / "training.json").read_text())["warnings"][0]
     assert main(["heads", str(run), "head_importance.method=confidence"]) == 0
