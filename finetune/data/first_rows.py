@@ -61,6 +61,7 @@ class CheckedRows:
         labels: number of label names, 1 for regression.
         held_out: the share of the training rows that is held out for validation, None if none is.
         has_validation: whether there are validation rows.
+        validation: number of validation rows; None if it is not known.
     """
 
     notes: list[str]
@@ -68,6 +69,7 @@ class CheckedRows:
     labels: int = 1
     held_out: float | None = None
     has_validation: bool = False
+    validation: int | None = None
 
 
 def check_first_rows(data: DataSection, problem_type: str, declared: Sequence[str] | None) -> CheckedRows:
@@ -157,14 +159,20 @@ def _check_all_labels(
     """
     raw = {split: rows.raw for split, rows in splits.items()}
     names, labels = encode_split_labels(raw, data.label_column, problem_type, declared)
-    train, has_validation = labels["train"], "validation" in _sources(data)
+    train, has_validation, validation = labels["train"], "validation" in _sources(data), None
+    if "validation" in splits and splits["validation"].complete:
+        validation = len(labels["validation"])
     held_out = None if has_validation else held_out_share(data.validation_size, len(train))
     if held_out is not None:
-        train = np.delete(train, sample_validation_rows(train, held_out, seed=0), axis=0)
+        rows = sample_validation_rows(train, held_out, seed=0)
+        train, validation = np.delete(train, rows, axis=0), len(rows)
+    if validation is not None and data.max_eval_samples:
+        validation = min(validation, data.max_eval_samples)
     if data.max_train_samples and data.max_train_samples < len(train):
         train = train[sample_training_rows(train, data.max_train_samples, seed=0)]
     added = len(names) if adds_label_names(data, problem_type, names, len(train)) else 0
-    return CheckedRows(notes, len(train) + added, len(names), held_out, has_validation or held_out is not None)
+    has_validation = has_validation or held_out is not None
+    return CheckedRows(notes, len(train) + added, len(names), held_out, has_validation, validation)
 
 
 def _check_first_labels(

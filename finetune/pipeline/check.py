@@ -53,6 +53,14 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list
     if rows.train is not None:
         width = width if isinstance(width, int) and width > 0 else None
         probe = pooling not in (None, HEAD) and model.classifier_init != "random"
-        size = RunSize(rows.train, rows.labels, width, rows.has_validation, rows.held_out, starts_from_probe=probe)
+        size = RunSize(
+            rows.train,
+            rows.labels,
+            width,
+            rows.has_validation,
+            held_out=rows.held_out,
+            validation_rows=rows.validation,
+            starts_from_probe=probe,
+        )
         notes += describe_choices(fill_in(recipe, size)[1])
     return recipe, notes

@@ -197,7 +197,7 @@ def _tolerance(recipe: Recipe, filled: Recipe, size: RunSize) -> Iterator[Choice
         return
     tolerance, reason = 0.0, ""
     is_share = recipe.task.problem_type != "regression" and recipe.best_metric() != "loss"
-    if epochs_are_open(recipe) and is_share and size.validation_rows:
+    if epochs_are_open(recipe) and not recipe.training.max_steps and is_share and size.validation_rows:
         tolerance = round(ERROR_TIMES_ROOT_ROWS / math.sqrt(size.validation_rows), 4)
         reason = f"one standard error of {recipe.best_metric()} on {size.validation_rows:,} validation rows"
     yield Choice("evaluation", "best_model_tolerance", tolerance, reason)

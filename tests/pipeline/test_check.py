@@ -29,6 +29,7 @@ def test_a_recipe_that_can_be_trained_is_valid(recipe: Path, capsys: pytest.Capt
     )  # everything was checked, so there are no other notes
     assert [line.split()[0] for line in settings] == [
         "per_device_train_batch_size", "num_train_epochs", "learning_rate", "warmup_steps", "early_stopping_patience",
+        "best_model_tolerance",
     ]  # fmt: skip
 
 
