@@ -41,7 +41,6 @@ REPLACED = {
     "(1, 2, 3, 4, 5)": "(1,)",
     "num_train_epochs=6": "num_train_epochs=1",
     "data.max_train_samples=2400": "data.max_train_samples=60",
-    "data.max_train_samples=200": "data.max_train_samples=60 training.max_steps=8",
 }
 # The beginning of a command, or the name of a YAML file -> why it is not run.
 SKIPPED = {
