@@ -6,7 +6,7 @@ N rows
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -51,6 +51,18 @@ class EncodedSplit:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def select(self, positions: np.ndarray) -> EncodedSplit:
+        """Return the split with only the rows at these positions, counted from 0, and without cached states."""
+        return replace(
+            self,
+            rows=self.rows.select(positions),
+            labels=self.labels[positions],
+            lengths=self.lengths[positions],
+            texts=self.texts.select(positions),
+            numbers=self.numbers[positions],
+            states=None,
+        )
 
 
 def encode_split(

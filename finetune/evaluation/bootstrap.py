@@ -171,6 +171,7 @@ def _fast_regression_metrics(predictions: Array, references: Array) -> Callable[
     (_, value_of_x), (_, value_of_y) = (np.unique(values, return_inverse=True) for values in (predictions, references))
 
     def metrics_of_counts(times: Array) -> dict[str, float]:
+        """Return the metrics of a resample that has each row so many times, (N,)."""
         absolute, squared, mean_x, mean_y = sums @ times / rows
         # Center on the means of the resample before squaring. Subtracting large squares from each other would lose all
         # digits if the resample lacks the rows with extreme values.

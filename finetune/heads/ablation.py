@@ -123,6 +123,7 @@ def ablation(sample: GatedRows, *, fast: bool = True) -> Ablation:
         reuse: list[PrefixReuse] = []  # built in the first batch, when the model is on its device
 
         def logits_of(batch: LocalBatch, positions: np.ndarray) -> Tensor:
+            """Return the logits with all heads, and without each one; NaN where a layer has fewer heads."""
             if savings and not reuse:
                 reuse.append(prefix_reuse(base, sites, shared_attention=SHARED_ATTENTION in savings))
             with accelerator.autocast():

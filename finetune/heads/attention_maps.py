@@ -58,6 +58,7 @@ def _mean_over_tokens(sample: GatedRows, summary: Callable[[Tensor], Tensor]) ->
 
     @torch.no_grad()
     def row_means(batch: LocalBatch, positions: np.ndarray) -> Tensor:
+        """Return the summary of each head's map, averaged over the tokens of each row, (B, L, H)."""
         with accelerator.autocast():
             maps = base(**batch.inputs, output_attentions=True).attentions
         if maps is None or len(maps) != len(sites):

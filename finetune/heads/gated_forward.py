@@ -86,6 +86,7 @@ class GatedRows:
         base.to(device)
 
         def local_results() -> list[tuple[np.ndarray, np.ndarray]]:
+            """Return the positions and results of each batch of this process."""
             results: list[tuple[np.ndarray, np.ndarray]] = []
             with frozen(base), stage("rows", total=sum(map(len, local_batches))) as progress:
                 rows = [self.rows[positions] for positions in local_batches]

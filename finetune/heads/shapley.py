@@ -120,6 +120,7 @@ def _round_contributions(
 
     @torch.no_grad()
     def losses_of(batch: LocalBatch, positions: np.ndarray) -> Tensor:
+        """Return the losses of the first heads of each row's order and of the others, (B, 2, P - 1)."""
         ranks = torch.from_numpy(np.argsort(orders[positions], axis=1)).to(accelerator.device)  # (B, P)
         losses = torch.empty(len(ranks), 2, ranks.shape[1] - 1, device=accelerator.device)  # copied once per batch
         for count in range(1, ranks.shape[1]):

@@ -152,6 +152,7 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropped_steps: int
     ) -> Tensor:
+        """Return the attention output (B, H, S, D), and keep what `backward` needs."""
         b, h, s, d = query.shape
         query, key, value = (part.reshape(b * h, s, d) for part in (query, key, value))
         scores = torch.bmm(query, key.transpose(1, 2)).mul_(scale).view(b, h, s, s)
@@ -171,6 +172,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of query, key and value for that of the output, (B, H, S, D)."""
         query, key, value, weights, keep_mask, dropped = ctx.saved_tensors
         b, h, s, d = gradient.shape
         gradient = gradient.reshape(b * h, s, d)

@@ -86,6 +86,7 @@ def pooled_class(family_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
     def forward(
         self: Any, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **inputs: Any
     ) -> SequenceClassifierOutput:
+        """Return the logits (B, C) of tokens (B, S), with what else the encoder returns."""
         if inputs.pop("labels", None) is not None:
             raise ValueError("this classifier computes no loss: call it without `labels`, and use its logits")
         output = self.base_model(input_ids=input_ids, attention_mask=attention_mask, **inputs)

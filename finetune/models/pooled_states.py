@@ -21,6 +21,7 @@ from finetune.distributed import gather_results
 from finetune.errors import ModelError
 from finetune.models.architectures import encoder_layers
 from finetune.models.classifier import Classifier
+from finetune.models.pooled_classifier import pool
 from finetune.progress import stage
 
 Pooling = Literal["mean", "cls"]
@@ -92,8 +93,7 @@ def pool_tokens(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     states = states.float()
     if pooling == "cls":
         return states[torch.arange(len(states), device=states.device), mask.long().argmax(dim=1)]
-    weights = mask.unsqueeze(-1).to(states.dtype)  # (B, S, 1)
-    return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+    return pool(states, mask, pooling)
 
 
 def _token_mask(batch: LocalBatch, classifier: Classifier) -> Tensor:

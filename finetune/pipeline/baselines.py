@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -18,20 +18,19 @@ from finetune.evaluation.baseline_comparison import ComparisonSettings, compare_
 from finetune.evaluation.baseline_models import Baseline, constant_prediction, fit_tfidf
 from finetune.evaluation.prediction import Predictions
 from finetune.evaluation.predictions_file import read_baseline_predictions
-from finetune.evaluation.probe import Probe, fit_probe
 from finetune.models.building import Labels, pretrained_classifier
 from finetune.models.classifier import Classifier
 from finetune.models.losses import decisions
-from finetune.models.pooled_states import pooled_states
+from finetune.models.pooled_states import Pooling, pooled_states
 from finetune.models.pretrained import load_tokenizer
 from finetune.pipeline.build_model import checkpoint_source
 from finetune.pipeline.context import RunContext, RunInputs
+from finetune.pipeline.linear_probe import fit_linear_probe, probe_rows
 from finetune.progress import stage
 from finetune.runs.baselines import BaselineComparison, BaselineInfo, SplitComparison
 from finetune.runs.run_files import read_baselines
 
-# Training rows that a baseline is fitted on, drawn at random. More rows would take longer than a short training run.
-MAX_ROWS = {"tfidf": 5_000, "frozen_encoder": 2_000}
+MAX_TFIDF_ROWS = 5_000  # training rows that TF-IDF is fitted on, drawn at random; more rows would take too long
 _PART = 20_000  # rows whose pooled states are in memory at a time
 _NO_ENCODER = "the encoder has no pretrained weights"
 
@@ -68,6 +67,7 @@ def stored_or_fitted_baselines(context: RunContext, inputs: RunInputs) -> Baseli
     names = context.recipe.evaluation.baselines or []
 
     def read() -> Baselines:
+        """Return the stored baselines whose predictions are for these rows."""
         previous = read_baselines(context.folder) if context.accelerator.is_main_process else None
         if previous is None:
             return Baselines()
@@ -143,15 +143,6 @@ def _fit(
     return Baselines({name: fitted[name] for name in names if name in fitted}, skipped, seconds)
 
 
-def _training_rows(context: RunContext, inputs: RunInputs, name: str) -> np.ndarray:
-    """Return the positions of the training rows that a baseline is fitted on."""
-    labels = inputs.splits["train"].labels
-    limit = max(MAX_ROWS[name], len(inputs.classifier.label_names))
-    if len(labels) <= limit:
-        return np.arange(len(labels))
-    return sample_training_rows(labels, limit, context.recipe.seed)
-
-
 def _fit_on_texts(
     context: RunContext, inputs: RunInputs, names: Sequence[str]
 ) -> tuple[dict[str, Baseline], dict[str, str]]:
@@ -165,7 +156,10 @@ def _fit_on_texts(
         }
         fitted["majority"] = Baseline(description, len(train), predictions)
     if "tfidf" in names:
-        rows = _training_rows(context, inputs, "tfidf")
+        limit = max(MAX_TFIDF_ROWS, len(inputs.classifier.label_names))
+        rows = np.arange(len(train))
+        if len(train) > limit:
+            rows = sample_training_rows(train.labels, limit, context.recipe.seed)
         try:
             predict = fit_tfidf(train, rows, context.recipe.seed)
             predictions = {split: predict(texts) for split, texts in held_out.items()}
@@ -177,50 +171,22 @@ def _fit_on_texts(
 
 def _fit_on_states(context: RunContext, inputs: RunInputs, classifier: Classifier) -> Baseline:
     """Return the linear model on the encoder's pooled states. Every process computes a part of the states."""
-    recipe, train = context.recipe, inputs.splits["train"]
-    rows = _training_rows(context, inputs, "frozen_encoder")
+    recipe, train, accelerator = context.recipe, inputs.splits["train"], context.accelerator
+    pooling: Pooling = "cls" if recipe.model.pooling == "cls" else "mean"
+    probe = inputs.probe or fit_linear_probe(classifier, train, recipe, accelerator, pooling)
 
-    def states(split: EncodedSplit) -> np.ndarray:
-        return pooled_states(
-            classifier,
-            split,
-            pooling="cls" if recipe.model.pooling == "cls" else "mean",
-            batch_size=recipe.evaluation.per_device_eval_batch_size,
-            accelerator=context.accelerator,
-        )
+    def predict(split: EncodedSplit) -> np.ndarray:
+        """Return the predicted labels of the rows."""
+        batch_size = recipe.evaluation.per_device_eval_batch_size
+        states = pooled_states(classifier, split, pooling=pooling, batch_size=batch_size, accelerator=accelerator)
+        return decisions(torch.from_numpy(probe.logits(states)), classifier.problem_type).numpy()
 
-    problem_type, num_labels = classifier.problem_type, len(classifier.label_names)
-    probe = inputs.probe if len(rows) == len(train) else None  # the classification head may have started from it
-    if probe is None:
-        fitted_on = states(_select(train, rows))
-
-        def fit() -> Probe | None:
-            if not context.accelerator.is_main_process:
-                return None
-            return fit_probe(fitted_on, train.labels[rows], problem_type, num_labels, recipe.seed)
-
-        probe = gather_results(context.accelerator, fit)[0]
-    assert probe is not None
     predictions = {}
     for name, split in inputs.held_out_splits().items():
         parts = [np.arange(start, min(start + _PART, len(split))) for start in range(0, len(split), _PART)]
-        logits = np.concatenate([probe.logits(states(_select(split, part))) for part in parts])
-        predictions[name] = decisions(torch.from_numpy(logits), problem_type).numpy()
-    return Baseline(_description("frozen encoder", inputs, len(rows)), len(rows), predictions)
-
-
-def _select(split: EncodedSplit, rows: np.ndarray) -> EncodedSplit:
-    """Return these rows of a split."""
-    if len(rows) == len(split):
-        return split
-    return replace(
-        split,
-        rows=split.rows.select(rows),
-        labels=split.labels[rows],
-        lengths=split.lengths[rows],
-        texts=split.texts.select(rows),
-        numbers=split.numbers[rows],
-    )
+        predictions[name] = np.concatenate([predict(split.select(part)) for part in parts])
+    rows = len(probe_rows(train, len(classifier.label_names), recipe.seed))
+    return Baseline(_description("frozen encoder", inputs, rows), rows, predictions)
 
 
 def _description(features: str, inputs: RunInputs, rows: int) -> str:

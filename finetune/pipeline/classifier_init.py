@@ -3,8 +3,6 @@
 With `linear_probe` the linear layer of a pooled classifier starts as a linear model that is fitted to the pooled states
 of the training rows, before the encoder is trained (Kumar et al. 2022, LP-FT). A random layer would at first change the
 encoder in random directions.
-
-    N rows, E hidden size, C logits
 """
 
 from __future__ import annotations
@@ -12,24 +10,19 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, cast
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from finetune.data.tokenization import EncodedSplit
-from finetune.evaluation.probe import Probe, fit_probe
+from finetune.evaluation.probe import Probe
 from finetune.models.classifier import Classifier
-from finetune.models.pooled_states import Pooling, pooled_states
+from finetune.models.pooled_states import Pooling
 from finetune.models.pooling import HEAD, NO_PRETRAINED_ENCODER, NO_STATES, check_probe, pooling_of
 from finetune.pipeline.context import RunContext, RunInputs
-from finetune.progress import stage
+from finetune.pipeline.linear_probe import fit_linear_probe, probe_rows
 from finetune.recipe.schema import Recipe
 
 LINEAR_PROBE, RANDOM = "linear_probe", "random"
 AUTO = LINEAR_PROBE  # what `auto` is where the probe is possible
-MAX_PROBE_ROWS = 5000
 _LAYER = "pooled_classifier"
 
 
@@ -49,11 +42,12 @@ def init_classifier(context: RunContext, inputs: RunInputs, *, resuming: bool) -
     resolved = recipe.model_copy(update={"model": recipe.model.model_copy(update={"classifier_init": chosen})})
     if chosen == RANDOM or resuming:
         return resolved, inputs, ""
-    rows = probe_rows(train, recipe.seed)
-    probe = _fit(classifier, rows, recipe, context.accelerator)
+    pooling = cast(Pooling, pooling_of(classifier.base.config))
+    probe = fit_linear_probe(classifier, train, recipe, context.accelerator, pooling)
     set_probe(classifier, probe)
-    line = f"model.classifier_init: {LINEAR_PROBE}, fitted to the pooled states of {len(rows):,} rows."
-    return resolved, replace(inputs, probe=probe if rows is train else None), line
+    rows = len(probe_rows(train, len(classifier.label_names), recipe.seed))
+    line = f"model.classifier_init: {LINEAR_PROBE}, fitted to the pooled states of {rows:,} rows."
+    return resolved, replace(inputs, probe=probe), line
 
 
 def why_no_probe(classifier: Classifier) -> str:
@@ -65,34 +59,6 @@ def why_no_probe(classifier: Classifier) -> str:
     if f"{_LAYER}.weight" not in classifier.new_parameters:
         return "the classification head of the checkpoint is kept"
     return ""
-
-
-def probe_rows(split: EncodedSplit, seed: int) -> EncodedSplit:
-    """Return the rows to which the probe is fitted: all, or MAX_PROBE_ROWS drawn at random."""
-    if len(split) <= MAX_PROBE_ROWS:
-        return split
-    rows = np.sort(np.random.default_rng(seed).permutation(len(split))[:MAX_PROBE_ROWS])
-    return replace(split, rows=split.rows.select(rows), labels=split.labels[rows], lengths=split.lengths[rows])
-
-
-def _fit(classifier: Classifier, rows: EncodedSplit, recipe: Recipe, accelerator: Accelerator) -> Probe:
-    """Return the probe on these rows, the same on every process."""
-    states = pooled_states(
-        classifier,
-        rows,
-        pooling=cast(Pooling, pooling_of(classifier.base.config)),
-        batch_size=recipe.evaluation.per_device_eval_batch_size,
-        accelerator=accelerator,
-    )
-    with stage("fitting the linear probe"):
-        fitted: list[Any] = [None]
-        if accelerator.is_main_process:
-            num_labels = len(classifier.label_names)
-            fitted = [fit_probe(states, rows.labels, classifier.problem_type, num_labels, recipe.seed)]
-        if accelerator.num_processes > 1:
-            broadcast_object_list(fitted)
-    probe: Probe = fitted[0]
-    return probe
 
 
 def set_probe(classifier: Classifier, probe: Probe) -> None:

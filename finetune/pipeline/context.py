@@ -36,7 +36,7 @@ class RunInputs:
 
     Attributes:
         held_out: the share of the training rows that is held out for validation, None if none is.
-        probe: the linear model from which the classification head started, if it was fitted to all training rows.
+        probe: the linear model from which the classification head started; None if it started at random.
     """
 
     classifier: Classifier

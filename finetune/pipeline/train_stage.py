@@ -102,6 +102,7 @@ def train_stage(context: RunContext, inputs: RunInputs, trainer: Trainer) -> Cla
         on_main_process(accelerator, partial(append_line, folder.history, entry))
 
     def validate() -> dict[str, float | None]:
+        """Return the loss and the metrics on the validation rows."""
         started = time.perf_counter()
         batch_size = recipe.evaluation.per_device_eval_batch_size
         split = inputs.splits["validation"]

@@ -14,12 +14,12 @@ from finetune.runs.atomic_files import report_write_errors, write_text
 
 T = TypeVar("T")
 
-_WRITTEN_BY = "`finetune {} RUN` writes it again"
-_FIXES = {
-    "recipe.yaml": "copy the recipe of the run to that path",
-    **dict.fromkeys(("scores.json", "baselines.json", "predictions.parquet"), _WRITTEN_BY.format("evaluate")),
-    **dict.fromkeys(("heads.json", "heads_failure.json"), _WRITTEN_BY.format("heads")),
+# The command that writes a file of a finished run again.
+_COMMANDS = {
+    **dict.fromkeys(("scores.json", "baselines.json", "predictions.parquet"), "evaluate"),
+    **dict.fromkeys(("heads.json", "heads_failure.json"), "heads"),
 }
+_COPY_RECIPE = "copy the recipe of the run to that path"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -70,7 +70,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        fix = _FIXES.get(path.name, "finish or repeat the run")
+        fix = _fix(path) or "finish or repeat the run"
         raise DataError(f"no {path.name} in {path.parent}; a finished run has one: {fix}") from error
     except OSError as error:
         raise damaged_file(path, error.strerror or str(error)) from error
@@ -78,8 +78,8 @@ def read_bytes(path: Path) -> bytes:
 
 def damaged_file(path: Path, reason: str) -> DataError:
     """Return the error for a file of a run that cannot be used; its message names the command that repairs it."""
-    fix = _FIXES.get(path.name, "finish the run (checkpoint.resume_from_checkpoint=auto) or repeat it")
-    if fix.startswith("`finetune "):
+    fix = _fix(path) or "finish the run (checkpoint.resume_from_checkpoint=auto) or repeat it"
+    if path.name in _COMMANDS:
         fix = f"remove the file, and {fix}"
     return DataError(f"{path} is damaged or of another version ({reason}); {fix}")
 
@@ -87,3 +87,10 @@ def damaged_file(path: Path, reason: str) -> DataError:
 def _reject_constant(name: str) -> None:
     """Raise ValueError for NaN and Infinity, which are not JSON."""
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _fix(path: Path) -> str:
+    """Return how the user gets this file of a run again, "" if there is no way for this file alone."""
+    if path.name in _COMMANDS:
+        return f"`finetune {_COMMANDS[path.name]} RUN` writes it again"
+    return _COPY_RECIPE if path.name == "recipe.yaml" else ""

@@ -58,6 +58,7 @@ def save_checkpoint(root: Path, snapshot: Snapshot, *, keep: int | None, acceler
     temporary = root / f".{folder.name}.tmp"
 
     def write() -> None:
+        """Write the checkpoint under a temporary name, rename it, and delete old ones."""
         try:
             with report_write_errors(folder, "free some space and resume from an earlier checkpoint; these are intact"):
                 shutil.rmtree(temporary, ignore_errors=True)

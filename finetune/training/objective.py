@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from finetune.data.batching import LocalBatch
 from finetune.models.losses import divergence, per_example_loss, supervised_contrastive_loss
+from finetune.models.pooled_classifier import pool
 from finetune.training.training_model import TrainingModel
 
 
@@ -87,10 +88,7 @@ def recorded_inputs(layer: nn.Module | None) -> Iterator[list[Tensor]]:
 
 def mean_state(states: Tensor, attention_mask: Tensor) -> Tensor:
     """Return states (B, E) unchanged, and the mean of states (B, S, E) over the tokens of the mask (B, S)."""
-    if states.dim() == 2:
-        return states
-    mask = attention_mask.to(states.dtype)[..., None]
-    return (states * mask).sum(1) / mask.sum(1)
+    return states if states.dim() == 2 else pool(states, attention_mask, "mean")
 
 
 def _repeated(tensor: Tensor, copies: int) -> Tensor:

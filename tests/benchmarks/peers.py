@@ -4,9 +4,10 @@
     python -m tests.benchmarks.peers --table | --write
 
 DATA has one folder per data set: train.parquet, test.parquet and labels.json. Peers: `ours` (a recipe that names only
-model and data), `Trainer` with its defaults, `Trainer` with the best fixed setting that was found (--tuned), SetFit,
-logistic regression on the frozen encoder's mean-pooled states, and TF-IDF with logistic regression. Each cell runs in
-its own process. Finished cells are lines of RESULTS (by default runs/bench-peers/peers.jsonl) and are skipped.
+model and data, trained on all rows), `Trainer` with its defaults, `Trainer` with the best fixed setting that was found
+(--tuned), SetFit, logistic regression on the frozen encoder's mean-pooled states, and TF-IDF with logistic regression.
+Each cell runs in its own process. Finished cells are lines of RESULTS (by default runs/bench-peers/peers.jsonl) and are
+skipped.
 
 SetFit's default number of pairs would take hours on 1,000 rows, so it gets as many steps as fit in the time that `ours`
 took on the same cell, at most those of num_iterations=20. It needs an environment with setfit (--setfit-python).
@@ -21,7 +22,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from finetune.recipe.data_section import DataSection
 from tests.benchmarks.base_encoder import resolve
 from tests.benchmarks.cells import Cell, Line, ResultsLog, grid, parse_seeds, work
 from tests.benchmarks.comparison import (
@@ -37,7 +37,7 @@ from tests.benchmarks.comparison import (
 )  # fmt: skip
 from tests.benchmarks.kept_results import RESULTS, about, keep, read_kept, write_to_guide
 from tests.benchmarks.peer_methods import PEERS, in_new_process
-from tests.benchmarks.train_cell import MINILM, Settings
+from tests.benchmarks.train_cell import ALL_ROWS_TRAIN, MINILM, Settings
 
 LOG = Path("runs/bench-peers/peers.jsonl")
 GROUPS = (
@@ -56,7 +56,7 @@ def run(cell: Cell, args: argparse.Namespace, log: ResultsLog) -> Line | None:
         args.data, "test", args.test_rows or None, args.threads, args.precision, resolve(args.encoder)
     )  # fmt: skip
     options = {
-        "ours": [*held_out(), *args.ours],
+        "ours": list(args.ours),
         "tuned": args.tuned,
         "tuned_many": args.tuned_many,
         "many_labels": MANY_LABELS,
@@ -70,11 +70,6 @@ def run(cell: Cell, args: argparse.Namespace, log: ResultsLog) -> Line | None:
     line = in_new_process(cell, settings, options)
     tuned = [f"{key}={value}" for key, value in args.tuned.items()]
     return line | ({"differs": tuned} if cell.variant == "trainer_tuned" else {})
-
-
-def held_out() -> list[str]:
-    """Return the override for validation rows, which a recipe needs unless they are held out by default."""
-    return [] if DataSection.model_fields["validation_size"].default else ["data.validation_size=0.1"]
 
 
 def score_table(cells: Sequence[Line]) -> list[list[str]]:
@@ -158,7 +153,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=LOG)
     parser.add_argument("--table", action="store_true", help="only print the tables")
     parser.add_argument("--write", action="store_true", help="only keep the results and update the guide")
-    parser.add_argument("--ours", nargs="*", default=[], help="overrides of the default recipe: section.key=value")
+    parser.add_argument("--ours", nargs="*", default=ALL_ROWS_TRAIN, help="overrides of the default recipe")
     parser.add_argument("--tuned", type=json.loads, default=TUNED, help="arguments of trainer_tuned, as JSON")
     parser.add_argument("--tuned-many", type=json.loads, default=TUNED_MANY, help="with more than 20 labels, as JSON")
     parser.add_argument("--setfit-python", help="Python of an environment with setfit; without it SetFit is skipped")

@@ -125,7 +125,7 @@ def test_a_missing_checkpoint_is_reported(run: Path, capsys: pytest.CaptureFixtu
 def test_a_model_from_scratch_has_no_frozen_encoder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(baselines_module.MAX_ROWS, "tfidf", 20)
+    monkeypatch.setattr(baselines_module, "MAX_TFIDF_ROWS", 20)
     training = {"num_train_epochs": 1, "learning_rate": 1e-6}
     run = finished(tmp_path, recipe(SCRATCH, training=training, evaluation={"baselines": ALL}) | OFF)
     printed = capsys.readouterr().out

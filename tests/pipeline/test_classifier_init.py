@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate import Accelerator
 
 from finetune.cli import main
 from finetune.errors import ModelError
+from finetune.evaluation.probe import Probe, fit_probe
 from finetune.models.comparison import logits_of
 from finetune.models.lora import Lora
 from finetune.models.pooled_states import pooled_states
 from finetune.models.pooling import pooling_of
 from finetune.pipeline import baselines, classifier_init
 from finetune.pipeline.baselines import fit_baselines
-from finetune.pipeline.classifier_init import init_classifier, probe_rows, set_probe
+from finetune.pipeline.classifier_init import init_classifier, set_probe
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.load_classifier import load_classifier
 from finetune.pipeline.prepare import prepare
@@ -30,7 +30,7 @@ from finetune.pipeline.session import start
 from finetune.recipe.loader import load_recipe
 from finetune.runs.run_folder import RunFolder
 from tests.support.finished_runs import finished, recipe
-from tests.support.helpers import ROLES, assert_equal_up_to_rounding, encoded, tiny_classifier
+from tests.support.helpers import ROLES, assert_equal_up_to_rounding, tiny_classifier
 
 CPU = torch.device("cpu")
 
@@ -66,7 +66,7 @@ def test_the_logits_before_training_are_those_of_the_probe(
     assert model.classifier_init == "linear_probe"
     assert "linear_probe, fitted to the pooled states of 48 rows." in capsys.readouterr().out
     states = pooled_states(classifier, train, pooling=model.pooling, batch_size=8, accelerator=context.accelerator)
-    probe = classifier_init.fit_probe(states, train.labels, classifier.problem_type, 2, context.recipe.seed)
+    probe = fit_probe(states, train.labels, classifier.problem_type, 2, context.recipe.seed)
     texts = [(text,) for text in train.texts["sentence"]]
     assert_equal_up_to_rounding(logits_of(classifier, texts, CPU), probe.logits(states))
     accuracy = (probe.logits(states).argmax(-1) == train.labels).mean()
@@ -79,7 +79,7 @@ def test_the_frozen_encoder_baseline_does_not_fit_the_same_probe_again(
     context, inputs = prepared(tmp_path, sentence_encoder, "evaluation.baselines=[frozen_encoder]")
     assert inputs.probe is not None
     fitted = fit_baselines(context, replace(inputs, probe=None)).fitted["frozen_encoder"]
-    monkeypatch.setattr(baselines, "fit_probe", lambda *args: pytest.fail("fitted again"))
+    monkeypatch.setattr(baselines, "fit_linear_probe", lambda *args: pytest.fail("fitted again"))
     reused = fit_baselines(context, inputs).fitted["frozen_encoder"]
     assert list(reused.predictions) == ["validation", "test"]
     for split, predictions in fitted.predictions.items():
@@ -89,7 +89,7 @@ def test_the_frozen_encoder_baseline_does_not_fit_the_same_probe_again(
 def test_a_random_head_and_a_resumed_run_compute_nothing(
     sentence_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(classifier_init, "pooled_states", lambda *args, **kwargs: pytest.fail("computed"))
+    monkeypatch.setattr(classifier_init, "fit_linear_probe", lambda *args, **kwargs: pytest.fail("computed"))
     context, inputs = prepared(tmp_path, sentence_encoder, "model.classifier_init=random")
     assert context.recipe.model.classifier_init == "random"
     bias = inputs.classifier.base.get_submodule("pooled_classifier").bias
@@ -114,23 +114,10 @@ def test_where_a_probe_is_not_possible(sentence_encoder: Path, tmp_path: Path) -
             init_classifier(context, kept, resuming=False)
 
 
-def test_the_rows_of_the_probe_are_drawn_by_the_seed(
-    tiny_bert: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    split = encoded(tiny_classifier(tiny_bert))
-    assert probe_rows(split, 1) is split
-    monkeypatch.setattr(classifier_init, "MAX_PROBE_ROWS", 4)
-    first, again, other = (probe_rows(split, seed) for seed in (1, 1, 2))
-    ids = [list(part.rows["input_ids"]) for part in (first, again, other)]
-    assert ids[0] == ids[1] != ids[2]
-    assert len(first) == 4
-    assert [len(row) for row in ids[0]] == list(first.lengths)
-
-
 def test_the_probe_is_copied_into_the_layer_that_peft_trains(sentence_encoder: Path) -> None:
     classifier = tiny_classifier(sentence_encoder, lora=Lora(2, 4, 0.0, ROLES))
     assert pooling_of(classifier.base.config) == "mean"
-    probe = classifier_init.Probe(np.full((2, 24), 2, np.float32), np.array([3, 4], np.float32))
+    probe = Probe(np.full((2, 24), 2, np.float32), np.array([3, 4], np.float32))
     set_probe(classifier, probe)
     layer: Any = classifier.base.get_submodule("pooled_classifier")
     assert (layer.modules_to_save["default"].weight == 2).all()
