@@ -73,10 +73,12 @@ def test_the_logits_before_training_are_those_of_the_probe(
     assert accuracy > max(np.bincount(train.labels)) / len(train)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_the_frozen_encoder_baseline_does_not_fit_the_same_probe_again(
-    sentence_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pooling: str, sentence_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    context, inputs = prepared(tmp_path, sentence_encoder, "evaluation.baselines=[frozen_encoder]")
+    changes = [f"model.pooling={pooling}", "evaluation.baselines=[frozen_encoder]"]
+    context, inputs = prepared(tmp_path, sentence_encoder, *changes)
     assert inputs.probe is not None
     fitted = fit_baselines(context, replace(inputs, probe=None)).fitted["frozen_encoder"]
     monkeypatch.setattr(baselines, "fit_linear_probe", lambda *args: pytest.fail("fitted again"))
