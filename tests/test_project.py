@@ -40,6 +40,7 @@ TESTED_IN = {
     "cli/shared.py": "test_cli.py",
     "data/class_names.py": "data/test_parquet_rows.py",
     "data/input_rows.py": "pipeline/test_predict.py",
+    "evaluation/metric_formulas.py": "evaluation/test_metrics.py",
     "heads/ranking_statistics.py": "heads/test_stability.py",
     "help.py": "test_docs.py",
     "models/attention_sites.py": "models/test_head_gates.py",

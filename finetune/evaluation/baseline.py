@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.evaluation.metrics import SINGLE_LABEL, confusion_matrix, counts_of_confusion
+from finetune.evaluation.metric_formulas import SINGLE_LABEL, confusion_matrix, counts_of_confusion
 from finetune.runs.results import MetricValue
 
 Array = NDArray[Any]

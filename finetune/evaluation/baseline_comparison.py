@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from finetune.evaluation.baseline_models import Baseline
-from finetune.evaluation.metrics import compute_metrics, none_if_undefined
+from finetune.evaluation.metric_formulas import none_if_undefined
+from finetune.evaluation.metrics import compute_metrics
 from finetune.evaluation.paired_bootstrap import paired_differences
 from finetune.evaluation.prediction import Predictions
 from finetune.recipe.names import LOWER_IS_BETTER, METRICS

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.evaluation.metrics import (
+from finetune.evaluation.metric_formulas import (
     MULTI_LABEL,
     REGRESSION,
     SINGLE_LABEL,
@@ -115,14 +115,29 @@ def resample_counts(kinds: Counts, sizes: Array, samples: int, seed: int) -> Ite
         kinds: the counts of one row of each kind: (K, C), `exact` (K,).
         sizes: the number of rows of each kind, (K,).
     """
+    return (counts_of_draws(drawn, kinds) for drawn in draw_kinds(sizes, samples, seed))
+
+
+def draw_kinds(sizes: Array, samples: int, seed: int) -> Iterator[Array]:
+    """Yield how many rows of each kind every resample has, in blocks (R, K).
+
+    Args:
+        sizes: the number of rows of each kind, (K,).
+    """
     rng = np.random.default_rng(seed)
     rows = int(sizes.sum())
     block = max(1, _BLOCK // len(sizes))
     with stage("computing confidence intervals", total=samples) as running:
         for start in range(0, samples, block):
-            drawn = rng.multinomial(rows, sizes / rows, size=min(block, samples - start)).astype(float)  # (R, K)
-            yield Counts(drawn @ kinds.hits, drawn @ kinds.predicted, drawn @ kinds.actual, drawn @ kinds.exact, rows)
+            drawn = rng.multinomial(rows, sizes / rows, size=min(block, samples - start)).astype(float)
+            yield drawn
             running.advance(len(drawn))
+
+
+def counts_of_draws(drawn: Array, kinds: Counts) -> Counts:
+    """Return the counts of resamples that have so many rows of each kind, (R, K)."""
+    rows = round(float(drawn[0].sum()))
+    return Counts(drawn @ kinds.hits, drawn @ kinds.predicted, drawn @ kinds.actual, drawn @ kinds.exact, rows)
 
 
 def evaluate_blocks(blocks: Iterator[Counts], functions: list[Callable[[Counts], Array]]) -> Array:
@@ -180,7 +195,7 @@ def _fast_regression_metrics(predictions: Array, references: Array) -> Callable[
         counts = [np.bincount(values, weights=times) for values in (value_of_x, value_of_y)]  # per distinct value
         # Equal values get the mean of their ranks. Ranks are counted from the middle, so that their mean is 0.
         rank_x, rank_y = (np.cumsum(n) - (n + rows) / 2 for n in counts)
-        varies = min(np.count_nonzero(n) for n in counts) > 1  # otherwise undefined, as in metrics.py
+        varies = min(np.count_nonzero(n) for n in counts) > 1  # otherwise undefined, as in metric_formulas.py
         spreads = [n @ (rank * rank) for n, rank in zip(counts, (rank_x, rank_y), strict=True)]
         return {
             "mean_squared_error": squared,

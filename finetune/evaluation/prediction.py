@@ -15,7 +15,8 @@ from finetune.data.batching import LocalBatch, load_batches, map_parts
 from finetune.data.sampler import plan_scoring
 from finetune.data.tokenization import EncodedSplit
 from finetune.distributed import gather_results
-from finetune.evaluation.metrics import compute_metrics, none_if_undefined
+from finetune.evaluation.metric_formulas import none_if_undefined
+from finetune.evaluation.metrics import compute_metrics
 from finetune.models.classifier import Classifier
 from finetune.models.losses import decisions, per_example_loss, probabilities
 from finetune.models.speedups import sped_up

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from finetune.evaluation.baseline import compare_with_constant
 from finetune.evaluation.bootstrap import classification_intervals, interval_note, regression_intervals
-from finetune.evaluation.metrics import confusion_matrix
+from finetune.evaluation.metric_formulas import confusion_matrix
 from finetune.evaluation.prediction import Predictions
 from finetune.runs.results import ClassScores, SplitScores
 

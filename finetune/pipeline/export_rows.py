@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from finetune.evaluation.metrics import compute_metrics, none_if_undefined
+from finetune.evaluation.metric_formulas import none_if_undefined
+from finetune.evaluation.metrics import compute_metrics
 from finetune.models.outputs import OutputRules
 from finetune.runs.json_files import damaged_file
 from finetune.runs.predictions import read_predictions

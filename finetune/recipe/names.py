@@ -50,7 +50,7 @@ else:
 
 @dataclass(frozen=True)
 class Metric:
-    """The description of a metric; its formula is in finetune/evaluation/metrics.py.
+    """The description of a metric; its formula is in finetune/evaluation/metric_formulas.py.
 
     Attributes:
         description: one line for people.

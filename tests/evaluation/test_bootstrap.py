@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score
 
 from finetune.evaluation import bootstrap
 from finetune.evaluation.bootstrap import classification_intervals, interval_note, regression_intervals
-from finetune.evaluation.metrics import REGRESSION
+from finetune.evaluation.metric_formulas import REGRESSION
 from finetune.runs.results import MetricValue
 
 NAMES = ["a", "b", "c"]

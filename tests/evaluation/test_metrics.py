@@ -1,4 +1,4 @@
-"""The values of all metrics: finetune/evaluation/metrics.py."""
+"""The values of all metrics: finetune/evaluation/metric_formulas.py and metrics.py."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from finetune.evaluation.metrics import (
+from finetune.evaluation.metric_formulas import (
     MULTI_LABEL,
-    OFFLINE_METRICS,
     REGRESSION,
     SINGLE_LABEL,
-    compute_metrics,
     confusion_matrix,
     counts_of_confusion,
     f1,
@@ -24,6 +22,7 @@ from finetune.evaluation.metrics import (
     precision,
     recall,
 )
+from finetune.evaluation.metrics import OFFLINE_METRICS, compute_metrics
 from finetune.recipe.names import LOWER_IS_BETTER, METRICS, ProblemType
 
 FORMULAS = {
