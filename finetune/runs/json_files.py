@@ -19,7 +19,10 @@ _COMMANDS = {
     **dict.fromkeys(("scores.json", "baselines.json", "predictions.parquet"), "evaluate"),
     **dict.fromkeys(("heads.json", "heads_failure.json"), "heads"),
 }
-_COPY_RECIPE = "copy the recipe of the run to that path"
+_OTHER_FIXES = {
+    "recipe.yaml": "copy the recipe of the run to that path",
+    "sweep.json": "start the sweep again with the same file, which writes it and repeats no finished trial",
+}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -93,4 +96,4 @@ def _fix(path: Path) -> str:
     """Return how the user gets this file of a run again, "" if there is no way for this file alone."""
     if path.name in _COMMANDS:
         return f"`finetune {_COMMANDS[path.name]} RUN` writes it again"
-    return _COPY_RECIPE if path.name == "recipe.yaml" else ""
+    return _OTHER_FIXES.get(path.name, "")
