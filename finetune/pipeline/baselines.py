@@ -159,9 +159,9 @@ def _fit_on_texts(
         limit = max(MAX_TFIDF_ROWS, len(inputs.classifier.label_names))
         rows = np.arange(len(train))
         if len(train) > limit:
-            rows = sample_training_rows(train.labels, limit, context.recipe.seed)
+            rows = sample_training_rows(train.labels, limit, context.recipe.rows_seed())
         try:
-            predict = fit_tfidf(train, rows, context.recipe.seed)
+            predict = fit_tfidf(train, rows, context.recipe.rows_seed())
             predictions = {split: predict(texts) for split, texts in held_out.items()}
             fitted["tfidf"] = Baseline(_description("TF-IDF", inputs, len(rows)), len(rows), predictions)
         except ValueError as error:
@@ -185,7 +185,7 @@ def _fit_on_states(context: RunContext, inputs: RunInputs, classifier: Classifie
     for name, split in inputs.held_out_splits().items():
         parts = [np.arange(start, min(start + _PART, len(split))) for start in range(0, len(split), _PART)]
         predictions[name] = np.concatenate([predict(split.select(part)) for part in parts])
-    rows = len(probe_rows(train, len(classifier.label_names), recipe.seed))
+    rows = len(probe_rows(train, len(classifier.label_names), recipe.rows_seed()))
     return Baseline(_description("frozen encoder", inputs, rows), rows, predictions)
 
 

@@ -15,8 +15,7 @@ from finetune.models.checkpoint_config import (
 from finetune.models.pooling import HEAD, NO_PRETRAINED_ENCODER, NO_STATES, check_pooling, check_probe
 from finetune.recipe.loader import load_recipe
 from finetune.recipe.schema import Recipe
-from finetune.runs.ownership import check_output_dir
-from finetune.runs.run_folder import RunFolder
+from finetune.runs.ownership import check_output_dir, output_folder
 from finetune.training.auto_settings import RunSize, describe_choices, fill_in
 
 
@@ -31,7 +30,7 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list
         FinetuneError: `train` would stop with the same message.
     """
     recipe = load_recipe(path, overrides)
-    check_output_dir(RunFolder(Path(recipe.output_dir)), recipe)
+    check_output_dir(output_folder(recipe), recipe)
     model, notes, pooling = recipe.model, [], None
     if model.model_name_or_path is None:
         width = model.config_overrides.get("hidden_size")

@@ -45,7 +45,7 @@ def init_classifier(context: RunContext, inputs: RunInputs, *, resuming: bool) -
     pooling = cast(Pooling, pooling_of(classifier.base.config))
     probe = fit_linear_probe(classifier, train, recipe, context.accelerator, pooling)
     set_probe(classifier, probe)
-    rows = len(probe_rows(train, len(classifier.label_names), recipe.seed))
+    rows = len(probe_rows(train, len(classifier.label_names), recipe.rows_seed()))
     line = f"model.classifier_init: {LINEAR_PROBE}, fitted to the pooled states of {rows:,} rows."
     return resolved, replace(inputs, probe=probe), line
 

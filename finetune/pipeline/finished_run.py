@@ -134,7 +134,7 @@ def _saved_inputs(folder: RunFolder, recipe: Recipe, overrides: Sequence[str]) -
         recipe.data_to_read(),
         classifier.problem_type,
         classifier.label_names,
-        recipe.seed,
+        recipe.rows_seed(),
         classifier.tokenizer,
         required=required_splits(recipe),
     )

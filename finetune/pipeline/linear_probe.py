@@ -32,14 +32,14 @@ def fit_linear_probe(
     The processes share the computation of the states, and the main process fits the model.
     """
     num_labels = len(classifier.label_names)
-    rows = probe_rows(train, num_labels, recipe.seed)
+    rows = probe_rows(train, num_labels, recipe.rows_seed())
     batch_size = recipe.evaluation.per_device_eval_batch_size
     states = pooled_states(classifier, rows, pooling=pooling, batch_size=batch_size, accelerator=accelerator)
 
     def fit() -> Probe | None:
         if not accelerator.is_main_process:
             return None
-        return fit_probe(states, rows.labels, classifier.problem_type, num_labels, recipe.seed)
+        return fit_probe(states, rows.labels, classifier.problem_type, num_labels, recipe.rows_seed())
 
     with stage("fitting the linear probe"):
         probe = gather_results(accelerator, fit)[0]

@@ -100,7 +100,7 @@ def new_inputs(recipe: Recipe) -> RunInputs:
         data,
         task.problem_type,
         task.label_names,
-        recipe.seed,
+        recipe.rows_seed(),
         suggested=checkpoint_labels(checkpoint_source(model)) if model.model_name_or_path else None,
         required=required_splits(recipe),
     )

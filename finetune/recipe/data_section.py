@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from finetune.recipe.section import Auto, Count, Section, Share, require_one_source
+from finetune.recipe.section import Auto, Count, Section, Seed, Share, require_one_source
 
 
 class DataSection(Section):
@@ -79,6 +79,11 @@ class DataSection(Section):
     )
     max_eval_samples: Count | None = Field(
         None, description="Maximum number of validation rows and of test rows, drawn at random; null uses all rows."
+    )
+    split_seed: Seed | None = Field(
+        None,
+        description="Seed of what depends on the rows alone: held-out rows, sampled rows, linear probe and baselines; "
+        "null, the default, uses seed.",
     )
 
     @model_validator(mode="after")

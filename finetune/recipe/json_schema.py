@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune.recipe.names import METRICS
-from finetune.recipe.schema import Recipe
+from finetune.recipe.schema import MIN_SEEDS, Recipe
 from finetune.recipe.section import SOURCES
 from finetune.recipe.validation import FILE_TYPES
 
@@ -29,6 +29,7 @@ def recipe_schema() -> Schema:
     sections = schema["$defs"]
     schema["required"].remove("output_dir")  # the loader fills it in from the name of the file
     schema["properties"]["output_dir"]["minLength"] = 1
+    schema["properties"]["seeds"]["anyOf"][0] |= {"minItems": MIN_SEEDS, "uniqueItems": True}
     _add_section_rules(sections)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -155,6 +156,10 @@ def _rules_across_sections() -> list[Schema]:
         [_has(training=_has(contrastive_weight=ABOVE_0, per_device_train_batch_size={"const": 1}))],
         [regression, _has(head_importance=_has(method={"type": "string"} | by_accuracy))],
         [regression, _has(head_importance=_has(method={"type": "array", "contains": by_accuracy}))],
+        [
+            _has(seeds={"type": "array"}),
+            _has(checkpoint=_has(resume_from_checkpoint={"not": {"enum": [None, "auto"]}})),
+        ],
         [_never(has_validation), never_evaluates, _has(head_importance=_has(split={"const": "validation"}))],
     ]
     return [

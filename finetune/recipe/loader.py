@@ -26,6 +26,7 @@ from finetune.recipe.validation import (
     disk_problems,
     freezing_problems,
     metric_problems,
+    series_problems,
 )
 from finetune.recipe.yaml_parser import MAX_DEPTH, Location, NotYamlError, YamlValues, compose
 
@@ -78,7 +79,8 @@ def load_recipe(
     document.setdefault("output_dir", f"runs/{path.stem}")
     problems = [Problem(location, text) for location, text in values.problems]
     disk = (disk_problems,) if read_data else ()
-    for check in (metric_problems, class_weight_problems, freezing_problems, training_problems, *disk):
+    checks = (metric_problems, class_weight_problems, freezing_problems, training_problems, series_problems, *disk)
+    for check in checks:
         problems += _new_locations_only(problems, islice(check(document), MAX_SHOWN + 1))
     recipe = None
     try:

@@ -14,8 +14,10 @@ from pydantic import Field, field_validator, model_validator
 from finetune.recipe.data_section import DataSection
 from finetune.recipe.evaluation_section import EvaluationSection, HeadImportanceSection
 from finetune.recipe.names import METRICS, ProblemType, Role
-from finetune.recipe.section import Count, Section, require_one_source
+from finetune.recipe.section import Count, Section, Seed, require_one_source
 from finetune.recipe.training_section import CheckpointSection, LoggingSection, TrainingSection
+
+MIN_SEEDS = 2  # of a series
 
 
 class ModelSection(Section):
@@ -158,9 +160,14 @@ class PeftSection(Section):
 
 
 class Recipe(Section):
-    """A complete recipe: one run."""
+    """A complete recipe: one run, or one run per seed."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="Seed of all random numbers.")
+    seed: Seed = Field(42, description="Seed of all random numbers.")
+    seeds: list[Seed] | None = Field(
+        None,
+        description="Seeds of a series: one run per seed, all on the same rows, in one folder; null, the default, "
+        "trains one run with seed.",
+    )
     output_dir: str = Field(description="Folder of the run; by default runs/ and the name of the recipe file.")
     overwrite_output_dir: bool = Field(
         False, description="Whether an earlier run in the same folder is replaced; by default it is an error."
@@ -185,6 +192,19 @@ class Recipe(Section):
     head_importance: HeadImportanceSection | None = Field(
         HeadImportanceSection(), description="Analysis of the attention heads; null skips it."
     )
+
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, seeds: list[int] | None) -> list[int] | None:
+        if seeds is not None and len(set(seeds)) < max(MIN_SEEDS, len(seeds)):
+            raise ValueError(
+                f"seeds must be at least {MIN_SEEDS} different numbers, got {seeds}; for one run, set seed"
+            )
+        return seeds
+
+    def rows_seed(self) -> int:
+        """Return the seed of what depends on the rows alone: held-out rows, sampled rows, linear probe, baselines."""
+        return self.seed if self.data.split_seed is None else self.data.split_seed
 
     def data_to_read(self) -> DataSection:
         """Return the data section without the values of `auto` that need no rows to be known."""

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Auto = Literal["auto"]  # the number is chosen when the rows and the model are known
 Strategy = Literal["epoch", "steps", "no"]
 

@@ -133,6 +133,16 @@ def cross_section_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
         )
 
 
+def series_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield problems with keys that apply to one run, in a recipe for several."""
+    resume = section_of(document, "checkpoint").get("resume_from_checkpoint")
+    if document.get("seeds") is not None and resume not in (None, "auto"):
+        text = (
+            "names the checkpoint of one run, but seeds trains several; set auto, which resumes each run from its own"
+        )
+        yield Problem(("checkpoint", "resume_from_checkpoint"), text)
+
+
 def disk_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield problems with paths that cannot be used, missing files, and trackers that are not installed."""
     for split in ("train", "validation", "test"):

@@ -22,7 +22,8 @@ from finetune.runs.baselines import BaselineComparison
 from finetune.runs.head_results import HeadAnalysis, HeadScores, HeadTable, PruningCurves
 from finetune.runs.json_files import damaged_file, read_bytes, read_json
 from finetune.runs.results import Environment, SplitScores, SplitSummary
-from finetune.runs.run_folder import RunFolder
+from finetune.runs.run_folder import RunFolder, SeriesFolder
+from finetune.runs.series import is_series, read_series
 
 OWNERSHIP_MARKER = ".claimed"  # exists while a run takes ownership of a folder; see ownership.py
 # Keys that the recipe.yaml of a run does not have if an earlier version wrote it, with the values that it trained with.
@@ -46,10 +47,12 @@ def existing_run(path: Path) -> RunFolder:
     """Return the run folder at a path that the user gave.
 
     Raises:
-        DataError: there is no folder, it cannot be read, or it contains no recipe.yaml.
+        DataError: there is no folder, it cannot be read, it contains no recipe.yaml, or it is a series of runs.
     """
     try:
         reason = "" if stat.S_ISDIR(path.stat().st_mode) else "it is a file"
+        if not reason and is_series(path):
+            raise DataError(_series_message(path))
         if not reason and not RunFolder(path).recipe.exists():
             reason = "no recipe.yaml"
     except FileNotFoundError:
@@ -59,6 +62,13 @@ def existing_run(path: Path) -> RunFolder:
     if reason:
         raise DataError(f"{path} is not a finished run ({reason}); name the folder that `train` wrote")
     return RunFolder(path.absolute())
+
+
+def _series_message(path: Path) -> str:
+    """Return the error message where a run is needed and a series was given."""
+    runs = sorted(path.glob("seed-*"))
+    example = f", such as {runs[0]}" if runs else ""
+    return f"{path} is a series of {len(runs)} runs; name one of them{example}"
 
 
 def check_has_model(path: Path) -> None:
@@ -72,8 +82,7 @@ def check_has_model(path: Path) -> None:
 def not_a_run(folder: RunFolder) -> str:
     """Return why a folder is not a run, or "" if it is one; the content of its files is checked, not their names."""
     try:
-        if (folder.path / OWNERSHIP_MARKER).is_file():
-            read_json(folder.path / OWNERSHIP_MARKER, OwnershipMarker)
+        if _is_being_taken(folder.path):
             return ""
         # A run with a ranks.json has a rank_pattern in its recipe that is no longer valid.
         overrides = ["peft.rank_pattern={}"] if folder.ranks.is_file() else []
@@ -85,7 +94,26 @@ def not_a_run(folder: RunFolder) -> str:
     return ""
 
 
-def read_recipe(folder: RunFolder, overrides: Sequence[str] = (), *, read_data: bool) -> Recipe:
+def not_a_series(folder: SeriesFolder) -> str:
+    """Return why a folder is not a series of runs, or "" if it is one."""
+    try:
+        if not _is_being_taken(folder.path):
+            read_recipe(folder, read_data=False)
+            read_series(folder.path)
+    except FinetuneError as error:
+        return str(error).splitlines()[0].rstrip(":")
+    return ""
+
+
+def _is_being_taken(path: Path) -> bool:
+    """Return whether a run is taking ownership of a folder, or was killed while it did; DataError if it is unclear."""
+    marker = path / OWNERSHIP_MARKER
+    if marker.is_file():
+        read_json(marker, OwnershipMarker)
+    return marker.is_file()
+
+
+def read_recipe(folder: RunFolder | SeriesFolder, overrides: Sequence[str] = (), *, read_data: bool) -> Recipe:
     """Return a run's recipe with `section.key=value` overrides.
 
     Keys that did not exist when the run was trained are off.

@@ -1,8 +1,11 @@
-"""The paths of all files in a run folder."""
+"""The paths of all files in a run folder, and in the folder of a series of runs."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+
+from finetune.runs.completion_marker import COMPLETE_MARKER
 
 
 class RunFolder:
@@ -38,3 +41,45 @@ class RunFolder:
             *(self.model, self.merged, self.pruned, self.onnx, self.onnx_int8, self.ranks, self.training),
             *(self.scores, self.baselines, self.predictions, self.heads, self.heads_failure, self.report, self.card),
         ]
+
+    def has_model(self) -> bool:
+        """Return whether the folder contains a trained model."""
+        return self.model.is_dir()
+
+    def has_checkpoint(self) -> bool:
+        """Return whether the folder contains a complete checkpoint."""
+        return any(self.checkpoints.glob(f"*/{COMPLETE_MARKER}"))
+
+
+class SeriesFolder:
+    """The files of a series, and the run folder of each seed."""
+
+    def __init__(self, path: Path, seeds: Iterable[int] = ()) -> None:
+        self.path = path
+        self.seeds = list(seeds)
+        self.recipe = path / "recipe.yaml"
+        self.results = path / "series.json"
+        self.model = path / "model"
+        self.report = path / "report.html"
+        self.card = path / "README.md"
+
+    def member(self, seed: int) -> RunFolder:
+        """Return the run folder of a seed."""
+        return RunFolder(self.path / f"seed-{seed}")
+
+    def lock(self, seed: int) -> Path:
+        """Return the lock file that the process training this seed holds."""
+        return self.path / f".seed-{seed}.lock"
+
+    def outputs(self) -> list[Path]:
+        """Return every path that the series may write to; the results come last, because they list the seeds."""
+        members = [self.member(seed).path for seed in self.seeds]
+        return [*members, self.model, self.report, self.card, self.recipe, self.results]
+
+    def has_model(self) -> bool:
+        """Return whether a run has a trained model."""
+        return any(self.member(seed).has_model() for seed in self.seeds)
+
+    def has_checkpoint(self) -> bool:
+        """Return whether a run has a complete checkpoint."""
+        return any(self.member(seed).has_checkpoint() for seed in self.seeds)

@@ -25,14 +25,14 @@ from finetune.recipe.training_section import TrainingSection
 
 # Sections and keys that change neither the weights nor the choice of the best ones. All others are part of the
 # fingerprint, also a new key that is not listed here, and the number of steps, on which the learning rate depends.
-_IGNORED_SECTIONS = ("output_dir", "overwrite_output_dir", "checkpoint", "logging", "head_importance")
+_IGNORED_SECTIONS = ("seeds", "output_dir", "overwrite_output_dir", "checkpoint", "logging", "head_importance")
 _IGNORED_KEYS = {
     "training": ("num_threads", "use_cpu"),  # the device type is part of the fingerprint, as `device`
     "evaluation": ("metrics", "bootstrap_samples", "per_device_eval_batch_size", "baselines"),
     # Trained weights are restored, the others have a checksum.
     "model": ("allow_missing_weights", "classifier_init"),
     # The rows have a checksum.
-    "data": ("test_split", "test_file", "test_rows", "train_rows", "validation_rows"),
+    "data": ("test_split", "test_file", "test_rows", "train_rows", "validation_rows", "split_seed"),
 }
 # Keys of `training` that earlier versions did not have; they trained as with the default, so that is left out.
 _ADDED_KEYS = (

@@ -47,12 +47,19 @@ VALID = {
     "an empty text for a file that is not given": f"{MODEL}\ndata: {{dataset_name: a/b, train_file: ''}}\n",
     "a new model with an empty name": f"model: {{model_type: bert, model_name_or_path: ''}}\n{DATA}\n",
     "cells of any type": f"{MODEL}\ndata: {{train_rows: [{{sentence: 1, label: [a]}}], validation_rows: [{{}}]}}\n",
+    "seeds of a series, resumed": MINIMAL + "seeds: [3, 1]\ncheckpoint: {resume_from_checkpoint: auto}\n",
+    "a seed for the rows": MINIMAL.replace("{train_rows", "{split_seed: 0, train_rows"),
     "class weights by name": MINIMAL + "training: {class_weights: {x: 1, y: 2.5}}\n",
     "one head method, and several": MINIMAL + "head_importance: {method: [gradient, iterative_shapley]}\n",
     "aliases": MINIMAL + "task: {label_names: &names [x, y]}\ntraining: {class_weights: &w {x: 1.0}}\n",
 }
 
 WRONG = {
+    "one seed": MINIMAL + "seeds: [1]\n",
+    "a seed twice": MINIMAL + "seeds: [1, 2, 1]\n",
+    "a seed that is too large": MINIMAL + "seeds: [1, 4294967296]\n",
+    "a number of seeds": MINIMAL + "seeds: 5\n",
+    "one checkpoint for several runs": MINIMAL + "seeds: [1, 2]\ncheckpoint: {resume_from_checkpoint: .}\n",
     "no model": DATA,
     "no data": MODEL,
     "an empty section": MINIMAL + "training:\n",

@@ -53,6 +53,13 @@ peft: {r: -1}
     ("text", "message"),
     [
         ("model: {model_name_or_path: a}\n", r"data: is missing"),
+        (MINIMAL + "seeds: [3]\n", r"seeds .*must be at least 2 different numbers, got \[3\]; for one run, set seed"),
+        (MINIMAL + "seeds: [3, 4, 3]\n", r"seeds .*must be at least 2 different numbers, got \[3, 4, 3\]"),
+        (MINIMAL + "seeds: [3, -4]\n", r"seeds\.1 .*given -4; must be greater than or equal to 0"),
+        (
+            MINIMAL + "seeds: [3, 4]\ncheckpoint: {resume_from_checkpoint: .}\n",
+            r"checkpoint\.resume_from_checkpoint .*names the checkpoint of one run, but seeds trains several; set auto",
+        ),
         (MINIMAL + "training: {use_cpu: true, mixed_precision: fp16}\n", r"fp16 needs a GPU"),
         (
             MINIMAL.replace("validation_rows", "validation_size: null, test_rows"),
