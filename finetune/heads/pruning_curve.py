@@ -21,6 +21,7 @@ from finetune.recipe.names import LOWER_IS_BETTER
 from finetune.runs.head_results import PruningCurve, PruningCurves, RandomBand
 
 SHARES = tuple(tenth / 10 for tenth in range(1, 10))
+MAX_HEADS_BY_COUNT = 16  # up to this number of heads, a curve also has the score after each single removal
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def pruning_curves(sample: GatedRows, orders: Mapping[str, Sequence[Head]], sett
     """
     score, curves = scorer(sample, settings.metric), []
     num_orders = len(orders) * (2 if settings.reverse else 1) + settings.random_orders
-    passes = num_orders * len(settings.shares)
+    counts = range(1, len(heads)) if len(heads := all_heads(sample)) <= MAX_HEADS_BY_COUNT else range(0)
+    passes = num_orders * len(settings.shares) + len(orders) * len(counts)
     with stage("pruning curves", total=passes) as progress:
 
         def curve(order: Sequence[Head]) -> list[float]:
@@ -63,11 +65,18 @@ def pruning_curves(sample: GatedRows, orders: Mapping[str, Sequence[Head]], sett
                 progress.advance()
             return scores
 
+        def by_count(order: Sequence[Head], scores: Sequence[float]) -> list[float]:
+            """Return the score after removing each number of heads; `scores` are those of the shares."""
+            known = {len(removed(order, share)): value for share, value in zip(settings.shares, scores, strict=True)}
+            progress.advance(len(counts))
+            return [known[n] if n in known else score(gates_without(sample, order[:n])) for n in counts]
+
         for method, order in orders.items():
             scores = curve(order)
             reversed_scores = curve(last_heads_last(order[::-1], sample.sites)) if settings.reverse else None
             reversed_mean = None if reversed_scores is None else float(np.mean(reversed_scores))
-            curves.append(PruningCurve(method, scores, float(np.mean(scores)), reversed_mean))
+            counted = by_count(order, scores)
+            curves.append(PruningCurve(method, scores, float(np.mean(scores)), reversed_mean, counted))
         band = [curve(random_order(sample, settings.seed + number)) for number in range(settings.random_orders)]
     return PruningCurves(
         metric=settings.metric,
@@ -107,9 +116,14 @@ def gates_without(sample: GatedRows, heads: Sequence[Head]) -> Tensor:
     return gates
 
 
+def all_heads(sample: GatedRows) -> list[Head]:
+    """Return all heads, layer by layer."""
+    return [(site.layer, head) for site in sample.sites for head in range(site.num_heads)]
+
+
 def random_order(sample: GatedRows, seed: int) -> list[Head]:
     """Return all heads in random order, the last head of each layer at the end."""
-    heads = [(site.layer, head) for site in sample.sites for head in range(site.num_heads)]
+    heads = all_heads(sample)
     shuffled = np.random.default_rng(seed).permutation(len(heads))
     return last_heads_last([heads[index] for index in shuffled], sample.sites)
 

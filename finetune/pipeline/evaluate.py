@@ -8,13 +8,15 @@ from pathlib import Path
 
 from rich.markup import escape
 
+from finetune.data.tokenization import EncodedSplit
 from finetune.distributed import on_main_process
 from finetune.errors import FinetuneError
 from finetune.evaluation.baseline import without_constant_warning
 from finetune.evaluation.baseline_comparison import is_below_a_baseline
-from finetune.evaluation.prediction import predict
+from finetune.evaluation.prediction import Predictions, predict
 from finetune.evaluation.predictions_file import predictions_table, write_predictions
 from finetune.evaluation.scores import score
+from finetune.models.classifier import Classifier
 from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.analyze_heads import analyze, describe_error, write_heads
 from finetune.pipeline.baselines import Baselines, compare_baselines, stored_or_fitted_baselines
@@ -47,7 +49,8 @@ def evaluate(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Split
     with open_run(path, overrides) as run:
         scores = evaluate_stage(run.context, run.inputs, stored_or_fitted_baselines(run.context, run.inputs))
         if previous:
-            is_identical = _without_notes(previous) == _without_notes(scores)
+            again = {name: result for name, result in scores.items() if name in previous}  # a split can be new
+            is_identical = _without_notes(previous) == _without_notes(again)
             verdict = "identical, to the last digit, to" if is_identical else "[yellow]different from[/]"
             run.context.print_line(f"These scores are {verdict} the previous ones in the folder.")
     return scores
@@ -80,21 +83,14 @@ def _score_and_write(
     recipe, folder, classifier = context.recipe, context.folder, inputs.classifier
     scores, predictions, tables = {}, {}, []
     for name, split in inputs.held_out_splits().items():
-        batch_size = recipe.evaluation.per_device_eval_batch_size
-        predictions[name] = predict(classifier, split, batch_size=batch_size, accelerator=context.accelerator)
-        scores[name] = score(
-            predictions[name],
-            classifier.label_names,
-            recipe.metric_names(),
-            samples=recipe.evaluation.bootstrap_samples,
-            seed=recipe.seed,
-            best_metric=recipe.best_metric(),
-        )
+        scores[name], predictions[name] = _score_split(context, classifier, split)
         of_baselines = {baseline: fit.predictions[name] for baseline, fit in baselines.fitted.items()}
         tables.append(predictions_table(name, split, predictions[name], classifier.label_names, of_baselines))
     comparison = compare_baselines(context, baselines, predictions, classifier.label_names)
     if comparison is not None:
         scores, comparison = _with_one_warning(scores, comparison)
+    if recipe.evaluation.score_training_rows:
+        scores["train"] = _training_scores(context, inputs)
 
     def write() -> None:
         write_json(folder.scores, scores)
@@ -108,6 +104,28 @@ def _score_and_write(
 
     on_main_process(context.accelerator, write)
     return scores, comparison
+
+
+def _score_split(context: RunContext, classifier: Classifier, split: EncodedSplit) -> tuple[SplitScores, Predictions]:
+    """Return the scores and the predictions of the classifier on one split."""
+    recipe = context.recipe
+    batch_size = recipe.evaluation.per_device_eval_batch_size
+    predictions = predict(classifier, split, batch_size=batch_size, accelerator=context.accelerator)
+    scores = score(
+        predictions,
+        classifier.label_names,
+        recipe.metric_names(),
+        samples=recipe.evaluation.bootstrap_samples,
+        seed=recipe.seed,
+        best_metric=recipe.best_metric(),
+    )
+    return scores, predictions
+
+
+def _training_scores(context: RunContext, inputs: RunInputs) -> SplitScores:
+    """Return the scores on the training rows, without warnings: they say nothing about other rows."""
+    scores, _ = _score_split(context, inputs.classifier, inputs.splits["train"])
+    return replace(scores, warnings=[], above_constant=None)
 
 
 def _with_one_warning(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from finetune.evaluation.learning_curve import learning_curve_warnings
 from finetune.evaluation.prediction import predict
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import check_reload
+from finetune.models.flops import flops_per_row
 from finetune.models.loading import load_classifier
 from finetune.models.saving import save_classifier, with_plain_adapters
 from finetune.out_of_memory import peak_memory_mb
@@ -144,7 +146,8 @@ def save_trained(context: RunContext, inputs: RunInputs, result: TrainingResult)
     def write() -> None:
         with atomic_replace_dir(folder.model) as temporary:
             save_classifier(trained, temporary)
-        write_json(folder.training, result)
+        flops = flops_per_row(trained, inputs.splits["train"], device)
+        write_json(folder.training, replace(result, flops_per_row=flops))
         delete_previous_run(folder)
 
     with stage("saving the model"):
@@ -210,4 +213,5 @@ def training_result(trainer: Trainer, stopped: str, best_metric: str, warnings: 
         ),
         notes=list(trainer.classifier.notes),
         warnings=list(warnings),
+        seconds_per_epoch=state.train_seconds * trainer.plan.steps_per_epoch / state.step if state.step else None,
     )

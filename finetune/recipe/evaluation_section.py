@@ -47,6 +47,11 @@ class EvaluationSection(Section):
     bootstrap_samples: Annotated[int, Field(ge=100)] = Field(
         2000, description="Number of bootstrap resamples for the confidence intervals."
     )
+    score_training_rows: bool = Field(
+        False,
+        description="Whether the scores on the training rows are reported too, to see by how much they exceed those on "
+        "other rows.",
+    )
     baselines: Annotated[list[BaselineName], Field(min_length=1)] | None = Field(
         list(BASELINES),
         description="Baselines that are fitted to the training rows and compared with the classifier: a constant "

@@ -73,10 +73,12 @@ def front_matter(record: RunRecord, subject: CardSubject) -> str:
 
 
 def _results(record: RunRecord) -> Iterator[EvalResult]:
-    """Yield the value of every metric of every scored split; undefined values are skipped."""
+    """Yield the value of every metric of every held-out split; undefined values are skipped."""
     recipe = record.recipe
     dataset = hub_id(recipe.data.dataset_name)
     for split, scores in record.scores.items():
+        if split == "train":
+            continue
         for name, metric in scores.metrics.items():
             if metric.value is not None:
                 yield EvalResult(

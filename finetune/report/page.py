@@ -17,7 +17,8 @@ from finetune.report.card_metadata import CardSubject
 from finetune.report.figures import confusion_heatmap, head_heatmap, loss_curve, plotly_script, pruning_plot
 from finetune.report.run_record import RunRecord, read_record
 from finetune.runs.atomic_files import write_text
-from finetune.runs.results import format_number
+from finetune.runs.removable_heads import removable_heads
+from finetune.runs.results import format_number, format_significant
 from finetune.runs.run_folder import RunFolder
 
 SECTIONS = (
@@ -75,6 +76,7 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     templates.filters.update(interval=interval_or_dash, number=format_number, signed=format_difference)
+    templates.filters.update(removable_heads=removable_heads, significant=format_significant)
     templates.globals.update({figure.__name__: partial(_as_markup, figure) for figure in FIGURES})
     return templates
 

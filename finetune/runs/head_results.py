@@ -99,13 +99,15 @@ class PruningCurve:
     """The scores when heads are removed in the order of a method, at each share of heads removed, and their mean.
 
     `reverse` is the mean when the most important heads are removed first. The lower it is, the more informative the
-    ranking.
+    ranking. `by_count` has the score after removing 1, 2, ... heads, up to one less than all; it is empty for models of
+    more than 16 heads and in runs of earlier versions.
     """
 
     method: str
     scores: list[float]
     mean: float
     reverse: float | None = None
+    by_count: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,12 @@ def format_number(value: float | None, digits: int = 3) -> str:
     return "undefined" if value is None else f"{value:.{digits}f}"
 
 
+def format_significant(value: float, digits: int = 3) -> str:
+    """Return a value rounded to `digits` significant digits, such as "0.0123" or "1,230,000"."""
+    rounded = float(f"{value:.{digits}g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 10 ** (digits - 1) else f"{rounded:.{digits}g}"
+
+
 @dataclass(frozen=True)
 class MetricValue:
     """A metric and its 95 % bootstrap interval.
@@ -139,6 +145,9 @@ class TrainingResult:
 
     Attributes:
         stopped: why training ended, such as "all epochs done".
+        flops_per_row: floating-point operations of a forward pass without padding, as the mean over the training rows;
+            None in runs of earlier versions.
+        seconds_per_epoch: duration of the optimizer steps of an epoch; None in runs of earlier versions.
         warnings: reasons to train longer or faster, see evaluation/learning_curve.py.
     """
 
@@ -153,6 +162,8 @@ class TrainingResult:
     speed: TrainingSpeed
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    flops_per_row: int | None = None
+    seconds_per_epoch: float | None = None
 
     def best_text(self) -> str:
         """Return "best accuracy 0.9000 at step 30", or "" if there was no evaluation."""

@@ -28,7 +28,7 @@ from finetune.recipe.training_section import TrainingSection
 _IGNORED_SECTIONS = ("seeds", "output_dir", "overwrite_output_dir", "checkpoint", "logging", "head_importance")
 _IGNORED_KEYS = {
     "training": ("num_threads", "use_cpu"),  # the device type is part of the fingerprint, as `device`
-    "evaluation": ("metrics", "bootstrap_samples", "per_device_eval_batch_size", "baselines"),
+    "evaluation": ("metrics", "bootstrap_samples", "per_device_eval_batch_size", "baselines", "score_training_rows"),
     # Trained weights are restored, the others have a checksum.
     "model": ("allow_missing_weights", "classifier_init"),
     # The rows have a checksum.

@@ -70,6 +70,7 @@ def test_curve_reversed_curve_and_random_band_use_the_same_scores(monkeypatch: p
     assert (best.method, worst.method) == ("best", "worst")
     assert best.scores == by_hand(order)
     assert worst.scores == by_hand(order[::-1])
+    assert best.by_count == [score(gates_without(sample, order[:count])) for count in (1, 2, 3)]
     assert best.mean == worst.reverse == pytest.approx(np.mean(best.scores))
     assert best.reverse == worst.mean < best.mean
     band = np.array([by_hand(random_order(sample, 7 + number)) for number in range(3)])
@@ -99,7 +100,7 @@ def test_the_reversed_order_also_keeps_the_last_head_of_each_layer(
     order = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (1, 2)]
     pruning_curves(sample, {"known": order}, CurveSettings("accuracy", random_orders=0, shares=[4 / 6]))
     # Simply reversed, the fourth removed head would be 1.0, the last of its layer.
-    assert removals == [order[:4], [(1, 2), (0, 2), (1, 1), (0, 1)]]
+    assert removals[:2] == [order[:4], [(1, 2), (0, 2), (1, 1), (0, 1)]]
 
 
 def test_random_orders_keep_a_head_in_each_layer_and_follow_the_seed(tiny_bert: Path) -> None:

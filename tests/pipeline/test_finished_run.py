@@ -189,3 +189,41 @@ def test_scores_of_an_earlier_version_are_compared_by_their_values(
         (run / "scores.json").write_text(json.dumps(scores))
         assert main(["evaluate", str(run), "head_importance=null"]) == 0
         assert f"These scores are {comparison} the previous ones" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_training_rows_are_scored_too_if_the_recipe_says_so(
+    lora_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(lora_run, tmp_path / "run"))
+    before = json.loads((run / "scores.json").read_text())
+    predictions = (run / "predictions.parquet").read_bytes()
+    options = ["evaluation.score_training_rows=true", "head_importance=null"]
+    assert main(["evaluate", str(run), *options]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "train (48 rows)" in printed
+    assert "identical, to the last digit, to" in printed
+    scores = json.loads((run / "scores.json").read_text())
+    assert [*scores] == ["validation", "test", "train"]
+    assert {name: scores[name] for name in before} == before
+    training = scores["train"]
+    assert (training["rows"], training["warnings"], training["above_constant"]) == (48, [], None)
+    finished_run = read_back(run)
+    split = finished_run.inputs.splits["train"]
+    accelerator = finished_run.context.accelerator
+    expected = predict(finished_run.inputs.classifier, split, batch_size=64, accelerator=accelerator).metrics()
+    assert training["metrics"]["accuracy"]["value"] == expected["accuracy"]
+    assert (run / "predictions.parquet").read_bytes() == predictions
+    assert "not how well it does on new rows" in (run / "report.html").read_text()
+    card = (run / "README.md").read_text()
+    assert "not how well it does on new rows" in card
+    assert "split: train" not in card  # the hub shows results on held-out rows only
+
+
+def test_a_run_stores_the_cost_of_its_model(lora_run: Path) -> None:
+    training = json.loads((lora_run / "training.json").read_text())
+    assert training["flops_per_row"] > 0
+    speed, steps = training["speed"], training["steps"]
+    assert training["seconds_per_epoch"] == pytest.approx(speed["train_seconds"] * (48 / 4) / steps)
+    html = (lora_run / "report.html").read_text()
+    assert "Training time per epoch:" in html
+    assert "floating-point operations per row" in html

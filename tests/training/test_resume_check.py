@@ -63,6 +63,7 @@ def test_other_settings_may_differ() -> None:
     ignored = {
         "output_dir": "y", "overwrite_output_dir": True, "checkpoint__save_strategy": "no", "logging__logging_steps": 3,
         "head_importance": None, "training__num_threads": 3, "evaluation__bootstrap_samples": 100,
+        "evaluation__score_training_rows": True,
         "evaluation__metric_for_best_model": "accuracy", "data__train_file": "moved/a.csv", "data__test_file": "t.csv",
         "model__allow_missing_weights": True,
     }  # fmt: skip
