@@ -4,7 +4,8 @@
     ├── RecipeError      the recipe or an override is wrong
     ├── DataError        a data file, a column, a row or a file of a run is wrong
     ├── ModelError       a model cannot be loaded, adapted, gated or pruned
-    └── TrainingError    training cannot start, resume or continue, or a file cannot be written
+    ├── TrainingError    training cannot start, resume or continue, or a file cannot be written
+    └── TrainingStopped  the caller of `train` stopped training after an evaluation
 
 Each message gives the value, the rule and the fix. The command line prints it without a traceback and exits with
 `EXIT_CODE`.
@@ -23,6 +24,7 @@ __all__ = [
     "ModelError",
     "RecipeError",
     "TrainingError",
+    "TrainingStopped",
     "did_you_mean",
     "printable",
     "shorten",
@@ -52,6 +54,10 @@ class ModelError(FinetuneError):
 
 class TrainingError(FinetuneError):
     """Training cannot start, resume or continue, or a file cannot be written."""
+
+
+class TrainingStopped(FinetuneError):  # noqa: N818  (a request, not a mistake)
+    """The function `on_evaluation`, which was given to `train`, returned True."""
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

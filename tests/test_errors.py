@@ -8,7 +8,7 @@ from finetune import errors
 def test_the_exception_tree_is_complete() -> None:
     classes = {error for error in vars(errors).values() if isinstance(error, type) and issubclass(error, Exception)}
     assert {error.__name__ for error in classes} == {
-        "FinetuneError", "RecipeError", "DataError", "ModelError", "TrainingError",
+        "FinetuneError", "RecipeError", "DataError", "ModelError", "TrainingError", "TrainingStopped",
     }  # fmt: skip
     assert all(issubclass(error, errors.FinetuneError) for error in classes)
     assert errors.__doc__ is not None
@@ -17,8 +17,8 @@ def test_the_exception_tree_is_complete() -> None:
 
 def test_the_public_names_are_pinned() -> None:
     assert errors.__all__ == [
-        "EXIT_CODE", "DataError", "FinetuneError", "ModelError", "RecipeError", "TrainingError", "did_you_mean",
-        "printable", "shorten",
+        "EXIT_CODE", "DataError", "FinetuneError", "ModelError", "RecipeError", "TrainingError", "TrainingStopped",
+        "did_you_mean", "printable", "shorten",
     ]  # fmt: skip
 
 

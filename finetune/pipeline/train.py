@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from finetune.distributed import on_main_process
+from finetune.errors import TrainingStopped
 from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.baselines import fit_baselines
 from finetune.pipeline.context import RunContext
@@ -18,7 +19,7 @@ from finetune.pipeline.evaluate import evaluate_stage
 from finetune.pipeline.launch_checks import check_shared_folder
 from finetune.pipeline.prepare import frozen_layers_cached, prepare
 from finetune.pipeline.session import finish, run_locked, start, with_precision
-from finetune.pipeline.train_stage import find_resume_checkpoint, new_trainer, train_stage
+from finetune.pipeline.train_stage import OnEvaluation, find_resume_checkpoint, new_trainer, train_stage
 from finetune.progress import stage
 from finetune.recipe.schema import Recipe
 from finetune.runs.ownership import check_output_dir, restore_previous_on_failure, take_ownership
@@ -26,14 +27,17 @@ from finetune.runs.run_folder import RunFolder
 
 
 @report_out_of_memory()
-def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
+def train(recipe: Recipe, *, dry_run: bool = False, on_evaluation: OnEvaluation | None = None) -> RunFolder:
     """Train the recipe's classifier, score it, analyze its heads, write the report, and return the run folder.
 
     Args:
         dry_run: train one step, save, reload and compare, try the head analysis on a few rows, and keep nothing.
+        on_evaluation: called on the main process after each evaluation during training, with the step and the loss and
+            metrics on the validation rows; if it returns True before the last step, training stops.
 
     Raises:
         FinetuneError: an error that the user can fix; nothing is written before data and model are ready.
+        TrainingStopped: `on_evaluation` returned True. The folder is that of an interrupted run.
     """
     recipe, folder = with_precision(recipe), RunFolder(Path(recipe.output_dir))
     if dry_run:
@@ -45,11 +49,15 @@ def train(recipe: Recipe, *, dry_run: bool = False) -> RunFolder:
     with run_locked(context):
         # A second check: another process may have written to the folder before it was locked.
         on_main_process(context.accelerator, partial(check_output_dir, folder, recipe))
-        _train(context)
+        try:
+            _train(context, on_evaluation)
+        except TrainingStopped:
+            finish(context)
+            raise
     return folder
 
 
-def _train(context: RunContext) -> None:
+def _train(context: RunContext, on_evaluation: OnEvaluation | None) -> None:
     """Run the recipe; the caller has locked the run folder."""
     # Before the data are read, so that a checkpoint that cannot be resumed is reported within seconds.
     checkpoint = find_resume_checkpoint(context)
@@ -70,7 +78,7 @@ def _train(context: RunContext) -> None:
         environment = describe_environment(accelerator, context.recipe.seed)
         write_first_files = partial(take_ownership, context.folder, context.recipe, environment, inputs.summary)
         on_main_process(accelerator, write_first_files)
-        trained = train_stage(context, cached, trainer)
+        trained = train_stage(context, cached, trainer, on_evaluation)
         del trainer
     evaluate_stage(context, replace(inputs, classifier=trained), baselines)
     finish(context)

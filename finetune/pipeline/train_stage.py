@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from finetune.distributed import gather_results, on_main_process
+from finetune.errors import TrainingStopped
 from finetune.evaluation.baseline import constant_score
 from finetune.evaluation.learning_curve import learning_curve_warnings
 from finetune.evaluation.prediction import predict
@@ -41,6 +42,8 @@ from finetune.training.checkpoints import (
 from finetune.training.resume_check import data_fingerprint, recipe_fingerprint
 from finetune.training.schedule import Plan
 from finetune.training.trainer import Entry, Evaluation, Trainer
+
+OnEvaluation = Callable[[int, dict[str, float | None]], bool]  # see `train`
 
 
 def find_resume_checkpoint(context: RunContext) -> Path | None:
@@ -86,8 +89,14 @@ def new_trainer(context: RunContext, inputs: RunInputs, plan: Plan) -> Trainer:
     )
 
 
-def train_stage(context: RunContext, inputs: RunInputs, trainer: Trainer) -> Classifier:
-    """Train and save the classifier, and return it as loaded from disk."""
+def train_stage(
+    context: RunContext, inputs: RunInputs, trainer: Trainer, on_evaluation: OnEvaluation | None = None
+) -> Classifier:
+    """Train and save the classifier, and return it as loaded from disk.
+
+    Raises:
+        TrainingStopped: `on_evaluation` returned True before the last step.
+    """
     recipe, folder, accelerator = context.recipe, context.folder, context.accelerator
     start_trackers(context)
     state = trainer.state
@@ -102,6 +111,8 @@ def train_stage(context: RunContext, inputs: RunInputs, trainer: Trainer) -> Cla
         values = {key: value for key, value in entry.items() if key != "step" and value is not None}
         accelerator.log(values, step=int(entry["step"]))
         on_main_process(accelerator, partial(append_line, folder.history, entry))
+        if on_evaluation is not None and "eval_loss" in entry:
+            _stop_if_requested(trainer, on_evaluation, entry)
 
     def validate() -> dict[str, float | None]:
         """Return the loss and the metrics on the validation rows."""
@@ -131,6 +142,16 @@ def train_stage(context: RunContext, inputs: RunInputs, trainer: Trainer) -> Cla
     result = training_result(trainer, stopped, recipe.best_metric(), course_warnings(context, inputs, trainer))
     trainer.unwrap_model()
     return save_trained(context, inputs, result)
+
+
+def _stop_if_requested(trainer: Trainer, on_evaluation: OnEvaluation, entry: Entry) -> None:
+    """Call `on_evaluation` on the main process; raise TrainingStopped on every process if it returns True."""
+    values = {name.removeprefix("eval_"): value for name, value in entry.items() if name.startswith("eval_")}
+    step, last_step = trainer.state.step, trainer.plan.total_steps
+    is_main_process = trainer.accelerator.is_main_process
+    stop = gather_results(trainer.accelerator, lambda: is_main_process and on_evaluation(step, values))[0]
+    if stop and step < last_step:
+        raise TrainingStopped(f"training was stopped after the evaluation at step {step} of {last_step}")
 
 
 def _evaluation(recipe: Recipe, validate: Callable[[], dict[str, float | None]]) -> Evaluation:

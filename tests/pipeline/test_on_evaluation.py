@@ -1,0 +1,39 @@
+"""The function `on_evaluation` of `train`: what it is given, and how it stops training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from finetune.errors import TrainingStopped
+from finetune.pipeline.train import train
+from finetune.recipe.loader import load_recipe
+from tests.support.finished_runs import SCRATCH, recipe
+
+
+def test_training_stops_after_an_evaluation_and_can_be_resumed(tmp_path: Path) -> None:
+    file, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    content = recipe(SCRATCH, checkpoint={"save_strategy": "epoch"}, training={"num_train_epochs": 3})
+    file.write_text(yaml.safe_dump({**content, "head_importance": None}))
+    loaded = load_recipe(file, [f"output_dir={run}"])
+    calls: list[tuple[int, dict[str, float | None]]] = []
+
+    def stop_after_two(step: int, values: dict[str, float | None]) -> bool:
+        calls.append((step, values))
+        return len(calls) == 2
+
+    with pytest.raises(TrainingStopped, match="training was stopped after the evaluation at step 24 of 36"):
+        train(loaded, on_evaluation=stop_after_two)
+    entries = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    evaluations = [entry for entry in entries if "eval_loss" in entry]
+    assert calls == [(e["step"], {"loss": e["eval_loss"], "accuracy": e["eval_accuracy"]}) for e in evaluations]
+    assert not (run / "model").exists()
+
+    resumed = load_recipe(file, [f"output_dir={run}", "checkpoint.resume_from_checkpoint=auto"])
+    train(resumed, on_evaluation=lambda step, values: bool(calls.append((step, values))) or step == 36)
+    assert [step for step, _ in calls] == [12, 24, 24, 36]  # True after the last step changes nothing
+    assert calls[1] == calls[2]
+    assert (run / "scores.json").is_file()
