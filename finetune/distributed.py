@@ -6,10 +6,10 @@ P processes
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup, ReduceOp, all_reduce, broadcast, get_backend, new_group
@@ -17,6 +17,7 @@ from torch.distributed import ProcessGroup, ReduceOp, all_reduce, broadcast, get
 from finetune.errors import DataError, FinetuneError, ModelError, RecipeError, TrainingError
 
 T = TypeVar("T")
+Processes: TypeAlias = Accelerator | PartialState
 
 _BUCKET_SIZE = 2**23  # numbers per message; larger: fewer messages, but a larger temporary buffer
 
@@ -39,7 +40,7 @@ class CpuGroup:
         return [int(value) for value in maxima.tolist()]
 
 
-def gather_results(accelerator: Accelerator, function: Callable[[], T]) -> list[T]:
+def gather_results(accelerator: Processes, function: Callable[[], T]) -> list[T]:
     """Call `function` on every process and return all results, (P,), in the order of the process indices.
 
     Raises:
@@ -61,7 +62,7 @@ def gather_results(accelerator: Accelerator, function: Callable[[], T]) -> list[
     return [value for values, _ in reports for value in values]
 
 
-def on_main_process(accelerator: Accelerator, function: Callable[[], None]) -> None:
+def on_main_process(accelerator: Processes, function: Callable[[], None]) -> None:
     """Call `function` on the main process while the others wait; an error is raised on all, as in `gather_results`."""
     gather_results(accelerator, lambda: function() if accelerator.is_main_process else None)
 

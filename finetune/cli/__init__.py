@@ -132,6 +132,8 @@ def _check_runs_exist(args: Arguments) -> None:
     """Raise DataError for a folder that is not a run, before PyTorch is imported."""
     if hasattr(args, "run"):
         from finetune.runs.run_files import existing_run
+        from finetune.runs.series import is_series
 
         for run in args.run if isinstance(args.run, list) else [args.run]:
-            existing_run(run)
+            if not (args.command in runs.FOR_SERIES and is_series(run)):
+                existing_run(run)

@@ -10,11 +10,14 @@ from finetune.cli.shared import Arguments, Commands, add_command, loading_librar
 from finetune.errors import RecipeError
 from finetune.recipe.names import ProblemType
 
+_MAX_SEEDS = 1000
+
 
 def add_commands(commands: Commands) -> None:
     """Add the commands of this module."""
     parser = with_recipe(add_command(commands, "train", train, "run a recipe: train, score, analyze heads, report"))
     parser.add_argument("--dry-run", action="store_true", help="train one step, save, reload, and keep nothing")
+    parser.add_argument("--seeds", type=int, metavar="N", help="train N runs, with the seeds seed, seed+1, ...")
     with_recipe(add_command(commands, "check", _check, "find the mistakes in a recipe"))
     _add_init(commands)
     topics = add_command(commands, "help", _help, "list the guides, or show one of them")
@@ -47,9 +50,20 @@ def train(args: Arguments) -> None:
 
     # Before PyTorch is imported, so that mistakes are reported immediately.
     recipe = load_recipe(args.recipe, args.overrides)
+    if args.seeds is not None:
+        if args.seeds > _MAX_SEEDS:
+            raise RecipeError(f"--seeds is {args.seeds}; it is the number of runs, at most {_MAX_SEEDS}")
+        seeds = [recipe.seed + number for number in range(args.seeds)]
+        recipe = load_recipe(args.recipe, [*args.overrides, f"seeds={seeds}"])
     with loading_libraries():
+        from finetune.pipeline.series import dry_run_series, train_series
         from finetune.pipeline.train import train as run_recipe
-    run_recipe(recipe, dry_run=args.dry_run)
+    if recipe.seeds is None:
+        run_recipe(recipe, dry_run=args.dry_run)
+    elif args.dry_run:
+        dry_run_series(recipe)
+    else:
+        train_series(recipe)
 
 
 def _check(args: Arguments) -> None:

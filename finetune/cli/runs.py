@@ -96,6 +96,8 @@ def _prune(args: Arguments) -> None:
 # Commands that run in one process only: with several, each would write the same files.
 ONE_PROCESS = {_merge: "merge", _report: "report", _prune: "prune"}
 
+FOR_SERIES = (_report,)  # commands that also take the folder of a series
+
 
 def _head_list(text: str) -> list[tuple[int, int]]:
     """Return "0.3,2.7" as [(0, 3), (2, 7)]."""

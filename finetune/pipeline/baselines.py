@@ -51,7 +51,15 @@ class Baselines:
 
 
 def fit_baselines(context: RunContext, inputs: RunInputs) -> Baselines:
-    """Return the baselines of the recipe, fitted on the training rows; call it before the classifier is trained."""
+    """Return the baselines of the recipe, fitted on the training rows; call it before the classifier is trained.
+
+    The first run of a series fits them for all.
+    """
+    recipe = context.recipe
+    return context.shared.once_per_encoder("baselines", partial(_fit_all, context, inputs), recipe)
+
+
+def _fit_all(context: RunContext, inputs: RunInputs) -> Baselines:
     names = context.recipe.evaluation.baselines or []
     if context.recipe.training.reinit_layers:  # the encoder of the classifier is no longer that of the checkpoint
         return _fit(context, inputs, names, partial(_pretrained_encoder, context, inputs))

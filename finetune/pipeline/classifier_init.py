@@ -8,6 +8,7 @@ encoder in random directions.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -43,7 +44,8 @@ def init_classifier(context: RunContext, inputs: RunInputs, *, resuming: bool) -
     if chosen == RANDOM or resuming:
         return resolved, inputs, ""
     pooling = cast(Pooling, pooling_of(classifier.base.config))
-    probe = fit_linear_probe(classifier, train, recipe, context.accelerator, pooling)
+    fit = partial(fit_linear_probe, classifier, train, recipe, context.accelerator, pooling)
+    probe = context.shared.once_per_encoder("linear probe", fit, recipe)
     set_probe(classifier, probe)
     rows = len(probe_rows(train, len(classifier.label_names), recipe.rows_seed()))
     line = f"model.classifier_init: {LINEAR_PROBE}, fitted to the pooled states of {rows:,} rows."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
 from rich.console import Console
@@ -15,15 +17,56 @@ from finetune.report.terminal import print_line
 from finetune.runs.results import SplitSummary
 from finetune.runs.run_folder import RunFolder
 
+T = TypeVar("T")
+
+
+class SharedWork:
+    """What the runs of a series share: the results that depend on the rows and not on the seed are computed once.
+
+    Attributes:
+        is_quiet: whether the runs print nothing, because another process prints.
+        keeps_process_group: whether the processes of a run train the next one together, too.
+    """
+
+    def __init__(self, *, is_quiet: bool = False, keeps_process_group: bool = False) -> None:
+        self.is_quiet, self.keeps_process_group = is_quiet, keeps_process_group
+        self._results: dict[str, Any] = {}
+
+    def once(self, name: str, compute: Callable[[], T]) -> T:
+        """Return the result of this name; it is computed the first time."""
+        if name not in self._results:
+            self._results[name] = compute()
+        result: T = self._results[name]
+        return result
+
+    def first_time(self, name: str, lines: list[str]) -> list[str]:
+        """Return the lines for the first run, and none for the others, which would print the same."""
+        if name in self._results:
+            return []
+        self._results[name] = lines
+        return lines
+
+    def once_per_encoder(self, name: str, compute: Callable[[], T], recipe: Recipe) -> T:
+        """Return a result that depends on the untrained encoder: shared if the encoder is the same for every seed."""
+        random_adapters = recipe.peft is not None and recipe.peft.init_lora_weights not in (True, "gaussian")
+        if random_adapters or recipe.training.reinit_layers or recipe.model.allow_missing_weights:
+            return compute()
+        return self.once(name, compute)
+
 
 @dataclass(frozen=True)
 class RunContext:
-    """A run in progress: its recipe, its folder, its processes, and the console of the main process."""
+    """A run in progress: its recipe, its folder, its processes, and the console of the main process.
+
+    Attributes:
+        shared: the work that it shares with the other runs of its series.
+    """
 
     recipe: Recipe
     folder: RunFolder
     accelerator: Accelerator
     console: Console
+    shared: SharedWork = field(default_factory=SharedWork)
 
     def print_line(self, text: str) -> None:
         """Print one line on the main process."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list, gather_object
 
+from finetune.distributed import Processes
 from finetune.errors import TrainingError
 from finetune.training.fsdp import is_sharded
 
@@ -93,7 +94,7 @@ def _unused_main_address() -> str | None:
     return os.environ.get("MASTER_ADDR") if launched_by_accelerate and "WORLD_SIZE" not in os.environ else None
 
 
-def check_shared_folder(path: Path, accelerator: Accelerator) -> None:
+def check_shared_folder(path: Path, accelerator: Processes) -> None:
     """Raise TrainingError on all processes unless each of them sees a folder that the main process creates by `path`.
 
     All processes read checkpoints and the saved model from `path`. The check leaves no file.

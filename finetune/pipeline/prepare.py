@@ -12,7 +12,7 @@ import torch
 from rich.markup import escape
 
 from finetune.data.batching import load_batches
-from finetune.data.splits import encode_splits, read_labeled
+from finetune.data.splits import LabeledSplits, encode_splits, read_labeled
 from finetune.data.tokenization import EncodedSplit
 from finetune.distributed import local_main_process_first
 from finetune.errors import ModelError
@@ -26,7 +26,7 @@ from finetune.models.pretrained import checkpoint_labels
 from finetune.out_of_memory import is_out_of_memory
 from finetune.pipeline.build_model import build_classifier, checkpoint_source, with_pooling
 from finetune.pipeline.classifier_init import LINEAR_PROBE, init_classifier
-from finetune.pipeline.context import RunContext, RunInputs
+from finetune.pipeline.context import RunContext, RunInputs, SharedWork
 from finetune.progress import stage
 from finetune.recipe.schema import Recipe
 from finetune.recipe.validation import NO_VALIDATION
@@ -46,9 +46,10 @@ def prepare(context: RunContext, *, resuming: bool = False) -> tuple[RunContext,
     """
     recipe, accelerator = context.recipe, context.accelerator
     with stage("preparing data and model"):
-        inputs = local_main_process_first(accelerator, partial(new_inputs, recipe))
+        inputs = local_main_process_first(accelerator, partial(new_inputs, recipe, context.shared))
     train, base = inputs.splits["train"], inputs.classifier.base
-    print_data(context.console, inputs.summary, train.source, recipe.data.max_length)
+    show_data = partial(print_data, context.console, inputs.summary, train.source, recipe.data.max_length)
+    context.shared.once("table of the data", show_data)
     notes = [FAMILIES[base.config.model_type].note]
     notes += [fused_roles_note(base, recipe.peft.target_modules)] if recipe.peft else []
     for note in (*notes, *inputs.classifier.notes):
@@ -62,7 +63,7 @@ def prepare(context: RunContext, *, resuming: bool = False) -> tuple[RunContext,
     adds_names = inputs.summary["train"].label_name_rows > 0
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"label_name_rows": adds_names})})
     recipe, choices = fill_in(recipe, run_size(recipe, inputs, accelerator.num_processes))
-    for line in describe_choices(choices):
+    for line in context.shared.first_time("settings", describe_choices(choices)):
         context.print_line(line)
     plan = make_plan(recipe, rows=len(train), processes=accelerator.num_processes)
     if note := plan.warmup_note(recipe.training):
@@ -88,27 +89,35 @@ def run_size(recipe: Recipe, inputs: RunInputs, processes: int) -> RunSize:
     )
 
 
-def new_inputs(recipe: Recipe) -> RunInputs:
+def new_inputs(recipe: Recipe, shared: SharedWork) -> RunInputs:
     """Return the recipe's rows and its untrained classifier, after one forward pass as a check.
+
+    The rows are read and tokenized by the first run of a series.
 
     Raises:
         DataError: a file, a row or a label is wrong, or a required split is missing.
         ModelError: the classifier cannot be built, or the forward pass fails.
     """
-    model, task, data = recipe.model, recipe.task, recipe.data_to_read()
-    labeled = read_labeled(
-        data,
+    labeled = shared.once("labeled rows", partial(_read_rows, recipe))
+    classifier = build_classifier(recipe, labeled)
+    encode = partial(encode_splits, labeled, classifier.tokenizer, recipe.data.max_length)
+    splits = shared.once("encoded rows", encode)
+    init_output_bias(classifier, splits.encoded["train"].labels)
+    try_longest_row(classifier, splits.encoded)
+    return RunInputs(classifier, splits.encoded, splits.summaries, labeled.held_out)
+
+
+def _read_rows(recipe: Recipe) -> LabeledSplits:
+    """Return the recipe's rows with their labels."""
+    model, task = recipe.model, recipe.task
+    return read_labeled(
+        recipe.data_to_read(),
         task.problem_type,
         task.label_names,
         recipe.rows_seed(),
         suggested=checkpoint_labels(checkpoint_source(model)) if model.model_name_or_path else None,
         required=required_splits(recipe),
     )
-    classifier = build_classifier(recipe, labeled)
-    splits = encode_splits(labeled, classifier.tokenizer, data.max_length)
-    init_output_bias(classifier, splits.encoded["train"].labels)
-    try_longest_row(classifier, splits.encoded)
-    return RunInputs(classifier, splits.encoded, splits.summaries, labeled.held_out)
 
 
 def required_splits(recipe: Recipe) -> dict[str, str]:

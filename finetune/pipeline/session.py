@@ -17,7 +17,7 @@ from finetune.errors import TrainingError
 from finetune.models.cpu_kernels import keep_freed_memory
 from finetune.models.precision import avoid_cudnn_attention, bfloat16_warning, check_flash_attention, device_precision
 from finetune.models.pretrained import quiet_libraries
-from finetune.pipeline.context import RunContext
+from finetune.pipeline.context import RunContext, SharedWork
 from finetune.pipeline.launch_checks import check_environment, check_launch, describe_processes, threads_per_process
 from finetune.progress import show_progress_on
 from finetune.recipe.schema import Recipe
@@ -26,15 +26,17 @@ from finetune.runs.run_folder import RunFolder
 from finetune.training.fsdp import fsdp_plugin, shard_on_cpus
 
 
-def start(recipe: Recipe, folder: RunFolder, *, trackers: bool = False) -> RunContext:
+def start(recipe: Recipe, folder: RunFolder, *, trackers: bool = False, shared: SharedWork | None = None) -> RunContext:
     """Set up device, threads, seed and console, and return the context of the run.
 
     Args:
         trackers: whether to prepare the experiment tracker that the recipe names.
+        shared: the work that the run shares with the other runs of its series.
 
     Raises:
         TrainingError: the launcher was called with options that would give wrong results or incomplete models.
     """
+    shared = SharedWork() if shared is None else shared
     check_environment()
     plugin = fsdp_plugin(recipe.training)
     quiet_libraries()
@@ -61,23 +63,27 @@ def start(recipe: Recipe, folder: RunFolder, *, trackers: bool = False) -> RunCo
         avoid_cudnn_attention()
     check_launch(accelerator)
     set_seed(recipe.seed)
-    console = Console(quiet=not accelerator.is_main_process, highlight=False)
+    console = Console(quiet=shared.is_quiet or not accelerator.is_main_process, highlight=False)
     show_progress_on(console)
     console.print(describe_processes(accelerator))
     if warning := bfloat16_warning(recipe.training.mixed_precision, recipe.model.dtype, accelerator.device):
         console.print(f"[yellow]{warning}[/]")
-    return RunContext(recipe, folder, accelerator, console)
+    return RunContext(recipe, folder, accelerator, console, shared)
 
 
 def finish(context: RunContext) -> None:
-    """Close the trackers and destroy the process group.
+    """Close the trackers and destroy the process group, unless the next run of a series needs it.
 
     Destroying the group hangs while a distributed model still refers to it, or while a thread of the group waits for
     the GIL to free a tensor. So the models are freed first, and a barrier gives the threads time to finish.
     """
     context.accelerator.free_memory()
     context.accelerator.wait_for_everyone()
-    context.accelerator.end_training()
+    if context.shared.keeps_process_group:
+        for tracker in context.accelerator.trackers:
+            tracker.finish()
+    else:
+        context.accelerator.end_training()
 
 
 @contextmanager

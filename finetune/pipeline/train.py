@@ -12,7 +12,7 @@ from finetune.distributed import on_main_process
 from finetune.errors import TrainingStopped
 from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.baselines import fit_baselines
-from finetune.pipeline.context import RunContext
+from finetune.pipeline.context import RunContext, SharedWork
 from finetune.pipeline.dry_run import dry_run as start_dry_run
 from finetune.pipeline.environment import describe_environment
 from finetune.pipeline.evaluate import evaluate_stage
@@ -27,13 +27,20 @@ from finetune.runs.run_folder import RunFolder
 
 
 @report_out_of_memory()
-def train(recipe: Recipe, *, dry_run: bool = False, on_evaluation: OnEvaluation | None = None) -> RunFolder:
+def train(
+    recipe: Recipe,
+    *,
+    dry_run: bool = False,
+    on_evaluation: OnEvaluation | None = None,
+    shared: SharedWork | None = None,
+) -> RunFolder:
     """Train the recipe's classifier, score it, analyze its heads, write the report, and return the run folder.
 
     Args:
         dry_run: train one step, save, reload and compare, try the head analysis on a few rows, and keep nothing.
         on_evaluation: called on the main process after each evaluation during training, with the step and the loss and
             metrics on the validation rows; if it returns True before the last step, training stops.
+        shared: the work that the run shares with the other runs of its series.
 
     Raises:
         FinetuneError: an error that the user can fix; nothing is written before data and model are ready.
@@ -44,7 +51,7 @@ def train(recipe: Recipe, *, dry_run: bool = False, on_evaluation: OnEvaluation 
         start_dry_run(start(recipe, folder))
         return folder
     check_output_dir(folder, recipe)
-    context = start(recipe, folder, trackers=True)
+    context = start(recipe, folder, trackers=True, shared=shared)
     check_shared_folder(folder.path, context.accelerator)
     with run_locked(context):
         # A second check: another process may have written to the folder before it was locked.

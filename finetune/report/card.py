@@ -20,6 +20,7 @@ from finetune.report.run_record import RunRecord
 from finetune.report.training_log import training_log
 from finetune.runs.head_results import HeadAnalysis
 from finetune.runs.results import MetricValue, format_number
+from finetune.runs.series import SeriesResult
 
 _MAX_TEXT = 300  # characters of an example
 _SIGNIFICANT = 0.05
@@ -34,12 +35,17 @@ _ALWAYS_SHOWN = (
 )
 
 
-def render_card(record: RunRecord, subject: CardSubject) -> str:
-    """Return the model card as Markdown with front matter."""
+def render_card(record: RunRecord, subject: CardSubject, series: SeriesResult | None = None) -> str:
+    """Return the model card as Markdown with front matter.
+
+    Args:
+        series: the series of which the run is the chosen one.
+    """
     shown = record.shown_split()
     context = {
         "front_matter": front_matter(record, subject),
         "subject": subject,
+        "series": series,
         "record": record,
         "recipe": record.recipe,
         "shown": shown,

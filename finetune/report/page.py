@@ -63,10 +63,10 @@ def render_report(record: RunRecord, name: str, recipe_text: str) -> str:
         "sections": SECTIONS,
         "script": Markup(plotly_script()),
     }
-    return _templates().get_template("report.html").render(context)
+    return templates().get_template("report.html").render(context)
 
 
-def _templates() -> Environment:
+def templates() -> Environment:
     """Return the templates of this package, with the figures as functions that they can call."""
     templates = Environment(
         loader=PackageLoader("finetune.report", ""),

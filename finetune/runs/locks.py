@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +30,7 @@ _READ_ONLY_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # a symbolic link could lead to any file, which would be truncated
 _ATTEMPTS = 10  # to read the lock file, because its holder may not have written to it yet
 _MAX_COMMAND_LENGTH = 300
+MAX_WAIT_SECONDS = 300.0  # a process that copies a model holds the lock
 _MAX_MISSING = 100  # times that the folder of a lock file can be removed before the lock is taken
 
 
@@ -78,6 +79,42 @@ def locked_file(file: Path, target: Path, *, read_only_ok: bool = False) -> Iter
         for path in created:
             with suppress(OSError):  # it is not empty
                 path.rmdir()
+
+
+@contextmanager
+def lock_if_free(file: Path, target: Path) -> Iterator[bool]:
+    """Yield True and hold the lock of a lock file, or yield False if another process holds it.
+
+    Raises:
+        TrainingError: the folder cannot be written.
+    """
+    with ExitStack() as stack:
+        is_free = True
+        try:
+            stack.enter_context(locked_file(file, target))
+        except TrainingError as error:
+            if not (isinstance(error.__cause__, OSError) and error.__cause__.errno in _BUSY_ERRORS):
+                raise
+            is_free = False
+        yield is_free
+
+
+@contextmanager
+def wait_for_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; wait while another process holds it, for a short time each.
+
+    Raises:
+        TrainingError: another process holds it for MAX_WAIT_SECONDS, or the folder cannot be written.
+    """
+    deadline = time.monotonic() + MAX_WAIT_SECONDS
+    while True:
+        with lock_if_free(folder / LOCK, folder) as is_free:
+            if is_free:
+                yield
+                return
+            if time.monotonic() > deadline:
+                raise TrainingError(_busy_message(folder / LOCK, folder))
+        time.sleep(0.05)
 
 
 def _acquire(file: Path, target: Path) -> int:

@@ -13,6 +13,7 @@ from finetune.models.lora import Lora
 from finetune.models.merging import merge_classifier
 from finetune.models.output_bias import init_output_bias
 from finetune.models.pretrained import Source, load_tokenizer
+from finetune.pipeline.context import SharedWork
 from finetune.pipeline.prepare import new_inputs
 from finetune.recipe.schema import Recipe
 from tests.support.helpers import ROLES, encoded
@@ -87,7 +88,7 @@ def test_runs_initialize_the_output_bias(tiny_bert: Path, peft: dict[str, int] |
             "data": {"train_rows": rows, "validation_rows": rows, "max_length": 16}, "head_importance": None,
         }
     )  # fmt: skip
-    parameters = dict(new_inputs(recipe).classifier.base.named_parameters())
+    parameters = dict(new_inputs(recipe, SharedWork()).classifier.base.named_parameters())
     (bias,) = (
         p for name, p in parameters.items() if re.fullmatch(r"classifier\.(modules_to_save\.default\.)?bias", name)
     )

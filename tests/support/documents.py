@@ -22,8 +22,8 @@ from finetune.recipe.loader import load_recipe
 ROOT = Path(__file__).parents[2]
 # In the order in which they are run: a guide may use files that an earlier one wrote.
 GUIDES = (
-    "recipes", "data-formats", "models", "runs", "python", "predict", "head-analysis", "one-head-or-many", "pruning",
-    "export", "publish", "distributed", "performance", "troubleshooting",
+    "recipes", "data-formats", "models", "runs", "many-runs", "python", "predict", "head-analysis", "one-head-or-many",
+    "pruning", "export", "publish", "distributed", "performance", "troubleshooting",
 )  # fmt: skip
 DOCUMENTS = ("README.md", *(f"finetune/docs/{name}.md" for name in GUIDES))
 
