@@ -71,5 +71,7 @@ def test_the_source_archive_can_build_the_wheel(tmp_path: Path) -> None:
 def test_every_extra_is_in_the_developers_environment() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     (included,) = (name for name in extras["dev"] if name.startswith("finetune["))
-    assert sorted(included.removeprefix("finetune[").removesuffix("]").split(",")) == sorted({*extras} - {"dev", "mlflow"})
+    assert sorted(included.removeprefix("finetune[").removesuffix("]").split(",")) == sorted(
+        {*extras} - {"dev", "mlflow"}
+    )
     assert any(name.startswith("mlflow-skinny") for name in extras["dev"])  # instead of mlflow, which is much larger

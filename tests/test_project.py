@@ -67,6 +67,7 @@ TESTED_IN = {
     "pipeline/series_processes.py": "pipeline/test_processes.py",
     "pipeline/series_results.py": "pipeline/test_series.py",
     "pipeline/torch_predictor.py": "pipeline/test_predict.py",
+    "pipeline/tracker_libraries.py": "pipeline/test_trackers.py",
     "pipeline/train_stage.py": "training/test_trainer.py",
     "data/split_labels.py": "data/test_splits.py",
     "recipe/data_section.py": "recipe/test_schema.py",

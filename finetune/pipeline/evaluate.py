@@ -22,6 +22,7 @@ from finetune.pipeline.analyze_heads import analyze, describe_error, write_heads
 from finetune.pipeline.baselines import Baselines, compare_baselines, stored_or_fitted_baselines
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.finished_run import finished_folder, open_run
+from finetune.pipeline.trackers import log_final_scores
 from finetune.progress import stage
 from finetune.report import read_record, write_report
 from finetune.report.terminal import print_baselines, print_heads, print_scores
@@ -69,6 +70,7 @@ def evaluate_stage(context: RunContext, inputs: RunInputs, baselines: Baselines)
     with stage("evaluating"):
         scores, comparison = _score_and_write(context, inputs, baselines)
     print_scores(context.console, scores, inputs.summary)
+    log_final_scores(context, scores)
     if comparison is not None:
         print_baselines(context.console, comparison)
     _add_head_analysis(context, inputs, scores)

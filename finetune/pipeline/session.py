@@ -19,6 +19,7 @@ from finetune.models.precision import avoid_cudnn_attention, bfloat16_warning, c
 from finetune.models.pretrained import quiet_libraries
 from finetune.pipeline.context import RunContext, SharedWork
 from finetune.pipeline.launch_checks import check_environment, check_launch, describe_processes, threads_per_process
+from finetune.pipeline.trackers import finish_trackers
 from finetune.progress import show_progress_on
 from finetune.recipe.schema import Recipe
 from finetune.runs.locks import locked_folder
@@ -77,12 +78,10 @@ def finish(context: RunContext) -> None:
     Destroying the group hangs while a distributed model still refers to it, or while a thread of the group waits for
     the GIL to free a tensor. So the models are freed first, and a barrier gives the threads time to finish.
     """
+    finish_trackers(context)
     context.accelerator.free_memory()
     context.accelerator.wait_for_everyone()
-    if context.shared.keeps_process_group:
-        for tracker in context.accelerator.trackers:
-            tracker.finish()
-    else:
+    if not context.shared.keeps_process_group:
         context.accelerator.end_training()
 
 

@@ -19,6 +19,7 @@ from finetune.pipeline.evaluate import evaluate_stage
 from finetune.pipeline.launch_checks import check_shared_folder
 from finetune.pipeline.prepare import frozen_layers_cached, prepare
 from finetune.pipeline.session import finish, run_locked, start, with_precision
+from finetune.pipeline.trackers import start_trackers, trackers_finished_on_failure
 from finetune.pipeline.train_stage import OnEvaluation, find_resume_checkpoint, new_trainer, train_stage
 from finetune.progress import stage
 from finetune.recipe.schema import Recipe
@@ -53,7 +54,7 @@ def train(
     check_output_dir(folder, recipe)
     context = start(recipe, folder, trackers=True, shared=shared)
     check_shared_folder(folder.path, context.accelerator)
-    with run_locked(context):
+    with run_locked(context), trackers_finished_on_failure(context):
         # A second check: another process may have written to the folder before it was locked.
         on_main_process(context.accelerator, partial(check_output_dir, folder, recipe))
         try:
@@ -85,6 +86,8 @@ def _train(context: RunContext, on_evaluation: OnEvaluation | None) -> None:
         environment = describe_environment(accelerator, context.recipe.seed)
         write_first_files = partial(take_ownership, context.folder, context.recipe, environment, inputs.summary)
         on_main_process(accelerator, write_first_files)
+        resume_step = None if checkpoint is None else trainer.state.step
+        start_trackers(context, list(inputs.held_out_splits()), resume_step=resume_step)
         trained = train_stage(context, cached, trainer, on_evaluation)
         del trainer
     evaluate_stage(context, replace(inputs, classifier=trained), baselines)

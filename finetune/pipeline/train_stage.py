@@ -23,7 +23,7 @@ from finetune.models.saving import save_classifier, with_plain_adapters
 from finetune.out_of_memory import peak_memory_mb
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.prepare import layers_compiled
-from finetune.pipeline.trackers import start_trackers
+from finetune.pipeline.trackers import log_entry, log_final_training
 from finetune.progress import stage
 from finetune.recipe.schema import Recipe
 from finetune.runs.atomic_files import atomic_replace_dir, report_write_errors
@@ -98,7 +98,6 @@ def train_stage(
         TrainingStopped: `on_evaluation` returned True before the last step.
     """
     recipe, folder, accelerator = context.recipe, context.folder, context.accelerator
-    start_trackers(context)
     state = trainer.state
 
     def remove_later_results() -> None:
@@ -108,9 +107,8 @@ def train_stage(
         folder.training.unlink(missing_ok=True)  # written when an earlier run ended, after the current step
 
     def log(entry: Entry) -> None:
-        values = {key: value for key, value in entry.items() if key != "step" and value is not None}
-        accelerator.log(values, step=int(entry["step"]))
         on_main_process(accelerator, partial(append_line, folder.history, entry))
+        log_entry(context, entry)
         if on_evaluation is not None and "eval_loss" in entry:
             _stop_if_requested(trainer, on_evaluation, entry)
 
@@ -187,6 +185,7 @@ def save_trained(context: RunContext, inputs: RunInputs, result: TrainingResult)
     )
     for warning in result.warnings:
         context.print_line(f"[yellow]{escape(warning)}[/]")
+    log_final_training(context, result)
     return reloaded
 
 

@@ -70,6 +70,7 @@ _RULES = {
     "float_type": "must be a number",
     "bool_type": "must be true or false",
     "string_type": "must be text",
+    "string_pattern_mismatch": "must be up to 128 letters, digits, '.', '-' or '_', and not start with '.' or '-'",
     "list_type": "must be a list",
     "too_short": "must have at least one item",
     "dict_type": "must be a mapping",

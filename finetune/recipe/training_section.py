@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 from finetune.recipe.lr_schedules import Schedule
 from finetune.recipe.section import Auto, Count, Section, Strategy, default_strategy
 
+# Characters that every tracker accepts in a name, at most as many as wandb accepts.
+TrackerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")]
+
 
 class TrainingSection(Section):
     """How the weights are trained."""
@@ -171,5 +174,11 @@ class LoggingSection(Section):
 
     logging_steps: Count = Field(50, description="Number of optimizer steps between two log entries.")
     report_to: Literal["none", "tensorboard", "wandb", "mlflow", "trackio"] = Field(
-        "none", description="Experiment tracker that also receives the log entries; by default none does."
+        "none",
+        description="Experiment tracker that also receives the recipe, the log entries and the final scores; by "
+        "default none does.",
+    )
+    project: TrackerName = Field("finetune", description="Name of the project, or experiment, in the tracker.")
+    run_name: TrackerName | None = Field(
+        None, description="Name of the run in the tracker; null is the name of the run folder."
     )

@@ -148,6 +148,11 @@ def delete_previous_run(folder: Folder) -> None:
             shutil.rmtree(folder.path / _PREVIOUS)
 
 
+def discard_new_run(folder: RunFolder) -> None:
+    """Delete the outputs of a run that could not start; `restore_previous_on_failure` moves an earlier run back."""
+    _delete_outputs(folder, unfinished=False)
+
+
 @contextmanager
 def restore_previous_on_failure(folder: Folder, *, is_main_process: bool) -> Iterator[None]:
     """Move the earlier run back on any error in the block, unless the new run has a checkpoint or a model.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -88,7 +89,8 @@ peft: {r: -1}
         (MINIMAL + "evaluation: {metric_for_best_model: f1}\n", r"metric_for_best_model .*given 'f1'; must be one of"),
         (MINIMAL + "task: {label_names: [a, a]}\n", r"task .*at least two different names"),
         (MINIMAL + "task: {label_names: [a, b]}\ntraining: {class_weights: {c: 2.0}}\n", r"weights.c .*not a label"),
-        (MINIMAL + "logging: {report_to: wandb}\n", r"report_to .*'wandb' is not installed"),
+        (MINIMAL + "logging: {project: my texts}\n", r"project .*given 'my texts'; must be up to 128 letters, digits"),
+        (MINIMAL + "logging: {run_name: -a}\n", r"run_name .*given '-a'; must be .* and not start with '\.' or '-'"),
         (MINIMAL.replace("some/model", "a, model_type: bert"), r"model .*model_name_or_path and model_type are both"),
         (MINIMAL + "peft: {}\ntraining: {freeze_layers: 2}\n", r"freeze_layers .*LoRA trains only its adapters"),
         (
@@ -122,6 +124,17 @@ peft: {r: -1}
 def test_a_mistake_is_reported_with_a_fix(write_recipe: WriteRecipe, text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(write_recipe(text))
+
+
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "mlflow", "trackio"])
+def test_a_tracker_that_is_not_installed_is_reported(
+    write_recipe: WriteRecipe, monkeypatch: pytest.MonkeyPatch, tracker: str
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == tracker else find_spec(name))
+    path = write_recipe(MINIMAL + f"logging: {{report_to: {tracker}}}\n")
+    with pytest.raises(RecipeError, match=rf"report_to .*'{tracker}' is not installed; run `pip install {tracker}`"):
+        load_recipe(path)
 
 
 def test_ranks_by_importance_were_removed(write_recipe: WriteRecipe, capsys: pytest.CaptureFixture[str]) -> None:
