@@ -48,7 +48,7 @@ def loss_curve(history: Sequence[Mapping[str, Any]]) -> str | None:
             figure.add_scatter(x=steps, y=losses, name=name, mode=mode, line={"color": color, "width": 2})
     figure.update_xaxes(title="optimizer step", rangemode="tozero")
     figure.update_yaxes(title="loss", rangemode="tozero")
-    return _html(figure, 320)
+    return figure_html(figure, 320)
 
 
 def confusion_heatmap(scores: SplitScores) -> str | None:
@@ -74,7 +74,7 @@ def confusion_heatmap(scores: SplitScores) -> str | None:
     )
     figure.update_xaxes(title="predicted", side="top")
     figure.update_yaxes(title="label", autorange="reversed")
-    return _html(figure, max(300, min(900, 70 + 60 * len(names) if len(names) < 10 else 12 * len(names) + 300)))
+    return figure_html(figure, max(300, min(900, 70 + 60 * len(names) if len(names) < 10 else 12 * len(names) + 300)))
 
 
 def head_heatmap(heads: HeadScores) -> str:
@@ -108,7 +108,7 @@ def head_heatmap(heads: HeadScores) -> str:
     )
     figure.update_xaxes(title="head", type="category")
     figure.update_yaxes(title="layer", type="category", autorange="reversed")
-    return _html(figure, max(240, 130 + 42 * num_layers))
+    return figure_html(figure, max(240, 130 + 42 * num_layers))
 
 
 def pruning_plot(result: PruningCurves) -> str:
@@ -138,10 +138,11 @@ def pruning_plot(result: PruningCurves) -> str:
         )
     figure.update_xaxes(title="% of heads removed")
     figure.update_yaxes(title=result.metric.replace("_", " "))
-    return _html(figure, 360 + 11 * len(result.curves))  # the legend needs height too
+    return figure_html(figure, 360 + 11 * len(result.curves))  # the legend needs height too
 
 
-def _html(figure: go.Figure, height: int) -> str:
+def figure_html(figure: go.Figure, height: int) -> str:
+    """Return a figure as an HTML fragment, in the style of the report."""
     figure.update_layout(
         template="plotly_white",
         font=_FONT,
