@@ -79,6 +79,7 @@ TESTED_IN = {
     "report/card_metadata.py": "report/test_card.py",
     "report/figures.py": "report/test_page.py",
     "report/run_record.py": "report/test_page.py",
+    "report/sweep_figures.py": "report/test_sweep_page.py",
     "report/series_page.py": "pipeline/test_series.py",
     "report/series_summary.py": "pipeline/test_series.py",
     "run.py": "pipeline/test_train.py",
