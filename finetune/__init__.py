@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from finetune.pipeline.evaluate import evaluate
     from finetune.pipeline.load_classifier import load_classifier
     from finetune.pipeline.prune import prune
+    from finetune.pipeline.series import train_series
     from finetune.pipeline.train import train
     from finetune.recipe.loader import load_recipe
     from finetune.recipe.schema import Recipe
@@ -34,6 +35,7 @@ __all__ = [
     "load_recipe",
     "prune",
     "train",
+    "train_series",
 ]
 
 _MODULES = {
@@ -46,6 +48,7 @@ _MODULES = {
     "load_recipe": "recipe.loader",
     "prune": "pipeline.prune",
     "train": "pipeline.train",
+    "train_series": "pipeline.series",
 }
 
 

@@ -24,6 +24,7 @@ NAMES = [
     "load_recipe",
     "prune",
     "train",
+    "train_series",
 ]
 
 

@@ -71,6 +71,8 @@ def _check(args: Arguments) -> None:
 
     recipe, notes = check(args.recipe, args.overrides)
     print(f"{args.recipe} is valid. Output directory: {recipe.output_dir}")
+    if recipe.seeds is not None:
+        print(f"  A series of {len(recipe.seeds)} runs, with the seeds {', '.join(map(str, recipe.seeds))}")
     for note in notes:
         print(f"  {note}")
 

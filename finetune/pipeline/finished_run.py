@@ -24,7 +24,7 @@ from finetune.runs.run_folder import RunFolder
 
 # Sections that an override cannot change after training. In `model`, only the location of the base checkpoint and the
 # keys that say which files and code are trusted can change.
-_FIXED_BY_TRAINING = ("seed", "task", "peft")
+_FIXED_BY_TRAINING = ("seed", "seeds", "task", "peft")
 _TRUST_KEYS = ("use_safetensors", "trust_remote_code")
 
 

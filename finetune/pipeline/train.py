@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from finetune.distributed import on_main_process
-from finetune.errors import TrainingStopped
+from finetune.errors import RecipeError, TrainingStopped
 from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.baselines import fit_baselines
 from finetune.pipeline.context import RunContext, SharedWork
@@ -47,6 +47,8 @@ def train(
         FinetuneError: an error that the user can fix; nothing is written before data and model are ready.
         TrainingStopped: `on_evaluation` returned True. The folder is that of an interrupted run.
     """
+    if recipe.seeds is not None:
+        raise RecipeError("seeds: the recipe is that of a series; call train_series(recipe), or set seeds: null")
     recipe, folder = with_precision(recipe), RunFolder(Path(recipe.output_dir))
     if dry_run:
         start_dry_run(start(recipe, folder))

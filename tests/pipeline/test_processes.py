@@ -16,7 +16,9 @@ import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from finetune.cli import main
 from finetune.out_of_memory import oom_message
+from finetune.runs.series import read_series
 from tests.support import plain_steps
 from tests.support.command_line import commands_with
 from tests.support.finished_runs import SCRATCH, recipe
@@ -138,6 +140,7 @@ for name, *rest in (
     ["merge", run],
     ["report", run],
     ["publish", run, "--repo", "me/a", "--dry-run"],
+    ["train", recipe, "output_dir=" + shared + "/series", "head_importance=null", "--seeds", "2"],  # ends the group
 ):
     print("==", name, flush=True)
     print("code", main([name, *rest]), flush=True)
@@ -183,6 +186,20 @@ def codes(done: Done) -> dict[str, list[int]]:
     return result
 
 
+def check_series(folder: Path, alone: Path, first: Done, second: Done) -> None:
+    """Check that each process trained a run of the series, as a single process does."""
+    for line in ("Seed 4 (1 of 2) on process ", "Seed 5 (2 of 2) on process "):  # whichever process is free
+        assert (first.stdout + second.stdout).count(line) == 1
+    assert "Series of 2 runs" in first.stdout
+    assert "Series of 2 runs" not in second.stdout
+    assert [member.status for member in read_series(folder).members] == ["finished", "finished"]
+    member = folder / "seed-5"
+    assert json.loads((member / "environment.json").read_text())["processes"] == 1
+    assert main(["train", str(member / "recipe.yaml"), f"output_dir={alone}"]) == 0
+    for name in ("model/model.safetensors", "predictions.parquet"):
+        assert (alone / name).read_bytes() == (member / name).read_bytes()
+
+
 def test_two_machines_run_or_reject_every_command(tmp_path: Path) -> None:
     shared, script = tmp_path / "shared", tmp_path / "machines.py"
     shared.mkdir()
@@ -191,7 +208,14 @@ def test_two_machines_run_or_reject_every_command(tmp_path: Path) -> None:
     script.write_text(MACHINES)
     first, second = start_machines(tmp_path, script, str(shared))
     printed = first.stdout + first.stderr + second.stdout + second.stderr
-    expected = {"train": [2, 2, 0, 143, 0, 0], "evaluate": [0], "heads": [0], "prune": [2], "merge": [2], "report": [2]}
+    expected = {
+        "train": [2, 2, 0, 143, 0, 0, 0],
+        "evaluate": [0],
+        "heads": [0],
+        "prune": [2],
+        "merge": [2],
+        "report": [2],
+    }
     expected["publish"] = [2]
     assert expected.keys() == commands_with("run") | {"train"}
     assert codes(first) == codes(second) == expected, printed
@@ -210,7 +234,7 @@ def test_two_machines_run_or_reject_every_command(tmp_path: Path) -> None:
     assert "Dry run passed" in first.stdout
     assert "These scores are identical, to the last digit, to the previous ones in the folder." in first.stdout
     # Rejected commands and dry runs leave no files, and the second machine wrote only its own caches.
-    assert {path.name for path in shared.iterdir()} == {"recipe.yaml", "runs"}
+    assert {path.name for path in shared.iterdir()} == {"recipe.yaml", "runs", "series"}
     assert [[path.name for path in (tmp_path / f"machine{rank}").iterdir()] for rank in (0, 1)] == [
         ["cache"],
         ["cache"],
@@ -224,10 +248,11 @@ def test_two_machines_run_or_reject_every_command(tmp_path: Path) -> None:
     assert weights.keys() == expected_weights.keys()
     assert all(torch.equal(weight, expected_weights[name]) for name, weight in weights.items())
     assert json.loads((run / "environment.json").read_text())["processes"] == 2
-    written = [path for path in shared.rglob("*") if path != shared / "recipe.yaml"]
+    written = list((shared / "runs").rglob("*"))
     assert len(written) > 12
     assert "changed open" in first.stdout
-    assert "changed" not in second.stdout
+    assert not [line for line in second.stdout.splitlines() if "changed" in line and f"{shared}/series" not in line]
+    check_series(shared / "series", tmp_path / "alone", first, second)
     owner_only = {path.name for path in written if not path.stat().st_mode & 0o044}
     assert owner_only <= {
         "model.safetensors",

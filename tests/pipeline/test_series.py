@@ -17,8 +17,9 @@ import pytest
 import yaml
 
 from finetune.cli import main
-from finetune.errors import TrainingError, TrainingStopped
+from finetune.errors import RecipeError, TrainingError, TrainingStopped
 from finetune.pipeline.series import train_series
+from finetune.pipeline.train import train
 from finetune.recipe.loader import load_recipe
 from finetune.runs.locks import locked_file
 from finetune.runs.run_folder import SeriesFolder
@@ -197,6 +198,8 @@ def test_the_caller_can_stop_a_series(series: Path, tmp_path: Path) -> None:
         return values.keys() == {"loss", "accuracy"}
 
     overrides = [f"output_dir={tmp_path / 'run'}", "head_importance=null"]
+    with pytest.raises(RecipeError, match=r"that of a series; call train_series\(recipe\), or set seeds: null"):
+        train(load_recipe(series.parent / "my.yaml", overrides))
     with pytest.raises(TrainingStopped):
         train_series(load_recipe(series.parent / "my.yaml", overrides), on_evaluation=stop)
     assert calls == [(3, 4)]
@@ -209,6 +212,8 @@ def test_an_error_that_concerns_every_run_leaves_nothing(tmp_path: Path, capsys:
     assert capsys.readouterr().err.count("error: ") == 1
     assert main(["train", str(path), f"output_dir={tmp_path / 'run'}", "--dry-run"]) == 0
     assert [file.name for file in tmp_path.iterdir()] == ["my.yaml"]
+    assert main(["check", str(path)]) == 0
+    assert "A series of 3 runs, with the seeds 3, 4, 5\n" in capsys.readouterr().out
     assert main(["train", str(path), "seeds=null", "--seeds", "1"]) == 2
     assert (
         "seeds (override): seeds must be at least 2 different numbers, got [9]; for one run" in capsys.readouterr().err
