@@ -62,8 +62,8 @@ class Stage:
         """Return the time left, or the time so far if the time left cannot be estimated."""
         new_steps = self.done - self.already_done
         if self.total is None or new_steps <= 0:
-            return f"{_duration(now - self.started)} so far"
-        return f"{_duration((now - self.started) / new_steps * (self.total - self.done))} left"
+            return f"{format_duration(now - self.started)} so far"
+        return f"{format_duration((now - self.started) / new_steps * (self.total - self.done))} left"
 
     def _update_bar(self) -> None:
         if self._task is not None and _display.bars is not None:
@@ -154,7 +154,7 @@ def stage(description: str, total: int | None = None, *, done: int = 0) -> Itera
         _display.pop(new)
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return "41 s", "3 min 20 s" or "2 h 5 min"."""
     rounded = round(seconds)
     if rounded < 60:

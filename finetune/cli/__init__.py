@@ -17,8 +17,6 @@ from finetune.paths import path_problem
 from finetune.signals import Interrupted, stop_immediately
 from finetune.version import __version__
 
-_HOW_TO_RESUME = "; to resume, start the same recipe with checkpoint.resume_from_checkpoint=auto"
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, 2 for an error that the user can fix, 130 or 143 after SIGINT or SIGTERM."""
@@ -56,11 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_CODE
     except (Interrupted, KeyboardInterrupt) as error:
         stopped = error if isinstance(error, Interrupted) else Interrupted(signal.SIGINT)
-        can_resume = args.command is recipes.train and not args.dry_run
         if is_local_main_process:
-            print(f"{stopped}{_HOW_TO_RESUME if can_resume else ''}", file=sys.stderr)
+            print(f"{stopped}{_how_to_resume(args)}", file=sys.stderr)
         return stopped.exit_code
     return 0
+
+
+def _how_to_resume(args: Arguments) -> str:
+    """Return how a stopped command is resumed, "" if it cannot be."""
+    if args.command is recipes.sweep:
+        return "; to resume, start the same command again, which repeats no finished trial"
+    if args.command is recipes.train and not args.dry_run:
+        return "; to resume, start the same recipe with checkpoint.resume_from_checkpoint=auto"
+    return ""
 
 
 def _standard_output_problem() -> OSError | None:

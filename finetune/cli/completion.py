@@ -69,12 +69,13 @@ def _bash_script(shell: Shell, parsers: Parsers) -> str:
 def _words(name: str, parser: argparse.ArgumentParser) -> list[str]:
     """Return what can follow a command, without recipe keys and names of files."""
     from finetune.help import guides
-    from finetune.recipe.shipped import PREFIX, shipped_recipes
+    from finetune.recipe.shipped import PREFIX, SWEEP_PREFIX, shipped_recipes, shipped_sweeps
 
     actions = {action.dest: action for action in parser._actions}
     words = [option for action in actions.values() for option in action.option_strings if option.startswith("--")]
     words += [str(choice) for action in actions.values() for choice in action.choices or ()]
     words += [f"{PREFIX}{recipe}" for recipe in shipped_recipes()] if "recipe" in actions else []
+    words += [f"{SWEEP_PREFIX}{sweep}" for sweep in shipped_sweeps()] if "sweep" in actions else []
     return words + (list(guides()) if name == "help" else [])
 
 

@@ -1,13 +1,14 @@
-"""The commands that read a recipe, and those that explain one: train, check, help, schema."""
+"""The commands that read a recipe or a sweep, and those that explain one: train, sweep, check, help, schema."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import get_args
 
 from finetune.cli.shared import Arguments, Commands, add_command, loading_libraries, with_recipe
-from finetune.errors import RecipeError
+from finetune.errors import FinetuneError, RecipeError
 from finetune.recipe.names import ProblemType
 
 _MAX_SEEDS = 1000
@@ -18,12 +19,22 @@ def add_commands(commands: Commands) -> None:
     parser = with_recipe(add_command(commands, "train", train, "run a recipe: train, score, analyze heads, report"))
     parser.add_argument("--dry-run", action="store_true", help="train one step, save, reload, and keep nothing")
     parser.add_argument("--seeds", type=int, metavar="N", help="train N runs, with the seeds seed, seed+1, ...")
-    with_recipe(add_command(commands, "check", _check, "find the mistakes in a recipe"))
+    with_recipe(add_command(commands, "check", _check, "find the mistakes in a recipe or a sweep"))
+    _add_sweep(commands)
     _add_init(commands)
     topics = add_command(commands, "help", _help, "list the guides, or show one of them")
     topics.add_argument("topic", nargs="?", help="such as recipes or troubleshooting")
     schema = add_command(commands, "schema", _schema, "print the JSON schema of recipes, for editors")
     schema.add_argument("--output", type=Path, help="the file to write instead, such as recipe.schema.json")
+
+
+def _add_sweep(commands: Commands) -> None:
+    parser = add_command(commands, "sweep", sweep, "run a recipe with different values, and find the best ones")
+    parser.add_argument("sweep", type=Path, help="a YAML sweep, such as my_sweep.yaml, or a shipped one: sweep:heads")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="section.key=value", help="changes to the recipe")
+    parser.add_argument("--trials", type=int, metavar="N", help="number of trials, in place of that in the file")
+    parser.add_argument("--storage", metavar="URL", help="Optuna storage, in place of that in the file")
+    parser.add_argument("--output", type=Path, help="folder of the sweep, in place of output_dir in the file")
 
 
 def _add_init(commands: Commands) -> None:
@@ -66,13 +77,34 @@ def train(args: Arguments) -> None:
         train_series(recipe)
 
 
-def _check(args: Arguments) -> None:
-    from finetune.pipeline.check import check
+def sweep(args: Arguments) -> None:
+    """Run a sweep, or the rest of it."""
+    from finetune.pipeline.check import check_recipe
+    from finetune.recipe.sweep_loader import load_sweep
 
-    recipe, notes = check(args.recipe, args.overrides)
-    print(f"{args.recipe} is valid. Output directory: {recipe.output_dir}")
-    if recipe.seeds is not None:
-        print(f"  A series of {len(recipe.seeds)} runs, with the seeds {', '.join(map(str, recipe.seeds))}")
+    output = None if args.output is None else str(args.output)
+    loaded = load_sweep(args.sweep, args.overrides, trials=args.trials, storage=args.storage, output_dir=output)
+    check_recipe(loaded.first_trial())
+    if importlib.util.find_spec("optuna") is None:
+        raise FinetuneError("a sweep needs Optuna, which is not installed; run `pip install 'finetune[sweep]'`")
+    with loading_libraries():
+        from finetune.pipeline.sweep import sweep as run_sweep
+    run_sweep(loaded)
+
+
+def _check(args: Arguments) -> None:
+    from finetune.pipeline.check import check, check_recipe
+    from finetune.recipe.sweep_loader import is_sweep_file, load_sweep
+
+    if is_sweep_file(args.recipe):
+        loaded = load_sweep(args.recipe, args.overrides)
+        output, notes = loaded.sweep.output_dir, [loaded.describe(), *check_recipe(loaded.first_trial())]
+    else:
+        recipe, notes = check(args.recipe, args.overrides)
+        output = recipe.output_dir
+        if recipe.seeds is not None:
+            notes = [f"A series of {len(recipe.seeds)} runs, with the seeds {', '.join(map(str, recipe.seeds))}", *notes]
+    print(f"{args.recipe} is valid. Output directory: {output}")
     for note in notes:
         print(f"  {note}")
 

@@ -30,8 +30,18 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list
         FinetuneError: `train` would stop with the same message.
     """
     recipe = load_recipe(path, overrides)
+    return recipe, check_recipe(recipe)
+
+
+def check_recipe(recipe: Recipe) -> list[str]:
+    """Return the notes of `check` on a recipe that is already loaded.
+
+    Raises:
+        FinetuneError: `train` would stop with the same message.
+    """
     check_output_dir(output_folder(recipe), recipe)
-    model, notes, pooling = recipe.model, [], None
+    model, pooling = recipe.model, None
+    notes: list[str] = []
     if model.model_name_or_path is None:
         width = model.config_overrides.get("hidden_size")
         check_new_model(str(model.model_type), model.config_overrides, recipe.data.max_length)
@@ -62,4 +72,4 @@ def check(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, list
             starts_from_probe=probe,
         )
         notes += describe_choices(fill_in(recipe, size)[1])
-    return recipe, notes
+    return notes

@@ -70,12 +70,12 @@ def series_processes(recipe: Recipe, path: Path, open_series: Callable[[], None]
     index, local_index = state.process_index, state.local_process_index
     state.destroy_process_group()
     PartialState._reset_state()
-    with _alone(local_index, use_cpu=recipe.training.use_cpu):
+    with alone(local_index, use_cpu=recipe.training.use_cpu):
         yield SeriesProcesses(index, count)
 
 
 @contextmanager
-def _alone(local_index: int, *, use_cpu: bool) -> Iterator[None]:
+def alone(local_index: int, *, use_cpu: bool) -> Iterator[None]:
     """Hide the launch from torch and Accelerate in the block, and use the GPU of this process as the current one."""
     hidden = {name: os.environ.pop(name) for name in _LAUNCH_VARIABLES if name in os.environ}
     if not use_cpu and torch.cuda.is_available():

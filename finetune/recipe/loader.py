@@ -69,8 +69,26 @@ def load_recipe(
         RecipeError: the file cannot be read, or it or an override has mistakes; the message has one line per mistake.
     """
     path = recipe_file(path)
+    recipe, problems, lines = validate_recipe(path, overrides, read_data=read_data, missing=missing)
+    if recipe is None:
+        raise RecipeError(problems_message(path, problems, lines))
+    return recipe
+
+
+def validate_recipe(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    read_data: bool = True,
+    missing: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
+) -> tuple[Recipe | None, list[Problem], dict[Location, str]]:
+    """Return the recipe in a file, or None and its mistakes; and the line of each key. Arguments as `load_recipe`.
+
+    Raises:
+        RecipeError: the file cannot be read.
+    """
     values = YamlValues()
-    document = _read_document(path, values)
+    document = read_document(path, values)
     for name, keys in missing.items():
         if isinstance(section := document.get(name), dict):
             document[name] = {**keys, **section}
@@ -90,8 +108,8 @@ def load_recipe(
     # Checks across sections come last, because such a problem often follows from another one.
     problems = problems or list(cross_section_problems(document))
     if problems or recipe is None:
-        raise RecipeError(_message(path, problems, values.lines))
-    return _with_absolute_paths(recipe)
+        return None, problems, values.lines
+    return _with_absolute_paths(recipe), [], values.lines
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -113,7 +131,7 @@ def _new_locations_only(known: Sequence[Problem], more: Iterable[Problem]) -> li
     return [problem for problem in more if problem.location not in locations]
 
 
-def _message(path: Path, problems: Sequence[Problem], lines: Mapping[Location, str]) -> str:
+def problems_message(path: Path, problems: Sequence[Problem], lines: Mapping[Location, str]) -> str:
     """Return the error message: one line per mistake, in the order of the file, at most MAX_SHOWN of them."""
     count = f"{len(problems)} mistakes" if len(problems) > 1 else "a mistake"
     if len(problems) > MAX_SHOWN:
@@ -147,9 +165,13 @@ def _absolute(path: str | None) -> str:
     return str(absolute_path(path or ""))
 
 
-def _read_document(path: Path, values: YamlValues) -> dict[str, Any]:
-    """Return the file as a mapping, and note line numbers and problems in `values`."""
-    text = _read_text(path)
+def read_document(path: Path, values: YamlValues, kind: str = "recipe") -> dict[str, Any]:
+    """Return a recipe file, or a file of another kind, as a mapping, and note lines and problems in `values`.
+
+    Raises:
+        RecipeError: the file cannot be read, or is not a mapping.
+    """
+    text = _read_text(path, kind)
     try:
         root = compose(text)
     except NotYamlError as error:
@@ -157,25 +179,26 @@ def _read_document(path: Path, values: YamlValues) -> dict[str, Any]:
         reason = shorten(str(error)) if ";" in str(error) else f"{shorten(str(error))}; correct it"
         raise RecipeError(f"{path}{line} is not valid YAML: {reason}") from error
     if not isinstance(root, yaml.MappingNode):
-        raise RecipeError(f"{path} has no sections; a recipe is a mapping with at least the sections model and data")
+        needed = "the sections model and data" if kind == "recipe" else "the keys recipe and space"
+        raise RecipeError(f"{path} has no keys; a {kind} is a mapping with at least {needed}")
     document: dict[str, Any] = values.build(root, ())
     return document
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Path, kind: str) -> str:
     """Return the content of the file; RecipeError if it cannot be read."""
     problem = path_problem(path)
     if problem is not None:
-        raise RecipeError(f"the recipe's path '{shorten(str(path), 120)}' {problem}")
+        raise RecipeError(f"the {kind}'s path '{shorten(str(path), 120)}' {problem}")
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.y*ml"))[:5] if path.parent.is_dir() else []
         fix = f"correct the path; this folder has {', '.join(near)}" if near else "correct the path"
-        raise RecipeError(f"there is no recipe '{path}'; {fix}")
+        raise RecipeError(f"there is no {kind} '{path}'; {fix}")
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise RecipeError(
-                f"{path} has {size:,} bytes, but a recipe may have at most {MAX_BYTES:,}; put the rows into a file and "
+                f"{path} has {size:,} bytes, but a {kind} may have at most {MAX_BYTES:,}; put the rows into a file and "
                 "give it as data.train_file"
             )
         return path.read_text(encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, get_args
 
@@ -86,9 +86,17 @@ _SHORT_REPR.maxlevel, _SHORT_REPR.maxstring, _SHORT_REPR.maxlong, _SHORT_REPR.ma
 
 
 def schema_problems(
-    error: ValidationError, document: Mapping[str, Any], lines: Mapping[Location, str], limit: int
+    error: ValidationError,
+    document: Mapping[str, Any],
+    lines: Mapping[Location, str],
+    limit: int,
+    unknown_key: Callable[[Location], str] | None = None,
 ) -> list[Problem]:
-    """Return pydantic's errors as one problem per location; only the first `limit` of them."""
+    """Return pydantic's errors as one problem per location; only the first `limit` of them.
+
+    Args:
+        unknown_key: returns the message for an unknown key; None: that of a recipe.
+    """
     errors: dict[Location, list[Any]] = {}
     for item in error.errors(include_url=False):
         errors.setdefault(_location(item, document), []).append(item)
@@ -99,7 +107,8 @@ def schema_problems(
         for location, items in errors.items()
     }
     first = in_file_order([location for location, items in kept.items() if items], lines)[:limit]
-    return [Problem(location, _describe(kept[location], location)) for location in first]
+    describe_key = unknown_key or _unknown_key
+    return [Problem(location, _describe(kept[location], location, describe_key)) for location in first]
 
 
 def in_file_order(locations: Iterable[Location], lines: Mapping[Location, str]) -> list[Location]:
@@ -126,12 +135,13 @@ def _location(item: Any, document: Mapping[str, Any]) -> Location:
     return tuple(location)
 
 
-def _describe(items: Sequence[Any], location: Location) -> str:
+def _describe(items: Sequence[Any], location: Location, unknown_key: Callable[[Location], str]) -> str:
     """Return pydantic's errors of one value as a message: the value that was given, and the rules."""
-    texts = [text for item in items if (text := _without_value(item, location))]
+    texts = [text for item in items if (text := _without_value(item, location, unknown_key))]
     # A suggestion ends the message, so the rule with the choices comes last.
     others = sorted(
-        (item for item in items if not _without_value(item, location)), key=lambda item: item["type"] == "literal_error"
+        (item for item in items if not _without_value(item, location, unknown_key)),
+        key=lambda item: item["type"] == "literal_error",
     )
     if others:
         rules = list(dict.fromkeys(map(_rule, others)))
@@ -142,12 +152,12 @@ def _describe(items: Sequence[Any], location: Location) -> str:
     return " or ".join(dict.fromkeys(texts))
 
 
-def _without_value(item: Any, location: Location) -> str:
+def _without_value(item: Any, location: Location, unknown_key: Callable[[Location], str]) -> str:
     """Return the message of an error that does not depend on the value, otherwise ""."""
     if item["type"] == "missing":
         return "is missing and has no default; add it"
     if item["type"] == "extra_forbidden":
-        return _unknown_key(location)
+        return unknown_key(location)
     return str(item["ctx"]["error"]) if item["type"] == "value_error" else ""
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from finetune.recipe.sweep_space import ParameterValue, SweepObjective, SweepParameter
 from finetune.runs.json_files import damaged_file, read_json
 
-ParameterValue = bool | int | float | str | None
-Direction = Literal["maximize", "minimize"]
-TrialState = Literal["complete", "pruned", "failed", "running"]
+EndState = Literal["complete", "pruned", "failed"]
+State = Literal[EndState, "running"]
 
 
 class SweepFolder:
@@ -22,6 +23,7 @@ class SweepFolder:
         self.storage = path / "study.db"
         self.results = path / "sweep.json"
         self.best_recipe = path / "best_recipe.yaml"
+        self.best_run = path / "best"
         self.report = path / "report.html"
 
     def trial(self, number: int) -> Path:
@@ -38,35 +40,18 @@ class SweepFolder:
 
 
 @dataclass(frozen=True)
-class SweepObjective:
-    """A value that the sweep optimizes: a validation metric, `train_seconds`, `parameters` or the like."""
-
-    name: str
-    direction: Direction
-
-
-@dataclass(frozen=True)
-class SweepParameter:
-    """One parameter of the search space.
+class TrialOutcome:
+    """How a trial ended, as stored beside its folder: a process may be killed before the storage knows.
 
     Attributes:
-        name: a recipe key such as "training.learning_rate", or the name of a choice that sets several keys.
-        choices: the values, or the names of the options, in the order of the sweep file; a list or mapping is its YAML
-            text. None for a range.
-        low: lowest value of a range; None for choices.
-        high: highest value of a range; None for choices.
-        log: whether the range is sampled on a logarithmic scale.
-        step: distance of the values of a range; None: any number, or every integer.
-        settings: option name -> the recipe keys that it sets; {} unless the parameter is a named choice.
+        measured: validation metrics, loss and costs by name; {} unless complete.
     """
 
-    name: str
-    choices: list[ParameterValue] | None = None
-    low: float | None = None
-    high: float | None = None
-    log: bool = False
-    step: float | None = None
-    settings: dict[str, dict[str, object]] = field(default_factory=dict)
+    state: EndState
+    parameters: dict[str, ParameterValue]
+    measured: dict[str, float | None] = field(default_factory=dict)
+    seconds: float = 0.0
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,14 +62,15 @@ class SweepTrial:
         parameters: parameter name -> value, or name of the option.
         values: objective -> value, of the validation rows (with several seeds, the mean over the seeds). {} if the
             trial failed or is running; a pruned trial has its last value.
-        metrics: every validation metric and the loss (with several seeds, the means); {} unless complete.
+        metrics: validation metrics, loss, `train_seconds`, `parameters` and `trainable_parameters` (with several
+            seeds, the means); {} unless complete.
         intermediate: evaluation number, from 1 -> value of the first objective, for each evaluation during training.
         seconds: wall-clock time of the trial.
         error: why the trial failed, "" if it did not.
     """
 
     number: int
-    state: TrialState
+    state: State
     parameters: dict[str, ParameterValue]
     values: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float | None] = field(default_factory=dict)
@@ -131,9 +117,44 @@ class SweepResult:
         """Return the trial with a number."""
         return next(trial for trial in self.trials if trial.number == number)
 
-    def of_state(self, state: TrialState) -> list[SweepTrial]:
+    def finished(self) -> list[SweepTrial]:
+        """Return the trials that are not running, by number."""
+        return [trial for trial in self.trials if trial.state != "running"]
+
+    def of_state(self, state: State) -> list[SweepTrial]:
         """Return the trials in a state, by number."""
         return [trial for trial in self.trials if trial.state == state]
+
+
+def best_trials(trials: Sequence[SweepTrial], objectives: Sequence[SweepObjective]) -> list[int]:
+    """Return the numbers of the complete trials that no other one beats in every objective, the best first.
+
+    For one objective this is one trial. Trials are compared by the first objective; at equal values the earlier one is
+    the better one.
+    """
+    costs = {
+        trial.number: [_cost(trial, objective) for objective in objectives]
+        for trial in trials
+        if trial.state == "complete"
+    }
+    ordered = sorted(costs, key=lambda number: (costs[number], number))
+    front: list[int] = []
+    for number in ordered:
+        if not any(all(a <= b for a, b in zip(costs[other], costs[number], strict=True)) for other in front):
+            front.append(number)
+    return front
+
+
+def by_first_objective(result: SweepResult) -> list[SweepTrial]:
+    """Return the complete trials, the best by the first objective first."""
+    objective = result.objectives[0]
+    return sorted(result.of_state("complete"), key=lambda trial: (_cost(trial, objective), trial.number))
+
+
+def _cost(trial: SweepTrial, objective: SweepObjective) -> float:
+    """Return the value of an objective, with the sign with which lower is better."""
+    value = trial.values[objective.name]
+    return value if objective.direction == "minimize" else -value
 
 
 def is_sweep(path: Path) -> bool:
