@@ -26,6 +26,7 @@ from finetune.pipeline.sweep_claims import Claims
 from finetune.pipeline.sweep_study import (
     importance,
     new_pruner,
+    open_storage,
     open_study,
     report_storage_errors,
     suggest,
@@ -85,7 +86,8 @@ def _sweep(loaded: LoadedSweep, run: RunTrial) -> SweepResult:
     with report_write_errors(folder.path):
         folder.trials.mkdir(parents=True, exist_ok=True)
     with wait_for_lock(folder.path):  # two processes cannot create the tables of a database at the same time
-        study, storage = open_study(loaded, folder.storage)
+        storage = open_storage(loaded.sweep.storage, folder.storage)
+        study = open_study(loaded, storage)
     worker = _Worker(loaded, folder, study, Claims(study, storage, folder.path, loaded.planned()), run)
     worker.check_trials_are_of_this_study()
     print_started(worker.console, worker.write_results(), folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -71,20 +70,27 @@ def _reason(error: BaseException) -> str:
     return str(original).strip().splitlines()[0] if str(original).strip() else type(error).__name__
 
 
-def open_study(sweep: LoadedSweep, sqlite_file: Path) -> tuple[Study, BaseStorage]:
-    """Return the study of a sweep, which is created if the storage does not have it, and its storage.
+def open_storage(url: str | None, sqlite_file: Path) -> BaseStorage:
+    """Return the storage at an Optuna URL, or the one in a SQLite file.
+
+    Raises:
+        StorageError: the storage cannot be reached.
+    """
+    is_sqlite = url is None or url.startswith("sqlite")
+    arguments = {"connect_args": {"timeout": _SQLITE_SECONDS}} if is_sqlite else {"pool_pre_ping": True}
+    with report_storage_errors(url):
+        return get_storage(RDBStorage(url or f"sqlite:///{sqlite_file}", engine_kwargs=arguments))
+
+
+def open_study(sweep: LoadedSweep, storage: BaseStorage) -> Study:
+    """Return the study of a sweep, which is created if the storage does not have it.
 
     Raises:
         StorageError: the storage cannot be reached.
         TrainingError: the study was started with another sweep file or recipe.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    url = sweep.sweep.storage or f"sqlite:///{sqlite_file}"
-    with report_storage_errors(sweep.sweep.storage), warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        is_sqlite = url.startswith("sqlite")
-        arguments = {"connect_args": {"timeout": _SQLITE_SECONDS}} if is_sqlite else {"pool_pre_ping": True}
-        storage = get_storage(RDBStorage(url, engine_kwargs=arguments))
+    with report_storage_errors(sweep.sweep.storage):
         study = optuna.create_study(
             study_name=sweep.name,
             storage=storage,
@@ -92,17 +98,15 @@ def open_study(sweep: LoadedSweep, sqlite_file: Path) -> tuple[Study, BaseStorag
             directions=[objective.direction for objective in sweep.objectives],
             load_if_exists=True,
         )
-        stored = study.user_attrs.get(_DEFINITION)
+        stored, current = study.user_attrs.get(_DEFINITION), definition(sweep)
         if stored is None:
-            study.set_user_attr(_DEFINITION, definition(sweep))
-    if stored is not None and (
-        changed := [key for key, value in definition(sweep).items() if stored.get(key) != value]
-    ):
+            study.set_user_attr(_DEFINITION, current)
+    if stored is not None and (changed := [key for key, value in current.items() if stored.get(key) != value]):
         raise TrainingError(
             f"the study '{sweep.name}' was started with another {', '.join(changed)}; restore it, or name another "
             "output_dir (and another study_name, if the sweep has a storage)"
         )
-    return study, storage
+    return study
 
 
 def definition(sweep: LoadedSweep) -> dict[str, str]:

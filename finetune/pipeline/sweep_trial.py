@@ -129,7 +129,7 @@ class Evaluations:
             try:
                 with report_storage_errors(self._storage):
                     self._trial.report(value, len(self._decisions) + 1)
-                    self._decisions[key] = self._trial.should_prune()
+                    self._decisions[key] = bool(self._trial.should_prune())
                     self._trial.set_user_attr(_EVALUATIONS, self._decisions)
             except StorageError as error:
                 self.storage_error = error
