@@ -103,7 +103,10 @@ def _check(args: Arguments) -> None:
         recipe, notes = check(args.recipe, args.overrides)
         output = recipe.output_dir
         if recipe.seeds is not None:
-            notes = [f"A series of {len(recipe.seeds)} runs, with the seeds {', '.join(map(str, recipe.seeds))}", *notes]
+            notes = [
+                f"A series of {len(recipe.seeds)} runs, with the seeds {', '.join(map(str, recipe.seeds))}",
+                *notes,
+            ]
     print(f"{args.recipe} is valid. Output directory: {output}")
     for note in notes:
         print(f"  {note}")

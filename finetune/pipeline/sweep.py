@@ -43,6 +43,7 @@ from finetune.pipeline.sweep_trial import (
 )
 from finetune.recipe.sweep_loader import LoadedSweep
 from finetune.recipe.sweep_space import ParameterValue
+from finetune.report.sweep_page import write_sweep_report
 from finetune.report.sweep_table import print_finished, print_started, print_sweep, show_running
 from finetune.runs.atomic_files import report_write_errors, write_text
 from finetune.runs.json_files import read_json, write_json
@@ -252,6 +253,7 @@ class _Worker:
             write_json(self.folder.results, results)
             if results.best:
                 write_text(self.folder.best_recipe, best_recipe_text(self.loaded, results))
+            write_sweep_report(self.folder.path)
         print_sweep(self.console, results, self.folder)
         failed = results.of_state("failed")
         if failed and len(failed) == len(results.trials):

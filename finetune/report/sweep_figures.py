@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
+from finetune.recipe.sweep_space import SweepObjective, SweepParameter
 from finetune.report.figures import figure_html
-from finetune.runs.sweep_results import SweepObjective, SweepParameter, SweepResult, SweepTrial
+from finetune.runs.sweep_results import SweepResult, SweepTrial
 
 if TYPE_CHECKING:
     import optuna

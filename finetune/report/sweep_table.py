@@ -112,3 +112,4 @@ def print_sweep(console: Console, result: SweepResult, folder: SweepFolder) -> N
         print_line(console, f"Importance for {name} (share of its variance, fANOVA): {listed}")
     if result.best:
         print_line(console, f"Best recipe: {escape(str(folder.best_recipe))} (trial {result.best[0]})")
+    print_line(console, f"Report: {escape(str(folder.report))}")

@@ -35,6 +35,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     storages: dict[Path, InMemoryStorage] = defaultdict(InMemoryStorage)
     monkeypatch.setattr("finetune.pipeline.sweep.open_storage", lambda url, file: storages[file])
     monkeypatch.setattr("finetune.pipeline.sweep.importance", lambda *_: {})
+    monkeypatch.setattr("finetune.pipeline.sweep.write_sweep_report", lambda _: None)
 
 
 @pytest.fixture

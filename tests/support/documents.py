@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 
 from finetune.cli import main
 from finetune.recipe.loader import load_recipe
+from finetune.recipe.sweep_loader import is_sweep_file, load_sweep
 
 ROOT = Path(__file__).parents[2]
 # In the order in which they are run: a guide may use files that an earlier one wrote.
@@ -152,7 +153,7 @@ def _run_command(command: str, result: Result) -> None:
 
 
 def _load_yaml(text: str, bert: Path, result: Result) -> None:
-    """Write a recipe under the name in its first line, and load it; a fragment is added to a small recipe."""
+    """Write a recipe or sweep under the name in its first line, and load it; a fragment is added to a small recipe."""
     first = text.partition("\n")[0]
     if first == _FRAGMENT:
         small_recipe = {
@@ -168,5 +169,8 @@ def _load_yaml(text: str, bert: Path, result: Result) -> None:
         result.skipped[name] += 1
         return
     Path(name).write_text(text, encoding="utf-8")
-    load_recipe(name)
+    if is_sweep_file(name):
+        load_sweep(name)
+    else:
+        load_recipe(name)
     result.run["yaml"] += 1
