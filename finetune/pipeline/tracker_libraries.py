@@ -68,13 +68,14 @@ def run_id(tracker: GeneralTracker) -> str:
 
 
 def how_to_open(folder: RunFolder, library: str) -> str:
-    """Return the command that shows the run, or "" if the library prints it."""
+    """Return the command that shows a run in the run folder; "" for another place, or if the library prints it."""
     if library == "tensorboard":
         return f"; open it with `tensorboard --logdir {folder.trackers}`"
     if library == "mlflow":
         import mlflow
 
-        return f"; open it with `mlflow ui --backend-store-uri {mlflow.get_tracking_uri()}`"
+        if mlflow.get_tracking_uri() == _local_mlflow(folder):  # another address may contain a password
+            return f"; open it with `mlflow ui --backend-store-uri {_local_mlflow(folder)}`"
     return ""
 
 

@@ -24,7 +24,7 @@ from torch.utils import tensorboard
 
 from finetune.cli import main
 from finetune.pipeline.context import RunContext
-from finetune.pipeline.tracker_libraries import write_hyperparameters
+from finetune.pipeline.tracker_libraries import how_to_open, write_hyperparameters
 from finetune.pipeline.trackers import (
     finish_trackers,
     hyperparameters,
@@ -177,7 +177,8 @@ def test_mlflow(finished: RunFolder, mlflow_run: RunContext, monkeypatch: pytest
     import mlflow
 
     assert not mlflow.is_tracking_uri_set()  # the next run of this process has its own folder
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_run.folder.trackers / 'mlflow.db'}")
+    uri = f"sqlite:///{mlflow_run.folder.trackers / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name("finetune")
     (run,) = client.search_runs([experiment.experiment_id])
@@ -188,6 +189,10 @@ def test_mlflow(finished: RunFolder, mlflow_run: RunContext, monkeypatch: pytest
             add_value(stored, name, entry.step, entry.value)
     check(stored, finished)
     assert run.data.params == {key: str(value) for key, value in hyperparameters(mlflow_run.recipe).items()}
+    assert how_to_open(mlflow_run.folder, "mlflow").endswith(f"open it with `mlflow ui --backend-store-uri {uri}`")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:password@127.0.0.1:9")
+    assert how_to_open(mlflow_run.folder, "mlflow") == ""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     # More parameters than mlflow takes at once, and one that is too long for it.
     long = "".join(map(str, range(2000)))
     with mlflow.start_run() as active:
@@ -290,7 +295,7 @@ def test_a_tracker_that_fails_during_training_does_not_end_the_run(
     monkeypatch.setattr(MLflowTracker, "log", fail_once)
     assert train(tmp_path, "logging.report_to=mlflow", "logging.project=texts", "logging.run_name=my.run") == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "Tracker: mlflow, project texts, run my.run; open it with `mlflow ui --backend-store-uri sqlite" in printed
+    assert "Tracker: mlflow, project texts, run my.run" in printed
     assert "mlflow failed and receives no more values: the server. The run continues; its folder has all" in printed
     assert len(calls) == 3
     assert RunFolder(tmp_path / "run").scores.is_file()
