@@ -35,6 +35,7 @@ from finetune.runs.ownership import discard_new_run
 from finetune.runs.results import SplitScores, TrainingResult
 from finetune.runs.run_folder import RunFolder
 
+_ROWS = ("train_rows", "validation_rows", "test_rows")
 _MAX_NAME = 128  # characters, as in logging.run_name
 # Member of a series or trial of a sweep: its folder, and the number of folders up to the folder that names it.
 _MEMBERS = ((re.compile(r"seed-\d+"), 1, ""), (re.compile(r"\d{4,}"), 2, "trial-"))
@@ -108,8 +109,11 @@ def log_entry(context: RunContext, entry: Mapping[str, int | float | None]) -> N
     log_to_trackers(context, values, int(entry["step"] or 0))
 
 
-def log_final_training(context: RunContext, result: TrainingResult) -> None:
+def log_final_training(context: RunContext) -> None:
     """Send every number of training.json, such as `final/trainable_parameters`."""
+    if not context.accelerator.trackers:
+        return
+    result = read_json(context.folder.training, TrainingResult)
     values = {**vars(result), **vars(result.speed)}
     numbers = {f"final/{name}": value for name, value in values.items() if isinstance(value, int | float)}
     log_to_trackers(context, numbers, result.steps)
@@ -159,7 +163,7 @@ def hyperparameters(recipe: Recipe) -> Hyperparameters:
     recipe.yaml, resume_from_checkpoint is null.
     """
     content = recipe.model_dump(mode="json")
-    content["data"] = {key: value for key, value in content["data"].items() if not key.endswith("_rows")}
+    content["data"] = {key: value for key, value in content["data"].items() if key not in _ROWS}
     content["checkpoint"]["resume_from_checkpoint"] = None
     return dict(_flatten(content))
 

@@ -185,7 +185,7 @@ def save_trained(context: RunContext, inputs: RunInputs, result: TrainingResult)
     )
     for warning in result.warnings:
         context.print_line(f"[yellow]{escape(warning)}[/]")
-    log_final_training(context, result)
+    log_final_training(context)
     return reloaded
 
 

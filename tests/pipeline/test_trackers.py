@@ -35,8 +35,6 @@ from finetune.pipeline.trackers import (
     start_trackers,
 )
 from finetune.recipe.schema import Recipe
-from finetune.runs.json_files import read_json
-from finetune.runs.results import TrainingResult
 from finetune.runs.run_files import read_recipe, read_scores
 from finetune.runs.run_folder import RunFolder
 from tests.support.finished_runs import SCRATCH, contents, recipe
@@ -123,7 +121,7 @@ def replay(finished: RunFolder, path: Path, library: str) -> RunContext:
             if entry["step"] > (resume_step or 0):
                 log_entry(context, entry)
         if resume_step is not None:
-            log_final_training(context, read_json(finished.training, TrainingResult))
+            log_final_training(context)
             log_final_scores(context, read_scores(finished))
         finish_trackers(context)
         assert accelerator.trackers == []
@@ -135,7 +133,7 @@ def replay(finished: RunFolder, path: Path, library: str) -> RunContext:
 def check(stored: Series, folder: RunFolder) -> None:
     """Check that the values are those of the run's files."""
     expected = expected_values(folder)
-    assert {"epoch", "train/loss", "eval/accuracy", "final/test_accuracy_low", "final/total_parameters"} <= {*expected}
+    assert {"epoch", "train/loss", "eval/accuracy", "final/test_accuracy_low", "final/flops_per_row"} <= {*expected}
     assert stored.keys() == expected.keys()
     for name, values in expected.items():
         assert stored[name] == pytest.approx(values, rel=1e-6), name  # TensorBoard stores float32
@@ -322,11 +320,13 @@ def test_the_hyperparameters_are_the_recipe_without_its_rows() -> None:
     )
     values = hyperparameters(run_recipe)
     assert {type(value) for value in values.values()} <= {bool, int, float, str}
-    assert not any(key.endswith("_rows") for key in values)
-    assert "train_rows" in run_recipe.data.model_dump()
+    rows = {f"data.{split}_rows" for split in ("train", "validation", "test")}
+    assert rows <= {f"data.{key}" for key in run_recipe.data.model_dump()}
+    assert not rows & values.keys()
     expected = {
         "seed": run_recipe.seed, "training.learning_rate": 0.003, "training.class_weights": '{"yes": 2.0}',
         "model.model_name_or_path": "null", "peft": "null", "checkpoint.resume_from_checkpoint": "null",
+        "data.label_name_rows": "auto", "evaluation.score_training_rows": False,
         "evaluation.metrics": json.dumps(run_recipe.evaluation.metrics),
     }  # fmt: skip
     assert {key: values[key] for key in expected} == expected
