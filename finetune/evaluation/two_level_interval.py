@@ -12,11 +12,16 @@ scores over the seeds, the mean score has the variance
 
     Var = s^2 / S + max(Cov, 0)
 
-s^2 / S alone, as in a t-test over seeds, omits the error that all seeds share; a bootstrap of the rows alone omits the
-seeds. The interval is mean +- t sqrt(Var), with the degrees of freedom of Hillis (2007, Statistics in Medicine 26:596),
-written for one series:
+s^2 / S alone, as in a t interval over seeds, omits the error that all seeds share; a bootstrap of the rows alone omits
+the seeds. The interval is mean +- t sqrt(Var), where t has
 
-    df = (s^2 / S + max(Cov, 0))^2 / ((s^2 / S)^2 / (S - 1))
+    df = (S - 1) Var / (s^2 / S)
+
+degrees of freedom: S - 1 if all variance is from the seeds, and infinitely many if all is from the rows. Hillis (2007,
+Statistics in Medicine 26:596) has the square of the ratio Var / (s^2 / S), as Satterthwaite (1946) does. With three
+seeds that covers too little where most of the variance is from the seeds: an s^2 that is small by chance makes Var too
+small and the square of the ratio far too large. tests/benchmarks/two_level.py simulates both, and the guide "Many runs"
+has the results.
 
 Cov comes from a bootstrap that draws the same rows for every seed (`row_covariance`).
 
@@ -105,8 +110,11 @@ def difference_interval(
 
     With A the first and B the second series, and Cov_AB the mean covariance between a seed of A and a seed of B:
 
-        Var = s_A^2 / S_A + s_B^2 / S_B + max(Cov_A + Cov_B - 2 Cov_AB, 0)
-        df = Var^2 / ((s_A^2 / S_A)^2 / (S_A - 1) + (s_B^2 / S_B)^2 / (S_B - 1))        (Satterthwaite 1946)
+        V = s_A^2 / S_A + s_B^2 / S_B
+        Var = V + max(Cov_A + Cov_B - 2 Cov_AB, 0)
+        df = Var V / ((s_A^2 / S_A)^2 / (S_A - 1) + (s_B^2 / S_B)^2 / (S_B - 1))
+
+    Without error of the rows, df are those of Welch's t-test.
 
     The seeds of A and B are independent. A series of one run has no s^2, and its variance over rows instead of Cov: the
     interval is then for that run, and holds its rows but not other seeds.
@@ -137,9 +145,10 @@ def _variance(series: Sequence[Array], shared: float) -> tuple[float, float]:
         shared: the variance from the rows.
     """
     parts = [(values.var(ddof=1) / len(values), len(values) - 1) for values in series if len(values) > 1]
-    variance = sum(part for part, _ in parts) + max(shared, 0.0)
-    uncertain = sum(part**2 / degrees for part, degrees in parts)
-    return float(variance), float(variance**2 / uncertain) if uncertain > 0 else float("inf")
+    seeds = float(sum(part for part, _ in parts))
+    variance = seeds + max(shared, 0.0)
+    uncertain = float(sum(part**2 / degrees for part, degrees in parts))
+    return variance, variance * seeds / uncertain if uncertain > 0 else float("inf")
 
 
 def _interval(mean: float, variance: float, degrees: float, bounds: Range | None) -> MetricValue:

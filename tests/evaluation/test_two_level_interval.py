@@ -24,7 +24,7 @@ def _seeds(count: int, *, sets: bool = False) -> tuple[list[np.ndarray], np.ndar
 def test_the_interval_of_a_series_follows_its_formula() -> None:
     scores, covariance = [0.8, 0.83, 0.89], np.array([[9.0, 2, 3], [2, 9, 4], [3, 4, 9]]) * 1e-4
     seeds, rows = np.var(scores, ddof=1) / 3, 3e-4  # the mean of 2, 3 and 4
-    degrees = (seeds + rows) ** 2 / (seeds**2 / 2)
+    degrees = 2 * (seeds + rows) / seeds
     width = stats.t.ppf(0.975, degrees) * np.sqrt(seeds + rows)
     interval = series_interval(scores, covariance)
     assert interval.value == pytest.approx(0.84)
@@ -63,10 +63,13 @@ def test_the_difference_follows_its_formula() -> None:
     np.fill_diagonal(covariance, 9e-4)
     parts = [np.var(first, ddof=1) / 3, np.var(second, ddof=1) / 2]
     variance = sum(parts) + 3e-4 + 5e-4 - 2 * 2e-4
-    degrees = variance**2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 1)
+    degrees = variance * sum(parts) / (parts[0] ** 2 / 2 + parts[1] ** 2 / 1)
     difference = difference_interval((first, second), covariance)
     assert difference.value == pytest.approx(0.09)
     assert difference.high == pytest.approx(0.09 + stats.t.ppf(0.975, degrees) * np.sqrt(variance))
+    without_rows = difference_interval((first, second), np.zeros((5, 5)))
+    welch = stats.ttest_ind(second, first, equal_var=False).confidence_interval()
+    assert (without_rows.low, without_rows.high) == (pytest.approx(welch.low), pytest.approx(welch.high))
     # Two runs: only the rows, with the variances of their scores in place of the covariances between seeds.
     runs = difference_interval(([0.8], [0.9]), np.array([[9.0, 5], [5, 7]]) * 1e-4)
     assert runs.high == pytest.approx(0.1 + 1.959964 * np.sqrt(6e-4))
