@@ -51,7 +51,8 @@ def test_an_unusable_path_gives_one_error_message_in_every_command(
         ["check", path], ["train", path], ["train", path, "--dry-run"], ["evaluate", path], ["report", path],
         ["merge", path], ["merge", ".", "--output", path], ["heads", path], ["heads", ".", path],
         ["prune", path, "--share", "0.5"], ["prune", ".", "--share", "0.5", "--output", path],
-        ["publish", path, "--repo", "me/a"],
+        ["publish", path, "--repo", "me/a"], ["compare", path, "."], ["compare", ".", path],
+        ["compare", ".", "--output", path], ["report", ".", "--compare", "--output", path],
         ["check", str(TOY), f"output_dir={json.dumps(path)}"],
         ["check", str(TOY), f"data.train_file={json.dumps(path)}"],
     ]  # fmt: skip
@@ -67,7 +68,7 @@ def test_an_unusable_path_gives_one_error_message_in_every_command(
 
 def test_every_command_that_reads_a_run_is_tested_on_damaged_runs() -> None:
     names = commands_with("run")
-    assert names >= {"evaluate", "heads", "merge", "prune", "report"}
+    assert names >= {"compare", "evaluate", "heads", "merge", "prune", "report"}
     for table in (DAMAGED_COMMANDS.values(), HOSTILE_COMMANDS):
         assert {words[0] for words in table} == names
 

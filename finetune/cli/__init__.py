@@ -106,11 +106,14 @@ def _parse(arguments: Sequence[str] | None) -> Arguments:
         hint = did_you_mean(words[0], commands)
         root.error(f"there is no command '{shorten(words[0], 80)}'; commands are {', '.join(commands)}{hint}")
     args, unparsed = root.parse_known_args(words)
-    if unparsed and (not hasattr(args, "overrides") or any(part.startswith("-") for part in unparsed)):
+    several_runs = getattr(args, "command", None) in runs.SEVERAL_RUNS
+    accepted = several_runs or hasattr(args, "overrides")
+    if unparsed and (not accepted or any(part.startswith("-") for part in unparsed)):
         root.error(f"unrecognized arguments: {' '.join(unparsed)}")
-    if unparsed:  # overrides after an option, where argparse accepts no positional arguments
-        args.overrides = [*args.overrides, *unparsed]
-    if args.command is runs.heads and not split_overrides(args):
+    if unparsed:  # runs or overrides after an option, where argparse accepts no positional arguments
+        name = "run" if several_runs else "overrides"
+        setattr(args, name, [*getattr(args, name), *unparsed])
+    if several_runs and not split_overrides(args):
         root.error("the following arguments are required: run")
     return args
 

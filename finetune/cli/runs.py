@@ -1,4 +1,4 @@
-"""The commands that study or change a finished run: evaluate, report, merge, heads, prune."""
+"""The commands that study or change finished runs: evaluate, report, compare, merge, heads, prune."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from finetune.cli.shared import Arguments, Commands, add_command, loading_libraries, with_run
+from finetune.errors import DataError
 
 
 def add_commands(commands: Commands) -> None:
@@ -13,7 +14,19 @@ def add_commands(commands: Commands) -> None:
     with_run(
         add_command(commands, "evaluate", _evaluate, "score a finished run again: metrics, head importance, report")
     )
-    with_run(add_command(commands, "report", _report, "write a finished run's report again"))
+    summary = "write a finished run's report again, or with --compare a page that compares several runs"
+    parser = _with_runs(add_command(commands, "report", report, summary), " | section.key=value")
+    parser.add_argument("--compare", action="store_true", help="compare runs or series with the first one")
+    parser.add_argument("--output", type=Path, help="with --compare: the page to write (default: comparison.html)")
+
+    summary = "compare finished runs or series with the first one, on the same rows"
+    parser = _with_runs(add_command(commands, "compare", compare, summary))
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="a new folder for the page, the results as JSON and the changed rows",
+    )
 
     merge = with_run(
         add_command(commands, "merge", _merge, "save a run's model as plain weights that stock transformers loads")
@@ -21,13 +34,15 @@ def add_commands(commands: Commands) -> None:
     merge.add_argument("--output", type=Path, help="the folder to write (default: RUN/merged)")
 
     summary = "analyze the heads of finished runs again; with several runs, compare their rankings"
-    add_command(commands, "heads", heads, summary).add_argument(
-        "run",
-        nargs="+",
-        metavar="run | section.key=value",
-        help="run folders, such as runs/toy, and changes to their recipes",
-    )
+    _with_runs(add_command(commands, "heads", heads, summary), " | section.key=value")
     _add_prune(commands)
+
+
+def _with_runs(parser: argparse.ArgumentParser, overrides: str = "") -> argparse.ArgumentParser:
+    """Add the argument of a command that reads several runs; `overrides` is how the usage shows changes to recipes."""
+    changes = ", and changes to their recipes" if overrides else ""
+    parser.add_argument("run", nargs="+", metavar=f"run{overrides}", help=f"run folders, such as runs/toy{changes}")
+    return parser
 
 
 def _add_prune(commands: Commands) -> None:
@@ -56,10 +71,33 @@ def _evaluate(args: Arguments) -> None:
     evaluate(args.run, args.overrides)
 
 
-def _report(args: Arguments) -> None:
+def report(args: Arguments) -> None:
+    """Write the report of a run, or the page that compares several."""
+    if args.compare:
+        _check_no_overrides(args, "report --compare")
+        with loading_libraries(torch=False):
+            from finetune.pipeline.compare import write_comparison_page
+        print(f"Comparison: {write_comparison_page(args.run, args.output)}")
+        return
+    if args.output is not None or len(args.run) > 1:
+        raise DataError("report writes one run's report into its folder; several runs and --output need --compare")
     from finetune.pipeline.report import report
 
-    print(f"Report: {report(args.run, args.overrides)}")
+    print(f"Report: {report(args.run[0], args.overrides)}")
+
+
+def compare(args: Arguments) -> None:
+    """Compare runs or series with the first one."""
+    _check_no_overrides(args, "compare")
+    with loading_libraries(torch=False):
+        from finetune.pipeline.compare import compare
+    compare(args.run, output=args.output)
+
+
+def _check_no_overrides(args: Arguments, command: str) -> None:
+    """Raise DataError for a change to a recipe, which a comparison has no use for."""
+    if args.overrides:
+        raise DataError(f"{command} reads finished runs as they are, and got {args.overrides[0]}; name only folders")
 
 
 def _merge(args: Arguments) -> None:
@@ -94,9 +132,10 @@ def _prune(args: Arguments) -> None:
 
 
 # Commands that run in one process only: with several, each would write the same files.
-ONE_PROCESS = {_merge: "merge", _report: "report", _prune: "prune"}
-
-FOR_SERIES = (_report,)  # commands that also take the folder of a series
+ONE_PROCESS = {_merge: "merge", report: "report", compare: "compare", _prune: "prune"}
+# Commands with several runs, and changes to their recipes between them.
+SEVERAL_RUNS = (heads, report, compare)
+FOR_SERIES = (report, compare)  # commands that also take the folder of a series
 
 
 def _head_list(text: str) -> list[tuple[int, int]]:

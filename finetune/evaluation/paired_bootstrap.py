@@ -61,9 +61,16 @@ def model_scores(models: Sequence[Array], references: Array, metrics: Sequence[s
     """
     if references.dtype.kind == "f":
         return np.array([[REGRESSION[name](model, references) for name in metrics] for model in models])
+    return model_values(models, references, _formulas(references, metrics), num_classes)
+
+
+def model_values(
+    models: Sequence[Array], references: Array, functions: Sequence[Callable[[Counts], Array]], num_classes: int
+) -> Array:
+    """Return the values of functions of the counts for every model, (S, X); the arguments of `resampled_values`."""
     kinds, sizes = _kinds(models, references, num_classes)
-    functions = _formulas(references, metrics)
-    return np.array([[float(function(total_counts(counts, sizes))) for function in functions] for counts in kinds])
+    totals = [total_counts(counts, sizes) for counts in kinds]
+    return np.array([np.concatenate([np.reshape(function(total), -1) for function in functions]) for total in totals])
 
 
 def resampled_scores(

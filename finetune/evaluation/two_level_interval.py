@@ -40,6 +40,7 @@ from finetune.evaluation.paired_bootstrap import resampled_scores
 from finetune.runs.results import MetricValue
 
 Range = tuple[float, float]
+Pair = tuple[Sequence[float] | Array, Sequence[float] | Array]
 _LEVEL = 0.975  # quantile of a two-sided 95 % interval
 # The values that a metric can have. Errors have no upper bound, and are not listed.
 METRIC_RANGES: dict[str, Range] = {
@@ -73,10 +74,10 @@ def row_covariance(
     resampled = resampled_scores(
         predictions, references, metrics, num_classes=num_classes, samples=samples, seed=seed
     )  # (R, S, X)
-    return {name: _covariance(resampled[:, :, index]) for index, name in enumerate(metrics)}
+    return {name: covariance_over_rows(resampled[:, :, index]) for index, name in enumerate(metrics)}
 
 
-def _covariance(resampled: Array) -> Array:
+def covariance_over_rows(resampled: Array) -> Array:
     """Return the covariance (S, S) of scores (R, S), over the resamples in which all are defined."""
     defined = resampled[np.isfinite(resampled).all(axis=1)]
     models = resampled.shape[1]
@@ -103,9 +104,7 @@ def series_interval(scores: Sequence[float] | Array, row_covariance: Array, boun
     return _interval(mean, variance, degrees, bounds)
 
 
-def difference_interval(
-    scores: tuple[Sequence[float] | Array, Sequence[float] | Array], covariance: Array
-) -> MetricValue:
+def difference_interval(scores: Pair, covariance: Array) -> MetricValue:
     """Return second minus first mean score with its 95 % interval, for two series (or runs) scored on the same rows.
 
     With A the first and B the second series, and Cov_AB the mean covariance between a seed of A and a seed of B:
@@ -123,11 +122,27 @@ def difference_interval(
         scores: of each seed of the first series, (S_A,), and of the second, (S_B,).
         covariance: of all scores over resampled rows, the first series before the second, (S_A + S_B, S_A + S_B).
     """
+    return _interval(*_difference(scores, covariance), None)
+
+
+def difference_p_value(scores: Pair, covariance: Array) -> float | None:
+    """Return the two-sided p-value of the t-test that belongs to `difference_interval`, or None if it has no interval.
+
+    It is below 0.05 where the interval does not contain 0.
+    """
+    mean, variance, degrees = _difference(scores, covariance)
+    if not (variance > 0 and np.isfinite(mean)):
+        return None
+    return float(2 * stats.t.sf(abs(mean) / variance**0.5, degrees))
+
+
+def _difference(scores: Pair, covariance: Array) -> tuple[float, float, float]:
+    """Return second minus first mean score, its variance and its degrees of freedom."""
     first, second = (np.asarray(values, dtype=float) for values in scores)
     split = len(first)
     between = float(covariance[:split, split:].mean())
     shared = _shared(covariance[:split, :split]) + _shared(covariance[split:, split:]) - 2 * between
-    return _interval(float(second.mean() - first.mean()), *_variance([first, second], shared), None)
+    return float(second.mean() - first.mean()), *_variance([first, second], shared)
 
 
 def _shared(covariance: Array) -> float:

@@ -19,10 +19,10 @@ from finetune.heads.ablation import ablation
 from finetune.heads.gated_forward import GatedRows, sample_rows
 from finetune.heads.methods import measure_importance
 from finetune.heads.pruning_curve import CurveSettings, pruning_curves
+from finetune.heads.rank_correlation import kendall_tau
 from finetune.heads.ranking_statistics import (
     against_importance,
     helped_by_removal,
-    kendall_tau,
     paired_error_tests,
     paired_tests,
 )

@@ -1,4 +1,4 @@
-"""Statistics of head rankings: agreement of two rankings, stability over rows, and paired tests of single heads.
+"""Statistics of head rankings: stability over rows, agreement with importance, and paired tests of single heads.
 
 N rows, L layers, H heads, F folds
 """
@@ -11,53 +11,15 @@ from itertools import combinations
 
 import numpy as np
 from scipy import stats
-from scipy.stats import kendalltau
 
+from finetune.evaluation.paired_tests import holm, mcnemar_p_value, wilcoxon_p_value
 from finetune.heads.importance_estimate import Estimate
+from finetune.heads.rank_correlation import Table, kendall_tau
 from finetune.models.attention_sites import AttentionSite
 from finetune.runs.head_results import ChangeAgreement, HeadChanges, HeadTest, TauValue
 
-Table = Sequence[Sequence[float | None]]  # (L, H); None where a layer lacks the head
-
 HALVINGS = 100  # random splits of the rows into halves
 RESAMPLES = 2000  # bootstrap samples
-_NORMAL_95 = 1.959964  # 97.5 % quantile of the normal distribution
-
-
-def kendall_tau(first: Table, second: Table) -> TauValue:
-    """Return Kendall's tau-b (1945) of two (L, H) tables with a 95 % interval, over the heads with a value in both.
-
-    The interval is tau +- 1.96 jackknife standard errors over heads (Efron and Stein 1981), clipped to [-1, 1]. It
-    shows how much tau depends on single heads, for the given tables. A percentile bootstrap over rows would be biased:
-    resampling adds noise to both tables, noise pulls tau toward 0, and the interval would be too low (by 0.08 in a
-    simulation of 72 heads and 128 rows).
-
-    The value is None if a table is constant, so that it gives no order; the bounds also for fewer than 3 heads.
-
-    Raises:
-        ValueError: the tables differ in shape.
-    """
-    shapes = [[len(row) for row in table] for table in (first, second)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"the tables have {shapes[0]} and {shapes[1]} cells per layer; they must be tables of the same heads"
-        )
-    cells = [
-        (a, b)
-        for left, right in zip(first, second, strict=True)
-        for a, b in zip(left, right, strict=True)
-        if a is not None and b is not None
-    ]
-    pairs = np.array(cells, dtype=np.float64).reshape(-1, 2)  # (n, 2)
-    value = _tau(pairs)
-    if value is None or len(pairs) < 3:
-        return TauValue(value)
-    without = [_tau(np.delete(pairs, index, axis=0)) for index in range(len(pairs))]
-    defined = np.array([tau for tau in without if tau is not None])
-    if len(defined) < len(pairs):
-        return TauValue(value)
-    half = _NORMAL_95 * np.sqrt((len(pairs) - 1) * defined.var())
-    return TauValue(value, max(-1.0, float(value - half)), min(1.0, float(value + half)))
 
 
 def against_importance(changes: HeadChanges, importance: Table, name: str) -> ChangeAgreement:
@@ -94,13 +56,6 @@ def _describe_agreement(taus: dict[str, TauValue]) -> str:
         answer = "No relation was found between the importance of a head and its change"
     listed = ", ".join(f"{name} {tau.text()}" for name, tau in taus.items())
     return f"{answer} (Kendall's tau with importance, 95 % interval over heads: {listed})."
-
-
-def _tau(pairs: np.ndarray) -> float | None:
-    """Return Kendall's tau-b of pairs (n, 2), or None if a column is constant."""
-    if any(len(np.unique(column)) < 2 for column in pairs.T):
-        return None
-    return float(kendalltau(pairs[:, 0], pairs[:, 1]).statistic)
 
 
 def split_half_stability(
@@ -173,7 +128,7 @@ def paired_tests(
             shares = np.array([lost + 0.5, gained + 0.5, rows - lost - gained]) / (rows + 1)
             drawn = rng.multinomial(rows, shares, size=RESAMPLES)  # (samples, 3)
             low, high = np.percentile((drawn[:, 1] - drawn[:, 0]) / rows, [2.5, 97.5])
-            p_value = float(stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+            p_value = mcnemar_p_value(lost, gained)
             change = (gained - lost) / rows
             tests.append(HeadTest(site.layer, head, change, float(low), float(high), lost, gained, p_value, 1.0))
     return _corrected(tests)
@@ -196,7 +151,7 @@ def paired_error_tests(
     bounds = np.percentile(_resampled_means(rises, seed), [2.5, 97.5], axis=0)  # (2, heads)
     tests = []
     for (layer, head), rise, low, high in zip(heads, rises.T, *bounds, strict=True):
-        p_value = float(stats.wilcoxon(rise).pvalue) if np.any(rise != 0) else 1.0
+        p_value = wilcoxon_p_value(rise)
         lost, gained, change = int((rise > 0).sum()), int((rise < 0).sum()), float(rise.mean())
         tests.append(HeadTest(layer, head, change, float(low), float(high), lost, gained, p_value, 1.0))
     return _corrected(tests)
@@ -214,16 +169,6 @@ def _corrected(tests: list[HeadTest]) -> list[HeadTest]:
     """Return the tests with their p-values corrected by Holm's method."""
     corrected = holm([test.p_value for test in tests])
     return [replace(test, p_holm=p_value) for test, p_value in zip(tests, corrected, strict=True)]
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for multiple tests (Holm 1979), each at least the original value and at most 1."""
-    order = np.argsort(p_values, kind="stable")
-    factors = len(p_values) - np.arange(len(p_values))
-    adjusted = np.minimum(1.0, np.maximum.accumulate(np.asarray(p_values)[order] * factors))
-    corrected = np.empty(len(p_values))
-    corrected[order] = adjusted
-    return corrected.tolist()
 
 
 def helped_by_removal(tests: Sequence[HeadTest], measure: str) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from finetune.errors import DataError
-from finetune.heads.ranking_statistics import kendall_tau
+from finetune.heads.rank_correlation import kendall_tau
 from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.analyze_heads import untrained_warning
 from finetune.pipeline.finished_run import finished_folder, finished_recipe

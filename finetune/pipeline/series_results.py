@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from finetune.evaluation.bootstrap import Array, interval_note
 from finetune.evaluation.two_level_interval import METRIC_RANGES, row_covariance, series_interval
-from finetune.heads.ranking_statistics import kendall_tau
+from finetune.heads.rank_correlation import kendall_tau
 from finetune.recipe.names import LOWER_IS_BETTER
 from finetune.recipe.schema import Recipe
 from finetune.runs.head_results import HeadScores, RankAgreement, TauValue
@@ -29,7 +29,7 @@ from finetune.runs.series import HeadAgreement, MemberResult, SeedStatistics, Se
 INTERVAL_NOTE = (
     "95 % interval of the mean, for other seeds and other rows: variance s^2 / S + Cov of {seeds} runs, where s is the "
     "standard deviation over seeds and Cov the covariance of two runs' scores over resampled rows (Obuchowski and "
-    "Rockette 1995; degrees of freedom of Hillis 2007)"
+    "Rockette 1995); the guide many-runs has the degrees of freedom"
 )
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from finetune.report.comparison_text import difference_text
+from finetune.runs.comparison import RunsComparison
 from finetune.runs.head_results import HeadScores, PruningCurves
 from finetune.runs.results import SplitScores
 
@@ -139,6 +141,38 @@ def pruning_plot(result: PruningCurves) -> str:
     figure.update_xaxes(title="% of heads removed")
     figure.update_yaxes(title=result.metric.replace("_", " "))
     return figure_html(figure, 360 + 11 * len(result.curves))  # the legend needs height too
+
+
+def difference_plot(comparison: RunsComparison, split: str) -> str:
+    """Return the difference of every metric from the first run with its interval, a color per run."""
+    figure, pairs = go.Figure(), comparison.pairs_on(split)
+    names = list(pairs[0].splits[split].metrics)
+    for number, pair in enumerate(pairs):
+        shift = (number - (len(pairs) - 1) / 2) * 0.6 / len(pairs)  # runs of a metric are drawn below each other
+        cells = [pair.splits[split].metrics[name].difference for name in names]
+        known = [(index, cell.value, cell.low, cell.high) for index, cell in enumerate(cells) if cell.value is not None]
+        figure.add_scatter(
+            x=[value for _, value, _, _ in known],
+            y=[index + shift for index, _, _, _ in known],
+            text=[f"{names[index]}: {difference_text(cells[index])}" for index, _, _, _ in known],
+            hovertemplate="%{text}",
+            error_x={
+                "type": "data",
+                "array": [0 if high is None else high - value for _, value, _, high in known],
+                "arrayminus": [0 if low is None else value - low for _, value, low, _ in known],
+                "thickness": 2,
+            },
+            mode="markers",
+            marker={"color": _LINES[number % len(_LINES)], "size": 9},
+            name=pair.name,
+            showlegend=True,
+        )
+    figure.add_vline(x=0, line={"color": "#5f6c7b", "width": 1, "dash": "dot"})
+    figure.update_xaxes(title=f"difference from {comparison.runs[0].name}")
+    ticks = [name.replace("_", " ") for name in names]
+    positions = list(range(len(names)))
+    figure.update_yaxes(tickvals=positions, ticktext=ticks, range=[len(names) - 0.5, -0.5], automargin=True)
+    return figure_html(figure, 130 + len(names) * (24 + 22 * len(pairs)))
 
 
 def figure_html(figure: go.Figure, height: int) -> str:

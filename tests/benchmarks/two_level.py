@@ -80,14 +80,19 @@ def influence_of_accuracy(right: Array, rng: np.random.Generator) -> tuple[Array
 
 
 def influence_of_f1(right: Array, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Return the macro F1 (T, S), and the influence of each row on it (T, S, N), the derivative by its weight."""
+    """Return the macro F1 (T, S), and the influence of each row on it (T, S, N), with labels drawn at random."""
     repetitions, _, rows = right.shape
     labels = rng.choice(len(CLASS_SHARES), size=(repetitions, 1, rows), p=CLASS_SHARES)
     step = np.where(rng.random(right.shape, dtype=np.float32) < OTHER_LABEL, rng.integers(1, 3, right.shape), 1)
-    predicted = np.where(right, labels, (labels + step) % len(CLASS_SHARES))
-    scores, influence = np.zeros(right.shape[:2]), np.zeros(right.shape, dtype=np.float32)
+    return influence_of_labels(np.where(right, labels, (labels + step) % len(CLASS_SHARES)), labels)
+
+
+def influence_of_labels(predicted: Array, labels: Array) -> tuple[Array, Array]:
+    """Return the macro F1 (T, S) and its derivatives by the weights of the rows (T, S, N), for labels (T, 1, N)."""
+    rows = predicted.shape[-1]
+    scores, influence = np.zeros(predicted.shape[:2]), np.zeros(predicted.shape, dtype=np.float32)
     for label in range(len(CLASS_SHARES)):
-        hits = (right & (labels == label)).astype(np.float32)
+        hits = ((predicted == label) & (labels == label)).astype(np.float32)
         members = (predicted == label).astype(np.float32) + (labels == label)  # predicted + actual, of each row
         total = members.sum(-1, dtype=float)
         f1 = 2 * hits.sum(-1, dtype=float) / np.maximum(total, 1)
@@ -216,7 +221,8 @@ def settings() -> list[Setting]:
         for setting in series
         if setting.deviation in (0, 0.01) and (metric == "accuracy" or setting.accuracy == 0.7)
     ]
-    return [*series, *f1, *differences]
+    two_seeds = [replace(setting, seeds=2) for setting in series if setting.seeds == 3]
+    return [*series, *f1, *differences, *two_seeds]
 
 
 def write_results(results: list[tuple[Setting, dict[str, float]]], file: Path, repetitions: int) -> None:

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetune.heads.ranking_statistics import against_importance, kendall_tau
+from finetune.heads.rank_correlation import kendall_tau
+from finetune.heads.ranking_statistics import against_importance
 from finetune.runs.head_results import HeadChanges, TauValue
 
 VALUES = st.lists(st.integers(0, 6) | st.none(), min_size=12, max_size=12)

@@ -5,7 +5,8 @@ from math import comb
 import numpy as np
 import pytest
 
-from finetune.heads.ranking_statistics import helped_by_removal, holm, paired_error_tests, paired_tests
+from finetune.evaluation.paired_tests import holm
+from finetune.heads.ranking_statistics import helped_by_removal, paired_error_tests, paired_tests
 from finetune.runs.head_results import HeadTest
 from tests.heads.test_importance_estimate import SITES, site
 
@@ -46,14 +47,6 @@ def test_the_interval_equals_a_bootstrap_over_rows() -> None:
     # Both are multiples of 1/50 = .02. Measured: they differ by at most one step.
     np.testing.assert_allclose([result.low, result.high], np.percentile(drawn, [2.5, 97.5]), atol=0.021)
     assert result.high - result.low > 0.1
-
-
-def test_holm_by_hand() -> None:
-    # Sorted .01, .02, .03, .04, times 4, 3, 2, 1: .04, .06, .06, .04. Each is at least as large as the previous one.
-    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert holm([0.5, 0.9, 0.001]) == pytest.approx([1.0, 1.0, 0.003])
-    assert holm([0.2]) == [0.2]
-    assert holm([]) == []
 
 
 def test_all_heads_are_corrected_together() -> None:

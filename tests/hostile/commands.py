@@ -21,7 +21,7 @@ from accelerate.state import AcceleratorState, PartialState
 
 from finetune.cli import main
 from tests.hostile.recipes import BASE
-from tests.hostile.runs import damage
+from tests.hostile.runs import OTHER, damage
 
 ROWS = "sentence,label,other\na cat sat,x,1\na dog ran,y,0\nthe cat ran,x,1\nthe dog sat,y,0\n"
 
@@ -136,7 +136,8 @@ class Inputs:
         shutil.copytree(self.run, target)
         damage(target / name, random.Random(number))
         before = snapshot(self.folder)
-        outcome = self._call([command[0], str(target), *command[1:]])
+        arguments = [str(self.run) if part == OTHER else part for part in command[1:]]
+        outcome = self._call([command[0], str(target), *arguments])
         if outcome.fault or outcome.code == 0:
             leftovers = [path.name for pattern in (".*.tmp", ".*.old") for path in target.rglob(pattern)]
             return outcome.fault or (f"left {leftovers}" if leftovers else "")

@@ -28,10 +28,11 @@ def tiny_run(folder: Path) -> Path:
         return finished(folder, quick)
 
 
+OTHER = "the undamaged run"
 COMMANDS = [
     ["evaluate"], ["report"], ["merge"], ["heads"], ["heads", "head_importance.method=fisher"],
     ["prune", "--share", "0.5"], ["prune", "--heads", "0.1"], ["prune", "--keep-within", "0.1"],
-    ["publish", "--repo", "me/a", "--dry-run"],
+    ["publish", "--repo", "me/a", "--dry-run"], ["compare", OTHER],
 ]  # fmt: skip
 VALUES_OF_JSON: list[Any] = [
     None, True, False, 0, 1, -1, 10**30, 0.5, "", "x", "0", [], [1], ["x"], {}, {"a": 1}, [[]], "x" * 300, "\0", "../x",

@@ -22,20 +22,21 @@ COMMANDS = {
     "prune": ["prune", "RUN", "--share", "0.5"],
     "merge": ["merge", "RUN"],
     "publish": ["publish", "RUN", "--repo", "me/a", "--dry-run"],
-    "compare": ["heads", "RUN", "OTHER"],
+    "compare heads": ["heads", "RUN", "OTHER"],
+    "compare": ["compare", "OTHER", "RUN"],
 }
 REPORTING = {"report", "evaluate", "heads", "publish"}
 # Each file of a run folder -> the commands that read it. Other commands do not depend on the file.
 READ_BY = {
-    "recipe.yaml": {*REPORTING, "prune", "merge"},
-    "environment.json": REPORTING,
+    "recipe.yaml": {*REPORTING, "prune", "merge", "compare"},
+    "environment.json": {*REPORTING, "compare"},
     "data.json": {*REPORTING, "prune"},
     "history.jsonl": REPORTING,
-    "training.json": REPORTING,
-    "scores.json": REPORTING,
+    "training.json": {*REPORTING, "compare"},
+    "scores.json": {*REPORTING, "compare"},
     "baselines.json": REPORTING,
-    "predictions.parquet": REPORTING,
-    "heads.json": {*REPORTING, "prune", "compare"},
+    "predictions.parquet": {*REPORTING, "compare"},
+    "heads.json": {*REPORTING, "prune", "compare heads", "compare"},
 }
 
 
@@ -189,13 +190,16 @@ def test_a_missing_file_is_an_error_if_it_is_needed(
         "scores.json": {"evaluate"},
         "baselines.json": REPORTING,
         "predictions.parquet": {"evaluate"},
-        "heads.json": {*REPORTING, "prune"},
+        "heads.json": {*REPORTING, "prune", "compare"},
     }
     missing_text = "Scores" if file == "baselines.json" else "The heads have not been analyzed"
     for command in sorted(READ_BY[file]):
         arguments = [{"RUN": str(run), "OTHER": str(other)}.get(part, part) for part in COMMANDS[command]]
         if command in optional.get(file, ()):
-            if command == "report":
+            if command == "compare":
+                assert main(arguments) == 0
+                assert "The heads of run were not analyzed" in capsys.readouterr().out
+            elif command == "report":
                 assert main(arguments) == 0
                 assert missing_text in (run / "report.html").read_text()
                 shutil.copy(small_run / "report.html", run), shutil.copy(small_run / "README.md", run)
@@ -208,7 +212,7 @@ def test_a_missing_file_is_an_error_if_it_is_needed(
             continue
         assert main(arguments) == 2, command
         printed = capsys.readouterr().err
-        expected = "has no analysis of heads" if command == "compare" else file
+        expected = "has no analysis of heads" if command == "compare heads" else file
         assert expected in printed
         assert contents(run) == before, command
 

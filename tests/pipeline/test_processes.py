@@ -140,6 +140,7 @@ for name, *rest in (
     ["merge", run],
     ["report", run],
     ["publish", run, "--repo", "me/a", "--dry-run"],
+    ["compare", run, run],
     ["train", recipe, "output_dir=" + shared + "/series", "head_importance=null", "--seeds", "2"],  # ends the group
 ):
     print("==", name, flush=True)
@@ -212,11 +213,8 @@ def test_two_machines_run_or_reject_every_command(tmp_path: Path) -> None:
         "train": [2, 2, 0, 143, 0, 0, 0],
         "evaluate": [0],
         "heads": [0],
-        "prune": [2],
-        "merge": [2],
-        "report": [2],
+        **dict.fromkeys(("prune", "merge", "report", "publish", "compare"), [2]),
     }
-    expected["publish"] = [2]
     assert expected.keys() == commands_with("run") | {"train"}
     assert codes(first) == codes(second) == expected, printed
     assert first.stdout.count("2 processes on 2 machines, cpu") == 8
@@ -227,7 +225,7 @@ def test_two_machines_run_or_reject_every_command(tmp_path: Path) -> None:
     for machine in (first, second):  # each machine prints the message
         assert "is not the same folder for all processes (not visible on: " in machine.stderr
         assert "output_dir must be on a shared disk" in machine.stderr
-        for name in ("prune", "merge", "report", "publish"):
+        for name in ("prune", "merge", "report", "publish", "compare"):
             assert f"error: {name} runs in one process, and the launcher started 2; run it without" in machine.stderr
     # torch's launcher on one machine logs a traceback if that on the other, which has the store, ends first.
     assert not [line for line in printed.splitlines() if "Traceback" in line and "elastic/agent/server" not in line]

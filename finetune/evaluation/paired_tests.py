@@ -1,0 +1,47 @@
+"""Tests whether two classifiers differ on the same rows, and the correction for several tests.
+
+N rows, C classes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from finetune.evaluation.bootstrap import Array
+
+
+def mcnemar_p_value(lost: int, gained: int) -> float:
+    """Return the p-value of McNemar's exact test (1947), two-sided.
+
+    The test asks whether, among the rows that only one classifier predicts correctly, each is right equally often.
+
+    Args:
+        lost: number of rows that only the first classifier predicts correctly.
+        gained: number of rows that only the second predicts correctly.
+    """
+    return float(stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+
+
+def wilcoxon_p_value(differences: Array) -> float:
+    """Return the p-value of Wilcoxon's signed-rank test (1945) of paired differences (N,), two-sided."""
+    return float(stats.wilcoxon(differences).pvalue) if np.any(differences != 0) else 1.0
+
+
+def row_f1(predictions: Array, references: Array) -> Array:
+    """Return the F1 of each row's predicted 0/1 labels (N, C) against its labels, (N,); 1 if both sets are empty."""
+    total = predictions.sum(-1) + references.sum(-1)
+    scores: Array = np.where(total > 0, 2 * (predictions * references).sum(-1) / np.maximum(total, 1), 1.0)
+    return scores
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for multiple tests (Holm 1979), each at least the original value and at most 1."""
+    order = np.argsort(p_values, kind="stable")
+    factors = len(p_values) - np.arange(len(p_values))
+    adjusted = np.minimum(1.0, np.maximum.accumulate(np.asarray(p_values)[order] * factors))
+    corrected = np.empty(len(p_values))
+    corrected[order] = adjusted
+    return corrected.tolist()

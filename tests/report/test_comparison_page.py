@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from finetune.report.comparison_page import render_comparison
+from finetune.report.comparison_text import difference_text, result_text
+from finetune.runs.comparison import (
+    ClassDifference,
+    MetricDifference,
+    PairComparison,
+    PairedTest,
+    RunsComparison,
+    RunSummary,
+    SplitDifference,
+)
+from finetune.runs.head_results import TauValue
+from finetune.runs.results import MetricValue
+
+CELL = MetricValue(0.0312, 0.0102, 0.0522)
+TEST = PairedTest("McNemar's exact test", "right and wrong rows", 0.03125, 0.0625)
+RESULT = SplitDifference(
+    1234, {"accuracy": MetricDifference(0.5, 0.5312, CELL), "f1_macro": MetricDifference(None, 0.5, MetricValue(None))},
+    TEST, [ClassDifference("<b>", 7, CELL, MetricValue(-0.5))], 12, 5, ["Few rows."],
+)  # fmt: skip
+
+
+def run(name: str) -> RunSummary:
+    return RunSummary(
+        name, f"runs/{name}", [1, 2], 1000, 20000, 1.5, 2.5, 3.5, 4000, "cpu", 1.5e9, "gradient", 72, 22.5
+    )
+
+
+def comparison(*names: str) -> RunsComparison:
+    pairs = [
+        PairComparison(
+            names[1], {"test": RESULT}, {"validation": "rows only in a: 3"}, TauValue(0.5), "mean of 4 pairs"
+        ),
+        *(PairComparison(name, {"test": RESULT}, head_note="Not <analyzed>.") for name in names[2:]),
+    ]
+    recipe = {"peft.r": ["–", *["<8>"] * (len(names) - 1)]}
+    return RunsComparison("regression", "accuracy", [run(name) for name in names], pairs, recipe, ["Beware."])
+
+
+def test_texts_of_differences_and_tests() -> None:
+    assert difference_text(CELL) == "+0.0312 [+0.0102, +0.0522]"
+    assert difference_text(MetricValue(-0.5), 3) == "-0.500"
+    assert difference_text(MetricValue(None)) == "undefined"
+    gained = "12 rows gained, 5 lost; McNemar's exact test of right and wrong rows: p = 0.031"
+    assert result_text(RESULT, 1) == gained
+    assert result_text(RESULT, 3) == f"{gained}, corrected for 3 comparisons p = 0.062"
+    none = SplitDifference(9, {}, None)
+    assert result_text(none, 1) == "no test, because the scores do not vary"
+    tiny = SplitDifference(9, {}, PairedTest("t-test", "accuracy", 1e-9, 1e-9))
+    assert result_text(tiny, 1) == "t-test of accuracy: p < 0.0001"
+
+
+def test_the_page_has_every_part() -> None:
+    html = render_comparison(comparison("a", "<i>", "c"))
+    for expected in (
+        "&lt;i&gt;, c compared with a", "validation was not compared: rows only in a: 3.", "Test, 1,234 rows",
+        "<td>0.5312</td><td>0.5000</td><td>+0.0312 [+0.0102, +0.0522]</td>", "<td>undefined</td>",
+        "p = 0.031, corrected for 2 comparisons p = 0.062", "&lt;b&gt;", "<td>&lt;8&gt;</td>", "22.5 of 72", "1.5e+09",
+        "0.50 (mean of 4 pairs)", "Not &lt;analyzed&gt;.", "Beware.", "Few rows.", "1, 2", "--ink: #1f2933",
+    ):  # fmt: skip
+        assert expected in html, expected
+    assert html.count('class="plotly-graph-div"') == 1
+    assert render_comparison(comparison("a", "<i>", "c")) == html
