@@ -213,7 +213,7 @@ def test_two_machines_run_or_reject_every_command(tmp_path: Path) -> None:
         "train": [2, 2, 0, 143, 0, 0, 0],
         "evaluate": [0],
         "heads": [0],
-        **dict.fromkeys(("prune", "merge", "report", "publish", "compare"), [2]),
+        **{key: [2] for key in ("prune", "merge", "report", "publish", "compare")},
     }
     assert expected.keys() == commands_with("run") | {"train"}
     assert codes(first) == codes(second) == expected, printed
