@@ -80,14 +80,15 @@ def check_output_dir(folder: Folder, recipe: Recipe) -> None:
             f"output_dir {path} contains a {other}, which a {kind} does not replace or resume; name another folder, or "
             "empty this one yourself"
         )
+    if is_run:
+        is_taken, is_other = "contains an earlier run", "is not empty and is not a finetune run"
+    else:
+        is_taken, is_other = "contains an earlier series", "is not empty and is not a finetune series"
     if reason := not_a_run(folder) if isinstance(folder, RunFolder) else not_a_series(folder):
-        raise TrainingError(
-            f"output_dir {path} is not empty and is not a finetune {kind} ({reason}); name another folder, or empty "
-            "this one yourself"
-        )
+        raise TrainingError(f"output_dir {path} {is_other} ({reason}); name another folder, or empty this one yourself")
     if not recipe.overwrite_output_dir and not resumed:
         raise TrainingError(
-            f"output_dir {path} contains an earlier {kind}; name another folder, resume the {kind} "
+            f"output_dir {path} {is_taken}; name another folder, resume the {kind} "
             "(checkpoint.resume_from_checkpoint=auto), or replace it (overwrite_output_dir=true)"
         )
     if resumed and isinstance(folder, RunFolder) and folder.history.is_file():
