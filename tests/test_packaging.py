@@ -16,6 +16,7 @@ from tests.support.recipes import RECIPES
 
 PACKAGE = {path.relative_to(ROOT).as_posix() for path in (ROOT / "finetune").rglob("*") if path.is_file()}
 PACKAGE = {name for name in PACKAGE if "__pycache__" not in name}
+SHIPPED = {path.relative_to(ROOT / "recipes").as_posix() for path in (ROOT / "recipes").rglob("*.yaml")}
 
 
 def build(source: Path, kind: str, folder: Path) -> Path:
@@ -36,9 +37,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_has_the_package_and_the_recipes_only(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert names == PACKAGE | {f"finetune/recipes/{path.name}" for path in RECIPES}
+    assert names == PACKAGE | {f"finetune/recipes/{name}" for name in SHIPPED}
     assert {"finetune/docs/recipes.md", "finetune/report/report.html", "finetune/__main__.py"} < names
-    assert len(RECIPES) == 4
+    assert {path.name for path in RECIPES} | {"sweeps/heads.yaml"} < SHIPPED
 
 
 def test_the_metadata_names_versions_that_were_tried(wheel: Path) -> None:
@@ -60,7 +61,7 @@ def test_the_source_archive_can_build_the_wheel(tmp_path: Path) -> None:
     with tarfile.open(built) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
         archive.extractall(tmp_path, filter="data")
-    assert names == PACKAGE | {f"recipes/{path.name}" for path in RECIPES} | {
+    assert names == PACKAGE | {f"recipes/{name}" for name in SHIPPED} | {
         "LICENSE", "PKG-INFO", "README.md", "pyproject.toml", ".gitignore",
     }  # fmt: skip
     wheel = build(tmp_path / f"finetune-{__version__}", "wheel", tmp_path)

@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -86,21 +86,11 @@ def _sweep(loaded: LoadedSweep, run: RunTrial) -> SweepResult:
     _check_folder(folder)
     with report_write_errors(folder.path):
         folder.trials.mkdir(parents=True, exist_ok=True)
-    with wait_for_lock(folder.path):  # two processes cannot create the tables of a database at the same time
-        storage = open_storage(loaded.sweep.storage, folder.storage)
-        study = open_study(loaded, storage)
-    worker = _Worker(loaded, folder, study, Claims(study, storage, folder.path, loaded.planned()), run)
-    worker.check_trials_are_of_this_study()
-    print_started(worker.console, worker.write_results(), folder)
-    deadline = time.monotonic() + 60 * (loaded.sweep.timeout_minutes or float("inf"))
-    while time.monotonic() < deadline:
-        with worker.storage_errors():
-            trial = worker.claims.next_trial()
-        if trial is None:
-            break
-        worker.run_claimed(trial)
-        worker.check_not_all_fail()
-    return worker.finish()
+    with ExitStack() as stack:
+        with wait_for_lock(folder.path):  # two processes cannot create the tables of a database at the same time
+            storage = stack.enter_context(open_storage(loaded.sweep.storage, folder.storage))
+            study = open_study(loaded, storage)
+        return _Worker(loaded, folder, study, Claims(study, storage, folder.path, loaded.planned()), run).work()
 
 
 def _check_folder(folder: SweepFolder) -> None:
@@ -129,6 +119,20 @@ class _Worker:
     def storage_errors(self) -> AbstractContextManager[None]:
         """Return a context that turns errors of the storage into one message."""
         return report_storage_errors(self.loaded.sweep.storage)
+
+    def work(self) -> SweepResult:
+        """Run trials until none is left or the time is over, and return all results."""
+        self.check_trials_are_of_this_study()
+        print_started(self.console, self.write_results(), self.folder)
+        deadline = time.monotonic() + 60 * (self.loaded.sweep.timeout_minutes or float("inf"))
+        while time.monotonic() < deadline:
+            with self.storage_errors():
+                trial = self.claims.next_trial()
+            if trial is None:
+                break
+            self.run_claimed(trial)
+            self.check_not_all_fail()
+        return self.finish()
 
     def check_trials_are_of_this_study(self) -> None:
         """Raise TrainingError if the folder has trials that the study does not know."""

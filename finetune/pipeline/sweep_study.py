@@ -70,8 +70,9 @@ def _reason(error: BaseException) -> str:
     return str(original).strip().splitlines()[0] if str(original).strip() else type(error).__name__
 
 
-def open_storage(url: str | None, sqlite_file: Path) -> BaseStorage:
-    """Return the storage at an Optuna URL, or the one in a SQLite file.
+@contextmanager
+def open_storage(url: str | None, sqlite_file: Path) -> Iterator[BaseStorage]:
+    """Yield the storage at an Optuna URL, or the one in a SQLite file, and close its connections at the end.
 
     Raises:
         StorageError: the storage cannot be reached.
@@ -79,7 +80,12 @@ def open_storage(url: str | None, sqlite_file: Path) -> BaseStorage:
     is_sqlite = url is None or url.startswith("sqlite")
     arguments = {"connect_args": {"timeout": _SQLITE_SECONDS}} if is_sqlite else {"pool_pre_ping": True}
     with report_storage_errors(url):
-        return get_storage(RDBStorage(url or f"sqlite:///{sqlite_file}", engine_kwargs=arguments))
+        database = RDBStorage(url or f"sqlite:///{sqlite_file}", engine_kwargs=arguments)
+    try:
+        yield get_storage(database)
+    finally:
+        database.remove_session()
+        database.engine.dispose()
 
 
 def open_study(sweep: LoadedSweep, storage: BaseStorage) -> Study:

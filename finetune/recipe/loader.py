@@ -179,8 +179,8 @@ def read_document(path: Path, values: YamlValues, kind: str = "recipe") -> dict[
         reason = shorten(str(error)) if ";" in str(error) else f"{shorten(str(error))}; correct it"
         raise RecipeError(f"{path}{line} is not valid YAML: {reason}") from error
     if not isinstance(root, yaml.MappingNode):
-        needed = "the sections model and data" if kind == "recipe" else "the keys recipe and space"
-        raise RecipeError(f"{path} has no keys; a {kind} is a mapping with at least {needed}")
+        parts, names = ("sections", "model and data") if kind == "recipe" else ("keys", "recipe and space")
+        raise RecipeError(f"{path} has no {parts}; a {kind} is a mapping with at least the {parts} {names}")
     document: dict[str, Any] = values.build(root, ())
     return document
 

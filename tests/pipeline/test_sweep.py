@@ -6,6 +6,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ class Killed(BaseException):
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep studies in memory, where they survive a killed sweep, one per folder; skip the importance of parameters."""
     storages: dict[Path, InMemoryStorage] = defaultdict(InMemoryStorage)
-    monkeypatch.setattr("finetune.pipeline.sweep.open_storage", lambda url, file: storages[file])
+    monkeypatch.setattr("finetune.pipeline.sweep.open_storage", lambda url, file: nullcontext(storages[file]))
     monkeypatch.setattr("finetune.pipeline.sweep.importance", lambda *_: {})
     monkeypatch.setattr("finetune.pipeline.sweep.write_sweep_report", lambda _: None)
 
