@@ -10,10 +10,10 @@ from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from finetune.evaluation.bootstrap import Array, interval_note
+from finetune.evaluation.row_matching import as_array
 from finetune.evaluation.two_level_interval import METRIC_RANGES, row_covariance, series_interval
 from finetune.heads.rank_correlation import kendall_tau
 from finetune.recipe.names import LOWER_IS_BETTER
@@ -135,17 +135,8 @@ def _labels_and_predictions(run: RunFolder, split: str, label_names: Sequence[st
     """Return the labels and the predicted labels of a split: class ids (N,), 0/1 label sets (N, C), or values (N,)."""
     table = read_predictions(run)
     rows = table.filter(pc.equal(table["split"], split))
-    labels, predicted = (_as_array(rows[name], label_names) for name in ("label", "predicted"))
+    labels, predicted = (as_array(rows[name], label_names) for name in ("label", "predicted"))
     return labels, predicted
-
-
-def _as_array(column: pa.ChunkedArray, label_names: Sequence[str]) -> Array:
-    cells, ids = column.to_pylist(), {name: index for index, name in enumerate(label_names)}
-    if pa.types.is_floating(column.type):
-        return np.asarray(cells, dtype=np.float64)
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return np.array([ids[name] for name in cells], dtype=np.int64)
-    return np.array([[name in cell for name in label_names] for cell in cells], dtype=np.int64)
 
 
 def head_agreement(runs: Mapping[int, RunFolder]) -> HeadAgreement | None:
