@@ -24,18 +24,20 @@ from finetune.models.building import Labels, pretrained_classifier
 from finetune.models.pretrained import quiet_libraries
 from finetune.models.pretrained import Source, load_tokenizer
 quiet_libraries()
-try:
-    source = Source(sys.argv[1], sys.argv[2])
-    labels = Labels(('no', 'yes'), 'single_label_classification')
-    classifier = pretrained_classifier(source, load_tokenizer(source), labels, max_length=16)
-    print('layers', classifier.base.config.num_hidden_layers)
-except ModelError as error:
-    print('ModelError', error)
+for line in sys.stdin:
+    try:
+        source = Source(*line.split())
+        labels = Labels(('no', 'yes'), 'single_label_classification')
+        classifier = pretrained_classifier(source, load_tokenizer(source), labels, max_length=16)
+        print('RESULT layers', classifier.base.config.num_hidden_layers, flush=True)
+    except ModelError as error:
+        print('RESULT ModelError', str(error).replace('\\n', ' '), flush=True)
 """
+MODELS = ("team/tiny", "team/dropped")  # the same files, so that each test finds its model outside the cache
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves the files of one model, `team/tiny`, at two revisions."""
+    """Serves the files of one model under the names MODELS, at two revisions."""
 
     def __init__(self, files: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -61,16 +63,17 @@ class _Handler(BaseHTTPRequestHandler):
         if "/tree/" in path:  # a folder of chat templates, which this model does not have
             self.send(404, b"", "text/plain", {"X-Error-Code": "EntryNotFound"}, body=body)
             return
-        if path.startswith("/api/models/team/tiny"):
+        name = "/".join(path.removeprefix("/api/models/").split("/")[:2])
+        if path.startswith("/api/models/") and name in MODELS:
             revision = path.rpartition("/")[2] if "/revision/" in path else "main"
             siblings = [{"rfilename": file.name} for file in self.server.files.iterdir()]
-            model_info = {"id": "team/tiny", "modelId": "team/tiny", "sha": COMMIT.get(revision), "siblings": siblings}
+            model_info = {"id": name, "modelId": name, "sha": COMMIT.get(revision), "siblings": siblings}
             self.send(200, json.dumps(model_info).encode(), "application/json", {}, body=body)
             return
         model, _, rest = path.removeprefix("/").partition("/resolve/")
         revision, _, name = rest.partition("/")
         missing = (
-            "RepoNotFound" if model != "team/tiny"
+            "RepoNotFound" if model not in MODELS
             else "RevisionNotFound" if revision not in (*COMMIT, *COMMIT.values())
             else None if (self.server.files / name).is_file() else "EntryNotFound"
         )  # fmt: skip
@@ -97,7 +100,43 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
+class Loader:
+    """A process that loads models by name from the hub; it reads the environment when it imports the libraries."""
+
+    def __init__(self, hub: Hub, cache: Path, **environment: str) -> None:
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+        inherited |= {
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_HOME": str(cache),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DOWNLOAD_TIMEOUT": str(HANG_SECONDS),
+            "HF_HUB_ETAG_TIMEOUT": str(HANG_SECONDS),
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM],
+            env=inherited | environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def load(self, name: str, revision: str = "main") -> str:
+        """Return the number of layers of the model, or the error."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{name} {revision}\n")
+        self.process.stdin.flush()
+        timer = threading.Timer(HANG_SECONDS, self.process.kill)
+        timer.start()
+        result = next((line for line in self.process.stdout if line.startswith("RESULT ")), None)
+        timer.cancel()
+        assert result is not None, "the process has ended; its error is above"
+        return result.removeprefix("RESULT ").strip()
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.communicate(timeout=HANG_SECONDS)
+        assert self.process.returncode == 0
+
+
+@pytest.fixture(scope="module")
 def hub(tiny_bert: Path) -> Iterator[Hub]:
     server = Hub(tiny_bert)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -108,49 +147,47 @@ def hub(tiny_bert: Path) -> Iterator[Hub]:
     thread.join()
 
 
-def load(hub: Hub, cache: Path, name: str, revision: str = "main", **environment: str) -> str:
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    inherited |= {
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_HOME": str(cache),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DOWNLOAD_TIMEOUT": str(HANG_SECONDS),
-        "HF_HUB_ETAG_TIMEOUT": str(HANG_SECONDS),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, name, revision],
-        env=inherited | environment, capture_output=True, text=True, check=False, timeout=HANG_SECONDS,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip().splitlines()[-1]
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("hub-cache")
 
 
-def test_a_model_is_fetched_once_and_then_offline(hub: Hub, tmp_path: Path) -> None:
-    assert load(hub, tmp_path, "team/tiny") == "layers 2"
-    assert load(hub, tmp_path, "team/tiny", "v1") == "layers 2"
+@pytest.fixture(scope="module")
+def online(hub: Hub, cache: Path) -> Iterator[Loader]:
+    loader = Loader(hub, cache)
+    yield loader
+    loader.close()
+
+
+def test_a_model_is_fetched_once_and_then_offline(hub: Hub, online: Loader, cache: Path) -> None:
+    hub.requests = 0
+    assert online.load("team/tiny") == "layers 2"
+    assert online.load("team/tiny", "v1") == "layers 2"
     requests = hub.requests
     assert requests > 5
-    assert load(hub, tmp_path, "team/tiny", HF_HUB_OFFLINE="1") == "layers 2"
+    offline = Loader(hub, cache, HF_HUB_OFFLINE="1")
+    assert offline.load("team/tiny") == "layers 2"
     assert hub.requests == requests
-    output = load(hub, tmp_path, "team/other", HF_HUB_OFFLINE="1")
+    output = offline.load("team/other")
     assert output.startswith("ModelError cannot load model 'team/other' (revision main)")
     assert "go online or fill the cache" in output
+    offline.close()
 
 
-def test_a_missing_model_is_named(hub: Hub, tmp_path: Path) -> None:
-    output = load(hub, tmp_path, "team/nothing")
+def test_a_missing_model_is_named(online: Loader) -> None:
+    output = online.load("team/nothing")
     assert output.startswith("ModelError cannot load model 'team/nothing' (revision main)")
     assert "give a hub id and revision" in output
 
 
-def test_a_missing_revision_is_named(hub: Hub, tmp_path: Path) -> None:
-    output = load(hub, tmp_path, "team/tiny", "v9")
+def test_a_missing_revision_is_named(online: Loader) -> None:
+    output = online.load("team/tiny", "v9")
     assert output.startswith("ModelError cannot load model 'team/tiny' (revision v9)")
 
 
-def test_a_dropped_connection_is_named_and_can_be_repeated(hub: Hub, tmp_path: Path) -> None:
+def test_a_dropped_connection_is_named_and_can_be_repeated(hub: Hub, online: Loader) -> None:
     hub.drop = True
-    output = load(hub, tmp_path, "team/tiny")
-    assert output.startswith("ModelError cannot load model 'team/tiny' (revision main)")
+    output = online.load("team/dropped")
+    assert output.startswith("ModelError cannot load model 'team/dropped' (revision main)")
     hub.drop = False
-    assert load(hub, tmp_path, "team/tiny") == "layers 2"
+    assert online.load("team/dropped") == "layers 2"
