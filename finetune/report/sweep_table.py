@@ -41,7 +41,7 @@ def print_started(console: Console, result: SweepResult, folder: SweepFolder) ->
     """Print what the sweep does, and how many trials are already finished."""
     total = "" if result.planned is None else f" of {result.planned}"
     finished = len(result.finished())
-    state = f", {finished}{total} trials are finished" if finished else f", {result.planned or 'any number of'} trials"
+    state = f", {finished}{total} trials finished" if finished else f", {result.planned or 'any number of'} trials"
     goals = ", ".join(f"{each.direction} {each.name}" for each in result.objectives)
     seeds = f", {len(result.seeds)} seeds each" if result.seeds else ""
     print_line(

@@ -71,7 +71,7 @@ def test_a_sweep_of_runs_can_be_started_again_and_its_best_recipe_trained(
 
     monkeypatch.setattr("finetune.pipeline.sweep_trial.train", lambda *_, **__: pytest.fail("a trial ran again"))
     assert main(["sweep", "rates.yaml"]) == 0
-    assert "2 of 2 trials are finished" in capsys.readouterr().out
+    assert "2 of 2 trials finished" in capsys.readouterr().out
     assert main(["sweep", "rates.yaml", "seed=5"]) == 2
     assert "the study 'rates' was started with another recipe; restore it, or name" in capsys.readouterr().err
 
