@@ -30,7 +30,7 @@ def sweep_result(loaded: LoadedSweep, stored: Sequence[FrozenTrial]) -> SweepRes
         recipe=loaded.sweep.recipe,
         sampler=loaded.sweep.sampler,
         pruner=loaded.sweep.pruner,
-        seeds=list(loaded.example.seeds or []),
+        seeds=loaded.seeds(),
         planned=loaded.planned(),
         objectives=list(loaded.objectives),
         parameters=list(loaded.parameters),

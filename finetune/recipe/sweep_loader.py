@@ -57,6 +57,10 @@ class LoadedSweep:
         """The name of the study."""
         return self.sweep.study_name or self.path.stem
 
+    def seeds(self) -> list[int]:
+        """Return the seeds of each trial, those of the sweep or else of the recipe; [] if each trial is one run."""
+        return list(self.sweep.seeds or self.example.seeds or [])
+
     def planned(self) -> int | None:
         """Return the number of trials that the sweep ends with; None if only time limits it."""
         if self.sweep.sampler != "grid":
@@ -68,7 +72,7 @@ class LoadedSweep:
         """Return one line: how many trials, of which parameters, and what they optimize."""
         planned = self.planned()
         trials = "Trials until the time limit" if planned is None else f"{planned} trial{'s' * (planned > 1)}"
-        seeds = f" with {len(self.example.seeds)} seeds each" if self.example.seeds else ""
+        seeds = f" with {len(self.seeds())} seeds each" if self.seeds() else ""
         names = ", ".join(parameter.name for parameter in self.parameters)
         goals = ", ".join(f"{objective.direction} {objective.name}" for objective in self.objectives)
         return f"{trials}{seeds} ({self.sweep.sampler}) over {names}; {goals} on the validation rows."

@@ -82,7 +82,7 @@ def _figures_of(
     better = "lower" if objective.direction == "minimize" else "higher"
     yield _figure(f"history-{index}", f"History{suffix}", f"One point per complete trial; {better} is better.", history)
     importance = result.importance.get(objective.name, {})
-    if importance:
+    if len(importance) > 1:  # a single parameter explains everything
         explanation = "Share of the variance of the objective over the trials that each parameter explains."
         labels = short_names(result.parameters)
         figure = _importance_bars({labels.get(name, name): share for name, share in importance.items()})

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from finetune.runs.json_files import read_json
 from finetune.runs.removable_heads import removable_heads
-from finetune.runs.results import MetricValue, TrainingResult, format_number, format_significant
+from finetune.runs.results import MetricValue, TrainingResult, format_significant
 from finetune.runs.run_files import read_heads, read_scores
 from finetune.runs.run_folder import RunFolder, SeriesFolder
 from finetune.runs.series import is_series, read_series
 
 REMOVABLE_WITHIN = 0.01  # the loss of score at which heads count as removable
 _HELD_OUT = ("validation", "test")
+_WHOLE_NUMBERS = ("parameters", "FLOPs per row")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Measure:
     """One value of a trial; with several seeds, the mean over the seeds with its 95 % interval.
 
     Attributes:
-        decimals: number of decimals; None shows three significant digits.
+        decimals: number of decimals; None shows three significant digits. Numbers have thousands separators.
     """
 
     title: str
@@ -42,7 +43,7 @@ class Measure:
         return numbers[0] if len(numbers) < 3 else f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
 
     def _number(self, value: float) -> str:
-        return format_significant(value) if self.decimals is None else format_number(value, self.decimals)
+        return format_significant(value) if self.decimals is None else f"{value:,.{self.decimals}f}"
 
 
 def read_measures(path: Path, metric: str) -> list[Measure]:
@@ -66,7 +67,7 @@ def read_measures(path: Path, metric: str) -> list[Measure]:
     for title, read in _MEASURES.items():
         values = [read(run) for run in runs if run.training.is_file()]
         if values and None not in values:
-            decimals = 1 if title.startswith("heads") and len(values) > 1 else None
+            decimals = 0 if title in _WHOLE_NUMBERS else 1 if title.startswith("heads") else None
             measures.append(Measure(title, mean_over_seeds([value for value in values if value is not None]), decimals))
     return measures
 

@@ -82,7 +82,9 @@ def test_a_trial_with_seeds_is_a_series_whose_values_are_means(tmp_path: Path) -
     keys: dict[str, Any] = {"recipe": "base.yaml", "sampler": "grid", "space": {RATE: [1e-2]}, "seeds": [1, 2]}
     keys |= {"output_dir": str(tmp_path / "out"), "objectives": [{"name": "loss"}]}
     (tmp_path / "seeds.yaml").write_text(yaml.safe_dump(keys))
-    (trial,) = sweep(load_sweep(tmp_path / "seeds.yaml")).trials
+    result = sweep(load_sweep(tmp_path / "seeds.yaml"))
+    (trial,), seeds = result.trials, result.seeds
+    assert seeds == [1, 2]
     series = SeriesFolder(tmp_path / "out" / "trials" / "0000", [1, 2])
     losses = [read_scores(series.member(seed))["validation"].loss for seed in (1, 2)]
     assert losses[0] != losses[1]

@@ -82,11 +82,12 @@ def test_a_grid_has_every_combination_once(write: Write) -> None:
 
 def test_every_shipped_sweep_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert {"learning_rate", "lora_rank"} <= shipped_sweeps().keys()
+    assert {"heads", "learning_rate", "lora_rank"} <= shipped_sweeps().keys()
     for name in shipped_sweeps():
         loaded = load_sweep(f"sweep:{name}")
         assert loaded.sweep.output_dir == str(tmp_path / "runs" / name)
         assert is_sweep_file(f"sweep:{name}")
+    assert load_sweep("sweep:heads").describe().startswith("9 trials with 5 seeds each (grid) over heads")
     with pytest.raises(RecipeError, match=r"there is no sweep 'sweep:lora_rnk'; finetune comes with .*mean 'lora_r"):
         load_sweep("sweep:lora_rnk")
 

@@ -43,9 +43,9 @@ def test_a_run_has_the_intervals_of_its_scores_and_single_values(tmp_path: Path)
         "test accuracy": "0.750 [0.650, 0.850]",
         "train minus test accuracy": "0.150",
         "parameters": "2,000",
-        "FLOPs per row": "1,230,000",
+        "FLOPs per row": "1,234,567",
         "seconds per epoch": "3",
-        "heads removable within 0.01": "2",
+        "heads removable within 0.01": "2.0",
     }
 
 
