@@ -22,7 +22,7 @@ from tests.support import ROOT
 AUTO = "checkpoint.resume_from_checkpoint=auto"
 KILLED = -signal.SIGKILL
 _WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree"}
-_TIMES = {"samples_per_second", "train_seconds", "eval_seconds", "logged_seconds", "speed"}
+_TIMES = {"samples_per_second", "train_seconds", "eval_seconds", "logged_seconds", "seconds_per_epoch", "speed"}
 
 
 def write_recipe(folder: Path, bert: Path, *, lora: bool, processes: int = 1, epochs: int = 3) -> Path:
