@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,18 +94,17 @@ def test_a_trial_with_seeds_is_a_series_whose_values_are_means(tmp_path: Path) -
 
 
 @pytest.fixture
-def postgresql(tmp_path: Path) -> Iterator[str]:
+def postgresql() -> Iterator[str]:
     """Start a PostgreSQL server on a free port of this machine, and yield the URL of its database."""
-    data, bin_folder = tmp_path / "postgres", POSTGRES[-1].parent
+    # Not in pytest's folder, which only its owner may enter.
+    scratch, bin_folder = tempfile.TemporaryDirectory(), POSTGRES[-1].parent
+    data = Path(scratch.name)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     as_user: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     if os.geteuid() == 0:  # the server refuses to run as root
-        data.mkdir()
         shutil.chown(data, "postgres", "postgres")
-        for parent in (tmp_path, *tmp_path.parents[:2]):
-            parent.chmod(0o755)
         as_user |= {"user": "postgres", "group": "postgres", "cwd": "/"}
     initialize = [bin_folder / "initdb", "-D", data, "-U", "me", "-A", "trust", "--no-sync"]
     subprocess.run(initialize, check=True, **as_user)
@@ -122,6 +122,7 @@ def postgresql(tmp_path: Path) -> Iterator[str]:
     finally:
         server.send_signal(signal.SIGQUIT)
         server.wait(_SECONDS)
+        scratch.cleanup()
 
 
 def _work(sweep_file: Path, log: Path, *, hang: bool = False) -> None:
