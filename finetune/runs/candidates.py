@@ -157,6 +157,8 @@ def recipe_differences(candidates: Sequence[Candidate]) -> dict[str, list[str]]:
     """Return the dotted recipe keys whose values differ, with the value of each candidate as text."""
     flat = [_flat(candidate.recipe().model_dump(mode="json")) for candidate in candidates]
     for candidate, values in zip(candidates, flat, strict=True):
+        if any(each.is_series for each in candidates) and values["data.split_seed"] is None:
+            values["data.split_seed"] = values["seed"]  # as a series writes it
         if candidate.is_series:
             values["seed"] = ", ".join(str(run.recipe.seed) for run in candidate.runs)
     keys = [key for key in dict.fromkeys(key for values in flat for key in values) if key not in _NOT_COMPARED]

@@ -52,9 +52,12 @@ def test_the_differing_keys_of_recipes(tmp_path: Path) -> None:
     series = write_series(tmp_path / "s", {1: ROWS, 2: ROWS})
     differences = recipe_differences([read_candidate(path) for path in (full, lora, series)])
     assert differences["seed"] == ["7", "7", "1, 2"]
+    assert differences["data.split_seed"] == ["7", "7", "1"]  # null means the seed
     assert differences["peft.r"] == ["–", "4", "–"]
     assert differences["peft.target_modules"][1] == "[query, key, value, output]"
     assert differences["training.learning_rate"][1] == "0.5"
     assert "output_dir" not in differences
     assert "peft.use_dora" not in differences  # false, as in a run without adapters
+    same_rows = write_run(tmp_path / "c", ROWS, seed=1)
+    assert "data.split_seed" not in recipe_differences([read_candidate(path) for path in (same_rows, series)])
     assert recipe_differences([read_candidate(full), read_candidate(full)]) == {}
