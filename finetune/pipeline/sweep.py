@@ -48,7 +48,7 @@ from finetune.report.sweep_table import print_finished, print_started, print_swe
 from finetune.runs.atomic_files import report_write_errors, write_text
 from finetune.runs.json_files import read_json, write_json
 from finetune.runs.locks import wait_for_lock
-from finetune.runs.run_folder import RunFolder
+from finetune.runs.run_folder import RunFolder, SeriesFolder
 from finetune.runs.sweep_results import EndState, SweepFolder, SweepResult, SweepTrial, TrialOutcome
 
 _SAME_ERRORS = 3  # failed trials with one error, and none that succeeded, that stop the sweep
@@ -193,8 +193,15 @@ class _Worker:
                 if is_about_the_disk(failure):
                     raise
                 state, error = "failed", describe_error(failure)
-        shutil.rmtree(RunFolder(self.folder.trial(number)).checkpoints, ignore_errors=True)  # nothing resumes from them
+        self.delete_checkpoints(number)
         return TrialOutcome(state, values, measured, time.monotonic() - started, error)
+
+    def delete_checkpoints(self, number: int) -> None:
+        """Delete the checkpoints of a trial that has ended, and of its runs if it has several seeds."""
+        folder = self.folder.trial(number)
+        series = SeriesFolder(folder, self.loaded.seeds())
+        for run in (RunFolder(folder), *map(series.member, series.seeds)):
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
 
     def _tell(self, trial: Trial, outcome: TrialOutcome) -> None:
         """Store the outcome of a trial in the study; nothing changes if another process has done so."""

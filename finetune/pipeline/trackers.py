@@ -67,6 +67,7 @@ def start_trackers(context: RunContext, splits: Sequence[str], *, resume_step: i
         return
 
     def start() -> None:
+        """Start the tracker; after an error, remove the outputs of a new run and raise TrainingError."""
         try:
             _start(context, splits, resume_step)
         except Exception as error:  # every type: each library has its own

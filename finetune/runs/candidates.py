@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pyarrow as pa
@@ -91,17 +92,17 @@ class Candidate:
             name=self.name,
             path=str(self.path),
             seeds=[run.recipe.seed for run in self.runs],
-            trainable_parameters=_mean([result.trainable_parameters for result in training]),
-            total_parameters=_mean([result.total_parameters for result in training]),
-            train_seconds=_mean([result.speed.train_seconds for result in training]),
-            train_samples_per_second=_mean([result.speed.train_samples_per_second for result in training]),
-            eval_samples_per_second=_mean([result.speed.eval_samples_per_second for result in training]),
-            peak_memory_mb=_mean([result.speed.peak_memory_mb for result in training]),
-            flops_per_row=_mean([value for value in flops if value is not None]) if None not in flops else None,
+            trainable_parameters=fmean([result.trainable_parameters for result in training]),
+            total_parameters=fmean([result.total_parameters for result in training]),
+            train_seconds=fmean([result.speed.train_seconds for result in training]),
+            train_samples_per_second=fmean([result.speed.train_samples_per_second for result in training]),
+            eval_samples_per_second=fmean([result.speed.eval_samples_per_second for result in training]),
+            peak_memory_mb=fmean([result.speed.peak_memory_mb for result in training]),
+            flops_per_row=fmean([value for value in flops if value is not None]) if None not in flops else None,
             device=self.runs[0].environment.device,
             head_method=methods.pop() if len(methods) == 1 else None,
             heads=len(first.methods[0].order) if first else None,
-            heads_needed=_mean(known) if len(known) == len(self.runs) else None,
+            heads_needed=fmean(known) if len(known) == len(self.runs) else None,
         )
 
 
@@ -147,10 +148,6 @@ def _heads_needed(analysis: HeadAnalysis | None) -> int | None:
     """Return the smallest number of heads whose score is within one point of the full model's; None without a curve."""
     removable = None if analysis is None else removable_heads(analysis, _WITHIN)
     return None if removable is None else removable.heads - removable.count
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def recipe_differences(candidates: Sequence[Candidate]) -> dict[str, list[str]]:

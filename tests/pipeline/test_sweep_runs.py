@@ -78,7 +78,7 @@ def test_a_sweep_of_runs_can_be_started_again_and_its_best_recipe_trained(
 
 
 def test_a_trial_with_seeds_is_a_series_whose_values_are_means(tmp_path: Path) -> None:
-    content = recipe(SCRATCH, training={"num_train_epochs": 1})
+    content = recipe(SCRATCH, training={"num_train_epochs": 1}, checkpoint={"save_strategy": "epoch"})
     (tmp_path / "base.yaml").write_text(yaml.safe_dump({**content, "head_importance": None}))
     keys: dict[str, Any] = {"recipe": "base.yaml", "sampler": "grid", "space": {RATE: [1e-2]}, "seeds": [1, 2]}
     keys |= {"output_dir": str(tmp_path / "out"), "objectives": [{"name": "loss"}]}
@@ -90,7 +90,8 @@ def test_a_trial_with_seeds_is_a_series_whose_values_are_means(tmp_path: Path) -
     losses = [read_scores(series.member(seed))["validation"].loss for seed in (1, 2)]
     assert losses[0] != losses[1]
     assert trial.values == {"loss": pytest.approx(sum(losses) / 2, rel=1e-12)}
-    assert len(trial.intermediate) == 0 or trial.intermediate.keys() == {1}  # of the first seed
+    assert trial.intermediate == {1: pytest.approx(losses[0], rel=1e-6)}  # the evaluation of the first seed alone
+    assert not [seed for seed in seeds if series.member(seed).checkpoints.exists()]
 
 
 @pytest.fixture
