@@ -221,7 +221,7 @@ def test_the_report_needs_no_network(run: RunFolder) -> None:
     html = run.report.read_text()
     assert not re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=", html)
     assert len(html) > 1_000_000  # the JavaScript of Plotly is included
-    assert f"<style>\n{(ROOT / 'finetune/report/style.css').read_text()}" in html
+    assert f"<style>\n{(ROOT / 'finetune/report/style.css').read_text().strip()}" in html
 
 
 def test_the_text_of_rows_is_escaped(run: RunFolder) -> None:
