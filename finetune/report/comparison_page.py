@@ -27,6 +27,6 @@ def render_comparison(comparison: RunsComparison) -> str:
         "first": comparison.runs[0].name,
         "title": " and ".join(run.name for run in comparison.runs),
         "costs": cost_rows(comparison),
-        "script": Markup(plotly_script()),
+        "plotly": Markup(plotly_script()),
     }
     return environment.get_template("comparison.html").render(context)

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from finetune.report.card import format_difference, interval_or_dash, model_name, render_card
 from finetune.report.card_metadata import CardSubject
+from finetune.report.embedding import chart_library, script
 from finetune.report.figures import confusion_heatmap, head_heatmap, loss_curve, plotly_script, pruning_plot
 from finetune.report.run_record import RunRecord, read_record
 from finetune.runs.atomic_files import write_text
@@ -61,7 +62,7 @@ def render_report(record: RunRecord, name: str, recipe_text: str) -> str:
         "recipe_text": recipe_text,
         "model": model_name(record.recipe),
         "sections": SECTIONS,
-        "script": Markup(plotly_script()),
+        "plotly": Markup(plotly_script()),
     }
     return templates().get_template("report.html").render(context)
 
@@ -77,6 +78,7 @@ def templates() -> Environment:
     )
     templates.filters.update(interval=interval_or_dash, number=format_number, signed=format_difference)
     templates.filters.update(removable_heads=removable_heads, significant=format_significant)
+    templates.globals.update(chart_library=chart_library, script=script)
     templates.globals.update({figure.__name__: partial(_as_markup, figure) for figure in FIGURES})
     return templates
 

@@ -46,7 +46,7 @@ def render_sweep(result: SweepResult, folder: SweepFolder) -> str:
         "value_text": value_text,
         "setting_text": setting_text,
         "labels": short_names(result.parameters),
-        "script": Markup(plotly_script()),
+        "plotly": Markup(plotly_script()),
     }
     return templates().get_template("sweep.html").render(context)
 

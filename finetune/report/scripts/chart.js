@@ -1,0 +1,90 @@
+// Charts, drawn by Apache ECharts in the colors of the page (CSS variables of style.css).
+"use strict";
+
+let chartLibrary = null;
+
+/** Loads the embedded chart library once. */
+function loadChartLibrary() {
+  chartLibrary ??= unpackText("chart-library").then((source) => {
+    const script = document.createElement("script");
+    script.textContent = source;
+    document.head.append(script);
+  });
+  return chartLibrary;
+}
+
+/** Returns the value of a CSS variable of the page, such as color("ink"). */
+function color(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+}
+
+/** A chart in an element. The option may be a function that returns it: it is called again when the theme changes. */
+class Chart {
+  /**
+   * @param {HTMLElement} place an element with a height
+   * @param {object | () => object} option an ECharts option, or a function that returns one
+   * @param {(event: object) => void} [onClick] called with the ECharts event of a clicked item
+   */
+  constructor(place, option, onClick = null) {
+    this.place = place;
+    this.option = option;
+    this.onClick = onClick;
+    this.drawn = null;
+    new IntersectionObserver((entries, observer) => {
+      if (!entries.some((entry) => entry.isIntersecting)) return;
+      observer.disconnect();
+      this.draw();
+    }, { rootMargin: "400px" }).observe(place);
+    onTheme(() => this.drawn && this.draw());
+    new ResizeObserver(() => this.drawn?.resize()).observe(place);
+    window.addEventListener("beforeprint", () => this.draw());
+  }
+
+  /** Replaces the option; the chart is drawn again if it is visible. */
+  setOption(option) {
+    this.option = option;
+    if (this.drawn) this.draw();
+  }
+
+  async draw() {
+    await loadChartLibrary();
+    if (!this.drawn) {
+      this.drawn = echarts.init(this.place, null, { renderer: "svg" });
+      if (this.onClick) this.drawn.on("click", this.onClick);
+    }
+    const option = typeof this.option === "function" ? this.option() : this.option;
+    this.drawn.setOption(withPageColors(option), { notMerge: true });
+  }
+}
+
+/** Returns an option with the font and the colors of the page where the option names none. */
+function withPageColors(option) {
+  const [ink, soft, line, card] = ["ink", "soft", "line", "card"].map(color);
+  const axis = (given) => ({
+    ...given,
+    nameTextStyle: { color: soft, ...given.nameTextStyle },
+    axisLabel: { color: soft, ...given.axisLabel },
+    axisLine: { lineStyle: { color: line }, ...given.axisLine },
+    splitLine: { lineStyle: { color: line }, ...given.splitLine },
+  });
+  const each = (value) => (value === undefined ? undefined : [value].flat().map(axis));
+  return {
+    animation: false,
+    color: ["blue", "orange", "green", "purple", "red", "cyan", "gold", "olive", "pink", "gray"].map(color),
+    backgroundColor: "transparent",
+    aria: { enabled: true },
+    ...option,
+    textStyle: { fontFamily: getComputedStyle(document.body).fontFamily, color: ink, ...option.textStyle },
+    legend: option.legend && { textStyle: { color: ink }, ...option.legend },
+    tooltip: option.tooltip && {
+      backgroundColor: card, borderColor: line, textStyle: { color: ink }, confine: true, ...option.tooltip,
+    },
+    xAxis: each(option.xAxis),
+    yAxis: each(option.yAxis),
+  };
+}
+
+// Charts that Python describes completely (the function `chart` of charts.py).
+onStart(() => {
+  for (const place of document.querySelectorAll("[data-option]")) new Chart(place, JSON.parse(place.dataset.option));
+});
