@@ -58,7 +58,7 @@ def test_the_page_has_every_part() -> None:
         "&lt;i&gt;, c compared with a", "validation was not compared: rows only in a: 3.", "Test, 1,234 rows",
         "<td>0.5312</td><td>0.5000</td><td>+0.0312 [+0.0102, +0.0522]</td>", "<td>undefined</td>",
         "p = 0.031, corrected for 2 comparisons p = 0.062", "&lt;b&gt;", "<td>&lt;8&gt;</td>", "22.5 of 72", "1.5e+09",
-        "0.50 (mean of 4 pairs)", "Not &lt;analyzed&gt;.", "Beware.", "Few rows.", "1, 2", "--ink: #1f2933",
+        "0.50 (mean of 4 pairs)", "Not &lt;analyzed&gt;.", "Beware.", "Few rows.", "1, 2", "--ink: ",
     ):  # fmt: skip
         assert expected in html, expected
     assert html.count('class="plotly-graph-div"') == 1

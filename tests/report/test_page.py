@@ -193,7 +193,7 @@ def test_the_report_shows_every_part_of_an_analysis(run: RunFolder) -> None:
     write_json(run.heads, full_analysis(3))
     write_report(run)
     html = run.report.read_text()
-    text = " ".join(re.sub(r"<[^>]+>", " ", html[html.index('<section id="heads">') :]).replace("&#39;", "'").split())
+    text = " ".join(re.sub(r"<[^>]+>", " ", html[html.index('id="heads"') :]).replace("&#39;", "'").split())
     for expected in (
         "halves of the rows is 0.50 [0.40, 0.60] on average (in brackets: the central 95 % of random splits). a note.",
         "The ranking is the reverse of the order in which heads would be removed.",

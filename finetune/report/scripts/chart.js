@@ -40,20 +40,21 @@ class Chart {
     window.addEventListener("beforeprint", () => this.draw());
   }
 
-  /** Replaces the option; the chart is drawn again if it is visible. */
-  setOption(option) {
-    this.option = option;
-    if (this.drawn) this.draw();
-  }
-
-  async draw() {
-    await loadChartLibrary();
+  /** Draws the chart: at once if the library is loaded, as when the page is printed. */
+  draw() {
+    if (typeof echarts === "undefined") return loadChartLibrary().then(() => this.draw());
     if (!this.drawn) {
       this.drawn = echarts.init(this.place, null, { renderer: "svg" });
       if (this.onClick) this.drawn.on("click", this.onClick);
     }
     const option = typeof this.option === "function" ? this.option() : this.option;
     this.drawn.setOption(withPageColors(option), { notMerge: true });
+  }
+
+  /** Replaces the option; the chart is drawn again if it is visible. */
+  setOption(option) {
+    this.option = option;
+    if (this.drawn) this.draw();
   }
 }
 
@@ -72,19 +73,34 @@ function withPageColors(option) {
     animation: false,
     color: ["blue", "orange", "green", "purple", "red", "cyan", "gold", "olive", "pink", "gray"].map(color),
     backgroundColor: "transparent",
-    aria: { enabled: true },
+    aria: { enabled: true, label: { enabled: false } }, // the element has a label
     ...option,
     textStyle: { fontFamily: getComputedStyle(document.body).fontFamily, color: ink, ...option.textStyle },
     legend: option.legend && { textStyle: { color: ink }, ...option.legend },
     tooltip: option.tooltip && {
       backgroundColor: card, borderColor: line, textStyle: { color: ink }, confine: true, ...option.tooltip,
     },
+    visualMap: option.visualMap && [option.visualMap].flat().map((map) => ({ textStyle: { color: soft }, ...map })),
     xAxis: each(option.xAxis),
     yAxis: each(option.yAxis),
   };
 }
 
-// Charts that Python describes completely (the function `chart` of charts.py).
+/** Returns a copy of a value from Python in which each text such as "var(--blue)" is that color of the page. */
+function withNamedColors(value) {
+  if (typeof value === "string") return value.replace(/^var\(--([a-z-]+)\)$/, (_, name) => color(name));
+  if (Array.isArray(value)) return value.map(withNamedColors);
+  if (value === null || typeof value !== "object") return value;
+  return Object.fromEntries(Object.entries(value).map(([key, each]) => [key, withNamedColors(each)]));
+}
+
+// Charts that Python describes completely (the function `chart_element` of charts.py).
 onStart(() => {
-  for (const place of document.querySelectorAll("[data-option]")) new Chart(place, JSON.parse(place.dataset.option));
+  for (const place of document.querySelectorAll("[data-option]")) {
+    const option = JSON.parse(place.dataset.option);
+    new Chart(place, () => withNamedColors(option));
+  }
+  // Printing cannot wait for the library, so it is loaded as soon as the browser has nothing else to do.
+  const idle = window.requestIdleCallback ?? setTimeout;
+  if (document.querySelector(".chart")) idle(() => loadChartLibrary());
 });

@@ -1,4 +1,4 @@
-// What every page shares: reading embedded data, the state in the address, the color theme, start of the page.
+// What every page shares: reading embedded data, the state in the address, start of the page.
 //
 // The scripts of a page are classic scripts in one global scope, included in order. Each function says in a comment
 // what it returns; text of users goes into the page through `textContent` only.
@@ -12,7 +12,13 @@ function onStart(start) {
 }
 
 document.addEventListener("DOMContentLoaded", async () => {
-  for (const start of startFunctions) await start();
+  for (const start of startFunctions) {
+    try {
+      await start();
+    } catch (error) {
+      console.error(error); // the other parts of the page still start
+    }
+  }
   document.documentElement.dataset.ready = "true"; // tests wait for it
 });
 
@@ -46,6 +52,12 @@ function element(tag, attributes = {}, ...children) {
   return created;
 }
 
+/** Returns a text as HTML that shows it: for tooltips and labels of charts, which take HTML. */
+function escaped(text) {
+  const replacements = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
+  return String(text).replace(/[&<>"']/g, (character) => replacements[character]);
+}
+
 // ---- State of the page, kept in the address (#key=value&...), so that a view can be sent to someone.
 
 const stateListeners = [];
@@ -58,6 +70,7 @@ function getState(key) {
 /** Changes keys of the state (null removes a key) and calls the listeners once. */
 function setState(changes) {
   const state = new URLSearchParams(location.hash.slice(1));
+  for (const key of [...state.keys()]) if (state.get(key) === "") state.delete(key); // the name of a section
   for (const [key, value] of Object.entries(changes)) {
     if (value === null || value === "") state.delete(key);
     else state.set(key, value);
@@ -77,35 +90,3 @@ function notifyState(changed) {
 }
 
 window.addEventListener("hashchange", () => notifyState(stateListeners.flatMap(({ keys }) => keys)));
-
-// ---- Color theme: that of the system until the reader chooses one.
-
-/** Returns "light" or "dark". */
-function currentTheme() {
-  const chosen = document.documentElement.dataset.theme;
-  if (chosen) return chosen;
-  return matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
-}
-
-const themeListeners = [];
-
-/** Calls `listener` after each change of the theme. */
-function onTheme(listener) {
-  themeListeners.push(listener);
-}
-
-/** Sets the theme; null follows the system. */
-function setTheme(theme) {
-  if (theme) document.documentElement.dataset.theme = theme;
-  else delete document.documentElement.dataset.theme;
-  for (const listener of themeListeners) listener();
-}
-
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-  for (const listener of themeListeners) listener();
-});
-
-onStart(() => {
-  const button = document.getElementById("theme");
-  if (button) button.addEventListener("click", () => setTheme(currentTheme() === "dark" ? "light" : "dark"));
-});
