@@ -89,6 +89,7 @@ TESTED_IN = {
     "report/comparison_terminal.py": "pipeline/test_compare.py",
     "report/comparison_text.py": "report/test_comparison_page.py",
     "report/figures.py": "report/test_page.py",
+    "report/row_texts.py": "report/test_row_columns.py",
     "report/sweep_table.py": "pipeline/test_sweep.py",
     "report/run_record.py": "report/test_page.py",
     "report/sweep_figures.py": "report/test_sweep_page.py",

@@ -16,6 +16,7 @@ from finetune.report.card import format_difference, interval_or_dash, model_name
 from finetune.report.card_metadata import CardSubject
 from finetune.report.embedding import chart_library, script
 from finetune.report.figures import confusion_heatmap, head_heatmap, loss_curve, plotly_script, pruning_plot
+from finetune.report.row_columns import row_elements
 from finetune.report.run_record import RunRecord, read_record
 from finetune.runs.atomic_files import write_text
 from finetune.runs.removable_heads import removable_heads
@@ -63,8 +64,17 @@ def render_report(record: RunRecord, name: str, recipe_text: str) -> str:
         "model": model_name(record.recipe),
         "sections": SECTIONS,
         "plotly": Markup(plotly_script()),
+        "rows": _rows(record),
     }
     return templates().get_template("report.html").render(context)
+
+
+def _rows(record: RunRecord) -> Markup:
+    """Return the elements with the predicted rows; empty if no split was scored."""
+    shown = record.shown_split()
+    if record.predictions is None or shown is None:
+        return Markup()
+    return row_elements(record.predictions, record.label_names(), shown)
 
 
 def templates() -> Environment:

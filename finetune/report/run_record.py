@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import pyarrow as pa
+
 from finetune.recipe.schema import Recipe
+from finetune.report.row_columns import LENGTH, text_lengths
 from finetune.runs.baselines import BaselineComparison
 from finetune.runs.head_results import HeadAnalysis
 from finetune.runs.json_files import read_json
-from finetune.runs.predictions import PredictedRow, first_predictions, worst_predictions
+from finetune.runs.predictions import PredictedRow, first_predictions, read_predictions, worst_predictions
 from finetune.runs.results import Environment, HeadFailure, SplitScores, SplitSummary, TrainingResult
 from finetune.runs.run_files import read_baselines, read_heads, read_history, read_recipe, read_scores, read_summary
 from finetune.runs.run_folder import RunFolder
@@ -25,6 +28,8 @@ class RunRecord:
         worst: wrongly predicted rows with the highest loss; None if no text of a row may be shown.
         examples: the first rows of the shown split; None if no text of a row may be shown.
         baselines: the comparison with baselines; None if there is none.
+        predictions: the table of predictions.parquet, with the lengths of the texts instead of the texts if no text
+            may be shown; None if no split was scored.
     """
 
     recipe: Recipe
@@ -38,6 +43,7 @@ class RunRecord:
     worst: list[PredictedRow] | None
     examples: list[PredictedRow] | None
     baselines: BaselineComparison | None = None
+    predictions: pa.Table | None = None
 
     def shown_split(self) -> str | None:
         """Return the split whose scores are shown in detail: test if it was scored, else validation, else None."""
@@ -53,7 +59,12 @@ class RunRecord:
 
     def without_texts(self) -> RunRecord:
         """Return the record without any text of a row."""
-        return replace(self, worst=None, examples=None)
+        return replace(self, worst=None, examples=None, predictions=_without_texts(self.predictions))
+
+    def label_names(self) -> list[str]:
+        """Return the names of the labels in the order of the probabilities; none in regression."""
+        shown = self.shown_split()
+        return [row.label for row in self.scores[shown].per_class] if shown else []
 
 
 def read_record(
@@ -87,7 +98,15 @@ def read_record(
         worst=[] if no_predictions else worst_predictions(folder, worst),
         examples=[] if no_predictions or shown is None else first_predictions(folder, shown, _EXAMPLES),
         baselines=read_baselines(folder),
+        predictions=None if no_predictions else read_predictions(folder),
     )
+
+
+def _without_texts(predictions: pa.Table | None) -> pa.Table | None:
+    if predictions is None or LENGTH in predictions.column_names:
+        return predictions
+    texts = [name for name in ("text", "text_1") if name in predictions.column_names]
+    return predictions.append_column(LENGTH, pa.array(text_lengths(predictions))).drop_columns(texts)
 
 
 def _shown_split(scores: Mapping[str, SplitScores]) -> str | None:

@@ -89,8 +89,11 @@ def _problem(table: pa.Table) -> str:
             return f"column {name} has empty cells"
     if _type_name(table["label"].type) != _type_name(table["predicted"].type):
         return "labels and predictions are of different types"
-    if table.num_rows and not pc.min(pc.list_value_length(table["probabilities"])).as_py():
+    sizes = pc.min_max(pc.list_value_length(table["probabilities"])).as_py()
+    if table.num_rows and not sizes["min"]:
         return "a row has no probabilities"
+    if sizes["min"] != sizes["max"]:
+        return "the rows have different numbers of probabilities"
     return ""
 
 

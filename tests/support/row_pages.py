@@ -1,0 +1,48 @@
+"""Pages that contain nothing but predicted rows, and tables of predictions for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from finetune.report.page import templates
+from finetune.report.row_columns import row_elements
+
+_PAGE = """{% extends "base.html" %}
+{% block title %}rows{% endblock %}
+{% block main %}<h1>rows</h1>{% endblock %}
+{% block data %}{{ rows }}{% endblock %}
+{% block code %}
+<script>{{ script("rows.js") }}</script>
+<script>{{ script("slices.js") }}</script>
+{% endblock %}
+"""
+
+
+def write_rows_page(path: Path, table: pa.Table, label_names: Sequence[str], shown_split: str = "test") -> Path:
+    """Write a page with the rows of a table of predictions, and return its path."""
+    rows = row_elements(table, label_names, shown_split)
+    path.write_text(templates().from_string(_PAGE).render(rows=rows), encoding="utf-8")
+    return path
+
+
+def single_label_table(
+    probabilities: np.ndarray, labels: np.ndarray, names: Sequence[str], texts: Sequence[str], split: str = "test"
+) -> pa.Table:
+    """Return predictions with these probabilities (N, K) and labels (N,)."""
+    values = pa.array(names, pa.string())
+    chosen = probabilities[np.arange(len(labels)), labels]
+    return pa.table(
+        {
+            "split": [split] * len(labels),
+            "row": pa.array(np.arange(1, len(labels) + 1)),
+            "text": pa.array(texts, pa.string()),
+            "label": values.take(pa.array(labels)),
+            "predicted": values.take(pa.array(probabilities.argmax(axis=1))),
+            "probabilities": list(probabilities.astype(np.float32)),
+            "loss": pa.array(-np.log(chosen), pa.float32()),
+        }
+    )
