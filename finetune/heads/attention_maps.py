@@ -5,7 +5,7 @@ B batch, S tokens, L layers, H heads
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -16,6 +16,7 @@ from finetune.data.batching import LocalBatch
 from finetune.errors import ModelError
 from finetune.heads.gated_forward import GatedRows
 from finetune.heads.importance_estimate import Estimate, mean_over_rows
+from finetune.models.attention_sites import attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.head_gates import max_num_heads
 
@@ -51,22 +52,34 @@ def eager_attention(classifier: Classifier) -> Iterator[None]:
             config._attn_implementation = before  # the method would check flash attention for the current device
 
 
+def attention_maps(classifier: Classifier, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Return the attention weights of each layer, (B, H, S, S). Call it inside `eager_attention`.
+
+    Raises:
+        ModelError: the model returns no attention weights, or none that sum to 1.
+    """
+    base, sites = classifier.base, attention_sites(classifier.base)
+    model_type = str(base.config.model_type)
+    maps: tuple[Tensor, ...] | None = base(**inputs, output_attentions=True).attentions
+    if maps is None or len(maps) != len(sites):
+        raise _no_maps(model_type, sites[0].num_heads)
+    for site, weights in zip(sites, maps, strict=True):
+        _check_maps(weights, inputs["input_ids"].shape[1], site.num_heads, model_type)
+    return maps
+
+
 def _mean_over_tokens(sample: GatedRows, summary: Callable[[Tensor], Tensor]) -> np.ndarray:
     """Return the mean over the real tokens of each row, (N, L, H), of `summary`, from (B, H, S, S) to (B, H, S)."""
-    base, sites, accelerator = sample.classifier.base, sample.sites, sample.accelerator
-    model_type = str(base.config.model_type)
+    sites, accelerator = sample.sites, sample.accelerator
 
     @torch.no_grad()
     def row_means(batch: LocalBatch, positions: np.ndarray) -> Tensor:
         """Return the summary of each head's map, averaged over the tokens of each row, (B, L, H)."""
         with accelerator.autocast():
-            maps = base(**batch.inputs, output_attentions=True).attentions
-        if maps is None or len(maps) != len(sites):
-            raise _no_maps(model_type, sites[0].num_heads)
+            maps = attention_maps(sample.classifier, batch.inputs)
         mask = batch.inputs["attention_mask"].float()  # (B, S)
         means = mask.new_full((len(positions), len(sites), max_num_heads(sites)), torch.nan)
         for site, weights in zip(sites, maps, strict=True):
-            _check_maps(weights, mask, site.num_heads, model_type)
             tokens = summary(weights.float())  # (B, H, S)
             means[:, site.layer, : weights.shape[1]] = (tokens * mask[:, None]).sum(-1) / mask.sum(-1)[:, None]
         return means
@@ -75,9 +88,8 @@ def _mean_over_tokens(sample: GatedRows, summary: Callable[[Tensor], Tensor]) ->
         return sample.map_batches(row_means)
 
 
-def _check_maps(weights: Tensor, mask: Tensor, num_heads: int, model_type: str) -> None:
+def _check_maps(weights: Tensor, tokens: int, num_heads: int, model_type: str) -> None:
     """Raise ModelError unless the weights are (B, H, S, S) and sum to 1 (SqueezeBERT returns raw scores)."""
-    tokens = mask.shape[1]
     fits = weights.dim() == 4 and weights.shape[1] <= num_heads and weights.shape[2:] == (tokens, tokens)
     tolerance = 1e-4 if weights.dtype == torch.float32 else 3e-2
     if not fits or not bool(((weights.float().sum(-1) - 1).abs() < tolerance).all()):

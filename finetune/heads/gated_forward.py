@@ -140,7 +140,7 @@ def gate_gradients(sample: GatedRows, gates: Tensor | None = None) -> np.ndarray
     def gradients_of(batch: LocalBatch, positions: np.ndarray) -> Tensor:
         row_gates = _gates_at(point, positions).expand(len(positions), *point.shape[-2:])
         row_gates = row_gates.clone().requires_grad_()  # (B, L, H)
-        with _attention_kernel(accelerator.device), head_gates(base, sites, row_gates), accelerator.autocast():
+        with attention_kernel(accelerator.device), head_gates(base, sites, row_gates), accelerator.autocast():
             logits = base(**batch.inputs).logits
         losses = per_example_loss(logits, batch.labels, sample.problem_type)
         (gradient,) = torch.autograd.grad(losses.sum(), row_gates)
@@ -162,7 +162,7 @@ def check_all_ones(sample: GatedRows) -> None:
     sample.subset(sample.rows[:8]).map_batches(check)
 
 
-def _attention_kernel(device: torch.device) -> AbstractContextManager[None]:
+def attention_kernel(device: torch.device) -> AbstractContextManager[None]:
     """Return the context in which the backward pass of attention is fast.
 
     On a CPU these are plain matrix products, whose backward pass takes almost no time. The backward pass of torch's

@@ -31,6 +31,7 @@ class RunFolder:
         self.predictions = path / "predictions.parquet"
         self.heads = path / "heads.json"
         self.heads_failure = path / "heads_failure.json"
+        self.explanations = path / "explanations.parquet"
         self.report = path / "report.html"
         self.card = path / "README.md"
 
@@ -39,7 +40,8 @@ class RunFolder:
         return [
             *(self.recipe, self.environment, self.data, self.history, self.checkpoints, self.trackers),
             *(self.model, self.merged, self.pruned, self.onnx, self.onnx_int8, self.ranks, self.training),
-            *(self.scores, self.baselines, self.predictions, self.heads, self.heads_failure, self.report, self.card),
+            *(self.scores, self.baselines, self.predictions, self.heads, self.heads_failure, self.explanations),
+            *(self.report, self.card),
         ]
 
     def has_model(self) -> bool:
