@@ -17,15 +17,20 @@ _PAGE = """{% extends "base.html" %}
 {% block data %}{{ rows }}{% endblock %}
 {% block code %}
 <script>{{ script("rows.js") }}</script>
+{% for name in scripts %}
+<script>{{ script(name) }}</script>
+{% endfor %}
 <script>{{ script("slices.js") }}</script>
 {% endblock %}
 """
 
 
-def write_rows_page(path: Path, table: pa.Table, label_names: Sequence[str], shown_split: str = "test") -> Path:
-    """Write a page with the rows of a table of predictions, and return its path."""
+def write_rows_page(
+    path: Path, table: pa.Table, label_names: Sequence[str], shown_split: str = "test", scripts: Sequence[str] = ()
+) -> Path:
+    """Write a page with the rows of a table of predictions and further scripts, and return its path."""
     rows = row_elements(table, label_names, shown_split)
-    path.write_text(templates().from_string(_PAGE).render(rows=rows), encoding="utf-8")
+    path.write_text(templates().from_string(_PAGE).render(rows=rows, scripts=scripts), encoding="utf-8")
     return path
 
 
@@ -44,5 +49,32 @@ def single_label_table(
             "predicted": values.take(pa.array(probabilities.argmax(axis=1))),
             "probabilities": list(probabilities.astype(np.float32)),
             "loss": pa.array(-np.log(chosen), pa.float32()),
+        }
+    )
+
+
+def multi_label_table(actual: np.ndarray, predicted: np.ndarray, names: Sequence[str]) -> pa.Table:
+    """Return predictions of 0/1 label sets, both (N, K), with probabilities on the right side of one half."""
+    sets = [[[names[label] for label in row.nonzero()[0]] for row in rows] for rows in (actual, predicted)]
+    probabilities = np.where(predicted, 0.9, 0.1)
+    return _other_table(sets[0], sets[1], list(probabilities.astype(np.float32)))
+
+
+def regression_table(actual: np.ndarray, predicted: np.ndarray) -> pa.Table:
+    """Return predictions of values, both (N,)."""
+    return _other_table(pa.array(actual), pa.array(predicted), list(predicted[:, None].astype(np.float32)))
+
+
+def _other_table(labels: object, predicted: object, probabilities: list[np.ndarray]) -> pa.Table:
+    rows = len(probabilities)
+    return pa.table(
+        {
+            "split": ["test"] * rows,
+            "row": pa.array(np.arange(1, rows + 1)),
+            "text": [f"text {row}" for row in range(rows)],
+            "label": labels,
+            "predicted": predicted,
+            "probabilities": probabilities,
+            "loss": pa.array(np.full(rows, 0.5), pa.float32()),
         }
     )
