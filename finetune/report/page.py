@@ -24,6 +24,7 @@ from finetune.runs.results import format_number, format_significant
 from finetune.runs.run_folder import RunFolder
 
 SECTIONS = (
+    "slice",
     "scores",
     "baselines",
     "head_importance",

@@ -13,7 +13,9 @@ from finetune.report.row_columns import row_elements
 
 _PAGE = """{% extends "base.html" %}
 {% block title %}rows{% endblock %}
-{% block main %}<h1>rows</h1>{% endblock %}
+{% block main %}<h1>rows</h1>
+{% include "sections/slice.html" %}
+{% endblock %}
 {% block data %}{{ rows }}{% endblock %}
 {% block code %}
 <script>{{ script("rows.js") }}</script>
