@@ -73,10 +73,10 @@ def pruning_curves(sample: GatedRows, orders: Mapping[str, Sequence[Head]], sett
 
         for method, order in orders.items():
             scores = curve(order)
-            reversed_scores = curve(last_heads_last(order[::-1], sample.sites)) if settings.reverse else None
-            reversed_mean = None if reversed_scores is None else float(np.mean(reversed_scores))
+            reversed_scores = curve(last_heads_last(order[::-1], sample.sites)) if settings.reverse else []
+            reversed_mean = float(np.mean(reversed_scores)) if reversed_scores else None
             counted = by_count(order, scores)
-            curves.append(PruningCurve(method, scores, float(np.mean(scores)), reversed_mean, counted))
+            curves.append(PruningCurve(method, scores, float(np.mean(scores)), reversed_mean, counted, reversed_scores))
         band = [curve(random_order(sample, settings.seed + number)) for number in range(settings.random_orders)]
     return PruningCurves(
         metric=settings.metric,

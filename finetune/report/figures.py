@@ -1,6 +1,6 @@
 """The figures of the report, drawn by Plotly. Each function returns an HTML fragment.
 
-L layers, H heads, C classes
+C classes
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from plotly.offline import get_plotlyjs
 
 from finetune.report.comparison_text import difference_text
 from finetune.runs.comparison import RunsComparison
-from finetune.runs.head_results import HeadScores, PruningCurves
 from finetune.runs.results import SplitScores
 
 _FONT = {
@@ -23,7 +22,6 @@ _FONT = {
     "color": "#1f2933",
 }
 _BLUE, _ORANGE = "#2563eb", "#ea580c"
-_SCALE = [[0, "#f8fafc"], [0.25, "#fde68a"], [0.6, "#f97316"], [1, "#7c2d12"]]
 _LINES = (_BLUE, _ORANGE, "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#4d7c0f", "#be185d", "#475569")
 _MAX_LABELED_CLASSES = 30  # a confusion matrix of more classes shows no numbers
 
@@ -77,70 +75,6 @@ def confusion_heatmap(scores: SplitScores) -> str | None:
     figure.update_xaxes(title="predicted", side="top")
     figure.update_yaxes(title="label", autorange="reversed")
     return figure_html(figure, max(300, min(900, 70 + 60 * len(names) if len(names) < 10 else 12 * len(names) + 300)))
-
-
-def head_heatmap(heads: HeadScores) -> str:
-    """Return head importance as an L x H map with numbers from 0 to 100; hovering shows value and standard error."""
-    num_layers, num_heads = len(heads.values), len(heads.values[0])
-    values = [cell.value for cell in heads.sorted_by_value()]
-    lowest = min(0.0, values[-1])
-    highest = values[0] if values[0] > lowest else lowest + 1.0
-    percent = [
-        ["" if cell is None else f"{100 * (cell - lowest) / (highest - lowest):.0f}" for cell in row]
-        for row in heads.values
-    ]
-    errors = [["" if cell is None else f" ± {cell:.2g}" for cell in row] for row in heads.standard_errors]
-    figure = go.Figure(
-        go.Heatmap(
-            z=heads.values,
-            x=[str(head) for head in range(num_heads)],
-            y=[str(layer) for layer in range(num_layers)],
-            customdata=errors,
-            text=percent,
-            texttemplate="%{text}",
-            textfont={"size": 11},
-            hovertemplate="layer %{y}, head %{x}<br>%{z:.4g}%{customdata}<extra></extra>",
-            colorscale=_SCALE,
-            zmin=lowest,
-            zmax=highest,  # Plotly ignores zmin without zmax
-            xgap=2,
-            ygap=2,
-            colorbar={"title": {"text": "importance"}, "thickness": 12},
-        )
-    )
-    figure.update_xaxes(title="head", type="category")
-    figure.update_yaxes(title="layer", type="category", autorange="reversed")
-    return figure_html(figure, max(240, 130 + 42 * num_layers))
-
-
-def pruning_plot(result: PruningCurves) -> str:
-    """Return the score by share of heads removed: one line per method, and a band for the random orders."""
-    figure, percent = go.Figure(), [100 * share for share in (0.0, *result.shares)]
-    band = result.random
-    if band is not None:
-        low, high = ([result.whole, *edge] for edge in (band.low, band.high))
-        figure.add_scatter(
-            x=[*percent, *percent[::-1]],
-            y=[*high, *low[::-1]],
-            fill="toself",
-            fillcolor="rgba(95, 108, 123, 0.18)",
-            line={"width": 0},
-            hoverinfo="skip",
-            name=f"{band.orders} random orders, minimum to maximum",
-        )
-        dashed = {"color": "#5f6c7b", "width": 1, "dash": "dot"}
-        figure.add_scatter(x=percent, y=[result.whole, *band.mean_scores], line=dashed, name="random orders, mean")
-    for number, curve in enumerate(result.curves):
-        figure.add_scatter(
-            x=percent,
-            y=[result.whole, *curve.scores],
-            mode="lines+markers",
-            name=curve.method.replace("_", " "),
-            line={"color": _LINES[number % len(_LINES)], "width": 2.5 if number == 0 else 1.5},
-        )
-    figure.update_xaxes(title="% of heads removed")
-    figure.update_yaxes(title=result.metric.replace("_", " "))
-    return figure_html(figure, 360 + 11 * len(result.curves))  # the legend needs height too
 
 
 def difference_plot(comparison: RunsComparison, split: str) -> str:

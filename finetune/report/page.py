@@ -14,8 +14,12 @@ from markupsafe import Markup
 
 from finetune.report.card import format_difference, interval_or_dash, model_name, render_card
 from finetune.report.card_metadata import CardSubject
+from finetune.report.charts import chart_element
 from finetune.report.embedding import chart_library, script
-from finetune.report.figures import confusion_heatmap, head_heatmap, loss_curve, plotly_script, pruning_plot
+from finetune.report.figures import confusion_heatmap, loss_curve, plotly_script
+from finetune.report.head_charts import agreement_chart, agreement_rows, pruning_chart
+from finetune.report.head_data import head_elements
+from finetune.report.head_maps import change_maps, head_maps
 from finetune.report.row_columns import row_elements
 from finetune.report.run_record import RunRecord, read_record
 from finetune.runs.atomic_files import write_text
@@ -36,7 +40,7 @@ SECTIONS = (
     "errors",
     "run",
 )
-FIGURES: tuple[Callable[..., str | None], ...] = (loss_curve, confusion_heatmap, head_heatmap, pruning_plot)
+FIGURES: tuple[Callable[..., str | None], ...] = (loss_curve, confusion_heatmap)
 
 
 def write_report(folder: RunFolder, overrides: Sequence[str] = ()) -> None:
@@ -89,7 +93,10 @@ def templates() -> Environment:
     )
     templates.filters.update(interval=interval_or_dash, number=format_number, signed=format_difference)
     templates.filters.update(removable_heads=removable_heads, significant=format_significant)
-    templates.globals.update(chart_library=chart_library, script=script)
+    templates.filters.update(head_maps=head_maps, change_maps=change_maps)
+    templates.filters.update(agreement_chart=agreement_chart, agreement_rows=agreement_rows, pruning_chart=pruning_chart)
+    templates.globals.update(chart_library=chart_library, script=script, chart_element=chart_element)
+    templates.globals.update(head_elements=head_elements)
     templates.globals.update({figure.__name__: partial(_as_markup, figure) for figure in FIGURES})
     return templates
 

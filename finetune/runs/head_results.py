@@ -98,9 +98,10 @@ class HeadScores:
 class PruningCurve:
     """The scores when heads are removed in the order of a method, at each share of heads removed, and their mean.
 
-    `reverse` is the mean when the most important heads are removed first. The lower it is, the more informative the
-    ranking. `by_count` has the score after removing 1, 2, ... heads, up to one less than all; it is empty for models of
-    more than 16 heads and in runs of earlier versions.
+    `reverse` is the mean when the most important heads are removed first, and `reverse_scores` are its scores (empty in
+    runs of earlier versions). The lower they are, the more informative the ranking. `by_count` has the score after
+    removing 1, 2, ... heads, up to one less than all; it is empty for models of more than 16 heads and in runs of
+    earlier versions.
     """
 
     method: str
@@ -108,6 +109,7 @@ class PruningCurve:
     mean: float
     reverse: float | None = None
     by_count: list[float] = field(default_factory=list)
+    reverse_scores: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

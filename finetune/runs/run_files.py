@@ -244,7 +244,8 @@ def _curve_problems(result: PruningCurves, methods: int) -> Iterator[str]:
     """Yield the inconsistencies of the pruning curves."""
     if len(result.curves) != methods:
         yield f"truth: {len(result.curves)} curves for {methods} methods"
-    curves: Mapping[str, Sequence[float]] = {curve.method: curve.scores for curve in result.curves}
+    curves: dict[str, Sequence[float]] = {curve.method: curve.scores for curve in result.curves}
+    curves |= {f"{curve.method}, reversed": curve.reverse_scores for curve in result.curves if curve.reverse_scores}
     if result.random is not None:
         curves = {**curves, **{name: getattr(result.random, name) for name in ("mean_scores", "low", "high")}}
     for name, scores in curves.items():

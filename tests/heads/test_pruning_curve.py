@@ -73,6 +73,7 @@ def test_curve_reversed_curve_and_random_band_use_the_same_scores(monkeypatch: p
     assert best.by_count == [score(gates_without(sample, order[:count])) for count in (1, 2, 3)]
     assert best.mean == worst.reverse == pytest.approx(np.mean(best.scores))
     assert best.reverse == worst.mean < best.mean
+    assert best.reverse_scores == worst.scores
     band = np.array([by_hand(random_order(sample, 7 + number)) for number in range(3)])
     assert curves.random is not None
     assert curves.random.orders == 3
@@ -85,6 +86,7 @@ def test_curve_reversed_curve_and_random_band_use_the_same_scores(monkeypatch: p
     assert single_order.random is not None
     assert single_order.random.spread is None
     assert single_order.curves[0].reverse is None
+    assert single_order.curves[0].reverse_scores == []
 
 
 def test_the_reversed_order_also_keeps_the_last_head_of_each_layer(

@@ -1,0 +1,32 @@
+"""The data of the head sections that scripts of the page read, embedded as compressed JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from finetune.report.embedding import embedded
+from finetune.report.head_maps import HeadMap, change_maps, head_maps
+from finetune.report.run_record import RunRecord
+
+
+def head_elements(record: RunRecord) -> Markup:
+    """Return the elements with the data of the head sections; empty if the heads were not analyzed."""
+    if record.heads is None:
+        return Markup("")
+    content = {
+        "ranking": [[cell.layer, cell.head] for cell in record.heads.methods[0].most_important_first()],
+        "maps": [_map_data(each) for each in head_maps(record.heads)],
+        "changes": [_map_data(each) for each in change_maps(record.heads)],
+    }
+    return embedded("head-data", json.dumps(content, separators=(",", ":"), allow_nan=False).encode())
+
+
+def _map_data(head_map: HeadMap) -> dict[str, Any]:
+    cells: Sequence[Sequence[object]] = [
+        [cell and [cell.text, cell.level, int(cell.uncertain), cell.title] for cell in row] for row in head_map.cells
+    ]
+    return {"key": head_map.key, "name": head_map.name, "note": head_map.note, "cells": cells}
