@@ -50,7 +50,8 @@ def pruning_chart(result: PruningCurves) -> ChartOption:
         "tooltip": {"trigger": "item"},
         "grid": {"top": 64, "left": 54, "right": 16, "bottom": 46},
         "xAxis": {
-            "type": "value", "name": "% of heads removed", "nameLocation": "middle", "nameGap": 28, "min": 0, "max": 100,
+            "type": "value", "name": "% of heads removed", "nameLocation": "middle", "nameGap": 28,
+            "min": 0, "max": 100,
         },
         "yAxis": {"type": "value", "name": metric, "nameTextStyle": {"align": "left"}, "scale": True},
         "series": series,
@@ -94,7 +95,8 @@ def agreement_rows(analysis: HeadAnalysis) -> dict[str, list[tuple[str, TauValue
 
 def agreement_chart(rows: dict[str, list[tuple[str, TauValue]]]) -> ChartOption:
     """Return a dot plot of Kendall's tau with its intervals, a color per kind of comparison."""
-    names, series = [], []
+    names: list[str] = []
+    series: list[dict[str, Any]] = []
     for number, (kind, values) in enumerate(rows.items()):
         points: list[Point] = []
         intervals: list[Point] = []
@@ -120,7 +122,8 @@ def agreement_chart(rows: dict[str, list[tuple[str, TauValue]]]) -> ChartOption:
         "grid": {"top": 40, "left": 10, "right": 20, "bottom": 44, "containLabel": True},
         "xAxis": {"type": "value", "name": "Kendall's tau", "nameLocation": "middle", "nameGap": 26, "max": 1},
         "yAxis": {
-            "type": "category", "data": names, "inverse": True, "axisLabel": {"width": 190, "overflow": "break", "lineHeight": 13},
+            "type": "category", "data": names, "inverse": True,
+            "axisLabel": {"width": 190, "overflow": "break", "lineHeight": 13},
         },
         "series": series,
     }  # fmt: skip

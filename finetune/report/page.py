@@ -94,7 +94,9 @@ def templates() -> Environment:
     templates.filters.update(interval=interval_or_dash, number=format_number, signed=format_difference)
     templates.filters.update(removable_heads=removable_heads, significant=format_significant)
     templates.filters.update(head_maps=head_maps, change_maps=change_maps)
-    templates.filters.update(agreement_chart=agreement_chart, agreement_rows=agreement_rows, pruning_chart=pruning_chart)
+    templates.filters.update(
+        agreement_chart=agreement_chart, agreement_rows=agreement_rows, pruning_chart=pruning_chart
+    )
     templates.globals.update(chart_library=chart_library, script=script, chart_element=chart_element)
     templates.globals.update(head_elements=head_elements)
     templates.globals.update({figure.__name__: partial(_as_markup, figure) for figure in FIGURES})

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,92 +12,21 @@ import pytest
 from finetune.errors import DataError
 from finetune.report import write_report
 from finetune.report.card import interval_or_dash
-from finetune.report.figures import head_heatmap
 from finetune.report.page import SECTIONS
-from finetune.runs.head_results import (
-    ChangeAgreement,
-    HeadAnalysis,
-    HeadChanges,
-    HeadScores,
-    HeadTest,
-    LeaveOneOut,
-    PruningCurve,
-    PruningCurves,
-    RandomBand,
-    RankAgreement,
-    TauValue,
-)
-from finetune.runs.json_files import append_line, read_json, write_json
+from finetune.runs.json_files import read_json, write_json
 from finetune.runs.predictions import worst_predictions
-from finetune.runs.results import ClassScores, MetricValue, SplitScores, SplitSummary, TrainingResult, TrainingSpeed
+from finetune.runs.results import MetricValue, SplitScores, TrainingResult
 from finetune.runs.run_folder import RunFolder
 from tests.support import ROOT
 from tests.support.baselines import COMPARISON
-from tests.support.helpers import HANG_SECONDS
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-RECIPE = """\
-seed: 1
-output_dir: known
-model: {model_name_or_path: some/model}
-data: {train_file: moved/away.csv, validation_size: 0.1}
-peft: {r: 8, target_modules: [query, value]}
-"""
-
-
-GRADIENT = HeadScores(
-    "gradient", "E|dL/dgate|", "test", 40, [[0.01, 0.09], [0.02, None]], [[0.001, 0.002], [0.003, None]],
-    [(0, 0), (1, 0), (0, 1)],
-)  # fmt: skip
-
-
-def cell(value: float) -> MetricValue:
-    return MetricValue(value, value - 0.05, value + 0.05)
+from tests.support.browser import chromium, needs_chromium, opened
+from tests.support.known_run import RECIPE, cell, full_analysis, known_run
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     """A run folder with known results and without a model."""
-    folder = RunFolder(tmp_path / "known")
-    folder.path.mkdir()
-    folder.recipe.write_text(RECIPE)
-    write_json(
-        folder.environment,
-        {
-            "started": "2026-01-02T03:04:05+00:00", "device": "cpu", "processes": 1, "mixed_precision": "no",
-            "python": "3.11", "packages": {"torch": "2.13"}, "commit": None,
-            "finetune": "1.0", "seed": 1,
-        },
-    )  # fmt: skip
-    summary = SplitSummary(40, {"no": 10, "yes": 30}, 7.0, 12, 0.125)
-    write_json(folder.data, {"train": summary, "test": SplitSummary(40, {"no": 10, "yes": 30}, 7.0, 12, 0.0, 3)})
-    for step in (1, 2):
-        append_line(folder.history, {"step": step, "epoch": step / 2, "loss": 1 / step, "learning_rate": 0.1})
-    append_line(folder.history, {"step": 2, "epoch": 1.0, "eval_loss": 0.6})
-    speed = TrainingSpeed(1.0, 123.4, 1000.0, 0.05, 200.0, 900.0)
-    write_json(folder.training, TrainingResult(2, 2, "accuracy", 0.9, "all epochs done", 1234, 56789, "float32", speed))
-    classes = [ClassScores(name, cell(0.7), cell(0.8), cell(0.75), rows) for name, rows in (("no", 10), ("yes", 30))]
-    scores = SplitScores(
-        40, 0.4321, {"accuracy": cell(0.875), "f1_macro": MetricValue(0.8)}, classes, [[8, 2], [3, 27]]
-    )
-    write_json(folder.scores, {"test": scores})
-    write_json(
-        folder.heads,
-        HeadAnalysis([GRADIENT]),
-    )
-    texts = [f"text {n} <script>alert({n})</script>" for n in range(14)]
-    pq.write_table(
-        pa.table(
-            {
-                "split": ["test"] * 14, "row": list(range(1, 15)), "text": texts, "label": ["no"] * 14,
-                "predicted": ["no", "no", *["yes"] * 12], "probabilities": [[0.25, 0.75]] * 14,
-                "loss": [0.1 * n for n in range(14)],
-            }
-        ),
-        folder.predictions,
-    )  # fmt: skip
-    return folder
+    return known_run(tmp_path / "known")
 
 
 def test_the_report_and_the_card_contain_the_results(run: RunFolder) -> None:
@@ -167,50 +95,21 @@ def test_undefined_metrics_are_shown_as_undefined(run: RunFolder) -> None:
     assert "| pearson | undefined – |" in run.card.read_text()
 
 
-def full_analysis(methods: int, measure: str = "accuracy") -> HeadAnalysis:
-    """Return an analysis with every optional part, of 2 layers with 12 and 11 heads."""
-    table: list[list[float | None]] = [[0.0, *[head / 100 for head in range(1, 12)]], [0.14] * 11 + [None]]
-    heads = [(layer, head) for layer in range(2) for head in range(12 - layer)]
-    names = [f"iterative_method_{number}" for number in range(methods)]
-    shares = [tenth / 10 for tenth in range(1, 10)]
-    tau = TauValue(0.5, 0.4, 0.6)
-    tables = [table] * 10
-    return HeadAnalysis(
-        [HeadScores(name, "E|g|", "train", 40, table, table, heads, 1.5, tau, "a note") for name in names],
-        PruningCurves(
-            "accuracy", "test", 40, 0.9, shares, [PruningCurve(name, [0.9] * 9, 0.75, 0.25) for name in names],
-            RandomBand(3, [0.5] * 9, [0.4] * 9, [0.6] * 9, 0.5, 0.0125, 0.51),
-        ),
-        [RankAgreement(names[0], name, tau) for name in names[1:]],
-        LeaveOneOut("test", 40, measure, [HeadTest(*head, -0.1, -0.2, 0.0, 4, 0, 0.125, 1.0) for head in heads]),
-        HeadChanges("train", 40, "KL", *tables[:8]),
-        ChangeAgreement(names[0], tau, tau, tau, "No such tie is seen."),
-        ["beware of <this>"],
-    )  # fmt: skip
-
-
 def test_the_report_shows_every_part_of_an_analysis(run: RunFolder) -> None:
     write_json(run.heads, full_analysis(3))
     write_report(run)
     html = run.report.read_text()
     text = " ".join(re.sub(r"<[^>]+>", " ", html[html.index('id="heads"') :]).replace("&#39;", "'").split())
     for expected in (
-        "halves of the rows is 0.50 [0.40, 0.60] on average (in brackets: the central 95 % of random splits). a note.",
+        "halves of the rows is 0.50 [0.40, 0.60] on average (in brackets: the central 95 % of random splits). A note.",
         "The ranking is the reverse of the order in which heads would be removed.",
-        "Most important: layer 1 head 10 (0.14 ± 0.1), layer 1 head 9", "beware of &lt;this&gt;",
+        "Most important by iterative method 0: layer 1 head 10 (0.14 ± 0.1), layer 1 head 9", "beware of &lt;this&gt;",
         "iterative method 2 0.7500 0.2500 40 1.5 0.50 [0.40, 0.60]", "3 random orders 0.5000 ± 0.0125 –",
         "iterative method 0, iterative method 1 0.50 [0.40, 0.60]",
         "McNemar's exact test, corrected for 23 heads (Holm). The table shows the ten heads with the smallest",
-        "0.0 -0.1000 [-0.2000, +0.0000] 4 0 1", "No such tie is seen.", "output-value (rows: layers, columns: heads)",
+        "0.0 -0.1000 [-0.2000, +0.0000] 4 0 1", "No such tie is seen.", "output-value product",
     ):  # fmt: skip
         assert expected in text, expected
-    # The most changed head is the darkest; a head without a change has no color.
-    cells = re.findall(
-        r"<td(?: style=\"background: rgba\(249, 115, 22, (\S+)\)\")?>(\d+\.\d)</td>", html[html.index('id="changes"') :]
-    )
-    assert cells[:3] == [("", "0.0"), ("0.06", "1.0"), ("0.11", "2.0")]
-    assert ("0.80", "14.0") in cells
-    assert len(cells) == 2 * 23
     write_json(run.heads, full_analysis(1, "mean squared error"))
     write_report(run)
     assert "Wilcoxon's signed-rank test" in run.report.read_text().replace("&#39;", "'")
@@ -268,40 +167,15 @@ def test_a_missing_interval_is_a_dash() -> None:
     assert interval_or_dash(MetricValue(0.5)) == "–"
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to open the report with")
+@needs_chromium
 def test_a_browser_draws_every_figure_without_an_error(run: RunFolder) -> None:
-    from playwright.sync_api import sync_playwright
-
     write_json(run.heads, full_analysis(7))
     write_report(run)
-    errors: list[str] = []
-    with sync_playwright() as browsers:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-        browser = browsers.chromium.launch(executable_path=CHROMIUM, args=flags, timeout=1000 * HANG_SECONDS)
-        page = browser.new_page(viewport={"width": 1100, "height": 900})
-        page.set_default_timeout(1000 * HANG_SECONDS)
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("request", lambda request: None if request.url.startswith("file:") else errors.append(request.url))
-        page.goto(run.report.as_uri())
-        page.wait_for_selector("#heads .heatmaplayer image, #heads .hm image", state="attached")
-        figures = page.locator(".main-svg").count()
-        fits = page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        legend, plot = (page.locator(f"#pruning-curves {name}").bounding_box() for name in (".legend", ".nsewdrag"))
-        browser.close()
-    assert errors == []
-    assert figures >= 3
-    assert legend is not None
-    assert plot is not None
-    assert legend["y"] + legend["height"] <= plot["y"]  # the legend of seven methods is above the plot
-    assert plot["height"] > 200
-    assert fits
-
-
-def test_head_colors_start_at_zero() -> None:
-    html = head_heatmap(HeadScores("gradient", "E|g|", "test", 9, [[0.5, 0.4]], [[None, None]], [(0, 1), (0, 0)]))
-    assert '"zmin":0.0,' in html.replace(" ", "")
-    assert '"zmax":0.5' in html.replace(" ", "")
+    with chromium() as browser, opened(browser, run.report) as page:
+        page.locator("#pruning-curves").scroll_into_view_if_needed()
+        page.wait_for_selector("#pruning-curves svg")
+        page.wait_for_selector(".main-svg")
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
 def test_the_same_results_give_the_same_report(run: RunFolder) -> None:
