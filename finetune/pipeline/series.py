@@ -23,7 +23,7 @@ from finetune.recipe.schema import Recipe
 from finetune.report.series_page import write_series_report
 from finetune.report.series_summary import print_series
 from finetune.report.terminal import print_line
-from finetune.runs.atomic_files import atomic_replace_dir
+from finetune.runs.atomic_files import atomic_replace_dir, is_about_the_disk
 from finetune.runs.json_files import write_json
 from finetune.runs.locks import lock_if_free, locked_file, locked_folder, wait_for_lock
 from finetune.runs.ownership import (
@@ -199,7 +199,7 @@ def _train_member(series: _Series, seed: int) -> None:
     """Train the run of one seed, from its checkpoint if it has one, and record how it ended.
 
     Raises:
-        FinetuneError: no run has started yet, so the error concerns all of them.
+        FinetuneError: no run has started yet, or the disk is full, so the error concerns all of them.
     """
     folder, number = series.folder.member(seed), series.seeds.index(seed) + 1
     resume = {"resume_from_checkpoint": "auto" if folder.path.exists() else None}
@@ -216,7 +216,8 @@ def _train_member(series: _Series, seed: int) -> None:
     except TrainingStopped:
         raise
     except FinetuneError as error:
-        if not folder.recipe.exists() and not (series.folder.has_model() or series.folder.has_checkpoint()):
+        is_first = not folder.recipe.exists() and not (series.folder.has_model() or series.folder.has_checkpoint())
+        if is_first or is_about_the_disk(error):
             raise
         outcome = partial(_failed, reason=str(error))
         series.print_line(f"[red]Seed {seed} failed[/]: {escape(str(error))}")

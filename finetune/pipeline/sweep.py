@@ -36,7 +36,6 @@ from finetune.pipeline.sweep_trial import (
     Evaluations,
     RunTrial,
     describe_error,
-    is_about_the_disk,
     objective_values,
     output_to,
     run_trial,
@@ -45,7 +44,7 @@ from finetune.recipe.sweep_loader import LoadedSweep
 from finetune.recipe.sweep_space import ParameterValue
 from finetune.report.sweep_page import write_sweep_report
 from finetune.report.sweep_table import print_finished, print_started, print_sweep, show_running
-from finetune.runs.atomic_files import report_write_errors, write_text
+from finetune.runs.atomic_files import is_about_the_disk, report_write_errors, write_text
 from finetune.runs.json_files import read_json, write_json
 from finetune.runs.locks import wait_for_lock
 from finetune.runs.run_folder import RunFolder, SeriesFolder
@@ -191,7 +190,8 @@ class _Worker:
                 if evaluations.storage_error is not None:
                     raise evaluations.storage_error from failure
                 if is_about_the_disk(failure):
-                    raise
+                    with report_write_errors(self.folder.trial(number)):
+                        raise
                 state, error = "failed", describe_error(failure)
         self.delete_checkpoints(number)
         return TrialOutcome(state, values, measured, time.monotonic() - started, error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import math
 import statistics
@@ -27,7 +26,6 @@ from finetune.runs.run_files import read_scores
 from finetune.runs.run_folder import RunFolder, SeriesFolder
 
 _EVALUATIONS = "evaluations"  # attribute of a trial: step -> whether the pruner stopped the trial there
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EAGAIN}
 RunTrial = Callable[[Recipe, OnEvaluation], dict[str, float | None]]
 
 
@@ -141,9 +139,3 @@ def describe_error(error: Exception) -> str:
     """Return an error as one line."""
     text = " ".join(str(error).split())
     return shorten(text if isinstance(error, FinetuneError) else f"{type(error).__name__}: {text}")
-
-
-def is_about_the_disk(error: Exception) -> bool:
-    """Return whether an error would meet every trial: a full disk, or a folder that another process writes to."""
-    cause = error.__cause__
-    return isinstance(error, TrainingError) and isinstance(cause, OSError) and cause.errno in _DISK_ERRORS

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,8 @@ from pathlib import Path
 
 from finetune.errors import TrainingError
 
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EAGAIN}
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 _FIX = "free disk space or name another folder, and start again"
 
 
@@ -30,10 +34,19 @@ def report_write_errors(path: Path, fix: str = _FIX) -> Iterator[None]:
         raise TrainingError(f"cannot write {path}: {reason}; {fix}") from error
 
 
-def _is_write_error(error: Exception) -> bool:
+def is_about_the_disk(error: BaseException) -> bool:
+    """Return whether an error would meet every run: a full disk, or a folder that another process writes to."""
+    rust = _RUST_ERROR.search(str(error))
+    number = error.errno if isinstance(error, OSError) else int(rust[1]) if rust else None
+    if number is not None:
+        return number in _DISK_ERRORS
+    return _is_write_error(error) or (error.__cause__ is not None and is_about_the_disk(error.__cause__))
+
+
+def _is_write_error(error: BaseException) -> bool:
     # safetensors and tokenizers raise their own classes with Rust's message; torch.save raises a RuntimeError.
     message = str(error)
-    torch_writer = "PytorchStreamWriter" in message or "inline_container" in message
+    torch_writer = any(text in message for text in ("PytorchStreamWriter", "inline_container", "iostream error"))
     return isinstance(error, OSError) or "(os error " in message or (isinstance(error, RuntimeError) and torch_writer)
 
 

@@ -170,3 +170,21 @@ def test_a_sweep_stops_if_all_trials_fail_with_the_same_error(write_sweep: Calla
     assert 3 <= len(read_sweep(Path(loaded.sweep.output_dir)).of_state("failed")) < 9
     with pytest.raises(TrainingError, match=r"all 1 trials so far failed"):  # the only one
         sweep(write_sweep(trials=1, output_dir=f"{loaded.sweep.output_dir}2"), run=fail)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), RuntimeError("basic_ios::clear: iostream error")],
+    ids=["log", "torch.save"],
+)
+def test_a_full_disk_stops_the_sweep_and_the_trial_is_continued(
+    error: Exception, write_sweep: Callable[..., LoadedSweep]
+) -> None:
+    def fail(loaded: Recipe, on_evaluation: OnEvaluation) -> dict[str, float | None]:
+        on_evaluation(10, {"accuracy": accuracy(loaded) / 3, "loss": 1.0})
+        raise error
+
+    loaded = write_sweep(trials=2)
+    with pytest.raises(TrainingError, match=r"cannot write .*trials/0000: .*; free disk space"):
+        sweep(loaded, run=fail)
+    assert [trial.state for trial in sweep(loaded, run=fake).trials] == ["complete", "complete"]

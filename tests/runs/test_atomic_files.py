@@ -12,7 +12,13 @@ import pytest
 from safetensors import SafetensorError
 
 from finetune.errors import TrainingError
-from finetune.runs.atomic_files import atomic_replace_dir, fsync_path, report_write_errors, write_text
+from finetune.runs.atomic_files import (
+    atomic_replace_dir,
+    fsync_path,
+    is_about_the_disk,
+    report_write_errors,
+    write_text,
+)
 from finetune.runs.new_dirs import atomic_new_dir
 from tests.support import ROOT
 from tests.support.helpers import HANG_SECONDS
@@ -29,10 +35,11 @@ def files(folder: Path) -> dict[str, str]:
         SafetensorError("I/O error: No space left on device (os error 28)"),
         Exception("No space left on device (os error 28)"),  # as tokenizers raises it
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+        RuntimeError("basic_ios::clear: iostream error"),  # also torch.save
     ],
 )
 def test_a_write_error_names_the_path(error: Exception) -> None:
-    match = r"cannot write a/b: .*(No space left|unexpected pos).*; free disk space or name another folder"
+    match = r"cannot write a/b: .*(No space left|unexpected pos|iostream error).*; free disk space or name another"
     with pytest.raises(TrainingError, match=match), report_write_errors(Path("a/b")):
         raise error
 
@@ -40,6 +47,29 @@ def test_a_write_error_names_the_path(error: Exception) -> None:
 def test_other_errors_are_unchanged() -> None:
     with pytest.raises(RuntimeError, match="shapes"), report_write_errors(Path("a")):
         raise RuntimeError("shapes do not fit")
+
+
+def caused_by(cause: BaseException) -> TrainingError:
+    error = TrainingError("cannot write a")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(28, "No space left on device"), True),  # the log of a trial
+        (caused_by(OSError(28, "No space left on device")), True),
+        (caused_by(caused_by(RuntimeError("basic_ios::clear: iostream error"))), True),
+        (caused_by(SafetensorError("I/O error: No space left on device (os error 28)")), True),
+        (caused_by(SafetensorError("No such file or directory (os error 2)")), False),
+        (caused_by(FileNotFoundError(2, "No such file or directory")), False),
+        (caused_by(RuntimeError("shapes do not fit")), False),
+        (TrainingError("the loss is not finite"), False),
+    ],
+)
+def test_an_error_of_the_disk_is_recognized_by_its_cause(error: BaseException, expected: bool) -> None:
+    assert is_about_the_disk(error) == expected
 
 
 def test_on_windows_files_are_flushed_through_a_writable_handle_and_folders_are_not_flushed(
