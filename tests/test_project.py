@@ -69,6 +69,7 @@ TESTED_IN = {
     "pipeline/report.py": "pipeline/test_damaged_runs.py",
     "pipeline/series_processes.py": "pipeline/test_processes.py",
     "pipeline/series_results.py": "pipeline/test_series.py",
+    "pipeline/series_resume.py": "pipeline/test_series.py",
     "pipeline/sweep_claims.py": "pipeline/test_sweep.py",
     "pipeline/sweep_study.py": "pipeline/test_sweep.py",
     "pipeline/sweep_summary.py": "pipeline/test_sweep.py",

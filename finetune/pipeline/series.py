@@ -18,6 +18,7 @@ from finetune.errors import FinetuneError, TrainingError, TrainingStopped
 from finetune.pipeline.context import SharedWork
 from finetune.pipeline.series_processes import SeriesProcesses, series_processes
 from finetune.pipeline.series_results import finished_member, series_results
+from finetune.pipeline.series_resume import check_resumed, data_checksums
 from finetune.pipeline.train import train
 from finetune.recipe.schema import Recipe
 from finetune.report.series_page import write_series_report
@@ -33,10 +34,8 @@ from finetune.runs.ownership import (
     series_folder,
     take_series_ownership,
 )
-from finetune.runs.run_files import read_recipe
 from finetune.runs.run_folder import SeriesFolder
 from finetune.runs.series import MemberResult, SeriesResult, is_series, read_series
-from finetune.training.resume_check import differences, recipe_fingerprint
 
 OnSeriesEvaluation = Callable[[int, int, dict[str, float | None]], bool]  # seed, step, values
 _POLL_SECONDS = 0.5
@@ -119,37 +118,22 @@ def _open(folder: SeriesFolder, recipe: Recipe) -> None:
     """
     assert recipe.seeds is not None
     check_output_dir(folder, recipe)
+    checksums = data_checksums(recipe.data)
     resumed = recipe.checkpoint.resume_from_checkpoint is not None and is_series(folder.path)
     with locked_folder(folder.path), ExitStack() as locks:
         check_output_dir(folder, recipe)
         members = {seed: MemberResult(seed) for seed in recipe.seeds}
         if resumed:
-            _check_resumed(folder, recipe)
-            for member in read_series(folder.path).members:
+            stored = read_series(folder.path)
+            check_resumed(folder, recipe, stored, checksums)
+            for member in stored.members:
                 is_finished = member.status == "finished" and folder.member(member.seed).has_model()
                 members[member.seed] = member if is_finished else replace(member, status="unfinished", error="")
         else:
             for seed in folder.seeds:
                 locks.enter_context(locked_file(folder.lock(seed), folder.path))
-        take_series_ownership(folder, recipe, SeriesResult(recipe.best_metric(), list(members.values())))
-
-
-def _check_resumed(folder: SeriesFolder, recipe: Recipe) -> None:
-    """Raise TrainingError if the series in the folder was started with another recipe, or with a seed that is gone."""
-    stored = read_recipe(folder, read_data=False)
-    lines = list(differences(_fingerprint(stored), _fingerprint(recipe)))
-    removed = [seed for seed in stored.seeds or [] if seed not in (recipe.seeds or [])]
-    lines += [f"seeds: {', '.join(map(str, removed))} removed (more seeds can be added)"] if removed else []
-    if lines:
-        listed = "".join(f"\n  {line}" for line in lines)
-        raise TrainingError(
-            f"the series in {folder.path} differs from this one:{listed}\nrestore these settings, or start a new "
-            "series in another output_dir"
-        )
-
-
-def _fingerprint(recipe: Recipe) -> dict[str, object]:
-    return {**recipe_fingerprint(recipe, recipe.task.label_names or []), "data.split_seed": recipe.rows_seed()}
+        result = SeriesResult(recipe.best_metric(), list(members.values()), data_checksums=checksums)
+        take_series_ownership(folder, recipe, result)
 
 
 def _train_members(series: _Series) -> None:
@@ -262,7 +246,7 @@ def _write_results(series: _Series) -> None:
     folder, stored = series.folder, read_series(series.folder.path)
     if stored.chosen_seed is not None and not stored.with_status("unfinished") and folder.report.exists():
         return  # another process has written them
-    result = series_results(folder, series.recipe, stored.members)
+    result = replace(series_results(folder, series.recipe, stored.members), data_checksums=stored.data_checksums)
     if result.chosen_seed is not None:
         with atomic_replace_dir(folder.model) as temporary:
             shutil.copytree(folder.member(result.chosen_seed).model, temporary, dirs_exist_ok=True)

@@ -22,6 +22,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from finetune.errors import FinetuneError, TrainingError
+from finetune.pipeline.series_resume import data_checksums
 from finetune.recipe.loader import dump_recipe
 from finetune.recipe.portable import portable_recipe
 from finetune.recipe.sweep_loader import LoadedSweep
@@ -107,12 +108,17 @@ def open_study(sweep: LoadedSweep, storage: BaseStorage) -> Study:
         stored, current = study.user_attrs.get(_DEFINITION), definition(sweep)
         if stored is None:
             study.set_user_attr(_DEFINITION, current)
-    if stored is not None and (changed := [key for key, value in current.items() if stored.get(key) != value]):
+    if stored is not None and (changed := _changed(stored, current)):
         raise TrainingError(
             f"the study '{sweep.name}' was started with another {', '.join(changed)}; restore it, or name another "
             "output_dir (and another study_name, if the sweep has a storage)"
         )
     return study
+
+
+def _changed(stored: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
+    """Return the keys of a definition with another value; studies of earlier versions do not have all of them."""
+    return [key for key, value in current.items() if stored.get(key, value) != value]
 
 
 def definition(sweep: LoadedSweep) -> dict[str, str]:
@@ -127,6 +133,7 @@ def definition(sweep: LoadedSweep) -> dict[str, str]:
         "pruner": keys.pruner,
         "seeds": str(keys.seeds),
         "score_test_rows": str(keys.score_test_rows),
+        "content of its data files": str(data_checksums(sweep.example.data)),
     }
     return {name: hashlib.sha256(value.encode()).hexdigest()[:16] for name, value in values.items()}
 

@@ -85,6 +85,7 @@ class SeriesResult:
         chosen_seed: the run whose model is the model of the series; None if no run is finished.
         choice: why it was chosen.
         heads: agreement of the head rankings; None for fewer than two runs with the same head analysis.
+        data_checksums: of each data file, and of rows in the recipe, by recipe key; {} in series of earlier versions.
     """
 
     metric: str
@@ -95,6 +96,7 @@ class SeriesResult:
     chosen_seed: int | None = None
     choice: str = ""
     heads: HeadAgreement | None = None
+    data_checksums: dict[str, str] = field(default_factory=dict)
 
     def with_status(self, status: Status) -> list[MemberResult]:
         """Return the runs with this status."""

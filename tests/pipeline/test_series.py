@@ -116,8 +116,12 @@ def test_commands_on_a_series(series: Path, tmp_path: Path, capsys: pytest.Captu
     assert "is a series, and seed=3 changes the recipe of one run; name a run in it" in capsys.readouterr().err
 
 
+def disk_is_full(*_: Any, **__: Any) -> None:
+    raise TrainingError("cannot write seed-4") from OSError(28, "No space left on device")
+
+
 def test_an_existing_folder_is_refused_or_resumed_without_loss(
-    series: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    series: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy, path = Path(shutil.copytree(series, tmp_path / "copy")), series.parent / "my.yaml"
     before = contents(copy)
@@ -127,6 +131,8 @@ def test_an_existing_folder_is_refused_or_resumed_without_loss(
         (["seeds=null"], "contains a series of runs, which a run does not replace or resume"),
         ([AUTO, "seeds=[3,4]"], "seeds: 5 removed (more seeds can be added)"),
         ([AUTO, "training.learning_rate=0.5"], "training.learning_rate: was 0.01, now 0.5"),
+        ([AUTO, "evaluation.metrics=[accuracy,f1_macro]"], 'evaluation.metrics: was ["accuracy"], now'),
+        ([AUTO, "data.test_rows=null"], "data.test_rows: its rows are not those of the runs that have finished"),
         ([OVERWRITE, "data.label_column=nothing"], "nothing"),
     ):
         assert main([*start, *overrides]) == 2
@@ -138,6 +144,11 @@ def test_an_existing_folder_is_refused_or_resumed_without_loss(
         assert f"{copy} is being written by process" in capsys.readouterr().err
     # Finished runs stay as they are, a missing one is trained, and one is added.
     shutil.rmtree(copy / "seed-4")
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune.pipeline.series.train", disk_is_full)
+        assert main([*start, AUTO, "head_importance=null"]) == 2
+    assert "error: cannot write seed-4" in capsys.readouterr().err
+    assert [member.seed for member in read_series(copy).with_status("unfinished")] == [4]
     assert main([*start, AUTO, "head_importance=null", "seeds=[3,4,5,6]"]) == 0
     assert results_of(copy / "seed-4") == results_of(series / "seed-4")
     after = contents(copy)

@@ -188,3 +188,14 @@ def test_a_full_disk_stops_the_sweep_and_the_trial_is_continued(
     with pytest.raises(TrainingError, match=r"cannot write .*trials/0000: .*; free disk space"):
         sweep(loaded, run=fail)
     assert [trial.state for trial in sweep(loaded, run=fake).trials] == ["complete", "complete"]
+
+
+def test_a_sweep_is_not_continued_on_other_rows(write_sweep: Callable[..., LoadedSweep], tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("sentence,label\ngood,1\nbad,0\n")
+    keys = {"overrides": {"data.train_rows": None, "data.train_file": str(file)}}
+    sweep(write_sweep(**keys, trials=1), run=fake)
+    assert len(sweep(write_sweep(**keys, trials=2), run=fake).trials) == 2
+    file.write_text("sentence,label\ngood,1\nbad,1\n")
+    with pytest.raises(TrainingError, match="was started with another content of its data files; restore it"):
+        sweep(write_sweep(**keys, trials=3), run=fake)
