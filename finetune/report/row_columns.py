@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 from finetune.report.embedding import embedded
+from finetune.report.row_outcomes import label_ids, label_sets, likely_label_errors
 from finetune.report.row_texts import text_elements
 
 LENGTH = "length"  # column with the number of characters, if the texts themselves may not be shown
@@ -58,7 +59,7 @@ def row_elements(table: pa.Table, label_names: Sequence[str], shown_split: str) 
     splits = table["split"].unique().to_pylist()
     kind = problem_type(table)
     columns = _Columns({"count": table.num_rows, "splits": splits, "shownSplit": shown_split, "problemType": kind})
-    columns.arrays["split"] = _smallest(_indices(table["split"], splits))
+    columns.arrays["split"] = _smallest(label_ids(table["split"], splits))
     # Row numbers rise by one in most rows: the differences compress to nothing.
     columns.arrays["row"] = np.diff(table["row"].to_numpy().astype(np.uint32), prepend=np.uint32(0))
     columns.arrays["length"] = _smallest(text_lengths(table))
@@ -68,9 +69,11 @@ def row_elements(table: pa.Table, label_names: Sequence[str], shown_split: str) 
     else:
         width = pc.max(pc.list_value_length(table["probabilities"])).as_py() if table.num_rows else 0
         names = _label_names(table, label_names, width)
-        kept = _add_labels(columns, table, names)
+        _add_labels(columns, table, names)
         columns.manifest["probabilityLabels"] = width
-        _add_probabilities(columns, table, width, kept)
+        probabilities = _probabilities(table, width)
+        _add_probabilities(columns, table, probabilities)
+        _add_label_errors(columns, table, names, probabilities)
     columns.manifest["labels"] = names
     texts, manifest = text_elements(table)
     columns.manifest["texts"] = manifest
@@ -105,27 +108,40 @@ def _label_names(table: pa.Table, known: Sequence[str], width: int) -> list[str]
     return names
 
 
-def _add_labels(columns: _Columns, table: pa.Table, names: list[str]) -> np.ndarray | None:
-    """Add the labels and predicted labels; return the label of each row, (N,), in single-label classification."""
+def _add_labels(columns: _Columns, table: pa.Table, names: list[str]) -> None:
     for name in ("label", "predicted"):
         column = table[name].combine_chunks()
         if pa.types.is_string(column.type):
-            columns.arrays[name] = _smallest(_indices(column, names), len(names))
+            columns.arrays[name] = _smallest(label_ids(column, names), len(names))
         else:
             columns.arrays[f"{name}-sizes"] = _smallest(pc.list_value_length(column).to_numpy(zero_copy_only=False))
-            columns.arrays[f"{name}-values"] = _smallest(_indices(pc.list_flatten(column), names), len(names))
-    return columns.arrays.get("label")
+            columns.arrays[f"{name}-values"] = _smallest(label_ids(pc.list_flatten(column), names), len(names))
 
 
-def _add_probabilities(columns: _Columns, table: pa.Table, width: int, labels: np.ndarray | None) -> None:
+def _probabilities(table: pa.Table, width: int) -> np.ndarray:
+    """Return the probabilities, (N, K)."""
+    return np.asarray(pc.list_flatten(table["probabilities"]).to_numpy()).reshape(table.num_rows, width)
+
+
+def _add_label_errors(columns: _Columns, table: pa.Table, names: list[str], probabilities: np.ndarray) -> None:
+    """Add the positions of likely label errors."""
+    labels = columns.arrays.get("label")
+    if labels is None:
+        labels = label_sets(table["label"], names)
+    if len(names) == probabilities.shape[1]:
+        errors = likely_label_errors(labels, probabilities, columns.arrays["split"])
+        columns.arrays["label-errors"] = errors
+
+
+def _add_probabilities(columns: _Columns, table: pa.Table, probabilities: np.ndarray) -> None:
     """Add the probabilities as log-odds, one plane of N values per label or per rank, and the loss."""
-    rows = table.num_rows
-    flat = pc.list_flatten(table["probabilities"]).to_numpy(zero_copy_only=False)
-    probabilities = flat.astype(np.float64).reshape(rows, width)
+    rows, width = probabilities.shape
+    labels = columns.arrays.get("label")
     stored = width if rows * width <= MAX_PROBABILITIES else max(1, min(_MAX_KEPT, width, MAX_PROBABILITIES // rows))
     loss = table["loss"].to_numpy().astype(np.float32)
     single = labels is not None
     derived = labels is not None and stored == width and _is_cross_entropy(loss, probabilities, labels)
+    probabilities = probabilities.astype(np.float64)
     rest = (probabilities.sum(axis=1, keepdims=True) if single else 1.0) - probabilities
     if stored < width:
         order = np.argpartition(-probabilities, stored - 1, axis=1)[:, :stored]
@@ -154,12 +170,6 @@ def _is_cross_entropy(loss: np.ndarray, probabilities: np.ndarray, labels: np.nd
 def _add_values(columns: _Columns, table: pa.Table) -> None:
     for name, column in (("value", "label"), ("predicted-value", "predicted"), ("loss", "loss")):
         columns.arrays[name] = _rounded(table[column].to_numpy().astype(np.float32))
-
-
-def _indices(column: pa.Array | pa.ChunkedArray, names: Sequence[str]) -> np.ndarray:
-    """Return the position of each value among names."""
-    found = pc.index_in(column, value_set=pa.array(names, column.type))
-    return np.asarray(found.to_numpy(zero_copy_only=False) if isinstance(found, pa.Array) else found.to_numpy())
 
 
 def _smallest(values: np.ndarray, limit: int | None = None) -> np.ndarray:

@@ -50,7 +50,7 @@ def test_single_label_rows_are_those_of_the_table(tmp_path: Path, browser: Any, 
     texts = [f"text {row} </script> \N{SNOWMAN} \x01" * 200 for row in range(300)]  # more than one chunk
     table = single_label_table(probabilities, ids, names, texts)
     table = pa.concat_tables([table.set_column(0, "split", [["validation"] * 300]), table])
-    with opened(browser, write_rows_page(tmp_path / "page.html", table, names)) as page:
+    with opened(browser, write_rows_page(tmp_path / "page.html", table, names, sections=False)) as page:
         rows = page.evaluate(ROWS)
         assert page.evaluate("[...rows.label]") == [*ids, *ids]
         assert page.evaluate("[...rows.predicted]") == [*probabilities.argmax(1)] * 2
@@ -77,7 +77,7 @@ def test_only_the_highest_probabilities_are_kept_where_there_are_too_many(
     probabilities, ids = drawn(50, 12)
     names = [str(label) for label in range(12)]
     table = single_label_table(probabilities, ids, names, [""] * 50)
-    with opened(browser, write_rows_page(tmp_path / "page.html", table, names)) as page:
+    with opened(browser, write_rows_page(tmp_path / "page.html", table, names, sections=False)) as page:
         kept = page.evaluate(PROBABILITIES)
         rows = page.evaluate(ROWS)
         assert not page.evaluate("rows.hasAllProbabilities")
@@ -95,7 +95,7 @@ def test_multi_label_rows_of_pairs(tmp_path: Path, browser: Any) -> None:
         "label": [["x"], [], ["x", "z"]], "predicted": [["x"], ["y"], ["z", "x"]],
         "probabilities": [[0.9, 0.2, 0.1], [0.1, 0.6, 0.0], [0.7, 0.4, 1.0]], "loss": [0.1, 0.6, 0.3],
     }  # fmt: skip
-    page_path = write_rows_page(tmp_path / "page.html", pa.table(columns), ["x", "y", "z"])
+    page_path = write_rows_page(tmp_path / "page.html", pa.table(columns), ["x", "y", "z"], sections=False)
     with opened(browser, page_path) as page:
         rows = page.evaluate(ROWS)
         assert page.evaluate("[0, 1, 2].map((i) => [[...rows.labelSets(i)], [...rows.predictedSets(i)]])") == [
@@ -114,7 +114,7 @@ def test_regression_rows(tmp_path: Path, browser: Any) -> None:
         "split": ["test"] * 2, "row": [1, 2], "text": ["a", "b"], "label": [0.5, -3.25], "predicted": [0.25, 1e6],
         "probabilities": [[0.25], [1e6]], "loss": [0.0625, 1e12],
     }  # fmt: skip
-    with opened(browser, write_rows_page(tmp_path / "page.html", pa.table(columns), [])) as page:
+    with opened(browser, write_rows_page(tmp_path / "page.html", pa.table(columns), [], sections=False)) as page:
         rows = page.evaluate(ROWS)
         assert page.evaluate("[[...rows.value], [...rows.predictedValue], rows.correct(0)]") == [
             [0.5, -3.25], [0.25, 1e6], None,

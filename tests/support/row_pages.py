@@ -14,7 +14,8 @@ from finetune.report.row_columns import row_elements
 _PAGE = """{% extends "base.html" %}
 {% block title %}rows{% endblock %}
 {% block main %}<h1>rows</h1>
-{% include "sections/slice.html" %}
+{% if sections %}{% include "sections/slice.html" %}
+<section id="errors">{% include "row_table.html" %}</section>{% endif %}
 {% endblock %}
 {% block data %}{{ rows }}{% endblock %}
 {% block code %}
@@ -23,16 +24,28 @@ _PAGE = """{% extends "base.html" %}
 <script>{{ script(name) }}</script>
 {% endfor %}
 <script>{{ script("slices.js") }}</script>
+<script>{{ script("row_table.js") }}</script>
+<script>{{ script("row_details.js") }}</script>
 {% endblock %}
 """
 
 
 def write_rows_page(
-    path: Path, table: pa.Table, label_names: Sequence[str], shown_split: str = "test", scripts: Sequence[str] = ()
+    path: Path,
+    table: pa.Table,
+    label_names: Sequence[str],
+    *,
+    shown_split: str = "test",
+    scripts: Sequence[str] = (),
+    sections: bool = True,
 ) -> Path:
-    """Write a page with the rows of a table of predictions and further scripts, and return its path."""
-    rows = row_elements(table, label_names, shown_split)
-    path.write_text(templates().from_string(_PAGE).render(rows=rows, scripts=scripts), encoding="utf-8")
+    """Write a page with the rows of a table of predictions and further scripts, and return its path.
+
+    Args:
+        sections: whether the page also has the slice bar and the table of rows.
+    """
+    context = {"rows": row_elements(table, label_names, shown_split), "scripts": scripts, "sections": sections}
+    path.write_text(templates().from_string(_PAGE).render(context), encoding="utf-8")
     return path
 
 

@@ -26,6 +26,7 @@ class Rows {
     this.split = columns.split;
     this.row = cumulativeSum(columns.row);
     this.length = columns.length;
+    this.labelErrors = columns["label-errors"] ?? new Uint32Array(); // positions of likely label errors, likeliest first
     this.texts = manifest.texts;
     this.chunks = new Map();
     this.textIndex = columns["has-text"] ? positionsAmong(columns["has-text"]) : null;

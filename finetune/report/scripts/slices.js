@@ -175,6 +175,8 @@ function startSliceBar(bar) {
   }
   if (matchMedia("(max-width: 820px)").matches) bar.querySelector("details").open = false;
   onState(sliceKeys, showSliceState);
+  // A link to a section scrolls to below the bar.
+  new ResizeObserver(() => { document.documentElement.style.scrollPaddingTop = `${bar.offsetHeight + 64}px`; }).observe(bar);
 }
 
 onStart(async () => {
