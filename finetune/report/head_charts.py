@@ -123,7 +123,7 @@ def agreement_chart(rows: dict[str, list[tuple[str, TauValue]]]) -> ChartOption:
         "xAxis": {"type": "value", "name": "Kendall's tau", "nameLocation": "middle", "nameGap": 26, "max": 1},
         "yAxis": {
             "type": "category", "data": names, "inverse": True,
-            "axisLabel": {"width": 190, "overflow": "break", "lineHeight": 13},
+            "axisLabel": {"width": 150, "overflow": "break", "lineHeight": 13},
         },
         "series": series,
     }  # fmt: skip

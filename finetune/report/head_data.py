@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from finetune.report.embedding import embedded
+from finetune.report.explanation_data import explanation_elements
 from finetune.report.head_maps import HeadMap, change_maps, head_maps
 from finetune.report.run_record import RunRecord
 
@@ -22,7 +23,8 @@ def head_elements(record: RunRecord) -> Markup:
         "maps": [_map_data(each) for each in head_maps(record.heads)],
         "changes": [_map_data(each) for each in change_maps(record.heads)],
     }
-    return embedded("head-data", json.dumps(content, separators=(",", ":"), allow_nan=False).encode())
+    maps = embedded("head-data", json.dumps(content, separators=(",", ":"), allow_nan=False).encode())
+    return Markup("\n").join([maps, explanation_elements(record.explanations, record.predictions)])
 
 
 def _map_data(head_map: HeadMap) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from finetune.report.card import format_difference, interval_or_dash, model_name
 from finetune.report.card_metadata import CardSubject
 from finetune.report.charts import chart_element
 from finetune.report.embedding import chart_library, script
+from finetune.report.explanation_data import gap_text, shown_tokens
 from finetune.report.figures import confusion_heatmap, loss_curve, plotly_script
 from finetune.report.head_charts import agreement_chart, agreement_rows, pruning_chart
 from finetune.report.head_data import head_elements
@@ -32,6 +33,7 @@ SECTIONS = (
     "scores",
     "baselines",
     "head_importance",
+    "row_explanations",
     "pruning_curves",
     "leave_one_out",
     "weight_changes",
@@ -94,6 +96,7 @@ def templates() -> Environment:
     templates.filters.update(interval=interval_or_dash, number=format_number, signed=format_difference)
     templates.filters.update(removable_heads=removable_heads, significant=format_significant)
     templates.filters.update(head_maps=head_maps, change_maps=change_maps)
+    templates.filters.update(shown_tokens=shown_tokens, gap_text=gap_text)
     templates.filters.update(
         agreement_chart=agreement_chart, agreement_rows=agreement_rows, pruning_chart=pruning_chart
     )

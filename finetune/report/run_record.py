@@ -10,6 +10,7 @@ import pyarrow as pa
 from finetune.recipe.schema import Recipe
 from finetune.report.row_columns import LENGTH, text_lengths
 from finetune.runs.baselines import BaselineComparison
+from finetune.runs.explanations import Explanations, read_explanations
 from finetune.runs.head_results import HeadAnalysis
 from finetune.runs.json_files import read_json
 from finetune.runs.predictions import PredictedRow, first_predictions, read_predictions, worst_predictions
@@ -30,6 +31,7 @@ class RunRecord:
         baselines: the comparison with baselines; None if there is none.
         predictions: the table of predictions.parquet, with the lengths of the texts instead of the texts if no text
             may be shown; None if no split was scored.
+        explanations: of single rows, without tokens if no text may be shown; None if there are none.
     """
 
     recipe: Recipe
@@ -44,6 +46,7 @@ class RunRecord:
     examples: list[PredictedRow] | None
     baselines: BaselineComparison | None = None
     predictions: pa.Table | None = None
+    explanations: Explanations | None = None
 
     def shown_split(self) -> str | None:
         """Return the split whose scores are shown in detail: test if it was scored, else validation, else None."""
@@ -59,7 +62,11 @@ class RunRecord:
 
     def without_texts(self) -> RunRecord:
         """Return the record without any text of a row."""
-        return replace(self, worst=None, examples=None, predictions=_without_texts(self.predictions))
+        explanations = self.explanations and replace(
+            self.explanations, rows=[row.without_tokens() for row in self.explanations.rows]
+        )
+        predictions = _without_texts(self.predictions)
+        return replace(self, worst=None, examples=None, predictions=predictions, explanations=explanations)
 
     def label_names(self) -> list[str]:
         """Return the names of the labels in the order of the probabilities; none in regression."""
@@ -99,6 +106,7 @@ def read_record(
         examples=[] if no_predictions or shown is None else first_predictions(folder, shown, _EXAMPLES),
         baselines=read_baselines(folder),
         predictions=None if no_predictions else read_predictions(folder),
+        explanations=read_explanations(folder),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,10 @@ class RowExplanation:
     completeness_gap: float | None = None
     attention: dict[str, list[list[int]]] = field(default_factory=dict)
     exact_head_effects: HeadEffects | None = None
+
+    def without_tokens(self) -> RowExplanation:
+        """Return the explanation without anything that contains or describes single tokens."""
+        return replace(self, tokens=None, attributions=None, attention={})
 
 
 @dataclass(frozen=True)

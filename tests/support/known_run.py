@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from finetune.runs.explanations import Explanations, RowExplanation
 from finetune.runs.head_results import (
     ChangeAgreement,
     HeadAnalysis,
@@ -107,3 +108,33 @@ def full_analysis(methods: int, measure: str = "accuracy") -> HeadAnalysis:
         ChangeAgreement(names[0], tau, tau, tau, "No such tie is seen."),
         ["beware of <this>"],
     )  # fmt: skip
+
+
+HOSTILE_TOKENS = ["[CLS]", "</script>", "##<img src=x onerror=alert(1)>", "\u202eabc", "\x00&amp;", "[SEP]"]
+
+
+def known_explanations() -> Explanations:
+    """Return explanations of rows 1 to 12 of the known run: head 0.h has the effect (row - 4) * h / 10 on a row.
+
+    Rows 2 and 3 are explained in detail; head 1.2 has attention maps, in which a token attends to itself and to the
+    first one.
+    """
+
+    def effects(row: int, scale: float) -> list[list[float | None]]:
+        first: list[float | None] = [scale * (row - 4) * head / 10 for head in range(12)]
+        return [first, [*[0.125 * scale] * 11, None]]
+
+    tokens = len(HOSTILE_TOKENS)
+    attention = [[155 if to == start else 0 for to in range(tokens)] for start in range(tokens)]
+    for line in attention:
+        line[0] += 100
+    rows = [
+        RowExplanation("test", row, "no" if row < 3 else "yes", effects(row, 1.0))
+        if row not in (2, 3)
+        else RowExplanation(
+            "test", row, "no" if row < 3 else "yes", effects(row, 1.0), HOSTILE_TOKENS,
+            [0.0, 0.5, -1.0, 0.25, 0.0625, 0.0], 1.5, 1.75, 0.0625, {"1.2": attention}, effects(row, 2.0),
+        )
+        for row in range(1, 13)
+    ]  # fmt: skip
+    return Explanations("log-odds of the label", "first-order estimate", 16, rows, ["a note on <rows>"])

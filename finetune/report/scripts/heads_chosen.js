@@ -1,28 +1,108 @@
-// The chosen head: its values by every method, the rows that need it, which label it serves.
+// The chosen head: its values by every method, the rows that need it, which label it serves, what it attends to.
 "use strict";
+
+const maxShownLabels = 12;
+const labelChart = new ChangingChart();
 
 /** Returns a table of the chosen head's value in every map. */
 function valuesTable(head) {
-  const rows = [...headData.maps, ...headData.changes].map((map) => {
+  const lines = [...headData.maps, ...headData.changes].map((map) => {
     const cell = cellOf(map, head);
     return cell && element("tr", {}, element("th", { scope: "row", class: "text" }, map.name), element("td", { class: "text" }, cell[3]));
   });
-  return element("table", { class: "values" }, element("tbody", {}, ...rows.filter(Boolean)));
+  return element("table", {}, element("tbody", {}, ...lines.filter(Boolean)));
 }
 
-/** Shows the panel of the chosen head. */
+/** Returns a button with the text of a row that chooses the row. */
+function rowButton(index) {
+  const button = element("button", { type: "button", class: "row-link", onclick: () => chooseRow(index) }, explanations.name(index));
+  explanations.text(index).then((text) => { if (text) button.textContent = shortened(text); });
+  return button;
+}
+
+/** Returns a table of rows with their effects. */
+function effectsTable(caption, list) {
+  if (!list.length) return element("div", {}, element("h4", {}, caption), element("p", { class: "soft" }, "None."));
+  const lines = list.map(([index, effect]) => element("tr", {},
+    element("td", {}, signed(effect)),
+    element("td", { class: "text" }, explanations.target(index)),
+    element("td", { class: "words" }, rowButton(index))));
+  const titles = element("tr", {}, element("th", {}, "effect"), element("th", { class: "text" }, "label"), element("th", { class: "words" }, "row"));
+  return element("div", {}, element("h4", {}, caption),
+    element("div", { class: "scroll" }, element("table", {}, element("thead", {}, titles), element("tbody", {}, ...lines))));
+}
+
+/** Returns the labels that a head affects most, as [label, mean, error, rows]. */
+function shownLabels(head) {
+  const all = explanations.labelEffects[head].map(([label, ...values]) => [explanations.targets[label] || "all rows", ...values]);
+  const largest = [...all].sort((first, second) => Math.abs(second[1]) - Math.abs(first[1])).slice(0, maxShownLabels);
+  return largest.sort((first, second) => second[1] - first[1]);
+}
+
+/** Returns the option of a dot plot of the mean effect per label with 95 % intervals. */
+function labelOption(labels) {
+  const name = (_, index) => shortened(labels[index][0], 24);
+  const interval = ([, mean, error], index) => [[mean - 1.96 * error, index], [mean + 1.96 * error, index], ["-", "-"]];
+  return {
+    tooltip: {
+      formatter: ({ dataIndex }) => {
+        const [label, mean, error, count] = labels[dataIndex];
+        return `${escaped(label)}: ${signed(mean)} ± ${error.toPrecision(2)}<br>${count} rows`;
+      },
+    },
+    grid: { left: 130, right: 16, top: 8, bottom: 44 },
+    xAxis: { type: "value", name: "mean effect on the score", nameLocation: "middle", nameGap: 26 },
+    yAxis: { type: "category", inverse: true, data: labels.map((_, index) => String(index)), axisLabel: { formatter: name, color: color("ink") } },
+    series: [
+      { type: "line", data: labels.flatMap(interval), symbol: "none", silent: true, lineStyle: { width: 2, color: color("blue") } },
+      { type: "scatter", data: labels.map(([, mean], index) => [mean, index]), symbolSize: 10, itemStyle: { color: color("blue") } },
+    ],
+  };
+}
+
+/** Returns the panel of the mean effect per predicted label. */
+function labelPanel(head) {
+  const labels = shownLabels(head);
+  if (!labels.length) return element("div", {});
+  const total = explanations.labelEffects[head].length;
+  const described = labels.map(([label, mean, error]) => `${label} ${signed(mean)} ± ${error.toPrecision(2)}`).join("; ");
+  const place = labelChart.show(() => labelOption(labels), `Mean effect by label: ${described}`, null, 60 + 34 * labels.length);
+  const part = total > labels.length ? ` The ${labels.length} of ${total} labels with the largest effects.` : "";
+  return element("div", { class: "label-effects" }, element("h4", {}, "Which label it serves"), place,
+    element("p", { class: "soft" }, `Mean effect over the rows with that prediction, ± 1.96 standard errors over rows.${part}`));
+}
+
+/** Returns the row whose attention is shown: the chosen one if it has tokens, else one with a map of the head. */
+function attentionRow(head) {
+  const chosen = explanations.explainedByIndex.get(chosenRow());
+  if (chosen?.tokens) return chosen;
+  return explanations.withTokens.find((row) => row.attention[head]) ?? explanations.withTokens[0] ?? null;
+}
+
+/** Shows the values of the chosen head beside the map, and its rows, labels and attention below. */
 function showChosenHead() {
   const head = chosenHead();
-  const place = document.getElementById("chosen-head");
-  place.hidden = head === null;
   if (head === null) return;
   const name = headName(head);
-  place.replaceChildren(
-    element("h3", {}, name.charAt(0).toUpperCase() + name.slice(1)),
-    element("div", { class: "scroll" }, valuesTable(head)),
+  const title = name.charAt(0).toUpperCase() + name.slice(1);
+  const values = document.getElementById("chosen-head");
+  values.hidden = false;
+  values.replaceChildren(element("h3", {}, title), valuesTable(head));
+  if (!explanations?.extremes[head]) return;
+  const [needed, hurt] = explanations.extremes[head];
+  const details = document.getElementById("chosen-head-rows");
+  const row = attentionRow(head);
+  details.hidden = false;
+  details.replaceChildren(
+    element("h3", {}, `What ${name} does for single rows`),
+    element("p", {}, `Effect on the ${explanations.scoreName} of ${explanations.count.toLocaleString("en")} analyzed rows (${explanations.effectMethod}). Click a row to see what it needs.`),
+    element("div", { class: "pair" }, effectsTable("Rows that need it most", needed), effectsTable("Rows that it hurts most", hurt)),
+    labelPanel(head),
+    ...(row ? [attentionPanel(head, row)] : []),
   );
+  watchScrolling(details);
 }
 
 onStart(() => {
-  if (headData) onState(["head"], showChosenHead);
+  if (headData) onState(["head", "row"], showChosenHead);
 });
