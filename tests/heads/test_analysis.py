@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,8 +34,8 @@ from finetune.runs.head_results import (
     TauValue,
 )
 from finetune.runs.json_files import read_json, write_json
-from tests.support import ROOT
-from tests.support.helpers import HANG_SECONDS, encoded, in_float64, tiny_classifier
+from tests.support.forked import forked
+from tests.support.helpers import encoded, in_float64, tiny_classifier
 from tests.support.known_head import THE_HEAD, known_head
 
 WORDS = ["the", "cat", "sat", "on", "mat", "dog", "chased", "floor", "is", "clean", "a", "now"]
@@ -253,13 +250,8 @@ write_json(Path(sys.argv[1]) / f"{accelerator.num_processes}-{accelerator.proces
 def test_two_processes_give_the_same_analysis_as_one(tmp_path: Path) -> None:
     script = tmp_path / "analyze.py"
     script.write_text(SCRIPT)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    for launcher in ([sys.executable], torchrun):
-        command = [*launcher, str(script), str(tmp_path)]
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=HANG_SECONDS
-        )
+    for processes in (1, 2):
+        done = forked([script, tmp_path], tmp_path, processes)
         assert done.returncode == 0, done.stdout + done.stderr
     analyses = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1")]
     for analysis in analyses:

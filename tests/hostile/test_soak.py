@@ -1,18 +1,15 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 
 from tests.support import ROOT
-from tests.support.helpers import HANG_SECONDS
+from tests.support.forked import forked
 from tests.support.killing import differences
 
 
 def test_killed_and_resumed_runs_are_bit_identical() -> None:
     # A separate process, which forks after its imports and before it starts a thread. It draws and prints a seed.
-    command = [sys.executable, "-m", "tests.hostile.soak", "--at", "random-writes", "--points", "8"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=HANG_SECONDS)
+    done = forked(["-m", "tests.hostile.soak", "--at", "random-writes", "--points", "8"], ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("seed ")
     assert done.stdout.count("the same bits\n") == 8

@@ -22,11 +22,10 @@ from accelerate.state import AcceleratorState
 from finetune.models.loading import load_classifier
 from finetune.models.saving import save_classifier
 from finetune.pipeline import predict
-from tests.support import ROOT
 from tests.support.finished_runs import rows
+from tests.support.forked import forked
 from tests.support.helpers import FLOAT32, tiny_classifier
 from tests.support.predicting import Main, error, read_csv, write_csv
-from tests.support.processes import start
 
 
 @pytest.mark.parametrize("run", ["small_run", "lora_run"])
@@ -277,8 +276,7 @@ def test_two_processes_write_the_same_rows_in_order(small_run: Path, tmp_path: P
     file, output = write_csv(tmp_path / "rows.csv", table), tmp_path / "out.csv"
     # Windows of 64 rows per process: 128 and 22.
     arguments = ["predict", small_run, file, "--output", output, "--batch-size", "1"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = start([*launch, "-m", "finetune", *arguments], tmp_path, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    done = forked(["-m", "finetune", *arguments], tmp_path, processes=2)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert done.stderr.count("150 rows with predictions") == 1

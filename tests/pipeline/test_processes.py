@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import random
-import socket
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,10 +19,9 @@ from finetune.runs.series import read_series
 from tests.support import plain_steps
 from tests.support.command_line import commands_with
 from tests.support.finished_runs import SCRATCH, recipe
+from tests.support.forked import forked, free_port
 from tests.support.helpers import FLOAT32, HANG_SECONDS, TRAINED
 from tests.support.processes import Done, check_steps, process_environment
-
-LAUNCH = [sys.executable, "-m", "torch.distributed.run"]
 
 
 @pytest.fixture(scope="module")
@@ -51,24 +47,7 @@ def test_micro_batches_give_the_gradient_of_one_batch(
 def test_two_processes_take_the_steps_of_one(
     steps_of_one: dict[str, plain_steps.Measurements], bert_without_dropout: Path, tmp_path: Path
 ) -> None:
-    command = [
-        *LAUNCH,
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "tests.support.plain_steps",
-        bert_without_dropout,
-        tmp_path,
-    ]
-    done = subprocess.run(
-        list(map(str, command)),
-        env=process_environment(tmp_path),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=HANG_SECONDS,
-    )
+    done = forked(["-m", "tests.support.plain_steps", bert_without_dropout, tmp_path], tmp_path, processes=2)
     assert done.returncode == 0, done.stdout + done.stderr
     first, second = (torch.load(tmp_path / f"2-{rank}.pt") for rank in (0, 1))
     assert first["processes"] == second["processes"] == 2  # otherwise the test compares one process with itself
@@ -146,15 +125,6 @@ for name, *rest in (
     print("==", name, flush=True)
     print("code", main([name, *rest]), flush=True)
 """
-
-
-def free_port() -> int:
-    """Return a free port below the range from which the system assigns ports to other tests."""
-    while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        with socket.socket() as candidate, suppress(OSError):
-            candidate.bind(("127.0.0.1", port))
-            return port
 
 
 def start_machines(folder: Path, script: Path, *arguments: str) -> list[Done]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from finetune.cli import main
 from finetune.models import toy_classifier
 from tests.support import ROOT
+from tests.support.forked import forked
 from tests.support.helpers import FLOAT32, TRAINED
-from tests.support.processes import finetune, start
+from tests.support.processes import start
 
 RECIPES = ROOT / "recipes"
 SCRATCH = RECIPES / "toy_from_scratch.yaml"
@@ -115,7 +115,7 @@ def test_the_resolved_recipe_repeats_the_run(scratch_run: Path, tmp_path: Path) 
 def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of pretrained MiniLM with LoRA on the four rows, in bf16."""
     folder = tmp_path_factory.mktemp("toy")
-    done = finetune("train", RECIPES / "toy.yaml", "training.mixed_precision=bf16", folder=folder)
+    done = forked(["-m", "finetune", "train", RECIPES / "toy.yaml", "training.mixed_precision=bf16"], folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "runs" / "toy"
 
@@ -188,20 +188,14 @@ def test_two_processes_give_the_results_of_one(tmp_path: Path) -> None:
     run = ROOT / "finetune" / "run.py"
     single = [f"output_dir={tmp_path / 'one'}", "training.per_device_train_batch_size=4"]
     assert main(["train", str(SCRATCH), *common, *single]) == 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    double = start(
-        [
-            *torchrun, run, SCRATCH, *common, "output_dir=two", "training.per_device_train_batch_size=2",
-            "logging.report_to=tensorboard",
-        ],
-        tmp_path,
-    )  # fmt: skip
-    assert double.returncode == 0, double.stdout + double.stderr
+    double = ["output_dir=two", "training.per_device_train_batch_size=2", "logging.report_to=tensorboard"]
+    done = forked([run, SCRATCH, *common, *double], tmp_path, processes=2)
+    assert done.returncode == 0, done.stdout + done.stderr
     num_processes = [
         json.loads((tmp_path / name / "environment.json").read_text())["processes"] for name in ("one", "two")
     ]
     assert num_processes == [1, 2]  # otherwise the comparisons below would be of one process with itself
-    assert "\n2 processes, cpu\n" in double.stdout
+    assert done.stdout.startswith("2 processes, cpu\n")
     assert len(list((tmp_path / "two").glob("trackers/**/events*"))) == 1  # only the main process has a tracker
     first, second = (scores(tmp_path / name)["validation"] for name in ("one", "two"))
     assert first["rows"] == second["rows"] == 13
@@ -241,7 +235,8 @@ def test_a_killed_run_is_resumed(scratch_run: Path, tmp_path: Path, monkeypatch:
     shutil.copytree(scratch_run, tmp_path / "killed")
     shutil.rmtree(tmp_path / "killed" / "checkpoints" / "step-000040")  # as if killed before the end
     (tmp_path / "killed" / "scores.json").unlink()
-    done = finetune("train", SCRATCH, "output_dir=killed", "checkpoint.resume_from_checkpoint=auto", folder=tmp_path)
+    resume = ["output_dir=killed", "checkpoint.resume_from_checkpoint=auto"]
+    done = forked(["-m", "finetune", "train", SCRATCH, *resume], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "step 36 of 40" in done.stdout
     assert (tmp_path / "killed" / "scores.json").read_text() == (scratch_run / "scores.json").read_text()
@@ -251,13 +246,7 @@ def test_a_killed_run_is_resumed(scratch_run: Path, tmp_path: Path, monkeypatch:
     checkpoints = tmp_path / "killed" / "checkpoints"
     shutil.copytree(checkpoints / "step-000036", checkpoints / "step-000032")
     monkeypatch.chdir(tmp_path)
-    overrides = [
-        "output_dir=killed",
-        "checkpoint.resume_from_checkpoint=auto",
-        "training.use_cpu=true",
-        "head_importance=null",
-    ]
-    assert main(["train", str(SCRATCH), *overrides]) == 0
+    assert main(["train", str(SCRATCH), *resume, "training.use_cpu=true", "head_importance=null"]) == 0
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000036", "step-000040"]
 
 

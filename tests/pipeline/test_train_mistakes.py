@@ -8,7 +8,7 @@ import pytest
 
 from finetune.cli import main
 from tests.support import ROOT
-from tests.support.processes import finetune
+from tests.support.forked import forked
 
 SCRATCH = ROOT / "recipes" / "toy_from_scratch.yaml"
 
@@ -55,7 +55,7 @@ def test_a_mistake_gives_one_error_message_and_leaves_nothing(
 
 
 def test_a_mistake_is_not_a_traceback_in_a_new_process(tmp_path: Path) -> None:
-    done = finetune("train", SCRATCH, "--dry-run", "model.model_type=berd", folder=tmp_path)
+    done = forked(["-m", "finetune", "train", SCRATCH, "--dry-run", "model.model_type=berd"], tmp_path)
     assert done.returncode == 2
     assert "is unknown to transformers" in done.stderr
     assert "Traceback" not in done.stderr

@@ -42,11 +42,6 @@ def start(command: Sequence[str | Path], folder: Path, **environment: str) -> Do
     )
 
 
-def finetune(*arguments: str | Path, folder: Path, **environment: str) -> Done:
-    """Run a finetune command in `folder`, offline, with an empty cache."""
-    return start([sys.executable, "-m", "finetune", *arguments], folder, **environment)
-
-
 def check_steps(result: plain_steps.Measurements) -> None:
     """Assert that the full gradient and the loss of every step equal those of one plain batch."""
     # The order of sums differs: measured 4.2e-6 of the largest element of the gradient, and 1.2e-6 of the loss, for

@@ -20,16 +20,18 @@ from finetune.recipe.loader import load_recipe
 from finetune.recipe.training_section import TrainingSection
 from finetune.training.fsdp import fsdp_plugin
 from tests.support import ROOT
+from tests.support.forked import forked
 from tests.support.helpers import FLOAT32, HANG_SECONDS, TRAINED
 from tests.support.killing import bits, differences, write_recipe
 from tests.support.processes import Done, check_steps, process_environment
 
 STEPS = ("values", "LoRA, clipped, class weights")  # the first: all weights, and a step with one row
 
-# All runs share one start, because importing the libraries takes most of the time. In the run "killed" both processes
+# The runs share one start, because importing the libraries takes most of the time; the last one is started without a
+# launcher, with the environment variables that this one got from it. In the run "killed" both processes
 # are killed after a checkpoint later than the best step; if the run exists already, it is resumed.
 SCRIPT = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 from accelerate import Accelerator
 from finetune.cli import main
@@ -38,6 +40,8 @@ from tests.support import plain_steps
 folder, checkpoint, steps, *runs = sys.argv[1:]
 Accelerator.end_training = lambda self: None  # the next run uses the same process group
 save, last = Trainer.save, []
+launcher = {name: value for name, value in os.environ.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
+Path(folder, "launcher.json").write_text(json.dumps(launcher))
 def write_line(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # one call, because both processes write
 def spy(trainer, *rest):
@@ -143,7 +147,9 @@ def test_a_killed_sharded_run_resumes_to_the_same_bits(started: tuple[Path, Done
     assert len(shares) == 2 * (4 + 4 + 3)  # checkpoints of two full runs and of the killed one
     assert all(0.4 < share < 0.6 for share in shares)
     assert not (folder / "killed" / "model").exists()
-    resumed = start_two(folder, "-", "-", "killed")
+    launcher = json.loads((folder / "launcher.json").read_text())
+    resumed = forked([folder / "script.py", folder, "-", "-", "killed"], folder, processes=2, **launcher)
+    assert "2 processes, cpu, model sharded with FSDP 2" in resumed.stdout
     assert resumed.stdout.count("code 0\n") == 2, resumed.stdout + resumed.stderr
     assert "step-000006 at step 6 of 8" in " ".join(resumed.stdout.split())
     assert differences(bits(folder / "lora"), bits(folder / "killed")) == []
