@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -62,6 +63,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of LONG_FILES first."""
     position = {ROOT / "tests" / name: index for index, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: position.get(item.path, len(position)))
+
+
+def pytest_collection_finish() -> None:
+    """Exclude all objects of the libraries from garbage collection: every run collects, and would visit them all."""
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

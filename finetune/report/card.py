@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -64,6 +64,7 @@ def render_card(record: RunRecord, subject: CardSubject, series: SeriesResult | 
     return _templates().get_template("card.md").render(context).rstrip() + "\n"
 
 
+@cache  # a template is compiled when it is first used
 def _templates() -> Environment:
     templates = Environment(
         loader=PackageLoader("finetune.report", ""), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

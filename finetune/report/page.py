@@ -7,7 +7,7 @@ its template to `sections/` and its name to SECTIONS. A new figure is a function
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
@@ -84,6 +84,7 @@ def _rows(record: RunRecord) -> Markup:
     return row_elements(record.predictions, record.label_names(), shown)
 
 
+@cache  # a template is compiled when it is first used
 def templates() -> Environment:
     """Return the templates of this package, with the figures as functions that they can call."""
     templates = Environment(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -55,13 +56,20 @@ def read_json(path: Path, result_type: type[T]) -> T:
     content = read_bytes(path)
     try:
         json.loads(content, parse_constant=_reject_constant)  # rejects NaN and deep nesting, which pydantic accepts
-        return TypeAdapter(result_type).validate_json(content)
+        value: T = _checker(cast(Any, result_type)).validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise damaged_file(path, f"{where}: {first['msg']}" if where else first["msg"]) from error
     except (ValueError, RecursionError) as error:
         raise damaged_file(path, str(error)) from error
+    return value
+
+
+@cache  # building it takes longer than reading a file
+def _checker(result_type: Any) -> TypeAdapter[Any]:
+    """Return the check of a type."""
+    return TypeAdapter(result_type)
 
 
 def read_bytes(path: Path) -> bytes:
