@@ -21,7 +21,7 @@ from finetune.distributed import CpuGroup
 from finetune.out_of_memory import halve_rows, is_out_of_memory, oom_message
 from finetune.recipe.training_section import TrainingSection
 from finetune.signals import StopRequest
-from finetune.training.fsdp import average_replicas, full_state, is_sharded
+from finetune.training.fsdp import average_replicas, full_state, full_tensor, is_sharded
 from finetune.training.nonfinite import FiniteCheck, SkippedSteps, StepInfo, gradient_norm
 from finetune.training.objective import Objective
 from finetune.training.optimizer import clip_gradients
@@ -35,11 +35,13 @@ class StepResult:
 
     Attributes:
         loss: mean loss of the step's examples over all processes, ().
+        gradient_norm: norm of the gradient before clipping, (); not finite in a step that the fp16 scaler skipped.
         stop_signal: the signal that one of the processes received, 0 if none did.
         messages: lines to print.
     """
 
     loss: Tensor
+    gradient_norm: Tensor
     stop_signal: int
     messages: list[str]
 
@@ -95,8 +97,8 @@ class Stepper:
             restore_random_state(random)
         average_replicas(self.parameters, self.accelerator)
         loss = self.accelerator.reduce(loss, "mean")
-        self._update_weights(loss, info, state)
-        return StepResult(loss, stop_signal, messages)
+        norm = self._update_weights(loss, info, state)
+        return StepResult(loss, norm, stop_signal, messages)
 
     def stateful_objects(self) -> dict[str, Any]:
         """Return, by name, the objects whose `state_dict` is part of a checkpoint."""
@@ -164,8 +166,8 @@ class Stepper:
         groups = [group for group in self.optimizer.param_groups if any(p is rows for p in group["params"])]
         return float(groups[0]["lr"]) if groups else 0.0
 
-    def _update_weights(self, loss: Tensor, info: StepInfo, state: TrainState) -> None:
-        """Update the weights, unless the loss or gradient is not finite."""
+    def _update_weights(self, loss: Tensor, info: StepInfo, state: TrainState) -> Tensor:
+        """Update the weights, unless the loss or gradient is not finite, and return the norm of the gradient, ()."""
         optimizer, scaler, max_norm = self.optimizer.optimizer, self.accelerator.scaler, self.training.max_grad_norm
         if scaler is None:
             norm = gradient_norm(self.parameters)
@@ -174,8 +176,8 @@ class Stepper:
             # Fused AdamW skips a step if `found_inf` is set, without a copy to the CPU.
             optimizer.found_inf = (~(loss.isfinite() & norm.isfinite())).float()
         else:
-            self.accelerator.clip_grad_norm_(self.parameters, math.inf if max_norm is None else max_norm)
-            norm = torch.zeros_like(loss)  # an infinite norm is normal in fp16: the scaler skips such a step
+            limit = math.inf if max_norm is None else max_norm
+            norm = full_tensor(self.accelerator.clip_grad_norm_(self.parameters, limit)).float()
         scale, embedding_rate = scaler.get_scale() if scaler else 0.0, self._embedding_rate()
         self.optimizer.step()
         skipped = scaler is not None and scaler.get_scale() < scale
@@ -185,5 +187,7 @@ class Stepper:
                 self.model.average.update(state.weight_decay_factor)
         self.scheduler.step()  # also after a step that the scaler skipped: learning rate and step stay together
         self.optimizer.zero_grad(set_to_none=True)
-        self._finite_check.record(loss, norm, info)
+        # An infinite norm is normal in fp16: the scaler skips such a step.
+        self._finite_check.record(loss, norm if scaler is None else torch.zeros_like(norm), info)
         self._skipped_steps.record(skipped, info)
+        return norm

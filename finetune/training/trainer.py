@@ -91,6 +91,7 @@ class Trainer:
     stop_signal: int = 0
     _stop_request: StopRequest | None = field(default=None, init=False)
     _losses: list[Tensor] = field(default_factory=list, init=False)  # of each step since the last log entry
+    _gradient_norm: Tensor | None = field(default=None, init=False)  # of the last step
 
     def fit(
         self,
@@ -128,11 +129,12 @@ class Trainer:
                     progress.advance()
                     while self.messages:
                         print_line(self.messages.pop(0))
-                    if plan.due(plan.log_every, state.step):
+                    evaluates = evaluation is not None and plan.due(plan.eval_every, state.step)
+                    if evaluates or plan.due(plan.log_every, state.step):
                         entry = self.log_entry()
                         progress.describe(f"loss {entry['loss']:.4f}  {entry['samples_per_second']:.0f} rows/s")
                         log(entry)
-                    if evaluation is not None and plan.due(plan.eval_every, state.step):
+                    if evaluation is not None and evaluates:
                         entry, is_best = self.evaluate(evaluation)
                         print_line(evaluation_line(entry, best=is_best))
                         log(entry)
@@ -183,16 +185,22 @@ class Trainer:
         info = StepInfo(self.state.step + 1, learning_rate, self.split.numbers[rows], self.split.source)
         result = self.stepper.run(micro_batches, info, self.state, self._stop_request)
         self._losses.append(result.loss)
+        self._gradient_norm = result.gradient_norm
         self.messages += result.messages
         self.stop_signal = result.stop_signal
         self.state.count_step(self.plan.steps_per_epoch)
         self.state.train_seconds += time.perf_counter() - started
 
     def log_entry(self) -> Entry:
-        """Return a history entry: mean loss and speed since the last entry, and the current learning rate."""
+        """Return a history entry: mean loss and speed since the last entry, learning rate, and the last gradient norm.
+
+        The norm is that before clipping; None after a step that the fp16 scaler skipped.
+        """
         started = time.perf_counter()  # reading the losses waits for the steps that a GPU has not finished
         self.stepper.check_last_step()
         mean = torch.stack(self._losses).mean().item()
+        assert self._gradient_norm is not None, "an entry follows a step"
+        norm = self._gradient_norm.item()
         self.state.train_seconds += time.perf_counter() - started
         self._losses.clear()
         state = self.state
@@ -202,6 +210,7 @@ class Trainer:
             **self._position(),
             "loss": mean,
             "learning_rate": self.stepper.scheduler.get_last_lr()[0],
+            "grad_norm": norm if math.isfinite(norm) else None,
             "samples_per_second": round(rows / seconds, 2),
         }
 

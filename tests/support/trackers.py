@@ -23,7 +23,7 @@ def expected_values(folder: RunFolder) -> Series:
 
     for entry in map(json.loads, folder.history.read_text().splitlines()):
         for name in entry.keys() - {"step"}:
-            training = name in ("loss", "learning_rate", "samples_per_second")
+            training = name in ("loss", "learning_rate", "grad_norm", "samples_per_second")
             add(f"train/{name}" if training else name.replace("eval_", "eval/"), entry["step"], entry[name])
     training_result = json.loads(folder.training.read_text())
     last = training_result["steps"]

@@ -123,7 +123,7 @@ def test_a_sharded_run_equals_that_of_one_process(started: tuple[Path, Done], na
     assert "2 processes, cpu, model sharded with FSDP 2" in done.stdout
     one_process = [f"output_dir={single_process}", "training.per_device_train_batch_size=2"]
     train(load_recipe(folder / f"recipes-{name}" / "recipe.yaml", one_process))
-    assert len(entries(single_process)) == 5
+    assert len(entries(single_process)) == 6
     for sharded_entry, expected_entry in zip(entries(sharded), entries(single_process), strict=True):
         assert sharded_entry == pytest.approx(expected_entry, rel=FLOAT32)  # measured 1.4e-6
         assert sharded_entry.get("learning_rate") == expected_entry.get("learning_rate")
