@@ -6,6 +6,7 @@ its template to `sections/` and its name to SECTIONS. A new figure is a function
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 
@@ -21,6 +22,7 @@ from finetune.report.figures import confusion_heatmap, loss_curve, plotly_script
 from finetune.report.head_charts import agreement_chart, agreement_rows, pruning_chart
 from finetune.report.head_data import head_elements
 from finetune.report.head_maps import change_maps, head_maps
+from finetune.report.headline import cautions, cost_text, headline
 from finetune.report.row_columns import row_elements
 from finetune.report.run_record import RunRecord, read_record
 from finetune.runs.atomic_files import write_text
@@ -96,6 +98,7 @@ def templates() -> Environment:
     )
     templates.filters.update(interval=interval_or_dash, number=format_number, signed=format_difference)
     templates.filters.update(removable_heads=removable_heads, significant=format_significant)
+    templates.filters.update(headline=headline, cautions=cautions, cost_text=cost_text, base64=_base64)
     templates.filters.update(head_maps=head_maps, change_maps=change_maps)
     templates.filters.update(shown_tokens=shown_tokens, gap_text=gap_text)
     templates.filters.update(
@@ -105,6 +108,10 @@ def templates() -> Environment:
     templates.globals.update(head_elements=head_elements)
     templates.globals.update({figure.__name__: partial(_as_markup, figure) for figure in FIGURES})
     return templates
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode("ascii")
 
 
 def _as_markup(figure: Callable[..., str | None], *args: object) -> Markup | None:

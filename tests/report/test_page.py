@@ -52,7 +52,7 @@ def test_baseline_warnings_are_shown(run: RunFolder) -> None:
     scores = read_json(run.scores, dict[str, SplitScores])["test"]
     write_json(run.scores, {"test": replace(scores, warnings=["accuracy is not above <0.5>"])})
     write_report(run)
-    assert '<p class="note">test: accuracy is not above &lt;0.5&gt;.</p>' in run.report.read_text()
+    assert "<li>test: accuracy is not above &lt;0.5&gt;.</li>" in run.report.read_text()
     assert "\n> test: accuracy is not above <0.5>.\n" in run.card.read_text()
 
 
@@ -64,7 +64,7 @@ def test_baselines_are_shown_beside_the_classifier(run: RunFolder) -> None:
     html, card = run.report.read_text(), run.card.read_text()
     assert '<td class="text">most frequent label &#39;a&#39;</td><td>0.5000</td><td>undefined</td>' in html
     assert '<td>+0.2500 <span class="soft">[0.125, 0.375]</span></td>' in html
-    assert '<p class="note">test: not above 0.5.</p>' in html
+    assert "<li>test: not above 0.5.</li>" in html
     assert "Without the baseline tfidf: there is no word in the texts." in html
     assert "| model | validation accuracy | test accuracy | \n" in card
     row = "| most frequent label 'a' | 0.5000 (+0.2500 [0.125, 0.375]) | 0.5000 (+0.2500 [0.125, 0.375]) | "
@@ -77,9 +77,9 @@ def test_training_notes_are_shown(run: RunFolder) -> None:
     new_head, falling = "The classification head is new: it was for <a>.", "The loss was still falling."
     write_json(run.training, replace(training, notes=[new_head], warnings=[falling]))
     write_report(run)
-    assert f'<p class="note">{falling}</p>' in run.report.read_text()
+    assert f"<li>{falling}</li>" in run.report.read_text()
     assert f"\n> {falling}\n" in run.card.read_text()
-    assert '<p class="note">The classification head is new: it was for &lt;a&gt;.</p>' in run.report.read_text()
+    assert "<li>The classification head is new: it was for &lt;a&gt;.</li>" in run.report.read_text()
     assert "\n> The classification head is new: it was for <a>.\n" in run.card.read_text()
 
 
