@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,23 @@ class Start:
     values: Hyperparameters
     earlier: str | None
     resume_step: int | None
+
+
+def check_reachable(library: str) -> None:
+    """Raise the library's error if nobody is logged in to wandb, or if the mlflow server does not answer."""
+    if library == "wandb":
+        import wandb
+
+        if (
+            not (sys.stdin and sys.stdin.isatty()) and wandb.setup().settings.mode == "online"
+        ):  # in a terminal, wandb asks for the key
+            wandb.login()
+    elif library == "mlflow":
+        import mlflow
+
+        _limit_mlflow_attempts()
+        if mlflow.get_tracking_uri().startswith("http"):
+            mlflow.MlflowClient().search_experiments(max_results=1)
 
 
 def start_options(library: str, start: Start) -> dict[str, Any]:
@@ -112,8 +130,7 @@ def _mlflow_options(start: Start) -> dict[str, Any]:
     """Return mlflow's options. Its address and the number of its attempts have no option, but are set here."""
     import mlflow
 
-    # By default 7 attempts, which take four minutes before an error is reported.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    _limit_mlflow_attempts()
     options: dict[str, Any] = {"run_name": start.name, "run_id": start.earlier}
     if start.group is not None:
         options["tags"] = {"group": start.group}
@@ -121,6 +138,11 @@ def _mlflow_options(start: Start) -> dict[str, Any]:
         mlflow.set_tracking_uri(_local_mlflow(start.folder))
         options["logging_dir"] = (start.folder.trackers / "mlflow-artifacts").absolute().as_uri()
     return options
+
+
+def _limit_mlflow_attempts() -> None:
+    """Let mlflow give up after 3 attempts; its own 7 take four minutes."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 
 
 def _trackio_options(start: Start) -> dict[str, Any]:

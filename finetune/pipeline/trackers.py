@@ -23,6 +23,7 @@ from finetune.pipeline.tracker_libraries import (
     FIXES,
     Hyperparameters,
     Start,
+    check_reachable,
     finish,
     how_to_open,
     run_id,
@@ -53,6 +54,32 @@ class TrackerRun:
     run_id: str
 
 
+def check_tracker(context: RunContext) -> None:
+    """Check that the recipe's tracker, if any, can be reached, before the rows are read.
+
+    Raises:
+        TrainingError: it cannot. Every process raises it.
+    """
+    library = context.recipe.logging.report_to
+    if library == "none":
+        return
+
+    def check() -> None:
+        try:
+            check_reachable(library)
+        except Exception as error:  # every type: each library has its own
+            raise _did_not_start(library, error) from error
+
+    on_main_process(context.accelerator, check)
+
+
+def _did_not_start(library: str, error: Exception) -> TrainingError:
+    return TrainingError(
+        f"logging.report_to: {library} did not start: {_reason(error)}; {FIXES[library]}, or set "
+        "logging.report_to: none"
+    )
+
+
 def start_trackers(context: RunContext, splits: Sequence[str], *, resume_step: int | None = None) -> None:
     """Start the recipe's tracker, if any, on the main process, with the recipe as its hyperparameters.
 
@@ -74,11 +101,7 @@ def start_trackers(context: RunContext, splits: Sequence[str], *, resume_step: i
             _abandon(context)
             if resume_step is None:
                 discard_new_run(context.folder)
-            name = context.recipe.logging.report_to
-            raise TrainingError(
-                f"logging.report_to: {name} did not start: {_reason(error)}; {FIXES[name]}, or set "
-                "logging.report_to: none"
-            ) from error
+            raise _did_not_start(context.recipe.logging.report_to, error) from error
 
     on_main_process(context.accelerator, start)
 

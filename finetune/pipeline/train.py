@@ -19,7 +19,7 @@ from finetune.pipeline.evaluate import evaluate_stage
 from finetune.pipeline.launch_checks import check_shared_folder
 from finetune.pipeline.prepare import frozen_layers_cached, prepare
 from finetune.pipeline.session import finish, run_locked, start, with_precision
-from finetune.pipeline.trackers import start_trackers, trackers_finished_on_failure
+from finetune.pipeline.trackers import check_tracker, start_trackers, trackers_finished_on_failure
 from finetune.pipeline.train_stage import OnEvaluation, find_resume_checkpoint, new_trainer, train_stage
 from finetune.progress import stage
 from finetune.recipe.schema import Recipe
@@ -69,7 +69,8 @@ def train(
 
 def _train(context: RunContext, on_evaluation: OnEvaluation | None) -> None:
     """Run the recipe; the caller has locked the run folder."""
-    # Before the data are read, so that a checkpoint that cannot be resumed is reported within seconds.
+    # Before the data are read, so that these errors are reported within seconds.
+    check_tracker(context)
     checkpoint = find_resume_checkpoint(context)
     context, inputs, plan = prepare(context, resuming=checkpoint is not None)
     accelerator = context.accelerator
