@@ -25,6 +25,7 @@ from finetune.report.head_maps import change_maps, head_maps
 from finetune.report.headline import cautions, cost_text, headline
 from finetune.report.row_columns import row_elements
 from finetune.report.run_record import RunRecord, read_record
+from finetune.report.weak_slices import WeakSlices, find_weak_slices
 from finetune.runs.atomic_files import write_text
 from finetune.runs.removable_heads import removable_heads
 from finetune.runs.results import format_number, format_significant
@@ -41,6 +42,7 @@ SECTIONS = (
     "weight_changes",
     "loss_and_confusion",
     "classes",
+    "weak_slices",
     "errors",
     "run",
 )
@@ -74,6 +76,7 @@ def render_report(record: RunRecord, name: str, recipe_text: str) -> str:
         "sections": SECTIONS,
         "plotly": Markup(plotly_script()),
         "rows": _rows(record),
+        "weak": _weak_slices(record),
     }
     return templates().get_template("report.html").render(context)
 
@@ -84,6 +87,12 @@ def _rows(record: RunRecord) -> Markup:
     if record.predictions is None or shown is None:
         return Markup()
     return row_elements(record.predictions, record.label_names(), shown)
+
+
+def _weak_slices(record: RunRecord) -> WeakSlices | None:
+    """Return the slices with a high error rate; None if no split was scored, or in regression."""
+    shown = record.shown_split()
+    return None if record.predictions is None or shown is None else find_weak_slices(record.predictions, shown)
 
 
 @cache  # a template is compiled when it is first used

@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from finetune.report.weak_slices import find_weak_slices
+from tests.report.test_weak_slices import weak_table
 from tests.support.browser import chromium, needs_chromium, opened, serious_violations
 from tests.support.row_pages import single_label_table, write_rows_page
 
@@ -117,3 +119,17 @@ def test_multi_label_rows_and_pairs_are_selected_by_their_sets(tmp_path: Path, b
         page.evaluate("setState({ label: null, text: null, predicted: 'y' })")
         page.wait_for_function("() => currentSlice.length === 2")
         assert page.evaluate("[...currentSlice]") == [1, 2]
+
+
+def test_the_link_of_a_weak_slice_selects_its_rows(tmp_path: Path, browser: Any) -> None:
+    table = pa.concat_tables([weak_table(400, "test"), weak_table(300, "validation")])
+    weak = find_weak_slices(table, "test")
+    assert weak is not None
+    assert len(weak.slices) >= 2
+    with opened(browser, write_rows_page(tmp_path / "page.html", table, ["no", "yes"])) as page:
+        for each in weak.slices:
+            change = """(fragment) => new Promise((resolve) => {
+                sliceListeners.push((positions) => resolve(positions.length));
+                location.hash = fragment;
+            })"""
+            assert page.evaluate(change, weak.fragment(each)) == each.rows, each.name()

@@ -65,7 +65,8 @@ async function matching(positions, expression) {
       texts = await rows.textChunk(chunk);
     }
     const start = (index - starts[chunk]) * fields;
-    if (expression.test(texts[start]) || (fields > 1 && expression.test(texts[start + 1]))) result[count++] = position;
+    const text = fields > 1 ? `${texts[start]}\n${texts[start + 1]}` : texts[start];
+    if (expression.test(text)) result[count++] = position;
   }
   return result.subarray(0, count);
 }
