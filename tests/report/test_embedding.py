@@ -3,6 +3,8 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import re
+from collections import defaultdict
 from importlib.resources import files
 
 from finetune.report.embedding import embedded, script
@@ -26,3 +28,13 @@ def test_the_chart_library_is_the_file_that_its_page_names() -> None:
 def test_no_script_ends_the_element_that_contains_it() -> None:
     for name in (each.name for each in (files("finetune.report") / "scripts").iterdir()):
         assert "</script" not in script(name)
+
+
+def test_no_name_of_the_shared_scope_is_defined_in_two_scripts() -> None:
+    places = defaultdict(list)
+    definition = re.compile(r"^(?:async )?(?:function\*?|class|const|let) (\w+)", re.MULTILINE)
+    for file in (files("finetune.report") / "scripts").iterdir():
+        for name in definition.findall(file.read_text(encoding="utf-8")):
+            places[name].append(file.name)
+    assert len(places) > 50
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

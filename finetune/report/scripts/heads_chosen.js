@@ -14,7 +14,7 @@ function valuesTable(head) {
 }
 
 /** Returns a button with the text of a row that chooses the row. */
-function rowButton(index) {
+function effectButton(index) {
   const button = element("button", { type: "button", class: "row-link", onclick: () => chooseRow(index) }, explanations.name(index));
   explanations.text(index).then((text) => { if (text) button.textContent = shortened(text); });
   return button;
@@ -26,7 +26,7 @@ function effectsTable(caption, list) {
   const lines = list.map(([index, effect]) => element("tr", {},
     element("td", {}, signed(effect)),
     element("td", { class: "text" }, explanations.target(index)),
-    element("td", { class: "words" }, rowButton(index))));
+    element("td", { class: "words" }, effectButton(index))));
   const titles = element("tr", {}, element("th", {}, "effect"), element("th", { class: "text" }, "label"), element("th", { class: "words" }, "row"));
   return element("div", {}, element("h4", {}, caption),
     element("div", { class: "scroll" }, element("table", {}, element("thead", {}, titles), element("tbody", {}, ...lines))));
@@ -74,7 +74,7 @@ function labelPanel(head) {
 
 /** Returns the row whose attention is shown: the chosen one if it has tokens, else one with a map of the head. */
 function attentionRow(head) {
-  const chosen = explanations.explainedByIndex.get(chosenRow());
+  const chosen = explanations.explainedByIndex.get(chosenIndex());
   if (chosen?.tokens) return chosen;
   return explanations.withTokens.find((row) => row.attention[head]) ?? explanations.withTokens[0] ?? null;
 }

@@ -2,7 +2,7 @@
 "use strict";
 
 /** Returns the index of the chosen row among the analyzed ones; the first explained row if none is chosen; null if it was not analyzed. */
-function chosenRow() {
+function chosenIndex() {
   const state = getState("row");
   if (state !== null) return explanations.indexOf(state);
   return explanations.explained[0]?.index ?? 0;
@@ -81,7 +81,7 @@ function missingTokens() {
 /** Shows the panel of the chosen row. */
 async function showChosenRow() {
   const place = document.getElementById("chosen-row");
-  const index = chosenRow();
+  const index = chosenIndex();
   place.hidden = false;
   for (const line of document.querySelectorAll("[data-explained]")) {
     line.classList.toggle("best", explanations.withTokens[line.dataset.explained].index === index);
@@ -97,7 +97,7 @@ async function showChosenRow() {
   const parts = [element("h3", {}, title), text, effectPanel(index)];
   if (!row?.tokens) {
     const words = await explanations.text(index);
-    if (chosenRow() !== index) return;
+    if (chosenIndex() !== index) return;
     if (words) parts.splice(1, 0, element("p", { class: "words" }, shortened(words, 1000)));
   }
   place.replaceChildren(...parts);
