@@ -14,7 +14,6 @@ from plotly.offline import get_plotlyjs
 
 from finetune.report.comparison_text import difference_text
 from finetune.runs.comparison import RunsComparison
-from finetune.runs.results import SplitScores
 
 _FONT = {
     "family": "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif",
@@ -23,7 +22,6 @@ _FONT = {
 }
 _BLUE, _ORANGE = "#2563eb", "#ea580c"
 _LINES = (_BLUE, _ORANGE, "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#4d7c0f", "#be185d", "#475569")
-_MAX_LABELED_CLASSES = 30  # a confusion matrix of more classes shows no numbers
 
 
 def plotly_script() -> str:
@@ -49,32 +47,6 @@ def loss_curve(history: Sequence[Mapping[str, Any]]) -> str | None:
     figure.update_xaxes(title="optimizer step", rangemode="tozero")
     figure.update_yaxes(title="loss", rangemode="tozero")
     return figure_html(figure, 320)
-
-
-def confusion_heatmap(scores: SplitScores) -> str | None:
-    """Return the confusion matrix: numbers are rows, and the color is their share of the rows with the same label."""
-    if scores.confusion is None:
-        return None
-    names = [row.label for row in scores.per_class]
-    shares = [[cell / max(sum(row), 1) for cell in row] for row in scores.confusion]
-    figure = go.Figure(
-        go.Heatmap(
-            z=shares,
-            x=[f"{name} " for name in names],  # the space prevents Plotly from reading "0" as a number
-            y=[f"{name} " for name in names],
-            customdata=scores.confusion,
-            text=scores.confusion if len(names) <= _MAX_LABELED_CLASSES else None,
-            texttemplate="%{text}" if len(names) <= _MAX_LABELED_CLASSES else None,
-            hovertemplate="label %{y}<br>predicted %{x}<br>%{customdata} rows (%{z:.1%})<extra></extra>",
-            colorscale=[[0, "#f8fafc"], [1, _BLUE]],
-            zmin=0,
-            zmax=1,
-            showscale=False,
-        )
-    )
-    figure.update_xaxes(title="predicted", side="top")
-    figure.update_yaxes(title="label", autorange="reversed")
-    return figure_html(figure, max(300, min(900, 70 + 60 * len(names) if len(names) < 10 else 12 * len(names) + 300)))
 
 
 def difference_plot(comparison: RunsComparison, split: str) -> str:

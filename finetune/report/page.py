@@ -16,9 +16,10 @@ from markupsafe import Markup
 from finetune.report.card import format_difference, interval_or_dash, model_name, render_card
 from finetune.report.card_metadata import CardSubject
 from finetune.report.charts import chart_element
+from finetune.report.confusions import confused_pairs, confusion_order
 from finetune.report.embedding import chart_library, script
 from finetune.report.explanation_data import gap_text, shown_tokens
-from finetune.report.figures import confusion_heatmap, loss_curve, plotly_script
+from finetune.report.figures import loss_curve, plotly_script
 from finetune.report.head_charts import agreement_chart, agreement_rows, pruning_chart
 from finetune.report.head_data import head_elements
 from finetune.report.head_maps import change_maps, head_maps
@@ -35,18 +36,23 @@ SECTIONS = (
     "slice",
     "scores",
     "baselines",
+    "classes",
+    "confusion",
+    "calibration",
+    "thresholds",
+    "lengths",
+    "values",
     "head_importance",
     "row_explanations",
     "pruning_curves",
     "leave_one_out",
     "weight_changes",
-    "loss_and_confusion",
-    "classes",
+    "loss",
     "weak_slices",
     "errors",
     "run",
 )
-FIGURES: tuple[Callable[..., str | None], ...] = (loss_curve, confusion_heatmap)
+FIGURES: tuple[Callable[..., str | None], ...] = (loss_curve,)
 
 
 def write_report(folder: RunFolder, overrides: Sequence[str] = ()) -> None:
@@ -108,6 +114,7 @@ def templates() -> Environment:
     templates.filters.update(interval=interval_or_dash, number=format_number, signed=format_difference)
     templates.filters.update(removable_heads=removable_heads, significant=format_significant)
     templates.filters.update(headline=headline, cautions=cautions, cost_text=cost_text, base64=_base64)
+    templates.filters.update(confusion_order=confusion_order, confused_pairs=confused_pairs)
     templates.filters.update(head_maps=head_maps, change_maps=change_maps)
     templates.filters.update(shown_tokens=shown_tokens, gap_text=gap_text)
     templates.filters.update(

@@ -68,7 +68,7 @@ def assert_same_scores(shown: Any, labels: np.ndarray, predicted: np.ndarray, na
             assert_same(row[name], getattr(expected, name), shown["resamples"], 1 / max(expected.support, 1))
 
 
-@pytest.mark.parametrize(("rows", "labels"), [(9, 2), (700, 2), (3000, 5), (400, 30)])
+@pytest.mark.parametrize(("rows", "labels"), [(9, 2), (3000, 5), (400, 30)])
 def test_scores_of_single_label_rows(browser: Any, tmp_path: Path, rows: int, labels: int) -> None:
     """Several classes; the last two never occur as a label, and the last neither as a prediction."""
     random = np.random.default_rng(rows)
@@ -96,8 +96,7 @@ def test_scores_of_multi_label_rows(browser: Any, tmp_path: Path, rows: int, lab
     assert_same_scores(shown, actual, predicted, names)
 
 
-@pytest.mark.parametrize("rows", [1, 9, 500])
-@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize(("rows", "constant"), [(1, False), (9, False), (500, False), (60, True)])
 def test_scores_of_values(browser: Any, tmp_path: Path, rows: int, constant: bool) -> None:
     """With equal values, and with predictions that are all equal, whose correlations are undefined."""
     random = np.random.default_rng(rows)

@@ -30,14 +30,21 @@ class Chart {
     this.option = option;
     this.onClick = onClick;
     this.drawn = null;
-    new IntersectionObserver((entries, observer) => {
-      if (!entries.some((entry) => entry.isIntersecting)) return;
-      observer.disconnect();
-      this.draw();
+    this.isNear = false; // whether it is on the screen, or soon will be
+    this.isOutdated = true;
+    new IntersectionObserver((entries) => {
+      this.isNear = entries.at(-1).isIntersecting;
+      if (this.isNear && this.isOutdated) this.draw();
     }, { rootMargin: "400px" }).observe(place);
-    onTheme(() => this.drawn && this.draw());
+    onTheme(() => this.update());
     new ResizeObserver(() => this.drawn?.resize()).observe(place);
     window.addEventListener("beforeprint", () => this.draw());
+  }
+
+  /** Draws the chart again, now or when it comes near the screen. */
+  update() {
+    this.isOutdated = true;
+    if (this.isNear) this.draw();
   }
 
   /** Draws the chart: at once if the library is loaded, as when the page is printed. */
@@ -47,14 +54,15 @@ class Chart {
       this.drawn = echarts.init(this.place, null, { renderer: "svg" });
       if (this.onClick) this.drawn.on("click", this.onClick);
     }
+    this.isOutdated = false;
     const option = typeof this.option === "function" ? this.option() : this.option;
     this.drawn.setOption(withPageColors(option), { notMerge: true });
   }
 
-  /** Replaces the option; the chart is drawn again if it is visible. */
+  /** Replaces the option. */
   setOption(option) {
     this.option = option;
-    if (this.drawn) this.draw();
+    this.update();
   }
 }
 

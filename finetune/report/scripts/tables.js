@@ -18,17 +18,27 @@ function compareValues(first, second, ascending) {
   return ascending ? order : -order;
 }
 
-/** Sorts a table by the column of a header, and by the other direction if it is sorted by it already. */
-function sortByColumn(header) {
-  const table = header.closest("table");
-  const ascending = header.getAttribute("aria-sort") !== "ascending";
-  const body = table.tBodies[0];
+/** Sorts a table by the column of a header. */
+function sortRows(header, ascending) {
+  const body = header.closest("table").tBodies[0];
   const rows = [...body.rows];
   const values = columnValues(rows, header.cellIndex);
   const order = rows.map((_, index) => index).sort((a, b) => compareValues(values[a], values[b], ascending));
   body.append(...order.map((index) => rows[index]));
+}
+
+/** Sorts a table by the column of a header, and by the other direction if it is sorted by it already. */
+function sortByColumn(header) {
+  const ascending = header.getAttribute("aria-sort") !== "ascending";
+  sortRows(header, ascending);
   for (const other of header.parentNode.cells) other.removeAttribute("aria-sort");
   header.setAttribute("aria-sort", ascending ? "ascending" : "descending");
+}
+
+/** Sorts a table whose rows were replaced as the reader has sorted it before. */
+function sortAgain(table) {
+  const header = table.tHead.querySelector("[aria-sort]");
+  if (header) sortRows(header, header.getAttribute("aria-sort") === "ascending");
 }
 
 /** Puts a button into each sortable header of a table. */

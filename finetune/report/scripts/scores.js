@@ -1,0 +1,87 @@
+// The scores of the slice beside those of whole splits, and the table of the classes.
+"use strict";
+
+/** Returns the parts of a table cell: a value and its interval. */
+function estimateParts({ value, low, high }, digits) {
+  const number = value === null ? "undefined" : value.toFixed(digits);
+  const interval = low === null ? "–" : `[${low.toFixed(3)}, ${high.toFixed(3)}]`;
+  return [`${number} `, element("span", { class: "soft" }, interval)];
+}
+
+/** Returns the mean loss of rows, or "–". */
+function meanLoss(positions) {
+  let sum = 0;
+  for (const position of positions) sum += rows.loss[position];
+  return positions.length ? (sum / positions.length).toFixed(4) : "–";
+}
+
+/** Adds the metrics that the run did not store to the table of scores, computed from the rows of each split. */
+function addOtherMetrics(table) {
+  const splits = [...table.tHead.rows[0].cells].slice(1).map((cell) => {
+    const split = rows.splits.indexOf(cell.dataset.split);
+    return scoresOf(rows, Uint32Array.from(rows.split.keys()).filter((position) => rows.split[position] === split));
+  });
+  const names = Object.keys(splits[0].metrics).filter((name) => !table.querySelector(`[data-metric="${name}"]`));
+  table.querySelector('[data-metric="loss"]').before(...names.map((name) => element(
+    "tr", { "data-metric": name }, element("td", { class: "text" }, name.replaceAll("_", " ")),
+    ...splits.map(({ metrics }) => element("td", {}, ...estimateParts(metrics[name], 4))),
+  )));
+}
+
+/** Returns how the intervals of the slice were computed. */
+function intervalMethod({ rows: count, resamples, normal }) {
+  if (resamples === 0) return `${rowsText(count)} are too few for bootstrap intervals (at least ${MIN_ROWS}).`;
+  const width = normal
+    ? "; with so few, chosen to keep the page fast, each interval is 1.96 standard errors wide on each side"
+    : "";
+  return `The intervals of the chosen rows come from ${resamples.toLocaleString("en")} resamples${width}.`;
+}
+
+/** Shows the scores of the slice in the last column of the table; a whole split has a column already. */
+function showScores(table, positions, scores) {
+  const isShown = splitOfSlice(positions) === null;
+  table.querySelectorAll(".slice-cell").forEach((cell) => cell.remove());
+  document.getElementById("score-method").textContent = isShown ? intervalMethod(scores) : "";
+  if (!isShown) return;
+  table.tHead.rows[0].append(element("th", { class: "slice-cell" }, sliceTitle(positions)));
+  for (const row of table.tBodies[0].rows) {
+    const name = row.dataset.metric;
+    const parts = name === "loss" ? [meanLoss(positions)] : estimateParts(scores.metrics[name], 4);
+    row.append(element("td", { class: "slice-cell" }, ...parts));
+  }
+}
+
+/** Returns a row of the table of the classes. */
+function classRow({ label, rows: count, precision, recall, f1 }) {
+  const cells = [precision, recall, f1].map((estimate) => (
+    element("td", { "data-value": estimate.value }, ...estimateParts(estimate, 3))
+  ));
+  return element(
+    "tr", {}, element("td", { class: "text" }, stateLink({ label }, label)),
+    element("td", { "data-value": count }, count.toLocaleString("en")), ...cells,
+  );
+}
+
+/** Returns the rows that the table of the classes has at the start, after making links of the labels. */
+function storedClassRows(table) {
+  const stored = [...table.tBodies[0].rows];
+  for (const { cells: [cell] } of stored) cell.replaceChildren(stateLink({ label: cell.textContent }, cell.textContent));
+  return stored;
+}
+
+onStart(() => {
+  const scoreTable = document.getElementById("score-table");
+  const classTable = document.getElementById("class-table");
+  if (!rows || !scoreTable) return;
+  addOtherMetrics(scoreTable);
+  const stored = classTable && storedClassRows(classTable);
+  onSlice((positions) => {
+    const scores = scoresOf(rows, positions);
+    showScores(scoreTable, positions, scores);
+    if (!classTable) return;
+    document.getElementById("class-rows").textContent = capitalized(sliceTitle(positions));
+    const isStored = splitOfSlice(positions) === rows.shownSplit;
+    classTable.tBodies[0].replaceChildren(...(isStored ? stored : scores.classes.map(classRow)));
+    sortAgain(classTable);
+  });
+});
