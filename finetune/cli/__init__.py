@@ -142,7 +142,9 @@ def _check_runs_exist(args: Arguments) -> None:
     if hasattr(args, "run"):
         from finetune.runs.run_files import existing_run
         from finetune.runs.series import is_series
+        from finetune.runs.sweep_results import is_sweep
 
         for run in args.run if isinstance(args.run, list) else [args.run]:
-            if not (args.command in runs.FOR_SERIES and is_series(run)):
+            is_page = args.command is runs.report and not args.compare and is_sweep(run)
+            if not (args.command in runs.FOR_SERIES and is_series(run)) and not is_page:
                 existing_run(run)

@@ -28,6 +28,7 @@ from finetune.recipe.schema import Recipe
 from finetune.runs.locks import locked_folder
 from finetune.runs.new_dirs import atomic_new_dir, lock_new_dir
 from finetune.runs.run_folder import RunFolder
+from finetune.runs.series import chosen_run, is_series
 
 _BATCH_SIZES = (1, 7, 32)
 _PARITY_ROWS = 96
@@ -49,7 +50,7 @@ class _Trained:
 def export(
     path: str | Path, overrides: Sequence[str] = (), *, int8: bool = False, output: Path | None = None
 ) -> tuple[Path, Export]:
-    """Export the classifier of a run, or of a folder such as `RUN/pruned`; return the new folder and what was measured.
+    """Export the classifier of a run, a series or a folder such as `RUN/pruned`; return the new folder and the results.
 
     Args:
         overrides: to the run's recipe, as `section.key=value`.
@@ -67,6 +68,8 @@ def export(
         source = source.parent
     default = RunFolder(source).onnx_int8 if int8 else RunFolder(source).onnx
     target = (output or default).absolute()
+    if is_series(source):
+        source = chosen_run(source).path
     with ExitStack() as stack:
         stack.enter_context(lock_new_dir(target))
         if RunFolder(source).recipe.exists():

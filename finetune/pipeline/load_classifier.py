@@ -9,6 +9,8 @@ from finetune.models import loading
 from finetune.models.checkpoint_checks import check_token_ids
 from finetune.models.classifier import Classifier
 from finetune.models.pretrained import quiet_libraries
+from finetune.runs.run_files import sweep_message
+from finetune.runs.sweep_results import is_sweep
 
 
 def load_classifier(
@@ -33,6 +35,8 @@ def load_classifier(
     if (folder / "model").is_dir():
         folder = folder / "model"
     elif not (folder / "classifier.json").is_file():
+        if is_sweep(folder):
+            raise DataError(sweep_message(folder))
         raise DataError(f"{folder} holds no trained model; name a run folder whose training has finished")
     quiet_libraries()
     classifier = loading.load_classifier(

@@ -1,4 +1,4 @@
-"""The command `report`: write a finished run's report and model card again. Imports no torch."""
+"""The command `report`: write the report and model card of a run, series or sweep again. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from pathlib import Path
 from finetune.errors import DataError
 from finetune.report import write_report
 from finetune.report.series_page import write_series_report
-from finetune.runs.locks import locked_folder
+from finetune.report.sweep_page import write_sweep_report
+from finetune.runs.locks import locked_folder, wait_for_lock
 from finetune.runs.run_files import existing_run
 from finetune.runs.series import is_series
+from finetune.runs.sweep_results import is_sweep
 
 
 def report(path: str | Path, overrides: Sequence[str] = ()) -> Path:
-    """Write the report and the model card of a finished run or series again, and return the report's path.
+    """Write the report and model card of a finished run or series, or the page of a sweep, and return its path.
 
     Args:
         overrides: to the run's recipe, as `section.key=value`.
@@ -27,6 +29,9 @@ def report(path: str | Path, overrides: Sequence[str] = ()) -> Path:
             raise DataError(f"{path} is a series, and {overrides[0]} changes the recipe of one run; name a run in it")
         with locked_folder(Path(path)):
             return write_series_report(Path(path))
+    if is_sweep(Path(path)) and not overrides:
+        with wait_for_lock(Path(path)):
+            return write_sweep_report(Path(path))
     folder = existing_run(Path(path))
     with locked_folder(folder.path):
         write_report(folder, overrides)

@@ -24,6 +24,7 @@ from finetune.runs.json_files import damaged_file, read_bytes, read_json
 from finetune.runs.results import Environment, SplitScores, SplitSummary
 from finetune.runs.run_folder import RunFolder, SeriesFolder
 from finetune.runs.series import is_series, read_series
+from finetune.runs.sweep_results import is_sweep
 
 OWNERSHIP_MARKER = ".claimed"  # exists while a run takes ownership of a folder; see ownership.py
 # Keys that the recipe.yaml of a run does not have if an earlier version wrote it, with the values that it trained with.
@@ -47,12 +48,14 @@ def existing_run(path: Path) -> RunFolder:
     """Return the run folder at a path that the user gave.
 
     Raises:
-        DataError: there is no folder, it cannot be read, it contains no recipe.yaml, or it is a series of runs.
+        DataError: there is no folder, it cannot be read, it contains no recipe.yaml, or it is a series or a sweep.
     """
     try:
         reason = "" if stat.S_ISDIR(path.stat().st_mode) else "it is a file"
         if not reason and is_series(path):
             raise DataError(_series_message(path))
+        if not reason and is_sweep(path):
+            raise DataError(sweep_message(path))
         if not reason and not RunFolder(path).recipe.exists():
             reason = "no recipe.yaml"
     except FileNotFoundError:
@@ -71,10 +74,19 @@ def _series_message(path: Path) -> str:
     return f"{path} is a series of {len(runs)} runs; name one of them{example}"
 
 
+def sweep_message(path: Path) -> str:
+    """Return the error message where a run is needed and a sweep was given."""
+    runs = sorted(file for file in (path / "trials").glob("*") if file.is_dir())
+    example = f", such as {runs[0]}" if runs else ""
+    return f"{path} is a sweep; name the folder of one of its trials{example}, or train its best_recipe.yaml"
+
+
 def check_has_model(path: Path) -> None:
     """Raise DataError unless a folder that the user gave is a run, or contains a trained model."""
     folder = RunFolder(path)
     if not any(file.exists() for file in (path / "classifier.json", folder.model / "classifier.json", folder.recipe)):
+        if is_sweep(path):
+            raise DataError(sweep_message(path))
         reason = "it contains no trained model" if path.is_dir() else "there is no such folder"
         raise DataError(f"{path} cannot be used: {reason}; name a run folder, such as runs/toy")
 

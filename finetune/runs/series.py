@@ -14,7 +14,7 @@ from finetune.errors import DataError
 from finetune.runs.head_results import RankAgreement, TauValue
 from finetune.runs.json_files import damaged_file, read_json
 from finetune.runs.results import MetricValue
-from finetune.runs.run_folder import SeriesFolder
+from finetune.runs.run_folder import RunFolder, SeriesFolder
 
 Status = Literal["finished", "failed", "unfinished"]
 
@@ -133,6 +133,18 @@ def read_series(path: Path) -> SeriesResult:
     if problem := _problem(result):
         raise damaged_file(folder.results, problem)
     return result
+
+
+def chosen_run(path: Path) -> RunFolder:
+    """Return the run whose model is that of the series in a folder.
+
+    Raises:
+        DataError: the folder contains no series, its series.json is damaged, or no run has finished.
+    """
+    seed = read_series(path).chosen_seed
+    if seed is None:
+        raise DataError(f"no run of the series {path} has finished; finish it (checkpoint.resume_from_checkpoint=auto)")
+    return SeriesFolder(path).member(seed)
 
 
 def _problem(result: SeriesResult) -> str:

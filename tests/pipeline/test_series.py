@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -98,7 +99,9 @@ def test_the_results_are_those_of_the_runs(series: Path) -> None:
     assert "Kendall's tau between the gradient rankings of two seeds" in html.unescape(page)
 
 
-def test_commands_on_a_series(series: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_on_a_series(
+    series: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = contents(series)
     for command in (["evaluate"], ["merge"], ["heads"], ["prune", "--share", "0.5"], ["publish", "--repo", "me/a"]):
         assert main([command[0], str(series), *command[1:]]) == 2
@@ -111,6 +114,15 @@ def test_commands_on_a_series(series: Path, tmp_path: Path, capsys: pytest.Captu
     assert main(["predict", str(series), str(tmp_path / "texts.csv"), "--output", str(tmp_path / "out.csv")]) == 0
     assert (tmp_path / "out.csv").read_text().count("\n") == 2
     assert main(["report", str(series)]) == 0
+    exported: list[Path] = []
+
+    def export(trained: Any, *_: Any) -> Any:
+        exported.append(trained.run.path)
+        return SimpleNamespace(lines=list)
+
+    monkeypatch.setattr("finetune.pipeline.export._export", export)
+    assert main(["export", str(series), "--output", str(tmp_path / "onnx")]) == 0
+    assert exported == [series / f"seed-{read_series(series).chosen_seed}"]
     assert contents(series) == before
     assert main(["report", str(series), "seed=3"]) == 2
     assert "is a series, and seed=3 changes the recipe of one run; name a run in it" in capsys.readouterr().err

@@ -70,6 +70,16 @@ def test_a_sweep_of_runs_can_be_started_again_and_its_best_recipe_trained(
     assert (len(best.data.test_rows or []), best.checkpoint.resume_from_checkpoint) == (40, None)
     assert folder.report.is_file()
 
+    page = folder.report.read_bytes()
+    folder.report.unlink()
+    assert main(["report", str(folder.path)]) == 0
+    assert folder.report.read_bytes() == page
+    capsys.readouterr()
+    for command in ("evaluate", "export", "predict", "compare"):
+        assert main([command, str(folder.path), *[str(folder.path)] * (command == "compare")]) == 2
+        message = f"{folder.path} is a sweep; name the folder of one of its trials, such as {folder.trial(0)}, or train"
+        assert message in capsys.readouterr().err
+
     monkeypatch.setattr("finetune.pipeline.sweep_trial.train", lambda *_, **__: pytest.fail("a trial ran again"))
     assert main(["sweep", "rates.yaml"]) == 0
     assert "2 of 2 trials finished" in capsys.readouterr().out
