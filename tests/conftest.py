@@ -47,15 +47,19 @@ SENTENCES = [
 LONG_FILES = (
     "pipeline/test_train.py",
     "test_docs.py",
-    "models/test_hub.py",
-    "models/test_stock_loaders.py",
-    "models/test_compilation.py",
-    "hostile/test_hostile_inputs.py",
-    "pipeline/test_learning.py",
     "pipeline/test_processes.py",
-    "hostile/test_soak.py",
+    "models/test_compilation.py",
+    "pipeline/test_learning.py",
+    "models/test_architectures.py",
     "training/test_fsdp.py",
+    "models/test_head_pruning.py",
+    "hostile/test_hostile_inputs.py",
+    "pipeline/test_damaged_runs.py",
+    "hostile/test_soak.py",
     "heads/test_analysis.py",
+    "heads/test_ablation.py",
+    "models/test_stock_loaders.py",
+    "models/test_hub.py",
 )
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +43,7 @@ from tests.support.families import (
     split_of,
     train_three_steps,
 )
+from tests.support.forked import forked
 from tests.support.helpers import FLOAT32, assert_equal_up_to_rounding, sample_of
 
 CPU = torch.device("cpu")
@@ -193,22 +192,24 @@ def test_every_family_of_the_table_is_in_transformers() -> None:
     assert len(FAMILIES) >= 30
 
 
-def test_a_fresh_process_gives_the_same_logits(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fresh_process_gives_the_same_logits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One new process with another seed loads all models that the tests above saved; a table is printed."""
     expected = 4 * len(FAMILIES) - 2 * len(NO_LORA) - 2 * len(NO_MASKED_LM)
     if len(SAVED) < expected:
         pytest.skip(f"{len(SAVED)} of {expected} models were saved: run the complete file")
-    program = (
-        "import json, pathlib, sys, torch\n"
+    program, folders = tmp_path / "program.py", tmp_path / "folders.json"
+    program.write_text(
+        "import json, pathlib, torch\n"
         "from finetune.models.comparison import logits_of\n"
         "from finetune.models.loading import load_classifier\n"
         "torch.manual_seed(12345)\n"
-        "for folder in json.loads(sys.stdin.read()):\n"
+        "for folder in json.loads(pathlib.Path('folders.json').read_text()):\n"
         f"    logits = logits_of(load_classifier(pathlib.Path(folder)), {TEXTS!r}, torch.device('cpu'))\n"
         "    print('LOGITS', json.dumps(logits.tolist()))"
     )
-    folders = json.dumps([str(folder) for folder, _ in SAVED.values()])
-    done = subprocess.run([sys.executable, "-c", program], input=folders, capture_output=True, text=True, check=True)
+    folders.write_text(json.dumps([str(folder) for folder, _ in SAVED.values()]))
+    done = forked([program], tmp_path)
+    assert done.returncode == 0, done.stderr
     result = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("LOGITS ")]
     assert len(result) == len(SAVED) == expected
     differences = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +24,10 @@ from finetune.models.loading import load_classifier
 from finetune.models.saving import save_classifier
 from tests.conftest import SENTENCES
 from tests.support.families import build, save_checkpoint, train_three_steps
+from tests.support.forked import forked
 from tests.support.gated_heads import PRUNED, TEXTS, gated_logits
 from tests.support.helpers import assert_equal_up_to_rounding
+from tests.support.processes import start
 
 CPU = torch.device("cpu")
 ROUNDING = 1e-4  # well above measured rounding; pruned heads change logits by more than 2e-3
@@ -229,19 +230,24 @@ def test_the_unpruned_copy_has_the_same_logits(case: str, unpruned: Classifier, 
     ],
     ids=["saved", "zeroed"],
 )
-def test_a_fresh_process_gives_the_same_logits(saved: dict[str, tuple[Path, Tensor]], program: str) -> None:
+def test_a_fresh_process_gives_the_same_logits(
+    saved: dict[str, tuple[Path, Tensor]], program: str, tmp_path: Path
+) -> None:
     expected = len(CASES) - (saved is ZEROED)
     if len(saved) < expected:
         pytest.skip(f"{len(saved)} of {expected} models were saved: run the complete file")
-    program = (
+    file = tmp_path / "program.py"
+    file.write_text(
         "import json, pathlib, sys, torch\n" + program + "torch.manual_seed(12345)\n"
-        "for folder in json.loads(sys.stdin.read()):\n"
+        "for folder in json.loads(pathlib.Path('folders.json').read_text()):\n"
         "    model, tokenizer = load(folder)\n"
         f"    inputs = tokenizer({SENTENCES!r}, padding=True, truncation=True, max_length=16, return_tensors='pt')\n"
         "    print('LOGITS', json.dumps(model(**inputs).logits.tolist()))"
     )
-    folders = json.dumps([str(folder) for folder, _ in saved.values()])
-    done = subprocess.run([sys.executable, "-c", program], input=folders, capture_output=True, text=True, check=True)
+    (tmp_path / "folders.json").write_text(json.dumps([str(folder) for folder, _ in saved.values()]))
+    # A forked process has imported finetune already.
+    done = forked([file], tmp_path) if saved is SAVED else start([sys.executable, file], tmp_path)
+    assert done.returncode == 0, done.stderr
     result = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("LOGITS ")]
     assert len(result) == len(saved) == expected
     for actual, (_, expected_logits) in zip(result, saved.values(), strict=True):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +24,7 @@ from finetune.models.merging import merge_classifier
 from finetune.models.outputs import OutputRules
 from finetune.models.pretrained import Source, load_tokenizer
 from finetune.models.saving import save_classifier
+from tests.support.forked import forked
 from tests.support.helpers import ROLES, assert_equal_up_to_rounding, tiny_classifier
 
 LORA = Lora(r=2, lora_alpha=4, lora_dropout=0.0, roles=ROLES)
@@ -65,14 +64,16 @@ def test_a_fresh_process_gives_the_same_logits(tiny_masked_lm: Path, tmp_path: P
     trained = tiny_classifier(tiny_masked_lm, lora=LORA, labels=LABELS)
     change_weights(trained)
     save_classifier(trained, tmp_path)
-    program = (
-        "import sys, json, torch, pathlib\n"
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import json, torch, pathlib\n"
         "from finetune.models.comparison import logits_of\n"
         "from finetune.models.loading import load_classifier\n"
         f"built = load_classifier(pathlib.Path({str(tmp_path)!r}))\n"
         f"print(json.dumps(logits_of(built, {TEXTS!r}, torch.device('cpu')).tolist()))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = forked([program], tmp_path)
+    assert done.returncode == 0, done.stderr
     actual = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
     assert_equal_up_to_rounding(actual, logits_of(trained, TEXTS, CPU))  # the same weights at another memory address
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from finetune.cli import main
+from tests.hostile.runs import tiny_run
 from tests.support.finished_runs import contents
 
 COMMANDS = {
@@ -38,6 +39,12 @@ READ_BY = {
     "predictions.parquet": {*REPORTING, "compare"},
     "heads.json": {*REPORTING, "prune", "compare heads", "compare"},
 }
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with few rows, because every command reads its recipe."""
+    return tiny_run(tmp_path_factory.mktemp("tiny"))
 
 
 def truncated(content: bytes) -> bytes:
