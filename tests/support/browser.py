@@ -44,7 +44,7 @@ def opened(browser: Any, path: Path, *, fragment: str = "", phone: bool = False,
     page.wait_for_selector("html[data-ready]", state="attached")
     yield page
     page.close()
-    assert problems == []
+    assert problems == [], problems
 
 
 def serious_violations(page: Any) -> list[str]:

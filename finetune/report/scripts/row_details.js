@@ -13,7 +13,7 @@ function visibleText(text) {
 }
 
 /** Returns the position of the row of the state, or null. */
-function chosenRow() {
+function rowOfState() {
   const position = getState("row");
   return /^\d+$/.test(position ?? "") && Number(position) < rows.count ? Number(position) : null;
 }
@@ -22,9 +22,9 @@ function chosenRow() {
 async function showRow() {
   markChosenRow();
   const place = document.getElementById("row-details");
-  const position = chosenRow();
+  const position = rowOfState();
   const texts = position === null ? null : await rows.textFields(position);
-  if (chosenRow() !== position) return;
+  if (rowOfState() !== position) return;
   place.hidden = position === null;
   if (position !== null) place.replaceChildren(...rowDetails(position, texts));
 }

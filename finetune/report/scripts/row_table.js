@@ -29,7 +29,7 @@ function currentView() {
 
 /** Returns the columns: {key, title, cell(position, texts), value(position) to sort by if possible, isText}. */
 function tableColumns() {
-  const name = { key: "row", title: "row", value: (position) => position, cell: rowButton, isText: true };
+  const name = { key: "row", title: "row", value: (position) => position, cell: rowNameCell, isText: true };
   const text = { key: "text", title: "text", cell: textCell, isText: true };
   const number = (key, title, value, digits = 3) => ({
     key, title, value, cell: (position) => element("td", {}, shownNumber(value(position), digits)),
@@ -79,7 +79,7 @@ function isolated(text) {
   return element("bdi", {}, visibleText(text));
 }
 
-function rowButton(position) {
+function rowNameCell(position) {
   const title = `${rows.splits[rows.split[position]]} ${rows.row[position]}`;
   return element("td", { class: "text" }, element("button", { type: "button", class: "row-name" }, visibleText(title)));
 }
