@@ -31,4 +31,7 @@ def _map_data(head_map: HeadMap) -> dict[str, Any]:
     cells: Sequence[Sequence[object]] = [
         [cell and [cell.text, cell.level, int(cell.uncertain), cell.title] for cell in row] for row in head_map.cells
     ]
-    return {"key": head_map.key, "name": head_map.name, "note": head_map.note, "cells": cells}
+    return {
+        "key": head_map.key, "name": head_map.name, "note": head_map.note, "legend": head_map.legend,
+        "signed": head_map.signed(), "hatched": head_map.hatched, "cells": cells,
+    }  # fmt: skip

@@ -11,10 +11,14 @@ from dataclasses import dataclass
 
 from scipy.special import stdtrit
 
+from finetune.recipe.names import ITERATIVE
 from finetune.runs.head_results import HeadAnalysis, HeadScores, HeadTable, HeadTest, LeaveOneOut
 from finetune.runs.results import format_significant
 
 LEAVE_ONE_OUT = "leave_one_out"  # its name beside those of the methods
+# Methods whose value is zero for a head without an effect, and negative for a head without which the result is better.
+_SIGNED = ("integrated_gradients", "ablation_loss", "ablation_kl", "ablation_accuracy", "shapley")
+_SIGNED_LEGEND = "hurts, no effect, needed"
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,25 @@ class MapCell:
 
 @dataclass(frozen=True)
 class HeadMap:
-    """A map of all heads; `cells` is (L, H), None where a layer does not have the head. `note` explains the cells."""
+    """A map of all heads.
+
+    Attributes:
+        note: explains the numbers and the hatched cells.
+        cells: (L, H), None where a layer does not have the head.
+        legend: what the colors mean, from the lowest level to the highest.
+        hatched: whether cells may be hatched.
+    """
 
     key: str
     name: str
     note: str
     cells: list[list[MapCell | None]]
+    legend: str = "lowest to highest"
+    hatched: bool = True
+
+    def signed(self) -> bool:
+        """Return whether negative values have a color of their own."""
+        return self.legend == _SIGNED_LEGEND
 
 
 def head_maps(analysis: HeadAnalysis) -> list[HeadMap]:
@@ -71,7 +88,8 @@ def importance_map(scores: HeadScores) -> HeadMap:
     """Return the importance of the heads by one method, scaled to 100."""
     name = scores.method.replace("_", " ")
     median, critical = _median(scores.values), _critical_value(scores)
-    scale, scaling = _scale(scores.values)
+    signed = scores.method.removeprefix(ITERATIVE) in _SIGNED
+    scale, scaling = _scale(scores.values, signed=signed)
     ranks = {(cell.layer, cell.head): rank for rank, cell in enumerate(scores.most_important_first(), start=1)}
 
     def cell(layer: int, head: int, value: float, error: float | None) -> MapCell:
@@ -89,7 +107,9 @@ def importance_map(scores: HeadScores) -> HeadMap:
             f"{scores.errors_over}) contains the value of the median head, {format_significant(median)}; "
             "not corrected for the number of heads."
         )
-    return HeadMap(scores.method, name, note, _cells(scores.values, scores.standard_errors, cell))
+    cells = _cells(scores.values, scores.standard_errors, cell)
+    legend = _SIGNED_LEGEND if signed else "lowest to highest"
+    return HeadMap(scores.method, name, note, cells, legend, critical is not None)
 
 
 def leave_one_out_map(single: LeaveOneOut, shape: HeadTable) -> HeadMap:
@@ -111,7 +131,7 @@ def leave_one_out_map(single: LeaveOneOut, shape: HeadTable) -> HeadMap:
         f"Change of the {single.measure} on {single.rows:,} {single.split} rows without the head, {unit}. "
         f"Hatched: the corrected p-value is at least 0.05 (Holm, {len(tests)} heads)."
     )
-    return HeadMap(LEAVE_ONE_OUT, "removing one head", note, _cells(shape, None, cell))
+    return HeadMap(LEAVE_ONE_OUT, "removing one head", note, _cells(shape, None, cell), _SIGNED_LEGEND)
 
 
 def _test_title(test: HeadTest, measure: str) -> str:
@@ -138,7 +158,7 @@ def _change_map(key: str, name: str, table: HeadTable) -> HeadMap:
 
 def _effect_map(name: str, table: HeadTable, errors: HeadTable, rows: int) -> HeadMap:
     """Return a map of effects on the predictions, scaled to 100; effects within two standard errors are hatched."""
-    scale, scaling = _scale(table)
+    scale, scaling = _scale(table, signed=True)
     critical, ranks = float(stdtrit(max(rows - 1, 1), 0.975)), _ranks(table)
 
     def cell(layer: int, head: int, value: float, error: float | None) -> MapCell:
@@ -166,15 +186,16 @@ def _cells(
     ]
 
 
-def _scale(table: HeadTable) -> tuple[Callable[[float], float], str]:
+def _scale(table: HeadTable, *, signed: bool) -> tuple[Callable[[float], float], str]:
     """Return the function from a value to the number in its cell, -100 to 100, and a sentence that describes it."""
     values = _known(table)
     lowest, highest = min(values, default=0.0), max(values, default=0.0)
-    if highest <= 0 and lowest < highest:
-        return lambda value: 100 * (value - lowest) / (highest - lowest), "Scaled from 0 (lowest) to 100 (highest)."
-    largest = max(-lowest, highest) or 1.0
-    below = " Below zero: the result is better without the head." if lowest < 0 else ""
-    return lambda value: 100 * value / largest, f"Scaled so that the largest absolute value is 100.{below}"
+    if signed or lowest >= 0:
+        largest = max(-lowest, highest) or 1.0
+        below = " Below zero: the result is better without the head." if lowest < 0 else ""
+        return lambda value: 100 * value / largest, f"Scaled so that the largest absolute value is 100.{below}"
+    width = highest - lowest or 1.0
+    return lambda value: 100 * (value - lowest) / width, "Scaled from 0 (lowest value) to 100 (highest value)."
 
 
 def _critical_value(scores: HeadScores) -> float | None:

@@ -47,13 +47,24 @@ def test_heads_that_the_error_does_not_separate_from_the_median_are_hatched() ->
         ([0.5, 0.4], ["100", "80"]),  # colors start at zero
         ([-1.0, -3.0, -2.0], ["100", "0", "50"]),  # entropy: zero is not among the values
         ([0.0, 0.0], ["0", "0"]),
-        ([-2.0, -2.0], ["-100", "-100"]),
+        ([-2.0, -2.0], ["0", "0"]),
+        ([-1.0, 3.0], ["0", "100"]),  # learned gates: a negative value is no harm
     ],
 )
 def test_the_scale_depends_on_the_signs(values: list[float], texts: list[str]) -> None:
     heads = [(0, head) for head in range(len(values))]
     scores = HeadScores("random", "chance", "test", 9, [list(values)], [[None] * len(values)], heads)
     assert [cell.text for cell in importance_map(scores).cells[0] if cell] == texts
+
+
+def test_only_a_signed_method_has_two_colors() -> None:
+    assert importance_map(SCORES).signed()
+    assert "better without the head" in importance_map(SCORES).note
+    learned = importance_map(replace(SCORES, method="learned_order"))
+    assert not learned.signed()
+    assert "better without" not in learned.note
+    assert all(cell.level >= 0 for row in learned.cells for cell in row if cell)
+    assert importance_map(replace(SCORES, method="iterative_shapley")).signed()
 
 
 def test_removing_one_head_is_hatched_unless_its_corrected_test_is_significant() -> None:

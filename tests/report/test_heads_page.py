@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     analysis = full_analysis(2)
     first = analysis.methods[0]
     values = [[0.25] * 12, [0.5, *[-0.125] * 10, None]]
-    second = HeadScores("gradient", "E|g|", "train", 40, values, first.standard_errors, first.order)
+    second = HeadScores("ablation_loss", "rise of the loss", "train", 40, values, first.standard_errors, first.order)
     write_json(folder.heads, replace(analysis, methods=[first, second]))
     write_explanations(folder, known_explanations())
     write_report(folder)
@@ -67,11 +67,11 @@ def test_a_head_is_chosen_by_mouse_and_by_keyboard(run: RunFolder, browser: Any)
 
 
 def test_the_method_in_the_address_is_shown_with_its_values(run: RunFolder, browser: Any) -> None:
-    with opened(browser, run.report, fragment="#method=gradient&head=1.0") as page:
-        assert page.input_value("#method") == "gradient"
+    with opened(browser, run.report, fragment="#method=ablation_loss&head=1.0") as page:
+        assert page.input_value("#method") == "ablation_loss"
         assert [cell(page, head).inner_text() for head in ("0.0", "1.0", "1.1")] == ["50", "100", "-25"]
         assert "0.5 ± 0.14, rank 11 of 23" in page.locator("#chosen-head").inner_text()
-        assert "gradient (E|g|), 40 train rows" in page.locator("#head-map-note").inner_text()
+        assert "ablation loss (rise of the loss), 40 train rows" in page.locator("#head-map-note").inner_text()
         page.select_option("#method", "leave_one_out")
         assert cell(page, "1.0").inner_text() == "-10.0"
         assert "method=leave_one_out" in page.evaluate("location.hash")
@@ -105,7 +105,9 @@ def test_a_row_shows_its_tokens_and_heads(run: RunFolder, browser: Any) -> None:
         assert page.evaluate("location.hash") == "#row=2"  # the position in the predictions
         assert panel.locator("h3").inner_text() == "Row test 3: why “yes”"
         shown = panel.locator(".tokens span")
-        assert shown.all_text_contents() == [token.removeprefix("##") for token in HOSTILE_TOKENS]
+        words = [token.removeprefix("##") for token in HOSTILE_TOKENS]
+        words[3:5] = ["[U+202E]abc", "␀&amp;"]  # control characters are made visible
+        assert shown.all_text_contents() == words
         assert [shown.nth(index).get_attribute("title") for index in (1, 2)] == ["+0.500", "-1.000"]
         for words in ("Score (log-odds of the label “yes”): +1.500", "the completeness gap is +0.063"):
             assert words in panel.inner_text()

@@ -6,7 +6,7 @@
 
 /**
  * @typedef {[text: string, level: number, uncertain: 0|1, title: string]} MapCell
- * @typedef {{key: string, name: string, note: string, cells: (MapCell|null)[][]}} HeadMap
+ * @typedef {{key: string, name: string, note: string, legend: string, signed: boolean, hatched: boolean, cells: (MapCell|null)[][]}} HeadMap
  */
 
 /** @type {{ranking: [number, number][], maps: HeadMap[], changes: HeadMap[]} | null} data of head_data.py */
@@ -113,6 +113,10 @@ function showMethod() {
   const table = document.getElementById("head-importance");
   document.getElementById("method").value = map.key;
   document.getElementById("head-map-note").textContent = map.note;
+  const legend = document.getElementById("head-map-legend");
+  legend.querySelector(".swatch").className = `swatch ${map.signed ? "both" : "ramp"}`;
+  legend.querySelector(".meaning").textContent = map.legend;
+  legend.querySelector(".hatched").hidden = !map.hatched;
   fillMap(table, map);
   table.showReadout();
 }

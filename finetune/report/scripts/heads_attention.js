@@ -13,7 +13,7 @@ function attentionOption(row, head) {
   const special = tokens.map((token, index) => isSpecial(token, row.attributions[index]));
   const labels = {
     interval: 0,
-    formatter: (_, index) => shortened(tokens[index], 14),
+    formatter: (_, index) => shortened(visibleText(tokens[index]), 14),
     color: (_, index) => (special[index] ? color("field") : color("ink")),
   };
   const axis = (rest) => ({
@@ -23,7 +23,7 @@ function attentionOption(row, head) {
   return {
     tooltip: {
       formatter: ({ value: [to, from] }) => (
-        `<b>${escaped(tokens[from])}</b> attends to <b>${escaped(tokens[to])}</b>: ${(100 * weight(from, to)).toFixed(0)} %`
+        `<b>${escaped(visibleText(tokens[from]))}</b> attends to <b>${escaped(visibleText(tokens[to]))}</b>: ${(100 * weight(from, to)).toFixed(0)} %`
       ),
     },
     grid: { left: 96, top: 76, right: 8, bottom: 8 },
@@ -42,8 +42,8 @@ function attentionTable(row, head) {
     const line = row.tokens.map((_, to) => weights[to * size + from]);
     const to = line.indexOf(Math.max(...line));
     return element("tr", {},
-      element("td", { class: "text" }, token),
-      element("td", { class: "text" }, row.tokens[to]),
+      element("td", { class: "text" }, isolated(token)),
+      element("td", { class: "text" }, isolated(row.tokens[to])),
       element("td", {}, `${line[to]} %`));
   });
   const titles = element("tr", {}, element("th", { class: "text" }, "token"), element("th", { class: "text" }, "attends most to"), element("th", {}, "weight"));

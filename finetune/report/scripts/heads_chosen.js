@@ -16,7 +16,7 @@ function valuesTable(head) {
 /** Returns a button with the text of a row that chooses the row. */
 function effectButton(index) {
   const button = element("button", { type: "button", class: "row-link", onclick: () => chooseRow(index) }, explanations.name(index));
-  explanations.text(index).then((text) => { if (text) button.textContent = shortened(text); });
+  explanations.text(index).then((text) => { if (text) button.replaceChildren(isolated(shortened(text))); });
   return button;
 }
 
@@ -25,7 +25,7 @@ function effectsTable(caption, list) {
   if (!list.length) return element("div", {}, element("h4", {}, caption), element("p", { class: "soft" }, "None."));
   const lines = list.map(([index, effect]) => element("tr", {},
     element("td", {}, signed(effect)),
-    element("td", { class: "text" }, explanations.target(index)),
+    element("td", { class: "text" }, isolated(explanations.target(index))),
     element("td", { class: "words" }, effectButton(index))));
   const titles = element("tr", {}, element("th", {}, "effect"), element("th", { class: "text" }, "label"), element("th", { class: "words" }, "row"));
   return element("div", {}, element("h4", {}, caption),
@@ -41,13 +41,13 @@ function shownLabels(head) {
 
 /** Returns the option of a dot plot of the mean effect per label with 95 % intervals. */
 function labelOption(labels) {
-  const name = (_, index) => shortened(labels[index][0], 24);
+  const name = (_, index) => shortened(visibleText(labels[index][0]), 24);
   const interval = ([, mean, error], index) => [[mean - 1.96 * error, index], [mean + 1.96 * error, index], ["-", "-"]];
   return {
     tooltip: {
       formatter: ({ dataIndex }) => {
         const [label, mean, error, count] = labels[dataIndex];
-        return `${escaped(label)}: ${signed(mean)} ± ${error.toPrecision(2)}<br>${count} rows`;
+        return `${escaped(visibleText(label))}: ${signed(mean)} ± ${error.toPrecision(2)}<br>${count} rows`;
       },
     },
     grid: { left: 130, right: 16, top: 8, bottom: 44 },

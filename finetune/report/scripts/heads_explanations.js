@@ -116,10 +116,11 @@ function tokenElements(tokens, attributions) {
   const largest = Math.max(...attributions.map(Math.abs)) || 1;
   return tokens.flatMap((token, index) => {
     const value = attributions[index];
-    if (isSpecial(token, value)) return [" ", element("span", { class: "special" }, token)];
+    if (isSpecial(token, value)) return [" ", element("span", { class: "special" }, visibleText(token))];
     const level = Math.round((100 * Math.abs(value)) / largest);
     const attributes = { class: value < 0 ? "hurts" : "helps", style: `--level: ${level}`, title: signed(value) };
-    return continues(token) ? [element("span", attributes, token.slice(2))] : [" ", element("span", attributes, token)];
+    const word = element("span", attributes, visibleText(continues(token) ? token.slice(2) : token));
+    return continues(token) ? [word] : [" ", word];
   });
 }
 

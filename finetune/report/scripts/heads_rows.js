@@ -17,7 +17,7 @@ function chooseRow(index) {
 /** Returns the score of a row, that of the baseline and the completeness gap, in a sentence. */
 function scoreSentence(row) {
   const target = explanations.target(row.index);
-  const name = target ? `${explanations.scoreName} “${target}”` : explanations.scoreName;
+  const name = target ? `${explanations.scoreName} “${visibleText(target)}”` : explanations.scoreName;
   const difference = row.score - row.baseline;
   return `Score (${name}): ${signed(row.score)}. Without its words (baseline): ${signed(row.baseline)}. `
     + `The attributions sum to ${signed(difference + row.gap)}; the difference of the scores is ${signed(difference)}, `
@@ -27,7 +27,7 @@ function scoreSentence(row) {
 /** Returns a table of the tokens and their attributions. */
 function tokenTable(row) {
   const lines = row.tokens.map((token, index) => element("tr", {},
-    element("td", {}, String(index)), element("td", { class: "text" }, token), element("td", {}, signed(row.attributions[index]))));
+    element("td", {}, String(index)), element("td", { class: "text" }, isolated(token)), element("td", {}, signed(row.attributions[index]))));
   const titles = element("tr", {}, element("th", {}, "position"), element("th", { class: "text" }, "token"), element("th", {}, "attribution"));
   return element("details", {}, element("summary", {}, "Attributions as a table"),
     element("div", { class: "scroll long" }, element("table", {}, element("thead", {}, titles), element("tbody", {}, ...lines))));
@@ -92,13 +92,13 @@ async function showChosenRow() {
   }
   const row = explanations.explainedByIndex.get(index);
   const target = explanations.target(index);
-  const title = `Row ${explanations.name(index)}${target ? `: why “${target}”` : ""}`;
+  const title = `Row ${explanations.name(index)}${target ? `: why “${visibleText(target)}”` : ""}`;
   const text = row?.tokens ? tokenPanel(row) : missingTokens();
   const parts = [element("h3", {}, title), text, effectPanel(index)];
   if (!row?.tokens) {
     const words = await explanations.text(index);
     if (chosenIndex() !== index) return;
-    if (words) parts.splice(1, 0, element("p", { class: "words" }, shortened(words, 1000)));
+    if (words) parts.splice(1, 0, element("p", { class: "words" }, isolated(shortened(words, 1000))));
   }
   place.replaceChildren(...parts);
   watchScrolling(place);
