@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +22,16 @@ TOY = ROOT / "recipes" / "toy.yaml"
 def test_check_reports_a_valid_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(TOY), "seed=3"]) == 0
     assert f"{TOY} is valid. Output directory: " in capsys.readouterr().out
+
+
+def test_a_process_ends_without_a_search_for_garbage(tmp_path: Path) -> None:
+    program = (
+        "import atexit, gc, sys\nfrom finetune.cli import main\n"
+        "atexit.register(lambda: print('objects not searched:', gc.get_freeze_count()))\n"
+        f"main(['check', {str(TOY)!r}])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout.rpartition(": ")[2]) > 10_000
 
 
 def test_a_mistake_exits_with_2_and_one_error_message(capsys: pytest.CaptureFixture[str]) -> None:
