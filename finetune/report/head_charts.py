@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import sqrt
 from typing import Any
 
 from finetune.report.charts import ChartOption
-from finetune.runs.head_results import HeadAnalysis, PruningCurves, RandomBand, TauValue
+from finetune.runs.head_results import HeadAnalysis, PruningCurves, TauValue
 
 _COLORS = ("blue", "orange", "green", "purple", "red", "cyan", "gold", "olive", "pink", "gray")
 _MAX_PAIRS = 15  # of methods in the chart of agreement; beyond, only the pairs with the leading method
@@ -17,36 +18,50 @@ Point = list[float | str]
 
 
 def pruning_chart(result: PruningCurves) -> ChartOption:
-    """Return the score by share of heads removed: a line per method, its reverse, and the band of random orders."""
-    metric = result.metric.replace("_", " ")
+    """Return the score by share of heads removed: a line per method and for its reverse, and bands.
+
+    The bands: from minimum to maximum of the random orders; and for the leading method and its reverse the 95 %
+    interval of each score, if it is an accuracy.
+    """
+    metric, leading = result.metric.replace("_", " "), result.curves[0]
     percent = [0.0, *(round(100 * share, 6) for share in result.shares)]
-    dimensions = ["heads removed, %", metric]
+    series: list[dict[str, Any]] = []
+    hidden: dict[str, bool] = {}
 
-    def line(name: str, scores: Sequence[float], color: str, **style: Any) -> dict[str, Any]:
+    def add_line(name: str, scores: Sequence[float], color: str, size: int = 6, **style: Any) -> None:
         points = [[x, round(y, 6)] for x, y in zip(percent, [result.whole, *scores], strict=True)]
-        return {
-            "type": "line", "name": name, "data": points, "dimensions": dimensions,
-            "encode": {"x": 0, "y": 1, "tooltip": [0, 1]}, "itemStyle": {"color": f"var(--{color})"},
-            "lineStyle": {"color": f"var(--{color})", **style}, "symbolSize": 6,
-        }  # fmt: skip
+        style, item = {"color": f"var(--{color})", **style}, {"color": f"var(--{color})"}
+        dimensions = {"dimensions": ["heads removed, %", metric], "encode": {"x": 0, "y": 1, "tooltip": [0, 1]}}
+        line = {"type": "line", "name": name, "data": points, "lineStyle": style, "itemStyle": item, "symbolSize": size}
+        series.append(line | dimensions)
 
-    series = [] if result.random is None else _random_series(result.random, result.whole, percent, line)
+    def add_interval(name: str, scores: Sequence[float], color: str) -> None:
+        bounds = [wilson_interval(score, result.rows) for score in (result.whole, *scores)]
+        low, high = zip(*bounds, strict=True)
+        series.extend(_band(name, percent, low, high, color))
+
+    if band := result.random:
+        name, whole = f"{band.orders} random orders, minimum to maximum", result.whole
+        series += _band(name, percent, [whole, *band.low], [whole, *band.high], "gray")
+        add_line("random orders, mean", band.mean_scores, "gray", type="dotted", width=1.5)
     for number, curve in enumerate(result.curves):
         name, color = curve.method.replace("_", " "), _COLORS[number % len(_COLORS)]
-        series.append(line(name, curve.scores, color, width=2.5 if number == 0 else 1.5))
+        reverse_name = f"{name}, most important first"
+        add_line(name, curve.scores, color, width=2.5 if curve is leading else 1.5)
+        if curve is leading and has_intervals(result):
+            add_interval(name, curve.scores, color)
         if curve.reverse_scores:
-            reverse = line(f"{name}, most important first", curve.reverse_scores, color, width=1.5, type="dashed")
-            series.append({**reverse, "symbolSize": 4})
-    hidden = {
-        f"{curve.method.replace('_', ' ')}, most important first": False
-        for curve in result.curves[1:]
-        if curve.reverse_scores
-    }
+            add_line(reverse_name, curve.reverse_scores, color, 4, width=1.5, type="dashed")
+            if curve is leading and has_intervals(result):
+                add_interval(reverse_name, curve.reverse_scores, color)
+            hidden |= {} if curve is leading else {reverse_name: False}
+    return _pruning_option(metric, series, hidden)
+
+
+def _pruning_option(metric: str, series: list[dict[str, Any]], hidden: dict[str, bool]) -> ChartOption:
+    names = dict.fromkeys(each["name"] for each in series if each["name"] != _BAND_EDGE)
     return {
-        "legend": {
-            "type": "scroll", "top": 0, "left": 0, "selected": hidden,
-            "data": [each["name"] for each in series if each["name"] != _BAND_EDGE],
-        },
+        "legend": {"type": "scroll", "top": 0, "left": 0, "selected": hidden, "data": list(names)},
         "tooltip": {"trigger": "item"},
         "grid": {"top": 64, "left": 54, "right": 16, "bottom": 46},
         "xAxis": {
@@ -58,20 +73,31 @@ def pruning_chart(result: PruningCurves) -> ChartOption:
     }  # fmt: skip
 
 
-def _random_series(band: RandomBand, whole: float, percent: Sequence[float], line: Any) -> list[dict[str, Any]]:
-    """Return the mean of the random orders, and an area between their minimum and maximum (two stacked lines)."""
-    low, high = [whole, *band.low], [whole, *band.high]
-    edge = {"type": "line", "stack": "random", "stackStrategy": "all", "symbol": "none", "silent": True}
-    invisible = {"lineStyle": {"opacity": 0}, "itemStyle": {"color": "var(--gray)"}}
+def has_intervals(result: PruningCurves) -> bool:
+    """Return whether the scores have intervals: each is a share of the rows."""
+    return result.metric in ("accuracy", "subset_accuracy")
+
+
+def wilson_interval(share: float, rows: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of independent rows (Wilson 1927)."""
+    z = 1.959964
+    center, spread = share + z**2 / (2 * rows), z * sqrt(share * (1 - share) / rows + z**2 / (4 * rows**2))
+    scale = 1 + z**2 / rows
+    return (center - spread) / scale, (center + spread) / scale
+
+
+def _band(
+    name: str, percent: Sequence[float], low: Sequence[float], high: Sequence[float], color: str
+) -> list[dict[str, Any]]:
+    """Return an area from `low` to `high`: two stacked lines that cannot be seen, with the height of the area."""
+    edge = {
+        "type": "line", "stack": name, "stackStrategy": "all", "symbol": "none", "silent": True, "z": 1,
+        "lineStyle": {"opacity": 0}, "itemStyle": {"color": f"var(--{color})"},
+    }  # fmt: skip
+    starts = [[x, round(bottom, 6)] for x, bottom in zip(percent, low, strict=True)]
     heights = [[x, round(top - bottom, 6)] for x, bottom, top in zip(percent, low, high, strict=True)]
-    return [
-        {**edge, **invisible, "name": _BAND_EDGE, "data": [[x, y] for x, y in zip(percent, low, strict=True)]},
-        {
-            **edge, **invisible, "name": f"{band.orders} random orders, minimum to maximum", "data": heights,
-            "areaStyle": {"color": "var(--gray)", "opacity": 0.22},
-        },
-        line("random orders, mean", band.mean_scores, "gray", type="dotted", width=1.5),
-    ]  # fmt: skip
+    area = {"color": f"var(--{color})", "opacity": 0.22 if color == "gray" else 0.14}
+    return [edge | {"name": _BAND_EDGE, "data": starts}, edge | {"name": name, "data": heights, "areaStyle": area}]
 
 
 def agreement_rows(analysis: HeadAnalysis) -> dict[str, list[tuple[str, TauValue]]]:

@@ -20,7 +20,7 @@ from finetune.report.confusions import confused_pairs, confusion_order
 from finetune.report.embedding import chart_library, script
 from finetune.report.explanation_data import gap_text, shown_tokens
 from finetune.report.figures import loss_curve, plotly_script
-from finetune.report.head_charts import agreement_chart, agreement_rows, pruning_chart
+from finetune.report.head_charts import agreement_chart, agreement_rows, has_intervals, pruning_chart
 from finetune.report.head_data import head_elements
 from finetune.report.head_maps import change_maps, head_maps
 from finetune.report.headline import cautions, cost_text, headline
@@ -118,7 +118,10 @@ def templates() -> Environment:
     templates.filters.update(head_maps=head_maps, change_maps=change_maps)
     templates.filters.update(shown_tokens=shown_tokens, gap_text=gap_text)
     templates.filters.update(
-        agreement_chart=agreement_chart, agreement_rows=agreement_rows, pruning_chart=pruning_chart
+        agreement_chart=agreement_chart,
+        agreement_rows=agreement_rows,
+        pruning_chart=pruning_chart,
+        has_intervals=has_intervals,
     )
     templates.globals.update(chart_library=chart_library, script=script, chart_element=chart_element)
     templates.globals.update(head_elements=head_elements)

@@ -113,6 +113,8 @@ def test_a_row_shows_its_tokens_and_heads(run: RunFolder, browser: Any) -> None:
             assert words in panel.inner_text()
         assert panel.locator('[data-head="0.10"]').get_attribute("title") == "effect -2.000"  # exact
         assert panel.locator('[data-head="0.11"]').inner_text() == "-100"
+        page.locator("#row-details").get_by_role("link", name="Which heads and tokens this row depends on").click()
+        assert page.evaluate("document.activeElement.id") == "chosen-row"
         setting = "setState({{row: '{}'}})"
         page.evaluate(setting.format(11))
         panel.get_by_text("The tokens of this row were not explained.").wait_for()

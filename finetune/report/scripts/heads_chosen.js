@@ -72,10 +72,10 @@ function labelPanel(head) {
     element("p", { class: "soft" }, `Mean effect over the rows with that prediction, ± 1.96 standard errors over rows.${part}`));
 }
 
-/** Returns the row whose attention is shown: the chosen one if it has tokens, else one with a map of the head. */
+/** Returns the row whose attention is shown: the row that the reader chose if it has tokens, else one with a map. */
 function attentionRow(head) {
   const chosen = explanations.explainedByIndex.get(chosenIndex());
-  if (chosen?.tokens) return chosen;
+  if (chosen?.tokens && (getState("row") !== null || chosen.attention[head])) return chosen;
   return explanations.withTokens.find((row) => row.attention[head]) ?? explanations.withTokens[0] ?? null;
 }
 

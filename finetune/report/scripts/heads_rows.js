@@ -14,6 +14,12 @@ function chooseRow(index) {
   goTo(document.getElementById("chosen-row"));
 }
 
+/** Returns a list with a link to the explanation of a row of the predictions; an empty list if it has none. */
+function explanationLinks(position) {
+  if (!explanations?.indexByPosition.has(position)) return [];
+  return [element("p", {}, element("a", { href: "#chosen-row" }, "Which heads and tokens this row depends on"))];
+}
+
 /** Returns the score of a row, that of the baseline and the completeness gap, in a sentence. */
 function scoreSentence(row) {
   const target = explanations.target(row.index);

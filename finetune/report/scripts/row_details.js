@@ -35,7 +35,7 @@ function rowDetails(position, texts) {
   const title = element("h3", {}, visibleText(`${rows.splits[rows.split[position]]} row ${rows.row[position]}`));
   const missing = rows.texts.fields ? "The text of this row is in predictions.parquet, not in this page." : "";
   const shown = texts ? texts.map((text) => element("p", { class: "row-text", tabindex: "0" }, isolated(text))) : [element("p", {}, missing)];
-  return [element("div", { class: "controls" }, title, close), ...shown, ...(rows.confidence ? [probabilityTable(position)] : [])];
+  return [element("div", { class: "controls" }, title, close), ...shown, ...explanationLinks(position), ...(rows.confidence ? [probabilityTable(position)] : [])];
 }
 
 /** Returns a table with the probabilities of a row, highest first. */
