@@ -20,11 +20,13 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 from finetune.report.embedding import embedded
-from finetune.report.row_outcomes import label_ids, label_sets, likely_label_errors
+from finetune.report.row_outcomes import is_text, label_ids, label_sets, likely_label_errors, wrong_rows
 from finetune.report.row_texts import text_elements
 
 LENGTH = "length"  # column with the number of characters, if the texts themselves may not be shown
 MAX_PROBABILITIES = 4_000_000  # in one page; otherwise the highest of each row
+MAX_CHARACTERS = 18_000_000  # of all columns and texts in one page, if there are texts to leave out
+MAX_TEXT_BYTES, MIN_TEXT_BYTES = 10_000_000, 1_000_000  # compressed
 _MAX_KEPT = 5  # highest probabilities of a row, if not all are kept
 _EXACT = 1_000_000  # values; above it they are rounded more, because the page would become too large
 _LOG_ODDS_STEPS = (1600, 200)  # per unit of log-odds; the second is used above _EXACT values
@@ -40,12 +42,14 @@ class _Columns:
     manifest: dict[str, Any]
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def elements(self) -> Markup:
+    def elements(self) -> list[Markup]:
+        """Return the elements of the columns."""
+        return [_column_element(name, values) for name, values in self.arrays.items()]
+
+    def manifest_element(self) -> Markup:
+        """Return the element that describes the columns."""
         kinds = {name: values.dtype.name for name, values in self.arrays.items()}
-        manifest = json.dumps(self.manifest | {"columns": kinds}, separators=(",", ":"))
-        parts = [embedded("rows-manifest", manifest.encode())]
-        parts += [embedded(f"rows-{name}", _byte_planes(values)) for name, values in self.arrays.items()]
-        return Markup("\n").join(parts)
+        return embedded("rows-manifest", json.dumps(self.manifest | {"columns": kinds}, separators=(",", ":")).encode())
 
 
 def row_elements(table: pa.Table, label_names: Sequence[str], shown_split: str) -> Markup:
@@ -75,9 +79,16 @@ def row_elements(table: pa.Table, label_names: Sequence[str], shown_split: str) 
         _add_probabilities(columns, table, probabilities)
         _add_label_errors(columns, table, names, probabilities)
     columns.manifest["labels"] = names
-    texts, manifest = text_elements(table)
-    columns.manifest["texts"] = manifest
-    return Markup("\n").join([columns.elements(), *texts])
+    first = wrong_rows(table)
+    first[columns.arrays.get("label-errors", [])] = True
+    elements = columns.elements()
+    budget = (MAX_CHARACTERS - sum(map(len, elements))) * 3 // 4  # base64 needs four characters for three bytes
+    texts = text_elements(table, first, min(MAX_TEXT_BYTES, max(budget, MIN_TEXT_BYTES)))
+    columns.manifest["texts"] = texts.manifest
+    if not texts.contained.all():
+        columns.arrays["has-text"] = texts.contained.astype(np.uint8)
+        elements.append(_column_element("has-text", columns.arrays["has-text"]))
+    return Markup("\n").join([columns.manifest_element(), *elements, *texts.elements])
 
 
 def problem_type(table: pa.Table) -> str:
@@ -85,7 +96,7 @@ def problem_type(table: pa.Table) -> str:
     labels = table["label"].type
     if pa.types.is_floating(labels):
         return "regression"
-    return "single_label_classification" if pa.types.is_string(labels) else "multi_label_classification"
+    return "single_label_classification" if is_text(labels) else "multi_label_classification"
 
 
 def text_lengths(table: pa.Table) -> np.ndarray:
@@ -103,7 +114,7 @@ def _label_names(table: pa.Table, known: Sequence[str], width: int) -> list[str]
     """Return the names in the order of the probabilities, then other names that occur in the rows."""
     names = list(known) or [f"label {index}" for index in range(width)]
     for column in (table["label"], table["predicted"]):
-        values = column if pa.types.is_string(column.type) else pc.list_flatten(column)
+        values = column if is_text(column.type) else pc.list_flatten(column)
         names += [name for name in values.unique().to_pylist() if name not in names]
     return names
 
@@ -111,7 +122,7 @@ def _label_names(table: pa.Table, known: Sequence[str], width: int) -> list[str]
 def _add_labels(columns: _Columns, table: pa.Table, names: list[str]) -> None:
     for name in ("label", "predicted"):
         column = table[name].combine_chunks()
-        if pa.types.is_string(column.type):
+        if is_text(column.type):
             columns.arrays[name] = _smallest(label_ids(column, names), len(names))
         else:
             columns.arrays[f"{name}-sizes"] = _smallest(pc.list_value_length(column).to_numpy(zero_copy_only=False))
@@ -185,6 +196,10 @@ def _rounded(values: np.ndarray) -> np.ndarray:
         return values
     bits = values.view(np.uint32).astype(np.uint64) + (1 << (dropped - 1))
     return (bits >> dropped << dropped).astype(np.uint32).view(np.float32)
+
+
+def _column_element(name: str, values: np.ndarray) -> Markup:
+    return embedded(f"rows-{name}", _byte_planes(values))
 
 
 def _byte_planes(values: np.ndarray) -> bytes:

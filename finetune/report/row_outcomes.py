@@ -14,6 +14,11 @@ import pyarrow.compute as pc
 _BLOCK = 100_000  # rows at a time, which bounds the memory
 
 
+def is_text(column_type: pa.DataType) -> bool:
+    """Return whether a column contains texts."""
+    return bool(pa.types.is_string(column_type) or pa.types.is_large_string(column_type))
+
+
 def label_ids(column: pa.ChunkedArray, names: Sequence[str]) -> np.ndarray:
     """Return label names as positions in `names`, (N,)."""
     found = pc.index_in(column, value_set=pa.array(names, column.type))
@@ -33,8 +38,8 @@ def wrong_rows(table: pa.Table) -> np.ndarray:
     label, predicted = table["label"], table["predicted"]
     if pa.types.is_floating(label.type):
         return np.zeros(table.num_rows, bool)
-    if pa.types.is_string(label.type):
-        return np.asarray(pc.not_equal(label, predicted).to_numpy())
+    if is_text(label.type):
+        return np.array(pc.not_equal(label, predicted).to_numpy())
     names = sorted({name for each in (label, predicted) for name in pc.list_flatten(each).unique().to_pylist()})
     sets = [label_sets(each, names) for each in (label, predicted)]
     return np.asarray((sets[0] != sets[1]).any(axis=1))

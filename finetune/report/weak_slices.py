@@ -19,7 +19,7 @@ from scipy.sparse import csr_array
 from scipy.special import chdtrc, gammaln
 
 from finetune.report.row_columns import text_lengths
-from finetune.report.row_outcomes import wrong_rows
+from finetune.report.row_outcomes import is_text, wrong_rows
 
 MAX_ROWS = 100_000  # a random sample of more rows is tested
 _MIN_ROWS = 5  # of a slice, and at least 1 % of all rows
@@ -131,9 +131,9 @@ def _all_conditions(table: pa.Table, min_rows: int) -> Iterator[tuple[Condition,
     """Yield the conditions with the positions of the rows that fulfill them."""
     for key in ("label", "predicted", "split"):
         column = table[key].combine_chunks()
-        is_text = pa.types.is_string(column.type)
-        parents = np.arange(len(column)) if is_text else pc.list_parent_indices(column).to_numpy()
-        codes = (column if is_text else pc.list_flatten(column)).dictionary_encode()
+        is_single = is_text(column.type)
+        parents = np.arange(len(column)) if is_single else pc.list_parent_indices(column).to_numpy()
+        codes = (column if is_single else pc.list_flatten(column)).dictionary_encode()
         ids = codes.indices.to_numpy()
         for index, name in enumerate(codes.dictionary.to_pylist()):
             yield Condition(f"{key} {name}", key, name), parents[ids == index]

@@ -48,11 +48,16 @@ def worst_predictions(folder: RunFolder, count: int) -> list[PredictedRow]:
         DataError: the file with the predictions is missing or damaged.
     """
     table = read_predictions(folder)
-    pairs = zip(table["label"].to_pylist(), table["predicted"].to_pylist(), strict=True)
-    wrong = [index for index, (label, predicted) in enumerate(pairs) if label != predicted]
-    rows = table.take(pa.array(wrong, pa.int64()))
+    rows = table.filter(_is_wrong(table["label"], table["predicted"]))
     rows = rows.take(pc.sort_indices(rows["loss"], sort_keys=[("", "descending")])[:count])
     return [_predicted_row(row) for row in rows.to_pylist()]
+
+
+def _is_wrong(labels: pa.ChunkedArray, predicted: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+    if _type_name(labels.type) != "list":
+        return pc.not_equal(labels, predicted)
+    pairs = zip(labels.to_pylist(), predicted.to_pylist(), strict=True)
+    return pa.array([label != other for label, other in pairs], pa.bool_())
 
 
 def first_predictions(folder: RunFolder, split: str, count: int) -> list[PredictedRow]:

@@ -10,6 +10,7 @@ import pytest
 
 from finetune.report import row_columns
 from finetune.report.row_columns import row_elements
+from finetune.report.row_texts import text_elements
 from tests.support.browser import chromium, needs_chromium, opened
 from tests.support.row_pages import single_label_table, write_rows_page
 
@@ -121,3 +122,42 @@ def test_regression_rows(tmp_path: Path, browser: Any) -> None:
         ]  # fmt: skip
     assert (rows["labels"], rows["confidence"]) == ([], None)
     assert np.allclose(rows["loss"], [0.0625, 1e12])
+
+
+def test_the_texts_of_wrong_rows_come_first_where_not_all_fit() -> None:
+    random = np.random.default_rng(0)
+    texts = ["".join(random.choice(list("abcdefgh"), 200)) for _ in range(400)]
+    first = np.arange(400) % 8 == 0
+    found = text_elements(pa.table({"text": texts}), first, 15_000)  # of about 80,000 characters, 3 bits each
+    assert found.contained[first].all()
+    assert 10_000 < sum(map(len, found.elements)) * 3 / 4 < 16_000
+    others = np.flatnonzero(found.contained & ~first)
+    assert len(others) > 50
+    assert others.max() - others.min() > 300  # a sample of all rows
+    assert found.manifest["embedded"] == found.contained.sum()
+    assert (found.manifest["first"], found.manifest["firstEmbedded"]) == (50, 50)
+    few = text_elements(pa.table({"text": texts}), ~first, 5_000)
+    assert 0 < np.count_nonzero(few.contained & first) < np.count_nonzero(few.contained & ~first) < 350
+    assert text_elements(pa.table({"text": texts}), first, 100_000).contained.all()
+
+
+@needs_chromium
+def test_a_text_that_is_not_in_the_page_is_null(tmp_path: Path, browser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_columns, "MAX_TEXT_BYTES", 6_000)
+    monkeypatch.setattr(row_columns, "MIN_TEXT_BYTES", 6_000)
+    random = np.random.default_rng(0)
+    texts = ["".join(random.choice(list("abcdefgh"), 200)) for _ in range(300)]
+    probabilities, _ = drawn(300, 2)
+    labels = np.where(np.arange(300) % 10 == 0, probabilities.argmin(1), probabilities.argmax(1))
+    table = single_label_table(probabilities, labels, ["no", "yes"], texts)
+    with opened(browser, write_rows_page(tmp_path / "page.html", table, ["no", "yes"]), fragment="#text=a") as page:
+        shown = page.evaluate("Promise.all(rows.label.reduce((all, _, i) => [...all, rows.text(i)], []))")
+        kept = [index for index, text in enumerate(shown) if text is not None]
+        assert all(shown[index] == texts[index] for index in kept)
+        assert set(range(0, 300, 10)) <= set(kept)
+        assert 35 < len(kept) < 150
+        assert page.evaluate("[...currentSlice]") == kept
+        assert f"The text search covers the {len(kept)} rows" in page.inner_text("#slice-texts")
+        note = page.inner_text("#row-texts")
+        assert note.startswith("This page contains the texts of 30 of the 30 rows that were predicted wrongly")
+        assert f"and of {len(kept) - 30} other rows, chosen at random." in note

@@ -193,6 +193,14 @@ function markChosenRow() {
   }
 }
 
+/** Returns which texts are in the page, if not all are. */
+function embeddedTextsNote() {
+  const { embedded, first, firstEmbedded } = rows.texts;
+  const [wrong, wrongWithText, others] = [first, firstEmbedded, embedded - firstEmbedded].map((count) => count.toLocaleString("en"));
+  return `This page contains the texts of ${wrongWithText} of the ${wrong} rows that were predicted wrongly or probably have the wrong `
+    + `label, and of ${others} other rows, chosen at random. The other texts are in predictions.parquet in the run folder.`;
+}
+
 /** Selects and orders the rows of the table again, and shows them. */
 async function updateTable() {
   tableRows = orderedRows(currentSlice);
@@ -216,6 +224,7 @@ onStart(() => {
   for (const name of ["first", "previous", "next", "last"]) {
     document.getElementById(`row-${name}`).addEventListener("click", ({ target }) => setState({ page: target.value }));
   }
+  if (hasSomeTexts()) document.getElementById("row-texts").textContent = embeddedTextsNote();
   document.getElementById("row-download").addEventListener("click", downloadRows);
   onSlice(updateTable);
   onState(["view", "sort"], updateTable);

@@ -141,6 +141,11 @@ function showSliceState() {
   }
 }
 
+/** Returns whether the page has the texts of some rows and not of all. */
+function hasSomeTexts() {
+  return rows.texts.fields > 0 && rows.texts.embedded < rows.count;
+}
+
 /** Fills the fields of the bar, hides those that the rows have no values for, and connects them with the state. */
 function startSliceBar(bar) {
   const field = (name) => document.getElementById(`slice-${name}`);
@@ -170,9 +175,8 @@ function startSliceBar(bar) {
   field("reset").addEventListener("click", () => {
     setState(Object.fromEntries([...sliceKeys, "page"].map((key) => [key, null])));
   });
-  if (rows.texts.embedded < rows.count && rows.texts.fields) {
-    field("texts").textContent = `The search covers the ${rows.texts.embedded.toLocaleString("en")} rows whose text is in `
-      + "this page.";
+  if (hasSomeTexts()) {
+    field("texts").textContent = `The text search covers the ${rows.texts.embedded.toLocaleString("en")} rows whose text is in this page.`;
   }
   if (matchMedia("(max-width: 820px)").matches) bar.querySelector("details").open = false;
   onState(sliceKeys, showSliceState);
