@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 ChartOption = Mapping[str, Any]
+COLORS = ("blue", "orange", "green", "purple", "red", "cyan", "gold", "olive", "pink", "gray")  # of style.css
 
 
 def chart_element(option: ChartOption, height: int, label: str) -> Markup:

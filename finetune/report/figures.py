@@ -6,8 +6,6 @@ C classes
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
@@ -28,25 +26,6 @@ def plotly_script() -> str:
     """Return the JavaScript of Plotly, so that the report needs no network."""
     script: str = get_plotlyjs()
     return script
-
-
-def loss_curve(history: Sequence[Mapping[str, Any]]) -> str | None:
-    """Return training and validation loss by optimizer step, or None if nothing was logged."""
-    training = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-    validation = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
-    if not training:
-        return None
-    figure = go.Figure()
-    for name, points, color, mode in (
-        ("training", training, _BLUE, "lines"),
-        ("validation", validation, _ORANGE, "lines+markers"),
-    ):
-        if points:
-            steps, losses = zip(*points, strict=True)
-            figure.add_scatter(x=steps, y=losses, name=name, mode=mode, line={"color": color, "width": 2})
-    figure.update_xaxes(title="optimizer step", rangemode="tozero")
-    figure.update_yaxes(title="loss", rangemode="tozero")
-    return figure_html(figure, 320)
 
 
 def difference_plot(comparison: RunsComparison, split: str) -> str:

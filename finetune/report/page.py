@@ -1,14 +1,15 @@
 """The HTML report, and the function that writes it and the model card into a run folder.
 
 The page is `report.html`, which includes the templates of `sections/` in the order of SECTIONS. To add a section, add
-its template to `sections/` and its name to SECTIONS. A new figure is a function in `figures.py`, listed in FIGURES.
+its template to `sections/` and its name to SECTIONS. A chart is a function that
+returns an option of the chart library (charts.py).
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
@@ -19,13 +20,13 @@ from finetune.report.charts import chart_element
 from finetune.report.confusions import confused_pairs, confusion_order
 from finetune.report.embedding import chart_library, script
 from finetune.report.explanation_data import gap_text, shown_tokens
-from finetune.report.figures import loss_curve, plotly_script
 from finetune.report.head_charts import agreement_chart, agreement_rows, has_intervals, pruning_chart
 from finetune.report.head_data import head_elements
 from finetune.report.head_maps import change_maps, head_maps
 from finetune.report.headline import cautions, cost_text, headline
 from finetune.report.row_columns import row_elements
 from finetune.report.run_record import RunRecord, read_record
+from finetune.report.training_charts import training_charts
 from finetune.report.weak_slices import WeakSlices, find_weak_slices
 from finetune.runs.atomic_files import write_text
 from finetune.runs.removable_heads import removable_heads
@@ -47,12 +48,11 @@ SECTIONS = (
     "pruning_curves",
     "leave_one_out",
     "weight_changes",
-    "loss",
     "weak_slices",
     "errors",
+    "training",
     "run",
 )
-FIGURES: tuple[Callable[..., str | None], ...] = (loss_curve,)
 
 
 def write_report(folder: RunFolder, overrides: Sequence[str] = ()) -> None:
@@ -80,7 +80,6 @@ def render_report(record: RunRecord, name: str, recipe_text: str) -> str:
         "recipe_text": recipe_text,
         "model": model_name(record.recipe),
         "sections": SECTIONS,
-        "plotly": Markup(plotly_script()),
         "rows": _rows(record),
         "weak": _weak_slices(record),
     }
@@ -114,6 +113,7 @@ def templates() -> Environment:
     templates.filters.update(interval=interval_or_dash, number=format_number, signed=format_difference)
     templates.filters.update(removable_heads=removable_heads, significant=format_significant)
     templates.filters.update(headline=headline, cautions=cautions, cost_text=cost_text, base64=_base64)
+    templates.filters.update(training_charts=training_charts)
     templates.filters.update(confusion_order=confusion_order, confused_pairs=confused_pairs)
     templates.filters.update(head_maps=head_maps, change_maps=change_maps)
     templates.filters.update(shown_tokens=shown_tokens, gap_text=gap_text)
@@ -125,15 +125,8 @@ def templates() -> Environment:
     )
     templates.globals.update(chart_library=chart_library, script=script, chart_element=chart_element)
     templates.globals.update(head_elements=head_elements)
-    templates.globals.update({figure.__name__: partial(_as_markup, figure) for figure in FIGURES})
     return templates
 
 
 def _base64(text: str) -> str:
     return base64.b64encode(text.encode()).decode("ascii")
-
-
-def _as_markup(figure: Callable[..., str | None], *args: object) -> Markup | None:
-    """Return a figure's HTML, marked so that Jinja does not escape it."""
-    html = figure(*args)
-    return None if html is None else Markup(html)

@@ -91,7 +91,7 @@ class Trainer:
     stop_signal: int = 0
     _stop_request: StopRequest | None = field(default=None, init=False)
     _losses: list[Tensor] = field(default_factory=list, init=False)  # of each step since the last log entry
-    _gradient_norm: Tensor | None = field(default=None, init=False)  # of the last step
+    _gradient_norm: Tensor = field(default_factory=lambda: torch.zeros(()), init=False)  # of the last step
 
     def fit(
         self,
@@ -192,15 +192,10 @@ class Trainer:
         self.state.train_seconds += time.perf_counter() - started
 
     def log_entry(self) -> Entry:
-        """Return a history entry: mean loss and speed since the last entry, learning rate, and the last gradient norm.
-
-        The norm is that before clipping; None after a step that the fp16 scaler skipped.
-        """
+        """Return a history entry: mean loss and speed since the last entry, learning rate, last gradient norm."""
         started = time.perf_counter()  # reading the losses waits for the steps that a GPU has not finished
         self.stepper.check_last_step()
-        mean = torch.stack(self._losses).mean().item()
-        assert self._gradient_norm is not None, "an entry follows a step"
-        norm = self._gradient_norm.item()
+        mean, norm = torch.stack(self._losses).mean().item(), self._gradient_norm.item()  # the norm before clipping
         self.state.train_seconds += time.perf_counter() - started
         self._losses.clear()
         state = self.state
