@@ -86,7 +86,17 @@ def _step_chart(series: Mapping[str, Points], best_step: int | None) -> ChartOpt
         "legend": {"top": 0, "left": 0, "type": "scroll", "show": len(series) > 1},
         "tooltip": {"trigger": "axis"},
         "grid": {"top": 36 if len(series) > 1 else 12, "left": 8, "right": 18, "bottom": 34, "containLabel": True},
-        "xAxis": {"type": "value", "name": "optimizer step", "nameLocation": "middle", "nameGap": 26, "min": 0},
-        "yAxis": {"type": "value", "scale": True},
+        "xAxis": {
+            "type": "value", "name": "optimizer step", "nameLocation": "middle", "nameGap": 26, "min": 0,
+            "max": max(points[-1][0] for points in series.values()),
+        },
+        "yAxis": {"type": "value", "scale": True, **_range([y for points in series.values() for _, y in points])},
         "series": lines,
-    }
+    }  # fmt: skip
+
+
+def _range(values: Sequence[float]) -> dict[str, float]:
+    """Return limits of an axis for values that are almost equal, so that rounding does not look like a change."""
+    low, high = min(values), max(values)
+    margin = 0.05 * max(abs(low), abs(high))
+    return {"min": round(low - margin, 4), "max": round(high + margin, 4)} if margin > 0 and high - low < margin else {}

@@ -117,8 +117,7 @@ class Trainer:
             TrainingError: the loss is not finite, or a checkpoint cannot be written.
             Interrupted: a signal arrived; a checkpoint was saved.
         """
-        plan, state = self.plan, self.state
-        self._stop_request = stop_request
+        plan, state, self._stop_request = self.plan, self.state, stop_request
         with (
             sped_up(self.classifier, self.accelerator),
             stage("training", plan.total_steps, done=state.step) as progress,
