@@ -26,7 +26,8 @@ from finetune.heads.explain_scores import (
     token_mask,
     tokenized,
 )
-from finetune.heads.explain_tokens import Token, TokenAttributions, readable_tokens, token_attributions
+from finetune.heads.explain_token_texts import Token, readable_tokens
+from finetune.heads.explain_tokens import TokenAttributions, baseline_token, token_attributions
 from finetune.heads.fast_ablation import PrefixReuse, logits_without, rows_per_batch
 from finetune.heads.gated_forward import attention_kernel, frozen
 from finetune.models.attention_sites import attention_sites
@@ -40,7 +41,9 @@ __all__ = [
     "Token",
     "TokenAttributions",
     "attention_of",
+    "baseline_token",
     "first_order_head_effects",
+    "first_order_pass",
     "head_effects",
     "predicted_targets",
     "readable_tokens",
@@ -88,6 +91,13 @@ def first_order_head_effects(classifier: Classifier, inputs: Inputs, targets: Te
     It is the gradient of the score with respect to the head's gate at 1, which is the effect of the head if the score
     is linear in the gate from 1 to 0.
     """
+    return first_order_pass(classifier, inputs, targets)[0]
+
+
+def first_order_pass(
+    classifier: Classifier, inputs: Inputs, targets: Tensor | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return `first_order_head_effects`, (B, L, H), and the logits (B, C) of the same pass."""
     base, sites = classifier.base, attention_sites(classifier.base)
     inputs = {name: tensor.to(base.device) for name, tensor in inputs.items()}
     rows = len(inputs["input_ids"])
@@ -100,7 +110,7 @@ def first_order_head_effects(classifier: Classifier, inputs: Inputs, targets: Te
         (gradients,) = torch.autograd.grad(scores.sum(), gates)
     effects = gradients.float().cpu().numpy()
     effects[:, ~head_mask(sites)] = np.nan
-    return np.asarray(effects)
+    return effects, logits.detach().float().cpu().numpy()
 
 
 def attention_of(

@@ -5,10 +5,9 @@ B batch, S tokens, E embedding size, K points of the integral
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,25 +20,9 @@ from finetune.heads.gated_forward import attention_kernel, frozen
 from finetune.models.classifier import Classifier
 from finetune.models.precision import without_flash_attention
 
-STEPS = 16
-MAX_STEPS = 128
+STEPS, MAX_STEPS = 12, 108
 TOLERANCE = 0.05  # completeness gap, relative to the score minus the baseline score
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token as readable text.
-
-    Attributes:
-        text: the characters of the text, preceded by ## if the token continues a word; the name of a special token.
-        start, end: position in the text; None for special tokens, and for tokenizers without character positions.
-        column: 0 or 1, the text of a pair; None for special tokens.
-    """
-
-    text: str
-    start: int | None = None
-    end: int | None = None
-    column: int | None = None
+_ROUNDING = 0.01  # relative to the sum of the absolute attributions: no more points are computed for a smaller gap
 
 
 @dataclass(frozen=True)
@@ -58,9 +41,13 @@ class TokenAttributions:
     completeness_gap: float
     steps: int
 
-    def is_complete(self, tolerance: float) -> bool:
-        """Return whether the gap is at most `tolerance` of the difference of the two scores."""
-        return abs(self.completeness_gap) <= tolerance * abs(self.score - self.baseline_score)
+    def is_complete(self) -> bool:
+        """Return whether the gap is at most 5 % of the difference of the two scores.
+
+        Where the attributions nearly cancel, a gap of 1 % of the sum of their absolute values is enough.
+        """
+        size = max(TOLERANCE * abs(self.score - self.baseline_score), _ROUNDING * sum(map(abs, self.values)))
+        return abs(self.completeness_gap) <= size
 
 
 def token_attributions(
@@ -70,124 +57,134 @@ def token_attributions(
     *,
     steps: int = STEPS,
     max_steps: int = MAX_STEPS,
-    baseline: str = "pad",
+    baseline: str = "mask",
 ) -> list[TokenAttributions]:
     """Return the integrated gradients of each row's score (`target_scores`) over its input embeddings.
 
     The attribution of a token is (x - x') times the integral over a from 0 to 1 of the gradient of the score at
     x' + a (x - x'), summed over the embedding, where x is the token's embedding and x' the baseline (Sundararajan, Taly
-    and Yan 2017, equation 1). The integral is a Gauss-Legendre rule. Special tokens and padding are the same in the
-    baseline, so their attributions are 0. Computed without autocast, in the precision of the weights.
+    and Yan 2017, equation 1). The integral is a midpoint rule (see `_path_points`). Special tokens and padding are the
+    same in the baseline, so their attributions are 0. Autocast to bfloat16 raises the completeness gap by about 0.4 %
+    of the difference of the scores (MiniLM on SST-2).
 
     Args:
         inputs: a tokenized batch, (B, S) each, as the tokenizer or `tokenized` returns it.
         targets: the label of each row to explain, (B,); None: the predicted one (`predicted_targets`).
         steps: points of the integral.
-        max_steps: rows whose completeness gap is above 5 % get twice as many points, again and again, up to this.
-        baseline: pad or mask, the token whose embedding replaces every token of the text. A tokenizer without a mask
-            token uses pad.
+        max_steps: rows whose completeness gap is too large (`TokenAttributions.is_complete`) get three times as many
+            points, repeatedly, up to this number.
+        baseline: mask or pad, the token whose embedding replaces every token of the text. Encoders have learned what a
+            mask token means at any position: an unknown word. Padding they never read, and in some families its
+            embedding is zero, where a normalization before the first layer has no derivative. A tokenizer without a
+            mask token uses pad.
     """
     base = classifier.base
     inputs = {name: tensor.to(base.device) for name, tensor in inputs.items()}
-    with frozen(base), without_flash_attention(base), torch.autocast(base.device.type, enabled=False):
-        path = _embedding_path(classifier, inputs, baseline)
-        with torch.no_grad():
-            logits = base(**inputs).logits
-            targets = predicted_targets(logits) if targets is None else targets.to(base.device)
-            scores = target_scores(logits, targets, classifier.problem_type)
-            with _embeddings(base, path.start):
-                baseline_logits = base(**inputs).logits
-            baseline_scores = target_scores(baseline_logits, targets, classifier.problem_type)
+    with frozen(base), without_flash_attention(base):
+        path = _path(classifier, inputs, targets, baseline)
+        sums = torch.zeros(inputs["input_ids"].shape, dtype=torch.float64, device=base.device)
         results: dict[int, TokenAttributions] = {}
-        rows = torch.arange(len(targets), device=base.device)
-        while len(rows):
-            values = _integrated_gradients(classifier, inputs, path, rows, targets, steps)
-            for row, row_values in zip(rows.tolist(), values, strict=True):
-                results[row] = _row_result(row_values, float(scores[row]), float(baseline_scores[row]), steps)
-            rows = rows[[not results[row].is_complete(TOLERANCE) for row in rows.tolist()]]
-            steps *= 2
-            if steps > max_steps:
+        rows, new_points = torch.arange(len(sums), device=base.device), np.ones(steps, dtype=bool)
+        while True:
+            shares, weights = _path_points(steps)
+            sums[rows] += path.weighted_sum(rows, shares[new_points], weights[new_points])
+            results |= {row: path.result(row, sums[row] / steps, steps) for row in rows.tolist()}
+            rows = rows[[not results[row].is_complete() for row in rows.tolist()]]
+            steps, new_points = 3 * steps, np.tile([True, False, True], steps)  # the others are the earlier points
+            if not len(rows) or steps > max_steps:
                 break
     masks = token_mask(inputs).cpu().tolist()
     return [_without_padding(results[row], mask) for row, mask in enumerate(masks)]
 
 
-def readable_tokens(classifier: Classifier, columns: Sequence[Sequence[str]]) -> list[list[Token]]:
-    """Return the tokens of each text, or of each pair of texts, in the order in which the model reads them.
-
-    Args:
-        columns: one or two columns of texts.
-    """
-    tokenizer, fast = classifier.tokenizer, classifier.tokenizer.is_fast
-    texts = [list(column) for column in columns]
-    encoded = tokenizer(
-        *texts, truncation=True, max_length=classifier.max_length, return_offsets_mapping=fast, padding=False
-    )
-    if not fast:
-        return [[_named(tokenizer, token_id) for token_id in ids] for ids in encoded["input_ids"]]
-    return [
-        _with_spans(
-            tokenizer,
-            [column[row] for column in texts],
-            ids,
-            encoded["offset_mapping"][row],
-            encoded.sequence_ids(row),
-        )
-        for row, ids in enumerate(encoded["input_ids"])
-    ]
+def baseline_token(tokenizer: PreTrainedTokenizerBase, baseline: str = "mask") -> str:
+    """Return the token that replaces every token of the text in the baseline, such as [MASK]."""
+    mask = tokenizer.mask_token if baseline == "mask" else None
+    return str(mask or tokenizer.pad_token)
 
 
 @dataclass(frozen=True)
 class _Path:
-    """The straight path of the integral: the embeddings (B, S, E) of the baseline, and from there to the text."""
+    """The straight path of the integral, from the embeddings of the baseline to those of the text.
 
+    Attributes:
+        targets: the label of each row to explain, (B,).
+        start, difference: the embeddings of the baseline, and what leads from there to the text, (B, S, E).
+        scores, baseline_scores: at the end and at the start of the path, (B,).
+    """
+
+    classifier: Classifier
+    inputs: Inputs
+    targets: Tensor
     start: Tensor
     difference: Tensor
+    scores: Tensor
+    baseline_scores: Tensor
 
-    def at(self, rows: Tensor, shares: Tensor) -> Tensor:
-        """Return the embeddings (M, S, E) of M rows at these shares (M,) of the path."""
-        return self.start[rows] + shares[:, None, None].to(self.start) * self.difference[rows]
+    def weighted_sum(self, rows: Tensor, shares: np.ndarray, weights: np.ndarray) -> Tensor:
+        """Return the sum over points of the path of weight times gradient times difference, (rows, S).
+
+        Args:
+            shares: the points as shares of the path, (K,).
+            weights: their weights, (K,).
+        """
+        base, device = self.classifier.base, rows.device
+        all_shares, all_weights = (torch.tensor(values, device=device) for values in (shares, weights))
+        total = torch.zeros(len(rows), self.start.shape[1], dtype=torch.float64, device=device)
+
+        def add(numbers: Tensor) -> None:
+            """Add these of the (row, point) pairs, which are numbered row by row."""
+            positions, points = numbers // len(shares), numbers % len(shares)
+            chosen = rows[positions]
+            embeddings = self.start[chosen] + all_shares[points, None, None].to(self.start) * self.difference[chosen]
+            embeddings.requires_grad_()
+            with torch.enable_grad(), attention_kernel(device), _embeddings(base, embeddings):
+                logits = base(**{name: tensor[chosen] for name, tensor in self.inputs.items()}).logits
+                scores = target_scores(logits, self.targets[chosen], self.classifier.problem_type)
+                (gradients,) = torch.autograd.grad(scores.sum(), embeddings)
+            products = (gradients.double() * self.difference[chosen]).sum(-1)  # (M, S)
+            total.index_add_(0, positions, all_weights[points, None] * products)
+
+        in_chunks(add, len(rows) * len(shares), self.inputs)
+        return total
+
+    def result(self, row: int, values: Tensor, steps: int) -> TokenAttributions:
+        """Return the attributions of one row, padding included, with its scores."""
+        score, baseline_score = float(self.scores[row]), float(self.baseline_scores[row])
+        gap = float(values.sum()) - (score - baseline_score)
+        return TokenAttributions(values.tolist(), score, baseline_score, gap, steps)
 
 
 @torch.no_grad()
-def _embedding_path(classifier: Classifier, inputs: Inputs, baseline: str) -> _Path:
+def _path(classifier: Classifier, inputs: Inputs, targets: Tensor | None, baseline: str) -> _Path:
     """Return the path from the baseline to the texts."""
-    tokenizer, ids = classifier.tokenizer, inputs["input_ids"]
-    baseline_id = tokenizer.mask_token_id if baseline == "mask" else None
-    if baseline_id is None:
-        baseline_id = tokenizer.pad_token_id
+    base, tokenizer, ids = classifier.base, classifier.tokenizer, inputs["input_ids"]
+    baseline_id = torch.tensor(tokenizer.convert_tokens_to_ids(baseline_token(tokenizer, baseline)), device=ids.device)
     in_text = {tokenizer.unk_token_id, tokenizer.mask_token_id}
     kept = torch.tensor([i for i in tokenizer.all_special_ids if i not in in_text], device=ids.device)
     is_kept = torch.isin(ids, kept) | ~token_mask(inputs)
-    table = classifier.base.get_input_embeddings()
+    table = base.get_input_embeddings()
     start, end = (_states(table(tokens)) for tokens in (torch.where(is_kept, ids, baseline_id), ids))
-    return _Path(start, end - start)
+    logits = base(**inputs).logits
+    with _embeddings(base, start):
+        baseline_logits = base(**inputs).logits
+    targets = predicted_targets(logits) if targets is None else targets.to(ids.device)
+    scores, baseline_scores = (
+        target_scores(values, targets, classifier.problem_type) for values in (logits, baseline_logits)
+    )
+    return _Path(classifier, inputs, targets, start, end - start, scores, baseline_scores)
 
 
-def _integrated_gradients(
-    classifier: Classifier, inputs: Inputs, path: _Path, rows: Tensor, targets: Tensor, steps: int
-) -> list[list[float]]:
-    """Return the attributions of these rows, with padding."""
-    base = classifier.base
-    nodes, node_weights = np.polynomial.legendre.leggauss(steps)  # on the interval from -1 to 1
-    shares, weights = (torch.tensor(values, device=rows.device) for values in ((nodes + 1) / 2, node_weights / 2))
-    total = torch.zeros(len(rows), inputs["input_ids"].shape[1], dtype=torch.float64, device=rows.device)
+def _path_points(steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the points of the path, (K,), 0 to 1, and their weights, which sum to about K.
 
-    def add(numbers: Tensor) -> None:
-        """Add these of the (row, point) pairs, which are numbered row by row."""
-        positions, points = numbers // steps, numbers % steps
-        chosen = rows[positions]
-        embeddings = path.at(chosen, shares[points]).requires_grad_()
-        with torch.enable_grad(), attention_kernel(rows.device), _embeddings(base, embeddings):
-            logits = base(**{name: tensor[chosen] for name, tensor in inputs.items()}).logits
-            scores = target_scores(logits, targets[chosen], classifier.problem_type)
-        (gradients,) = torch.autograd.grad(scores.sum(), embeddings)
-        products = (gradients.double() * path.difference[chosen]).sum(-1)  # (M, S)
-        total.index_add_(0, positions, weights[points, None] * products)
-
-    in_chunks(add, len(rows) * steps, inputs)
-    values: list[list[float]] = total.tolist()
-    return values
+    They are the midpoints u of K equal intervals, mapped to a = u / (2 - u), so that they are closer together near the
+    baseline, where the score changes fastest. On SST-2 with MiniLM the score changes most at a = 0.2 and hardly at
+    either end. There a midpoint rule is more accurate than a Gauss-Legendre rule: of 40 rows, a gap of at most 5 % had
+    78 % with 12 points (even midpoints 55 %, Gauss-Legendre 45 %) and 97 % with 24 (90 %, 80 %).
+    """
+    midpoints = (np.arange(steps) + 0.5) / steps
+    return midpoints / (2 - midpoints), 2 / (2 - midpoints) ** 2
 
 
 @contextmanager
@@ -213,42 +210,5 @@ def _states(result: Any) -> Tensor:
     return states
 
 
-def _row_result(values: list[float], score: float, baseline_score: float, steps: int) -> TokenAttributions:
-    return TokenAttributions(values, score, baseline_score, sum(values) - (score - baseline_score), steps)
-
-
 def _without_padding(result: TokenAttributions, mask: list[bool]) -> TokenAttributions:
     return replace(result, values=[value for value, is_token in zip(result.values, mask, strict=True) if is_token])
-
-
-def _named(tokenizer: PreTrainedTokenizerBase, token_id: int) -> Token:
-    """Return a token by its name in the vocabulary."""
-    return Token(str(tokenizer.convert_ids_to_tokens(token_id)))
-
-
-def _with_spans(
-    tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
-    ids: Sequence[int],
-    spans: Sequence[tuple[int, int]],
-    columns: Sequence[int | None],
-) -> list[Token]:
-    """Return the tokens of one row with their positions in its texts."""
-    tokens: list[Token] = []
-    for token_id, (start, end), column in zip(ids, spans, columns, strict=True):
-        if column is None:
-            tokens.append(_named(tokenizer, token_id))
-            continue
-        text = texts[column]
-        start += len(text[start:end]) - len(text[start:end].lstrip())  # some tokenizers count the space before a word
-        tokens.append(Token(text[start:end].rstrip(), start, end, column))
-    continued = [False, *(_continues(texts, first, second) for first, second in pairwise(tokens))]
-    return [replace(t, text=f"##{t.text}") if more else t for t, more in zip(tokens, continued, strict=True)]
-
-
-def _continues(texts: Sequence[str], first: Token, second: Token) -> bool:
-    """Return whether a token continues the word of the token before it."""
-    if second.column is None or first.column != second.column or first.end != second.start or not second.text:
-        return False
-    text, start = texts[second.column], second.start or 0
-    return start > 0 and text[start - 1].isalnum() and text[start].isalnum()

@@ -11,12 +11,15 @@ from rich.markup import escape
 from finetune.distributed import on_main_process
 from finetune.errors import DataError, FinetuneError
 from finetune.heads import analysis
+from finetune.heads.explain_rows import explain_rows
 from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.finished_run import open_run
 from finetune.progress import stage
+from finetune.recipe.schema import Recipe
 from finetune.report import write_report
 from finetune.report.terminal import print_heads
+from finetune.runs.explanations import Explanations, write_explanations
 from finetune.runs.head_results import HeadAnalysis
 from finetune.runs.json_files import write_json
 from finetune.runs.results import SplitScores, SplitSummary
@@ -26,7 +29,7 @@ from finetune.runs.run_folder import RunFolder
 
 @report_out_of_memory()
 def analyze_heads(path: str | Path, overrides: Sequence[str] = ()) -> HeadAnalysis:
-    """Analyze the heads of a finished run again, write `heads.json` and the report again, and return the analysis.
+    """Analyze the heads of a finished run again, write its files and the report again, and return the analysis.
 
     Args:
         overrides: to the run's recipe, as `section.key=value`.
@@ -42,9 +45,10 @@ def analyze_heads(path: str | Path, overrides: Sequence[str] = ()) -> HeadAnalys
             raise DataError(
                 f"the recipe of {path} has no head analysis; set a method, such as head_importance.method=gradient"
             )
+        result, explanations = explain(context, run.inputs, result)
 
         def write() -> None:
-            write_heads(context.folder, result)
+            write_heads(context.folder, result, explanations)
             write_report(context.folder)
 
         with stage("writing the report"):
@@ -68,17 +72,41 @@ def analyze(context: RunContext, inputs: RunInputs, scores: Mapping[str, SplitSc
             inputs.classifier,
             inputs.splits,
             recipe.head_importance,
-            analysis.AnalysisSettings(
-                metric=recipe.metric_names()[0],
-                batch_size=recipe.evaluation.per_device_eval_batch_size,
-                seed=recipe.seed,
-            ),
+            _settings(recipe),
             context.accelerator,
         )
     truth = result.truth
     overlap = _overlap_warning(truth.split, inputs.summary[truth.split]) if truth else ""
     added = [warning for warning in (untrained_warning(scores), overlap) if warning]
     return replace(result, warnings=[*result.warnings, *added])
+
+
+def _settings(recipe: Recipe) -> analysis.AnalysisSettings:
+    return analysis.AnalysisSettings(
+        metric=recipe.metric_names()[0],
+        batch_size=recipe.evaluation.per_device_eval_batch_size,
+        seed=recipe.seed,
+    )
+
+
+def explain(context: RunContext, inputs: RunInputs, result: HeadAnalysis) -> tuple[HeadAnalysis, Explanations | None]:
+    """Return the analysis, and the explanations of single rows; without them, the analysis may have a warning.
+
+    A failure never loses the analysis. All processes return the same: whatever fails on one process raises an error on
+    all of them at the same point (`gather_results`).
+    """
+    section = context.recipe.head_importance
+    if section is None or section.explained_rows == 0:
+        return result, None
+    settings = _settings(context.recipe)
+    try:
+        with report_out_of_memory(), stage("explaining rows"):
+            return result, explain_rows(
+                inputs.classifier, inputs.splits, section, settings, result.methods[0].order, context.accelerator
+            )
+    except Exception as error:  # every type, as in a failed analysis
+        warning = f"Single rows could not be explained: {describe_error(error)}."
+        return replace(result, warnings=[*result.warnings, warning]), None
 
 
 def untrained_warning(scores: Mapping[str, SplitScores]) -> str:
@@ -104,9 +132,13 @@ def _overlap_warning(split: str, summary: SplitSummary) -> str:
     return ""
 
 
-def write_heads(folder: RunFolder, result: HeadAnalysis) -> None:
-    """Write the analysis, and remove the record of an earlier failure."""
+def write_heads(folder: RunFolder, result: HeadAnalysis, explanations: Explanations | None) -> None:
+    """Write the analysis and the explanations of single rows, and remove what an earlier analysis left."""
     write_json(folder.heads, result)
+    if explanations is None:
+        folder.explanations.unlink(missing_ok=True)
+    else:
+        write_explanations(folder, explanations)
     folder.heads_failure.unlink(missing_ok=True)
 
 

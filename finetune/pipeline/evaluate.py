@@ -18,7 +18,7 @@ from finetune.evaluation.predictions_file import predictions_table, write_predic
 from finetune.evaluation.scores import score
 from finetune.models.classifier import Classifier
 from finetune.out_of_memory import report_out_of_memory
-from finetune.pipeline.analyze_heads import analyze, describe_error, write_heads
+from finetune.pipeline.analyze_heads import analyze, describe_error, explain, write_heads
 from finetune.pipeline.baselines import Baselines, compare_baselines, stored_or_fitted_baselines
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.finished_run import finished_folder, open_run
@@ -149,7 +149,7 @@ def _with_one_warning(
 
 def _add_head_analysis(context: RunContext, inputs: RunInputs, scores: Mapping[str, SplitScores]) -> None:
     """Analyze the heads and add the result to the report; if this fails, the report shows a warning instead."""
-    folder, failure, analysis = context.folder, "", None
+    folder, failure, analysis, explanations = context.folder, "", None, None
     try:
         with report_out_of_memory():
             analysis = analyze(context, inputs, scores)
@@ -157,10 +157,12 @@ def _add_head_analysis(context: RunContext, inputs: RunInputs, scores: Mapping[s
         if context.accelerator.num_processes > 1 and not isinstance(error, FinetuneError):
             raise  # the processes may have stopped at different points of the analysis
         failure = describe_error(error)
+    if analysis is not None:
+        analysis, explanations = explain(context, inputs, analysis)
 
     def write() -> None:
         if analysis is not None:
-            write_heads(folder, analysis)
+            write_heads(folder, analysis, explanations)
         elif failure:
             write_json(folder.heads_failure, HeadFailure(failure))
         else:

@@ -104,6 +104,11 @@ class HeadImportanceSection(Section):
         description="Whether each head is also removed alone on the rows of curve_split, with a significance test, "
         "and its weight change undone alone; by default neither is done.",
     )
+    explained_rows: Annotated[int, Field(ge=0)] = Field(
+        40,
+        description="Number of held-out rows that are explained in detail: the exact effect of each head, the tokens "
+        "that carry the score, and attention maps; 0 explains no row.",
+    )
 
     @model_validator(mode="after")
     def _check_methods(self) -> HeadImportanceSection:

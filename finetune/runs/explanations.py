@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ class RowExplanation:
     """What the classifier's score of one row depends on. Everything after `head_effects` is None for most rows.
 
     Attributes:
-        split, row: the row of `predictions.parquet` (the row counts from 0 in its split).
+        split, row: the values of these columns in `predictions.parquet`, which identify the row there.
         target: the label whose score is explained; "" for regression.
         head_effects: first-order estimate of the score with all heads minus the score without the head, (L, H); None
             where a layer lacks the head.
@@ -85,7 +85,8 @@ class Explanations:
         score_name: what the score is, in words.
         effect_method: how `head_effects` were computed, in words.
         steps: points of the integral of integrated gradients; rows with a large completeness gap got more.
-        notes: what could not be explained, and why.
+        notes: what a reader must know, such as what could not be explained.
+        baseline: the token that replaces every token of the text in the baseline, such as [MASK].
     """
 
     score_name: str
@@ -93,6 +94,7 @@ class Explanations:
     steps: int
     rows: list[RowExplanation]
     notes: list[str] = field(default_factory=list)
+    baseline: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class _Header:
     effect_method: str
     steps: int
     notes: list[str]
+    baseline: str
 
 
 def write_explanations(folder: RunFolder, explanations: Explanations) -> None:
@@ -111,8 +114,8 @@ def write_explanations(folder: RunFolder, explanations: Explanations) -> None:
     Raises:
         TrainingError: the disk is full or read-only.
     """
-    header = _Header(explanations.score_name, explanations.effect_method, explanations.steps, list(explanations.notes))
-    columns = _COLUMNS.with_metadata({_METADATA: json.dumps(asdict(header))})
+    header = {name: value for name, value in vars(explanations).items() if name != "rows"}
+    columns = _COLUMNS.with_metadata({_METADATA: json.dumps(header)})
     table = pa.Table.from_pylist([_stored(row) for row in explanations.rows], schema=columns)
     with atomic_file(folder.explanations) as temporary:
         pq.write_table(table, temporary, compression="zstd", compression_level=9)
@@ -134,7 +137,7 @@ def read_explanations(folder: RunFolder) -> Explanations | None:
     except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).strip()
         raise damaged_file(folder.explanations, reason.splitlines()[0]) from error
-    return Explanations(header.score_name, header.effect_method, header.steps, rows, header.notes)
+    return Explanations(rows=rows, **vars(header))
 
 
 def _stored(row: RowExplanation) -> dict[str, Any]:
