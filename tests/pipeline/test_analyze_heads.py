@@ -6,13 +6,16 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from scipy.stats import kendalltau
 
 from finetune.cli import main
 from finetune.pipeline.compare_heads import compare_heads
+from finetune.runs.explanations import read_explanations
 from finetune.runs.head_results import HeadAnalysis
 from finetune.runs.json_files import read_json
+from finetune.runs.run_folder import RunFolder
 from tests.support.finished_runs import SCRATCH, contents, finished, recipe
 
 
@@ -46,7 +49,8 @@ def test_a_run_is_analyzed_again(run: Path, capsys: pytest.CaptureFixture[str]) 
     assert "Removing one head at a time" in html
     assert "entropy" in html
     after = contents(run)
-    assert {name for name in after if after[name] != before.get(name)} == {"README.md", "heads.json", "report.html"}
+    changed = {name for name in after if after[name] != before.get(name)}
+    assert changed == {"README.md", "explanations.parquet", "heads.json", "report.html"}
     printed = capsys.readouterr().out
     assert "Head importance by fisher" in printed
     assert f"Report: {run / 'report.html'}" in printed
@@ -61,6 +65,47 @@ def test_a_run_without_an_analysis_gets_one(run: Path, capsys: pytest.CaptureFix
     assert not (run / "heads.json").exists()
     assert main(["heads", str(run), "head_importance.method=gradient"]) == 0
     assert analysis(run).methods[0].method == "gradient"
+
+
+def test_rows_are_explained_after_the_analysis(run: Path) -> None:
+    predictions = pq.read_table(run / "predictions.parquet").to_pylist()
+    explanations = read_explanations(RunFolder(run))
+    assert explanations is not None
+    by_row = {(row.split, row.row): row for row in explanations.rows}
+    predicted = {(row["split"], row["row"]): row for row in predictions if row["split"] == "validation"}
+    assert by_row.keys() == predicted.keys()
+    assert [row.target for row in by_row.values()] == [predicted[key]["predicted"] for key in by_row]
+    detailed = {key: row for key, row in by_row.items() if row.tokens is not None}
+    assert len(detailed) == 3
+    for key, row in detailed.items():
+        assert row.tokens == predicted[key]["text"].split()
+        assert row.score is not None
+        assert 1 / (1 + np.exp(-row.score)) == pytest.approx(max(predicted[key]["probabilities"]), abs=1e-5)
+
+
+def test_without_explained_rows_no_row_is_explained(run: Path) -> None:
+    settings = [
+        "head_importance.explained_rows=0",
+        "head_importance.method=entropy",
+        "head_importance.curve_split=null",
+    ]
+    assert main(["heads", str(run), *settings]) == 0
+    assert read_explanations(RunFolder(run)) is None
+    assert analysis(run).methods[0].method == "entropy"
+
+
+def test_a_failed_explanation_does_not_lose_the_analysis(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("no attention here")
+
+    monkeypatch.setattr("finetune.heads.explain.attention_of", fail)
+    assert main(["heads", str(run), "head_importance.method=entropy", "head_importance.curve_split=null"]) == 0
+    warning = "Single rows could not be explained: RuntimeError: no attention here."
+    assert analysis(run).warnings == [warning]
+    assert warning in capsys.readouterr().out
+    assert read_explanations(RunFolder(run)) is None  # those of the earlier analysis are removed
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ READ_BY = {
     "baselines.json": REPORTING,
     "predictions.parquet": {*REPORTING, "compare"},
     "heads.json": {*REPORTING, "prune", "compare heads", "compare"},
+    "explanations.parquet": REPORTING,
 }
 
 
@@ -198,8 +199,9 @@ def test_a_missing_file_is_an_error_if_it_is_needed(
         "baselines.json": REPORTING,
         "predictions.parquet": {"evaluate"},
         "heads.json": {*REPORTING, "prune", "compare"},
+        "explanations.parquet": REPORTING,
     }
-    missing_text = "Scores" if file == "baselines.json" else "The heads have not been analyzed"
+    missing_text = "The heads have not been analyzed" if file == "heads.json" else "Scores"
     for command in sorted(READ_BY[file]):
         arguments = [{"RUN": str(run), "OTHER": str(other)}.get(part, part) for part in COMMANDS[command]]
         if command in optional.get(file, ()):

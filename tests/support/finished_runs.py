@@ -49,7 +49,7 @@ def recipe(model: dict[str, Any], **sections: dict[str, Any]) -> dict[str, Any]:
         },
         "evaluation": {"bootstrap_samples": 100, "metrics": ["accuracy"], "baselines": ["majority"]},
         "checkpoint": {"save_strategy": "no"},
-        "head_importance": {"method": ["gradient", "fisher"], "random_orders": 1},
+        "head_importance": {"method": ["gradient", "fisher"], "random_orders": 1, "explained_rows": 3},
     }  # fmt: skip
     for name, keys in sections.items():
         result[name] = {**result.get(name, {}), **keys}
