@@ -4,7 +4,7 @@ RUN ?= runs/toy
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 
-.PHONY: install format lint test test-gpu soak eval bench bench-accuracy bench-heads bench-export bench-predict bench-interop \
+.PHONY: install format lint test test-gpu soak eval bench bench-accuracy bench-heads bench-export bench-predict bench-report bench-interop \
 	bench-inference bench-defaults bench-peers toy clean
 
 install: $(SETUP)
@@ -93,6 +93,10 @@ bench-predict: $(SETUP)
 	@test -d runs/toy_from_scratch/model || $(BIN)/finetune train recipes/toy_from_scratch.yaml
 	$(BIN)/python -m tests.benchmarks.predict runs/toy_from_scratch
 	$(BIN)/python -m tests.benchmarks.predict $(RUN) --rows 10000
+
+# Size and speed of report.html with 10,000 to 1,000,000 generated predictions, from a copy of the run in RUN: 3 minutes.
+bench-report: $(SETUP)
+	$(BIN)/python -m tests.benchmarks.report_page $(RUN)
 
 # How much probabilities differ when transformers, peft and sentence-transformers open the models of the run in RUN.
 bench-interop: $(SETUP)

@@ -12,7 +12,8 @@ import pytest
 from finetune.errors import DataError
 from finetune.report import write_report
 from finetune.report.card import interval_or_dash
-from finetune.report.page import SECTIONS
+from finetune.report.page import SECTIONS, render_report
+from finetune.report.run_record import read_record
 from finetune.runs.json_files import read_json, write_json
 from finetune.runs.predictions import worst_predictions
 from finetune.runs.results import MetricValue, SplitScores, TrainingResult
@@ -127,6 +128,19 @@ def test_the_text_of_rows_is_escaped(run: RunFolder) -> None:
     write_report(run)
     assert "<script>alert(" not in run.report.read_text()
     assert "&lt;script&gt;alert(13)" in run.report.read_text()
+
+
+def test_a_page_without_texts_contains_the_rows_and_no_text(run: RunFolder) -> None:
+    record = read_record(run)
+    with_texts = render_report(record, "known", "")
+    html = render_report(record.without_texts(), "known", "")
+    for name in ("rows-manifest", "rows-label", "rows-length"):
+        assert f'id="{name}"' in html
+    assert 'id="rows-text-0"' in with_texts
+    assert "rows-text-" not in html.replace("`rows-text-${chunk}`", "")
+    assert "alert(13)" in with_texts
+    assert "alert(13)" not in html
+    assert "This copy of the report does not contain texts" in html
 
 
 def test_the_ten_worst_errors_are_sorted_by_loss(run: RunFolder) -> None:

@@ -22,7 +22,7 @@ const views = {
 /** Returns the view of the table; regression has only the view of all rows. */
 function currentView() {
   const view = getState("view") ?? "";
-  return rows.confidence && view in views ? view : "";
+  return rows.confidence && Object.hasOwn(views, view) ? view : "";
 }
 
 // ---- Columns
