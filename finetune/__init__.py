@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from finetune.models.classifier import Classifier
     from finetune.models.outputs import Prediction
     from finetune.pipeline.analyze_heads import analyze_heads
+    from finetune.pipeline.compare import compare
     from finetune.pipeline.evaluate import evaluate
     from finetune.pipeline.load_classifier import load_classifier
     from finetune.pipeline.prune import prune
     from finetune.pipeline.series import train_series
+    from finetune.pipeline.sweep import sweep
     from finetune.pipeline.train import train
     from finetune.recipe.loader import load_recipe
     from finetune.recipe.schema import Recipe
+    from finetune.recipe.sweep_loader import load_sweep
 
 
 __all__ = [
@@ -30,10 +33,13 @@ __all__ = [
     "Prediction",
     "Recipe",
     "analyze_heads",
+    "compare",
     "evaluate",
     "load_classifier",
     "load_recipe",
+    "load_sweep",
     "prune",
+    "sweep",
     "train",
     "train_series",
 ]
@@ -43,10 +49,13 @@ _MODULES = {
     "Prediction": "models.outputs",
     "Recipe": "recipe.schema",
     "analyze_heads": "pipeline.analyze_heads",
+    "compare": "pipeline.compare",
     "evaluate": "pipeline.evaluate",
     "load_classifier": "pipeline.load_classifier",
     "load_recipe": "recipe.loader",
+    "load_sweep": "recipe.sweep_loader",
     "prune": "pipeline.prune",
+    "sweep": "pipeline.sweep",
     "train": "pipeline.train",
     "train_series": "pipeline.series",
 }

@@ -19,10 +19,13 @@ NAMES = [
     "Prediction",
     "Recipe",
     "analyze_heads",
+    "compare",
     "evaluate",
     "load_classifier",
     "load_recipe",
+    "load_sweep",
     "prune",
+    "sweep",
     "train",
     "train_series",
 ]

@@ -25,6 +25,7 @@ def add_commands(commands: Commands) -> None:
     topics = add_command(commands, "help", _help, "list the guides, or show one of them")
     topics.add_argument("topic", nargs="?", help="such as recipes or troubleshooting")
     schema = add_command(commands, "schema", _schema, "print the JSON schema of recipes, for editors")
+    schema.add_argument("--sweep", action="store_true", help="the schema of sweep files instead")
     schema.add_argument("--output", type=Path, help="the file to write instead, such as recipe.schema.json")
 
 
@@ -139,15 +140,17 @@ def _help(args: Arguments) -> None:
 
 
 def _schema(args: Arguments) -> None:
-    from finetune.recipe.json_schema import recipe_schema
+    from finetune.recipe.json_schema import recipe_schema, sweep_schema
     from finetune.runs.atomic_files import write_text
 
-    text = json.dumps(recipe_schema(), indent=2)
+    text = json.dumps(sweep_schema() if args.sweep else recipe_schema(), indent=2)
     if args.output is None:
         print(text)
         return
     if args.output.suffix != ".json":
         raise RecipeError(f"--output is '{args.output}'; the name of a JSON schema must end in .json")
     write_text(args.output, f"{text}\n")
-    print(f"Schema: {args.output}. Editors use it for a recipe that begins with this line:")
+    print(
+        f"Schema: {args.output}. Editors use it for a {'sweep' if args.sweep else 'recipe'} that begins with this line:"
+    )
     print(f"# yaml-language-server: $schema={args.output}")

@@ -1,6 +1,6 @@
-"""The JSON schema of a recipe file, for editors: `finetune schema`.
+"""The JSON schemas of recipe files and sweep files, for editors: `finetune schema`.
 
-It accepts every recipe that `finetune check` accepts, and rejects what can be rejected without Python and without the
+That of recipes accepts every recipe that `finetune check` accepts, and rejects what can be rejected without Python and without the
 disk: unknown keys, wrong types and values, and keys that do not fit together.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 from finetune.recipe.names import METRICS
 from finetune.recipe.schema import MIN_SEEDS, Recipe
 from finetune.recipe.section import SOURCES
+from finetune.recipe.sweep_schema import Sweep
 from finetune.recipe.validation import FILE_TYPES
 
 Schema = dict[str, Any]
@@ -37,6 +38,14 @@ def recipe_schema() -> Schema:
         **schema,
         "allOf": [*_metric_rules(), *_rules_across_sections()],
     }
+
+
+def sweep_schema() -> Schema:
+    """Return the JSON schema (draft 2020-12) of a sweep file; `space` and `overrides` accept any recipe keys."""
+    schema = _without_titles(Sweep.model_json_schema())
+    schema["required"].remove("output_dir")  # as for recipes
+    schema["properties"]["space"]["minProperties"] = 1
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "finetune sweep", **schema}
 
 
 def _without_titles(schema: Any) -> Any:

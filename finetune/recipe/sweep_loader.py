@@ -83,12 +83,16 @@ class LoadedSweep:
         return self.trial_recipe(values, Path(self.sweep.output_dir) / "trials" / "first")
 
     def recipe(self, values: Mapping[str, ParameterValue], **changes: object) -> Recipe:
-        """Return the base recipe with the values of a trial, and `changes` to its top-level keys.
+        """Return the base recipe with the values and the rows of a trial, and `changes` to its top-level keys.
 
         Raises:
             RecipeError: the values do not fit together.
         """
-        return self._load({**settings_of(self.parameters, values), **changes})
+        recipe = self._load({**settings_of(self.parameters, values), **changes})
+        if recipe.seed == self.example.seed or recipe.data.split_seed is not None:
+            return recipe
+        # The seed varies, and trials have the rows of the first seed.
+        return recipe.model_copy(update={"data": recipe.data.model_copy(update={"split_seed": self.example.seed})})
 
     def trial_recipe(self, values: Mapping[str, ParameterValue], folder: Path) -> Recipe:
         """Return the recipe with which a trial runs in its folder: resumed, and with the same rows in every trial.

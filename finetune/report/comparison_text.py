@@ -29,7 +29,7 @@ def result_text(result: SplitDifference, comparisons: int) -> str:
     """
     parts = [] if result.gained is None else [f"{result.gained} rows gained, {result.lost} lost"]
     if result.test is None:
-        parts.append("no test, because the scores do not vary")
+        parts.append(f"no test, because {'there are too few rows' if result.notes else 'the scores do not vary'}")
     else:
         test = result.test
         corrected = f", corrected for {comparisons} comparisons {_p_text(test.p_holm)}" if comparisons > 1 else ""

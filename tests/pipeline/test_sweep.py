@@ -199,3 +199,10 @@ def test_a_sweep_is_not_continued_on_other_rows(write_sweep: Callable[..., Loade
     file.write_text("sentence,label\ngood,1\nbad,1\n")
     with pytest.raises(TrainingError, match="was started with another content of its data files; restore it"):
         sweep(write_sweep(**keys, trials=3), run=fake)
+
+
+def test_the_best_recipe_has_the_rows_of_its_trial_if_the_seed_varies(write_sweep: Callable[..., LoadedSweep]) -> None:
+    loaded = write_sweep(sampler="grid", trials=None, space={"seed": [7, 8]})
+    rows = [loaded.trial_recipe({"seed": seed}, Path("x")).rows_seed() for seed in (7, 8)]
+    assert rows == [loaded.recipe({"seed": seed}).rows_seed() for seed in (7, 8)] == [7, 7]
+    assert [loaded.recipe({"seed": seed}).data.split_seed for seed in (7, 8)] == [None, 7]

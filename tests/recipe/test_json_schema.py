@@ -7,13 +7,15 @@ from typing import Any
 
 import jsonschema
 import pytest
+import yaml
 from hypothesis import given, settings
 
 from finetune.errors import FinetuneError, RecipeError
-from finetune.recipe.json_schema import recipe_schema
+from finetune.recipe.json_schema import recipe_schema, sweep_schema
 from finetune.recipe.loader import load_recipe
 from finetune.recipe.yaml_parser import NotYamlError, YamlValues, compose
 from tests.hostile.recipes import recipe_texts
+from tests.support import ROOT
 from tests.support.recipes import MINIMAL, RECIPES, ROWS, WriteRecipe
 
 SCHEMA = jsonschema.Draft202012Validator(recipe_schema())
@@ -208,3 +210,13 @@ def test_every_key_has_one_sentence_and_no_repeated_title() -> None:
     null_by_default = [name for name, key in keys.items() if "default" in key and key["default"] is None]
     assert len(null_by_default) > 20
     assert [name for name in null_by_default if "null" not in sentences[name]] == []
+
+
+def test_the_schema_of_sweeps_accepts_the_shipped_ones() -> None:
+    schema = jsonschema.Draft202012Validator(sweep_schema())
+    documents = [yaml.safe_load(path.read_text()) for path in sorted(ROOT.glob("recipes/sweeps/*.yaml"))]
+    assert len(documents) == 3
+    for document in documents:
+        schema.validate(document)
+        for wrong in ({"sampler": "genetic"}, {"trials": 0}, {"space": {}}, {"objectives": []}, {"learning_rate": 1}):
+            assert not schema.is_valid(document | wrong)

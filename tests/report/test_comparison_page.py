@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from finetune.report.comparison_page import render_comparison
 from finetune.report.comparison_text import difference_text, result_text
 from finetune.runs.comparison import (
@@ -48,6 +50,8 @@ def test_texts_of_differences_and_tests() -> None:
     assert result_text(RESULT, 3) == f"{gained}, corrected for 3 comparisons p = 0.062"
     none = SplitDifference(9, {}, None)
     assert result_text(none, 1) == "no test, because the scores do not vary"
+    few = replace(none, notes=["4 rows are too few for bootstrap intervals (at least 10)."])
+    assert result_text(few, 1) == "no test, because there are too few rows"
     tiny = SplitDifference(9, {}, PairedTest("t-test", "accuracy", 1e-9, 1e-9))
     assert result_text(tiny, 1) == "t-test of accuracy: p < 0.0001"
 
