@@ -1,7 +1,7 @@
 """The JSON schemas of recipe files and sweep files, for editors: `finetune schema`.
 
-That of recipes accepts every recipe that `finetune check` accepts, and rejects what can be rejected without Python and without the
-disk: unknown keys, wrong types and values, and keys that do not fit together.
+That of recipes accepts every recipe that `finetune check` accepts, and rejects what can be rejected without Python and
+without the disk: unknown keys, wrong types and values, and keys that do not fit together.
 """
 
 from __future__ import annotations
