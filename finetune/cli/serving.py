@@ -1,4 +1,4 @@
-"""The commands that put a trained model to use: predict, export, publish."""
+"""The commands that put a trained model to use: predict, demo, export, publish."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from finetune.cli.shared import Arguments, Commands, add_command, loading_librar
 def add_commands(commands: Commands) -> None:
     """Add the commands of this module."""
     _add_predict(commands)
+    _add_demo(commands)
     _add_export(commands)
     _add_publish(commands)
 
@@ -78,6 +79,30 @@ def _predict(args: Arguments) -> None:
     predict(args.model, options)
 
 
+def _add_demo(commands: Commands) -> None:
+    parser = add_command(commands, "demo", _demo, "try a model in the browser, and switch its attention heads off")
+    parser.add_argument("model", type=Path, metavar="RUN", help="a run folder, a series, or a model folder in it")
+    parser.add_argument(
+        "--port", type=int, metavar="N", help="port of the page (default: the first free one from 7860)"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="interface to serve on (default: this machine only)")
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    parser.add_argument("--base", metavar="MODEL", help="where the base model of an adapter is now")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the base model")
+
+
+def _demo(args: Arguments) -> None:
+    from finetune.demo.listener import check_start, listen
+
+    check_start(args.model)
+    with listen(args.host, args.port) as listener:
+        with loading_libraries():
+            from finetune.demo.opened_model import open_model
+            from finetune.demo.serving import serve
+        opened = open_model(args.model, trust_remote_code=args.trust_remote_code, base=args.base)
+        serve(opened, listener, open_browser=args.open)
+
+
 def _add_publish(commands: Commands) -> None:
     parser = add_command(commands, "publish", _publish, "upload a finished run's model, card and scores to the hub")
     parser.add_argument("run", type=Path, help="a run folder, such as runs/toy")
@@ -139,5 +164,9 @@ def _export(args: Arguments) -> None:
         print(line)
 
 
-# Commands that run in one process only: with several, each would write the same files.
-ONE_PROCESS: dict[Callable[[Arguments], None], str] = {_export: "export", _publish: "publish"}
+# Commands that run in one process only: with several, each would write the same files or serve the same page.
+ONE_PROCESS: dict[Callable[[Arguments], None], str] = {
+    _demo: "demo",
+    _export: "export",
+    _publish: "publish",
+}

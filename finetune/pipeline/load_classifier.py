@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from finetune.errors import DataError
@@ -9,7 +10,8 @@ from finetune.models import loading
 from finetune.models.checkpoint_checks import check_token_ids
 from finetune.models.classifier import Classifier
 from finetune.models.pretrained import quiet_libraries
-from finetune.runs.run_files import sweep_message
+from finetune.runs.run_files import not_a_run, read_recipe, sweep_message
+from finetune.runs.run_folder import RunFolder
 from finetune.runs.sweep_results import is_sweep
 
 
@@ -43,4 +45,20 @@ def load_classifier(
         folder, trust_remote_code=trust_remote_code, use_safetensors=use_safetensors, base=base
     )
     check_token_ids(classifier.base, classifier.tokenizer, str(folder))
+    return classifier
+
+
+def load_with_text_columns(model: Path, trust_remote_code: bool, base: str | None) -> Classifier:
+    """Return the classifier; one of an earlier version has its text columns from the recipe of the run it is in.
+
+    Args:
+        model: a run folder, or a model folder in it.
+        trust_remote_code, base: see `load_classifier`, which also lists the errors.
+    """
+    classifier = load_classifier(model, trust_remote_code=trust_remote_code, base=base)
+    if classifier.text_columns:
+        return classifier
+    for run in map(RunFolder, (model, model.absolute().parent)):
+        if run.recipe.is_file() and not not_a_run(run):
+            return replace(classifier, text_columns=tuple(read_recipe(run, read_data=False).data.text_columns()))
     return classifier

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,14 +12,11 @@ import torch
 from accelerate import Accelerator
 
 from finetune.distributed import gather_results, local_main_process_first
-from finetune.models.classifier import Classifier
 from finetune.models.cpu_kernels import keep_freed_memory
 from finetune.models.speedups import sped_up
 from finetune.pipeline.launch_checks import check_environment, check_launch, threads_per_process
-from finetune.pipeline.load_classifier import load_classifier
+from finetune.pipeline.load_classifier import load_with_text_columns
 from finetune.pipeline.predict import PredictOptions, Predictor
-from finetune.runs.run_files import not_a_run, read_recipe
-from finetune.runs.run_folder import RunFolder
 
 T = TypeVar("T")
 
@@ -56,7 +52,9 @@ def torch_predictor(model: Path, options: PredictOptions) -> Iterator[Predictor]
     if on_cpu:
         keep_freed_memory()
         torch.set_num_threads(threads_per_process(accelerator.num_processes))
-    classifier = local_main_process_first(accelerator, lambda: _load(model, options))
+    classifier = local_main_process_first(
+        accelerator, lambda: load_with_text_columns(model, options.trust_remote_code, options.base)
+    )
     classifier.model.to(accelerator.device)
     batch_size = options.batch_size or (_CPU_BATCH if on_cpu else _GPU_BATCH)
     with sped_up(classifier, accelerator), accelerator.autocast():
@@ -64,14 +62,3 @@ def torch_predictor(model: Path, options: PredictOptions) -> Iterator[Predictor]
     if accelerator.num_processes > 1:
         accelerator.wait_for_everyone()
         accelerator.end_training()
-
-
-def _load(model: Path, options: PredictOptions) -> Classifier:
-    """Return the classifier; one of an earlier version has its text columns from the recipe of the run it is in."""
-    classifier = load_classifier(model, trust_remote_code=options.trust_remote_code, base=options.base)
-    if classifier.text_columns:
-        return classifier
-    for run in map(RunFolder, (model, model.absolute().parent)):
-        if run.recipe.is_file() and not not_a_run(run):
-            return replace(classifier, text_columns=tuple(read_recipe(run, read_data=False).data.text_columns()))
-    return classifier

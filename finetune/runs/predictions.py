@@ -30,7 +30,13 @@ _COLUMNS: dict[str, tuple[Callable[[pa.DataType], bool], ...]] = {
 
 @dataclass(frozen=True)
 class PredictedRow:
-    """A row, its label and what the classifier predicted; `confidence` is the probability of the predicted label."""
+    """A row, its label and what the classifier predicted.
+
+    Attributes:
+        text: the text, or both texts of a pair in one line.
+        confidence: the probability of the predicted label; None for several labels and for a value.
+        texts: the text, or both texts of a pair.
+    """
 
     split: str
     row: int
@@ -39,6 +45,7 @@ class PredictedRow:
     predicted: str
     confidence: float | None
     loss: float
+    texts: tuple[str, ...] = ()
 
 
 def worst_predictions(folder: RunFolder, count: int) -> list[PredictedRow]:
@@ -111,10 +118,12 @@ def _type_name(column: pa.DataType) -> str:
 
 def _predicted_row(row: dict[str, Any]) -> PredictedRow:
     single_label = isinstance(row["label"], str)
+    texts = tuple(row[name] for name in ("text", "text_1") if row.get(name) is not None)
     return PredictedRow(
         split=row["split"],
         row=row["row"],
-        text=" ⏐ ".join(row[name] for name in ("text", "text_1") if row.get(name)),
+        text=" ⏐ ".join(filter(None, texts)),
+        texts=texts,
         label=_label_text(row["label"]),
         predicted=_label_text(row["predicted"]),
         confidence=max(row["probabilities"]) if single_label else None,

@@ -23,8 +23,8 @@ from finetune.recipe.sweep_loader import is_sweep_file, load_sweep
 ROOT = Path(__file__).parents[2]
 # In the order in which they are run: a guide may use files that an earlier one wrote.
 GUIDES = (
-    "recipes", "data-formats", "models", "runs", "many-runs", "python", "predict", "head-analysis", "one-head-or-many",
-    "pruning", "export", "publish", "distributed", "performance", "troubleshooting",
+    "recipes", "data-formats", "models", "runs", "many-runs", "python", "predict", "demo", "head-analysis",
+    "one-head-or-many", "pruning", "export", "publish", "distributed", "performance", "troubleshooting",
 )  # fmt: skip
 DOCUMENTS = ("README.md", *(f"finetune/docs/{name}.md" for name in GUIDES))
 
@@ -48,6 +48,7 @@ SKIPPED = {
     "finetune sweep sweep:heads": "trains 45 models on TREC; tests/pipeline/test_sweep.py runs sweeps",
     "finetune publish runs/my --repo me/my-model --language en --license apache-2.0 --private": "uploads to the hub; "
     "tests/pipeline/test_publish.py uploads to a stand-in for it",
+    "finetune demo": "serves until it is stopped; tests/demo/test_app.py opens it in a browser",
     "torchrun": "starts processes; tests/pipeline and tests/training start them with torchrun",
     "accelerate launch --multi_gpu": "starts processes; tests/pipeline starts them",
     "accelerate launch --config_file": "starts processes under FSDP; tests/training starts them",
