@@ -172,3 +172,19 @@ def test_the_same_rows_have_the_same_interval(formulas: Any) -> None:
     assert first == second
     assert all(one == other for one, other in pairwise(first))  # one seed, one number
     assert formulas.evaluate("new Generator(6).uniform()") != first[0]
+
+
+def test_the_interval_of_many_values_is_that_of_a_sample(browser: Any, tmp_path: Path) -> None:
+    """The standard error of 12,000 values, from 100 resamples of 10,000 of them, has an error of 1 / sqrt(200)."""
+    random = np.random.default_rng(0)
+    actual = random.normal(size=12_000).astype(np.float32).astype(float)
+    predicted = (actual + random.normal(size=12_000)).astype(np.float32).astype(float)
+    shown = page_scores(browser, tmp_path, regression_table(actual, predicted), [])
+    assert (shown["resamples"], shown["normal"], shown["sampled"]) == (100, True, 10_000)
+    errors = predicted - actual
+    for name, terms in (("mean_squared_error", errors**2), ("mean_absolute_error", np.abs(errors))):
+        estimate = shown["metrics"][name]
+        assert estimate["value"] == pytest.approx(terms.mean())
+        half = 1.96 * terms.std() / np.sqrt(len(terms))
+        assert estimate["high"] - estimate["value"] == pytest.approx(half, rel=5 / np.sqrt(200))
+        assert estimate["value"] - estimate["low"] == pytest.approx(half, rel=5 / np.sqrt(200))

@@ -7,10 +7,11 @@ const MAX_CURVE_POINTS = 200;
 
 /** Returns the confidences of rows, highest first, and which of these rows are right. */
 function byConfidence(positions) {
-  const order = Uint32Array.from(positions).sort((a, b) => rows.confidence[b] - rows.confidence[a] || a - b);
+  const order = sortedBy(positions, (position) => Math.round((1 - rows.confidence[position]) * (2 ** 24 - 1)));
+  const right = correctness();
   return {
     confidence: Float64Array.from(order, (position) => rows.confidence[position]),
-    right: Uint8Array.from(order, (position) => Number(rows.correct(position))),
+    right: Uint8Array.from(order, (position) => right[position]),
   };
 }
 
@@ -78,7 +79,10 @@ function reliabilityOption({ bins }) {
         lineStyle: { color: color("soft"), type: "dashed", width: 1 },
       },
       errorBars(bins.map((bin) => [bin.confidence, bin.low, bin.high]), "blue"),
-      { type: "scatter", data: bins.map((bin) => [bin.confidence, bin.accuracy]), symbolSize: 9, itemStyle: { color: color("blue") } },
+      {
+        type: "scatter", data: bins.map((bin) => [bin.confidence, bin.accuracy]), symbolSize: 9,
+        itemStyle: { color: color("blue") },
+      },
     ],
   };
 }
@@ -115,9 +119,10 @@ onStart(() => {
     const sorted = byConfidence(positions);
     const [reliability, curve] = [reliabilityOf(sorted), riskCoverageOf(sorted)];
     const errorRate = curve.risks.at(-1) ?? 0;
+    const bins = reliability.bins.length === 1 ? "1 bin" : `${reliability.bins.length} bins`;
     document.getElementById("reliability-text").textContent = positions.length
       ? `Accuracy by the probability of the predicted class, with 95 % intervals. Expected calibration error `
-        + `${reliability.error.toFixed(3)} (${reliability.bins.length === 1 ? "1 bin" : `${reliability.bins.length} bins`} of equally many rows, ${rowsText(positions.length)}).`
+        + `${reliability.error.toFixed(3)} (${bins} of equally many rows, ${rowsText(positions.length)}).`
       : "No row is chosen.";
     document.getElementById("coverage-text").textContent = positions.length
       ? `Share of wrong predictions if only the most confident rows are accepted. Area under the curve `

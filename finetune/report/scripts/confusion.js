@@ -4,6 +4,7 @@
 
 const MAX_NUMBERED_CLASSES = 20; // more leave no space for numbers in the cells
 const MAX_PAIRS = 12;
+const MAX_WRONG_CELLS = 3000; // drawn, so that the page stays fast
 const LEAST_DARKEST = 0.3; // share of the darkest wrong cell, at least: few errors look like few errors
 
 /** Returns the rows of the slice without its conditions on label and prediction. */
@@ -85,7 +86,8 @@ function confusionTooltip({ value }) {
 /** Returns the axis of the predictions or of the labels; `space` is the length of its labels, `cell` that of a cell. */
 function confusionAxis(name, labels, space, cell, rotate) {
   return {
-    type: "category", data: labels, name, nameLocation: "middle", nameGap: (name === "predicted" && !rotate ? 18 : space) + 14,
+    type: "category", data: labels, name, nameLocation: "middle",
+    nameGap: (name === "predicted" && !rotate ? 18 : space) + 14,
     tooltip: { show: true, formatter: ({ name: label }) => escaped(label) },
     axisTick: { show: false },
     axisLabel: {
@@ -99,16 +101,22 @@ function confusionAxis(name, labels, space, cell, rotate) {
 function confusionOption(confusion, order, layout) {
   const { size } = confusion;
   const items = confusionItems(confusion, order);
-  const [hits, errors] = [true, false].map((isHit) => items.filter((item) => (item[4] === item[5]) === isHit));
-  const strongest = errors.reduce((highest, item) => Math.max(highest, item[2]), LEAST_DARKEST);
+  const hits = items.filter((item) => item[4] === item[5]);
+  const errors = items.filter((item) => item[4] !== item[5]).sort((a, b) => b[2] - a[2]).slice(0, MAX_WRONG_CELLS);
+  const strongest = Math.max(errors[0]?.[2] ?? 0, LEAST_DARKEST);
   const labels = order.map((label) => rows.labels[label]);
+  const across = layout.isRotated ? layout.space : layout.width - 6;
   const scale = (index, name, max) => ({
-    show: false, seriesIndex: index, dimension: 2, min: 0, max, inRange: { color: [echarts.color.lerp(0.15, [color("card"), color(name)]), color(name)] },
+    show: false, seriesIndex: index, dimension: 2, min: 0, max,
+    inRange: { color: [echarts.color.lerp(0.15, [color("card"), color(name)]), color(name)] }, // the least is visible
   });
   return {
-    grid: { left: layout.space + 40, right: 8, top: layout.top + 40, bottom: 8, show: true, backgroundColor: color("page"), borderColor: color("line") },
+    grid: {
+      left: layout.space + 40, right: 8, top: layout.top + 40, bottom: 8, show: true, backgroundColor: color("page"),
+      borderColor: color("line"),
+    },
     tooltip: { formatter: confusionTooltip },
-    xAxis: { ...confusionAxis("predicted", labels, layout.isRotated ? layout.space : layout.width - 6, layout.width, layout.isRotated ? 90 : 0), position: "top" },
+    xAxis: { ...confusionAxis("predicted", labels, across, layout.width, layout.isRotated ? 90 : 0), position: "top" },
     yAxis: { ...confusionAxis("label", labels, layout.space, layout.height, 0), inverse: true },
     visualMap: [scale(0, "blue", 1), scale(1, "orange", strongest)],
     series: [confusionSeries("right", hits, size, 1), confusionSeries("wrong", errors, size, strongest)],
@@ -128,6 +136,14 @@ function confusionLayout(place) {
   const top = isRotated ? space : 18;
   place.style.height = `${Math.round(size * height + top + 48)}px`;
   return { space, height, width, isRotated, top };
+}
+
+/** Returns a sentence about wrong predictions that are not drawn, or "". */
+function omittedCells({ size, cells }) {
+  const wrong = cells.filter((count, cell) => count && Math.floor(cell / size) !== cell % size).length;
+  if (wrong <= MAX_WRONG_CELLS) return "";
+  const [all, drawn] = [wrong, MAX_WRONG_CELLS].map((count) => count.toLocaleString("en"));
+  return ` Of ${all} pairs of classes that were confused, the ${drawn} with the largest shares are drawn.`;
 }
 
 /** Shows the pairs of different classes with the most rows. */
@@ -171,7 +187,7 @@ onStart(() => {
     const chosen = await rowsOfAnyPair(positions);
     if (current !== request) return;
     confusion = confusionOf(chosen);
-    document.getElementById("confusion-rows").textContent = `${capitalized(sliceTitle(chosen))}.`;
+    document.getElementById("confusion-rows").textContent = `${capitalized(sliceTitle(chosen))}.${omittedCells(confusion)}`;
     showPairs(confusion);
     draw();
   });

@@ -7,7 +7,7 @@ const MAX_POINTS = 2000;
 
 /** Returns groups of about equally many rows by length; rows of equal length are in the same group. */
 function lengthGroups(positions) {
-  const sorted = Uint32Array.from(positions).sort((a, b) => rows.length[a] - rows.length[b]);
+  const sorted = sortedBy(positions, (position) => Math.min(rows.length[position], 2 ** 24 - 1));
   const numGroups = clamp(Math.floor(sorted.length / MIN_GROUP_ROWS), 1, MAX_GROUPS);
   const groups = [];
   let start = 0;
@@ -24,13 +24,14 @@ function lengthGroups(positions) {
 function groupScore(positions) {
   const count = positions.length;
   if (rows.problemType === "regression") {
-    const errors = Array.from(positions, (position) => Math.abs(rows.predictedValue[position] - rows.value[position]));
+    const errors = Float64Array.from(positions, (position) => Math.abs(rows.predictedValue[position] - rows.value[position]));
     const value = errors.reduce((sum, error) => sum + error, 0) / count;
     const half = count > 1 ? (DEVIATIONS * standardDeviation(errors)) / Math.sqrt(count) : 0;
     return { value, low: Math.max(0, value - half), high: value + half };
   }
+  const right = correctness();
   let hits = 0;
-  for (const position of positions) hits += Number(rows.correct(position));
+  for (const position of positions) hits += right[position];
   const [low, high] = wilsonInterval(hits, count);
   return { value: hits / count, low, high };
 }
@@ -48,7 +49,8 @@ function lengthOption(groups) {
     tooltip: {
       formatter: ({ dataIndex }) => {
         const { value, low, high } = scores[dataIndex];
-        return `${names[dataIndex]} characters, ${rowsText(groups[dataIndex].length)}<br>${text(value)} [${text(low)}, ${text(high)}]`;
+        return `${names[dataIndex]} characters, ${rowsText(groups[dataIndex].length)}<br>`
+          + `${text(value)} [${text(low)}, ${text(high)}]`;
       },
     },
     xAxis: {
@@ -60,7 +62,10 @@ function lengthOption(groups) {
       : percentAxis("correct rows", { nameGap: 50, min: Math.floor(10 * lowest) / 10, max: 1 }),
     series: [
       errorBars(scores.map(({ low, high }, index) => [index, low, high]), "blue"),
-      { type: "scatter", data: scores.map(({ value }, index) => [index, value]), symbolSize: 10, itemStyle: { color: color("blue") } },
+      {
+        type: "scatter", data: scores.map(({ value }, index) => [index, value]), symbolSize: 10,
+        itemStyle: { color: color("blue") },
+      },
     ],
   };
 }
@@ -120,7 +125,9 @@ function showValues(positions, valueChart, residualChart) {
     : "No row is chosen.";
   const points = sample.map((position) => [rows.value[position], rows.predictedValue[position], position]);
   valueChart.setOption(() => pointOption(points, "true value", "predicted", [[low, low], [high, high]]));
-  const errors = sample.map((position) => [rows.length[position], rows.predictedValue[position] - rows.value[position], position]);
+  const errors = sample.map((position) => (
+    [rows.length[position], rows.predictedValue[position] - rows.value[position], position]
+  ));
   residualChart.setOption(() => pointOption(errors, "characters", "predicted minus true", [[shortest, 0], [longest, 0]]));
 }
 

@@ -1,25 +1,43 @@
 // Metrics of regression with 95 % bootstrap intervals, by the formulas of bootstrap.py.
 "use strict";
 
-const MAX_DRAWN_ROWS = 3e6; // of all resamples together, so that the page stays fast
+const MAX_DRAWN_ROWS = 2e6; // of all resamples together, so that the page stays fast
+const MAX_SAMPLED_ROWS = 10000; // of more rows, the resamples are drawn from a sample
+const SAMPLE_RESAMPLES = 100;
 
 const regressionNames = ["mean_squared_error", "mean_absolute_error", "pearson", "spearman"];
 
-/** Returns the metrics of the rows at some positions. */
+/**
+ * Returns the metrics of the rows at some positions.
+ *
+ * A standard error falls with the square root of the number of rows. That of many rows follows from a sample of them.
+ */
 function regressionScores(rows, positions) {
-  const sample = regressionSample(rows, positions);
   const count = positions.length;
-  const values = count ? regressionValues(sample, new Uint32Array(count).fill(1)) : regressionNames.map(() => NaN);
-  const resamples = numResamples(count, MAX_DRAWN_ROWS / count);
-  const [generator, times] = [new Generator(SEED), new Uint32Array(count)];
-  const resampled = Array.from({ length: resamples }, () => {
+  const once = new Uint32Array(count).fill(1);
+  const values = regressionValues(regressionSample(rows, positions), once); // of no rows: undefined
+  const generator = new Generator(SEED);
+  const isSampled = count > MAX_SAMPLED_ROWS;
+  const drawn = isSampled
+    ? Uint32Array.from({ length: MAX_SAMPLED_ROWS }, () => positions[Math.floor(generator.uniform() * count)])
+    : positions;
+  const resamples = isSampled ? SAMPLE_RESAMPLES : numResamples(count, MAX_DRAWN_ROWS / count);
+  const resampled = resampledValues(regressionSample(rows, drawn), resamples, generator);
+  const estimates = intervalsOf(values, resampled, Math.sqrt(drawn.length / count));
+  const metrics = Object.fromEntries(regressionNames.map((name, index) => [name, estimates[index]]));
+  const sampled = isSampled ? drawn.length : null;
+  return { rows: count, metrics, classes: [], resamples, normal: isNormal(resamples), sampled };
+}
+
+/** Returns the metrics of each resample of a sample. */
+function resampledValues(sample, resamples, generator) {
+  const count = sample.errors.length;
+  const times = new Uint32Array(count);
+  return Array.from({ length: resamples }, () => {
     times.fill(0);
     for (let draw = 0; draw < count; draw++) times[Math.floor(generator.uniform() * count)]++;
     return regressionValues(sample, times);
   });
-  const estimates = intervalsOf(values, resampled);
-  const metrics = Object.fromEntries(regressionNames.map((name, index) => [name, estimates[index]]));
-  return { rows: count, metrics, classes: [], resamples, normal: isNormal(resamples) };
 }
 
 /** Returns values, centered values (a correlation stays the same), and the rank of each value among distinct ones. */

@@ -29,12 +29,11 @@ function addOtherMetrics(table) {
 }
 
 /** Returns how the intervals of the slice were computed. */
-function intervalMethod({ rows: count, resamples, normal }) {
+function intervalMethod({ rows: count, resamples, normal, sampled }) {
   if (resamples === 0) return `${rowsText(count)} are too few for bootstrap intervals (at least ${MIN_ROWS}).`;
-  const width = normal
-    ? "; with so few, chosen to keep the page fast, each interval is 1.96 standard errors wide on each side"
-    : "";
-  return `The intervals of the chosen rows come from ${resamples.toLocaleString("en")} resamples${width}.`;
+  const source = sampled ? ` of a sample of ${rowsText(sampled)}` : "";
+  const width = normal ? ": 1.96 standard errors on each side, which takes fewer resamples and keeps the page fast" : "";
+  return `The intervals of the chosen rows come from ${resamples.toLocaleString("en")} resamples${source}${width}.`;
 }
 
 /** Shows the scores of the slice in the last column of the table; a whole split has a column already. */

@@ -16,11 +16,18 @@ function capitalized(text) {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
+const splitsOfSlices = new WeakMap();
+
 /** Returns the name of the split if the slice is exactly all of its rows, otherwise null. */
 function splitOfSlice(positions) {
+  if (!splitsOfSlices.has(positions)) splitsOfSlices.set(positions, findSplit(positions));
+  return splitsOfSlices.get(positions);
+}
+
+function findSplit(positions) {
   if (!positions.length) return null;
   const split = rows.split[positions[0]];
-  if (!positions.every((position) => rows.split[position] === split)) return null;
+  for (const position of positions) if (rows.split[position] !== split) return null;
   let total = 0;
   for (const value of rows.split) if (value === split) total++;
   return total === positions.length ? rows.splits[split] : null;
@@ -31,6 +38,22 @@ function sliceTitle(positions) {
   const split = splitOfSlice(positions);
   if (split) return `${split} split, ${rowsText(positions.length)}`;
   return positions.length === 1 ? "1 chosen row" : `${positions.length.toLocaleString("en")} chosen rows`;
+}
+
+let rightRows = null;
+
+/** Returns for each row of the page 1 if it was predicted correctly, otherwise 0. */
+function correctness() {
+  rightRows ??= Uint8Array.from({ length: rows.count }, (_, position) => Number(rows.correct(position)));
+  return rightRows;
+}
+
+/** Returns positions sorted by an integer below 2 ** 24 per position; equal ones keep their order. */
+function sortedBy(positions, keyOf) {
+  const keys = new Float64Array(positions.length); // sorts faster than a comparison function
+  for (let index = 0; index < keys.length; index++) keys[index] = keyOf(positions[index]) * 2 ** 28 + index;
+  keys.sort();
+  return Uint32Array.from(keys, (key) => positions[key % 2 ** 28]);
 }
 
 /** Returns a link that changes the state. */

@@ -6,7 +6,7 @@
 
 const MIN_ROWS = 10; // fewer rows have too few different resamples
 const SEED = 1;
-const MAX_WORK = 8e6; // resampled cells and labels, so that the page stays fast
+const MAX_WORK = 6e6; // resampled cells and labels, so that the page stays fast
 const MIN_PERCENTILE_RESAMPLES = 200; // fewer give no stable percentiles, but a standard error
 const DEVIATIONS = 1.959963984540054; // standard deviations on each side of the middle 95 % of a normal distribution
 
@@ -14,7 +14,8 @@ const DEVIATIONS = 1.959963984540054; // standard deviations on each side of the
  * @typedef {{value: number | null, low: number | null, high: number | null}} Estimate null: undefined, no interval
  * @typedef {{label: string, rows: number, precision: Estimate, recall: Estimate, f1: Estimate}} ClassRow
  * @typedef {{rows: number, metrics: Object<string, Estimate>, classes: ClassRow[], resamples: number,
- *   normal: boolean}} Scores `normal`: the intervals are 1.96 standard errors wide on each side
+ *   normal: boolean, sampled: number | null}} Scores `normal`: the intervals are 1.96 standard errors wide on each side;
+ *   `sampled`: the resamples are drawn from so many of the rows
  */
 
 /** Returns the ratio, 0 where the denominator is 0. */
@@ -220,7 +221,8 @@ function scoresOf(rows, positions) {
     recall: perClass[3 * index + 1],
     f1: perClass[3 * index + 2],
   }));
-  return { rows: positions.length, metrics: Object.fromEntries(byName), classes, resamples, normal: isNormal(resamples) };
+  const metrics = Object.fromEntries(byName);
+  return { rows: positions.length, metrics, classes, resamples, normal: isNormal(resamples), sampled: null };
 }
 
 const noEstimate = { value: null, low: null, high: null };
@@ -259,12 +261,15 @@ function isNormal(resamples) {
   return resamples > 0 && resamples < MIN_PERCENTILE_RESAMPLES;
 }
 
-/** Returns the values with their intervals; resampled values that are undefined do not count. */
-function intervalsOf(values, resampled) {
+/**
+ * Returns the values with their intervals; resampled values that are undefined do not count.
+ * @param {number} [scale] of the standard errors, if the resamples have fewer rows than the values
+ */
+function intervalsOf(values, resampled, scale = 1) {
   return values.map((given, index) => {
     const value = Number.isFinite(given) ? given : null;
     const column = Float64Array.from(resampled, (resample) => resample[index]).filter(Number.isFinite).sort();
-    const [low, high] = isNormal(resampled.length) ? normalBounds(given, column) : percentileBounds(column);
+    const [low, high] = isNormal(resampled.length) ? normalBounds(given, column, scale) : percentileBounds(column);
     return low < high ? { value, low, high } : { value, low: null, high: null };
   });
 }
@@ -275,8 +280,8 @@ function percentileBounds(column) {
 }
 
 /** Returns the value minus and plus 1.96 standard deviations of its resamples, but not beyond 0 and 1 if they are not. */
-function normalBounds(value, column) {
-  const half = DEVIATIONS * standardDeviation(column);
+function normalBounds(value, column, scale) {
+  const half = DEVIATIONS * scale * standardDeviation(column);
   const [least, most] = [column[0] < 0 ? -1 : 0, column.at(-1) > 1 ? Infinity : 1];
   return [clamp(value - half, least, Infinity), clamp(value + half, -Infinity, most)];
 }

@@ -9,14 +9,19 @@ const THRESHOLD_STEPS = 100;
  */
 function thresholdCurves(positions, labels) {
   const [predicted, hits] = [new Float64Array(THRESHOLD_STEPS + 1), new Float64Array(THRESHOLD_STEPS + 1)];
+  const stepOf = (position, label) => Math.floor(rows.probability(position, label) * THRESHOLD_STEPS + 1e-9);
+  const isChosen = new Uint8Array(rows.labels.length);
+  for (const label of labels) {
+    isChosen[label] = 1;
+    for (const position of positions) predicted[stepOf(position, label)]++;
+  }
   let actual = 0;
   for (const position of positions) {
-    const own = rows.label ? [rows.label[position]] : rows.labelSets(position);
-    for (const label of labels) {
-      const step = Math.floor(rows.probability(position, label) * THRESHOLD_STEPS + 1e-9);
-      predicted[step]++;
-      if (!own.includes(label)) continue;
-      hits[step]++;
+    const [start, end] = rows.label ? [position, position + 1] : [rows.labelOffsets[position], rows.labelOffsets[position + 1]];
+    const own = rows.label ?? rows.labelValues;
+    for (let index = start; index < end; index++) {
+      if (!isChosen[own[index]]) continue;
+      hits[stepOf(position, own[index])]++;
       actual++;
     }
   }
