@@ -206,3 +206,29 @@ def test_the_best_recipe_has_the_rows_of_its_trial_if_the_seed_varies(write_swee
     rows = [loaded.trial_recipe({"seed": seed}, Path("x")).rows_seed() for seed in (7, 8)]
     assert rows == [loaded.recipe({"seed": seed}).rows_seed() for seed in (7, 8)] == [7, 7]
     assert [loaded.recipe({"seed": seed}).data.split_seed for seed in (7, 8)] == [None, 7]
+
+
+def test_a_stopped_process_releases_its_trial_and_an_earlier_version_has_fewer_keys(
+    write_sweep: Callable[..., LoadedSweep], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(loaded: Recipe, on_evaluation: OnEvaluation) -> dict[str, float | None]:
+        raise Killed
+
+    released: list[int] = []
+    monkeypatch.setattr("finetune.pipeline.sweep.Claims.release", lambda _, trial: released.append(trial.number))
+    with pytest.raises(Killed):
+        sweep(write_sweep(), run=stop)
+    assert released == [0]
+    monkeypatch.setattr("finetune.pipeline.sweep_study.definition", lambda _: {"space": "a"})
+    loaded = write_sweep(trials=1, output_dir=f"{write_sweep().sweep.output_dir}2")
+    sweep(loaded, run=fake)
+    monkeypatch.setattr("finetune.pipeline.sweep_study.definition", lambda _: {"space": "a", "new": "b"})
+    sweep(loaded, run=fake)
+
+
+def test_a_grid_is_run_in_random_order(write_sweep: Callable[..., LoadedSweep]) -> None:
+    rates = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
+    result = sweep(write_sweep(sampler="grid", trials=None, space={RATE: rates, RANK: [4]}), run=fake)
+    order = [trial.parameters[RATE] for trial in result.trials]
+    assert order != rates
+    assert set(order) == set(rates)

@@ -13,6 +13,7 @@ from finetune.runs.sweep_results import (
     SweepParameter,
     SweepResult,
     SweepTrial,
+    best_trials,
     is_sweep,
     read_sweep,
 )
@@ -59,3 +60,24 @@ def test_inconsistent_results_are_reported_as_damaged(damaged: SweepResult, reas
     write_json(SweepFolder(tmp_path).results, damaged)
     with pytest.raises(DataError, match=rf"sweep.json is damaged .*{reason}.*; start the sweep again with the same fi"):
         read_sweep(tmp_path)
+
+
+def trial(number: int, accuracy: float, seconds: float) -> SweepTrial:
+    return SweepTrial(number, "complete", {}, values={"accuracy": accuracy, "train_seconds": seconds})
+
+
+def test_the_best_trials_are_those_of_the_direction_of_each_objective() -> None:
+    trials = [
+        trial(0, 0.8, 3.0),
+        trial(1, 0.9, 9.0),
+        trial(2, 0.8, 2.0),
+        trial(3, 0.7, 5.0),
+        trial(4, 0.9, 9.0),
+        FAILED,
+    ]
+    accuracy, seconds = SweepObjective("accuracy", "maximize"), SweepObjective("train_seconds", "minimize")
+    assert best_trials([*trials, FAILED], [accuracy]) == [1]  # the earlier one of two equal ones
+    assert best_trials(trials, [seconds]) == [2]
+    assert best_trials(trials, [accuracy, seconds]) == [1, 2]
+    assert best_trials(trials, [seconds, accuracy]) == [2, 1]
+    assert best_trials([FAILED], [accuracy]) == []
