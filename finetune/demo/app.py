@@ -43,6 +43,7 @@ class Question(BaseModel):
         off: the heads that are off, as [layer, head].
         exact: whether the effects of heads are computed exactly.
         head: the head whose attention is shown.
+        target: the label that is explained; None: the most probable one.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -51,6 +52,7 @@ class Question(BaseModel):
     off: list[_Pair] = []
     exact: bool = True
     head: _Pair = [0, 0]
+    target: int | None = None
 
     def heads_off(self) -> Heads:
         """Return the heads that are off."""
@@ -87,7 +89,8 @@ def demo_app(opened: OpenedModel, hosts: Sequence[str]) -> Starlette:
         return asdict(explorer.predict(tuple(question.texts), question.heads_off()))
 
     def explain(question: Question) -> dict[str, Any]:
-        return asdict(explorer.explain(tuple(question.texts), question.heads_off(), exact=question.exact))
+        texts, off = tuple(question.texts), question.heads_off()
+        return asdict(explorer.explain(texts, off, target=question.target, exact=question.exact))
 
     def attention(question: Question) -> dict[str, Any]:
         layer, head = question.head

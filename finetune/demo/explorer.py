@@ -63,7 +63,7 @@ class TextExplanation:
     """What the prediction for a text depends on.
 
     Attributes:
-        target: position of the label whose score is explained, the most probable one; 0 for regression.
+        target: position of the label whose score is explained; 0 for regression.
         exact: whether the effects are exact, or estimated to first order.
         effects: the score minus the score without the head, (L, H); None for a head that is off or does not exist.
         tokens: the tokens as readable text, (S,).
@@ -129,21 +129,29 @@ class Explorer:
             truncated=bool(encoded.truncated),
         )
 
-    def explain(self, texts: tuple[str, ...], off: Heads = frozenset(), *, exact: bool = True) -> TextExplanation:
+    def explain(
+        self, texts: tuple[str, ...], off: Heads = frozenset(), *, target: int | None = None, exact: bool = True
+    ) -> TextExplanation:
         """Return what the prediction depends on, with the heads in `off` switched off.
 
         Args:
+            target: position of the label whose score is explained; None: the most probable one.
             exact: whether each head is switched off in a forward pass of its own; otherwise its effect is estimated
                 from one backward pass.
 
         Raises:
             FinetuneError: as for `predict`, or the model takes no embeddings in place of tokens.
         """
+        labels = len(self.classifier.label_names)
+        if target is not None and not 0 <= target < labels:
+            raise ModelError(f"there is no label {target}; the labels are 0 to {labels - 1}")
         inputs = self._inputs(texts)
         with self._gated(self._explaining, off) as classifier:
             effects_of = head_effects if exact else first_order_head_effects
             with torch.no_grad():
                 targets = predicted_targets(classifier.base(**inputs).logits)
+            if target is not None:
+                targets = torch.full_like(targets, target)
             (effects,) = effects_of(classifier, inputs, targets)
             (attributions,) = token_attributions(classifier, inputs, targets)
         values = [

@@ -110,6 +110,13 @@ def test_estimated_effects_and_attention_use_the_heads_that_are_on(tiny_bert: Pa
     estimated = explorer.explain(TEXT, OFF, exact=False)
     assert estimated.effects[0][1] is None
     assert estimated.effects != explorer.explain(TEXT, exact=False).effects
+    label = 1 - estimated.target
+    other = explorer.explain(TEXT, OFF, target=label)
+    assert other.target == label
+    # The log-odds of the second of two labels are minus those of the first.
+    assert_equal_up_to_rounding(other.attributions.values, np.negative(estimated.attributions.values))
+    with pytest.raises(ModelError, match="there is no label 2; the labels are 0 to 1"):
+        explorer.explain(TEXT, target=2)
     maps = [explorer.attention(TEXT, (1, 2), off) for off in (frozenset(), OFF)]
     assert maps[0].tokens == estimated.tokens
     for attention in maps:

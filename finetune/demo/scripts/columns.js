@@ -4,6 +4,9 @@
 /** Returns an element of the page by its id. */
 const byId = (id) => document.getElementById(id);
 
+/** Returns what a column holds. */
+const textWord = () => (model.textColumns.length > 1 ? "Pair" : "Text");
+
 /** One text of the page, or one pair of texts. */
 class Column {
   /**
@@ -18,7 +21,7 @@ class Column {
     const report = (message) => this.report(message);
     this.predicting = new Caller("predict", (answer, question) => this.showPrediction(answer, question), report);
     this.explaining = new Caller("explain", (answer, question) => this.showExplanation(answer, question), report);
-    this.attending = new Caller("attention", (answer) => this.attention.show(answer), report);
+    this.attending = new Caller("attention", (answer) => this.attention.show(answer), (message) => this.attention.fail(message));
   }
 
   field(text, index) {
@@ -36,14 +39,14 @@ class Column {
     this.problem = element("p", { class: "note", role: "alert", hidden: "" });
     this.result = element("div");
     this.more = element("button", { type: "button", hidden: "", onclick: () => this.toggleAll() });
-    this.heading = element("h2", {}, "Text");
+    this.heading = element("h2");
     const fields = this.fields.flatMap((field, index) =>
       this.fields.length > 1 ? [element("span", { class: "field" }, model.textColumns[index]), field] : [field]);
     this.attributions = element("div");
     this.card = element("section", { "data-column": this.name },
       this.heading, ...fields, this.status, this.problem, this.result, this.more, this.attributions);
     const attention = element("div");
-    this.attentionName = element("h3", { hidden: "" }, `Text ${this.name}`);
+    this.attentionName = element("h3", { hidden: "" }, `${textWord()} ${this.name}`);
     this.attentionPlace = element("div", {}, this.attentionName, attention);
     this.attention = new AttentionView(attention);
     byId("columns").append(this.card);
@@ -87,7 +90,7 @@ class Column {
   /** Explains again: token attributions and effects of heads, and the attention of the chosen head. */
   explain(head) {
     if (this.isEmpty()) return;
-    this.explaining.ask({ ...this.question(), exact: byId("exact").checked });
+    this.explaining.ask({ ...this.question(), exact: byId("exact").checked, target: this.page.target });
     this.attend(head);
   }
 
@@ -122,7 +125,12 @@ class Column {
   }
 
   drawPrediction() {
-    this.result.replaceChildren(predictionElement(this.prediction, this.answered.off.length > 0, this.showAll));
+    const { target } = this.page;
+    const focused = [...this.result.querySelectorAll("button")].indexOf(document.activeElement);
+    this.result.replaceChildren(predictionElement(
+      this.prediction, this.answered.off.length > 0, this.showAll, target, (label) => this.page.chooseTarget(label),
+    ));
+    if (focused >= 0) this.result.querySelectorAll("button")[focused]?.focus();
     this.more.hidden = model.labels.length <= SHOWN_LABELS;
     this.more.textContent = this.showAll ? "Show fewer labels" : `Show all ${model.labels.length} labels`;
     this.result.dataset.off = this.answered.off.map((pair) => pair.join(".")).join(",");

@@ -14,6 +14,7 @@ class Page {
     this.edits = new EditList((name, texts) => this.restore(name, texts));
     this.grid = new HeadGrid(() => this.changed(), (layer, head) => this.chooseHead(layer, head));
     this.head = [0, 0];
+    this.target = null; // the label that is explained; null: the most probable one
   }
 
   start() {
@@ -42,9 +43,9 @@ class Page {
   layOut() {
     const two = this.columns.length > 1;
     byId("columns").classList.toggle("two", two);
-    byId("second").textContent = two ? "Remove the second text" : "Compare with a second text";
+    byId("second").textContent = `${two ? "Remove the second" : "Compare with a second"} ${textWord().toLowerCase()}`;
     for (const column of this.columns) {
-      column.heading.textContent = two ? `Text ${column.name}` : "Text";
+      column.heading.textContent = two ? `${textWord()} ${column.name}` : textWord();
       column.attentionName.hidden = !two;
     }
   }
@@ -118,6 +119,13 @@ class Page {
     for (const column of this.columns) column.attend(this.head);
   }
 
+  /** Explains a label, or the most probable one if it was explained already. */
+  chooseTarget(label) {
+    this.target = label === this.target ? null : label;
+    for (const column of this.columns) if (column.prediction) column.drawPrediction();
+    this.explainSoon();
+  }
+
   onPrediction() {
     if (this.timers.edit === null) this.listEdits(); // the server was slower than the wait
     const [first] = this.columns;
@@ -138,7 +146,7 @@ class Page {
     const kind = first.explanation.exact ? "Hover over a head for its effect: the score with it, minus the score without it." :
       "Hover over a head for its effect, estimated from the gradient of the score.";
     byId("grid-legend").replaceChildren(...legend(`for ${targetWords(first.explanation)}`, "against it"), element("br"),
-      element("span", { class: "soft" }, `${explained.length > 1 ? "Effects for text A. " : ""}${kind}`));
+      element("span", { class: "soft" }, `${explained.length > 1 ? `Effects for ${textWord().toLowerCase()} A. ` : ""}${kind}`));
   }
 
   /** Writes texts and heads into the address, so that a view can be sent to someone or opened again. */

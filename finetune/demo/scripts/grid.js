@@ -143,9 +143,10 @@ function headState(grid, key) {
   return `Head ${key} is on${effect === undefined ? "" : `; its effect is ${signed(effect)}`}.`;
 }
 
-/** Returns a number with its sign and three significant digits. */
+/** Returns a number with its sign and three significant digits, at most four decimals for small ones. */
 function signed(value) {
-  return `${value < 0 ? "−" : "+"}${Math.abs(value).toPrecision(3)}`;
+  if (Math.abs(value) < 0.00005) return "±0.0000";
+  return `${value < 0 ? "−" : "+"}${Math.abs(value) < 0.001 ? Math.abs(value).toFixed(4) : Math.abs(value).toPrecision(3)}`;
 }
 
 /** Colors an element by a number: blue for positive, orange for negative ones, stronger for larger ones. */

@@ -40,13 +40,22 @@ function shownLabels(prediction, all) {
   return labels.sort((first, second) => highest(second) - highest(first)).slice(0, SHOWN_LABELS);
 }
 
-/** Returns a row for each label: name, probability, bar; where heads are off, also the probability with all heads. */
-function predictionElement(prediction, anyOff, all) {
+/**
+ * Returns a row for each label: name, probability, bar; where heads are off, also the probability with all heads.
+ * A click on a name calls `onTarget` with the label; `target` is the label that is explained, or null.
+ */
+function predictionElement(prediction, anyOff, all, target, onTarget) {
   if (model.problemType === "regression") return valueElement(prediction, anyOff);
-  return element("div", {}, ...shownLabels(prediction, all).map((label) => labelElement(prediction, label, anyOff)));
+  const rows = shownLabels(prediction, all).map((label) => {
+    const button = element("button", {
+      type: "button", title: "Explain this label", "aria-pressed": String(label === target), onclick: () => onTarget(label),
+    }, model.labels[label]);
+    return labelElement(prediction, label, anyOff, button);
+  });
+  return element("div", {}, ...rows);
 }
 
-function labelElement(prediction, label, anyOff) {
+function labelElement(prediction, label, anyOff, button) {
   const [now, before] = [prediction.heads_off[label], prediction.all_heads[label]];
   const isChosen = prediction.decided_heads_off.includes(label);
   const multiLabel = model.problemType === "multi_label_classification";
@@ -59,7 +68,7 @@ function labelElement(prediction, label, anyOff) {
   if (anyOff) numbers.append(" ", differenceElement(now - before));
   return element(
     "div", { class: isChosen ? "label chosen" : "label", "data-label": model.labels[label] },
-    element("span", { class: "name" }, model.labels[label], isChosen ? " ✓" : ""), numbers, track,
+    element("span", { class: "name" }, button, isChosen ? " ✓" : ""), numbers, track,
   );
 }
 

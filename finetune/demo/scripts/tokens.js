@@ -1,6 +1,8 @@
 // The tokens of a text, colored by how much each carried the decision, or by the attention of a head.
 "use strict";
 
+const MAX_GAP = 0.05; // of the difference of the scores, above which the attributions are called rough
+
 const CONTINUED = /^##/; // the token belongs to the word before it
 const SPECIAL = /^(\[[A-Z]+\d*\]|<\/?[a-z|]+>)$/;
 
@@ -41,9 +43,12 @@ function attributionElement(answer, changed) {
   }));
   const sum = values.reduce((total, value) => total + value, 0);
   const name = model.problemType === "regression" ? "value" : "log-odds";
-  const note = `The tokens sum to ${signed(sum)}; the ${name} rose by ${signed(score - baseline)}, from ${signed(baseline)} ` +
-    `with padding in their place to ${signed(score)}. Completeness gap: ${signed(gap)}.`;
-  return element("div", {}, element("div", { class: "tokens", dir: "auto" }, ...tokens), element("p", { class: "soft small" }, note));
+  const note = `With padding in place of the tokens the ${name} is ${signed(baseline)}, with the tokens ${signed(score)}: ` +
+    `a difference of ${signed(score - baseline)}. The tokens sum to ${signed(sum)}: completeness gap ${signed(gap)}.`;
+  const rough = Math.abs(gap) > MAX_GAP * Math.abs(score - baseline) ? " That is much: the attributions are rough." : "";
+  return element(
+    "div", {}, element("div", { class: "tokens", dir: "auto" }, ...tokens), element("p", { class: "soft small" }, note, rough),
+  );
 }
 
 /** The attention of the chosen head over the tokens of a text. */
@@ -58,6 +63,12 @@ class AttentionView {
     if (this.chosen >= answer.tokens.length) this.chosen = 0;
     this.place.classList.remove("stale");
     this.draw();
+  }
+
+  /** Shows why there is no attention, as for a family that returns no weights. */
+  fail(message) {
+    this.answer = null;
+    this.place.replaceChildren(element("p", { class: "soft small" }, message));
   }
 
   draw() {
