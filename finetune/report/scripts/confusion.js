@@ -59,20 +59,19 @@ function confusionItems({ size, cells, actual }, order) {
 
 /** Returns a heatmap of some cells in one color. */
 function confusionSeries(name, items, size, strongest) {
-  const chosen = [getState("label"), getState("predicted")];
-  const data = items.map((value) => {
-    const isChosen = rows.labels[value[4]] === chosen[0] && rows.labels[value[5]] === chosen[1];
-    return {
-      value,
-      label: { color: color(value[2] > 0.55 * strongest ? "card" : "ink") },
-      itemStyle: isChosen ? { borderColor: color("ink"), borderWidth: 2 } : {},
-    };
-  });
+  const [ink, card, chosen] = [color("ink"), color("card"), [getState("label"), getState("predicted")]];
+  const isChosen = ([, , , , label, predicted]) => rows.labels[label] === chosen[0] && rows.labels[predicted] === chosen[1];
+  const chosenLast = [...items.filter((item) => !isChosen(item)), ...items.filter(isChosen)]; // drawn over its neighbors
+  const data = chosenLast.map((value) => ({
+    value,
+    label: { color: value[2] > 0.55 * strongest ? card : ink },
+    itemStyle: isChosen(value) ? { borderColor: ink, borderWidth: 2 } : {},
+  }));
   return {
     name, data, type: "heatmap", progressive: 0,
     label: { show: size <= MAX_NUMBERED_CLASSES, formatter: ({ value }) => value[3].toLocaleString("en") },
-    itemStyle: { borderColor: color("card"), borderWidth: size > 40 ? 0.5 : 1 },
-    emphasis: { itemStyle: { borderColor: color("ink"), borderWidth: 1.5 } },
+    itemStyle: { borderColor: card, borderWidth: size > 40 ? 0.5 : 1 },
+    emphasis: { itemStyle: { borderColor: ink, borderWidth: 1.5 } },
   };
 }
 
@@ -127,12 +126,12 @@ function confusionOption(confusion, order, layout) {
 function confusionLayout(place) {
   const size = rows.labels.length;
   const longest = rows.labels.reduce((length, name) => Math.max(length, name.length), 1);
-  const space = Math.min(longest * 7 + 6, 150);
   const height = clamp(1000 / size, 10, size > 6 ? 44 : 64);
+  const space = Math.min(Math.round(longest * 0.6 * clamp(height, 8, 12)) + 8, 150);
   const leastWidth = size > 80 ? 6 : size > 20 ? 11 : 22;
   place.style.minWidth = `${space + 48 + size * leastWidth}px`;
   const width = (Math.max(place.clientWidth, 1) - space - 48) / size;
-  const isRotated = width < Math.min(longest * 7 + 6, 90);
+  const isRotated = width < Math.min(space, 90);
   const top = isRotated ? space : 18;
   place.style.height = `${Math.round(size * height + top + 48)}px`;
   return { space, height, width, isRotated, top };
@@ -176,11 +175,13 @@ onStart(() => {
     setState({ label: isChosen ? null : label, predicted: isChosen ? null : predicted, page: null });
   });
   const draw = () => {
+    select.value = getState("order") ?? "confusion";
     const order = classOrder(confusion, select.value, byConfusion);
     chart.setOption(() => confusionOption(confusion, order, confusionLayout(place)));
   };
   confusionLayout(place);
-  select.addEventListener("change", draw);
+  select.addEventListener("change", () => setState({ order: select.value === "confusion" ? null : select.value }));
+  onState(["order"], () => confusion && draw());
   let request = 0;
   onSlice(async (positions) => {
     const current = ++request;
