@@ -5,9 +5,10 @@ N rows, L layers, H heads, S tokens, C classes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from finetune.data.batching import LocalBatch, load_batches
 from finetune.data.sampler import plan_scoring
 from finetune.data.tokenization import EncodedSplit
 from finetune.distributed import gather_results
-from finetune.errors import ModelError
+from finetune.errors import FinetuneError, ModelError
 from finetune.heads import explain
 from finetune.heads.ablation import SHARED_ATTENTION, sample_savings
 from finetune.heads.analysis import AnalysisSettings
@@ -29,9 +30,12 @@ from finetune.models.classifier import Classifier
 from finetune.models.head_gates import head_mask, shared_projection_gated
 from finetune.models.precision import uses_flash_attention
 from finetune.models.speedups import first_token_only
+from finetune.out_of_memory import report_out_of_memory
 from finetune.progress import stage
 from finetune.recipe.evaluation_section import HeadImportanceSection
 from finetune.runs.explanations import Explanations, HeadEffects, RowExplanation
+
+T = TypeVar("T")
 
 _ROWS = 8  # per batch of explained rows: of similar length, since sorted
 # Attention maps per row: at most 8, and fewer for long rows, so that 40 rows stay below 1 MB.
@@ -110,25 +114,36 @@ def _detailed(
     batches = [rows[numbers] for numbers in plan_scoring(sample.split.lengths[sample.rows[rows]], _ROWS)]
     local = batches[accelerator.process_index :: accelerator.num_processes]
 
+    def explain_local() -> dict[int, RowExplanation]:
+        results: dict[int, RowExplanation] = {}
+        loaded = load_batches(
+            replace(sample.split, states=None),
+            [sample.rows[positions] for positions in local],
+            sample.classifier.tokenizer,
+            device=accelerator.device,
+        )
+        reuse = prefix_reuse(base, sample.sites, shared_attention=SHARED_ATTENTION in savings) if savings else None
+        with stage("rows", total=sum(map(len, local))) as progress, accelerator.autocast():
+            for positions, batch in zip(local, loaded, strict=True):
+                results |= _explained_batch(sample, analyzed, positions, batch, reuse, order)
+                progress.advance(len(positions))
+        return results
+
     with first_token_only(base):
         savings = _savings(sample.subset(sample.rows[rows]))
+        parts = gather_results(accelerator, lambda: _with_reason(explain_local))
+    return dict(chain.from_iterable(part.items() for part in parts))
 
-        def explain_local() -> dict[int, RowExplanation]:
-            results: dict[int, RowExplanation] = {}
-            loaded = load_batches(
-                replace(sample.split, states=None),
-                [sample.rows[positions] for positions in local],
-                sample.classifier.tokenizer,
-                device=accelerator.device,
-            )
-            reuse = prefix_reuse(base, sample.sites, shared_attention=SHARED_ATTENTION in savings) if savings else None
-            with stage("rows", total=sum(map(len, local))) as progress, accelerator.autocast():
-                for positions, batch in zip(local, loaded, strict=True):
-                    results |= _explained_batch(sample, analyzed, positions, batch, reuse, order)
-                    progress.advance(len(positions))
-            return results
 
-        return dict(chain.from_iterable(part.items() for part in gather_results(accelerator, explain_local)))
+def _with_reason(function: Callable[[], T]) -> T:
+    """Return the result of `function`; its errors are raised as a FinetuneError, which all processes report alike."""
+    try:
+        with report_out_of_memory():
+            return function()
+    except FinetuneError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{type(error).__name__}: {error}") from error
 
 
 def _savings(sample: GatedRows) -> frozenset[str]:

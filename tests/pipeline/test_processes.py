@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,12 +17,14 @@ from safetensors.torch import load_file
 
 from finetune.cli import main
 from finetune.out_of_memory import oom_message
+from finetune.runs.explanations import read_explanations
+from finetune.runs.run_folder import RunFolder
 from finetune.runs.series import read_series
 from tests.support import plain_steps
 from tests.support.command_line import commands_with
 from tests.support.finished_runs import SCRATCH, recipe
 from tests.support.forked import forked, free_port
-from tests.support.helpers import FLOAT32, HANG_SECONDS, TRAINED
+from tests.support.helpers import FLOAT32, HANG_SECONDS, TRAINED, assert_equal_up_to_rounding
 from tests.support.processes import Done, check_steps, process_environment
 
 
@@ -82,6 +86,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from finetune.pipeline import launch_checks
 from finetune.cli import main
+from finetune.heads import explain
 from finetune.training.trainer import Trainer
 shared = sys.argv[1]
 rank = int(os.environ["RANK"])
@@ -100,6 +105,12 @@ def step_with_signal(trainer, *step):  # only once, and in one process
         os.kill(os.getpid(), signal.SIGTERM)
     optimizer_step(trainer, *step)
 Trainer.optimizer_step = step_with_signal
+attention_of = explain.attention_of
+def fail_once(*arguments):  # in the first explanations, and only in one process
+    explain.attention_of = attention_of
+    raise RuntimeError("no attention here")
+if rank == 1:
+    explain.attention_of = fail_once
 Path("cache").mkdir(exist_ok=True)  # a data file that differs between the machines
 Path("cache/rows.csv").write_text(("sentence", "text")[rank] + ",label\\n" + "the cat sat,0\\na dog sat,1\\n" * 4)
 run = shared + "/runs/a"
@@ -171,10 +182,30 @@ def check_series(folder: Path, alone: Path, first: Done, second: Done) -> None:
         assert (alone / name).read_bytes() == (member / name).read_bytes()
 
 
+def check_explanations(by_two: Path, by_one: Path) -> None:
+    """Check that the explanations of two processes are those of one."""
+    shutil.copytree(by_two, by_one)
+    assert main(["heads", str(by_one), "head_importance.method=fisher"]) == 0
+    first, second = (read_explanations(RunFolder(run)) for run in (by_two, by_one))
+    assert first is not None
+    assert second is not None
+    assert [(row.split, row.row, row.tokens) for row in first.rows] == [
+        (row.split, row.row, row.tokens) for row in second.rows
+    ]
+    assert sum(row.tokens is not None for row in first.rows) == 20
+    for one, other in zip(first.rows, second.rows, strict=True):
+        assert_equal_up_to_rounding(one.head_effects, other.head_effects)
+        assert one.attention.keys() == other.attention.keys()
+        if one.attributions is not None:
+            assert_equal_up_to_rounding(one.attributions, np.array(other.attributions))
+
+
 def test_two_machines_run_or_reject_every_command(tmp_path: Path) -> None:
     shared, script = tmp_path / "shared", tmp_path / "machines.py"
     shared.mkdir()
-    content = recipe(SCRATCH, training={"num_train_epochs": 2, "use_cpu": False})
+    content = recipe(
+        SCRATCH, training={"num_train_epochs": 2, "use_cpu": False}, head_importance={"explained_rows": 20}
+    )
     (shared / "recipe.yaml").write_text(yaml.safe_dump(content))
     script.write_text(MACHINES)
     first, second = start_machines(tmp_path, script, str(shared))
@@ -221,6 +252,9 @@ def test_two_machines_run_or_reject_every_command(tmp_path: Path) -> None:
     assert "changed open" in first.stdout
     assert not [line for line in second.stdout.splitlines() if "changed" in line and f"{shared}/series" not in line]
     check_series(shared / "series", tmp_path / "alone", first, second)
+    # A failure in one process loses only the explanations; otherwise each process explains its share of the rows.
+    assert "could not be explained: RuntimeError: no attention here (on process 1)" in " ".join(first.stdout.split())
+    check_explanations(run, tmp_path / "by one process")
     owner_only = {path.name for path in written if not path.stat().st_mode & 0o044}
     assert owner_only <= {
         "model.safetensors",
