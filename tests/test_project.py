@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.conftest import LONG_FILES
 from tests.support import ROOT
 
-LIBRARIES = {"accelerate", "datasets", "evaluate", "jinja2", "numpy", "peft", "plotly", "rich", "tokenizers", "torch"}
+LIBRARIES = {"accelerate", "datasets", "evaluate", "jinja2", "numpy", "peft", "rich", "tokenizers", "torch"}
 LIBRARIES |= {"transformers", "yaml", "pydantic", "pyarrow", "scipy", "safetensors"}
 MODULES = sorted((ROOT / "finetune").rglob("*.py"))
 MAX_LINES, MAX_FUNCTION_LINES, MAX_ARGUMENTS = 300, 60, 6
@@ -91,6 +91,8 @@ TESTED_IN = {
     "recipe/training_section.py": "recipe/test_schema.py",
     "report/card_metadata.py": "report/test_card.py",
     "report/comparison_terminal.py": "pipeline/test_compare.py",
+    "report/comparison_charts.py": "report/test_comparison_page.py",
+    "report/comparison_heads.py": "report/test_comparison_page.py",
     "report/comparison_text.py": "report/test_comparison_page.py",
     "report/figures.py": "report/test_page.py",
     "report/row_texts.py": "report/test_row_columns.py",

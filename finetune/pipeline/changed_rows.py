@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,32 +16,9 @@ from finetune.evaluation.bootstrap import Array
 from finetune.evaluation.row_matching import row_texts
 from finetune.evaluation.run_differences import compare_sides
 from finetune.runs.atomic_files import atomic_file
+from finetune.runs.comparison import ChangedRow
 
 Pair = tuple[Sequence[Array], Sequence[Array]]
-
-
-@dataclass(frozen=True)
-class ChangedRow:
-    """A row that changed sides between the first run and another one.
-
-    Attributes:
-        run: the other run.
-        first_predicted, predicted: what the first and the other run predict; of a series what most seeds predict.
-        first_right, right: the share of the seeds that are right.
-        change: "gained" if only the other run is right, "lost" if only the first is.
-    """
-
-    run: str
-    split: str
-    row: int
-    text: str
-    text_1: str
-    label: str
-    first_predicted: str
-    predicted: str
-    first_right: float
-    right: float
-    change: str
 
 
 def changed_rows(

@@ -20,6 +20,7 @@ from finetune.runs.json_files import write_json
 from finetune.runs.new_dirs import atomic_new_dir, check_dir_is_free, lock_new_dir
 
 PAGE = "comparison.html"
+CHANGED_ROWS = "changed_rows.csv"
 
 
 def compare(paths: Sequence[Path], *, output: Path | None = None) -> RunsComparison:
@@ -44,10 +45,12 @@ def compare(paths: Sequence[Path], *, output: Path | None = None) -> RunsCompari
         print_line(console, f"Nothing was written; --output FOLDER writes a page, the results as JSON{changed}.")
         return comparison
     with lock_new_dir(target), atomic_new_dir(target) as temporary:
-        write_text(temporary / PAGE, render_comparison(comparison))
+        file = None if comparison.problem_type == "regression" else CHANGED_ROWS
+        page = render_comparison(comparison, compared.changed, compared.rankings, changed_file=file)
+        write_text(temporary / PAGE, page)
         write_json(temporary / "comparison.json", comparison)
-        if comparison.problem_type != "regression":
-            write_changed_rows(temporary / "changed_rows.csv", compared.changed)
+        if file is not None:
+            write_changed_rows(temporary / file, compared.changed)
     print_line(console, f"Comparison: {escape(str(target / PAGE))}")
     return comparison
 
@@ -66,5 +69,6 @@ def write_comparison_page(paths: Sequence[Path], file: Path | None = None) -> Pa
         raise DataError(f"--output is '{file}'; the name of a page must end in .html")
     if target.is_dir() or not target.parent.is_dir():
         raise DataError(f"{target} cannot be written: it is a folder, or there is no folder {target.parent}")
-    write_text(target, render_comparison(compare_runs(paths).comparison))
+    compared = compare_runs(paths)
+    write_text(target, render_comparison(compared.comparison, compared.changed, compared.rankings))
     return target

@@ -16,10 +16,10 @@ from finetune.evaluation.paired_tests import holm
 from finetune.evaluation.row_matching import as_array, compare_rows, rows_of_split
 from finetune.evaluation.run_differences import DifferenceSettings, difference_on_rows
 from finetune.heads.rank_correlation import kendall_tau
-from finetune.pipeline.changed_rows import ChangedRow, changed_rows
+from finetune.pipeline.changed_rows import changed_rows
 from finetune.runs.candidates import Candidate, read_candidate, recipe_differences
-from finetune.runs.comparison import PairComparison, RunsComparison, SplitDifference
-from finetune.runs.head_results import TauValue
+from finetune.runs.comparison import ChangedRow, PairComparison, RunsComparison, SplitDifference
+from finetune.runs.head_results import HeadScores, TauValue
 from finetune.runs.json_files import damaged_file
 from finetune.runs.run_folder import RunFolder
 
@@ -32,10 +32,14 @@ _IS_LABEL = {
 
 @dataclass(frozen=True)
 class ComparedRuns:
-    """The comparison, and the rows that changed sides."""
+    """The comparison, the rows that changed sides, and the leading ranking of the heads of each run.
+
+    A run without an analysis and a series have no ranking.
+    """
 
     comparison: RunsComparison
     changed: list[ChangedRow]
+    rankings: list[tuple[str, HeadScores | None]]
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,13 @@ def compare_runs(paths: Sequence[Path]) -> ComparedRuns:
         recipe=recipe_differences(candidates),
         notes=_notes(candidates),
     )
-    return ComparedRuns(comparison, changed)
+    rankings = [(candidate.name, _ranking(candidate)) for candidate in candidates]
+    return ComparedRuns(comparison, changed, rankings)
+
+
+def _ranking(candidate: Candidate) -> HeadScores | None:
+    heads = None if candidate.is_series else candidate.runs[0].heads
+    return heads.methods[0] if heads else None
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -87,7 +87,7 @@ def change_maps(analysis: HeadAnalysis) -> list[HeadMap]:
 def importance_map(scores: HeadScores) -> HeadMap:
     """Return the importance of the heads by one method, scaled to 100."""
     name = scores.method.replace("_", " ")
-    median, critical = _median(scores.values), _critical_value(scores)
+    median, critical = _median(scores.values), critical_value(scores)
     signed = scores.method.removeprefix(ITERATIVE) in _SIGNED
     scale, scaling = _scale(scores.values, signed=signed)
     ranks = {(cell.layer, cell.head): rank for rank, cell in enumerate(scores.most_important_first(), start=1)}
@@ -198,7 +198,7 @@ def _scale(table: HeadTable, *, signed: bool) -> tuple[Callable[[float], float],
     return lambda value: 100 * (value - lowest) / width, "Scaled from 0 (lowest value) to 100 (highest value)."
 
 
-def _critical_value(scores: HeadScores) -> float | None:
+def critical_value(scores: HeadScores) -> float | None:
     """Return how many standard errors a 95 % interval extends, by Student's t; None without standard errors."""
     folds = re.match(r"\d+", scores.errors_over)
     count = int(folds.group()) if folds else scores.rows

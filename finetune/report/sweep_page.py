@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from markupsafe import Markup
-
-from finetune.report.figures import plotly_script
 from finetune.report.page import templates
 from finetune.report.sweep_figures import objective_text, short_names, sweep_figures
 from finetune.runs.atomic_files import write_text
@@ -46,7 +43,6 @@ def render_sweep(result: SweepResult, folder: SweepFolder) -> str:
         "value_text": value_text,
         "setting_text": setting_text,
         "labels": short_names(result.parameters),
-        "plotly": Markup(plotly_script()),
     }
     return templates().get_template("sweep.html").render(context)
 

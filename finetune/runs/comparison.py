@@ -138,3 +138,27 @@ class RunsComparison:
     def pairs_on(self, split: str) -> list[PairComparison]:
         """Return the comparisons that have this split."""
         return [pair for pair in self.pairs if split in pair.splits]
+
+
+@dataclass(frozen=True)
+class ChangedRow:
+    """A row that changed sides between the first run and another one.
+
+    Attributes:
+        run: the other run.
+        first_predicted, predicted: what the first and the other run predict; of a series what most seeds predict.
+        first_right, right: the share of the seeds that are right.
+        change: "gained" if only the other run is right, "lost" if only the first is.
+    """
+
+    run: str
+    split: str
+    row: int
+    text: str
+    text_1: str
+    label: str
+    first_predicted: str
+    predicted: str
+    first_right: float
+    right: float
+    change: str

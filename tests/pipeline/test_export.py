@@ -31,7 +31,7 @@ TEXTS = ["the cat sat on the mat", "a dog", "the dog chased the cat on the floor
 WITHOUT_TRAINING_LIBRARIES = """
 import runpy, sys
 BLOCKED = {"torch", "transformers", "datasets", "peft", "accelerate", "evaluate", "huggingface_hub", "safetensors"}
-BLOCKED |= {"jinja2", "pandas", "plotly", "psutil", "pydantic", "scipy", "sklearn", "yaml"}
+BLOCKED |= {"jinja2", "pandas", "psutil", "pydantic", "scipy", "sklearn", "yaml"}
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in BLOCKED:

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from finetune.report.comparison_heads import compared_maps
 from finetune.report.comparison_page import render_comparison
 from finetune.report.comparison_text import difference_text, result_text
 from finetune.runs.comparison import (
+    ChangedRow,
     ClassDifference,
     MetricDifference,
     PairComparison,
@@ -13,7 +15,7 @@ from finetune.runs.comparison import (
     RunSummary,
     SplitDifference,
 )
-from finetune.runs.head_results import TauValue
+from finetune.runs.head_results import HeadScores, TauValue
 from finetune.runs.results import MetricValue
 
 CELL = MetricValue(0.0312, 0.0102, 0.0522)
@@ -65,5 +67,35 @@ def test_the_page_has_every_part() -> None:
         "0.50 (mean of 4 pairs)", "Not &lt;analyzed&gt;.", "Beware.", "Few rows.", "1, 2", "--ink: ",
     ):  # fmt: skip
         assert expected in html, expected
-    assert html.count('class="plotly-graph-div"') == 1
+    assert html.count('class="chart"') == 1
     assert render_comparison(comparison("a", "<i>", "c")) == html
+
+
+def ranking(values: list[list[float | None]], method: str = "gradient") -> HeadScores:
+    errors: list[list[float | None]] = [[None if cell is None else 0.01 for cell in row] for row in values]
+    return HeadScores(method, "E|g|", "test", 40, values, errors, [(0, 0)])
+
+
+def test_rows_that_changed_sides_are_shown_and_the_rest_is_in_the_file() -> None:
+    changed = [
+        ChangedRow("b", "test", row, f"text {row} <i>", "", "no", "no", "yes", 1.0, 0.0, "lost") for row in range(250)
+    ]
+    html = render_comparison(comparison("a", "b"), changed, changed_file="changed_rows.csv")
+    assert "250 rows that only one of two runs predicts correctly" in html
+    assert 'All rows are in <a href="changed_rows.csv">' in html
+    assert "text 199 &lt;i&gt;" in html
+    assert "text 200" not in html
+    assert "--output FOLDER" in render_comparison(comparison("a", "b"), changed)
+    assert 'id="changed"' not in render_comparison(comparison("a", "b"))
+
+
+def test_the_difference_of_two_head_maps_has_the_error_of_both() -> None:
+    first, second = ranking([[0.1, 0.2], [0.0]]), ranking([[0.4, 0.2], [0.004]])
+    (maps,) = compared_maps([("a", first), ("b", second), ("c", None), ("d", ranking([[0.1, 0.2], [0.0]], "fisher"))])
+    cells = [cell for row in maps.difference.cells for cell in row if cell is not None]
+    assert [cell.text for cell in cells] == ["+50", "-50", "+1"]
+    assert [cell.uncertain for cell in cells] == [False, False, True]
+    assert maps.difference.cells[1][1] is None
+    assert compared_maps([("a", None), ("b", second)]) == []
+    html = render_comparison(comparison("a", "<b>"), rankings=[("a", first), ("<b>", second)])
+    assert "&lt;b&gt; minus a" in html
