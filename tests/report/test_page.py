@@ -188,7 +188,8 @@ def test_a_browser_draws_every_figure_without_an_error(run: RunFolder) -> None:
     with chromium() as browser, opened(browser, run.report) as page:
         page.locator("#pruning-curves").scroll_into_view_if_needed()
         page.wait_for_selector("#pruning-curves svg")
-        page.wait_for_selector(".main-svg")
+        page.locator("#training").scroll_into_view_if_needed()
+        page.wait_for_selector("#training svg")
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
