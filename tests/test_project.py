@@ -94,7 +94,6 @@ TESTED_IN = {
     "report/comparison_charts.py": "report/test_comparison_page.py",
     "report/comparison_heads.py": "report/test_comparison_page.py",
     "report/comparison_text.py": "report/test_comparison_page.py",
-    "report/figures.py": "report/test_page.py",
     "report/row_texts.py": "report/test_row_columns.py",
     "report/sweep_table.py": "pipeline/test_sweep.py",
     "report/run_record.py": "report/test_page.py",
