@@ -20,7 +20,6 @@ from finetune.runs.results import MetricValue, SplitScores, TrainingResult
 from finetune.runs.run_folder import RunFolder
 from tests.support import ROOT
 from tests.support.baselines import COMPARISON
-from tests.support.browser import chromium, needs_chromium, opened
 from tests.support.known_run import RECIPE, cell, full_analysis, known_run
 
 
@@ -120,7 +119,8 @@ def test_the_report_needs_no_network(run: RunFolder) -> None:
     write_report(run)
     html = run.report.read_text()
     assert not re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=(?!.data:)", html)
-    assert len(html) > 1_000_000  # the JavaScript of Plotly is included
+    assert 'id="chart-library"' in html
+    assert len(html) < 1_500_000
     assert f"<style>\n{(ROOT / 'finetune/report/style.css').read_text().strip()}" in html
 
 
@@ -179,18 +179,6 @@ def test_a_regression_run_without_head_analysis(run: RunFolder) -> None:
 def test_a_missing_interval_is_a_dash() -> None:
     assert interval_or_dash(MetricValue(0.5, 0.4, 0.6)) == "[0.400, 0.600]"
     assert interval_or_dash(MetricValue(0.5)) == "–"
-
-
-@needs_chromium
-def test_a_browser_draws_every_figure_without_an_error(run: RunFolder) -> None:
-    write_json(run.heads, full_analysis(7))
-    write_report(run)
-    with chromium() as browser, opened(browser, run.report) as page:
-        page.locator("#pruning-curves").scroll_into_view_if_needed()
-        page.wait_for_selector("#pruning-curves svg")
-        page.locator("#training").scroll_into_view_if_needed()
-        page.wait_for_selector("#training svg")
-        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
 def test_the_same_results_give_the_same_report(run: RunFolder) -> None:
