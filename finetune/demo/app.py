@@ -81,6 +81,8 @@ def demo_app(opened: OpenedModel, hosts: Sequence[str]) -> Starlette:
                 result = await asyncio.get_running_loop().run_in_executor(worker, _timed, function, question)
             except FinetuneError as error:
                 return JSONResponse({"error": str(error)}, status_code=422, headers=_HEADERS)
+            except asyncio.CancelledError:  # the command ends; not raised, because the server would log a traceback
+                return JSONResponse({"error": "the demo was stopped"}, status_code=503, headers=_HEADERS)
             return JSONResponse(result, headers=_HEADERS)
 
         return answer

@@ -78,21 +78,26 @@ def open_model(path: Path, *, trust_remote_code: bool = False, base: str | None 
     for parameter in classifier.model.to(device).parameters():
         parameter.requires_grad_(False)  # gradients are taken with respect to gates and embeddings only
     num_heads = [site.num_heads for site in attention_sites(classifier.base)]
-    run = _run_of(path.absolute())
-    rankings, reason = ([], "it is not inside a run folder") if run is None else _rankings(run, path, num_heads)
-    name = str(path.absolute().relative_to(run.path.parent)) if run else path.absolute().name
-    return OpenedModel(name, classifier, num_heads, rankings, reason, _examples(run) if run else [])
+    home = _home(path.absolute())
+    run = None if home is None else _run_in(home)
+    name = path.absolute().name if home is None else str(path.absolute().relative_to(home.parent))
+    if run is None:
+        return OpenedModel(name, classifier, num_heads, [], "it is not inside a run folder", [])
+    return OpenedModel(name, classifier, num_heads, *_rankings(run, path, num_heads), _examples(run))
 
 
-def _run_of(path: Path) -> RunFolder | None:
-    """Return the run that a model comes from, None if it is in no run; for a series, the run of its model."""
-    for folder in (path, path.parent, path.parent.parent):
-        if is_series(folder):
-            seed = read_series(folder).chosen_seed
-            return None if seed is None else SeriesFolder(folder).member(seed)
-        if RunFolder(folder).recipe.is_file():
-            return RunFolder(folder)
-    return None
+def _home(path: Path) -> Path | None:
+    """Return the run or series that a model folder is in, None if it is in neither."""
+    folders = (path, path.parent, path.parent.parent)
+    return next((folder for folder in folders if is_series(folder) or RunFolder(folder).recipe.is_file()), None)
+
+
+def _run_in(home: Path) -> RunFolder | None:
+    """Return the run in a folder; that of a series is the run whose model is the model of the series."""
+    if not is_series(home):
+        return RunFolder(home)
+    seed = read_series(home).chosen_seed
+    return None if seed is None else SeriesFolder(home).member(seed)
 
 
 def _rankings(run: RunFolder, path: Path, num_heads: list[int]) -> tuple[list[Ranking], str]:

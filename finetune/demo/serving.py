@@ -7,6 +7,7 @@ import threading
 import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import uvicorn
 
@@ -40,8 +41,15 @@ def serving(opened: OpenedModel, listener: socket.socket) -> Iterator[str]:
     try:
         yield address(listener)
     finally:
-        server.should_exit = True
+        server.should_exit = server.force_exit = True
         thread.join()
+
+
+class _Server(uvicorn.Server):
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop at the first signal, without waiting for the answers in progress."""
+        self.force_exit = True
+        super().handle_exit(sig, frame)
 
 
 def _server(opened: OpenedModel, listener: socket.socket) -> uvicorn.Server:
@@ -53,6 +61,5 @@ def _server(opened: OpenedModel, listener: socket.socket) -> uvicorn.Server:
         lifespan="off",
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=1,
     )
-    return uvicorn.Server(config)
+    return _Server(config)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -217,15 +221,27 @@ def test_two_people_switch_heads_and_see_what_python_computes(running: Running, 
     assert problems == []
 
 
-def test_the_command_ends_without_a_traceback(
+def test_ctrl_c_ends_the_command_without_a_traceback(
     small_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(self: Any, sockets: list[socket.socket]) -> None:
-        assert address(sockets[0]) in capsys.readouterr().out
-        raise KeyboardInterrupt
+    pages = []
 
-    opened: list[str] = []
-    monkeypatch.setattr("uvicorn.Server.run", interrupted)
-    monkeypatch.setattr("webbrowser.open", opened.append)
+    def open_page(url: str) -> None:
+        try:
+            with closing(HTTPConnection(url[7:-1], timeout=HANG_SECONDS)) as connection:
+                connection.request("GET", "/")
+                pages.append(connection.getresponse().read())
+                question = json.dumps({"texts": ["the cat sat"]}).encode()
+                connection.request("POST", "/explain", question, {"content-type": "application/json"})
+                os.kill(os.getpid(), signal.SIGINT)  # the answer is not awaited
+        finally:
+            ended.set()
+
+    ended = threading.Event()
+    monkeypatch.setattr("webbrowser.open", open_page)
     assert main(["demo", str(small_run / "model"), "--open"]) == 130
-    assert capsys.readouterr().err == "stopped by SIGINT\n"
+    assert ended.wait(HANG_SECONDS)
+    output = capsys.readouterr()
+    assert re.search(r"^Demo of run/model: http://127\.0\.0\.1:\d+/ \(Ctrl\+C ends it\)$", output.out, re.MULTILINE)
+    assert output.err == "stopped by SIGINT\n"
+    assert [b"<title>run/model: demo</title>" in page for page in pages] == [True]

@@ -15,6 +15,7 @@ from finetune.runs.json_files import write_json
 from finetune.runs.results import ModelCost
 from finetune.runs.run_files import read_heads
 from finetune.runs.run_folder import RunFolder
+from finetune.runs.series import MemberResult, SeriesResult
 from tests.support.finished_runs import HEADS, LAYERS
 
 
@@ -47,6 +48,18 @@ def test_a_model_outside_a_run_or_without_an_analysis_says_why_there_is_no_ranki
     (run / "heads.json").write_text("[1]")
     with pytest.raises(DataError, match=r"heads\.json is damaged"):
         open_model(run)
+
+
+def test_a_series_has_the_rankings_of_the_run_whose_model_it_has(small_run: Path, tmp_path: Path) -> None:
+    series = tmp_path / "series"
+    shutil.copytree(small_run, series / "seed-4")
+    shutil.copytree(small_run / "model", series / "model")
+    members = [MemberResult(3, "failed"), MemberResult(4, "finished")]
+    write_json(series / "series.json", SeriesResult("accuracy", members, chosen_seed=4))
+    for path, name in ((series, "series"), (series / "model", "series/model"), (series / "seed-4", "seed-4")):
+        opened = open_model(path)
+        assert (opened.name, opened.no_rankings) == (name, "")
+        assert opened.rankings[0].order == read_heads(RunFolder(small_run)).methods[0].order
 
 
 def test_the_ranking_of_a_pruned_model_is_that_of_its_run_in_new_numbers(small_run: Path, tmp_path: Path) -> None:
