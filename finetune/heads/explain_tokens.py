@@ -82,9 +82,9 @@ def token_attributions(
     inputs = {name: tensor.to(base.device) for name, tensor in inputs.items()}
     with frozen(base), without_flash_attention(base):
         path = _path(classifier, inputs, targets, baseline)
-        sums = torch.zeros(inputs["input_ids"].shape, dtype=torch.float64, device=base.device)
+        sums = torch.zeros(inputs["input_ids"].shape, dtype=torch.float64)
         results: dict[int, TokenAttributions] = {}
-        rows, new_points = torch.arange(len(sums), device=base.device), np.ones(steps, dtype=bool)
+        rows, new_points = torch.arange(len(sums)), np.ones(steps, dtype=bool)
         while True:
             shares, weights = _path_points(steps)
             sums[rows] += path.weighted_sum(rows, shares[new_points], weights[new_points])
@@ -128,22 +128,23 @@ class _Path:
             shares: the points as shares of the path, (K,).
             weights: their weights, (K,).
         """
-        base, device = self.classifier.base, rows.device
-        all_shares, all_weights = (torch.tensor(values, device=device) for values in (shares, weights))
-        total = torch.zeros(len(rows), self.start.shape[1], dtype=torch.float64, device=device)
+        base, device = self.classifier.base, self.start.device
+        all_shares = torch.tensor(shares, dtype=torch.float32, device=device)
+        all_weights = torch.tensor(weights)
+        total = torch.zeros(len(rows), self.start.shape[1], dtype=torch.float64)  # on the CPU: MPS has no float64
 
         def add(numbers: Tensor) -> None:
             """Add these of the (row, point) pairs, which are numbered row by row."""
             positions, points = numbers // len(shares), numbers % len(shares)
-            chosen = rows[positions]
+            chosen = rows.to(device)[positions]
             embeddings = self.start[chosen] + all_shares[points, None, None].to(self.start) * self.difference[chosen]
             embeddings.requires_grad_()
             with torch.enable_grad(), attention_kernel(device), _embeddings(base, embeddings):
                 logits = base(**{name: tensor[chosen] for name, tensor in self.inputs.items()}).logits
                 scores = target_scores(logits, self.targets[chosen], self.classifier.problem_type)
                 (gradients,) = torch.autograd.grad(scores.sum(), embeddings)
-            products = (gradients.double() * self.difference[chosen]).sum(-1)  # (M, S)
-            total.index_add_(0, positions, all_weights[points, None] * products)
+            products = (gradients.float() * self.difference[chosen].float()).sum(-1).cpu().double()  # (M, S)
+            total.index_add_(0, positions.cpu(), all_weights[points.cpu(), None] * products)
 
         in_chunks(add, len(rows) * len(shares), self.inputs)
         return total

@@ -21,12 +21,14 @@ from torch import Tensor
 
 from finetune.cli import main
 from finetune.data.batching import load_batches
+from finetune.heads import explain
 from finetune.heads.gated_forward import GatedRows, check_all_ones, gate_gradients
 from finetune.models.comparison import logits_of
 from finetune.models.loading import load_classifier
 from finetune.out_of_memory import halve_rows, is_out_of_memory
 from finetune.recipe.training_section import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
+from tests.conftest import SENTENCES
 from tests.support import ROOT
 from tests.support.finished_runs import SCRATCH, finished, recipe
 from tests.support.helpers import encoded, plan, tiny_classifier
@@ -129,7 +131,9 @@ def test_every_method_ranks_heads(tiny_bert: Path, tmp_path: Path, precision: st
         training={**ON_GPU, "mixed_precision": precision},
         head_importance={"method": METHODS, "random_orders": 1},
     )
-    methods = read(finished(tmp_path, content), "heads.json")["methods"]
+    run = finished(tmp_path, content)
+    assert (run / "explanations.parquet").is_file()
+    methods = read(run, "heads.json")["methods"]
     assert [scores["method"] for scores in methods] == METHODS
     for scores in methods:
         assert np.isfinite(np.array(scores["values"], dtype=float)).all(), scores["method"]
@@ -148,6 +152,27 @@ def test_gate_gradients_equal_those_of_the_cpu(tiny_bert: Path) -> None:
         tables.append(gate_gradients(sample))
     assert np.abs(tables[1]).max() > 1e-3
     np.testing.assert_allclose(*tables, atol=1e-4 * np.abs(tables[1]).max())
+
+
+def test_explanations_equal_those_of_the_cpu(tiny_bert: Path) -> None:
+    torch.manual_seed(0)
+    classifier, results = tiny_classifier(tiny_bert), []
+    for device in (GPU, CPU):
+        classifier.model.to(device)
+        inputs = explain.tokenized(classifier, [SENTENCES])
+        assert inputs["input_ids"].device.type == device.type
+        attributions = explain.token_attributions(classifier, inputs, steps=4, max_steps=4)
+        maps = explain.attention_of(classifier, inputs)
+        results.append(
+            {
+                "exact": explain.head_effects(classifier, inputs),
+                "first-order": explain.first_order_head_effects(classifier, inputs),
+                "tokens": np.concatenate([row.values for row in attributions]),
+                "attention": np.concatenate([weights.ravel() for row in maps for weights in row.values()]),
+            }
+        )
+    for name, expected in results[1].items():
+        np.testing.assert_allclose(results[0][name], expected, atol=1e-3 * np.abs(expected).max(), err_msg=name)
 
 
 def test_heads_are_pruned(tiny_bert: Path, tmp_path: Path) -> None:
