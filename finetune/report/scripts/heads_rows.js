@@ -20,6 +20,8 @@ function explanationLinks(position) {
   return [element("p", {}, element("a", { href: "#chosen-row" }, "Which heads and tokens this row depends on"))];
 }
 
+rowDetailParts.push(explanationLinks);
+
 /** Returns the score of a row, that of the baseline and the completeness gap, in a sentence. */
 function scoreSentence(row) {
   const target = explanations.target(row.index);

@@ -3,6 +3,9 @@
 
 const csvBlock = 5000; // rows at a time
 
+/** @type {((position: number) => HTMLElement[])[]} what other sections show of a chosen row */
+const rowDetailParts = [];
+
 /** Returns a text in which characters that cannot be seen, or that change the direction of the text, are visible. */
 function visibleText(text) {
   return text
@@ -35,7 +38,8 @@ function rowDetails(position, texts) {
   const title = element("h3", {}, visibleText(`${rows.splits[rows.split[position]]} row ${rows.row[position]}`));
   const missing = rows.texts.fields ? "The text of this row is in predictions.parquet, not in this page." : "";
   const shown = texts ? texts.map((text) => element("p", { class: "row-text", tabindex: "0" }, isolated(text))) : [element("p", {}, missing)];
-  return [element("div", { class: "controls" }, title, close), ...shown, ...explanationLinks(position), ...(rows.confidence ? [probabilityTable(position)] : [])];
+  const others = rowDetailParts.flatMap((part) => part(position));
+  return [element("div", { class: "controls" }, title, close), ...shown, ...others, ...(rows.confidence ? [probabilityTable(position)] : [])];
 }
 
 /** Returns a table with the probabilities of a row, highest first. */
