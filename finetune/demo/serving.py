@@ -56,6 +56,7 @@ def _server(opened: OpenedModel, listener: socket.socket) -> uvicorn.Server:
     hosts = _LOOPBACK_NAMES if is_loopback(listener) else ("*",)
     config = uvicorn.Config(
         demo_app(opened, hosts),
+        loop="asyncio",
         http="h11",
         ws="none",
         lifespan="off",

@@ -160,8 +160,8 @@ def shown(page: Any, column: str, off: str) -> list[float]:
     return list(map(float, values))
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+@pytest.fixture
+def browser() -> Iterator[Any]:  # not for the module: it would leave an event loop running in this thread
     with chromium() as running_browser:
         yield running_browser
 
