@@ -34,7 +34,7 @@ def test_there_is_a_chart_of_everything_that_was_logged() -> None:
 def test_a_single_value_is_visible() -> None:
     (chart,) = training_charts([{"step": 3, "eval_loss": 0.5}], best_step=None)
     assert chart.option["series"][0]["showSymbol"]
-    assert (chart.option["yAxis"]["min"], chart.option["yAxis"]["max"]) == (0.475, 0.525)
+    assert (chart.option["yAxis"]["min"], chart.option["yAxis"]["max"]) == (0.47, 0.53)
 
 
 def test_without_a_log_there_is_no_chart() -> None:

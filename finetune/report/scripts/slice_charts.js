@@ -49,7 +49,7 @@ function correctness() {
 }
 
 /** Returns positions sorted by an integer below 2 ** 24 per position; equal ones keep their order. */
-function sortedBy(positions, keyOf) {
+function sortedByKey(positions, keyOf) {
   const keys = new Float64Array(positions.length); // sorts faster than a comparison function
   for (let index = 0; index < keys.length; index++) keys[index] = keyOf(positions[index]) * 2 ** 28 + index;
   keys.sort();
