@@ -99,4 +99,8 @@ def _range(values: Sequence[float]) -> dict[str, float]:
     """Return limits of an axis for values that are almost equal, so that rounding does not look like a change."""
     low, high = min(values), max(values)
     margin = 0.05 * max(abs(low), abs(high))
-    return {"min": float(f"{low - margin:.2g}"), "max": float(f"{high + margin:.2g}")} if margin > 0 and high - low < margin else {}
+    return (
+        {"min": float(f"{low - margin:.2g}"), "max": float(f"{high + margin:.2g}")}
+        if margin > 0 and high - low < margin
+        else {}
+    )

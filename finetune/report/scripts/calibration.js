@@ -7,7 +7,7 @@ const MAX_CURVE_POINTS = 200;
 
 /** Returns the confidences of rows, highest first, and which of these rows are right. */
 function byConfidence(positions) {
-  const order = sortedBy(positions, (position) => Math.round((1 - rows.confidence[position]) * (2 ** 24 - 1)));
+  const order = sortedByKey(positions, (position) => Math.round((1 - rows.confidence[position]) * (2 ** 24 - 1)));
   const right = correctness();
   return {
     confidence: Float64Array.from(order, (position) => rows.confidence[position]),

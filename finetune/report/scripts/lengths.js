@@ -7,7 +7,7 @@ const MAX_POINTS = 2000;
 
 /** Returns groups of about equally many rows by length; rows of equal length are in the same group. */
 function lengthGroups(positions) {
-  const sorted = sortedBy(positions, (position) => Math.min(rows.length[position], 2 ** 24 - 1));
+  const sorted = sortedByKey(positions, (position) => Math.min(rows.length[position], 2 ** 24 - 1));
   const numGroups = clamp(Math.floor(sorted.length / MIN_GROUP_ROWS), 1, MAX_GROUPS);
   const groups = [];
   let start = 0;
