@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from markupsafe import Markup
+from scipy.special import stdtrit
 
 from finetune.report.embedding import embedded
 from finetune.runs.explanations import Explanations, RowExplanation
@@ -21,6 +22,7 @@ from finetune.runs.results import format_significant
 MAX_EFFECTS = 500_000  # effects (rows times heads) in one page; the effects of further rows stay out of it
 _MAX_ROWS_PER_HEAD = 5  # that need a head most, and that it hurts most
 _LARGEST = 127  # effects in bytes: 0 stands for no head, 1 to 255 for -_LARGEST to _LARGEST
+_MIN_ROWS_OF_LABEL = 3
 _TABLE_TOKENS = 60  # tokens of a row in the table of explained rows
 
 
@@ -79,22 +81,24 @@ def row_positions(rows: Sequence[RowExplanation], predictions: pa.Table | None) 
 
 
 def label_effects(effects: np.ndarray, targets: np.ndarray) -> dict[str, list[list[float | int]]]:
-    """Return for each head and label the mean effect over the rows with that target, its standard error, and the rows.
+    """Return for each head and label the mean effect over the rows with that target, with its 95 % interval.
 
-    Labels with a single row have no standard error and are left out.
+    The interval is that of Student's t. Labels with fewer than three rows are left out.
 
     Args:
         effects: (N, L, H).
         targets: number of the label of each row, (N,).
 
     Returns:
-        "layer.head" to [label number, mean, standard error, rows].
+        "layer.head" to [label number, mean, half of the width of the interval, rows].
     """
     labels = [(label, targets == label) for label in np.unique(targets)]
-    counted = [(int(label), effects[mask], int(mask.sum())) for label, mask in labels if mask.sum() > 1]
+    counted = [
+        (int(label), effects[mask], int(mask.sum())) for label, mask in labels if mask.sum() >= _MIN_ROWS_OF_LABEL
+    ]
     return {
         f"{layer}.{head}": [
-            [label, _rounded(mean[layer, head]), _rounded(error[layer, head]), count]
+            [label, _rounded(mean[layer, head]), _rounded(stdtrit(count - 1, 0.975) * error[layer, head]), count]
             for label, mean, error, count in (
                 (label, part.mean(0), part.std(0, ddof=1) / np.sqrt(count), count) for label, part, count in counted
             )

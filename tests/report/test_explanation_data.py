@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from scipy import stats
 
 from finetune.report import explanation_data
 from finetune.report.explanation_data import (
@@ -54,12 +55,13 @@ def test_the_rows_that_need_a_head_most_and_those_that_it_hurts_most_come_first(
     assert data["explained"][0]["effects"][0][10] == -4.0
 
 
-def test_label_effects_are_means_with_standard_errors_over_rows() -> None:
-    effects = np.array([[[1.0, np.nan]], [[3.0, np.nan]], [[5.0, np.nan]]])
-    assert label_effects(effects, np.array([0, 0, 1])) == {"0.0": [[0, 2.0, 1.0, 2]]}  # one row has no standard error
-    mean, error = label_effects(np.array([[[1.0]], [[2.0]], [[4.0]]]), np.zeros(3))["0.0"][0][1:3]
-    assert mean == pytest.approx(7 / 3, rel=1e-4)
-    assert error == pytest.approx(np.std([1, 2, 4], ddof=1) / np.sqrt(3), rel=1e-4)
+def test_label_effects_are_means_with_the_interval_of_student_over_rows() -> None:
+    values = np.array([1.0, 2.0, 4.0, 5.0, 6.0])
+    effects = np.stack([values, np.full(5, np.nan)], axis=1)[:, None]  # the second head does not exist
+    (entry,) = label_effects(effects, np.array([0, 0, 0, 1, 1]))["0.0"]  # two rows are too few
+    low, high = stats.t.interval(0.95, 2, values[:3].mean(), stats.sem(values[:3]))
+    assert entry == [0, pytest.approx((low + high) / 2, rel=1e-4), pytest.approx((high - low) / 2, rel=1e-4), 3]
+    assert set(label_effects(effects, np.zeros(5))) == {"0.0"}
 
 
 def test_effects_are_stored_to_a_127th_of_the_largest_and_missing_heads_as_zero() -> None:

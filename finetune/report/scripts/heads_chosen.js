@@ -32,7 +32,7 @@ function effectsTable(caption, list) {
     element("div", { class: "scroll" }, element("table", {}, element("thead", {}, titles), element("tbody", {}, ...lines))));
 }
 
-/** Returns the labels that a head affects most, as [label, mean, error, rows]. */
+/** Returns the labels that a head affects most, as [label, mean, half of the width of its interval, rows]. */
 function shownLabels(head) {
   const all = explanations.labelEffects[head].map(([label, ...values]) => [explanations.targets[label] || "all rows", ...values]);
   const largest = [...all].sort((first, second) => Math.abs(second[1]) - Math.abs(first[1])).slice(0, maxShownLabels);
@@ -42,12 +42,12 @@ function shownLabels(head) {
 /** Returns the option of a dot plot of the mean effect per label with 95 % intervals. */
 function labelOption(labels) {
   const name = (_, index) => shortened(visibleText(labels[index][0]), 24);
-  const interval = ([, mean, error], index) => [[mean - 1.96 * error, index], [mean + 1.96 * error, index], ["-", "-"]];
+  const interval = ([, mean, width], index) => [[mean - width, index], [mean + width, index], ["-", "-"]];
   return {
     tooltip: {
       formatter: ({ dataIndex }) => {
-        const [label, mean, error, count] = labels[dataIndex];
-        return `${escaped(visibleText(label))}: ${signed(mean)} ± ${error.toPrecision(2)}<br>${count} rows`;
+        const [label, mean, width, count] = labels[dataIndex];
+        return `${escaped(visibleText(label))}: ${signed(mean)} ± ${width.toPrecision(2)}<br>${count} rows`;
       },
     },
     grid: { left: 130, right: 16, top: 8, bottom: 44 },
@@ -65,11 +65,11 @@ function labelPanel(head) {
   const labels = shownLabels(head);
   if (!labels.length) return element("div", {});
   const total = explanations.labelEffects[head].length;
-  const described = labels.map(([label, mean, error]) => `${label} ${signed(mean)} ± ${error.toPrecision(2)}`).join("; ");
+  const described = labels.map(([label, mean, width]) => `${label} ${signed(mean)} ± ${width.toPrecision(2)}`).join("; ");
   const place = labelChart.show(() => labelOption(labels), `Mean effect by label: ${described}`, null, 60 + 34 * labels.length);
   const part = total > labels.length ? ` The ${labels.length} of ${total} labels with the largest effects.` : "";
   return element("div", { class: "label-effects" }, element("h4", {}, "Which label it serves"), place,
-    element("p", { class: "soft" }, `Mean effect over the rows with that prediction, ± 1.96 standard errors over rows.${part}`));
+    element("p", { class: "soft" }, `Mean effect over the rows that are explained for the label, with its 95 % interval over rows (Student's t); labels of at least three rows.${part}`));
 }
 
 /** Returns the row whose attention is shown: the row that the reader chose if it has tokens, else one with a map. */
