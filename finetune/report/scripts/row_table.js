@@ -3,7 +3,7 @@
 
 const rowsPerPage = 20;
 const maxCellCharacters = 280;
-const maxProbabilityColumns = 4; // with more labels, one column shows the highest probabilities
+const maxProbabilityColumns = 3; // with more labels, one column shows the highest probabilities
 const shownProbabilities = 5;
 let tableRows = new Uint32Array(); // positions of the rows of all pages, in their order
 let tableRequests = 0;
@@ -108,7 +108,7 @@ function textCell(position, texts) {
 // ---- Order
 
 /** Returns positions sorted by a value of each; rows with equal values keep the order of their positions. */
-function sortedBy(positions, value, descending) {
+function sortedRows(positions, value, descending) {
   const float = new Float32Array(1);
   const bits = new Uint32Array(float.buffer);
   const scale = 2 ** Math.ceil(Math.log2(Math.max(rows.count, 2)));
@@ -133,7 +133,7 @@ function orderedRows(positions) {
     chosen = rows.labelErrors.filter((position) => inSlice.has(position)); // the most likely first
   }
   const column = tableColumns().find(({ key, value }) => value && key === order.replace("-", ""));
-  return column ? sortedBy(chosen, column.value, order.startsWith("-")) : chosen;
+  return column ? sortedRows(chosen, column.value, order.startsWith("-")) : chosen;
 }
 
 // ---- The table
