@@ -31,6 +31,9 @@ def test_hostile_texts_are_shown_as_text(page: Any) -> None:
             "([row, text]) => document.querySelector('#row-details .row-text')?.textContent === visibleText(text)",
             arg=[position, HOSTILE_TEXTS[position]],
         )
+    losses = page.evaluate("[...tableRows].map((position) => rows.loss[position])")
+    assert losses == sorted(losses, reverse=True)
+    assert len(set(page.evaluate("[...tableRows]"))) == len(HOSTILE_TEXTS)
     cells = page.locator("#row-table tbody td.words").all_text_contents()
     assert any(cell.startswith("</script><script>") for cell in cells)
     assert "[U+202E]txt.exe" in cells
