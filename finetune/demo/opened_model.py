@@ -82,7 +82,7 @@ def open_model(path: Path, *, trust_remote_code: bool = False, base: str | None 
     run = None if home is None else _run_in(home)
     name = path.absolute().name if home is None else str(path.absolute().relative_to(home.parent))
     if run is None:
-        return OpenedModel(name, classifier, num_heads, [], "it is not inside a run folder", [])
+        return OpenedModel(name, classifier, num_heads, [], "the model is not in a run folder", [])
     return OpenedModel(name, classifier, num_heads, *_rankings(run, path, num_heads), _examples(run))
 
 

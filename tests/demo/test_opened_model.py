@@ -39,7 +39,7 @@ def test_a_model_outside_a_run_or_without_an_analysis_says_why_there_is_no_ranki
     shutil.copytree(small_run / "model", tmp_path / "alone")
     opened = open_model(tmp_path / "alone")
     assert (opened.name, opened.rankings, opened.examples) == ("alone", [], [])
-    assert opened.no_rankings == "it is not inside a run folder"
+    assert opened.no_rankings == "the model is not in a run folder"
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
     (run / "heads.json").unlink()
     (run / "predictions.parquet").unlink()
