@@ -89,6 +89,8 @@ function withPageColors(option) {
       backgroundColor: card, borderColor: line, textStyle: { color: ink }, confine: true, ...option.tooltip,
     },
     visualMap: option.visualMap && [option.visualMap].flat().map((map) => ({ textStyle: { color: soft }, ...map })),
+    series: option.series && [option.series].flat().map((line) => (
+      line.type === "line" ? { symbol: "circle", ...line } : line)), // the default is white inside, also on dark pages
     xAxis: each(option.xAxis),
     yAxis: each(option.yAxis),
   };
