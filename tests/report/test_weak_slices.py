@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from scipy.stats import chi2_contingency, fisher_exact
+from scipy.stats import fisher_exact
 
 from finetune.report import weak_slices
-from finetune.report.weak_slices import _fisher, _holm, _p_values, find_weak_slices
+from finetune.report.weak_slices import _holm, _p_values, find_weak_slices
 
 WORDS = ["the", "film", "naïve", "plot", "was", "good"]
 
@@ -90,13 +90,15 @@ def test_runs_without_errors_or_with_values_have_no_weak_slices() -> None:
 
 
 def test_p_values_are_those_of_scipy() -> None:
-    for errors, rows, wrong, total in ((4, 6, 20, 200), (3, 10, 5, 40), (2, 2, 3, 9), (30, 40, 35, 60)):
-        table = [[errors, rows - errors], [wrong - errors, total - rows - wrong + errors]]
-        assert _fisher(errors, rows, wrong, total) == pytest.approx(fisher_exact(table, "greater").pvalue)
-    table = [[40, 60], [100, 300]]
-    expected = chi2_contingency(table, correction=True).pvalue / 2
-    values = _p_values(np.array([100, 100, 6]), np.array([40, 20, 4]), 500, 140)
-    assert values[0] == pytest.approx(expected)
-    assert values[1] == 1  # fewer errors than outside
-    assert values[2] == pytest.approx(_fisher(4, 6, 140, 500))  # a small expected count
+    for total, wrong, slices in (
+        (200, 20, [(6, 4), (6, 6)]), (40, 5, [(10, 3)]), (9, 3, [(2, 2)]), (500, 140, [(100, 40), (6, 4), (100, 20)]),
+        (2693, 317, [(196, 41), (62, 18)]),  # the chi-square test would give a third and a seventh of these
+        (100_000, 30_000, [(40_000, 12_300), (1000, 900)]),
+    ):  # fmt: skip
+        rows, errors = np.array(slices).T
+        for value, size, wrong_inside in zip(_p_values(rows, errors, total, wrong), rows, errors, strict=True):
+            rest = wrong - wrong_inside
+            table = [[wrong_inside, size - wrong_inside], [rest, total - size - rest]]
+            expected = fisher_exact(table, "greater").pvalue if wrong_inside * total > size * wrong else 1.0
+            assert value == pytest.approx(expected, rel=1e-6)
     assert _holm(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
