@@ -102,6 +102,14 @@ def test_a_row_is_chosen_by_click_and_by_keyboard(page: Any) -> None:
     assert serious_violations(page) == []
     page.click("text=Close")
     assert page.locator("#row-details").is_hidden()
+    assert page.evaluate("document.activeElement.closest('tr').dataset.position") == str(position)
+
+
+def test_the_last_page_does_not_take_the_focus_away(page: Any) -> None:
+    page.evaluate("setState({view: null, sort: null, page: null, split: 'all'})")
+    for button, focused in (("last", "previous"), ("first", "next")):
+        page.locator(f"#row-{button}").press("Enter")
+        page.wait_for_function("(id) => document.activeElement.id === id", arg=f"row-{focused}")
 
 
 def test_the_rows_of_the_slice_are_saved_without_formulas(browser: Any, path: Path, tmp_path: Path) -> None:

@@ -162,6 +162,7 @@ def test_the_pairs_of_the_confusion_matrix_work_with_the_keyboard(single_label: 
     page.keyboard.press("Enter")
     page.wait_for_function(f"() => currentSlice.length === {wrong.max()}")
     assert page.evaluate("[getState('label'), getState('predicted')]") == [NAMES[label], NAMES[predicted]]
+    page.wait_for_function("() => document.activeElement.closest('#confused-pairs')")  # the focus stays
 
 
 def test_the_classes_of_the_confusion_matrix_can_be_reordered(single_label: Any) -> None:

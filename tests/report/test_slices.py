@@ -91,6 +91,7 @@ def test_the_fields_show_and_change_the_address(page: Any, slice_of: Callable[[s
     page.wait_for_function("() => document.getElementById('slice-size').textContent === '6 of 6 rows'")
     assert page.input_value("#slice-text") == ""
     assert page.locator("#slice-reset").is_disabled()
+    assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
 
 
 def test_an_invalid_expression_is_reported_beside_the_field(page: Any, slice_of: Callable[[str], list[int]]) -> None:
@@ -101,6 +102,17 @@ def test_an_invalid_expression_is_reported_beside_the_field(page: Any, slice_of:
     slice_of("text=film")
     assert page.inner_text("#slice-text-problem") == ""
     assert page.get_attribute("#slice-text", "aria-invalid") == "false"
+
+
+def test_a_search_that_takes_too_long_is_stopped(page: Any, slice_of: Callable[[str], list[int]]) -> None:
+    page.evaluate("searchSeconds = 0.2")
+    page.evaluate("(source) => { location.hash = `text=${encodeURIComponent(source)}` }", r"^(\w+\s?)+$|^((.|\w)+)+#")
+    problem = page.locator("#slice-text-problem")
+    problem.filter(has_text="takes too long").wait_for()
+    assert page.locator("#slice-size").text_content() == "6 of 6 rows"
+    page.evaluate("searchSeconds = 60")
+    assert slice_of("text=dull") == [0, 4]  # by a new worker
+    assert problem.text_content() == ""
 
 
 def test_the_bar_is_accessible(page: Any) -> None:

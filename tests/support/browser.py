@@ -39,7 +39,9 @@ def opened(browser: Any, path: Path, *, fragment: str = "", phone: bool = False,
     page.set_default_timeout(1000 * HANG_SECONDS)
     page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("request", lambda request: None if request.url.startswith("file:") else problems.append(request.url))
+    page.on(
+        "request", lambda request: None if request.url.startswith(("file:", "blob:")) else problems.append(request.url)
+    )
     page.goto(path.absolute().as_uri() + fragment)
     page.wait_for_selector("html[data-ready]", state="attached")
     yield page

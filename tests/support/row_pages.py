@@ -23,6 +23,7 @@ _PAGE = """{% extends "base.html" %}
 {% for name in scripts %}
 <script>{{ script(name) }}</script>
 {% endfor %}
+<script>{{ script("text_search.js") }}</script>
 <script>{{ script("slices.js") }}</script>
 <script>{{ script("row_table.js") }}</script>
 <script>{{ script("row_details.js") }}</script>

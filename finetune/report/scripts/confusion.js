@@ -14,7 +14,7 @@ async function rowsOfAnyPair(positions) {
   const expression = chosenExpression(choice);
   const all = Uint32Array.from({ length: rows.count }, (_, position) => position);
   const chosen = sliceConditions({ ...choice, label: null, predicted: null }).reduce(filtered, all);
-  return expression ? matching(chosen, expression) : chosen;
+  return (expression && await matching(chosen, expression)) ?? chosen;
 }
 
 /** Returns the confusion matrix of rows with its sums. */
@@ -159,7 +159,8 @@ function showPairs({ size, cells, actual }) {
     );
   });
   const none = element("tr", {}, element("td", { class: "text", colspan: 4 }, "No row was predicted as another class."));
-  document.querySelector("#confused-pairs tbody").replaceChildren(...(shown.length ? shown : [none]));
+  const body = document.querySelector("#confused-pairs tbody");
+  keepingFocus(body, () => body.replaceChildren(...(shown.length ? shown : [none])));
 }
 
 onStart(() => {

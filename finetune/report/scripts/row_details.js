@@ -32,9 +32,16 @@ async function showRow() {
   if (position !== null) place.replaceChildren(...rowDetails(position, texts));
 }
 
+/** Hides the details of a row; the focus goes to the row in the table, or below it if the row is on another page. */
+function closeRow(position) {
+  setState({ row: null });
+  const button = document.querySelector(`#row-table [data-position="${position}"] button`);
+  (button ?? document.getElementById("row-download")).focus({ preventScroll: true });
+}
+
 /** Returns the elements that describe a row. */
 function rowDetails(position, texts) {
-  const close = element("button", { type: "button", onclick: () => setState({ row: null }) }, "Close");
+  const close = element("button", { type: "button", onclick: () => closeRow(position) }, "Close");
   const title = element("h3", {}, visibleText(`${rows.splits[rows.split[position]]} row ${rows.row[position]}`));
   const missing = rows.texts.fields ? "The text of this row is in predictions.parquet, not in this page." : "";
   const shown = texts ? texts.map((text) => element("p", { class: "row-text", tabindex: "0" }, isolated(text))) : [element("p", {}, missing)];

@@ -166,6 +166,7 @@ async function showPage() {
     button.disabled = target === page || target < 1 || target > numPages();
     button.value = target;
   }
+  if (document.activeElement.disabled) document.getElementById(page === 1 ? "row-next" : "row-previous").focus();
   markChosenRow();
 }
 

@@ -80,7 +80,9 @@ onStart(() => {
     if (!classTable) return;
     document.getElementById("class-rows").textContent = capitalized(sliceTitle(positions));
     const isStored = splitOfSlice(positions) === rows.shownSplit;
-    classTable.tBodies[0].replaceChildren(...(isStored ? stored : scores.classes.map(classRow)));
-    sortAgain(classTable);
+    keepingFocus(classTable.tBodies[0], () => {
+      classTable.tBodies[0].replaceChildren(...(isStored ? stored : scores.classes.map(classRow)));
+      sortAgain(classTable);
+    });
   });
 });

@@ -56,6 +56,17 @@ function sortedByKey(positions, keyOf) {
   return Uint32Array.from(keys, (key) => positions[key % 2 ** 28]);
 }
 
+/** Changes the content of an element; if a link in it had the focus, the link with the same text gets it back. */
+function keepingFocus(place, change) {
+  const links = () => [...place.querySelectorAll("a")];
+  const index = links().indexOf(document.activeElement);
+  const text = document.activeElement.textContent;
+  change();
+  if (index < 0) return;
+  const same = links().filter((link) => link.textContent === text);
+  (same.includes(links()[index]) ? links()[index] : same[0])?.focus({ preventScroll: true });
+}
+
 /** Returns a link that changes the state. */
 function stateLink(changes, text) {
   const state = new URLSearchParams(location.hash.slice(1));

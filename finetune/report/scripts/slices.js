@@ -52,25 +52,6 @@ function filtered(positions, condition) {
   return result.subarray(0, count);
 }
 
-/** Returns the positions of the rows whose embedded text matches an expression. */
-async function matching(positions, expression) {
-  const result = new Uint32Array(positions.length);
-  const { starts, fields } = rows.texts;
-  let [count, chunk, texts] = [0, -1, []];
-  for (const position of positions) {
-    const index = rows.textIndex ? rows.textIndex[position] : position;
-    if (index < 0 || !fields) continue;
-    if (chunk < 0 || index >= (starts[chunk + 1] ?? Infinity)) {
-      chunk = lastAtMost(starts, index);
-      texts = await rows.textChunk(chunk);
-    }
-    const start = (index - starts[chunk]) * fields;
-    const text = fields > 1 ? `${texts[start]}\n${texts[start + 1]}` : texts[start];
-    if (expression.test(text)) result[count++] = position;
-  }
-  return result.subarray(0, count);
-}
-
 /** Returns the values of the state that choose the slice, by key; null where a key is not set. */
 function sliceChoice() {
   return Object.fromEntries(sliceKeys.map((key) => [key, getState(key)]));
@@ -84,6 +65,10 @@ function chosenExpression(choice) {
     if (choice.text) expression = textExpression(choice.text);
   } catch (error) {
     problem = `This is not a valid regular expression, and is ignored: ${error.message.split(": ").at(-1)}.`;
+  }
+  if (slowExpressions.has(choice.text)) {
+    expression = null;
+    problem = "The search for this expression takes too long, so it is ignored.";
   }
   const place = document.getElementById("slice-text-problem");
   if (place) place.textContent = problem;
@@ -102,6 +87,10 @@ async function updateSlice() {
   let positions = conditions.reduce(filtered, total);
   if (expression) positions = await matching(positions, expression);
   if (request !== sliceRequests) return;
+  if (!positions) {
+    slowExpressions.add(choice.text);
+    return updateSlice();
+  }
   showSliceSize(positions.length, total.length, choice);
   setSlice(positions);
 }
@@ -174,9 +163,11 @@ function startSliceBar(bar) {
   });
   field("reset").addEventListener("click", () => {
     setState(Object.fromEntries([...sliceKeys, "page"].map((key) => [key, null])));
+    bar.querySelector("summary").focus({ preventScroll: true }); // the button is disabled now
   });
   if (hasSomeTexts()) {
-    field("texts").textContent = `The text search covers the ${rows.texts.embedded.toLocaleString("en")} rows whose text is in this page.`;
+    field("texts").textContent = `The text search covers the ${rows.texts.embedded.toLocaleString("en")} rows whose text is in this page. `
+      + "Those of wrong predictions come first, so the scores of rows chosen by a text are lower than those of all such rows.";
   }
   if (matchMedia("(max-width: 820px)").matches) bar.querySelector("details").open = false;
   onState(sliceKeys, showSliceState);
