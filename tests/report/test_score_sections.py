@@ -92,11 +92,15 @@ def test_the_scores_of_a_slice_are_shown_beside_those_of_the_split(single_label:
     assert page.inner_text("#score-table th.slice-cell") == f"{kept.sum()} chosen rows"
     shown = [row[2].split()[0] for row in table_texts(page, "score-table")]
     assert shown[:-1] == [f"{float(metric(counts)):.4f}" for metric in SINGLE_LABEL.values()]
-    assert "1,000 resamples" in page.inner_text("#score-method")
+    method = page.inner_text("#score-method")
+    assert "1,000 resamples" in method
+    assert "decides some scores" in method  # every precision of rows with one label is 1 or 0
     assert [row[1] for row in table_texts(page, "class-table")] == ["0", str(kept.sum()), "0", "0"]
     page.evaluate("setState({ label: null, text: 'no such text' })")
     page.wait_for_function("() => document.querySelector('#class-rows').textContent === '0 chosen rows'")
     assert {row[2].split()[0] for row in table_texts(page, "score-table")} == {"undefined", "–"}
+    assert {cell.split()[0] for row in table_texts(page, "class-table") for cell in row[2:]} == {"undefined"}
+    assert "decides" not in page.inner_text("#score-method")
     page.evaluate("setState({ text: null })")
     page.wait_for_selector("#score-table .slice-cell", state="detached")
     assert table_texts(page, "class-table") == classes

@@ -36,11 +36,18 @@ function intervalMethod({ rows: count, resamples, normal, sampled }) {
   return `The intervals of the chosen rows come from ${resamples.toLocaleString("en")} resamples${source}${width}.`;
 }
 
+/** Returns a warning if the choice of the rows decides some of their scores, or "". */
+function choiceWarning() {
+  if (["label", "predicted", "outcome"].every((key) => getState(key) === null)) return "";
+  return " The choice by outcome, label or prediction decides some scores: rows of one outcome are all right or all wrong, the "
+    + "precision of a label is 1 or 0 if every row has it, and its recall is 1 or 0 if it is predicted for every row.";
+}
+
 /** Shows the scores of the slice in the last column of the table; a whole split has a column already. */
 function showScores(table, positions, scores) {
   const isShown = splitOfSlice(positions) === null;
   table.querySelectorAll(".slice-cell").forEach((cell) => cell.remove());
-  document.getElementById("score-method").textContent = isShown ? intervalMethod(scores) : "";
+  document.getElementById("score-method").textContent = isShown ? intervalMethod(scores) + choiceWarning() : "";
   if (!isShown) return;
   table.tHead.rows[0].append(element("th", { class: "slice-cell" }, sliceTitle(positions)));
   for (const row of table.tBodies[0].rows) {
@@ -51,8 +58,9 @@ function showScores(table, positions, scores) {
 }
 
 /** Returns a row of the table of the classes. */
-function classRow({ label, rows: count, precision, recall, f1 }) {
-  const cells = [precision, recall, f1].map((estimate) => (
+function classRow({ label, rows: count, predicted, precision, recall, f1 }) {
+  const estimates = count || predicted ? [precision, recall, f1] : Array(3).fill(noEstimate);
+  const cells = estimates.map((estimate) => (
     element("td", { "data-value": estimate.value }, ...estimateParts(estimate, 3))
   ));
   return element(

@@ -12,7 +12,7 @@ const DEVIATIONS = 1.959963984540054; // standard deviations on each side of the
 
 /**
  * @typedef {{value: number | null, low: number | null, high: number | null}} Estimate null: undefined, no interval
- * @typedef {{label: string, rows: number, precision: Estimate, recall: Estimate, f1: Estimate}} ClassRow
+ * @typedef {{label: string, rows: number, predicted: number, precision: Estimate, recall: Estimate, f1: Estimate}} ClassRow
  * @typedef {{rows: number, metrics: Object<string, Estimate>, classes: ClassRow[], resamples: number,
  *   normal: boolean, sampled: number | null}} Scores `normal`: the intervals are 1.96 standard errors wide on each side;
  *   `sampled`: the resamples are drawn from so many of the rows
@@ -217,6 +217,7 @@ function scoresOf(rows, positions) {
   const classes = rows.labels.map((label, index) => ({
     label,
     rows: counts.actual[index],
+    predicted: counts.predicted[index],
     precision: perClass[3 * index],
     recall: perClass[3 * index + 1],
     f1: perClass[3 * index + 2],

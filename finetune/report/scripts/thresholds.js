@@ -52,8 +52,11 @@ function thresholdOption(curves, best) {
     name, type: "line", symbol: "none", lineStyle: { width: name === "F1" ? 3 : 1.5 },
     data: values.map((value, step) => [step / THRESHOLD_STEPS, value]),
   });
-  const mark = (step, text) => ({ xAxis: step / THRESHOLD_STEPS, label: { formatter: text, color: color("soft") } });
-  const marks = [mark(50, "0.5"), ...(best === 50 ? [] : [mark(best, "highest F1")])];
+  const mark = (step, text, shift = 0) => ({
+    xAxis: step / THRESHOLD_STEPS, label: { formatter: text, color: color("soft"), offset: [shift, 0] },
+  });
+  const shift = Math.abs(best - 50) < 20 ? 44 * Math.sign(best - 50) : 0; // the two texts do not overlap
+  const marks = [mark(50, "0.5"), ...(best === 50 ? [] : [mark(best, "highest F1", shift)])];
   return {
     legend: { top: 0 },
     grid: { left: 60, right: 24, top: 52, bottom: 50 },
