@@ -53,3 +53,11 @@ def test_a_chart_is_drawn_in_the_colors_of_the_theme(tmp_path: Path) -> None:
         opened_page.click("#theme")
         assert opened_page.evaluate("color('blue')") != light
         opened_page.wait_for_function("document.querySelector('.chart svg').innerHTML.includes(color('blue'))")
+
+
+def test_the_policy_of_a_page_forbids_every_request() -> None:
+    html = templates().from_string("{% extends 'base.html' %}").render()
+    policy = html.split('http-equiv="Content-Security-Policy" content="')[1].split('"')[0]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules.pop("default-src") == "'none'"
+    assert {source for sources in rules.values() for source in sources.split()} <= {"'unsafe-inline'", "data:", "blob:"}
