@@ -23,7 +23,7 @@ from finetune.demo.listener import LOOPBACK, address, listen
 from finetune.demo.opened_model import OpenedModel, open_model
 from finetune.demo.serving import serving
 from finetune.pipeline.load_classifier import load_classifier
-from tests.support.browser import chromium, needs_chromium, serious_violations
+from tests.support.browser import chromium, needs_chromium, serious_violations, wait_until
 from tests.support.helpers import HANG_SECONDS, assert_equal_up_to_rounding
 
 HOSTILE = "<img src=x onerror=\"document.title='run'\"> \u202e cat </textarea>"
@@ -191,9 +191,7 @@ def test_two_people_switch_heads_and_see_what_python_computes(running: Running, 
     assert_equal_up_to_rounding(without, python("the cat sat", frozenset({(1, 2)})))
     assert abs(without[0] - python("the cat sat")[0]) > 0.001
     second.fill("[data-field=A0]", "a dog sat")  # the other person's heads stay on
-    second.wait_for_function(
-        "() => document.querySelector('[data-column=A] [role=status]').textContent.startsWith('3')"
-    )
+    wait_until(second, "() => document.querySelector('[data-column=A] [role=status]').textContent.startsWith('3')")
     second.wait_for_selector(".token >> text=dog")
     assert_equal_up_to_rounding(shown(second, "A", ""), python("a dog sat"))
 

@@ -12,7 +12,7 @@ from finetune.report import write_report
 from finetune.runs.json_files import append_line, write_json
 from finetune.runs.run_folder import RunFolder
 from tests.support.baselines import COMPARISON
-from tests.support.browser import chromium, needs_chromium, opened, serious_violations
+from tests.support.browser import chromium, needs_chromium, opened, serious_violations, wait_until
 from tests.support.known_run import full_analysis, known_run
 
 pytestmark = needs_chromium
@@ -74,7 +74,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Any, run: RunFolde
 
 def test_paper_is_light_and_has_every_chart(browser: Any, run: RunFolder) -> None:
     with opened(browser, run.report, dark=True) as page:
-        page.wait_for_function("typeof echarts !== 'undefined'")  # loaded although no chart is on the screen
+        wait_until(page, "typeof echarts !== 'undefined'")  # loaded although no chart is on the screen
         page.emulate_media(media="print")
         page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
         missing = page.evaluate("[...document.querySelectorAll('[data-option]')].filter(e => !e.querySelector('svg'))")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from finetune.report.charts import chart_element
 from finetune.report.page import templates
-from tests.support.browser import chromium, needs_chromium, opened
+from tests.support.browser import chromium, needs_chromium, opened, wait_until
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&"
 OPTION = {
@@ -52,7 +52,7 @@ def test_a_chart_is_drawn_in_the_colors_of_the_theme(tmp_path: Path) -> None:
         light = opened_page.evaluate("color('blue')")
         opened_page.click("#theme")
         assert opened_page.evaluate("color('blue')") != light
-        opened_page.wait_for_function("document.querySelector('.chart svg').innerHTML.includes(color('blue'))")
+        wait_until(opened_page, "document.querySelector('.chart svg').innerHTML.includes(color('blue'))")
 
 
 def test_the_policy_of_a_page_forbids_every_request() -> None:

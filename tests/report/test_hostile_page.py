@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.browser import chromium, needs_chromium, opened
+from tests.support.browser import chromium, needs_chromium, opened, wait_until
 from tests.support.hostile_run import HOSTILE_LABELS, HOSTILE_NAME, HOSTILE_TEXTS, write_hostile_run
 
 pytestmark = needs_chromium
@@ -25,9 +25,10 @@ def test_hostile_texts_are_shown_as_text(page: Any) -> None:
     assert shown == HOSTILE_TEXTS
     for position in range(len(HOSTILE_TEXTS)):
         page.evaluate("(row) => setState({ row })", position)
-        page.wait_for_function("(row) => document.querySelector(`#row-table [data-position='${row}']`)"
+        wait_until(page, "(row) => document.querySelector(`#row-table [data-position='${row}']`)"
                                ".classList.contains('chosen')", arg=position)  # fmt: skip
-        page.wait_for_function(
+        wait_until(
+            page,
             "([row, text]) => document.querySelector('#row-details .row-text')?.textContent === visibleText(text)",
             arg=[position, HOSTILE_TEXTS[position]],
         )
@@ -44,7 +45,7 @@ def test_hostile_texts_are_shown_as_text(page: Any) -> None:
 def test_hostile_labels_are_shown_as_text(page: Any) -> None:
     assert page.locator("#slice-label option").all_text_contents() == ["any", *HOSTILE_LABELS]
     page.select_option("#slice-label", HOSTILE_LABELS[1])
-    page.wait_for_function("() => currentSlice.length === 3")
+    wait_until(page, "() => currentSlice.length === 3")
     labels = set(page.locator("#row-table tbody td:nth-child(3)").all_text_contents())
     assert labels == {HOSTILE_LABELS[1]}
     page.click("#slice-reset")
@@ -62,9 +63,9 @@ def test_a_hostile_address_changes_nothing(page: Any) -> None:
         "#label=<img src=x onerror=attacked=1>&row=1e9&page=-5&sort=</script>&view=__proto__&text=[&confidence=a-b"
     )
     page.evaluate("(fragment) => { location.hash = fragment }", hostile)
-    page.wait_for_function("() => currentSlice.length === 0")
+    wait_until(page, "() => currentSlice.length === 0")
     page.evaluate("setState({ sort: null })")
     assert page.inner_text("#slice-size").startswith("0 of ")
     assert "<img src=x" in page.inner_text("#slice-conditions")
     page.click("#slice-reset")
-    page.wait_for_function("() => currentSlice.length > 0")
+    wait_until(page, "() => currentSlice.length > 0")

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.support.browser import chromium, needs_chromium, opened, serious_violations
+from tests.support.browser import chromium, needs_chromium, opened, serious_violations, wait_until
 from tests.support.row_pages import single_label_table, write_rows_page
 
 pytestmark = needs_chromium
@@ -82,7 +82,7 @@ def test_views_show_errors_and_likely_label_errors(page: Any) -> None:
     assert "Northcutt" in page.inner_text("#row-rule")
     assert page.locator("#errors [aria-pressed=true]").all_inner_texts() == ["Likely label errors"]
     page.evaluate("setState({ outcome: 'right' })")
-    page.wait_for_function("() => document.querySelectorAll('#row-table tbody tr').length === 0")
+    wait_until(page, "() => document.querySelectorAll('#row-table tbody tr').length === 0")
     assert page.inner_text("#row-count") == "No rows."
 
 
@@ -109,7 +109,7 @@ def test_the_last_page_does_not_take_the_focus_away(page: Any) -> None:
     page.evaluate("setState({view: null, sort: null, page: null, split: 'all'})")
     for button, focused in (("last", "previous"), ("first", "next")):
         page.locator(f"#row-{button}").press("Enter")
-        page.wait_for_function("(id) => document.activeElement.id === id", arg=f"row-{focused}")
+        wait_until(page, "(id) => document.activeElement.id === id", arg=f"row-{focused}")
 
 
 def test_the_rows_of_the_slice_are_saved_without_formulas(browser: Any, path: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from finetune.evaluation.metric_formulas import SINGLE_LABEL, confusion_matrix, counts_of_confusion
-from tests.support.browser import chromium, needs_chromium, opened
+from tests.support.browser import chromium, needs_chromium, opened, wait_until
 from tests.support.row_pages import multi_label_table, regression_table, single_label_table
 from tests.support.scored_runs import write_scored_report
 
@@ -49,7 +49,7 @@ def single_label_page(browser: Any, tmp_path_factory: pytest.TempPathFactory) ->
 def single_label(single_label_page: Any) -> Any:
     """The page of a run, with all rows of its split."""
     single_label_page.evaluate("setState(Object.fromEntries(sliceKeys.map((key) => [key, null])))")
-    single_label_page.wait_for_function(f"() => currentSlice.length === {ROWS}")
+    wait_until(single_label_page, f"() => currentSlice.length === {ROWS}")
     return single_label_page
 
 
@@ -97,7 +97,7 @@ def test_the_scores_of_a_slice_are_shown_beside_those_of_the_split(single_label:
     assert "decides some scores" in method  # every precision of rows with one label is 1 or 0
     assert [row[1] for row in table_texts(page, "class-table")] == ["0", str(kept.sum()), "0", "0"]
     page.evaluate("setState({ label: null, text: 'no such text' })")
-    page.wait_for_function("() => document.querySelector('#class-rows').textContent === '0 chosen rows'")
+    wait_until(page, "() => document.querySelector('#class-rows').textContent === '0 chosen rows'")
     assert {row[2].split()[0] for row in table_texts(page, "score-table")} == {"undefined", "–"}
     assert {cell.split()[0] for row in table_texts(page, "class-table") for cell in row[2:]} == {"undefined"}
     assert "decides" not in page.inner_text("#score-method")
@@ -149,7 +149,7 @@ def test_a_cell_of_the_confusion_matrix_chooses_its_rows(single_label: Any) -> N
         place,
     )
     page.mouse.click(x, y)
-    page.wait_for_function(f"() => currentSlice.length === {wrong}")
+    wait_until(page, f"() => currentSlice.length === {wrong}")
     assert page.evaluate("[getState('label'), getState('predicted')]") == NAMES[:2]
     assert page.inner_text("#confusion-rows") == "Test split, 300 rows."  # the matrix keeps all pairs
 
@@ -164,9 +164,9 @@ def test_the_pairs_of_the_confusion_matrix_work_with_the_keyboard(single_label: 
     assert first == [NAMES[label], NAMES[predicted], str(wrong.max()), share]
     page.focus("#confused-pairs tbody a")
     page.keyboard.press("Enter")
-    page.wait_for_function(f"() => currentSlice.length === {wrong.max()}")
+    wait_until(page, f"() => currentSlice.length === {wrong.max()}")
     assert page.evaluate("[getState('label'), getState('predicted')]") == [NAMES[label], NAMES[predicted]]
-    page.wait_for_function("() => document.activeElement.closest('#confused-pairs')")  # the focus stays
+    wait_until(page, "() => document.activeElement.closest('#confused-pairs')")  # the focus stays
 
 
 def test_the_classes_of_the_confusion_matrix_can_be_reordered(single_label: Any) -> None:
@@ -217,7 +217,7 @@ def test_threshold_curves_are_those_of_the_rows(multi_label: Any) -> None:
     page.select_option("#threshold-label", "1")
     text = page.inner_text("#threshold-text")
     page.evaluate("setState({ text: 'no such text' })")
-    page.wait_for_function("() => document.querySelector('#threshold-text').textContent.startsWith('No chosen row')")
+    wait_until(page, "() => document.querySelector('#threshold-text').textContent.startsWith('No chosen row')")
     for curve, columns in zip(curves, ([0, 1, 2], [1]), strict=True):
         actual, predicted = SETS[:, columns], PREDICTED_SETS[:, columns]
         for step in (0, 5, 50, 85, 95):

@@ -11,7 +11,7 @@ import pytest
 
 from finetune.report.weak_slices import find_weak_slices
 from tests.report.test_weak_slices import weak_table
-from tests.support.browser import chromium, needs_chromium, opened, serious_violations
+from tests.support.browser import chromium, needs_chromium, opened, serious_violations, wait_until
 from tests.support.row_pages import single_label_table, write_rows_page
 
 pytestmark = needs_chromium
@@ -83,12 +83,12 @@ def test_the_fields_show_and_change_the_address(page: Any, slice_of: Callable[[s
     page.select_option("#slice-label", "")
     page.fill("#slice-confidence-high", "")
     page.locator("#slice-confidence-high").dispatch_event("change")
-    page.wait_for_function("() => document.getElementById('slice-size').textContent === '4 of 6 rows'")
+    wait_until(page, "() => document.getElementById('slice-size').textContent === '4 of 6 rows'")
     page.fill("#slice-text", "dull")
-    page.wait_for_function("() => document.getElementById('slice-size').textContent === '2 of 6 rows'")
+    wait_until(page, "() => document.getElementById('slice-size').textContent === '2 of 6 rows'")
     assert "confidence=70-&text=dull" in page.url
     page.click("#slice-reset")
-    page.wait_for_function("() => document.getElementById('slice-size').textContent === '6 of 6 rows'")
+    wait_until(page, "() => document.getElementById('slice-size').textContent === '6 of 6 rows'")
     assert page.input_value("#slice-text") == ""
     assert page.locator("#slice-reset").is_disabled()
     assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
@@ -129,7 +129,7 @@ def test_multi_label_rows_and_pairs_are_selected_by_their_sets(tmp_path: Path, b
     with opened(browser, path, fragment="#label=x&text=f") as page:
         assert page.evaluate("[...currentSlice]") == [2]
         page.evaluate("setState({ label: null, text: null, predicted: 'y' })")
-        page.wait_for_function("() => currentSlice.length === 2")
+        wait_until(page, "() => currentSlice.length === 2")
         assert page.evaluate("[...currentSlice]") == [1, 2]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,18 @@ def opened(browser: Any, path: Path, *, fragment: str = "", phone: bool = False,
     yield page
     page.close()
     assert problems == [], problems
+
+
+def wait_until(page: Any, expression: str, arg: object = None) -> None:
+    """Wait until a JavaScript expression, or a function of `arg`, is true in a page.
+
+    `Page.wait_for_function` evaluates its text inside the page, which the policy of our pages forbids: it fails unless
+    the first check is already true.
+    """
+    limit = time.monotonic() + HANG_SECONDS
+    while not page.evaluate(expression, arg):
+        assert time.monotonic() < limit, f"never true: {expression}"
+        page.wait_for_timeout(20)
 
 
 def serious_violations(page: Any) -> list[str]:
