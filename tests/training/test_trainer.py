@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -210,3 +210,22 @@ def test_a_signal_in_the_last_evaluation_saves_a_checkpoint(
         trainer.fit(tmp_path, evaluation=Evaluation(evaluate), stop_request=request)
     assert evaluations == [3, 6]
     assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["step-000006"]
+
+
+def test_the_logged_gradient_norm_is_that_before_clipping(
+    build: Callable[..., Classifier], accelerator: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms: list[float] = []
+
+    def recorded(parameters: Sequence[torch.nn.Parameter]) -> torch.Tensor:
+        norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in parameters if p.grad is not None]))
+        norms.append(norm.item())
+        return norm
+
+    monkeypatch.setattr("finetune.training.step.gradient_norm", recorded)
+    schedule = plan(total_steps=3)
+    _, _, history = train_on_sentences(build(), accelerator, tmp_path, schedule, max_grad_norm=1e-3)
+    logged = {entry["step"]: entry["grad_norm"] for entry in history if "loss" in entry}
+    assert logged
+    assert logged == {step: norms[step - 1] for step in logged}
+    assert min(norms) > 1e-3
