@@ -75,6 +75,8 @@ def demo_app(opened: OpenedModel, hosts: Sequence[str]) -> Starlette:
         return HTMLResponse(page, headers=_HEADERS)
 
     def answering(function: Callable[[Question], dict[str, Any]], worker: Executor) -> Callable[[Request], Any]:
+        """Return the endpoint that answers with a function of the question, computed by a worker."""
+
         async def answer(request: Request) -> Response:
             try:
                 question = await _question(request, reads_pairs=opened.reads_pairs)

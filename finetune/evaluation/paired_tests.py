@@ -1,11 +1,9 @@
-"""Tests whether two classifiers differ on the same rows, and the correction for several tests.
+"""Tests whether two classifiers differ on the same rows.
 
 N rows, C classes
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
@@ -35,13 +33,3 @@ def row_f1(predictions: Array, references: Array) -> Array:
     total = predictions.sum(-1) + references.sum(-1)
     scores: Array = np.where(total > 0, 2 * (predictions * references).sum(-1) / np.maximum(total, 1), 1.0)
     return scores
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for multiple tests (Holm 1979), each at least the original value and at most 1."""
-    order = np.argsort(p_values, kind="stable")
-    factors = len(p_values) - np.arange(len(p_values))
-    adjusted = np.minimum(1.0, np.maximum.accumulate(np.asarray(p_values)[order] * factors))
-    corrected = np.empty(len(p_values))
-    corrected[order] = adjusted
-    return corrected.tolist()

@@ -115,6 +115,7 @@ def _detailed(
     local = batches[accelerator.process_index :: accelerator.num_processes]
 
     def explain_local() -> dict[int, RowExplanation]:
+        """Return the explanations of this process's batches."""
         results: dict[int, RowExplanation] = {}
         loaded = load_batches(
             replace(sample.split, states=None),

@@ -12,11 +12,12 @@ from itertools import combinations
 import numpy as np
 from scipy import stats
 
-from finetune.evaluation.paired_tests import holm, mcnemar_p_value, wilcoxon_p_value
+from finetune.evaluation.paired_tests import mcnemar_p_value, wilcoxon_p_value
 from finetune.heads.importance_estimate import Estimate
 from finetune.heads.rank_correlation import Table, kendall_tau
 from finetune.models.attention_sites import AttentionSite
 from finetune.runs.head_results import ChangeAgreement, HeadChanges, HeadTest, TauValue
+from finetune.runs.multiple_tests import holm
 
 HALVINGS = 100  # random splits of the rows into halves
 RESAMPLES = 2000  # bootstrap samples

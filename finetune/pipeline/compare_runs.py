@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from finetune.errors import DataError
 from finetune.evaluation.bootstrap import Array
-from finetune.evaluation.paired_tests import holm
 from finetune.evaluation.row_matching import as_array, compare_rows, rows_of_split
 from finetune.evaluation.run_differences import DifferenceSettings, difference_on_rows
 from finetune.heads.rank_correlation import kendall_tau
@@ -21,6 +20,7 @@ from finetune.runs.candidates import Candidate, read_candidate, recipe_differenc
 from finetune.runs.comparison import ChangedRow, PairComparison, RunsComparison, SplitDifference
 from finetune.runs.head_results import HeadScores, TauValue
 from finetune.runs.json_files import damaged_file
+from finetune.runs.multiple_tests import holm
 from finetune.runs.run_folder import RunFolder
 
 _IS_LABEL = {

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from math import sqrt
 from typing import Any
 
-from finetune.report.charts import ChartOption
+from finetune.report.charts import COLORS, ChartOption
 from finetune.runs.head_results import HeadAnalysis, PruningCurves, TauValue
 
-_COLORS = ("blue", "orange", "green", "purple", "red", "cyan", "gold", "olive", "pink", "gray")
 _MAX_PAIRS = 15  # of methods in the chart of agreement; beyond, only the pairs with the leading method
 
 _BAND_EDGE = "lower edge"  # a helper line without an entry in the legend
@@ -45,7 +44,7 @@ def pruning_chart(result: PruningCurves) -> ChartOption:
         series += _band(name, percent, [whole, *band.low], [whole, *band.high], "gray")
         add_line("random orders, mean", band.mean_scores, "gray", type="dotted", width=1.5)
     for number, curve in enumerate(result.curves):
-        name, color = curve.method.replace("_", " "), _COLORS[number % len(_COLORS)]
+        name, color = curve.method.replace("_", " "), COLORS[number % len(COLORS)]
         reverse_name = f"{name}, most important first"
         add_line(name, curve.scores, color, width=2.5 if curve is leading else 1.5)
         if curve is leading and has_intervals(result):

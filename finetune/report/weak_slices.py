@@ -20,6 +20,7 @@ from scipy.special import gammaln
 
 from finetune.report.row_columns import text_lengths
 from finetune.report.row_outcomes import is_text, wrong_rows
+from finetune.runs.multiple_tests import holm
 
 MAX_ROWS = 100_000  # a random sample of more rows is tested
 _MIN_ROWS = 5  # of a slice, and at least 1 % of all rows
@@ -102,7 +103,7 @@ def find_weak_slices(table: pa.Table, shown_split: str) -> WeakSlices | None:
     min_rows = max(_MIN_ROWS, table.num_rows // 100)
     conditions, matrix = _conditions(table, min_rows)
     first, second, rows, errors = _candidates(conditions, matrix, wrong, min_rows)
-    p_values = _holm(_p_values(rows, errors, len(wrong), int(wrong.sum())))
+    p_values = np.array(holm(_p_values(rows, errors, len(wrong), int(wrong.sum()))))
     found = []
     outside = (wrong.sum() - errors) / np.maximum(len(wrong) - rows, 1)
     for index in _selected(matrix[wrong].toarray() > 0, (first, second), rows, errors, outside, p_values):
@@ -232,11 +233,3 @@ def _p_values(rows: np.ndarray, errors: np.ndarray, total: int, wrong: int) -> n
         errors = errors + 1
     p_values[tested] = np.minimum(tail, 1.0)
     return p_values
-
-
-def _holm(p_values: np.ndarray) -> np.ndarray:
-    """Return p-values corrected for multiple tests (Holm 1979)."""
-    order = np.argsort(p_values)
-    corrected = np.empty(len(p_values))
-    corrected[order] = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1)) if len(order) else []
-    return np.minimum(corrected, 1.0)

@@ -5,9 +5,9 @@ from math import comb
 import numpy as np
 import pytest
 
-from finetune.evaluation.paired_tests import holm
 from finetune.heads.ranking_statistics import helped_by_removal, paired_error_tests, paired_tests
 from finetune.runs.head_results import HeadTest
+from finetune.runs.multiple_tests import holm
 from tests.heads.test_importance_estimate import SITES, site
 
 

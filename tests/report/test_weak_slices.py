@@ -6,7 +6,8 @@ import pytest
 from scipy.stats import fisher_exact
 
 from finetune.report import weak_slices
-from finetune.report.weak_slices import _holm, _p_values, find_weak_slices
+from finetune.report.weak_slices import _p_values, find_weak_slices
+from finetune.runs.multiple_tests import holm
 
 WORDS = ["the", "film", "naïve", "plot", "was", "good"]
 
@@ -101,4 +102,4 @@ def test_p_values_are_those_of_scipy() -> None:
             table = [[wrong_inside, size - wrong_inside], [rest, total - size - rest]]
             expected = fisher_exact(table, "greater").pvalue if wrong_inside * total > size * wrong else 1.0
             assert value == pytest.approx(expected, rel=1e-6)
-    assert _holm(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
