@@ -130,8 +130,10 @@ def _is_above(difference: MetricValue, sign: int) -> bool:
 
 def _negative(difference: MetricValue) -> MetricValue:
     """Return the same difference, of the baseline minus the classifier."""
-    values = (difference.value, difference.high, difference.low)
-    return MetricValue(*(None if value is None else -value for value in values))
+    value, high, low = (
+        None if number is None else -number for number in (difference.value, difference.low, difference.high)
+    )
+    return MetricValue(value, low, high, difference.note)
 
 
 def _difference_text(difference: MetricValue) -> str:

@@ -23,14 +23,16 @@ def format_significant(value: float, digits: int = 3) -> str:
 
 @dataclass(frozen=True)
 class MetricValue:
-    """A metric and its 95 % bootstrap interval.
+    """A metric and its 95 % interval.
 
-    The value is None if the metric is undefined. The bounds are None if an interval would be misleading.
+    The value is None if the metric is undefined. The bounds are None if an interval would be misleading; `note` then
+    gives the reason.
     """
 
     value: float | None
     low: float | None = None
     high: float | None = None
+    note: str = ""
 
     def interval(self) -> str:
         """Return "[0.862, 0.905]", or "" if there is no interval."""
