@@ -18,7 +18,8 @@ from finetune.distributed import gather_results
 from finetune.evaluation.metric_formulas import none_if_undefined
 from finetune.evaluation.metrics import compute_metrics
 from finetune.models.classifier import Classifier
-from finetune.models.losses import decisions, per_example_loss, probabilities
+from finetune.models.losses import per_example_loss
+from finetune.models.outputs import OutputRules
 from finetune.models.speedups import sped_up
 from finetune.progress import stage
 
@@ -31,20 +32,28 @@ class Predictions:
         logits: (N, C).
         losses: (N,).
         labels: class ids (N,), 0/1 label sets (N, C) or values (N,).
+        rules: how logits become probabilities and predicted labels.
     """
 
     logits: torch.Tensor
     losses: torch.Tensor
     labels: np.ndarray
-    problem_type: str
+    rules: OutputRules
+
+    @property
+    def problem_type(self) -> str:
+        """The kind of task: single_label_classification, multi_label_classification or regression."""
+        return self.rules.problem_type
 
     def predicted_labels(self) -> np.ndarray:
         """Return the predicted labels, in the same form as `labels`."""
-        return decisions(self.logits, self.problem_type).numpy()
+        if self.problem_type == "regression":
+            return self.logits.float().squeeze(-1).numpy()
+        return self.rules.decisions(self.rules.probabilities(self.logits.numpy())).astype(np.int64)
 
     def probabilities(self) -> np.ndarray:
-        """Return class probabilities (N, C), or the predicted values (N, 1) in regression."""
-        return probabilities(self.logits, self.problem_type).numpy()
+        """Return class probabilities (N, C), or the predicted values (N, 1) in regression, in float32."""
+        return self.rules.probabilities(self.logits.numpy()).astype(np.float32)
 
     def loss(self) -> float:
         """Return the mean loss."""
@@ -94,4 +103,4 @@ def predict(classifier: Classifier, split: EncodedSplit, *, batch_size: int, acc
     logits = torch.cat([part for _, part, _ in parts])[order]
     losses = torch.cat([part for _, _, part in parts])[order]
     assert len(order) == len(split), f"scored {len(order)} of {len(split)} rows"
-    return Predictions(logits, losses, split.labels, classifier.problem_type)
+    return Predictions(logits, losses, split.labels, classifier.rules)

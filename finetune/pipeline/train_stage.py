@@ -22,6 +22,7 @@ from finetune.models.loading import load_classifier
 from finetune.models.saving import save_classifier, with_plain_adapters
 from finetune.out_of_memory import peak_memory_mb
 from finetune.pipeline.context import RunContext, RunInputs
+from finetune.pipeline.fit_outputs import fit_outputs
 from finetune.pipeline.prepare import layers_compiled
 from finetune.pipeline.trackers import log_entry, log_final_training
 from finetune.progress import stage
@@ -167,10 +168,15 @@ def save_trained(context: RunContext, inputs: RunInputs, result: TrainingResult)
             save_classifier(trained, temporary)
         flops = flops_per_row(trained, inputs.splits["train"], device)
         write_json(folder.training, replace(result, flops_per_row=flops))
+        if fitted is None:
+            folder.fitted_outputs.unlink(missing_ok=True)
+        else:
+            write_json(folder.fitted_outputs, fitted)
         delete_previous_run(folder)
 
+    classifier, fitted = fit_outputs(context, inputs, inputs.classifier)
     with stage("saving the model"):
-        trained = with_plain_adapters(inputs.classifier, texts, device)
+        trained = with_plain_adapters(classifier, texts, device)
         on_main_process(context.accelerator, write)
         source = trained.source
         reloaded = load_classifier(

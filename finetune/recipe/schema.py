@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from finetune.recipe.data_section import DataSection
 from finetune.recipe.evaluation_section import EvaluationSection, HeadImportanceSection
 from finetune.recipe.names import METRICS, ProblemType, Role
+from finetune.recipe.outputs_section import OutputsSection
 from finetune.recipe.section import Count, Section, Seed, require_one_source
 from finetune.recipe.training_section import CheckpointSection, LoggingSection, TrainingSection
 
@@ -181,6 +182,10 @@ class Recipe(Section):
     )
     evaluation: EvaluationSection = Field(
         EvaluationSection(), description="When and how the classifier is evaluated; every key has a default."
+    )
+    outputs: OutputsSection = Field(
+        OutputsSection(),
+        description="How logits become probabilities and predicted labels; every key has a default.",
     )
     checkpoint: CheckpointSection = Field(
         CheckpointSection(),

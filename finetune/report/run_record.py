@@ -13,9 +13,18 @@ from finetune.runs.baselines import BaselineComparison
 from finetune.runs.explanations import Explanations, read_explanations
 from finetune.runs.head_results import HeadAnalysis
 from finetune.runs.json_files import read_json
+from finetune.runs.outputs import FittedOutputs
 from finetune.runs.predictions import PredictedRow, first_predictions, read_predictions, worst_predictions
 from finetune.runs.results import Environment, HeadFailure, SplitScores, SplitSummary, TrainingResult
-from finetune.runs.run_files import read_baselines, read_heads, read_history, read_recipe, read_scores, read_summary
+from finetune.runs.run_files import (
+    read_baselines,
+    read_fitted_outputs,
+    read_heads,
+    read_history,
+    read_recipe,
+    read_scores,
+    read_summary,
+)
 from finetune.runs.run_folder import RunFolder
 
 _EXAMPLES = 5  # rows with their predictions in the model card
@@ -32,6 +41,7 @@ class RunRecord:
         predictions: the table of predictions.parquet, with the lengths of the texts instead of the texts if no text
             may be shown; None if no split was scored.
         explanations: of single rows, without tokens if no text may be shown; None if there are none.
+        fitted_outputs: what was fitted to the validation rows after training; None if nothing was.
     """
 
     recipe: Recipe
@@ -47,6 +57,7 @@ class RunRecord:
     baselines: BaselineComparison | None = None
     predictions: pa.Table | None = None
     explanations: Explanations | None = None
+    fitted_outputs: FittedOutputs | None = None
 
     def shown_split(self) -> str | None:
         """Return the split whose scores are shown in detail: test if it was scored, else validation, else None."""
@@ -107,6 +118,7 @@ def read_record(
         baselines=read_baselines(folder),
         predictions=None if no_predictions else read_predictions(folder),
         explanations=read_explanations(folder),
+        fitted_outputs=read_fitted_outputs(folder),
     )
 
 

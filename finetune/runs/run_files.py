@@ -21,6 +21,7 @@ from finetune.runs.atomic_files import write_text
 from finetune.runs.baselines import BaselineComparison
 from finetune.runs.head_results import HeadAnalysis, HeadScores, HeadTable, PruningCurves
 from finetune.runs.json_files import damaged_file, read_bytes, read_json
+from finetune.runs.outputs import FittedOutputs
 from finetune.runs.results import Environment, SplitScores, SplitSummary
 from finetune.runs.run_folder import RunFolder, SeriesFolder
 from finetune.runs.series import is_series, read_series
@@ -187,6 +188,11 @@ def read_scores(folder: RunFolder) -> dict[str, SplitScores]:
         if split_scores.confusion is not None and [len(row) for row in split_scores.confusion] != [classes] * classes:
             raise damaged_file(folder.scores, f"the confusion matrix of {split} is not {classes} by {classes}")
     return scores
+
+
+def read_fitted_outputs(folder: RunFolder) -> FittedOutputs | None:
+    """Return what was fitted to the validation rows, None if nothing was; DataError if the file is damaged."""
+    return read_json(folder.fitted_outputs, FittedOutputs) if folder.fitted_outputs.exists() else None
 
 
 def read_baselines(folder: RunFolder) -> BaselineComparison | None:

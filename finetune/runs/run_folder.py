@@ -26,6 +26,7 @@ class RunFolder:
         self.onnx_int8 = path / "onnx-int8"
         self.ranks = path / "ranks.json"  # of earlier versions, with rank_pattern: by_importance
         self.training = path / "training.json"
+        self.fitted_outputs = path / "outputs.json"
         self.scores = path / "scores.json"
         self.baselines = path / "baselines.json"
         self.predictions = path / "predictions.parquet"
@@ -40,7 +41,15 @@ class RunFolder:
         return [
             *(self.recipe, self.environment, self.data, self.history, self.checkpoints, self.trackers),
             *(self.model, self.merged, self.pruned, self.onnx, self.onnx_int8, self.ranks, self.training),
-            *(self.scores, self.baselines, self.predictions, self.heads, self.heads_failure, self.explanations),
+            *(
+                self.fitted_outputs,
+                self.scores,
+                self.baselines,
+                self.predictions,
+                self.heads,
+                self.heads_failure,
+                self.explanations,
+            ),
             *(self.report, self.card),
         ]
 

@@ -25,7 +25,15 @@ from finetune.recipe.training_section import TrainingSection
 
 # Sections and keys that change neither the weights nor the choice of the best ones. All others are part of the
 # fingerprint, also a new key that is not listed here, and the number of steps, on which the learning rate depends.
-_IGNORED_SECTIONS = ("seeds", "output_dir", "overwrite_output_dir", "checkpoint", "logging", "head_importance")
+_IGNORED_SECTIONS = (
+    "seeds",
+    "output_dir",
+    "overwrite_output_dir",
+    "checkpoint",
+    "logging",
+    "head_importance",
+    "outputs",
+)
 _IGNORED_KEYS = {
     "training": ("num_threads", "use_cpu"),  # the device type is part of the fingerprint, as `device`
     "evaluation": ("metrics", "bootstrap_samples", "per_device_eval_batch_size", "baselines", "score_training_rows"),

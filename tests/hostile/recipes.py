@@ -72,7 +72,10 @@ def _section(name: str) -> type[BaseModel]:
     return next(kind for kind in classes if issubclass(kind, BaseModel))
 
 
-SECTIONS = ["model", "task", "data", "peft", "training", "evaluation", "checkpoint", "logging", "head_importance"]
+SECTIONS = [
+    *("model", "task", "data", "peft", "training", "evaluation", "outputs"),
+    *("checkpoint", "logging", "head_importance"),
+]
 KEYS = [*Recipe.model_fields, *(f"{name}.{key}" for name in SECTIONS for key in _section(name).model_fields)]
 
 

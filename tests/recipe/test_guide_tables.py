@@ -32,7 +32,7 @@ def test_the_table_in_the_guide_is_up_to_date(guide: str) -> None:
 def _keys() -> list[str]:
     recipe = Recipe(output_dir="x", model={"model_name_or_path": "x"}, data={"train_file": "x.csv"}, peft={})  # type: ignore[arg-type]
     sections = [value for _, value in recipe if isinstance(value, BaseModel)]
-    assert len(sections) == 9
+    assert len(sections) == 10
     top_level = [name for name, value in recipe if not isinstance(value, BaseModel)]
     return [*top_level, *(name for section in sections for name in type(section).model_fields)]
 
