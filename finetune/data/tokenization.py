@@ -5,8 +5,9 @@ N rows
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import datasets
@@ -17,10 +18,13 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from finetune.data.activation_store import RowStates
+from finetune.data.long_text import Columns, TokenizedRow, TokenLimit, Window, tokenize_rows
 from finetune.data.row_cache import report_cache_errors
 from finetune.data.rows import RawSplit
 from finetune.errors import ModelError
 from finetune.progress import stage
+
+_FORMAT = 1  # of the cached rows; raise it when long_text.py returns other tokens
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class EncodedSplit:
         texts: the text columns, in Arrow.
         source: the file, data set or recipe key from which the rows were read.
         numbers: the number of each row in that source, counted from 1, (N,).
+        true_lengths: tokens per row before truncation, with special tokens, (N,).
         states: the cached output of the frozen layers, if it was computed.
         unknown: fraction of the tokens that are the unknown token.
     """
@@ -46,6 +51,7 @@ class EncodedSplit:
     texts: datasets.Dataset
     source: str
     numbers: np.ndarray
+    true_lengths: np.ndarray
     states: RowStates | None = None
     unknown: float = 0.0
 
@@ -61,40 +67,38 @@ class EncodedSplit:
             lengths=self.lengths[positions],
             texts=self.texts.select(positions),
             numbers=self.numbers[positions],
+            true_lengths=self.true_lengths[positions],
             states=None,
         )
 
 
 def encode_split(
-    raw: RawSplit, labels: np.ndarray, tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], max_length: int
+    raw: RawSplit,
+    labels: np.ndarray,
+    tokenizer: PreTrainedTokenizerBase,
+    columns: Sequence[str],
+    max_length: int,
 ) -> EncodedSplit:
     """Return the rows as token ids, truncated to `max_length` tokens, with their labels.
 
     Raises:
         ModelError: the tokenizer fails on a text, for example because its unknown token is not in its vocabulary.
     """
+    read_rows = row_tokenizer(tokenizer, max_length)
+    has_type_ids, unknown_id = "token_type_ids" in tokenizer.model_input_names, tokenizer.unk_token_id
 
     def tokenize(batch: dict[str, list[str]]) -> dict[str, Any]:
         """Return token ids, and per row: length, whether it was truncated, and number of unknown tokens."""
-        texts = [batch[name] for name in columns]
-        try:
-            encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
-        except Exception as error:
-            # The tokenizers library raises a plain Exception for a text that a tokenizer.json cannot encode.
-            if type(error) is not Exception:
-                raise
-            raise ModelError(
-                f"the model's tokenizer cannot read the texts of {raw.source}: {error}; its tokenizer.json is damaged; "
-                "replace it with that of the model"
-            ) from error
-        if encoded.encodings is not None:
-            truncated = [bool(encoding.overflowing) for encoding in encoded.encodings]
-        else:
-            full = tokenizer(*texts, truncation=False, return_attention_mask=False, verbose=False)
-            truncated = [len(ids) > max_length for ids in full["input_ids"]]
-        lengths = [len(ids) for ids in encoded["input_ids"]]
-        unknown = [ids.count(tokenizer.unk_token_id) for ids in encoded["input_ids"]]
-        return {**encoded, "length": lengths, "truncated": truncated, "unknown": unknown}
+        rows = read_rows([batch[name] for name in columns])
+        ids = [row.windows[0].ids for row in rows]
+        return {
+            "input_ids": ids,
+            **({"token_type_ids": [row.windows[0].type_ids for row in rows]} if has_type_ids else {}),
+            "length": [len(row) for row in ids],
+            "true_length": [row.true_length for row in rows],
+            "truncated": [row.truncated for row in rows],
+            "unknown": [row.count(unknown_id) for row in ids],
+        }
 
     texts = raw.rows.select_columns(list(columns))
     with report_cache_errors(), stage(f"tokenizing {raw.source}", total=len(texts)) as running:
@@ -104,20 +108,83 @@ def encode_split(
             return tokenize(batch)
 
         # The fingerprint, which identifies the cached token ids, must not depend on the progress display.
-        fingerprint = update_fingerprint(texts._fingerprint, tokenize, {"columns": list(columns)})
-        encoded = texts.map(tokenize_and_show, batched=True, remove_columns=list(columns), new_fingerprint=fingerprint)
-    lengths, truncated, unknown = (encoded.data[name].to_numpy() for name in ("length", "truncated", "unknown"))
-    rows = encoded.remove_columns(["length", "truncated", "unknown"]).add_column("labels", as_arrow(labels))
+        fingerprint = update_fingerprint(texts._fingerprint, tokenize, {"columns": list(columns), "format": _FORMAT})
+        try:
+            encoded = texts.map(
+                tokenize_and_show, batched=True, remove_columns=list(columns), new_fingerprint=fingerprint
+            )
+        except ModelError as error:
+            raise ModelError(f"{raw.source}: {error}") from error
+    per_row = {name: encoded.data[name].to_numpy() for name in ("length", "true_length", "truncated", "unknown")}
+    rows = encoded.remove_columns(list(per_row)).add_column("labels", as_arrow(labels))
     return EncodedSplit(
         rows,
         labels,
-        lengths,
-        truncated=float(truncated.mean()),
+        per_row["length"],
+        truncated=float(per_row["truncated"].mean()),
         texts=texts,
         source=raw.source,
         numbers=raw.row_numbers(),
-        unknown=float(unknown.sum() / max(1, lengths.sum())),
+        true_lengths=per_row["true_length"],
+        unknown=float(per_row["unknown"].sum() / max(1, per_row["length"].sum())),
     )
+
+
+def row_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Callable[[Columns], list[TokenizedRow]]:
+    """Return the function that turns columns of texts into the tokens that the model reads.
+
+    A tokenizer of the tokenizers library is set to neither truncate nor pad.
+    """
+    limit = TokenLimit(max_length, side=tokenizer.truncation_side)
+    if not tokenizer.is_fast:
+        return partial(tokenize_in_python, tokenizer, limit)
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    return partial(tokenize_rows, backend, limit)
+
+
+def tokenize_in_python(tokenizer: PreTrainedTokenizerBase, limit: TokenLimit, columns: Columns) -> list[TokenizedRow]:
+    """Return what `tokenize_rows` returns, from a tokenizer that is written in Python."""
+    ids = [
+        tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        for texts in columns
+    ]
+    special = tokenizer.num_special_tokens_to_add(pair=len(columns) == 2)
+    return [_tokenized_in_python(tokenizer, limit, texts, special) for texts in zip(*ids, strict=True)]
+
+
+def _tokenized_in_python(
+    tokenizer: PreTrainedTokenizerBase, limit: TokenLimit, texts: Sequence[list[int]], special: int
+) -> TokenizedRow:
+    """Return a row of one text or of two.
+
+    Args:
+        texts: the token ids of each, without special tokens.
+        special: number of special tokens.
+    """
+    length = sum(map(len, texts)) + special
+    windows, truncated = [tuple(texts)], length > limit.max_length
+    if truncated and limit.long_text.mode != "truncate":
+        first, second = (*map(len, texts), 0)[:2]
+        parts, truncated = limit.windows(first, second, special)
+        windows = [
+            tuple([token for part in kept for token in text[part]] for text, kept in zip(texts, window, strict=False))
+            for window in parts
+        ]
+    # Its own truncation differs by one token from that of the tokenizers library, for two texts of equal length.
+    encoded = [
+        tokenizer.prepare_for_model(
+            *window,
+            truncation=True,
+            max_length=limit.max_length,
+            return_token_type_ids=True,
+            return_attention_mask=False,
+        )
+        for window in windows
+    ]
+    return TokenizedRow([Window(item["input_ids"], item["token_type_ids"]) for item in encoded], length, truncated)
 
 
 def as_arrow(values: np.ndarray) -> pa.Array:

@@ -13,15 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from finetune.data.long_text import Columns, TokenLimit
+from finetune.data.tokenization import tokenize_in_python
 from finetune.errors import DataError
-from finetune.models.text_batches import (
-    Columns,
-    EncodedTexts,
-    TextEncoder,
-    check_batch_size,
-    encode_texts,
-    truncating_tokenizer,
-)
+from finetune.models.text_batches import EncodedTexts, TextEncoder, check_batch_size, encode_texts, plain_tokenizer
 from finetune.out_of_memory import halve_rows, is_out_of_memory
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]
@@ -46,13 +41,13 @@ def as_columns(texts: Texts) -> list[list[str]]:
 
 def text_encoder(tokenizer: PreTrainedTokenizerBase, max_length: int) -> TextEncoder:
     """Return the encoder of a tokenizer."""
+    limit = TokenLimit(max_length, side=tokenizer.truncation_side)
     if tokenizer.is_fast:
-        side = tokenizer.truncation_side
-        truncating = truncating_tokenizer(tokenizer.backend_tokenizer, max_length, truncation_side=side)
-        truncating.encode_special_tokens = tokenizer.split_special_tokens
-        encode = partial(encode_texts, truncating)
+        plain = plain_tokenizer(tokenizer.backend_tokenizer)
+        plain.encode_special_tokens = tokenizer.split_special_tokens
+        encode = partial(encode_texts, plain, limit)
     else:
-        encode = partial(_encode_in_python, tokenizer, max_length)
+        encode = partial(_encode_in_python, tokenizer, limit)
     return TextEncoder(
         encode,
         tuple(tokenizer.model_input_names),
@@ -62,12 +57,9 @@ def text_encoder(tokenizer: PreTrainedTokenizerBase, max_length: int) -> TextEnc
     )
 
 
-def _encode_in_python(tokenizer: PreTrainedTokenizerBase, max_length: int, columns: Columns) -> EncodedTexts:
+def _encode_in_python(tokenizer: PreTrainedTokenizerBase, limit: TokenLimit, columns: Columns) -> EncodedTexts:
     """Return the token ids of texts or of text pairs, from a tokenizer that is written in Python."""
-    full = tokenizer(*columns, truncation=False, return_token_type_ids=False, verbose=False)["input_ids"]
-    encoded = tokenizer(*columns, truncation=True, max_length=max_length, return_token_type_ids=True)
-    truncated = sum(len(ids) > max_length for ids in full)
-    return EncodedTexts.from_lists(encoded["input_ids"], encoded["token_type_ids"], truncated)
+    return EncodedTexts.from_rows(tokenize_in_python(tokenizer, limit, columns))
 
 
 @torch.no_grad()

@@ -93,7 +93,8 @@ def load_onnx(folder: Path) -> OnnxClassifier:
         ModelError: onnxruntime or tokenizers is not installed, or a file is missing or damaged.
     """
     onnxruntime, tokenizers = _library("onnxruntime"), _library("tokenizers")
-    from finetune.models.text_batches import TextEncoder, encode_texts, truncating_tokenizer
+    from finetune.data.long_text import TokenLimit
+    from finetune.models.text_batches import TextEncoder, encode_texts, plain_tokenizer
 
     config = _read_config(folder / CONFIG_FILE)
     options = onnxruntime.SessionOptions()
@@ -114,11 +115,10 @@ def load_onnx(folder: Path) -> OnnxClassifier:
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         raise _damaged(folder / TOKENIZER_FILE, error) from error
-    truncating = truncating_tokenizer(tokenizer, config.max_length, truncation_side=config.truncation_side)
-    truncating.encode_special_tokens = config.split_special_tokens
-    encoder = TextEncoder(
-        partial(encode_texts, truncating), names, config.pad_token_id, config.pad_type_id, config.pad_left
-    )
+    plain = plain_tokenizer(tokenizer)
+    plain.encode_special_tokens = config.split_special_tokens
+    encode = partial(encode_texts, plain, TokenLimit(config.max_length, side=config.truncation_side))
+    encoder = TextEncoder(encode, names, config.pad_token_id, config.pad_type_id, config.pad_left)
     return OnnxClassifier(config.rules, config.text_columns, config.max_length, encoder, session)
 
 

@@ -65,6 +65,10 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
 
 def _save_tokenizer(classifier: Classifier, folder: Path) -> None:
     """Write the tokenizer, with the length to which texts are cut: other libraries then cut them like `predict`."""
+    if classifier.tokenizer.is_fast:
+        side = classifier.tokenizer.truncation_side
+        classifier.tokenizer.backend_tokenizer.enable_truncation(classifier.max_length, direction=side)
+        classifier.tokenizer.backend_tokenizer.no_padding()
     classifier.tokenizer.save_pretrained(folder)
     file = folder / "tokenizer_config.json"
     entries = json.loads(file.read_text(encoding="utf-8"))

@@ -12,9 +12,8 @@ from itertools import chain
 import numpy as np
 from tokenizers import Tokenizer
 
-from finetune.errors import DataError, ModelError
-
-Columns = Sequence[Sequence[str]]
+from finetune.data.long_text import Columns, TokenizedRow, TokenLimit, tokenize_rows
+from finetune.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,15 @@ class EncodedTexts:
         return np.diff(self.starts)
 
     @classmethod
-    def from_lists(
-        cls, ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]], truncated: int
-    ) -> EncodedTexts:
-        """Return the token ids of N lists, and their segment ids of the same lengths."""
-        starts = np.concatenate([[0], np.cumsum([len(row) for row in ids], dtype=np.int64)])
-        flat, types = (np.fromiter(chain.from_iterable(rows), np.int64, int(starts[-1])) for rows in (ids, type_ids))
-        return cls(flat, types, starts, truncated)
+    def from_rows(cls, rows: Sequence[TokenizedRow]) -> EncodedTexts:
+        """Return the token ids of tokenized rows."""
+        windows = [window for row in rows for window in row.windows]
+        starts = np.concatenate([[0], np.cumsum([len(window.ids) for window in windows], dtype=np.int64)])
+        ids, type_ids = (
+            np.fromiter(chain.from_iterable(lists), np.int64, int(starts[-1]))
+            for lists in ((window.ids for window in windows), (window.type_ids for window in windows))
+        )
+        return cls(ids, type_ids, starts, sum(row.truncated for row in rows))
 
 
 @dataclass(frozen=True)
@@ -85,29 +86,27 @@ def check_batch_size(batch_size: int) -> None:
         raise DataError(f"batch_size is {batch_size}; it must be at least 1")
 
 
-def encode_texts(tokenizer: Tokenizer, columns: Columns) -> EncodedTexts:
+def encode_texts(tokenizer: Tokenizer, limit: TokenLimit, columns: Columns) -> EncodedTexts:
     """Return the token ids of texts or of text pairs.
 
     Args:
-        tokenizer: truncates to the model's maximum length and does not pad; see `truncating_tokenizer`.
+        tokenizer: it neither truncates nor pads; see `plain_tokenizer`.
 
     Raises:
         ModelError: the tokenizer fails on a text, for example because its unknown token is not in its vocabulary.
     """
-    texts = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
-    try:
-        encodings = tokenizer.encode_batch_fast(texts)
-    except Exception as error:
-        # The tokenizers library raises a plain Exception for a text that a tokenizer.json cannot encode.
-        if type(error) is not Exception:
-            raise
-        raise ModelError(
-            f"the model's tokenizer cannot read a text: {error}; its tokenizer.json is damaged; replace it with that "
-            "of the model"
-        ) from error
-    truncated = sum(bool(encoding.overflowing) for encoding in encodings)
-    ids = [encoding.ids for encoding in encodings]
-    return EncodedTexts.from_lists(ids, [encoding.type_ids for encoding in encodings], truncated)
+    return EncodedTexts.from_rows(tokenize_rows(tokenizer, limit, columns))
+
+
+def plain_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a copy of the tokenizer that neither truncates nor pads.
+
+    A copy, because a tokenizer's settings must not change while another thread uses it.
+    """
+    copied = Tokenizer.from_str(tokenizer.to_str())
+    copied.no_padding()
+    copied.no_truncation()
+    return copied
 
 
 def truncating_tokenizer(tokenizer: Tokenizer, max_length: int, *, truncation_side: str = "right") -> Tokenizer:

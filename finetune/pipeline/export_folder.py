@@ -11,7 +11,7 @@ from typing import Any
 
 from finetune.models.classifier import Classifier
 from finetune.models.onnx_classifier import CONFIG_FILE, FORMAT, TOKENIZER_FILE
-from finetune.models.text_batches import truncating_tokenizer
+from finetune.models.text_batches import plain_tokenizer
 from finetune.runs.atomic_files import write_text
 from finetune.runs.results import MetricValue, format_number
 from finetune.version import __version__
@@ -114,7 +114,8 @@ def write_folder(classifier: Classifier, folder: Path, result: Export | None = N
     """Write every file of the folder except the model; README.md only with the result."""
     tokenizer, pairs = classifier.tokenizer, len(classifier.text_columns) == 2
     side = str(tokenizer.truncation_side)
-    backend = truncating_tokenizer(tokenizer.backend_tokenizer, classifier.max_length, truncation_side=side)
+    backend = plain_tokenizer(tokenizer.backend_tokenizer)
+    backend.enable_truncation(classifier.max_length, strategy="longest_first", direction=side)
     padding = {
         "side": str(tokenizer.padding_side),
         "token_id": tokenizer.pad_token_id,

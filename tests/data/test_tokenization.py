@@ -29,7 +29,7 @@ def test_unknown_words_get_the_unknown_token() -> None:
 def test_a_tokenizer_without_its_unknown_token_gives_one_error_message() -> None:
     words = Tokenizer(models.WordLevel({"the": 0, "[PAD]": 1}, unk_token="[UNK]"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]")
-    message = r"tokenizer cannot read the texts of here: .*Missing \[UNK\] token.*; its tokenizer.json is damaged"
+    message = r"here: the model's tokenizer cannot read a text: .*Missing \[UNK\] token.*; its tokenizer.json is dam"
     with pytest.raises(ModelError, match=message):
         encode_split(raw(sentence=["the cat"]), np.arange(1), tokenizer, ["sentence"], 6)
 
@@ -39,6 +39,8 @@ def test_truncation_is_counted_and_nothing_else_changed(tiny_bert: Path) -> None
     split = encode_split(raw(sentence=SENTENCES), np.arange(6), tokenizer, ["sentence"], 6)
     assert split.lengths.tolist() == [6, 5, 6, 4, 3, 6]
     assert split.truncated == pytest.approx(1 / 6)
+    assert split.true_lengths.tolist() == [len(ids) for ids in tokenizer(SENTENCES).input_ids]
+    assert split.select(np.array([5, 0])).true_lengths.tolist() == [split.true_lengths[5], 6]
     assert split.rows["input_ids"][0] == tokenizer(SENTENCES[0]).input_ids
     assert split.rows["labels"][:] == list(range(6))
     assert split.texts["sentence"][:] == SENTENCES

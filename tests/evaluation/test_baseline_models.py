@@ -19,7 +19,7 @@ def split_of(texts: list[str], labels: Any, second: list[str] | None = None) -> 
     columns = {"sentence": texts} if second is None else {"sentence": texts, "other": second}
     rows = datasets.Dataset.from_dict(columns)
     numbers = np.arange(len(texts))
-    return EncodedSplit(rows, np.array(labels), numbers, truncated=0.0, texts=rows, source="rows", numbers=numbers)
+    return EncodedSplit(rows, np.array(labels), numbers, 0.0, rows, "rows", numbers, true_lengths=numbers)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, EsmTokenizer, PreTrainedTokenizerBase
 
+from finetune.data.long_text import TokenLimit
 from finetune.errors import ModelError
-from finetune.models.inference import _encode_in_python, text_encoder
+from finetune.models.inference import text_encoder
 from finetune.models.text_batches import encode_texts
 from tests.conftest import SENTENCES
 
@@ -45,13 +46,19 @@ def test_batches_equal_those_of_transformers(tokenizer: PreTrainedTokenizerBase,
             assert values.dtype == np.int64
 
 
-def test_a_tokenizer_in_python_gives_the_same_token_ids(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_tokenizer_in_python_gives_the_token_ids_of_transformers(tmp_path: Path) -> None:
+    words = sorted({word for sentence in SENTENCES for word in sentence.split()})
+    file = tmp_path / "vocab.txt"
+    file.write_text("\n".join(["<cls>", "<pad>", "<eos>", "<unk>", "<mask>", *words]), encoding="utf-8")
+    tokenizer = EsmTokenizer(str(file))
+    assert not tokenizer.is_fast
     encoder = text_encoder(tokenizer, MAX_LENGTH)
     for columns in COLUMNS.values():
-        actual, expected = _encode_in_python(tokenizer, MAX_LENGTH, columns), encoder.encode(columns)
-        assert actual.truncated == expected.truncated
-        for name in ("ids", "type_ids", "starts"):
-            np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name))
+        encoded = encoder.encode(columns)
+        expected = tokenizer(*columns, truncation=True, max_length=MAX_LENGTH)
+        assert encoded.ids.tolist() == [token for ids in expected["input_ids"] for token in ids]
+        assert encoded.lengths.tolist() == [len(ids) for ids in expected["input_ids"]]
+        assert encoded.truncated == sum(len(ids) > MAX_LENGTH for ids in tokenizer(*columns)["input_ids"]) > 0
 
 
 def test_the_tokenizer_itself_keeps_its_settings(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -70,7 +77,7 @@ def test_an_encoder_can_be_sent_to_another_process(tokenizer: PreTrainedTokenize
 def test_a_text_that_the_tokenizer_cannot_read_gives_one_error_message() -> None:
     damaged = Tokenizer(models.WordLevel({"a": 0}, unk_token="[UNK]"))
     with pytest.raises(ModelError, match=re.escape("tokenizer cannot read a text")):
-        encode_texts(damaged, [["b"]])
+        encode_texts(damaged, TokenLimit(8), [["b"]])
 
 
 def test_importing_the_module_loads_no_torch() -> None:

@@ -34,7 +34,7 @@ FULL_TABLE = {"ibert"}
 def split_of(rows: list[list[int]]) -> EncodedSplit:
     lengths, indices = np.array([len(row) for row in rows]), np.arange(len(rows))
     table = datasets.Dataset.from_dict({"input_ids": rows})
-    return EncodedSplit(table, indices, lengths, 0.0, table, "rows", indices)
+    return EncodedSplit(table, indices, lengths, 0.0, table, "rows", indices, true_lengths=lengths)
 
 
 def logits_of(model: PreTrainedModel) -> Tensor:
