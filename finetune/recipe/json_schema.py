@@ -145,6 +145,7 @@ def _rules_across_sections() -> list[Schema]:
     frozen: Schema = {"freeze_embeddings": {"const": True}, "freeze_layers": {"type": "integer", "minimum": 1}}
     caches = _has(training=_has(cache_frozen_layers={"const": True}))
     not_single_label = _has(task=_has(problem_type={"enum": [n for n in METRICS if not n.startswith("single")]}))
+    multi_label = _has(task=_has(problem_type={"const": "multi_label_classification"}))
     single_label_only: Schema = {
         "class_weights": GIVEN,
         "label_smoothing_factor": ABOVE_0,
@@ -160,6 +161,9 @@ def _rules_across_sections() -> list[Schema]:
         [_has(training=_has(mixed_precision={"const": "fp16"}, use_cpu={"const": True}))],
         [_has(evaluation=_has(eval_strategy={"const": "no"}, early_stopping_patience={"type": "integer"}))],
         *([not_single_label, _has(training=_has(**{key: value}))] for key, value in single_label_only.items()),
+        [_never(multi_label), _has(training=_has(pos_weight=GIVEN))],
+        [regression, _has(training=_has(focal_gamma=ABOVE_0))],
+        [_has(training=_has(focal_gamma=ABOVE_0, label_smoothing_factor=ABOVE_0))],
         [_has(training=_has(contrastive_weight=ABOVE_0, train_sampling_strategy={"const": "sequential"}))],
         [_has(training=_has(gradient_checkpointing={"const": True}, torch_compile={"const": True}))],
         [_has(training=_has(contrastive_weight=ABOVE_0, per_device_train_batch_size={"const": 1}))],

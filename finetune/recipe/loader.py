@@ -18,10 +18,9 @@ from finetune.recipe.schema import Recipe
 from finetune.recipe.schema_validation import in_file_order, schema_problems
 from finetune.recipe.section import SOURCES
 from finetune.recipe.shipped import recipe_file
-from finetune.recipe.training_rules import training_problems
+from finetune.recipe.training_rules import label_weight_problems, training_problems
 from finetune.recipe.validation import (
     Problem,
-    class_weight_problems,
     cross_section_problems,
     disk_problems,
     freezing_problems,
@@ -97,7 +96,7 @@ def validate_recipe(
     document.setdefault("output_dir", f"runs/{path.stem}")
     problems = [Problem(location, text) for location, text in values.problems]
     disk = (disk_problems,) if read_data else ()
-    checks = (metric_problems, class_weight_problems, freezing_problems, training_problems, series_problems, *disk)
+    checks = (metric_problems, label_weight_problems, freezing_problems, training_problems, series_problems, *disk)
     for check in checks:
         problems += _new_locations_only(problems, islice(check(document), MAX_SHOWN + 1))
     recipe = None

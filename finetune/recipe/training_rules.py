@@ -17,6 +17,12 @@ def training_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
         for key in _SINGLE_LABEL_ONLY:
             if training.get(key):
                 yield _problem(key, "applies only to single_label_classification; remove it")
+    if training.get("focal_gamma"):
+        if task.get("problem_type") == "regression":
+            yield _problem("focal_gamma", "needs labels, but problem_type is regression; remove it")
+        elif training.get("label_smoothing_factor"):
+            text = "cannot be used with label_smoothing_factor: one reduces the weight of confident rows, the other "
+            yield _problem("focal_gamma", text + "their confidence; remove one")
     if training.get("reinit_layers"):
         if document.get("peft") is not None:
             text = "initializes layers at random, and LoRA would not train them; remove this key, or the peft section"
@@ -27,6 +33,23 @@ def training_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
         yield _problem("gradient_checkpointing", "cannot be used with torch_compile: true; remove one")
     yield from _contrastive_problems(training)
     yield from _schedule_problems(training)
+
+
+def label_weight_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield problems with weights of labels that do not apply or do not name a label."""
+    training, task = section_of(document, "training"), section_of(document, "task")
+    problem_type, names = task.get("problem_type", "single_label_classification"), task.get("label_names")
+    for key, applies_to in _LABEL_WEIGHTS.items():
+        weights = training.get(key)
+        if weights and problem_type != applies_to:
+            other = next((name for name, type_ in _LABEL_WEIGHTS.items() if type_ == problem_type), None)
+            yield _problem(key, f"applies only to {applies_to}; {f'use {other}' if other else 'remove it'}")
+        if isinstance(weights, dict) and isinstance(names, list):
+            for name in weights:
+                if name not in names:
+                    suggestion = did_you_mean(str(name), map(str, names))
+                    text = f"is not a label; the labels are {', '.join(map(str, names))}{suggestion}"
+                    yield _problem(key, text, name)
 
 
 def _schedule_problems(training: Mapping[str, Any]) -> Iterator[Problem]:
@@ -60,6 +83,7 @@ def _contrastive_problems(training: Mapping[str, Any]) -> Iterator[Problem]:
         yield _problem("per_device_train_batch_size", text)
 
 
+_LABEL_WEIGHTS = {"class_weights": "single_label_classification", "pos_weight": "multi_label_classification"}
 _SINGLE_LABEL_ONLY = ("label_smoothing_factor", "contrastive_weight")
 
 

@@ -78,6 +78,16 @@ class TrainingSection(Section):
         description="Weight of each class in the loss, by label name; balanced weights by inverse frequency, and "
         "null gives every class the weight 1.",
     )
+    pos_weight: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        None,
+        description="Weight of the rows that have a label in its loss, by label name, for several labels per row; "
+        "balanced is rows without the label / rows with it, and null gives every label the weight 1.",
+    )
+    focal_gamma: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="Exponent of the focal loss, which gives rows that are predicted well less weight; 0 is "
+        "cross-entropy.",
+    )
     label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
         description="Share of each target that is distributed evenly over all classes, at least 0 and below 1; 0 is no "

@@ -88,20 +88,6 @@ def freezing_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(("training", "cache_frozen_layers"), text)
 
 
-def class_weight_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield problems with class weights that do not apply or do not name a label."""
-    task, weights = section_of(document, "task"), section_of(document, "training").get("class_weights")
-    if weights and task.get("problem_type") in ("regression", "multi_label_classification"):
-        yield Problem(("training", "class_weights"), "applies only to single_label_classification; remove it")
-    names = task.get("label_names")
-    if isinstance(weights, dict) and isinstance(names, list):
-        for name in weights:
-            if name not in names:
-                suggestion = did_you_mean(str(name), map(str, names))
-                text = f"is not a label; the labels are {', '.join(map(str, names))}{suggestion}"
-                yield Problem(("training", "class_weights", name), text)
-
-
 def cross_section_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield problems where one section needs something that another section does not provide."""
     model, data, training = (section_of(document, name) for name in ("model", "data", "training"))

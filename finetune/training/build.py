@@ -25,9 +25,10 @@ from finetune.recipe.training_section import TrainingSection
 from finetune.training.averaging import WeightAverage
 from finetune.training.embedding_subset import EmbeddingSubset, make_embedding_subset
 from finetune.training.fsdp import is_sharded, prepare_model
+from finetune.training.label_weights import loss_options
 from finetune.training.lr_schedule import make_scheduler
 from finetune.training.objective import Objective
-from finetune.training.optimizer import build_optimizer, class_weights
+from finetune.training.optimizer import build_optimizer
 from finetune.training.schedule import Plan
 from finetune.training.step import Stepper
 from finetune.training.trainer import Trainer
@@ -58,7 +59,7 @@ def build_trainer(
         run_fingerprint: what a resumed run must have in common with this one, in addition to the plan.
 
     Raises:
-        TrainingError: the class weights name an unknown label, or Accelerate cannot shard this model.
+        TrainingError: the weights of the labels name an unknown label, or Accelerate cannot shard this model.
         ModelError: the model does not support gradient checkpointing or learning rates by layer.
     """
     training, seed = hyperparameters.training, hyperparameters.seed
@@ -115,13 +116,12 @@ def _objective(
     """Return the training objective.
 
     Raises:
-        TrainingError: the class weights name an unknown label.
+        TrainingError: the weights of the labels name an unknown label.
     """
-    weights = class_weights(training.class_weights, torch.as_tensor(split.labels), classifier.label_names)
+    options = loss_options(training, torch.as_tensor(split.labels), classifier.label_names, device)
     return Objective(
         classifier.problem_type,
-        None if weights is None else weights.to(device),
-        training.label_smoothing_factor,
+        options,
         training.rdrop_alpha,
         training.contrastive_weight,
         training.contrastive_temperature,

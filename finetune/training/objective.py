@@ -1,7 +1,7 @@
 """The training objective: the loss of each example that training minimizes.
 
-It is the loss of the problem type (models/losses.py) with the class weights and the label smoothing of the recipe, and
-the terms that the recipe adds. Evaluation always uses the plain loss, so that runs can be compared.
+It is the loss of the problem type (models/losses.py) with the weights, the label smoothing and the focal factor of the
+recipe, and the terms that the recipe adds. Evaluation always uses the plain loss, so that runs can be compared.
 
     B batch, S tokens, E width of a state, C classes
 """
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.data.batching import LocalBatch
-from finetune.models.losses import divergence, per_example_loss, supervised_contrastive_loss
+from finetune.models.losses import PLAIN, LossOptions, divergence, per_example_loss, supervised_contrastive_loss
 from finetune.models.pooled_classifier import pool
 from finetune.training.training_model import TrainingModel
 
@@ -27,8 +27,7 @@ class Objective:
 
     Attributes:
         problem_type: single_label_classification, multi_label_classification or regression.
-        class_weights: (C,); None: all 1.
-        label_smoothing: share of the target that is distributed evenly over all classes.
+        loss_options: weights, label smoothing and focal factor.
         rdrop_alpha: weight of the R-Drop term; 0: none.
         contrastive_weight: weight of the supervised contrastive term; 0: none.
         contrastive_temperature: its temperature.
@@ -36,8 +35,7 @@ class Objective:
     """
 
     problem_type: str
-    class_weights: Tensor | None = None
-    label_smoothing: float = 0.0
+    loss_options: LossOptions = PLAIN
     rdrop_alpha: float = 0.0
     contrastive_weight: float = 0.0
     contrastive_temperature: float = 0.1
@@ -60,7 +58,7 @@ class Objective:
         inputs = {name: _repeated(tensor, copies) for name, tensor in batch.inputs.items()}
         with recorded_inputs(self.output_layer) as states:
             logits = model.logits(inputs)
-        losses = per_example_loss(logits, labels, self.problem_type, self.class_weights, self.label_smoothing)
+        losses = per_example_loss(logits, labels, self.problem_type, self.loss_options)
         if self.contrastive_weight:
             state = mean_state(states[-1], inputs["attention_mask"])
             contrast = supervised_contrastive_loss(state, labels, self.contrastive_temperature)

@@ -1,4 +1,4 @@
-"""The optimizer, gradient clipping and class weights."""
+"""The optimizer and gradient clipping."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
-from finetune.errors import TrainingError
-from finetune.models.losses import balanced_weights
 from finetune.recipe.training_section import TrainingSection
 
 # Device types on which fused AdamW divides the gradients by `grad_scale`, which saves a pass over them. On MPS it
@@ -66,27 +64,3 @@ def clip_gradients(
         optimizer.grad_scale = ((norm + 1e-6) / max_norm).clamp(min=1.0)  # type: ignore[attr-defined]
     else:
         clip_grads_with_norm_(parameters, max_norm, norm)
-
-
-def class_weights(setting: str | Mapping[str, float] | None, labels: Tensor, label_names: list[str]) -> Tensor | None:
-    """Return one weight per class, (C,), as the recipe's `training.class_weights` sets them; None if it is not set.
-
-    `balanced` weights each class by the inverse of its number of rows.
-
-    Args:
-        labels: the class of each training row, (N,).
-        label_names: the name of each class, (C,).
-
-    Raises:
-        TrainingError: the setting has a name that is not a label.
-    """
-    if setting is None:
-        return None
-    if isinstance(setting, str):
-        return balanced_weights(torch.bincount(labels, minlength=len(label_names)))
-    unknown = sorted(setting.keys() - set(label_names))
-    if unknown:
-        raise TrainingError(
-            f"training.class_weights: {', '.join(unknown)} is not a label; the labels are {', '.join(label_names)}"
-        )
-    return torch.tensor([setting.get(name, 1.0) for name in label_names])

@@ -45,7 +45,7 @@ _IGNORED_KEYS = {
 # Keys of `training` that earlier versions did not have; they trained as with the default, so that is left out.
 _ADDED_KEYS = (
     "ema_decay", "rdrop_alpha", "contrastive_weight", "contrastive_temperature", "label_smoothing_factor",
-    "layerwise_lr_decay", "reinit_layers", "lr_scheduler_kwargs", "gradient_checkpointing",
+    "layerwise_lr_decay", "reinit_layers", "pos_weight", "focal_gamma", "lr_scheduler_kwargs", "gradient_checkpointing",
 )  # fmt: skip
 _MAX_LENGTH = 60  # characters of a value in a message
 _ROWS_PER_READ = 10_000

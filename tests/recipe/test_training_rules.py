@@ -16,6 +16,7 @@ WRONG = {
     "ema_decay: 1.0": r"ema_decay .*given 1.0; must be less than 1",
     "rdrop_alpha: -1": r"rdrop_alpha .*given -1; must be greater than or equal to 0",
     "label_smoothing_factor: 1": r"label_smoothing_factor .*given 1; must be less than 1",
+    "focal_gamma: -1": r"focal_gamma .*given -1; must be greater than or equal to 0",
     "contrastive_weight: -1": r"contrastive_weight .*given -1; must be greater than or equal to 0",
     "contrastive_temperature: 0": r"contrastive_temperature .*given 0; must be greater than 0",
     "layerwise_lr_decay: 0": r"layerwise_lr_decay .*given 0; must be greater than 0",
@@ -46,6 +47,14 @@ WRONG_WITH = {
         "contrastive_weight: 0.1",
         "task: {problem_type: regression}",
     ): r"contrastive_weight .* only to single_label_class",
+    ("focal_gamma: 2.0", "task: {problem_type: regression}"): r"focal_gamma .*needs labels.*remove it",
+    ("focal_gamma: 2.0, label_smoothing_factor: 0.1",): r"focal_gamma .*with label_smoothing_factor.*remove one",
+    ("pos_weight: balanced",): r"pos_weight .*only to multi_label_classification; use class_weights",
+    ("pos_weight: balanced", "task: {problem_type: regression}"): r"pos_weight .*only to multi_label_cl.*; remove it",
+    (
+        "class_weights: balanced",
+        "task: {problem_type: multi_label_classification}",
+    ): r"class_weights .*only to single_label_classification; use pos_weight",
     (
         "contrastive_weight: 0.1, train_sampling_strategy: sequential",
     ): r"sequential with contrastive_weight.*remove one",

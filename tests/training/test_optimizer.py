@@ -3,15 +3,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-import torch
 from accelerate import Accelerator
 
-from finetune.errors import TrainingError
 from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
 from finetune.recipe.training_section import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
-from finetune.training.optimizer import build_optimizer, class_weights
+from finetune.training.optimizer import build_optimizer
 from tests.support.helpers import encoded, plan
 from tests.support.training import LORA
 
@@ -51,16 +49,3 @@ def test_rates_fall_from_layer_to_layer(
     micro_batches, rows = next(trainer.epoch_steps())
     trainer.optimizer_step(micro_batches, rows)
     assert trainer.state.weight_decay_factor == (1.0 if lora else 1 - 0.8 * 0.5**3 * 0.5)  # the embeddings' own rate
-
-
-def test_class_weights() -> None:
-    labels, names = torch.tensor([0, 0, 0, 1]), ["no", "yes"]
-    assert class_weights(None, labels, names) is None
-    balanced = class_weights("balanced", labels, names)
-    assert balanced is not None
-    assert balanced.tolist() == pytest.approx([2 / 3, 2.0])
-    named = class_weights({"yes": 3.0}, labels, names)
-    assert named is not None
-    assert named.tolist() == [1.0, 3.0]
-    with pytest.raises(TrainingError, match=r"class_weights: maybe is not a label; the labels are no, yes"):
-        class_weights({"maybe": 1.0}, labels, names)

@@ -114,6 +114,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "another schedule": {"lr_scheduler_type": "cosine_with_restarts", "lr_scheduler_kwargs": {"num_cycles": 2}},
     "gradient checkpointing": {"gradient_checkpointing": True},
     "R-Drop": {"rdrop_alpha": 2.0, "label_smoothing_factor": 0.1},
+    "focal loss": {"focal_gamma": 2.0},
 }
 
 
