@@ -19,6 +19,7 @@ from finetune.data.parquet_rows import open_parquet
 from finetune.data.row_checks import checked_rows, columns_to_read
 from finetune.data.rows import RawSplit
 from finetune.data.split_labels import encode_split_labels
+from finetune.data.text_keys import text_keys
 from finetune.recipe.data_section import DataSection
 
 if TYPE_CHECKING:
@@ -72,11 +73,14 @@ class CheckedRows:
     validation: int | None = None
 
 
-def check_first_rows(data: DataSection, problem_type: str, declared: Sequence[str] | None) -> CheckedRows:
+def check_first_rows(
+    data: DataSection, problem_type: str, declared: Sequence[str] | None, seed: int = 0
+) -> CheckedRows:
     """Check the first rows of every file, or the rows in the recipe.
 
     Args:
         declared: the label names of the recipe.
+        seed: of the rows that are held out, whose number depends on it if texts are repeated.
 
     Raises:
         DataError: training would stop at these rows, with the same message.
@@ -97,7 +101,7 @@ def check_first_rows(data: DataSection, problem_type: str, declared: Sequence[st
     if "train" not in splits:
         return CheckedRows(notes)
     if splits["train"].complete:
-        return _check_all_labels(splits, data, problem_type, declared, notes)
+        return _check_all_labels(splits, data, problem_type, declared, notes, seed)
     _check_first_labels(splits, data.label_column, problem_type, declared)
     return CheckedRows(notes)
 
@@ -151,6 +155,7 @@ def _check_all_labels(
     problem_type: str,
     declared: Sequence[str] | None,
     notes: list[str],
+    seed: int,
 ) -> CheckedRows:
     """Check the labels of all training rows, and whether there are enough rows of each class, and count the rows.
 
@@ -164,7 +169,8 @@ def _check_all_labels(
         validation = len(labels["validation"])
     held_out = None if has_validation else held_out_share(data.validation_size, len(train))
     if held_out is not None:
-        rows = sample_validation_rows(train, held_out, seed=0)
+        train_keys = text_keys(raw["train"], data.text_columns()) if data.group_equal_texts else None
+        rows = sample_validation_rows(train, held_out, seed, train_keys)
         train, validation = np.delete(train, rows, axis=0), len(rows)
     if validation is not None and data.max_eval_samples:
         validation = min(validation, data.max_eval_samples)

@@ -1,9 +1,11 @@
 """Random choice of validation rows (data.validation_size) and of training rows (data.max_train_samples).
 
-N rows, C classes
+N rows, C classes, G groups of rows with the same text
 """
 
 from __future__ import annotations
+
+from collections import Counter
 
 import numpy as np
 
@@ -23,10 +25,17 @@ def held_out_share(setting: float | str | None, rows: int) -> float | None:
     return 0.2 if rows < _SMALL else 0.1
 
 
-def sample_validation_rows(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+def sample_validation_rows(
+    labels: np.ndarray, share: float, seed: int, text_keys: np.ndarray | None = None
+) -> np.ndarray:
     """Return the positions (from 0) of the rows to hold out for validation: a fraction `share` of all rows, rounded.
 
     With class ids (N,) the split is stratified, and every class keeps at least one training row.
+
+    Args:
+        text_keys: rows with the same key (N,) are held out together or not at all, so that a class can have a few rows
+            more or fewer; None draws each row by itself. The result is the same if all keys differ, or if there are
+            so few keys that no group can be held out.
 
     Raises:
         DataError: there are too few rows.
@@ -39,7 +48,11 @@ def sample_validation_rows(labels: np.ndarray, share: float, seed: int) -> np.nd
             f"data.validation_size: {share:g} of {len(labels)} training rows is less than one row, or would take the "
             "last row of a class; add rows, give data.validation_file, or set evaluation.eval_strategy: no"
         )
-    return _draw(classes, _rows_per_class(count, sizes, np.zeros_like(sizes), sizes - 1), seed)
+    counts = _rows_per_class(count, sizes, np.zeros_like(sizes), sizes - 1)
+    if text_keys is None or len(np.unique(text_keys)) == len(text_keys):
+        return _draw(classes, counts, seed)
+    rows = _draw_groups(classes, counts, text_keys, seed)
+    return rows if len(rows) else _draw(classes, counts, seed)
 
 
 def sample_training_rows(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -82,3 +95,46 @@ def _draw(classes: np.ndarray, counts: np.ndarray, seed: int) -> np.ndarray:
     order = np.random.default_rng(seed).permutation(len(classes))
     drawn = [order[classes[order] == index][:count] for index, count in enumerate(counts)]
     return np.sort(np.concatenate(drawn))
+
+
+def _draw_groups(classes: np.ndarray, counts: np.ndarray, text_keys: np.ndarray, seed: int) -> np.ndarray:
+    """Return the sorted positions of rows drawn in whole groups: about `counts[c]` rows of class c.
+
+    Groups are visited in random order. First those are drawn that fit into the counts, then those that bring the number
+    of rows closer to the counts. If no group could be drawn, the smallest possible one is.
+    """
+    order = np.random.default_rng(seed).permutation(len(classes))
+    members: dict[int, list[int]] = {}
+    for row, key in zip(order.tolist(), text_keys[order].tolist(), strict=True):
+        members.setdefault(key, []).append(row)
+    class_of, missing = classes.tolist(), counts.tolist()
+    excess = np.bincount(classes) - 1 - counts  # rows that a class can give up in addition, (C,)
+    remaining = [(rows, Counter(class_of[row] for row in rows)) for rows in members.values()]
+    drawn: list[int] = []
+    for rule in (_fits, _is_closer):
+        skipped = []
+        for rows, sizes in remaining:
+            if rule(sizes, missing, excess):
+                drawn += rows
+                for index, size in sizes.items():
+                    missing[index] -= size
+            else:
+                skipped.append((rows, sizes))
+        remaining = skipped
+    if not drawn:
+        possible = (
+            rows for rows, sizes in remaining if all(size <= missing[c] + excess[c] for c, size in sizes.items())
+        )
+        drawn = min(possible, key=len, default=[])
+    return np.sort(np.array(drawn, dtype=np.int64))
+
+
+def _fits(sizes: Counter[int], missing: list[int], excess: np.ndarray) -> bool:
+    return all(size <= missing[index] for index, size in sizes.items())
+
+
+def _is_closer(sizes: Counter[int], missing: list[int], excess: np.ndarray) -> bool:
+    """Return whether drawing a group with these rows per class brings the number of rows closer to the counts."""
+    if any(size > missing[index] + excess[index] for index, size in sizes.items()):
+        return False
+    return sum(abs(missing[index] - size) - abs(missing[index]) for index, size in sizes.items()) < 0

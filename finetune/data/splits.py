@@ -16,6 +16,7 @@ from finetune.data.loading import read_splits
 from finetune.data.overlap import count_shared_rows
 from finetune.data.rows import RawSplit
 from finetune.data.split_labels import encode_split_labels
+from finetune.data.text_keys import text_keys
 from finetune.data.tokenization import EncodedSplit, encode_split
 from finetune.errors import DataError
 from finetune.recipe.data_section import DataSection
@@ -105,7 +106,8 @@ def read_labeled(
     names, labels = encode_split_labels(raw, data.label_column, problem_type, declared, suggested)
     held_out = None if "validation" in raw else held_out_share(data.validation_size, len(labels["train"]))
     if held_out is not None:
-        _hold_out_validation(raw, labels, held_out, seed)
+        train_keys = text_keys(raw["train"], data.text_columns()) if data.group_equal_texts else None
+        _hold_out_validation(raw, labels, sample_validation_rows(labels["train"], held_out, seed, train_keys))
     _sample_down(raw, labels, data, seed)
     for split, message in (required or {}).items():
         if split not in raw:
@@ -116,10 +118,9 @@ def read_labeled(
     return LabeledSplits(raw, labels, names, data.text_columns(), adds_names, held_out)
 
 
-def _hold_out_validation(raw: dict[str, RawSplit], labels: dict[str, np.ndarray], share: float, seed: int) -> None:
-    """Move a share of the training rows to a new validation split."""
+def _hold_out_validation(raw: dict[str, RawSplit], labels: dict[str, np.ndarray], held_out: np.ndarray) -> None:
+    """Move the training rows at these positions to a new validation split."""
     train, train_labels = raw["train"], labels["train"]
-    held_out = sample_validation_rows(train_labels, share, seed)
     rest = np.setdiff1d(np.arange(len(train_labels)), held_out)
     raw |= {"train": train.select(rest), "validation": replace(train.select(held_out), dropped=0)}
     labels |= {"train": train_labels[rest], "validation": train_labels[held_out]}

@@ -57,7 +57,9 @@ def check_recipe(recipe: Recipe) -> list[str]:
         notes += [note] if note else []
     from finetune.data.first_rows import check_first_rows  # importing pyarrow takes a third of a second
 
-    rows = check_first_rows(recipe.data_to_read(), recipe.task.problem_type, recipe.task.label_names)
+    rows = check_first_rows(
+        recipe.data_to_read(), recipe.task.problem_type, recipe.task.label_names, recipe.rows_seed()
+    )
     notes += rows.notes
     if rows.train is not None:
         width = width if isinstance(width, int) and width > 0 else None

@@ -54,6 +54,11 @@ class DataSection(Section):
         description="Fraction of the training rows that is held out for validation, between 0 and 1; auto holds out "
         "0.2 of fewer than 1,000 rows and 0.1 of more if there are no other validation rows, and null holds out none.",
     )
+    group_equal_texts: bool = Field(
+        True,
+        description="Whether rows with the same text stay on one side when validation rows are held out; case, "
+        "punctuation and white space are ignored.",
+    )
     text_column: str = Field("sentence", description="Column of the text; by default sentence.")
     text_pair_column: str | None = Field(
         None, description="Column of the second text, for pairs; null reads one text per row."

@@ -31,7 +31,7 @@ OWNERSHIP_MARKER = ".claimed"  # exists while a run takes ownership of a folder;
 # Keys that the recipe.yaml of a run does not have if an earlier version wrote it, with the values that it trained with.
 _MISSING: Mapping[str, Mapping[str, object]] = {
     "model": {"pooling": "head", "classifier_init": "random"},
-    "data": {"label_name_rows": False, "validation_size": None},
+    "data": {"label_name_rows": False, "validation_size": None, "group_equal_texts": False},
     "evaluation": {"best_model_tolerance": 0.0, "early_stopping_patience": None},
 }
 _ENTRY = TypeAdapter(dict[str, int | float | None])

@@ -107,6 +107,15 @@ def test_the_rows_are_counted_as_in_training(
     assert (len(splits.labels["train"]), splits.held_out) == expected
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_repeated_texts_are_counted_as_in_training(seed: int, tmp_path: Path) -> None:
+    rows = "".join(f"text {number // 3},{'xyz'[number % 7 % 3]}\n" for number in range(40))
+    data = data_section(tmp_path, "a.csv", f"sentence,label\n{rows}", validation_size="auto")
+    checked = check_first_rows(data, SINGLE, None, seed)
+    labels = read_labeled(data, SINGLE, None, seed).labels
+    assert (checked.train, checked.validation) == (len(labels["train"]), len(labels["validation"]))
+
+
 def test_rows_in_the_recipe_are_checked() -> None:
     rows = [{"sentence": "a", "label": "x"}, {"sentence": "b", "label": "y"}]
     assert check_first_rows(DataSection(train_rows=rows, validation_rows=rows[:1]), SINGLE, None).notes == []

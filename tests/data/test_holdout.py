@@ -53,6 +53,73 @@ def test_values_and_sets_of_labels_are_held_out_from_all_rows(labels: np.ndarray
     assert len(sample_training_rows(labels, 3, seed=0)) == 3
 
 
+def test_without_repeated_texts_the_rows_are_those_of_earlier_versions() -> None:
+    labels, keys = labels_of(30, 20, 9), np.random.default_rng(2).permutation(59).astype(np.uint64)
+    expected = [11, 12, 26, 27, 29, 31, 38, 39, 41, 47, 54, 56]  # drawn before texts were compared
+    assert sample_validation_rows(labels, 0.2, seed=5).tolist() == expected
+    assert sample_validation_rows(labels, 0.2, seed=5, text_keys=keys).tolist() == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("different_texts", [400, 60])
+def test_rows_with_the_same_text_stay_together(different_texts: int, seed: int) -> None:
+    labels = labels_of(300, 100, 20)
+    keys = np.random.default_rng(seed).integers(0, different_texts, len(labels)).astype(np.uint64)  # also across labels
+    rows = sample_validation_rows(labels, 0.2, seed, keys)
+    assert not np.isin(keys[rows], np.delete(keys, rows)).any()
+    counts = np.bincount(labels[rows], minlength=3)
+    assert (counts < np.bincount(labels)).all()
+    assert np.abs(counts - np.array([60, 20, 4])).sum() <= (
+        0 if different_texts == 400 else 10
+    )  # 7 rows per text of 60
+    assert sample_validation_rows(labels, 0.2, seed, keys).tolist() == rows.tolist()
+
+
+def test_a_group_larger_than_the_share_is_held_out_only_if_nothing_else_can_be() -> None:
+    labels = np.zeros(20, dtype=np.int64)
+    large_and_single = np.array([0] * 12 + list(range(1, 9)), dtype=np.uint64)
+    for seed in range(5):
+        assert sample_validation_rows(labels, 0.2, seed, large_and_single).min() >= 12
+        rows = sample_validation_rows(labels, 0.2, seed, np.repeat(np.array([0, 1], dtype=np.uint64), [12, 8]))
+        assert rows.tolist() == list(range(12, 20))
+
+
+def test_sets_of_labels_and_values_are_grouped() -> None:
+    keys = np.repeat(np.arange(10), 2).astype(np.uint64)
+    for labels in (np.zeros(20), np.ones((20, 3), dtype=np.int64)):
+        rows = sample_validation_rows(labels, 0.2, 0, keys)
+        assert len(rows) == 4
+        assert not np.isin(keys[rows], np.delete(keys, rows)).any()
+
+
+@pytest.mark.parametrize("texts", [1, 2])
+def test_too_few_different_texts_to_group_them(texts: int) -> None:
+    labels = np.arange(20) % 2  # with two texts, each is that of one class, which must keep a training row
+    keys = (np.arange(20) % texts).astype(np.uint64)
+    assert len(sample_validation_rows(labels, 0.2, 3)) == 4
+    assert sample_validation_rows(labels, 0.2, 3, keys).tolist() == sample_validation_rows(labels, 0.2, 3).tolist()
+
+
+def test_the_hold_out_of_a_recipe_keeps_equal_texts_together() -> None:
+    texts = [f"{text}{end}" for text in "abcdefghij" for end in ("", ".", " !")]
+    train = [{"sentence": text, "label": "xy"[number % 2]} for number, text in enumerate(texts)]
+    data = DataSection(train_rows=train, validation_size=0.2)
+    for seed in range(3):
+        splits = read_labeled(data, "single_label_classification", None, seed)
+        train_texts, held_out = (
+            {text[0] for text in splits.raw[name].column("sentence").to_pylist()} for name in splits.raw
+        )
+        assert len(held_out) == 2
+        assert not train_texts & held_out
+    split_apart = read_labeled(
+        data.model_copy(update={"group_equal_texts": False}), "single_label_classification", None, 1
+    )
+    train_texts, held_out = (
+        {text[0] for text in split_apart.raw[name].column("sentence").to_pylist()} for name in split_apart.raw
+    )
+    assert train_texts & held_out
+
+
 @pytest.mark.parametrize(("sizes", "share"), [([2], 0.2), ([1, 1, 1, 1], 0.5)])
 def test_too_few_rows_to_hold_any_out(sizes: list[int], share: float) -> None:
     with pytest.raises(

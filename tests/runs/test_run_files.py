@@ -84,11 +84,13 @@ def test_keys_that_did_not_exist_when_a_run_was_trained_are_off(tmp_path: Path) 
     recipe = read_recipe(folder, read_data=False)
     assert (recipe.model.pooling, recipe.model.classifier_init) == ("head", "random")
     assert (recipe.data.label_name_rows, recipe.data.validation_size) == (False, None)
+    assert recipe.data.group_equal_texts is False  # so that the same rows are held out again
     assert (recipe.evaluation.best_model_tolerance, recipe.evaluation.early_stopping_patience) == (0, None)
     assert recipe.evaluation.eval_steps == 3
-    content["data"]["label_name_rows"] = True
+    content["data"] |= {"label_name_rows": True, "group_equal_texts": True}
     content["model"]["pooling"] = "mean"
     folder.recipe.write_text(yaml.safe_dump(content | {"output_dir": "x"}))
     recipe = read_recipe(folder, ["evaluation.best_model_tolerance=0.5"], read_data=False)
     assert (recipe.data.label_name_rows, recipe.model.pooling) == (True, "mean")
+    assert recipe.data.group_equal_texts is True
     assert recipe.evaluation.best_model_tolerance == 0.5
