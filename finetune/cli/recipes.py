@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import get_args
 
-from finetune.cli.shared import Arguments, Commands, add_command, loading_libraries, with_recipe
+from finetune.cli.shared import Arguments, Commands, add_command, delimiter, loading_libraries, with_recipe
 from finetune.errors import FinetuneError, RecipeError
 from finetune.recipe.names import ProblemType
 
@@ -41,11 +41,17 @@ def _add_sweep(commands: Commands) -> None:
 def _add_init(commands: Commands) -> None:
     parser = add_command(commands, "init", _init, "look at a data file and write a recipe for it")
     parser.add_argument(
-        "file", nargs="?", type=Path, help="a data file (csv, tsv, json, jsonl, parquet), or a folder with train.*"
+        "file",
+        nargs="?",
+        type=Path,
+        help="a data file (csv, tsv, txt, json, jsonl, parquet, arrow, also compressed), or a folder with train.*",
     )
     parser.add_argument("--text-column", metavar="COLUMN", help="the column of the text (default: guessed)")
     parser.add_argument("--text-pair-column", metavar="COLUMN", help="the column of the second text, for pairs")
     parser.add_argument("--label-column", metavar="COLUMN", help="the column of the label (default: guessed)")
+    parser.add_argument(
+        "--delimiter", type=delimiter, metavar="C", help="what separates the cells of a csv (default: as in its header)"
+    )
     parser.add_argument("--problem-type", choices=get_args(ProblemType), help="what is predicted (default: guessed)")
     parser.add_argument("--validation-file", type=Path, help="default: validation.* next to train.*, or held-out rows")
     parser.add_argument("--test-file", type=Path, help="default: test.* next to train.*")
@@ -129,6 +135,7 @@ def _init(args: Arguments) -> None:
         model=args.model,
         output=args.output,
         force=args.force,
+        delimiter=args.delimiter,
     )
     init(options, Console(highlight=False))
 

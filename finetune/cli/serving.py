@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from finetune.cli.shared import Arguments, Commands, add_command, loading_libraries
+from finetune.cli.shared import Arguments, Commands, add_command, delimiter, loading_libraries
 
 
 def add_commands(commands: Commands) -> None:
@@ -25,7 +25,8 @@ def _add_predict(commands: Commands) -> None:
         nargs="?",
         default=Path("-"),
         metavar="FILE",
-        help="csv, tsv, json, jsonl, parquet or txt; - or nothing: standard input, one text per line",
+        help="csv, tsv, json, jsonl, parquet, arrow or txt, also compressed (.gz, .zst); - or nothing: standard input, "
+        "one text per line",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="csv, tsv, jsonl or parquet (default: print)")
     parser.add_argument(
@@ -47,12 +48,15 @@ def _add_predict(commands: Commands) -> None:
     parser.add_argument("--batch-size", type=int, metavar="N", help="rows per forward pass (default: 32, on a GPU 256)")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 (default: float32)")
     parser.add_argument("--input-format", metavar="FORMAT", choices=_INPUT_FORMATS, help=", ".join(_INPUT_FORMATS))
+    parser.add_argument(
+        "--delimiter", type=delimiter, metavar="C", help="what separates the cells of a csv (default: as in its header)"
+    )
     parser.add_argument("--output-format", metavar="FORMAT", choices=_OUTPUT_FORMATS, help=", ".join(_OUTPUT_FORMATS))
     parser.add_argument("--base", metavar="MODEL", help="where the base model of an adapter is now")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the base model")
 
 
-_INPUT_FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "txt")
+_INPUT_FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "arrow", "txt")
 _OUTPUT_FORMATS = ("csv", "tsv", "jsonl", "parquet", "table")
 
 
@@ -71,6 +75,7 @@ def _predict(args: Arguments) -> None:
         args.bf16,
         args.base,
         args.trust_remote_code,
+        args.delimiter,
     )
     check_request(args.model, options)
     with loading_libraries(stderr=True, torch=not is_exported(args.model)):

@@ -30,6 +30,16 @@ def with_recipe(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return parser
 
 
+def delimiter(text: str) -> str:
+    """Return the separator of a csv file that an option names."""
+    from finetune.recipe.data_files import one_character
+
+    try:
+        return one_character(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def with_run(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Add the arguments of a command that reads a run folder."""
     parser.add_argument("run", type=Path, help="a run folder, such as runs/toy")

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from finetune.data.label_cells import HOW_TO_WRITE_SETS, list_as_json, lists_as_json
 from finetune.errors import DataError, did_you_mean, shorten
 
 T = TypeVar("T")
@@ -33,7 +34,7 @@ class Column:
 
     Attributes:
         key: what selects the column: a key of the recipe's data section, or an option of a command.
-        lists: whether its cells are lists of labels.
+        lists: whether its cells are sets of labels, each a list or a text.
     """
 
     name: str
@@ -45,20 +46,13 @@ class Column:
         """What selects the column, as the user writes it."""
         return self.key if self.key.startswith("--") else f"data.{self.key}"
 
-    def arrow_type(self) -> pa.DataType:
-        """Return the Arrow type of the column: text, or lists of texts."""
-        return pa.list_(pa.string()) if self.lists else pa.string()
-
     def error(self, where: str, row: int, problem: str) -> DataError:
         """Return the error for one row of this column."""
         return DataError(f"{where} row {row}: column '{self.name}' ({self.setting}) {problem}")
 
-    def not_a_list_message(self) -> str:
-        """Return the message for a cell that is not a list."""
-        return (
-            "has a single value, but multi_label_classification needs a list of labels per row; "
-            "use a json, jsonl or parquet file, because csv and tsv files cannot contain lists"
-        )
+    def not_a_set_message(self, value: str) -> str:
+        """Return the message for a cell that is neither a list nor a text."""
+        return f"has {value}, but multi_label_classification needs a set of labels; {HOW_TO_WRITE_SETS}"
 
     def list_message(self, kind: str = "a list") -> str:
         """Return the message for a cell that is a list."""
@@ -99,8 +93,8 @@ def make_batch(arrays: Sequence[pa.Array], columns: Sequence[Column]) -> pa.Reco
 
 
 def arrow_schema(columns: Sequence[Column]) -> pa.Schema:
-    """Return the Arrow schema of the columns."""
-    return pa.schema([(column.name, column.arrow_type()) for column in columns])
+    """Return the Arrow schema of the columns: all are texts, and a list of labels is written as JSON."""
+    return pa.schema([(column.name, pa.string()) for column in columns])
 
 
 def batches_from_objects(
@@ -142,7 +136,7 @@ def cells_from_values(values: Sequence[object], column: Column, where: str, firs
     Raises:
         DataError: a value cannot be read as text; the message names its row.
     """
-    convert = _label_list if column.lists else _text
+    convert = _label_set if column.lists else _text
     cells = []
     for row, value in enumerate(values, start=first_row):
         try:
@@ -150,7 +144,7 @@ def cells_from_values(values: Sequence[object], column: Column, where: str, firs
         except ValueError as error:
             raise column.error(where, row, str(error)) from error
     try:
-        return pa.array(cells, column.arrow_type())
+        return pa.array(cells, pa.string())
     except UnicodeEncodeError as error:
         row = first_row + next(index for index, cell in enumerate(cells) if not _is_unicode(cell))
         raise column.error(
@@ -159,8 +153,6 @@ def cells_from_values(values: Sequence[object], column: Column, where: str, firs
 
 
 def _is_unicode(cell: object) -> bool:
-    if isinstance(cell, list):
-        return all(map(_is_unicode, cell))
     try:
         str(cell).encode()
     except UnicodeEncodeError:
@@ -190,14 +182,14 @@ def _text(value: object, column: Column) -> str | None:
     raise ValueError(f"contains {kind}; it must contain {_SCALARS}")
 
 
-def _label_list(value: object, column: Column) -> list[str | None] | None:
-    """Return a list of labels as texts, or None for an empty cell; ValueError if the value is not a list of labels."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
+def _label_set(value: object, column: Column) -> str | None:
+    """Return a list of labels as JSON, and any other value as text; ValueError if it is not a list of labels."""
+    if type(value) in (bool, int, float) and value == value:  # not NaN
+        raise ValueError(column.not_a_set_message(f"the single value {str(value).lower()}"))
     if not isinstance(value, list | tuple):
-        raise ValueError(column.not_a_list_message())
+        return _text(value, column)
     item_column = Column(column.name, "text_column")  # a list inside the list is an error, as in a text column
-    return [_text(item, item_column) for item in value]
+    return list_as_json([_text(item, item_column) for item in value])
 
 
 def cells_from_arrow(
@@ -217,22 +209,24 @@ def cells_from_arrow(
     if pa.types.is_dictionary(kind):
         return cells_from_arrow(cells.dictionary_decode(), column, where, first_row, names)
     if not is_list(kind):
-        if column.lists and not pa.types.is_null(kind):
-            raise column.error(where, _first_row(cells, rows), column.not_a_list_message())
-        if column.lists:
-            return pa.nulls(len(cells), column.arrow_type())
+        if column.lists and not (_is_text(kind) or pa.types.is_null(kind)):
+            raise column.error(where, _first_row(cells, rows), column.not_a_set_message(f"single values ({kind})"))
         return _scalar_cells(cells, column, where, rows, names)
     if not column.lists:
         raise column.error(where, _first_row(cells, rows), column.list_message(f"lists ({kind})"))
     lengths = pc.fill_null(pc.list_value_length(cells), 0).to_numpy()
     items = _scalar_cells(pc.list_flatten(cells), column, where, np.repeat(rows, lengths), names)
     ends = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(ends), items, mask=pc.is_null(cells))
+    return lists_as_json(pa.ListArray.from_arrays(pa.array(ends), items, mask=pc.is_null(cells)))
 
 
 def is_list(kind: pa.DataType) -> bool:
     """Return whether a type is one of lists."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _first_row(cells: pa.Array, rows: np.ndarray) -> int:
@@ -252,9 +246,8 @@ def _scalar_cells(
         return _class_names(cells, column, where, rows, names)
     if pa.types.is_floating(kind):
         return _floats(cells, column, where, rows)
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     number = pa.types.is_integer(kind) or pa.types.is_decimal(kind) or pa.types.is_boolean(kind)
-    if not (text or number or pa.types.is_null(kind)):
+    if not (_is_text(kind) or number or pa.types.is_null(kind)):
         raise column.error(where, _first_row(cells, rows), f"contains {kind}; it must contain {_SCALARS}")
     texts = cells.cast(pa.string())
     try:

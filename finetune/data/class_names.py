@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import datasets
 import pyarrow as pa
 
 from finetune.data.cell_values import BATCH_ROWS, Column, require_columns
-from finetune.data.parquet_rows import cells_of_table, open_parquet
+from finetune.data.typed_rows import cells_of_table, label_column
 
 
 def read_dataset(rows: datasets.Dataset, columns: Sequence[Column], where: str) -> Iterator[pa.RecordBatch]:
@@ -19,18 +18,13 @@ def read_dataset(rows: datasets.Dataset, columns: Sequence[Column], where: str) 
         DataError: a column is missing, or a cell cannot be read as text; the message names the row.
     """
     require_columns(columns, rows.column_names, where)
-    names = feature_names(rows.features, columns[-1].name)
+    label = label_column(columns)
+    names = feature_names(rows.features, label) if label else None
     selected = rows.select_columns([column.name for column in columns]).with_format("arrow")
     first = 1
     for table in selected.iter(batch_size=BATCH_ROWS):
         yield cells_of_table(table, columns, where, first, names)
         first += len(table)
-
-
-def parquet_class_names(file: Path, label: str) -> list[str] | None:
-    """Return the label names of a ClassLabel column in a parquet file written by `datasets`, or None."""
-    with open_parquet(file) as opened:
-        return schema_class_names(opened.schema_arrow, label)
 
 
 def schema_class_names(schema: pa.Schema, label: str) -> list[str] | None:

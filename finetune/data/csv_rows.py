@@ -1,7 +1,8 @@
 """Reading csv and tsv files. Every cell is read as it is written.
 
-csv files follow RFC 4180: a text with a comma, a quotation mark or a line break is enclosed in quotation marks, and a
-quotation mark in it is doubled. tsv files have no quoting: a quotation mark is text, as in the published GLUE files.
+csv files follow RFC 4180: a text with the separator, a quotation mark or a line break is enclosed in quotation marks,
+and a quotation mark in it is doubled. tsv files have no quoting: a quotation mark is text, as in the published GLUE
+files. A txt file is read as csv.
 """
 
 from __future__ import annotations
@@ -10,18 +11,21 @@ import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal, NamedTuple, TextIO
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
 from finetune.data.cell_values import BATCH_ROWS, Column, batched, make_batch, require_columns
-from finetune.errors import DataError
+from finetune.data.compressed_files import open_text
+from finetune.data.csv_delimiter import DELIMITERS, find_delimiter
+from finetune.errors import DataError, shorten
 
 # The optional first line in which spreadsheet programs name the separator.
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\1*[\r\n]*')
+_HEAD_LINES = 100  # in which the header ends
 _MAX_LABELS = 10_000  # more distinct values are probably numbers to predict
 _QUOTING = (
     "enclose a text with a separator or a quotation mark in quotation marks, and double each quotation mark in it "
@@ -55,38 +59,45 @@ class _Table(NamedTuple):
 
 
 @contextmanager
-def _open_table(file: Path, kind: str, columns: Sequence[Column]) -> Iterator[_Table]:
+def _open_table(file: Path, kind: str, columns: Sequence[Column], given: str | None) -> Iterator[_Table]:
     """Open a csv or tsv file.
+
+    Args:
+        given: the separator; None: a tab in a tsv file, otherwise that of the header.
 
     Raises:
         DataError: the header is malformed or lacks a column; or, while `rows` is read, a row is malformed.
     """
     csv.field_size_limit(2**31 - 1)
-    with file.open(encoding="utf-8-sig", newline="") as text:
-        delimiter, skipped = "\t" if kind == "tsv" else ",", 0
-        if separator := _SEPARATOR_LINE.fullmatch(text.readline()):
-            delimiter, skipped = separator[1], 1
-        else:
-            text.seek(0)
-        rows = _parse_rows(text, file, delimiter, quoted=kind == "csv", skipped=skipped)
+    with open_text(file, newline="") as text:
+        head, skipped, delimiter = list(islice(text, _HEAD_LINES)), 0, given
+        if head and (separator := _SEPARATOR_LINE.fullmatch(head[0])):
+            delimiter, skipped = given or separator[1], 1
+        if delimiter is None:
+            names = [column.name for column in columns]
+            delimiter = "\t" if kind == "tsv" else find_delimiter(head[skipped:], names)
+        rows = _parse_rows(chain(head[skipped:], text), file, delimiter, quoted=kind != "tsv", skipped=skipped)
         header = next(rows, _Row(0, [], 1, 1))
-        _check_header(file, header, columns)
+        _check_header(file, header, columns, delimiter)
         rows = _rows_of_equal_width(rows, file, header.cells, _width_fix(kind, delimiter))
         yield _Table(header.cells, delimiter, rows)
 
 
-def read_all_columns(file: Path, kind: str, columns: Sequence[Column], size: int) -> Iterator[pa.RecordBatch]:
+def read_all_columns(
+    file: Path, kind: str, columns: Sequence[Column], size: int, delimiter: str | None = None
+) -> Iterator[pa.RecordBatch]:
     """Yield all columns of a csv or tsv file as text, in batches of `size` rows; one empty batch if there are no rows.
 
     Columns without a name at the end of the header are skipped: they are empty.
 
     Args:
         columns: the columns that must exist.
+        delimiter: what separates the cells; None: what separates those of the header.
 
     Raises:
         DataError: the header or a row is malformed; the message names the row and its line.
     """
-    with _open_table(file, kind, columns) as table:
+    with _open_table(file, kind, columns, delimiter) as table:
         names = table.header[: _last_named(table.header)]
         schema = pa.schema([(name, pa.string()) for name in names])
         blocks = batched((row.cells[: len(names)] for row in table.rows), size)
@@ -95,18 +106,29 @@ def read_all_columns(file: Path, kind: str, columns: Sequence[Column], size: int
             yield pa.RecordBatch.from_arrays([pa.array(values, pa.string()) for values in cells], schema=schema)
 
 
-def read_delimited(file: Path, kind: str, columns: Sequence[Column]) -> Iterator[pa.RecordBatch]:
+def header_delimiter(file: Path, kind: str) -> str:
+    """Return the separator of a csv or tsv file, where no column is known yet; DataError if the header is malformed."""
+    with _open_table(file, kind, [], None) as table:
+        return table.delimiter
+
+
+def read_delimited(
+    file: Path, kind: str, columns: Sequence[Column], delimiter: str | None = None
+) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a csv or tsv file in batches.
+
+    Args:
+        delimiter: what separates the cells; None: what separates those of the header.
 
     Raises:
         DataError: the header or a row is malformed; the message names the row and its line.
     """
-    with _open_table(file, kind, columns) as table:
+    with _open_table(file, kind, columns, delimiter) as table:
         indices = [table.header.index(column.name) for column in columns]
         select_cells = itemgetter(*indices)  # two or three columns
         labels: set[str] = set()
         embedded: dict[str, _EmbeddedRow] = {}
-        first, block = 1, []
+        block = []
         for row in table.rows:
             if row.last_line > row.line and len(embedded) < _MAX_LABELS:
                 for line in _embedded_rows(row, table.delimiter, indices[-1]):
@@ -115,34 +137,34 @@ def read_delimited(file: Path, kind: str, columns: Sequence[Column]) -> Iterator
                 labels.add(row.cells[indices[-1]])
             block.append(select_cells(row.cells))
             if len(block) == BATCH_ROWS:
-                yield _batch(block, columns, file, first)
-                first, block = first + BATCH_ROWS, []
+                yield _batch(block, columns)
+                block = []
         _check_embedded_rows(file, embedded, labels)
-        yield _batch(block, columns, file, first)
+        yield _batch(block, columns)
 
 
-def _check_header(file: Path, header: _Row, columns: Sequence[Column]) -> None:
+def _check_header(file: Path, header: _Row, columns: Sequence[Column], delimiter: str) -> None:
     """Raise DataError unless the header contains each of the columns exactly once."""
     named = [name for name in header.cells if name.strip()]
     if not named:
         raise DataError(f"{file} has no header; write the names of the columns in the first line")
-    other = next((sign for sign in ";\t|," if len(named) == 1 and sign in named[0]), None)
-    if other:
+    other = next((sign for sign in DELIMITERS if sign != delimiter and sign in named[0]), None)
+    if other and len(named) == 1:
         raise DataError(
-            f"{file} seems to be separated by {other!r}; separate the cells by commas, rename a tab-separated file to "
-            f".tsv, or add the line sep={other} above the header"
+            f"{file} was read with the separator {delimiter!r}, but its header {shorten(named[0], 60)!r} seems to be "
+            f"separated by {other!r}; set data.delimiter (in a command: --delimiter) to {other!r}"
         )
     require_columns(columns, named, str(file))
 
 
-def _parse_rows(text: TextIO, file: Path, delimiter: str, *, quoted: bool, skipped: int) -> Iterator[_Row]:
+def _parse_rows(lines: Iterator[str], file: Path, delimiter: str, *, quoted: bool, skipped: int) -> Iterator[_Row]:
     """Yield the header (row 0) and the rows; blank lines are skipped.
 
     Args:
-        skipped: number of lines of the file that were already read.
+        skipped: number of lines of the file before `lines`.
     """
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
+    reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
     number, line = 0, skipped + 1
     try:
         for cells in reader:
@@ -159,8 +181,8 @@ def _parse_rows(text: TextIO, file: Path, delimiter: str, *, quoted: bool, skipp
             else f"text follows a closing quotation mark in line {last}"
         )
         where = f"row {number}" if number else "header"
-        lines = f"line {line}" if line == last else f"lines {line} to {last}"
-        raise DataError(f"{file} {where} ({lines}): {problem}; {_QUOTING}") from error
+        span = f"line {line}" if line == last else f"lines {line} to {last}"
+        raise DataError(f"{file} {where} ({span}): {problem}; {_QUOTING}") from error
 
 
 def _rows_of_equal_width(rows: Iterator[_Row], file: Path, header: Sequence[str], fix: str) -> Iterator[_Row]:
@@ -201,13 +223,9 @@ def _width_fix(kind: str, delimiter: str) -> str:
     return f"put quotation marks around a text that contains {delimiter!r} or a line break, or correct the row"
 
 
-def _batch(block: Sequence[tuple[str, ...]], columns: Sequence[Column], file: Path, first: int) -> pa.RecordBatch:
+def _batch(block: Sequence[tuple[str, ...]], columns: Sequence[Column]) -> pa.RecordBatch:
     cells = list(zip(*block, strict=True)) or [()] * len(columns)
-    if columns[-1].lists and block:
-        raise columns[-1].error(str(file), first, columns[-1].not_a_list_message())
-    return make_batch(
-        [pa.array(values, column.arrow_type()) for values, column in zip(cells, columns, strict=True)], columns
-    )
+    return make_batch([pa.array(values, pa.string()) for values in cells], columns)
 
 
 def _embedded_rows(row: _Row, delimiter: str, label: int) -> Iterator[_EmbeddedRow]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -11,15 +11,16 @@ import numpy as np
 import pyarrow as pa
 
 from finetune.data.cell_values import BATCH_ROWS, Column, arrow_schema, batches_from_objects
-from finetune.data.file_formats import file_format, read_file
+from finetune.data.file_formats import read_file
 from finetune.data.holdout import held_out_share, sample_training_rows, sample_validation_rows
 from finetune.data.label_name_rows import adds_label_names
 from finetune.data.labels import encode_labels
-from finetune.data.parquet_rows import open_parquet
-from finetune.data.row_checks import checked_rows, columns_to_read
+from finetune.data.row_checks import checked_splits, columns_to_read
 from finetune.data.rows import RawSplit
 from finetune.data.split_labels import encode_split_labels
 from finetune.data.text_keys import text_keys
+from finetune.data.typed_rows import declared_names
+from finetune.recipe.data_files import describe_files, expand_files, file_format
 from finetune.recipe.data_section import DataSection
 
 if TYPE_CHECKING:
@@ -88,16 +89,24 @@ def check_first_rows(
     if data.dataset_name is not None:
         return CheckedRows([f"not checked: the rows of dataset '{data.dataset_name}'"])
     columns = columns_to_read(data, lists=problem_type == "multi_label_classification")
-    splits, notes = {}, []
-    for split, source in _sources(data).items():
-        if isinstance(source, str) and _takes_long(Path(source)):
-            notes.append(f"not checked: the rows of {source}, because a json file of this size takes long to read")
+    declared = declared or data.label_columns
+    read, incomplete, notes = {}, set[str](), list[str]()
+    for split, rows in _rows_in_recipe(data).items():
+        where = f"data.{split}_rows"
+        table = pa.Table.from_batches(batches_from_objects(iter(rows), columns, where), arrow_schema(columns))
+        read[split] = _raw_split(table, where)
+    for split, entries in data.local_files().items():
+        files = expand_files(entries)
+        if long := next(filter(_takes_long, files), None):
+            notes.append(f"not checked: the rows of {long}, because a json file of this size takes long to read")
             continue
-        rows = _first_rows(source, f"data.{split}_rows", columns)
-        checked = checked_rows(rows.raw, data, problem_type, declared, complete=rows.complete)
-        splits[split] = FirstRows(checked, rows.complete)
-        if not rows.complete:
-            notes.append(f"checked: the first {len(rows.raw.rows):,} rows of {source}")
+        read[split], complete = _first_rows(files, columns, data.delimiter)
+        if not complete:
+            incomplete.add(split)
+            notes.append(f"checked: the first {len(read[split].rows):,} rows of {read[split].source}")
+    checked = checked_splits(read, data, problem_type, declared, incomplete)
+    notes += [note for raw in checked.values() for note in raw.notes]
+    splits = {split: FirstRows(raw, split not in incomplete) for split, raw in checked.items()}
     if "train" not in splits:
         return CheckedRows(notes)
     if splits["train"].complete:
@@ -107,33 +116,30 @@ def check_first_rows(
 
 
 def _takes_long(file: Path) -> bool:
-    return file_format(file) == "json" and file.stat().st_size > MAX_JSON_BYTES
+    return file_format(file) == "json" and file.is_file() and file.stat().st_size > MAX_JSON_BYTES
 
 
-def _sources(data: DataSection) -> dict[str, str | list[dict[str, object]]]:
-    """Return split name -> file, or the rows in the recipe."""
-    if data.train_rows is None:
-        return dict(data.local_files())
+def _rows_in_recipe(data: DataSection) -> dict[str, list[dict[str, object]]]:
+    """Return split name -> the rows in the recipe."""
     rows = {"train": data.train_rows, "validation": data.validation_rows, "test": data.test_rows}
     return {split: values for split, values in rows.items() if values is not None}
 
 
-def _first_rows(source: str | list[dict[str, object]], where: str, columns: Sequence[Column]) -> FirstRows:
-    """Return the first rows of a file, or all rows in the recipe."""
-    if not isinstance(source, str):
-        table = pa.Table.from_batches(batches_from_objects(iter(source), columns, where), arrow_schema(columns))
-        return FirstRows(_raw_split(table, where), complete=True)
-    batches, complete = [], True
-    for batch in read_file(Path(source), columns, _class_names):
-        batches.append(batch)
-        if sum(map(len, batches)) >= BATCH_ROWS:
-            complete = False
-            break
-    names = None
-    if file_format(Path(source)) == "parquet":
-        with open_parquet(Path(source)) as opened:
-            names = _class_names(opened.schema_arrow, columns[-1].name)
-    return FirstRows(_raw_split(pa.Table.from_batches(batches, arrow_schema(columns)), source, names), complete)
+def _first_rows(files: Sequence[Path], columns: Sequence[Column], delimiter: str | None) -> tuple[RawSplit, bool]:
+    """Return the first rows of files, and whether these are all. Of the other files, the beginning is only checked."""
+    batches, starts, rows, complete = [], list[tuple[Path, int]](), 0, True
+    for file in files:
+        starts.append((file, rows))
+        for batch in read_file(file, columns, _class_names, delimiter):
+            if rows < BATCH_ROWS:
+                batches.append(batch)
+            rows += len(batch)
+            if rows >= BATCH_ROWS:
+                complete = False
+                break
+    names = declared_names([(file, file_format(file)) for file in files], columns, _class_names)
+    raw = _raw_split(pa.Table.from_batches(batches, arrow_schema(columns)), describe_files(files), names)
+    return replace(raw, files=starts if len(files) > 1 else ()), complete
 
 
 def _raw_split(table: pa.Table, source: str, class_names: list[str] | None = None) -> RawSplit:
@@ -164,7 +170,7 @@ def _check_all_labels(
     """
     raw = {split: rows.raw for split, rows in splits.items()}
     names, labels = encode_split_labels(raw, data.label_column, problem_type, declared)
-    train, has_validation, validation = labels["train"], "validation" in _sources(data), None
+    train, has_validation, validation = labels["train"], _has_validation(data), None
     if "validation" in splits and splits["validation"].complete:
         validation = len(labels["validation"])
     held_out = None if has_validation else held_out_share(data.validation_size, len(train))
@@ -179,6 +185,10 @@ def _check_all_labels(
     added = len(names) if adds_label_names(data, problem_type, names, len(train)) else 0
     has_validation = has_validation or held_out is not None
     return CheckedRows(notes, len(train) + added, len(names), held_out, has_validation, validation)
+
+
+def _has_validation(data: DataSection) -> bool:
+    return "validation" in data.local_files() or data.validation_rows is not None
 
 
 def _check_first_labels(

@@ -17,13 +17,15 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from finetune.data.cell_values import Column, batched, cells_from_arrow, cells_from_values, empty_cells, require_columns
+from finetune.data.compressed_files import open_bytes
 from finetune.data.csv_rows import read_all_columns
-from finetune.data.file_formats import file_format, readable
+from finetune.data.file_formats import readable
 from finetune.data.json_rows import read_typed_objects
-from finetune.data.parquet_rows import open_parquet, parquet_batches
+from finetune.data.typed_rows import TYPED, open_typed
 from finetune.errors import DataError
+from finetune.recipe.data_files import compression, file_format
 
-INPUT_FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "txt")
+INPUT_FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "arrow", "txt")
 STANDARD_INPUT = "standard input"
 _SAMPLE_BYTES = 2**20
 
@@ -35,18 +37,20 @@ class InputFile:
     Attributes:
         path: the file; None for lines from standard input, which are read once.
         format: one of INPUT_FORMATS; a txt file has one text per line.
+        delimiter: what separates the cells of a csv file; None: what separates those of its header.
     """
 
     path: Path | None
     format: str
+    delimiter: str | None = None
 
     def estimated_rows(self) -> int | None:
         """Return the approximate number of rows, from the beginning of the file; None if it is unknown."""
-        if self.path is None or self.format == "json":
+        if self.path is None or self.format in ("json", "arrow") or compression(self.path):
             return None
         if self.format == "parquet":
-            with open_parquet(self.path) as opened:
-                return int(opened.metadata.num_rows)
+            with open_typed(self.path, self.format) as opened:
+                return opened.rows
         with self.path.open("rb") as content:
             sample = content.read(_SAMPLE_BYTES)
         return round(sample.count(b"\n") * self.path.stat().st_size / max(1, len(sample)))
@@ -77,7 +81,7 @@ class Window:
 
 
 @contextmanager
-def open_input(source: Path, input_format: str | None) -> Iterator[InputFile]:
+def open_input(source: Path, input_format: str | None, delimiter: str | None = None) -> Iterator[InputFile]:
     """Yield the file to predict.
 
     Standard input other than lines of text, and a pipe, are copied to a temporary file: reading starts at the end of
@@ -86,6 +90,7 @@ def open_input(source: Path, input_format: str | None) -> Iterator[InputFile]:
     Args:
         source: a file, or "-" for standard input.
         input_format: one of INPUT_FORMATS; None: by the ending of the file name, and txt for standard input.
+        delimiter: see `InputFile`.
 
     Raises:
         DataError: there is no such file, its format is unknown, or it cannot be copied.
@@ -103,7 +108,7 @@ def open_input(source: Path, input_format: str | None) -> Iterator[InputFile]:
         yield InputFile(None, kind)
         return
     if not from_standard_input and (not source.exists() or source.is_file()):
-        yield InputFile(source, kind)  # a missing file is reported when it is read
+        yield InputFile(source, kind, delimiter)  # a missing file is reported when it is read
         return
     with TemporaryDirectory(prefix="finetune-") as folder:
         copy = Path(folder, f"input.{kind}")
@@ -121,7 +126,7 @@ def open_input(source: Path, input_format: str | None) -> Iterator[InputFile]:
                 "disk space, set TMPDIR to another folder, or name a file"
             ) from error
         try:
-            yield InputFile(copy, kind)
+            yield InputFile(copy, kind, delimiter)
         except DataError as error:
             raise DataError(
                 str(error)
@@ -144,20 +149,21 @@ def read_windows(file: InputFile, columns: Sequence[Column], size: int) -> Itera
         yield from _numbered(_line_batches(sys.stdin.buffer, STANDARD_INPUT, columns, size), columns, STANDARD_INPUT)
         return
     with readable(file.path, file.format):
-        yield from _numbered(_row_batches(file.path, file.format, columns, size), columns, str(file.path))
+        yield from _numbered(_row_batches(file.path, file, columns, size), columns, str(file.path))
 
 
 def _row_batches(
-    path: Path, kind: str, columns: Sequence[Column], size: int
+    path: Path, file: InputFile, columns: Sequence[Column], size: int
 ) -> Iterator[pa.RecordBatch | list[Mapping[str, object]]]:
+    kind = file.format
     if kind in ("csv", "tsv"):
-        yield from read_all_columns(path, kind, columns, size)
-    elif kind == "parquet":
-        with open_parquet(path) as opened:
-            require_columns(columns, opened.schema_arrow.names, str(path))
-            yield from parquet_batches(opened, path, size)
+        yield from read_all_columns(path, kind, columns, size, file.delimiter)
+    elif kind in TYPED:
+        with open_typed(path, kind) as opened:
+            require_columns(columns, opened.schema.names, str(path))
+            yield from opened.batches(size, None)
     elif kind == "txt":
-        with path.open("rb") as lines:
+        with open_bytes(path) as lines:
             yield from _line_batches(lines, str(path), columns, size)
     else:
         for number, block in enumerate(batched(iter(read_typed_objects(path, kind)), size)):

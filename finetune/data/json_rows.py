@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 import pyarrow as pa
 
 from finetune.data.cell_values import Column, batches_from_objects
+from finetune.data.compressed_files import open_text
 from finetune.errors import DataError
 
 _SHAPE = "write one object per line, or one list of objects"
@@ -38,8 +39,9 @@ def read_typed_objects(file: Path, kind: str) -> Iterator[Mapping[str, object]]:
 
 
 def _read_objects(file: Path, kind: str, decoder: json.JSONDecoder) -> Iterator[Mapping[str, object]]:
-    with file.open(encoding="utf-8-sig") as text:
-        if _is_one_document(text, kind):
+    one_document = _is_one_document(file, kind)
+    with open_text(file) as text:
+        if one_document:
             yield from _rows_of_document(_decode(text.read(), f"{file}", decoder), file)
             return
         for number, line in enumerate(text, start=1):
@@ -50,11 +52,11 @@ def _read_objects(file: Path, kind: str, decoder: json.JSONDecoder) -> Iterator[
                 yield row
 
 
-def _is_one_document(text: TextIO, kind: str) -> bool:
-    """Return whether the file is a single JSON value, not one per line. The file position is reset to the start."""
-    start = next((line.strip() for line in text if line.strip()), "")
-    more = next((line for line in text if line.strip()), None) is not None
-    text.seek(0)
+def _is_one_document(file: Path, kind: str) -> bool:
+    """Return whether the file is a single JSON value, not one per line."""
+    with open_text(file) as text:
+        start = next((line.strip() for line in text if line.strip()), "")
+        more = next((line for line in text if line.strip()), None) is not None
     if start.startswith("["):
         return True
     if kind == "jsonl":

@@ -92,8 +92,8 @@ def check_training_labels(
         if (lengths == len(names)).all() and (distinct <= {"0", "1"} or distinct <= {"false", "true"}):
             raise DataError(
                 f"{train.source}: every row of column '{column}' has {len(names)} entries, one per label, and all are "
-                f"{' or '.join(sorted(distinct))}: vectors of zeros and ones are not supported; list the names or ids "
-                "that apply, such as [1] or ['spam'] instead of [0, 1]"
+                f"{' or '.join(sorted(distinct))}: vectors of zeros and ones are not supported; give each label a "
+                "column of its own (data.label_columns), or list the names or ids that apply, such as [1] or ['spam']"
             )
 
 
@@ -123,7 +123,7 @@ def encode_labels(
     if len(twice):
         raise DataError(
             f"{raw.describe_rows(twice)}: a label is listed twice in column '{column}'; list each name or id that "
-            "applies once (vectors of zeros and ones are not supported)"
+            "applies once (zeros and ones go into one column per label, data.label_columns)"
         )
     return sets
 

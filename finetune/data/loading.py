@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import datasets
 import pyarrow as pa
 
 from finetune.data.cell_values import Column, arrow_schema, batches_from_objects
-from finetune.data.class_names import parquet_class_names, schema_class_names
-from finetune.data.file_formats import file_format, read_file
+from finetune.data.file_rows import read_files
 from finetune.data.named_dataset import read_named
-from finetune.data.row_cache import store_rows
-from finetune.data.row_checks import checked_rows, columns_to_read
+from finetune.data.row_checks import checked_splits, columns_to_read
 from finetune.data.rows import RawSplit
+from finetune.recipe.data_files import expand_files
 from finetune.recipe.data_section import DataSection
 
 
@@ -48,22 +46,15 @@ def read_splits(
             for split, rows in named.items()
             if rows is not None
         }
-    elif data.train_file is not None:
-        splits = {split: _from_file(file, columns) for split, file in data.local_files().items()}
+    elif data.train_file:
+        files = {split: expand_files(entries) for split, entries in data.local_files().items()}
+        splits = {split: read_files(listed, columns, data.delimiter) for split, listed in files.items()}
     else:
         splits = read_named(data, columns)
-    return {split: checked_rows(raw, data, problem_type, declared) for split, raw in splits.items()}
+    return checked_splits(splits, data, problem_type, declared)
 
 
 def _from_recipe(rows: list[dict[str, object]], where: str, columns: Sequence[Column]) -> RawSplit:
     """Return the rows that are written in the recipe."""
     table = pa.Table.from_batches(batches_from_objects(iter(rows), columns, where), arrow_schema(columns))
     return RawSplit(datasets.Dataset(datasets.table.InMemoryTable(table)), where)
-
-
-def _from_file(name: str, columns: Sequence[Column]) -> RawSplit:
-    """Return the rows of a file."""
-    file = Path(name)
-    rows = store_rows(read_file(file, columns, schema_class_names), arrow_schema(columns), name)
-    names = parquet_class_names(file, columns[-1].name) if file_format(file) == "parquet" else None
-    return RawSplit(rows, name, class_names=names)

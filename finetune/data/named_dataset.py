@@ -1,11 +1,11 @@
-"""Reading `data.dataset_name`: a local folder of data files, or a data set on the hub."""
+"""Reading `data.dataset_name`: a data set on the hub, a folder of data files, or one that `save_to_disk` wrote."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -13,25 +13,42 @@ import datasets
 import numpy as np
 
 from finetune.data.cell_values import Column, arrow_schema
-from finetune.data.class_names import feature_names, parquet_class_names, read_dataset, schema_class_names
-from finetune.data.file_formats import file_format, read_file
+from finetune.data.class_names import feature_names, read_dataset
+from finetune.data.file_rows import read_files
 from finetune.data.row_cache import cache_error, store_rows
 from finetune.data.rows import RawSplit
+from finetune.data.typed_rows import label_column
 from finetune.errors import DataError
 from finetune.progress import stage
+from finetune.recipe.data_files import ENDINGS, is_data_file
 from finetune.recipe.data_section import DataSection
-from finetune.recipe.validation import FILE_TYPES
 
-_BUILDERS = ("csv", "json", "parquet")  # `datasets` only lists the files of these builders; this package reads them
+# `datasets` only lists the files of these builders; this package reads them.
+_BUILDERS = ("csv", "json", "parquet", "arrow")
 
 
 @dataclass(frozen=True)
-class _Folder:
-    """A local folder of data files: its name, the files of each split, and the class names in its README."""
+class NamedSplits:
+    """The splits of a data set: their names, and a function that returns the rows of one."""
 
-    name: str
-    files: dict[str, list[Path]]
-    class_names: list[str] | None
+    names: Sequence[str]
+    read: Callable[[str], RawSplit]
+
+    def select(self, expression: str, where: str) -> RawSplit:
+        """Return the rows of a split expression of `datasets`, such as `train` or `train[:10%]`."""
+        if expression in self.names:
+            return replace(self.read(expression), source=where)
+        # Only the splits named in the expression are read, because others may not have these columns.
+        read = {split: self.read(split) for split in self.names if split in expression}
+        with _report_load_errors(where):
+            sizes = {split: len(read[split].rows) if split in read else 0 for split in self.names}
+            pieces = datasets.ReadInstruction.from_spec(expression).to_absolute(sizes)
+        parts = [read[piece.splitname].select(np.arange(piece.from_, piece.to)) for piece in pieces]
+        if len(parts) == 1:
+            return replace(parts[0], source=where)
+        rows = datasets.concatenate_datasets([part.rows for part in parts])
+        numbers = np.concatenate([part.row_numbers() for part in parts])
+        return RawSplit(rows, where, numbers, next(filter(None, (part.class_names for part in parts)), None))
 
 
 def read_named(data: DataSection, columns: Sequence[Column]) -> dict[str, RawSplit]:
@@ -41,28 +58,41 @@ def read_named(data: DataSection, columns: Sequence[Column]) -> dict[str, RawSpl
         DataError: the data set cannot be loaded, a split is missing, or `data.validation_size` is given although there
             is a validation split.
     """
-    name, config = str(data.dataset_name), data.dataset_config_name
-    requested = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
-    folder = _folder(name, config, columns) if Path(name).expanduser().is_dir() else None
-    if folder is None and name.isidentifier() and importlib.util.find_spec(f"datasets.packaged_modules.{name}"):
+    name = str(data.dataset_name)
+    local = local_splits(data, columns)
+    if local is None and name.isidentifier() and importlib.util.find_spec(f"datasets.packaged_modules.{name}"):
         # `datasets` would read all files of this format in the working directory, including pickles.
         raise DataError(
             f"data.dataset_name '{name}' is a file format, not a data set; give the file as data.train_file"
         )
+    expressions = _requested_splits(data, local)
+    if local:
+        return {split: local.select(part, f"{name} (split {part})") for split, part in expressions.items()}
+    return {split: _from_library(data, part, columns) for split, part in expressions.items()}
+
+
+def _requested_splits(data: DataSection, local: NamedSplits | None) -> dict[str, str]:
+    """Return split name -> split expression; without the validation split if rows are held out instead."""
+    requested = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
     if _may_hold_out(data):
+        name = str(data.dataset_name)
         with _report_load_errors(name):
-            splits = list(folder.files) if folder else datasets.get_dataset_split_names(name, config)
-        if data.validation_split not in splits:
+            names = local.names if local else _hub_split_names(data)
+        if data.validation_split not in names:
             del requested["validation"]
         elif data.validation_size != "auto":
             raise DataError(
                 f"data.validation_size holds out training rows, but {name} has a split '{data.validation_split}'; "
                 "remove validation_size to use that split, or set data.validation_split: null"
             )
-    expressions = {split: expression for split, expression in requested.items() if expression is not None}
-    if folder:
-        return {split: _from_folder(folder, expression, columns) for split, expression in expressions.items()}
-    return {split: _from_library(name, config, expression, columns) for split, expression in expressions.items()}
+    return {split: expression for split, expression in requested.items() if expression is not None}
+
+
+def _hub_split_names(data: DataSection) -> list[str]:
+    names: list[str] = datasets.get_dataset_split_names(
+        data.dataset_name, data.dataset_config_name, revision=data.dataset_revision
+    )
+    return names
 
 
 def _may_hold_out(data: DataSection) -> bool:
@@ -103,61 +133,53 @@ def _first_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _folder(name: str, config: str | None, columns: Sequence[Column]) -> _Folder | None:
-    """Return the contents of a folder, or None if `datasets` has to read it (Arrow files, text files)."""
-    with _report_load_errors(name):
-        builder = datasets.load_dataset_builder(str(Path(name).expanduser()), config)
+def local_splits(data: DataSection, columns: Sequence[Column]) -> NamedSplits | None:
+    """Return the splits of a local folder, or None for a name on the hub or a folder that only `datasets` can read.
+
+    Raises:
+        DataError: the folder cannot be read, or has a file of another format.
+    """
+    path = Path(str(data.dataset_name)).expanduser()
+    if not path.is_dir():
+        return None
+    if data.dataset_revision is not None:
+        raise DataError(f"data.dataset_revision is for a data set on the hub, but {path} is a folder; remove it")
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return _saved_splits(path, columns)
+    with _report_load_errors(str(data.dataset_name)):
+        builder = datasets.load_dataset_builder(str(path), data.dataset_config_name)
         files = {str(split): [Path(file) for file in listed] for split, listed in builder.config.data_files.items()}
     if builder.name not in _BUILDERS:
         return None
     for file in chain.from_iterable(files.values()):
-        if file.suffix.lower() not in FILE_TYPES:
-            raise DataError(
-                f"{file}: the name of a data file must end in {', '.join(FILE_TYPES)}; unpack or convert it"
-            )
-    features, label = builder.info.features or {}, columns[-1].name
-    return _Folder(name, files, feature_names(features, label) if label in features else None)
+        if not is_data_file(file):
+            raise DataError(f"{file}: the name of a data file must end in {ENDINGS}; convert it")
+    features, label = builder.info.features or {}, label_column(columns)
+    declared = feature_names(features, label) if label and label in features else None
+
+    def read(split: str) -> RawSplit:
+        rows = read_files(files[split], columns, data.delimiter)
+        return replace(rows, class_names=declared or rows.class_names)
+
+    return NamedSplits(list(files), read)
 
 
-def _from_folder(folder: _Folder, expression: str, columns: Sequence[Column]) -> RawSplit:
-    """Return the rows of a split expression of `datasets`, such as `train` or `train[:10%]`."""
-    where = f"{folder.name} (split {expression})"
-
-    def read_rows(split: str) -> datasets.Dataset:
-        files = folder.files[split]
-        return store_rows(
-            chain.from_iterable(read_file(file, columns, schema_class_names) for file in files),
-            arrow_schema(columns),
-            where,
-        )
-
-    if expression in folder.files:
-        return RawSplit(read_rows(expression), where, class_names=_class_names(folder, [expression], columns))
-    # Only the splits named in the expression are read, because others may not have these columns.
-    rows = {split: read_rows(split) for split in folder.files if split in expression}
-    with _report_load_errors(where):
-        instruction = datasets.ReadInstruction.from_spec(expression)
-        pieces = instruction.to_absolute({split: len(rows.get(split, ())) for split in folder.files})
-    selected = datasets.concatenate_datasets(
-        [rows[piece.splitname].select(range(piece.from_, piece.to)) for piece in pieces]
-    )
-    numbers = np.concatenate([np.arange(piece.from_, piece.to) + 1 for piece in pieces])
-    names = _class_names(folder, [piece.splitname for piece in pieces], columns)
-    return RawSplit(selected.flatten_indices(), where, numbers, names)
+def _saved_splits(folder: Path, columns: Sequence[Column]) -> NamedSplits:
+    """Return the splits of a folder written by `save_to_disk`; a single data set is the split `train`."""
+    with _report_load_errors(str(folder)):
+        saved = datasets.load_from_disk(str(folder))
+    tables = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
+    named = {str(split): table for split, table in tables.items()}
+    return NamedSplits(list(named), lambda split: from_dataset(named[split], f"{folder} (split {split})", columns))
 
 
-def _class_names(folder: _Folder, splits: Sequence[str], columns: Sequence[Column]) -> list[str] | None:
-    """Return the class names in the README of the folder, or else those in a parquet file of these splits, or None."""
-    files = (file for split in splits for file in folder.files[split])
-    declared = (parquet_class_names(file, columns[-1].name) for file in files if file_format(file) == "parquet")
-    return folder.class_names or next(filter(None, declared), None)
-
-
-def _from_library(name: str, config: str | None, expression: str, columns: Sequence[Column]) -> RawSplit:
+def _from_library(data: DataSection, expression: str, columns: Sequence[Column]) -> RawSplit:
     """Return the rows of a split that `datasets` loads."""
-    where = f"{name} (split {expression})"
+    where = f"{data.dataset_name} (split {expression})"
     with _report_load_errors(where), stage(f"loading {where}"):
-        rows = datasets.load_dataset(name, config, split=expression)
+        rows = datasets.load_dataset(
+            data.dataset_name, data.dataset_config_name, split=expression, revision=data.dataset_revision
+        )
     return from_dataset(rows, where, columns)
 
 
@@ -168,4 +190,5 @@ def from_dataset(rows: datasets.Dataset, where: str, columns: Sequence[Column]) 
         DataError: a column is missing, or a cell cannot be read as text.
     """
     cells = store_rows(read_dataset(rows, columns, where), arrow_schema(columns), where)
-    return RawSplit(cells, where, class_names=feature_names(rows.features, columns[-1].name))
+    label = label_column(columns)
+    return RawSplit(cells, where, class_names=feature_names(rows.features, label) if label else None)

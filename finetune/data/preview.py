@@ -8,15 +8,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+
+import pyarrow as pa
 
 from finetune.data.cell_values import BATCH_ROWS
 from finetune.data.csv_rows import read_all_columns
-from finetune.data.file_formats import file_format, readable
+from finetune.data.file_formats import readable
 from finetune.data.json_rows import read_typed_objects
-from finetune.data.parquet_rows import open_parquet, parquet_batches
+from finetune.data.typed_rows import TYPED, open_typed
 from finetune.errors import DataError
+from finetune.recipe.data_files import file_format
 
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
 _WHOLE = re.compile(r"\s*([+-]?[0-9]+)(\.0*)?\s*")
@@ -105,15 +108,21 @@ class Preview:
     complete: bool
 
 
-def read_preview(file: Path) -> Preview:
+def read_preview(file: Path, delimiter: str | None = None) -> Preview:
     """Return the first rows of a data file with all columns.
+
+    Args:
+        delimiter: what separates the cells of a csv file; None: what separates those of its header.
 
     Raises:
         DataError: the file cannot be read, has no rows, or names a column twice.
     """
     file_type = file_format(file)
     with readable(file, file_type):
-        names, rows = _table(file, file_type) if file_type in ("csv", "tsv", "parquet") else _objects(file, file_type)
+        if file_type in ("json", "jsonl"):
+            names, rows = _objects(file, file_type)
+        else:
+            names, rows = _table(file, file_type, delimiter)
     if not rows:
         raise DataError(f"{file} has no rows; add at least one")
     repeated = [name for name, count in Counter(names).items() if count > 1]
@@ -125,19 +134,24 @@ def read_preview(file: Path) -> Preview:
     return Preview(file, columns, len(shown), complete)
 
 
-def _table(file: Path, file_type: str) -> tuple[list[str], list[Sequence[object]]]:
-    """Return the names of the columns of a csv, tsv or parquet file, and its first rows, at most one too many."""
-    if file_type == "parquet":
-        with open_parquet(file) as opened:
-            batches = list(islice(parquet_batches(opened, file, BATCH_ROWS + 1), 1))
-            names = list(opened.schema_arrow.names)
-    else:
-        batches = list(islice(read_all_columns(file, file_type, [], BATCH_ROWS + 1), 1))
-        names = list(batches[0].schema.names)
+def _table(file: Path, file_type: str, delimiter: str | None) -> tuple[list[str], list[Sequence[object]]]:
+    """Return the names of the columns of a file, and its first rows, at least one too many if there are more."""
     rows: list[Sequence[object]] = []
-    for batch in batches:
-        rows += list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
-    return names, rows
+
+    def add(batches: Iterator[pa.RecordBatch]) -> None:
+        for batch in batches:
+            rows.extend(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+            if len(rows) > BATCH_ROWS:
+                break
+
+    if file_type in TYPED:
+        with open_typed(file, file_type) as opened:
+            add(opened.batches(BATCH_ROWS + 1, None))
+            return list(opened.schema.names), rows
+    batches = read_all_columns(file, file_type, [], BATCH_ROWS + 1, delimiter)
+    first = next(batches)
+    add(chain([first], batches))
+    return list(first.schema.names), rows
 
 
 def _objects(file: Path, file_type: str) -> tuple[list[str], list[Sequence[object]]]:

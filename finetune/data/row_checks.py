@@ -5,7 +5,7 @@ N rows
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from finetune.data.cell_values import Column, empty_cells
+from finetune.data.label_sets import with_label_sets
 from finetune.data.rows import RawSplit
 from finetune.errors import DataError
 from finetune.recipe.data_section import DataSection
@@ -21,11 +22,40 @@ _UNLABELED_MARKS = ("-1", "-1.0")  # used by data sets to mark a row without a l
 
 
 def columns_to_read(data: DataSection, *, lists: bool) -> list[Column]:
-    """Return the columns to read: the texts, then the label, which is a list if `lists` is true."""
+    """Return the columns to read: the texts, then the label, which is a set of labels if `lists` is true.
+
+    With `data.label_columns`, there is one column per label instead.
+    """
     columns = [Column(data.text_column, "text_column")]
     if data.text_pair_column:
         columns.append(Column(data.text_pair_column, "text_pair_column"))
+    if data.label_columns:
+        return [*columns, *(Column(name, "label_columns") for name in data.label_columns)]
     return [*columns, Column(data.label_column, "label_column", lists)]
+
+
+def checked_splits(
+    splits: Mapping[str, RawSplit],
+    data: DataSection,
+    problem_type: str,
+    declared: Sequence[str] | None,
+    incomplete: Collection[str] = (),
+) -> dict[str, RawSplit]:
+    """Return the splits after their checks, with label sets as lists, and without rows that are skipped.
+
+    Args:
+        declared: the label names of the recipe.
+        incomplete: the splits of which not all rows are here.
+
+    Raises:
+        DataError: a split is empty, a row has no text or no label, or a set of labels cannot be read.
+    """
+    if problem_type == "multi_label_classification":
+        splits = with_label_sets(splits, data, declared, complete="train" not in incomplete)
+    return {
+        split: checked_rows(raw, data, problem_type, declared, complete=split not in incomplete)
+        for split, raw in splits.items()
+    }
 
 
 def checked_rows(

@@ -5,8 +5,9 @@ N rows
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,11 +24,14 @@ class RawSplit:
     """The rows of a split, in Arrow.
 
     Attributes:
-        rows: text columns, and labels as text or lists of texts.
-        source: the file, data set or recipe key from which the rows were read.
+        rows: text columns and labels, as texts.
+        source: the file, files, data set or recipe key from which the rows were read.
         numbers: the number of each row in that source, counted from 1, (N,); None: 1 to N.
         class_names: the label names, if the data set declares them (a ClassLabel feature).
         dropped: number of rows without a label that were skipped.
+        parsed: columns of N values in place of those of `rows`: the lists of labels of multi_label_classification.
+        files: each file, and the number of rows in the files before it; empty if there is one source.
+        notes: how the labels were read, where this is a choice.
     """
 
     rows: datasets.Dataset
@@ -35,6 +39,9 @@ class RawSplit:
     numbers: np.ndarray | None = None
     class_names: Sequence[str] | None = None
     dropped: int = 0
+    parsed: Mapping[str, pa.ChunkedArray] = field(default_factory=dict)
+    files: Sequence[tuple[Path, int]] = ()
+    notes: tuple[str, ...] = ()
 
     def row_numbers(self) -> np.ndarray:
         """Return the number of each row in its file or data set, counted from 1, (N,)."""
@@ -43,16 +50,28 @@ class RawSplit:
     def select(self, positions: np.ndarray) -> RawSplit:
         """Return the split with only the rows at these positions, counted from 0. Row numbers stay the same."""
         rows = self.rows.select(positions).flatten_indices()
-        return replace(self, rows=rows, numbers=self.row_numbers()[positions])
+        parsed = {name: cells.take(pa.array(positions)) for name, cells in self.parsed.items()}
+        return replace(self, rows=rows, numbers=self.row_numbers()[positions], parsed=parsed)
 
     def column(self, name: str) -> pa.ChunkedArray:
         """Return one column as an Arrow array."""
-        return self.rows.data[name]
+        return self.parsed[name] if name in self.parsed else self.rows.data[name]
 
     def describe_rows(self, positions: Sequence[int] | np.ndarray) -> str:
-        """Return "FILE row 3" or "FILE rows 3, 8 and 9 more" for positions counted from 0."""
+        """Return "FILE row 3" or "FILE rows 3, 8 and 9 more" for positions counted from 0.
+
+        For rows of several files it is "FILE row 3, OTHER rows 1, 2 and 9 more", with the number in each file.
+        """
         numbers = self.row_numbers()[np.asarray(positions, dtype=np.int64)]
-        return f"{self.source} {format_row_numbers(numbers.tolist())}"
+        if not self.files:
+            return f"{self.source} {format_row_numbers(numbers.tolist())}"
+        starts = np.array([rows_before for _, rows_before in self.files])
+        of_file: dict[int, list[int]] = {}
+        for number in numbers[:_MAX_SHOWN].tolist():
+            index = max(0, int(np.searchsorted(starts, number)) - 1)  # the last file that starts before the row
+            of_file.setdefault(index, []).append(number - int(starts[index]))
+        shown = ", ".join(f"{self.files[index][0]} {format_row_numbers(rows)}" for index, rows in of_file.items())
+        return shown + (f" and {len(numbers) - _MAX_SHOWN} more" if len(numbers) > _MAX_SHOWN else "")
 
 
 def format_row_numbers(numbers: Sequence[int]) -> str:

@@ -34,6 +34,7 @@ class LabeledSplits:
         text_columns: the one or two columns that the model reads.
         has_label_names: whether the names of the labels are the last training rows.
         held_out: the share of the training rows that was held out for validation, None if none was.
+        notes: how the labels were read, where this is a choice.
     """
 
     raw: dict[str, RawSplit]
@@ -42,6 +43,7 @@ class LabeledSplits:
     text_columns: list[str]
     has_label_names: bool = False
     held_out: float | None = None
+    notes: tuple[str, ...] = ()
 
     def training_texts(self) -> datasets.Dataset:
         """Return the text columns of the training rows."""
@@ -102,7 +104,9 @@ def read_labeled(
     Raises:
         DataError: a file, a row or a label is wrong, or a required split is missing.
     """
+    declared = declared or data.label_columns
     raw = read_splits(data, problem_type, declared)
+    notes = tuple(note for split in raw.values() for note in split.notes)
     names, labels = encode_split_labels(raw, data.label_column, problem_type, declared, suggested)
     held_out = None if "validation" in raw else held_out_share(data.validation_size, len(labels["train"]))
     if held_out is not None:
@@ -115,7 +119,7 @@ def read_labeled(
     adds_names = adds_label_names(data, problem_type, names, len(labels["train"]))
     if adds_names:
         raw["train"], labels["train"] = with_label_names(raw["train"], labels["train"], names, data)
-    return LabeledSplits(raw, labels, names, data.text_columns(), adds_names, held_out)
+    return LabeledSplits(raw, labels, names, data.text_columns(), adds_names, held_out, notes)
 
 
 def _hold_out_validation(raw: dict[str, RawSplit], labels: dict[str, np.ndarray], held_out: np.ndarray) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -80,6 +80,7 @@ class RunInputs:
     Attributes:
         held_out: the share of the training rows that is held out for validation, None if none is.
         probe: the linear model from which the classification head started; None if it started at random.
+        notes: how the labels were read, where this is a choice.
     """
 
     classifier: Classifier
@@ -87,6 +88,7 @@ class RunInputs:
     summary: dict[str, SplitSummary]
     held_out: float | None = None
     probe: Probe | None = None
+    notes: Sequence[str] = ()
 
     def held_out_splits(self) -> dict[str, EncodedSplit]:
         """Return the splits that are scored: all except the training rows."""

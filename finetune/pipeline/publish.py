@@ -243,7 +243,8 @@ def _after_pruning(record: RunRecord, pruning: PruningResult) -> RunRecord:
 def _known_paths(recipe: Recipe, folder: RunFolder) -> list[str]:
     """Return the paths of this machine that messages in the results can contain."""
     data = recipe.data
-    names = [recipe.model.model_name_or_path, data.dataset_name, *data.local_files().values()]
+    files = [file for entries in data.local_files().values() for file in entries]
+    names = [recipe.model.model_name_or_path, data.dataset_name, *files]
     return [str(folder.path), recipe.output_dir, *filter(None, names)]
 
 

@@ -34,7 +34,9 @@ class Length:
     comment: str
 
 
-def sibling_splits(preview: Preview, used: UsedColumns) -> tuple[dict[str, Preview], list[str]]:
+def sibling_splits(
+    preview: Preview, used: UsedColumns, delimiter: str | None = None
+) -> tuple[dict[str, Preview], list[str]]:
     """Return split name -> first rows of a file next to a training file, and notes on files that cannot be used.
 
     The name of such a file has validation, valid, val, dev or test where the training file's name has train.
@@ -51,7 +53,7 @@ def sibling_splits(preview: Preview, used: UsedColumns) -> tuple[dict[str, Previ
         if file is None:
             continue
         try:
-            other = read_preview(file)
+            other = read_preview(file, delimiter)
         except DataError as error:
             notes.append(f"the {split} file is not used: {error}")
             continue

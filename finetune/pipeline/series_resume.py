@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from finetune.errors import DataError, TrainingError
+from finetune.recipe.data_files import expand_files
 from finetune.recipe.data_section import DataSection
 from finetune.recipe.schema import Recipe
 from finetune.runs.run_files import read_recipe
@@ -24,16 +25,22 @@ def data_checksums(data: DataSection) -> dict[str, str]:
         DataError: a file cannot be read.
     """
     checksums = {}
-    for split, name in data.local_files().items():
-        try:
-            with Path(name).open("rb") as file:
-                checksums[f"data.{split}_file"] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        except OSError as error:
-            raise DataError(f"data.{split}_file: {name} cannot be read: {error.strerror or error}") from error
+    for split, entries in data.local_files().items():
+        digests = [_file_digest(file, f"data.{split}_file") for file in expand_files(entries)]
+        digest = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        checksums[f"data.{split}_file"] = digest[:16]
     for split in _SPLITS:
         if rows := getattr(data, f"{split}_rows"):
             checksums[f"data.{split}_rows"] = hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
     return checksums
+
+
+def _file_digest(path: Path, key: str) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{key}: {path} cannot be read: {error.strerror or error}") from error
 
 
 def check_resumed(folder: SeriesFolder, recipe: Recipe, stored: SeriesResult, checksums: Mapping[str, str]) -> None:

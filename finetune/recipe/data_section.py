@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from finetune.recipe.data_files import one_character
 from finetune.recipe.section import Auto, Count, Section, Seed, Share, require_one_source
+
+Files = Annotated[list[str], Field(min_length=1)]
 
 
 class DataSection(Section):
@@ -17,6 +20,9 @@ class DataSection(Section):
     )
     dataset_config_name: str | None = Field(
         None, description="Configuration (subset) of the dataset; null uses its default configuration."
+    )
+    dataset_revision: str | None = Field(
+        None, description="Branch, tag or commit of a dataset on the hub; null uses its main branch."
     )
     train_split: str = Field(
         "train", description="Split of the dataset for training, such as train or train[:10%]; by default train."
@@ -29,15 +35,20 @@ class DataSection(Section):
     test_split: str | None = Field(
         None, description="Split of the dataset for the final test; null, the default, uses none."
     )
-    train_file: str | None = Field(
+    train_file: str | Files | None = Field(
         None,
-        description="The file of the training rows: csv, tsv, json, jsonl or parquet; null reads a dataset or rows "
-        "instead.",
+        description="The training rows: a file (csv, tsv, txt, json, jsonl, parquet, arrow, also compressed), a folder,"
+        " a pattern such as data/*.csv, or a list of these; null reads a dataset or rows instead.",
     )
-    validation_file: str | None = Field(
-        None, description="The file of the validation rows, in the same formats; null uses none."
+    validation_file: str | Files | None = Field(
+        None, description="The validation rows, given in the same ways; null uses none."
     )
-    test_file: str | None = Field(None, description="The file of the test rows, in the same formats; null uses none.")
+    test_file: str | Files | None = Field(None, description="The test rows, given in the same ways; null uses none.")
+    delimiter: str | None = Field(
+        None,
+        description="What separates the cells of csv and txt files: one character, or tab; null takes that of the "
+        "header: a comma, a semicolon, a tab or |.",
+    )
     train_rows: list[dict[str, object]] | None = Field(
         None,
         description="The training rows, written in the recipe as a list of mappings from column to value; null "
@@ -64,7 +75,17 @@ class DataSection(Section):
         None, description="Column of the second text, for pairs; null reads one text per row."
     )
     label_column: str = Field(
-        "label", description="Column of the label, the list of labels, or the number; by default label."
+        "label", description="Column of the label, the set of labels, or the number; by default label."
+    )
+    label_columns: Annotated[list[str], Field(min_length=2)] | None = Field(
+        None,
+        description="Columns with 0 and 1 (or false and true), one per label and named like it, for several labels per "
+        "row; null reads label_column instead.",
+    )
+    label_delimiter: str | None = Field(
+        "auto",
+        description="What separates several labels in one cell, such as ; in a;b. auto chooses among ; | and the comma,"
+        " and null does not split cells; a JSON list in a cell is read in any case.",
     )
     drop_unlabeled: bool = Field(
         False,
@@ -91,12 +112,26 @@ class DataSection(Section):
         "null, the default, uses seed.",
     )
 
+    @field_validator("delimiter")
+    @classmethod
+    def _check_delimiter(cls, delimiter: str | None) -> str | None:
+        return None if delimiter is None else one_character(delimiter)
+
+    @field_validator("label_delimiter")
+    @classmethod
+    def _check_label_delimiter(cls, delimiter: str | None) -> str | None:
+        if delimiter == "":
+            raise ValueError("label_delimiter is empty; give a text such as ;, or null")
+        return delimiter
+
     @model_validator(mode="after")
     def _check_sources_and_columns(self) -> DataSection:
         require_one_source("data", self)
-        columns = [*self.text_columns(), self.label_column]
+        columns = [*self.text_columns(), *(self.label_columns or [self.label_column])]
         if len(set(columns)) < len(columns):
             raise ValueError(f"text and label columns must differ, got {', '.join(columns)}")
+        if self.label_columns and self.label_column in self.text_columns():
+            raise ValueError(f"label_column and a text column are both '{self.label_column}'; set another label_column")
         if self.validation_size not in ("auto", None) and (self.validation_file or self.validation_rows):
             raise ValueError("validation_size holds out training rows, but validation rows are given; remove one")
         return self
@@ -105,7 +140,7 @@ class DataSection(Section):
         """Return the one or two columns that the model reads."""
         return [self.text_column, *([self.text_pair_column] if self.text_pair_column else [])]
 
-    def local_files(self) -> dict[str, str]:
-        """Return split name -> file, for the splits that are files."""
-        files = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
-        return {split: file for split, file in files.items() if file}
+    def local_files(self) -> dict[str, list[str]]:
+        """Return split name -> files, folders and patterns as in the recipe, for the splits that are files."""
+        given = {"train": self.train_file, "validation": self.validation_file, "test": self.test_file}
+        return {split: [files] if isinstance(files, str) else list(files) for split, files in given.items() if files}

@@ -13,7 +13,6 @@ from finetune.recipe.names import METRICS
 from finetune.recipe.schema import MIN_SEEDS, Recipe
 from finetune.recipe.section import SOURCES
 from finetune.recipe.sweep_schema import Sweep
-from finetune.recipe.validation import FILE_TYPES
 
 Schema = dict[str, Any]
 
@@ -67,8 +66,6 @@ def _add_section_rules(sections: Mapping[str, Schema]) -> None:
     names = sections["TaskSection"]["properties"]["label_names"]["anyOf"][0]
     names |= {"items": {"type": ["string", "number", "boolean", "null"]}, "minItems": 2}
     data, task, model = sections["DataSection"], sections["TaskSection"], sections["ModelSection"]
-    for key in ("train_file", "validation_file", "test_file"):
-        data["properties"][key]["anyOf"][0]["pattern"] = _file_pattern()
     data["allOf"] = [
         _never(_has(validation_size=_NUMBER, **{key: GIVEN})) for key in ("validation_file", "validation_rows")
     ]
@@ -96,12 +93,6 @@ def _one_source(groups: tuple[tuple[str, ...], ...]) -> list[Schema]:
         }
         for group in groups
     ]
-
-
-def _file_pattern() -> str:
-    """Return a regular expression for the name of a data file, or for an empty text, which counts as not given."""
-    endings = "|".join("".join(f"[{c}{c.upper()}]" for c in ending.lstrip(".")) for ending in FILE_TYPES)
-    return rf"^$|\.({endings})[/.]*$"
 
 
 def _has(**keys: Schema) -> Schema:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from finetune.errors import RecipeError, shorten
 from finetune.paths import absolute_path, path_problem
+from finetune.recipe.data_files import absolute_entries
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema_validation import in_file_order, schema_problems
 from finetune.recipe.section import SOURCES
@@ -24,6 +25,7 @@ from finetune.recipe.validation import (
     cross_section_problems,
     disk_problems,
     freezing_problems,
+    label_set_problems,
     metric_problems,
     series_problems,
 )
@@ -96,7 +98,15 @@ def validate_recipe(
     document.setdefault("output_dir", f"runs/{path.stem}")
     problems = [Problem(location, text) for location, text in values.problems]
     disk = (disk_problems,) if read_data else ()
-    checks = (metric_problems, label_weight_problems, freezing_problems, training_problems, series_problems, *disk)
+    checks = (
+        metric_problems,
+        label_weight_problems,
+        label_set_problems,
+        freezing_problems,
+        training_problems,
+        series_problems,
+        *disk,
+    )
     for check in checks:
         problems += _new_locations_only(problems, islice(check(document), MAX_SHOWN + 1))
     recipe = None
@@ -144,7 +154,10 @@ def problems_message(path: Path, problems: Sequence[Problem], lines: Mapping[Loc
 
 def _with_absolute_paths(recipe: Recipe) -> Recipe:
     """Return the recipe with absolute paths."""
-    files = {f"{split}_file": _absolute(file) for split, file in recipe.data.local_files().items()}
+    files: dict[str, object] = {}
+    for key in ("train_file", "validation_file", "test_file"):
+        if entries := getattr(recipe.data, key):
+            files[key] = absolute_entries(entries)
     dataset = recipe.data.dataset_name
     files |= {"dataset_name": _absolute(dataset)} if dataset and absolute_path(dataset).is_dir() else {}
     name, resume = recipe.model.model_name_or_path, recipe.checkpoint.resume_from_checkpoint

@@ -39,7 +39,10 @@ def last_part(path: str) -> str:
 
 
 def _portable_data(data: DataSection, *, keep_rows: bool) -> DataSection:
-    changes: dict[str, object] = {f"{split}_file": last_part(file) for split, file in data.local_files().items()}
+    changes: dict[str, object] = {}
+    for split, files in data.local_files().items():
+        names = [last_part(file) for file in files]
+        changes[f"{split}_file"] = names[0] if len(names) == 1 else names
     changes["dataset_name"] = _without_path(data.dataset_name)
     for split in () if keep_rows else _SPLITS:
         if getattr(data, f"{split}_rows"):

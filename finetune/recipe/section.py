@@ -17,7 +17,7 @@ Strategy = Literal["epoch", "steps", "no"]
 SOURCES: dict[str, tuple[tuple[str, ...], ...]] = {
     "model": (("model_name_or_path", "revision"), ("model_type", "config_overrides")),
     "data": (
-        ("dataset_name", "dataset_config_name"),
+        ("dataset_name", "dataset_config_name", "dataset_revision"),
         ("train_file", "validation_file", "test_file"),
         ("train_rows", "validation_rows", "test_rows"),
     ),

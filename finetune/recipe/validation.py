@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from finetune.errors import did_you_mean, printable, shorten
+from finetune.errors import DataError, did_you_mean, printable, shorten
 from finetune.paths import absolute_path, new_dir_problem, path_problem
+from finetune.recipe.data_files import ENDINGS, expand_files, is_data_file
 from finetune.recipe.names import METRICS, ProblemType
 from finetune.recipe.training_section import LoggingSection
 from finetune.recipe.yaml_parser import Location
@@ -20,8 +21,6 @@ from finetune.recipe.yaml_parser import Location
 NO_VALIDATION = (
     "give data.validation_file (or rows, or split), or hold out training rows with data.validation_size: auto"
 )
-
-FILE_TYPES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,19 @@ def freezing_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(("training", "cache_frozen_layers"), text)
 
 
+def label_set_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield problems with keys of the data section that are for several labels per row."""
+    data, task = section_of(document, "data"), section_of(document, "task")
+    if task.get("problem_type") != "multi_label_classification":
+        for key in ("label_columns", "label_delimiter"):
+            if data.get(key) not in (None, "auto"):
+                text = "is for several labels per row; set task.problem_type: multi_label_classification, or remove it"
+                yield Problem(("data", key), text)
+    columns, names = data.get("label_columns"), task.get("label_names")
+    if isinstance(columns, list) and isinstance(names, list) and columns != names:
+        yield Problem(("task", "label_names"), "the names are those of data.label_columns; remove label_names")
+
+
 def cross_section_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield problems where one section needs something that another section does not provide."""
     model, data, training = (section_of(document, name) for name in ("model", "data", "training"))
@@ -132,9 +144,10 @@ def series_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
 def disk_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield problems with paths that cannot be used, missing files, and trackers that are not installed."""
     for split in ("train", "validation", "test"):
-        file = section_of(document, "data").get(f"{split}_file")
-        if isinstance(file, str) and file:
-            yield from file_problems(("data", f"{split}_file"), file)
+        given = section_of(document, "data").get(f"{split}_file")
+        files = [file for file in (given if isinstance(given, list) else [given]) if isinstance(file, str) and file]
+        if files:
+            yield from _source_problems(("data", f"{split}_file"), files)
     output = document.get("output_dir")
     if isinstance(output, str) and (problem := new_dir_problem(output)):
         yield Problem(("output_dir",), f"{_quoted(output)} {problem}")
@@ -173,12 +186,28 @@ def file_problems(location: Location, file: str) -> Iterator[Problem]:
     if problem is not None:
         yield Problem(location, f"{_quoted(file)} {problem}")
     elif absolute_path(file).is_dir():
-        yield Problem(location, f"{_quoted(file)} is a folder; name one file, or give the folder as data.dataset_name")
+        yield Problem(location, f"{_quoted(file)} is a folder; name one file")
     elif not absolute_path(file).is_file():
         text = f"there is no file {_quoted(file)} (full path: {absolute_path(file)}); correct the path"
         yield Problem(location, text)
-    elif Path(file).suffix.lower() not in FILE_TYPES:
-        yield Problem(location, f"given {_quoted(file)}; the name of a data file must end in {', '.join(FILE_TYPES)}")
+    elif not is_data_file(Path(file)):
+        yield Problem(location, f"given {_quoted(file)}; the name of a data file must end in {ENDINGS}")
+
+
+def _source_problems(location: Location, entries: Sequence[str]) -> Iterator[Problem]:
+    """Yield the problem with the files, folders and patterns of a split, if they have one."""
+    problem = next(
+        (Problem(location, f"{_quoted(entry)} {text}") for entry in entries if (text := path_problem(entry))), None
+    )
+    if problem is None:
+        try:
+            files = expand_files(entries)
+        except DataError as error:
+            problem = Problem(location, str(error))
+        else:
+            problem = next((problem for file in files for problem in file_problems(location, str(file))), None)
+    if problem is not None:
+        yield problem
 
 
 def _folder_problems(location: Location, name: str) -> Iterator[Problem]:

@@ -189,7 +189,7 @@ def _is_text(path: Location, kind: str, text: str) -> bool:
 
     `label_names: [true, 1]` are two strings, and `007` in a row is the same text as in a csv file.
     """
-    if path[:2] == ("task", "label_names"):
+    if path[:2] in (("task", "label_names"), ("data", "label_columns")):
         return len(path) == 3
     in_row = len(path) > 3 and path[0] == "data" and path[1] in ("train_rows", "validation_rows", "test_rows")
     return in_row and (kind in ("bool", "int") or (kind == "float" and text[-1] not in "fFnN"))

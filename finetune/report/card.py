@@ -139,7 +139,7 @@ def _rows_source(recipe: Recipe) -> str:
         config = f", configuration `{data.dataset_config_name}`" if data.dataset_config_name else ""
         return f"the dataset [{dataset}](https://huggingface.co/datasets/{dataset}){config}"
     if files := data.local_files():
-        names = dict.fromkeys(last_part(file) for file in files.values())
+        names = dict.fromkeys(last_part(file) for entries in files.values() for file in entries)
         return f"local files ({', '.join(f'`{name}`' for name in names)})"
     return f"the local folder `{last_part(data.dataset_name)}`" if data.dataset_name else "rows in the recipe"
 

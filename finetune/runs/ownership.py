@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from finetune.errors import DataError, TrainingError
+from finetune.recipe.data_files import expand_files
 from finetune.recipe.loader import dump_recipe
 from finetune.recipe.schema import Recipe
 from finetune.runs.atomic_files import report_write_errors, write_text
@@ -96,8 +97,12 @@ def check_output_dir(folder: Folder, recipe: Recipe) -> None:
 
 
 def input_files(recipe: Recipe) -> dict[str, Path]:
-    """Return every local file and folder that the run reads, by recipe key."""
-    files = {f"data.{split}_file": Path(file) for split, file in recipe.data.local_files().items()}
+    """Return every local file and folder that the run reads, by recipe key; of several files, with their position."""
+    files: dict[str, Path] = {}
+    for split, entries in recipe.data.local_files().items():
+        listed = expand_files(entries)
+        positions = [""] if len(listed) == 1 else [f"[{index}]" for index in range(len(listed))]
+        files |= {f"data.{split}_file{position}": file for position, file in zip(positions, listed, strict=True)}
     for key, name in (
         ("model.model_name_or_path", recipe.model.model_name_or_path),
         ("data.dataset_name", recipe.data.dataset_name),

@@ -151,9 +151,9 @@ def test_a_damaged_tokenizer_is_one_message(capsys: pytest.CaptureFixture[str], 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "init needs a data file (.csv, .tsv, .json, .jsonl, .parquet): finetune init FILE"),
+        ([], "init needs a data file (.csv, .tsv, .txt, .json, .jsonl, .parquet, .arrow, .feather): finetune init"),
         (["nowhere.csv"], "there is no file 'nowhere.csv'"),
-        (["x.txt"], "the name of a data file must end in .csv"),
+        (["x.xls"], "the name of a data file must end in .csv"),
         (["empty.csv"], "empty.csv is empty (0 bytes)"),
         (["."], "has 0 files train.*"),
         (["a\0b"], "contains a NUL character"),
@@ -177,7 +177,7 @@ def test_a_mistake_gives_one_message_and_writes_nothing(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
     (folder / "empty.csv").touch()
-    (folder / "x.txt").touch()
+    (folder / "x.xls").touch()
     (folder / "taken").mkdir()
     (folder / "blank.csv").write_text("text,label\na b,x\n ,y\nc d,x\ne f,y\n")
     before = sorted(folder.iterdir())

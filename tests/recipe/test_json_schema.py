@@ -87,7 +87,6 @@ WRONG = {
     "one label name": MINIMAL + "task: {label_names: [a]}\n",
     "a list as a label name": MINIMAL + "task: {label_names: [[a], b]}\n",
     "rows that are not mappings": f"{MODEL}\ndata: {{train_rows: [a, b], validation_rows: {ROWS}}}\n",
-    "a file of another format": f"{MODEL}\ndata: {{train_file: rows.txt, validation_size: 0.1}}\n",
     "two sources of rows": MINIMAL.replace("{train_rows", "{dataset_name: a/b, train_rows"),
     "no source of rows": f"{MODEL}\ndata: {{text_column: text}}\n",
     "validation rows without training rows": f"{MODEL}\ndata: {{validation_rows: {ROWS}}}\n",
@@ -139,6 +138,7 @@ ONLY_CHECK = {
         "a rule cannot compare the values of two keys",
     ),
     "a key twice": (MINIMAL + "seed: 1\nseed: 2\n", "a parsed mapping has each key once; editors report it themselves"),
+    "a file of another format": (f"{MODEL}\ndata: {{train_file: rows.xls, validation_size: 0.1}}\n", "may be a folder"),
     "a missing file": (f"{MODEL}\ndata: {{train_file: no.csv, validation_size: 0.1}}\n", "a schema reads no disk"),
 }  # fmt: skip
 

@@ -107,7 +107,7 @@ def test_the_path_of_a_data_folder_becomes_absolute(tmp_path: Path, monkeypatch:
     assert load_recipe(sst2, ["data.dataset_name=some/rows"]).data.dataset_name == "some/rows"
     with pytest.raises(RecipeError, match=r"data\.dataset_name .*'train\.CSV' is a file; give it as data\.train_file"):
         load_recipe(sst2, ["data.dataset_name=train.CSV"])
-    with pytest.raises(RecipeError, match=r"data\.train_file .*'rows' is a folder; name one file, or give the folder"):
+    with pytest.raises(RecipeError, match=r"data\.train_file .*the folder rows has no data files; the name"):
         load_recipe(sst2, ["data.train_file=rows", "data.validation_size=0.5"])
     changes = ["data.train_file=train.CSV", "data.validation_size=0.5"]
     assert load_recipe(sst2, changes).data.train_file == str(tmp_path / "train.CSV")

@@ -16,8 +16,8 @@ MULTI = "multi_label_classification"
 
 def cells(file: Path, problem_type: str = "single_label_classification", **keys: Any) -> list[tuple[Any, Any]]:
     """Return the texts and labels that are read from a file."""
-    rows = read_splits(DataSection(train_file=str(file), **keys), problem_type)["train"].rows
-    return list(zip(rows["sentence"][:], rows["label"][:], strict=True))
+    train = read_splits(DataSection(train_file=str(file), **keys), problem_type)["train"]
+    return list(zip(train.column("sentence").to_pylist(), train.column("label").to_pylist(), strict=True))
 
 
 def written(folder: Path, extension: str, content: str | bytes) -> Path:

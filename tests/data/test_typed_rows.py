@@ -1,4 +1,4 @@
-"""Reading typed columns: finetune/data/parquet_rows.py."""
+"""Reading typed columns: finetune/data/typed_rows.py."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_values_without_a_text_are_reported_with_their_row(
         (pa.array([[["x"]], [["y"]]]), r"row 1: .*contains list<"),
         (pa.array([["x"], [b"y"]]).cast(pa.list_(pa.binary())), r"row 1: .*contains binary"),
         (pa.array([[1.0], [float("inf")]]), r"row 2: .*infinite"),
-        (pa.array(["a,b", "b"]), r"row 1: .*needs a list of labels per row; use a json, jsonl or parq"),
+        (pa.array([1, 2]), r"row 1: .*has single values \(int64\), but .*needs a set of labels; write .* as a;b"),
     ],
 )
 def test_every_item_of_a_label_list_is_checked(tmp_path: Path, values: pa.Array, problem: str) -> None:
