@@ -44,6 +44,19 @@ def _add_predict(commands: Commands) -> None:
         metavar="T",
         help="several labels per row: predict those with a probability above this",
     )
+    parser.add_argument(
+        "--coverage",
+        type=float,
+        metavar="C",
+        help="add a set of labels, or an interval, that is right with this probability, such as 0.9",
+    )
+    parser.add_argument("--coverage-per-class", action="store_true", help="let the coverage hold for each label")
+    parser.add_argument(
+        "--in-scope",
+        type=float,
+        metavar="S",
+        help="add whether a row is like the validation rows, so that this share of such rows is, such as 0.95",
+    )
     parser.add_argument("--prefix", default="", metavar="TEXT", help="the beginning of the names of the new columns")
     parser.add_argument("--batch-size", type=int, metavar="N", help="rows per forward pass (default: 32, on a GPU 256)")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 (default: float32)")
@@ -70,7 +83,15 @@ def _predict(args: Arguments) -> None:
         tuple(args.text_column),
         args.output,
         args.output_format,
-        ColumnOptions(args.top_k, args.probabilities, args.threshold, args.prefix),
+        ColumnOptions(
+            args.top_k,
+            args.probabilities,
+            args.threshold,
+            args.prefix,
+            args.coverage,
+            args.coverage_per_class,
+            args.in_scope,
+        ),
         args.batch_size,
         args.bf16,
         args.base,

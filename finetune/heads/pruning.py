@@ -92,7 +92,9 @@ def pruned_classifier(classifier: Classifier, heads: Mapping[int, Sequence[int]]
         model.requires_grad_(True)
     undo_keep_float32(model, getattr(torch, classifier.source.dtype if classifier.source else "float32"))
     prune_heads(model, heads)
-    return replace(classifier, model=model.eval(), new_parameters=(), base_checksum=None, initial={}, notes=())
+    return replace(
+        classifier, model=model.eval(), new_parameters=(), base_checksum=None, initial={}, notes=(), conformal=None
+    )
 
 
 def check_pruned(

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.errors import DataError
+from finetune.models.conformal import ConformalScores
 from finetune.models.head_gates import heads_off
 from finetune.models.inference import Texts, as_columns, batched_logits, text_encoder
 from finetune.models.lora import InitialAdapter
@@ -46,7 +47,7 @@ class Classifier:
         initial: by path, adapters whose initialization (PiSSA, OLoRA) changed the base weights under them.
         notes: what the user should know about how the classifier was built.
         text_columns: names of the one or two text columns of the training data; () if they are unknown.
-        thresholds, temperature: see `OutputRules`.
+        thresholds, temperature, conformal: see `OutputRules`.
     """
 
     model: nn.Module
@@ -60,6 +61,7 @@ class Classifier:
     text_columns: tuple[str, ...] = ()
     thresholds: tuple[float, ...] | None = None
     temperature: float = 1.0
+    conformal: ConformalScores | None = None
 
     @property
     def base(self) -> PreTrainedModel:
@@ -80,9 +82,20 @@ class Classifier:
     @property
     def rules(self) -> OutputRules:
         """How the logits become probabilities and labels."""
-        return OutputRules(tuple(self.label_names), self.problem_type, self.thresholds, self.temperature)
+        return OutputRules(
+            tuple(self.label_names), self.problem_type, self.thresholds, self.temperature, self.conformal
+        )
 
-    def predict(self, texts: Texts, *, batch_size: int = 32, top_k: int | None = None) -> list[Prediction]:
+    def predict(
+        self,
+        texts: Texts,
+        *,
+        batch_size: int = 32,
+        top_k: int | None = None,
+        coverage: float | None = None,
+        coverage_per_class: bool = False,
+        in_scope: float | None = None,
+    ) -> list[Prediction]:
         """Return the prediction for each text, or for each pair of texts, in their order.
 
         Args:
@@ -90,11 +103,17 @@ class Classifier:
                 longer than `max_length` tokens is cut, as in training.
             batch_size: texts per forward pass; it changes no prediction except by rounding.
             top_k: number of probabilities in each prediction, highest first; None: all, in the order of the labels.
+            coverage: adds prediction sets (`labels`), or intervals for regression, that contain the label with this
+                probability for texts like the validation rows, such as 0.9.
+            coverage_per_class: whether the coverage must hold for the texts of each label.
+            in_scope: adds whether each text looks like the validation rows (`in_scope`), so that this share of such
+                texts does, such as 0.95.
 
         Raises:
-            DataError: the texts are neither strings nor pairs of strings, or not what the classifier was trained on, or
-                `batch_size` or `top_k` is below 1.
+            DataError: the texts are neither strings nor pairs of strings, or not what the classifier was trained on,
+                `batch_size` or `top_k` is below 1, or the coverage cannot be promised.
         """
+        limits = self.rules.limits(coverage, per_class=coverage_per_class, in_scope=in_scope)
         if not len(texts):
             return []
         columns = as_columns(texts)
@@ -102,7 +121,7 @@ class Classifier:
             kinds = "texts" if len(columns) == 1 else "pairs of texts"
             expected = " and ".join(self.text_columns)
             raise DataError(f"predict got {kinds}, but the classifier was trained on {expected}; give it those")
-        return self.rules.predictions(self.logits(columns, batch_size), top_k=top_k)
+        return self.rules.predictions(self.logits(columns, batch_size), top_k=top_k, limits=limits)
 
     @cached_property
     def encoder(self) -> TextEncoder:

@@ -27,6 +27,7 @@ from finetune.models.checkpoint_checks import (
 )
 from finetune.models.checkpoint_config import ATTN_IMPLEMENTATIONS
 from finetune.models.classifier import Classifier
+from finetune.models.conformal import read_conformal
 from finetune.models.head_pruning import classifier_class
 from finetune.models.pooling import HEAD, POOLED, set_pooling
 from finetune.models.pretrained import (
@@ -92,7 +93,7 @@ def load_classifier(
         temperature=info.temperature,
     )
     _ = classifier.rules  # raises for thresholds that do not fit the labels
-    return classifier
+    return replace(classifier, conformal=read_conformal(folder, len(classifier.label_names)))
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from finetune.errors import ModelError
+from finetune.models.conformal import read_conformal
 from finetune.models.outputs import OutputRules
 from finetune.recipe.names import ProblemType
 
@@ -159,6 +160,7 @@ def _read_config(file: Path) -> _Config:
             data["problem_type"],
             None if thresholds is None else tuple(map(float, thresholds)),
             float(data["temperature"]),
+            read_conformal(file.parent, len(names)),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(file, error) from error

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from finetune.errors import DataError, ModelError
+from finetune.models.conformal import ConformalScores, Limits
 
 _DEFAULT_THRESHOLD = 0.5
 
@@ -25,10 +26,16 @@ class Prediction:
         probabilities: label name to probability, 0 to 1. They sum to 1 for `single_label_classification`, are
             independent of each other for `multi_label_classification`, and there are none for `regression`. With
             `top_k` they are those of the k most probable labels, highest first.
+        labels: with a coverage, the prediction set: the names of no, one or several labels; else None.
+        interval: with a coverage, for `regression`, the lower and the upper end of the interval; else None.
+        in_scope: if this was requested, whether the text looks like the validation rows; else None.
     """
 
     label: str | tuple[str, ...] | float
     probabilities: dict[str, float]
+    labels: tuple[str, ...] | None = None
+    interval: tuple[float, float] | None = None
+    in_scope: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class OutputRules:
         thresholds: for `multi_label_classification`, the probability above which each label is predicted, (C,);
             None: 0.5.
         temperature: logits are divided by it; see Guo et al. 2017, section 4.2.
+        conformal: the scores of the validation rows, from which prediction sets follow; None if there are none.
 
     Raises:
         ModelError: thresholds or temperature are outside their range, or do not fit the labels.
@@ -50,6 +58,7 @@ class OutputRules:
     problem_type: str
     thresholds: tuple[float, ...] | None = None
     temperature: float = 1.0
+    conformal: ConformalScores | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -83,19 +92,62 @@ class OutputRules:
             return np.asarray(probabilities > np.asarray(self.thresholds or _DEFAULT_THRESHOLD))
         return np.asarray(probabilities.argmax(axis=1))
 
-    def predictions(self, logits: np.ndarray, *, top_k: int | None = None) -> list[Prediction]:
+    def limits(
+        self, coverage: float | None = None, *, per_class: bool = False, in_scope: float | None = None
+    ) -> Limits:
+        """Return what a label and a row must meet for a promised coverage.
+
+        Args:
+            coverage: the probability with which a prediction set contains the label, or an interval the value, of a
+                new row like the validation rows; None: no sets.
+            per_class: whether this must hold for the rows of each label.
+            in_scope: the share of rows like the validation rows that must count as in scope; None: not computed.
+
+        Raises:
+            DataError: the model has no scores of validation rows, too few for this coverage, or several labels per row.
+        """
+        if per_class and coverage is None:
+            raise DataError("a coverage per class needs a coverage; set it, such as to 0.9")
+        if coverage is None and in_scope is None:
+            return Limits()
+        if self.problem_type == "multi_label_classification":
+            raise DataError(
+                "a coverage is for one label per row or a number, and this model predicts several labels per row; use "
+                "the probabilities of its labels"
+            )
+        if self.problem_type == "regression" and (per_class or in_scope is not None):
+            raise DataError("a coverage per class and in_scope are for labels, and this model predicts a number")
+        if self.conformal is None:
+            raise DataError(
+                "the model has no scores of validation rows, which a coverage needs: it was trained without validation "
+                "rows or by an earlier version, or its heads were pruned; train it with validation rows"
+            )
+        limits = None
+        if coverage is not None and per_class:
+            limits = self.conformal.limits_per_label(coverage, self.label_names)
+        elif coverage is not None:
+            limits = np.full(len(self.conformal.errors), self.conformal.limit(coverage))
+        return Limits(limits, None if in_scope is None else self.conformal.scope_limit(in_scope))
+
+    def predictions(
+        self, logits: np.ndarray, *, top_k: int | None = None, limits: Limits | None = None
+    ) -> list[Prediction]:
         """Return one prediction per row of the logits (N, C).
 
         Args:
             top_k: number of probabilities to keep, highest first; None: all, in the order of the labels.
+            limits: for prediction sets, see `limits`; None: no sets.
 
         Raises:
             DataError: `top_k` is below 1.
         """
-        probabilities = self.probabilities(logits)
+        probabilities, limits = self.probabilities(logits), limits or Limits()
         decided = self.decisions(probabilities).tolist()
         if self.problem_type == "regression":
-            return [Prediction(value, {}) for value in decided]
+            if limits.error is None:
+                return [Prediction(value, {}) for value in decided]
+            half = float(limits.error[0])
+            return [Prediction(value, {}, interval=(value - half, value + half)) for value in decided]
         order = most_probable(probabilities, top_k)
         chosen = probabilities if order is None else np.take_along_axis(probabilities, order, axis=1)
         names = self.label_names
@@ -104,7 +156,16 @@ class OutputRules:
             for row, values in enumerate(chosen.tolist())
         ]
         labels = [_label(names, value) for value in decided]
-        return [Prediction(label, values) for label, values in zip(labels, by_label, strict=True)]
+        unknown = [None] * len(labels)
+        sets = limits.label_sets(probabilities)
+        set_names = unknown if sets is None else [_names(names, row) for row in sets.tolist()]
+        in_scope = limits.in_scope(probabilities)
+        return [
+            Prediction(label, values, labels=label_set, in_scope=inside)
+            for label, values, label_set, inside in zip(
+                labels, by_label, set_names, unknown if in_scope is None else in_scope.tolist(), strict=True
+            )
+        ]
 
 
 def most_probable(probabilities: np.ndarray, top_k: int | None) -> np.ndarray | None:
@@ -122,6 +183,9 @@ def most_probable(probabilities: np.ndarray, top_k: int | None) -> np.ndarray | 
 
 def _label(names: Sequence[str], decided: int | list[bool]) -> str | tuple[str, ...]:
     """Return the name of a label number, or the names of the predicted labels."""
-    if isinstance(decided, list):
-        return tuple(name for name, chosen in zip(names, decided, strict=True) if chosen)
-    return names[decided]
+    return _names(names, decided) if isinstance(decided, list) else names[decided]
+
+
+def _names(names: Sequence[str], chosen: list[bool]) -> tuple[str, ...]:
+    """Return the names that are chosen."""
+    return tuple(name for name, is_chosen in zip(names, chosen, strict=True) if is_chosen)

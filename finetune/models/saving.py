@@ -14,6 +14,7 @@ from finetune.errors import ModelError
 from finetune.models.adapter_files import save_adapter, trained_modules
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import check_same_logits, logits_of
+from finetune.models.conformal import write_conformal
 from finetune.models.cross_encoder_files import write_cross_encoder_files
 from finetune.models.lora import as_plain_lora
 from finetune.models.pooling import pooling_of
@@ -61,6 +62,8 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
         "temperature": classifier.temperature,
     }
     write_text(folder / INFO_FILE, json.dumps(info, indent=1) + "\n")
+    if classifier.conformal is not None:
+        write_conformal(classifier.conformal, folder)
 
 
 def _save_tokenizer(classifier: Classifier, folder: Path) -> None:

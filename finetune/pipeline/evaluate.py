@@ -13,6 +13,7 @@ from finetune.distributed import on_main_process
 from finetune.errors import FinetuneError
 from finetune.evaluation.baseline import without_constant_warning
 from finetune.evaluation.baseline_comparison import is_below_a_baseline
+from finetune.evaluation.confidence import confidence_scores
 from finetune.evaluation.prediction import Predictions, predict
 from finetune.evaluation.predictions_file import predictions_table, write_predictions
 from finetune.evaluation.scores import score
@@ -60,7 +61,7 @@ def evaluate(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Split
 def _without_notes(scores: Mapping[str, SplitScores]) -> dict[str, SplitScores]:
     """Return scores without their notes, whose wording may differ between versions."""
     return {
-        name: replace(split_scores, interval_note="", warnings=[], above_constant=None)
+        name: replace(split_scores, interval_note="", warnings=[], above_constant=None, confidence=None)
         for name, split_scores in scores.items()
     }
 
@@ -86,6 +87,13 @@ def _score_and_write(
     scores, predictions, tables = {}, {}, []
     for name, split in inputs.held_out_splits().items():
         scores[name], predictions[name] = _score_split(context, classifier, split)
+        confidence = confidence_scores(
+            predictions[name],
+            fitted=name == "validation",
+            samples=recipe.evaluation.bootstrap_samples,
+            seed=recipe.seed,
+        )
+        scores[name] = replace(scores[name], confidence=confidence)
         of_baselines = {baseline: fit.predictions[name] for baseline, fit in baselines.fitted.items()}
         tables.append(predictions_table(name, split, predictions[name], classifier.label_names, of_baselines))
     comparison = compare_baselines(context, baselines, predictions, classifier.label_names)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.models.classifier import Classifier
+from finetune.models.conformal import write_conformal
 from finetune.models.onnx_classifier import CONFIG_FILE, FORMAT, TOKENIZER_FILE
 from finetune.models.text_batches import plain_tokenizer
 from finetune.runs.atomic_files import write_text
@@ -147,6 +148,8 @@ def write_folder(classifier: Classifier, folder: Path, result: Export | None = N
         "export": None if result is None else asdict(result),
     }
     write_text(folder / CONFIG_FILE, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+    if classifier.conformal is not None:
+        write_conformal(classifier.conformal, folder)
     write_text(folder / "serve.py", _serve_script(rules.problem_type, pairs=pairs))
     if result is not None:
         write_text(folder / "README.md", _readme(classifier, result, pairs=pairs))
@@ -211,6 +214,7 @@ def _readme(classifier: Classifier, result: Export, *, pairs: bool) -> str:
         else ""
     )
     columns = " and ".join(f"`{name}`" for name in classifier.text_columns) or "one text"
+    conformal = "" if classifier.conformal is None else "| `conformal.json` | for `finetune predict --coverage` |\n"
     arguments = '"first text" "second text"' if pairs else '"a text" "another text"'
     return f"""\
 # {classifier.base.config.model_type} classifier, ONNX {result.precision}
@@ -234,5 +238,5 @@ or `finetune predict THIS_FOLDER FILE`, which needs neither PyTorch nor transfor
 | `model.onnx` | the model: `input_ids`, `attention_mask` and, for some models, `token_type_ids` in; `logits` out |
 | `tokenizer.json` | the tokenizer, which truncates and pads |
 | `config.json` | labels, problem type, thresholds, temperature, text columns, lengths, padding, and the figures above |
-| `serve.py` | the example above |
+{conformal}| `serve.py` | the example above |
 """

@@ -7,29 +7,52 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from finetune.evaluation.prediction import predict
+from finetune.evaluation.prediction import Predictions, predict
+from finetune.evaluation.temperature import fit_temperature
 from finetune.models.classifier import Classifier
+from finetune.models.conformal import ConformalScores, conformal_scores, scope_scores
 from finetune.pipeline.context import RunContext, RunInputs
+from finetune.progress import stage
 from finetune.recipe.schema import Recipe
-from finetune.runs.outputs import FittedOutputs
+from finetune.runs.outputs import FittedOutputs, TemperatureFit
 
 
 def fit_outputs(
     context: RunContext, inputs: RunInputs, classifier: Classifier
 ) -> tuple[Classifier, FittedOutputs | None]:
-    """Return the classifier with the fitted rules, and the record of them; None if there is nothing to fit.
+    """Return the classifier with the fitted rules, and the record of them; None without validation rows.
 
     All processes take part, because the validation rows are scored once.
     """
     recipe, validation = context.recipe, inputs.splits.get("validation")
-    classifier = replace(classifier, temperature=recipe.outputs.temperature or 1.0)
-    if validation is None or not _has_something_to_fit(recipe):
+    temperature = recipe.outputs.temperature
+    classifier = replace(classifier, temperature=1.0 if temperature in (None, "auto") else float(temperature))
+    if validation is None:
         return classifier, None
     batch_size = recipe.evaluation.per_device_eval_batch_size
     predictions = predict(classifier, validation, batch_size=batch_size, accelerator=context.accelerator)
-    return classifier, FittedOutputs(len(predictions.labels), classifier.temperature)
+    with stage("fitting the outputs"):
+        fit = _temperature_fit(recipe, predictions)
+        if fit is not None and fit.applied:
+            classifier = replace(classifier, temperature=fit.value)
+        predictions = replace(predictions, rules=classifier.rules)
+        classifier = replace(classifier, conformal=_conformal(predictions, recipe.seed))
+    scores = classifier.conformal
+    conformal_rows = 0 if scores is None else sum(map(len, scores.errors))
+    return classifier, FittedOutputs(len(predictions.labels), classifier.temperature, fit, conformal_rows)
 
 
-def _has_something_to_fit(recipe: Recipe) -> bool:
-    """Return whether the recipe asks for a rule that depends on the validation rows."""
-    return False
+def _temperature_fit(recipe: Recipe, predictions: Predictions) -> TemperatureFit | None:
+    """Return the temperature of the validation rows, None if the recipe does not leave it to them."""
+    if recipe.outputs.temperature != "auto" or predictions.problem_type == "regression":
+        return None
+    logits, samples = predictions.logits.numpy(), recipe.evaluation.bootstrap_samples
+    return fit_temperature(predictions.rules, logits, predictions.labels, samples=samples, seed=recipe.seed)
+
+
+def _conformal(predictions: Predictions, seed: int) -> ConformalScores | None:
+    """Return the scores of the validation rows for prediction sets, None with several labels per row."""
+    if predictions.problem_type == "multi_label_classification":
+        return None
+    probabilities = predictions.rules.probabilities(predictions.logits.numpy())
+    return conformal_scores(probabilities, scope_scores(probabilities), predictions.labels, seed=seed)

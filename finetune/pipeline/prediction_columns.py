@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from finetune.errors import DataError
+from finetune.models.conformal import Limits
 from finetune.models.outputs import OutputRules, most_probable
 
 
@@ -25,12 +26,16 @@ class ColumnOptions:
         threshold: the probability above which each label of a `multi_label_classification` is predicted; None: the
             thresholds of the model.
         prefix: the beginning of the name of every column.
+        coverage, coverage_per_class, in_scope: see `Classifier.predict`.
     """
 
     top_k: int | None = None
     probabilities: bool = False
     threshold: float | None = None
     prefix: str = ""
+    coverage: float | None = None
+    coverage_per_class: bool = False
+    in_scope: float | None = None
 
 
 def checked_rules(rules: OutputRules, options: ColumnOptions) -> OutputRules:
@@ -40,6 +45,7 @@ def checked_rules(rules: OutputRules, options: ColumnOptions) -> OutputRules:
         DataError: an option is outside its range or does not fit the model's problem type.
     """
     labels = len(rules.label_names)
+    _limits(rules, options)
     if rules.problem_type == "regression" and (options.top_k is not None or options.probabilities):
         raise DataError("--top-k and --probabilities are for labels, and this model predicts a number; remove them")
     if options.top_k is not None and not 1 <= options.top_k <= labels:
@@ -63,6 +69,9 @@ def prediction_columns(rules: OutputRules, logits: np.ndarray, options: ColumnOp
     - `probability`: its probability, or a list of them; not for `regression`.
     - `top_1`, `top_1_probability`, `top_2` ...: with `top_k`.
     - `probability_LABEL` for every label: with `probabilities`.
+    - `labels`: the prediction set, with `coverage`; `low` and `high` for `regression`.
+    - `in_scope`: with `in_scope`.
+    - `answer`: with one of these, the label of a row in scope whose set has one label; else empty.
     """
     probabilities, names = rules.probabilities(logits), pa.array(rules.label_names, pa.string())
     decided = rules.decisions(probabilities)
@@ -70,9 +79,10 @@ def prediction_columns(rules: OutputRules, logits: np.ndarray, options: ColumnOp
     if rules.problem_type == "regression":
         columns["predicted"] = _numbers(decided)
     elif rules.problem_type == "multi_label_classification":
-        ends = pa.array(np.concatenate([[0], decided.sum(axis=1).cumsum()]).astype(np.int32))
-        columns["predicted"] = pa.ListArray.from_arrays(ends, names.take(pa.array(decided.nonzero()[1])))
-        columns["probability"] = pa.ListArray.from_arrays(ends, _numbers(probabilities[decided]))
+        columns["predicted"] = _lists_of_names(decided, names)
+        columns["probability"] = pa.ListArray.from_arrays(
+            columns["predicted"].offsets, _numbers(probabilities[decided])
+        )
     else:
         columns["predicted"] = names.take(pa.array(decided))
         columns["probability"] = _numbers(probabilities.max(axis=1))
@@ -84,8 +94,43 @@ def prediction_columns(rules: OutputRules, logits: np.ndarray, options: ColumnOp
     if options.probabilities:
         for index, name in enumerate(rules.label_names):
             columns[f"probability_{name}"] = _numbers(probabilities[:, index])
+    columns |= _set_columns(rules, probabilities, _limits(rules, options))
     names_with_prefix = [options.prefix + name for name in columns]
     return pa.RecordBatch.from_arrays(list(columns.values()), names=names_with_prefix)
+
+
+def _limits(rules: OutputRules, options: ColumnOptions) -> Limits:
+    """Return the limits of prediction sets; raise DataError if their coverage cannot be promised."""
+    return rules.limits(options.coverage, per_class=options.coverage_per_class, in_scope=options.in_scope)
+
+
+def _set_columns(rules: OutputRules, probabilities: np.ndarray, limits: Limits) -> dict[str, pa.Array]:
+    """Return the columns of prediction sets and of rows out of scope."""
+    columns: dict[str, pa.Array] = {}
+    if rules.problem_type == "regression":
+        if limits.error is not None:
+            columns["low"] = _numbers(probabilities[:, 0] - limits.error[0])
+            columns["high"] = _numbers(probabilities[:, 0] + limits.error[0])
+        return columns
+    names, answered = pa.array(rules.label_names, pa.string()), np.ones(len(probabilities), dtype=bool)
+    if (sets := limits.label_sets(probabilities)) is not None:
+        columns["labels"] = _lists_of_names(sets, names)
+        answered = sets.sum(axis=1) == 1
+        decided = np.where(answered, sets.argmax(axis=1), 0)
+    else:
+        decided = probabilities.argmax(axis=1)
+    if (in_scope := limits.in_scope(probabilities)) is not None:
+        columns["in_scope"] = pa.array(in_scope)
+        answered = answered & in_scope
+    if columns:
+        columns["answer"] = names.take(pa.array(decided, mask=~answered))
+    return columns
+
+
+def _lists_of_names(chosen: np.ndarray, names: pa.StringArray) -> pa.ListArray:
+    """Return the names of the chosen labels (N, C), as a list per row."""
+    ends = pa.array(np.concatenate([[0], chosen.sum(axis=1).cumsum()]).astype(np.int32))
+    return pa.ListArray.from_arrays(ends, names.take(pa.array(chosen.nonzero()[1])))
 
 
 def _numbers(values: np.ndarray) -> pa.Array:

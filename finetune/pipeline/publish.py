@@ -40,7 +40,15 @@ _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{2,4})?|multilingual|code")
 # Deleted from the repository if this upload does not have them: an old adapter next to plain weights would be loaded
 # in their place, and rows of an earlier upload must not stay when they are not to be published any more.
 _REPLACED = frozenset(
-    {_ADAPTER_CONFIG, "adapter_model.safetensors", "config.json", "model.safetensors", "classifier.json", POOLED_CODE}
+    {
+        _ADAPTER_CONFIG,
+        "adapter_model.safetensors",
+        "config.json",
+        "model.safetensors",
+        "classifier.json",
+        "conformal.json",
+        POOLED_CODE,
+    }
     | {"heads.json", "predictions.parquet", "scores.json", "report.html", "pruning.json"}
 )
 _PRUNING = "pruning.json"

@@ -189,6 +189,8 @@ def save_trained(context: RunContext, inputs: RunInputs, result: TrainingResult)
         f"Trained {result.steps} steps at {result.speed.train_samples_per_second:.1f} rows/s ({result.stopped}); the "
         "saved model gives the same logits."
     )
+    if fitted is not None and fitted.temperature_fit is not None:
+        context.print_line(fitted.temperature_fit.text())
     for warning in result.warnings:
         context.print_line(f"[yellow]{escape(warning)}[/]")
     log_final_training(context)

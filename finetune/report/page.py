@@ -8,7 +8,7 @@ returns an option of the chart library (charts.py).
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -30,7 +30,7 @@ from finetune.report.training_charts import training_charts
 from finetune.report.weak_slices import WeakSlices, find_weak_slices
 from finetune.runs.atomic_files import write_text
 from finetune.runs.removable_heads import removable_heads
-from finetune.runs.results import format_number, format_significant
+from finetune.runs.results import ConfidenceScores, SplitScores, format_number, format_significant
 from finetune.runs.run_folder import RunFolder
 
 SECTIONS = (
@@ -113,7 +113,7 @@ def templates() -> Environment:
     templates.filters.update(interval=interval_or_dash, number=format_number, signed=format_difference)
     templates.filters.update(removable_heads=removable_heads, significant=format_significant)
     templates.filters.update(headline=headline, cautions=cautions, cost_text=cost_text, base64=_base64)
-    templates.filters.update(training_charts=training_charts)
+    templates.filters.update(training_charts=training_charts, confidence_of=confidence_of)
     templates.filters.update(confusion_order=confusion_order, confused_pairs=confused_pairs)
     templates.filters.update(head_maps=head_maps, change_maps=change_maps)
     templates.filters.update(shown_tokens=shown_tokens, gap_text=gap_text)
@@ -126,6 +126,11 @@ def templates() -> Environment:
     templates.globals.update(chart_library=chart_library, script=script, chart_element=chart_element)
     templates.globals.update(head_elements=head_elements)
     return templates
+
+
+def confidence_of(scores: Mapping[str, SplitScores]) -> dict[str, ConfidenceScores]:
+    """Return how reliable the probabilities are, of each split for which this was computed."""
+    return {split: result.confidence for split, result in scores.items() if result.confidence is not None}
 
 
 def _base64(text: str) -> str:

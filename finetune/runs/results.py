@@ -51,6 +51,46 @@ class ClassScores:
 
 
 @dataclass(frozen=True)
+class SetScores:
+    """What prediction sets with a promised coverage do on rows whose labels are known.
+
+    Attributes:
+        coverage: the promise.
+        covered: share of the rows whose set contains the label, or whose interval contains the value.
+        size: mean number of labels in a set; in regression the width of the interval.
+        answered: share of the rows whose set has exactly one label; None in regression.
+        answered_correctly: share of the answered rows whose one label is right; None in regression.
+        empty: share of the rows whose set is empty; None in regression.
+    """
+
+    coverage: float
+    covered: MetricValue
+    size: float
+    answered: float | None = None
+    answered_correctly: MetricValue | None = None
+    empty: float | None = None
+
+
+@dataclass(frozen=True)
+class ConfidenceScores:
+    """How far probabilities are from observed frequencies, and what prediction sets do.
+
+    Attributes:
+        calibration_error: expected calibration error, see evaluation/calibration.py; None in regression.
+        brier: Brier score; None in regression.
+        risk_coverage_area: area under the risk-coverage curve; None with several labels per row and in regression.
+        sets: one entry per coverage that could be promised.
+        note: how the figures were computed if the rows also fitted the temperature and the sets, or "".
+    """
+
+    calibration_error: MetricValue | None = None
+    brier: MetricValue | None = None
+    risk_coverage_area: MetricValue | None = None
+    sets: list[SetScores] = field(default_factory=list)
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class SplitScores:
     """The scores of the classifier on one split.
 
@@ -59,6 +99,7 @@ class SplitScores:
         warnings: reasons to doubt that the classifier has learned anything, see evaluation/baseline.py.
         above_constant: whether the classifier is clearly better than a constant prediction; None if the rows cannot
             show it, or if the scores were stored before this was.
+        confidence: how reliable the probabilities are; None for training rows and in runs of earlier versions.
     """
 
     rows: int
@@ -69,6 +110,7 @@ class SplitScores:
     interval_note: str = ""
     warnings: list[str] = field(default_factory=list)
     above_constant: bool | None = None
+    confidence: ConfidenceScores | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import pytest
 from finetune.errors import DataError, ModelError
 from finetune.models import onnx_classifier
 from finetune.models.classifier import Classifier
+from finetune.models.conformal import ConformalScores, write_conformal
 from finetune.models.onnx_classifier import load_onnx
 from finetune.models.onnx_export import write_onnx
 from finetune.pipeline.export_folder import write_folder
@@ -51,6 +52,17 @@ def test_logits_are_those_of_the_classifier_in_the_order_of_the_texts(
     expected = classifier.logits(long, 2)
     assert_equal_up_to_rounding(load_onnx(folder).logits(long, batch_size), expected)
     assert np.ptp(expected[:, 0]) > 1e-3  # the rows differ, so their order matters
+
+
+def test_the_scores_for_prediction_sets_are_read(exported: tuple[Classifier, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(exported[1], tmp_path / "onnx")
+    assert load_onnx(folder).rules.conformal is None
+    scores = ConformalScores(((0.1, 0.2),) * len(exported[0].label_names), (0.5,))
+    write_conformal(scores, folder)
+    assert load_onnx(folder).rules.conformal == scores
+    (folder / "conformal.json").write_text("{")
+    with pytest.raises(ModelError, match=r"conformal\.json is damaged"):
+        load_onnx(folder)
 
 
 def test_left_padding_and_truncation_on_the_left(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tests.support import ROOT
 from tests.support.finished_runs import SCRATCH, contents, finished, recipe
 from tests.support.helpers import assert_equal_up_to_rounding
 
-FILES = {"README.md", "config.json", "model.onnx", "serve.py", "tokenizer.json"}
+FILES = {"README.md", "config.json", "conformal.json", "model.onnx", "serve.py", "tokenizer.json"}
 TEXTS = ["the cat sat on the mat", "a dog", "the dog chased the cat on the floor now"]
 # Runs an exported folder's example, then the command `predict`, in a process without the libraries that train.
 WITHOUT_TRAINING_LIBRARIES = """

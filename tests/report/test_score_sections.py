@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from finetune.evaluation.calibration import Confidences, calibration_error
 from finetune.evaluation.metric_formulas import SINGLE_LABEL, confusion_matrix, counts_of_confusion
 from tests.support.browser import chromium, needs_chromium, opened, wait_until
 from tests.support.row_pages import multi_label_table, regression_table, single_label_table
@@ -195,14 +196,46 @@ def test_reliability_and_risk_are_those_of_the_rows(single_label: Any) -> None:
     order = np.argsort(-confidence, kind="stable")
     right = (ACTUAL == PREDICTED)[order]
     assert [bin_["accuracy"] for bin_ in reliability["bins"]] == pytest.approx(right.reshape(10, 30).mean(1))
-    means = confidence[order].reshape(10, 30).mean(1)
-    assert reliability["error"] == pytest.approx(np.abs(right.reshape(10, 30).mean(1) - means).mean())
+    assert [bin_["confidence"] for bin_ in reliability["bins"]] == pytest.approx(
+        confidence[order].reshape(10, 30).mean(1)
+    )
+    expected = calibration_error(
+        Confidences(confidence[:, None], (ACTUAL == PREDICTED)[:, None].astype(float)), samples=2, seed=0
+    )
+    assert reliability["error"] == pytest.approx(expected.value, abs=1e-6)  # the normal distribution in the page: 1e-7
     _, groups, sizes = np.unique(-confidence, return_inverse=True, return_counts=True)  # of equal confidence
     errors = np.bincount(groups, weights=ACTUAL != PREDICTED) / sizes
     risks = errors[np.sort(groups)].cumsum() / np.arange(1, ROWS + 1)
     assert curve["risks"] == pytest.approx(risks)
     assert curve["area"] == pytest.approx(risks.mean())
     assert equal == pytest.approx([0, 1 / 3, 4 / 9, 1 / 2])  # the order of equal confidences says nothing
+
+
+def test_the_reliability_of_one_label_and_of_all_labels(single_label: Any, multi_label: Any) -> None:
+    def shown(page: Any, labels: list[int]) -> float:
+        return float(page.evaluate(f"reliabilityOf(byProbability(currentSlice, {labels})).error"))
+
+    def expected(probabilities: np.ndarray, labels: np.ndarray) -> float:
+        value = calibration_error(Confidences(probabilities, labels.astype(float)), samples=2, seed=0).value
+        assert value is not None
+        return value
+
+    page = single_label
+    assert shown(page, [1]) == pytest.approx(expected(PROBABILITIES[:, [1]], ACTUAL[:, None] == 1), abs=2e-3)  # 16 bits
+    options = page.eval_on_selector_all("#reliability-label option", "options => options.map((option) => option.text)")
+    assert options == ["the predicted label", *NAMES]
+    page.select_option("#reliability-label", "1")
+    text = page.inner_text("#reliability-text")
+    assert text.startswith("Share of the rows that have the label by its probability, with 95 % intervals.")
+    assert f"error {shown(page, [1]):.3f} (10 bins of equally many probabilities, 300 rows)" in text
+    page.select_option("#reliability-label", "")
+    assert page.inner_text("#reliability-text").startswith("Accuracy by the probability of the predicted class")
+    pooled = expected(np.where(PREDICTED_SETS, 0.9, 0.1), SETS)
+    assert shown(multi_label, [0, 1, 2]) == pytest.approx(pooled, abs=2e-3)
+    assert f"error {pooled:.3f} (10 bins of equally many probabilities, 80 rows)" in multi_label.inner_text(
+        "#reliability-text"
+    )
+    assert not multi_label.query_selector("#coverage-chart")
 
 
 def test_threshold_curves_are_those_of_the_rows(multi_label: Any) -> None:
