@@ -56,6 +56,17 @@ def output_layer(model: nn.Module, num_labels: int) -> nn.Linear:
     Raises:
         ModelError: the model has no such layer.
     """
+    layer = last_linear_layer(model, num_labels)
+    if layer is None:
+        raise ModelError(
+            f"{type(model).__name__} has no linear layer with {num_labels} outputs that computes the logits, which "
+            "training.contrastive_weight needs; remove the key"
+        )
+    return layer
+
+
+def last_linear_layer(model: nn.Module, num_labels: int) -> nn.Linear | None:
+    """Return the last linear layer with so many outputs, or None if there is none."""
     layers = [
         module
         for name, module in model.named_modules()
@@ -63,12 +74,7 @@ def output_layer(model: nn.Module, num_labels: int) -> nn.Linear:
         and module.out_features == num_labels
         and ".original_module" not in name  # peft's unused copy of a layer that is trained in full
     ]
-    if not layers:
-        raise ModelError(
-            f"{type(model).__name__} has no linear layer with {num_labels} outputs that computes the logits, which "
-            "training.contrastive_weight needs; remove the key"
-        )
-    return layers[-1]
+    return layers[-1] if layers else None
 
 
 @dataclass(frozen=True)

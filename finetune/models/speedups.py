@@ -24,14 +24,22 @@ from transformers import PreTrainedModel
 from finetune.models.architectures import FAMILIES
 from finetune.models.classifier import Classifier
 from finetune.models.cpu_kernels import CpuKernels
+from finetune.models.target_scaling import float32_predictions
 
 _AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextmanager
 def sped_up(classifier: Classifier, accelerator: Accelerator) -> Iterator[None]:
-    """Inside the context the classifier skips computations that affect no result; it is restored afterwards."""
-    with first_token_only(classifier.base), frozen_weights_cast(classifier.model, accelerator):
+    """Inside the context the classifier skips computations that affect no result; it is restored afterwards.
+
+    A regression predicts in float32, also under autocast.
+    """
+    with (
+        first_token_only(classifier.base),
+        frozen_weights_cast(classifier.model, accelerator),
+        float32_predictions(classifier),
+    ):
         yield
 
 

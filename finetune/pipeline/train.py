@@ -80,7 +80,7 @@ def _train(context: RunContext, on_evaluation: OnEvaluation | None) -> None:
         restore_previous_on_failure(context.folder, is_main_process=accelerator.is_main_process),
     ):
         with stage("building the trainer"):
-            trainer = new_trainer(context, cached, plan)
+            trainer = new_trainer(context, cached, plan, checkpoint)
             if checkpoint is not None:
                 trainer.resume(checkpoint)
         if checkpoint is not None:

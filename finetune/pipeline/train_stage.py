@@ -40,7 +40,11 @@ from finetune.training.checkpoints import (
     delete_old_checkpoints,
     find_checkpoint,
 )
-from finetune.training.resume_check import data_fingerprint, recipe_fingerprint
+from finetune.training.resume_check import (
+    data_fingerprint,
+    recipe_fingerprint,
+    trains_on_standardized_targets,
+)
 from finetune.training.schedule import Plan
 from finetune.training.trainer import Entry, Evaluation, Trainer
 
@@ -74,14 +78,23 @@ def find_resume_checkpoint(context: RunContext) -> Path | None:
     return result.folder
 
 
-def new_trainer(context: RunContext, inputs: RunInputs, plan: Plan) -> Trainer:
-    """Return a trainer at step 0 with the settings of the recipe."""
+def new_trainer(context: RunContext, inputs: RunInputs, plan: Plan, checkpoint: Path | None = None) -> Trainer:
+    """Return a trainer at step 0 with the settings of the recipe.
+
+    Args:
+        checkpoint: from which the trainer will resume.
+    """
     recipe, classifier = context.recipe, inputs.classifier
     return build_trainer(
         classifier,
         inputs.splits["train"],
         plan,
-        Hyperparameters(recipe.training, recipe.seed, recipe.peft.loraplus_lr_ratio if recipe.peft else None),
+        Hyperparameters(
+            recipe.training,
+            recipe.seed,
+            recipe.peft.loraplus_lr_ratio if recipe.peft else None,
+            trains_on_standardized_targets(checkpoint),
+        ),
         context.accelerator,
         run_fingerprint={
             **recipe_fingerprint(recipe, classifier.label_names),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.encoder_parts import check_separate_layers, depths_from_top
 from finetune.models.gradient_checkpointing import check_gradient_checkpointing
 from finetune.models.speedups import sped_up
+from finetune.models.target_scaling import standardize_output
 from finetune.recipe.training_section import TrainingSection
 from finetune.training.averaging import WeightAverage
 from finetune.training.embedding_subset import EmbeddingSubset, make_embedding_subset
@@ -29,6 +30,7 @@ from finetune.training.label_weights import loss_options
 from finetune.training.lr_schedule import make_scheduler
 from finetune.training.objective import Objective
 from finetune.training.optimizer import build_optimizer
+from finetune.training.resume_check import TARGET_SCALING
 from finetune.training.schedule import Plan
 from finetune.training.step import Stepper
 from finetune.training.trainer import Trainer
@@ -37,11 +39,20 @@ from finetune.training.training_model import TrainingModel
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """The recipe's `training` section, its seed, and `peft.loraplus_lr_ratio` (None: one learning rate for all)."""
+    """What the optimizer steps depend on.
+
+    Attributes:
+        training: the recipe's section `training`.
+        seed: the recipe's seed.
+        loraplus_lr_ratio: the recipe's `peft.loraplus_lr_ratio`; None: one learning rate for all.
+        standardize_targets: whether a regression trains on standardized targets; False for a run that resumes from a
+            checkpoint of an earlier version, which did not.
+    """
 
     training: TrainingSection
     seed: int
     loraplus_lr_ratio: float | None = None
+    standardize_targets: bool = True
 
 
 def build_trainer(
@@ -65,6 +76,7 @@ def build_trainer(
     training, seed = hyperparameters.training, hyperparameters.seed
     if training.gradient_checkpointing:
         check_gradient_checkpointing(classifier.base)
+    standardized = standardize_output(classifier, split.labels) if hyperparameters.standardize_targets else None
     module, embeddings = classifier.model, None
     if is_sharded(accelerator):
         module = _copy_for_sharding(classifier, accelerator)
@@ -95,15 +107,17 @@ def build_trainer(
         accelerator,
         training,
         batch_size=plan.batch_size // accelerator.num_processes,
+        loss_unit=1.0 if standardized is None else standardized.scaling.deviation**2,
     )
     fingerprint = {
         **(run_fingerprint or {}),
+        **({} if standardized is None else {TARGET_SCALING: asdict(standardized.scaling)}),
         **plan.fingerprint(len(split), accelerator),
         "trained words": len(embeddings.ids) if embeddings else None,
     }
     torch.manual_seed(seed + accelerator.process_index)  # a different seed per process, so that dropout masks differ
     plan_rows = partial(_plan_rows, split, plan, hyperparameters, accelerator.num_processes)
-    return Trainer(classifier, split, plan, plan_rows, accelerator, stepper, fingerprint)
+    return Trainer(classifier, split, plan, plan_rows, accelerator, stepper, fingerprint, standardized)
 
 
 def _objective(

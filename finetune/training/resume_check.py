@@ -47,6 +47,7 @@ _ADDED_KEYS = (
     "ema_decay", "rdrop_alpha", "contrastive_weight", "contrastive_temperature", "label_smoothing_factor",
     "layerwise_lr_decay", "reinit_layers", "pos_weight", "focal_gamma", "lr_scheduler_kwargs", "gradient_checkpointing",
 )  # fmt: skip
+TARGET_SCALING = "target_scaling"  # mean and deviation of standardized targets; earlier versions did not standardize
 _MAX_LENGTH = 60  # characters of a value in a message
 _ROWS_PER_READ = 10_000
 
@@ -67,6 +68,16 @@ def recipe_fingerprint(recipe: Recipe, label_names: Sequence[str]) -> dict[str, 
     content["task"]["label_names"] = list(label_names)
     content["evaluation"]["metric_for_best_model"] = recipe.best_metric()
     return content
+
+
+def trains_on_standardized_targets(checkpoint: Path | None) -> bool:
+    """Return whether a regression trains on standardized targets: always, except to resume from an older checkpoint."""
+    if checkpoint is None:
+        return True
+    try:
+        return TARGET_SCALING in json.loads((checkpoint / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):  # `load_checkpoint` reports it
+        return True
 
 
 def data_fingerprint(splits: Mapping[str, EncodedSplit], model: nn.Module) -> dict[str, Any]:

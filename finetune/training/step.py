@@ -58,6 +58,8 @@ class Stepper:
         accelerator: device, precision and processes.
         training: the recipe's section `training`.
         batch_size: rows of a full micro-batch on this process.
+        loss_unit: the loss is divided by it to compute the gradients, but reported undivided. It is 1, except in a
+            regression on standardized targets (models/target_scaling.py).
         parameters: all parameters that the optimizer updates.
     """
 
@@ -68,6 +70,7 @@ class Stepper:
     accelerator: Accelerator
     training: TrainingSection
     batch_size: int
+    loss_unit: float = 1.0
     parameters: list[nn.Parameter] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -134,12 +137,12 @@ class Stepper:
         smaller_batches = [part for batch in micro_batches for part in split_batch(batch, state.micro_batch_rows)]
         # Gradients are averaged over the processes, so each loss is multiplied by their number. `info.rows` are the
         # rows of all processes.
-        scale = self.accelerator.num_processes / len(info.rows)
+        scale = self.accelerator.num_processes / len(info.rows) / self.loss_unit
         try:
             for batch in smaller_batches:
                 batch_loss = (self.objective.losses(self.model, batch) * batch.weights).sum() * scale
                 self.accelerator.backward(batch_loss)
-                loss += batch_loss.detach()
+                loss += batch_loss.detach() * self.loss_unit
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

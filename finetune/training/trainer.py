@@ -30,6 +30,7 @@ from finetune.data.tokenization import EncodedSplit
 from finetune.errors import TrainingError
 from finetune.models.classifier import Classifier
 from finetune.models.speedups import sped_up
+from finetune.models.target_scaling import StandardizedOutput
 from finetune.progress import stage
 from finetune.recipe.names import LOWER_IS_BETTER
 from finetune.report.terminal import evaluation_line
@@ -72,6 +73,7 @@ class Trainer:
         accelerator: device, precision and processes.
         stepper: runs one optimizer step, with its model, optimizer and scheduler.
         run_fingerprint: what a resumed run must have in common with this one.
+        standardized: the output layer of a regression, whose scaling `fit` folds into the weights at the end.
         state: counters and the best evaluation.
         best: the trainable parameters at the best evaluation, None before the first.
         messages: lines that `fit` prints after the current step.
@@ -85,6 +87,7 @@ class Trainer:
     accelerator: Accelerator
     stepper: Stepper
     run_fingerprint: dict[str, Any]
+    standardized: StandardizedOutput | None = None
     state: TrainState = field(default_factory=TrainState)
     best: dict[str, Tensor] | None = None
     messages: list[str] = field(default_factory=list)
@@ -152,6 +155,8 @@ class Trainer:
         with self.current_model() as model:
             if self.best is not None:
                 restore_weights(model, self.best)
+            if self.standardized is not None:
+                self.standardized.fold()
         return stop_reason
 
     def epoch_steps(self) -> Iterator[tuple[list[LocalBatch], np.ndarray]]:
