@@ -46,6 +46,7 @@ TESTED_IN = {
     "demo/page.py": "demo/test_app.py",
     "demo/serving.py": "demo/test_app.py",
     "evaluation/metric_formulas.py": "evaluation/test_metrics.py",
+    "evaluation/scored_rows.py": "evaluation/test_sklearn_metrics.py",
     "heads/rank_correlation.py": "heads/test_agreement.py",
     "heads/ranking_statistics.py": "heads/test_stability.py",
     "help.py": "test_docs.py",
@@ -109,6 +110,7 @@ TESTED_IN = {
     "training/snapshot.py": "training/test_checkpoints.py",
     "training/training_model.py": "training/test_trainer.py",
     "version.py": "test_cli.py",
+    "recipe/loaded_metrics.py": "recipe/test_metric_validation.py",
 }
 
 

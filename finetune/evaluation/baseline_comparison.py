@@ -12,10 +12,13 @@ import numpy as np
 
 from finetune.evaluation.baseline_models import Baseline
 from finetune.evaluation.metric_formulas import none_if_undefined
-from finetune.evaluation.metrics import compute_metrics
+from finetune.evaluation.metrics import metric_values
+from finetune.evaluation.named_intervals import MAX_SAMPLES, paired_difference
 from finetune.evaluation.paired_bootstrap import paired_differences
 from finetune.evaluation.prediction import Predictions
-from finetune.recipe.names import LOWER_IS_BETTER, METRICS
+from finetune.evaluation.scored_rows import ScoredRows
+from finetune.recipe.named_metrics import find_metric, is_toolkit_metric, lower_is_better
+from finetune.recipe.names import METRICS
 from finetune.runs.baselines import BaselineScores, SplitComparison
 from finetune.runs.results import MetricValue, format_number
 
@@ -38,9 +41,18 @@ class ComparisonSettings:
     seed: int
 
 
-def compared_metric(best_metric: str, metrics: Sequence[str]) -> str:
-    """Return the metric by which a classifier is compared with baselines: the best metric, or the first for `loss`."""
-    return metrics[0] if best_metric == "loss" else best_metric
+def compared_metric(best_metric: str, metrics: Sequence[str], problem_type: str) -> str:
+    """Return the metric by which a classifier is compared with baselines.
+
+    It is the best metric, or the first one that needs no probabilities: a baseline has only labels or values.
+    """
+    candidates = (best_metric, *metrics, *METRICS[problem_type])
+    return next(name for name in candidates if _is_comparable(name, problem_type))
+
+
+def _is_comparable(name: str, problem_type: str) -> bool:
+    metric = find_metric(name, problem_type)
+    return metric is not None and not metric.needs_probabilities
 
 
 def compare_with_baselines(
@@ -53,29 +65,45 @@ def compare_with_baselines(
         baselines: by name, with their predictions for `split`.
     """
     problem_type, labels = predictions.problem_type, predictions.labels
-    names = list(dict.fromkeys((*settings.metrics, settings.metric)))
-    paired = [settings.metric, *(["accuracy"] if "accuracy" in METRICS[problem_type] else [])]
+    names = [name for name in dict.fromkeys((*settings.metrics, settings.metric)) if _is_comparable(name, problem_type)]
+
+    def rows_of(predicted: np.ndarray) -> ScoredRows:
+        return ScoredRows(labels, predicted, None, predictions.rules.label_names, problem_type)
 
     def scores_of(predicted: np.ndarray) -> dict[str, float | None]:
-        values = compute_metrics(predicted, labels, problem_type, settings.num_classes)
-        return {name: none_if_undefined(values[name]) for name in names}
+        values = metric_values(names, rows_of(predicted))
+        return {name: none_if_undefined(value) for name, value in values.items()}
 
     classifier = predictions.predicted_labels()
     results = {}
     for name, baseline in baselines.items():
         predicted = baseline.predictions[split]
-        differences = paired_differences(
-            (predicted, classifier),
-            labels.astype(float) if problem_type == "regression" else labels,
-            list(dict.fromkeys(paired)),
-            num_classes=settings.num_classes,
-            samples=settings.samples,
-            seed=settings.seed,
-        )
+        differences = _differences((rows_of(predicted), rows_of(classifier)), settings)
         results[name] = BaselineScores(scores_of(predicted), differences)
     comparison = SplitComparison(len(labels), scores_of(classifier), results)
     descriptions = {name: baseline.description for name, baseline in baselines.items()}
     return SplitComparison(**vars(comparison) | {"warning": _warning(comparison, settings.metric, descriptions)})
+
+
+def _differences(pair: tuple[ScoredRows, ScoredRows], settings: ComparisonSettings) -> dict[str, MetricValue]:
+    """Return second minus first in the compared metric, and in accuracy if there is one label per row."""
+    problem_type, labels = pair[0].problem_type, pair[0].labels
+    paired = list(dict.fromkeys([settings.metric, *(["accuracy"] if "accuracy" in METRICS[problem_type] else [])]))
+    differences = paired_differences(
+        (pair[0].predicted, pair[1].predicted),
+        labels.astype(float) if problem_type == "regression" else labels,
+        [name for name in paired if is_toolkit_metric(name, problem_type)],
+        num_classes=settings.num_classes,
+        samples=settings.samples,
+        seed=settings.seed,
+    )
+    samples = min(settings.samples, MAX_SAMPLES)
+    return {
+        name: differences[name]
+        if name in differences
+        else paired_difference(pair, name, samples=samples, seed=settings.seed)
+        for name in paired
+    }
 
 
 def _warning(comparison: SplitComparison, metric: str, descriptions: Mapping[str, str]) -> str:
@@ -83,7 +111,7 @@ def _warning(comparison: SplitComparison, metric: str, descriptions: Mapping[str
 
     Of several such baselines, the one with the best score is named.
     """
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+    sign = -1 if lower_is_better(metric) else 1
     score = comparison.classifier[metric]
     unbeaten = {
         name: result.metrics[metric]
@@ -108,7 +136,7 @@ def _warning(comparison: SplitComparison, metric: str, descriptions: Mapping[str
 
 def is_below_a_baseline(comparison: SplitComparison, metric: str) -> bool:
     """Return whether a baseline is clearly better than the classifier, so that the rows have something to learn."""
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+    sign = -1 if lower_is_better(metric) else 1
     return any(_is_below(result.differences[metric], sign) for result in comparison.baselines.values())
 
 

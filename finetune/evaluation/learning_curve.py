@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from finetune.recipe.names import LOWER_IS_BETTER
+from finetune.recipe.named_metrics import lower_is_better
 from finetune.runs.results import format_number
 
 Evaluations = Sequence[Mapping[str, int | float | None]]
@@ -78,4 +78,4 @@ def _falling_loss(evaluations: Evaluations) -> str:
 def _is_perfect(name: str, value: float | None) -> bool:
     """Return whether an entry of an evaluation is a metric with its best possible value."""
     metric = name.removeprefix("eval_")
-    return name.startswith("eval_") and value == (0.0 if metric in LOWER_IS_BETTER else 1.0)
+    return name.startswith("eval_") and value == (0.0 if lower_is_better(metric) else 1.0)

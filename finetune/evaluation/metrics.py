@@ -1,4 +1,4 @@
-"""All metrics of a problem type as subclasses of `evaluate.Metric`.
+"""The values of metrics; those of the toolkit are subclasses of `evaluate.Metric`.
 
 They work offline, while `evaluate.load("accuracy")` would download a script. The formulas are in metric_formulas.py.
 
@@ -7,6 +7,7 @@ They work offline, while `evaluate.load("accuracy")` would download a script. Th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -14,6 +15,7 @@ import evaluate
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.evaluation.loaded_metric import loaded_values
 from finetune.evaluation.metric_formulas import (
     MULTI_LABEL,
     REGRESSION,
@@ -22,6 +24,10 @@ from finetune.evaluation.metric_formulas import (
     counts_of_confusion,
     counts_of_sets,
 )
+from finetune.evaluation.scored_rows import ScoredRows, UndefinedMetricError
+from finetune.evaluation.sklearn_metrics import compute
+from finetune.recipe.loaded_metrics import value_name
+from finetune.recipe.named_metrics import find_metric, is_toolkit_metric
 
 Array = NDArray[Any]
 
@@ -92,8 +98,31 @@ OFFLINE_METRICS: dict[str, type[_OfflineMetric]] = {
 }
 
 
+def metric_values(names: Sequence[str], rows: ScoredRows) -> dict[str, float]:
+    """Return metrics by their names in results; NaN where a metric is undefined.
+
+    Args:
+        names: as a recipe names them: metrics of the toolkit or of scikit-learn, or the path of a metric.
+    """
+    own: dict[str, float] = {}
+    if any(is_toolkit_metric(name, rows.problem_type) for name in names):
+        own = compute_metrics(rows.predicted, rows.labels, rows.problem_type, len(rows.label_names))
+    values: dict[str, float] = {}
+    for name in names:
+        try:
+            if name in own:
+                values[name] = own[name]
+            elif find_metric(name, rows.problem_type) is not None:
+                values[name] = compute(name, rows)
+            else:
+                values |= loaded_values(name, rows)
+        except UndefinedMetricError:
+            values[value_name(name)] = float("nan")
+    return values
+
+
 def compute_metrics(predictions: Array, references: Array, problem_type: str, num_classes: int) -> dict[str, float]:
-    """Return all metrics of a problem type; an undefined value is NaN.
+    """Return all metrics of the toolkit for a problem type; an undefined value is NaN.
 
     Args:
         predictions: class ids (N,), 0/1 label sets (N, C) or values (N,), depending on the problem type.

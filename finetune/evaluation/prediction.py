@@ -5,6 +5,7 @@ N rows, C classes
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +17,14 @@ from finetune.data.sampler import plan_scoring
 from finetune.data.tokenization import EncodedSplit
 from finetune.distributed import gather_results
 from finetune.evaluation.metric_formulas import none_if_undefined
-from finetune.evaluation.metrics import compute_metrics
+from finetune.evaluation.metrics import metric_values
+from finetune.evaluation.scored_rows import ScoredRows
 from finetune.models.classifier import Classifier
 from finetune.models.losses import per_example_loss
 from finetune.models.outputs import OutputRules
 from finetune.models.speedups import sped_up
 from finetune.progress import stage
+from finetune.recipe.names import METRICS
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,20 @@ class Predictions:
         """Return the mean loss."""
         return float(self.losses.double().mean())
 
-    def metrics(self) -> dict[str, float | None]:
-        """Return the mean loss and all metrics of the problem type; None where a metric is undefined."""
-        values = compute_metrics(self.predicted_labels(), self.labels, self.problem_type, self.logits.shape[-1])
+    def scored_rows(self) -> ScoredRows:
+        """Return labels and predictions, from which every metric can be computed."""
+        probabilities = None if self.problem_type == "regression" else self.probabilities()
+        names = self.rules.label_names
+        return ScoredRows(self.labels, self.predicted_labels(), probabilities, names, self.problem_type)
+
+    def metrics(self, names: Sequence[str] | None = None) -> dict[str, float | None]:
+        """Return the mean loss and metrics by their names in results; None where a metric is undefined.
+
+        Args:
+            names: as a recipe names them; None: all metrics of the toolkit.
+        """
+        rows = self.scored_rows()
+        values = metric_values(tuple(METRICS[self.problem_type]) if names is None else names, rows)
         return {"loss": self.loss(), **{name: none_if_undefined(value) for name, value in values.items()}}
 
 

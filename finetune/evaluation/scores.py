@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from finetune.evaluation.baseline import compare_with_constant
 from finetune.evaluation.bootstrap import classification_intervals, interval_note, regression_intervals
 from finetune.evaluation.metric_formulas import confusion_matrix
+from finetune.evaluation.named_intervals import MAX_SAMPLES, loaded_metric_values, named_metric_value
 from finetune.evaluation.prediction import Predictions
-from finetune.runs.results import ClassScores, SplitScores
+from finetune.evaluation.scored_rows import ScoredRows
+from finetune.recipe.named_metrics import find_metric
+from finetune.runs.results import ClassScores, MetricValue, SplitScores
+
+_EQUAL = "undefined: all predictions or all labels of the rows are equal"
 
 
 def score(
@@ -23,7 +29,7 @@ def score(
     """Return the metrics with confidence intervals, the per-class table, the confusion matrix and warnings.
 
     Args:
-        metrics: names of the metrics to return.
+        metrics: the metrics to return, as a recipe names them.
         samples: number of bootstrap resamples.
         best_metric: the metric that selected the model; it is also compared with that of a constant prediction.
     """
@@ -41,10 +47,29 @@ def score(
     return SplitScores(
         rows=len(predictions.labels),
         loss=predictions.loss(),
-        metrics={name: values[name] for name in metrics},
+        metrics=dict(_reported(metrics, values, predictions.scored_rows(), samples, seed)),
         per_class=per_class,
         confusion=confusion,
         interval_note=interval_note(len(predictions.labels)),
         warnings=comparison.warnings,
         above_constant=comparison.above_constant,
     )
+
+
+def _reported(
+    metrics: Sequence[str], own: Mapping[str, MetricValue], rows: ScoredRows, samples: int, seed: int
+) -> Iterator[tuple[str, MetricValue]]:
+    """Yield the metrics of a recipe by their names in results, with their intervals.
+
+    Args:
+        own: the metrics of the toolkit.
+    """
+    samples = min(samples, MAX_SAMPLES)
+    for name in metrics:
+        if name in own:
+            value = own[name]
+            yield name, replace(value, note=value.note or _EQUAL) if value.value is None else value
+        elif find_metric(name, rows.problem_type) is not None:
+            yield name, named_metric_value(name, rows, samples=samples, seed=seed)
+        else:
+            yield from loaded_metric_values(name, rows, samples=samples, seed=seed).items()

@@ -42,11 +42,6 @@ from finetune.runs.results import MetricValue
 Range = tuple[float, float]
 Pair = tuple[Sequence[float] | Array, Sequence[float] | Array]
 _LEVEL = 0.975  # quantile of a two-sided 95 % interval
-# The values that a metric can have. Errors have no upper bound, and are not listed.
-METRIC_RANGES: dict[str, Range] = {
-    **dict.fromkeys(("accuracy", "subset_accuracy", "f1_macro", "f1_micro", "f1_weighted"), (0.0, 1.0)),
-    **dict.fromkeys(("matthews_correlation", "pearson", "spearman"), (-1.0, 1.0)),
-}
 
 
 def row_covariance(

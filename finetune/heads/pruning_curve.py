@@ -17,7 +17,7 @@ from finetune.heads.gated_forward import GatedRows, gated_logits
 from finetune.heads.importance_estimate import Head, last_heads_last
 from finetune.models.losses import decisions
 from finetune.progress import stage
-from finetune.recipe.names import LOWER_IS_BETTER
+from finetune.recipe.named_metrics import lower_is_better
 from finetune.runs.head_results import PruningCurve, PruningCurves, RandomBand
 
 SHARES = tuple(tenth / 10 for tenth in range(1, 10))
@@ -91,7 +91,7 @@ def pruning_curves(sample: GatedRows, orders: Mapping[str, Sequence[Head]], sett
 
 def scorer(sample: GatedRows, metric: str) -> Callable[[Tensor], float]:
     """Return a function from gates (L, H) to the metric on the rows of the sample, negated if lower is better."""
-    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    sign = -1.0 if lower_is_better(metric) else 1.0
 
     def score(gates: Tensor) -> float:
         logits = gated_logits(sample, gates)

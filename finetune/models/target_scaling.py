@@ -60,13 +60,6 @@ class StandardizedOutput:
     scaling: TargetScaling
     handle: RemovableHandle
 
-    @torch.no_grad()
-    def fold(self) -> None:
-        """Fold the scaling into the weights of the layer and remove the hook: the predictions stay the same."""
-        self.layer.weight.mul_(self.scaling.deviation)
-        self.layer.bias.mul_(self.scaling.deviation).add_(self.scaling.mean)
-        self.handle.remove()
-
 
 def target_scaling(labels: np.ndarray) -> TargetScaling:
     """Return mean and standard deviation of training labels (N,).
@@ -106,6 +99,16 @@ def standardize_output(classifier: Classifier, labels: np.ndarray) -> Standardiz
     layer.weight.div_(scaling.deviation)
     layer.bias.sub_(scaling.mean).div_(scaling.deviation)
     return StandardizedOutput(layer, scaling, layer.register_forward_hook(scaling))
+
+
+@torch.no_grad()
+def fold(output: StandardizedOutput | None) -> None:
+    """Fold the scaling, if any, into the weights of the layer and remove the hook: the predictions stay the same."""
+    if output is None:
+        return
+    output.layer.weight.mul_(output.scaling.deviation)
+    output.layer.bias.mul_(output.scaling.deviation).add_(output.scaling.mean)
+    output.handle.remove()
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def analyze(context: RunContext, inputs: RunInputs, scores: Mapping[str, SplitSc
 
 def _settings(recipe: Recipe) -> analysis.AnalysisSettings:
     return analysis.AnalysisSettings(
-        metric=recipe.metric_names()[0],
+        metric=recipe.toolkit_metrics()[0],
         batch_size=recipe.evaluation.per_device_eval_batch_size,
         seed=recipe.seed,
     )

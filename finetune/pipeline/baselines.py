@@ -105,7 +105,7 @@ def compare_baselines(
     recipe = context.recipe
     if not (baselines.fitted or baselines.skipped) or not predictions:
         return None
-    metric = compared_metric(recipe.best_metric(), recipe.metric_names())
+    metric = compared_metric(recipe.best_metric(), recipe.metric_names(), recipe.task.problem_type)
     settings = ComparisonSettings(
         recipe.metric_names(), metric, len(label_names), recipe.evaluation.bootstrap_samples, recipe.seed
     )

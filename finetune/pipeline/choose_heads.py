@@ -36,7 +36,7 @@ def choose_heads(run: FinishedRun, choice: HeadChoice) -> tuple[dict[int, list[i
         sites = attention_sites(run.inputs.classifier.base)
         return heads_to_prune(ranking.order, sites, share), f"a share of {share:g} by {origin}"
     assert keep_within is not None
-    metric = run.context.recipe.metric_names()[0]
+    metric = run.context.recipe.toolkit_metrics()[0]
     removed, full_score = max_heads_within(gated_rows(run, "validation"), ranking.order, metric, keep_within)
     rule = f"as many as keep validation {metric} within {keep_within:g} of {abs(full_score):.4f}"
     return removed, f"{rule}, by {origin}"

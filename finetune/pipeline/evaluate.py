@@ -124,7 +124,7 @@ def _score_split(context: RunContext, classifier: Classifier, split: EncodedSpli
     scores = score(
         predictions,
         classifier.label_names,
-        recipe.metric_names(),
+        recipe.metrics_to_report(),
         samples=recipe.evaluation.bootstrap_samples,
         seed=recipe.seed,
         best_metric=recipe.best_metric(),

@@ -187,7 +187,7 @@ def _compare_int8(
         with stage(f"scoring {name} on {len(rows.labels)} {rows.split} rows"):
             probabilities.append(rules.probabilities(model.logits(rows.columns, size)))
     first, second = (np.asarray(rules.decisions(part), rows.labels.dtype) for part in probabilities)
-    names = recipe.metric_names()
+    names = recipe.toolkit_metrics()
     differences = paired_differences(
         (first, second),
         rows.labels,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -16,6 +16,8 @@ from finetune.data.splits import LabeledSplits, encode_splits, read_labeled
 from finetune.data.tokenization import EncodedSplit
 from finetune.distributed import local_main_process_first
 from finetune.errors import ModelError
+from finetune.evaluation.loaded_metric import check_loaded_metrics
+from finetune.evaluation.scored_rows import ScoredRows
 from finetune.models.activation_cache import CacheSettings, cached_frozen_layers
 from finetune.models.architectures import FAMILIES
 from finetune.models.classifier import Classifier
@@ -106,7 +108,26 @@ def new_inputs(recipe: Recipe, shared: SharedWork) -> RunInputs:
     splits = shared.once("encoded rows", encode)
     init_output_bias(classifier, splits.encoded["train"].labels)
     try_longest_row(classifier, splits.encoded)
+    _try_loaded_metrics(recipe, labeled.label_names, splits.encoded)
     return RunInputs(classifier, splits.encoded, splits.summaries, labeled.held_out, notes=labeled.notes)
+
+
+def _try_loaded_metrics(recipe: Recipe, label_names: Sequence[str], splits: Mapping[str, EncodedSplit]) -> None:
+    """Compute the metrics that are loaded from files or the hub once, with the labels as predictions.
+
+    Raises:
+        RecipeError: one of them cannot be loaded or computed.
+    """
+    sources = recipe.loaded_metrics()
+    if not sources:
+        return
+    split = splits["validation"] if "validation" in splits else splits["train"]
+    problem_type, labels = recipe.task.problem_type, np.asarray(split.labels)
+    probabilities = None
+    if problem_type != "regression":
+        probabilities = labels.astype(float) if labels.ndim == 2 else np.eye(len(label_names))[labels]
+    rows = ScoredRows(labels, labels, probabilities, tuple(label_names), problem_type)
+    check_loaded_metrics(sources, rows, recipe.best_metric())
 
 
 def _read_rows(recipe: Recipe) -> LabeledSplits:

@@ -135,8 +135,8 @@ def _score_splits(run: FinishedRun, classifier: Classifier) -> dict[str, dict[st
     batch_size = recipe.evaluation.per_device_eval_batch_size
     scores: dict[str, dict[str, float | None]] = {}
     for name, split in run.inputs.held_out_splits().items():
-        values = predict(classifier, split, batch_size=batch_size, accelerator=run.context.accelerator).metrics()
-        scores[name] = {metric: values[metric] for metric in ("loss", *recipe.metric_names())}
+        predictions = predict(classifier, split, batch_size=batch_size, accelerator=run.context.accelerator)
+        scores[name] = predictions.metrics(recipe.evaluation.metrics)
     return scores
 
 

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 
 from finetune.evaluation.bootstrap import Array, interval_note
 from finetune.evaluation.row_matching import as_array
-from finetune.evaluation.two_level_interval import METRIC_RANGES, row_covariance, series_interval
+from finetune.evaluation.two_level_interval import row_covariance, series_interval
 from finetune.heads.rank_correlation import kendall_tau
-from finetune.recipe.names import LOWER_IS_BETTER
+from finetune.recipe.named_metrics import lower_is_better, metric_bounds
 from finetune.recipe.schema import Recipe
 from finetune.runs.head_results import HeadScores, RankAgreement, TauValue
 from finetune.runs.json_files import read_json
@@ -88,7 +88,7 @@ def choose_run(finished: Sequence[MemberResult], metric: str) -> tuple[int, str]
     """
     if not all("validation" in member.scores for member in finished):
         return finished[0].seed, "the first run, because there are no validation rows to choose by"
-    sign = 1.0 if metric in LOWER_IS_BETTER else -1.0
+    sign = 1.0 if lower_is_better(metric) else -1.0
 
     def rank(member: MemberResult) -> tuple[float, float]:
         scores = member.scores["validation"]
@@ -98,7 +98,7 @@ def choose_run(finished: Sequence[MemberResult], metric: str) -> tuple[int, str]
     best = min(finished, key=rank)
     value = best.scores["validation"].get(metric)
     shown = "undefined" if value is None else f"{value:.4f}"
-    word = "lowest" if metric in LOWER_IS_BETTER else "highest"
+    word = "lowest" if lower_is_better(metric) else "highest"
     ties = sum(rank(member)[0] == rank(best)[0] for member in finished) - 1
     tie = f"; {ties} more with this score and a higher validation loss" if ties else ""
     return best.seed, f"{word} validation {metric}, {shown}{tie}; the test rows are not used for the choice"
@@ -112,7 +112,7 @@ def _statistics(name: str, cells: Sequence[float | None], covariance: Array | No
     deviation = float(values.std(ddof=1)) if len(values) > 1 else None
     if covariance is None:
         return SeedStatistics(MetricValue(float(values.mean())), deviation)
-    return SeedStatistics(series_interval(values, covariance, METRIC_RANGES.get(name)), deviation)
+    return SeedStatistics(series_interval(values, covariance, metric_bounds(name)), deviation)
 
 
 def _covariances(runs: Sequence[RunFolder], split: str, recipe: Recipe) -> tuple[dict[str, Array], str]:

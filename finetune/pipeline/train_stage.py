@@ -26,6 +26,7 @@ from finetune.pipeline.fit_outputs import fit_outputs
 from finetune.pipeline.prepare import layers_compiled
 from finetune.pipeline.trackers import log_entry, log_final_training
 from finetune.progress import stage
+from finetune.recipe.named_metrics import is_toolkit_metric
 from finetune.recipe.schema import Recipe
 from finetune.runs.atomic_files import atomic_replace_dir, report_write_errors
 from finetune.runs.json_files import append_line, write_json
@@ -134,9 +135,7 @@ def train_stage(
         predictions = predict(inputs.classifier, split, batch_size=batch_size, accelerator=accelerator)
         state.eval_seconds += time.perf_counter() - started
         state.rows_evaluated += len(predictions.labels)
-        values = predictions.metrics()
-        names = dict.fromkeys(("loss", *recipe.metric_names(), recipe.best_metric()))  # each name once, in this order
-        return {name: values[name] for name in names}
+        return predictions.metrics(recipe.metrics_to_compute())
 
     on_main_process(accelerator, remove_later_results)
     with (
@@ -215,7 +214,8 @@ def course_warnings(context: RunContext, inputs: RunInputs, trainer: Trainer) ->
     validation, metric = inputs.splits.get("validation"), context.recipe.best_metric()
     if validation is None:
         return []
-    single_label = inputs.classifier.problem_type == "single_label_classification" and metric != "loss"
+    single_label = inputs.classifier.problem_type == "single_label_classification"
+    has_constant_score = single_label and is_toolkit_metric(metric, inputs.classifier.problem_type)
     classes = len(inputs.classifier.label_names)
 
     def warnings() -> list[str]:
@@ -224,7 +224,7 @@ def course_warnings(context: RunContext, inputs: RunInputs, trainer: Trainer) ->
         return learning_curve_warnings(
             read_history(context.folder),
             metric,
-            constant_score=constant_score(validation.labels, classes, metric) if single_label else None,
+            constant_score=constant_score(validation.labels, classes, metric) if has_constant_score else None,
             all_steps_done=trainer.state.step == trainer.plan.total_steps,
         )
 

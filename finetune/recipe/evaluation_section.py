@@ -26,7 +26,9 @@ class EvaluationSection(Section):
         64, description="Number of rows per device in one forward pass of evaluation."
     )
     metrics: Annotated[list[str], Field(min_length=1)] | None = Field(
-        None, description="Metrics to report; null reports all metrics of the problem type."
+        None,
+        description="Metrics to report: names of the table in the guide on runs, or paths of Python files with an "
+        "evaluate.Metric; null reports the metrics of the toolkit for the problem type.",
     )
     metric_for_best_model: str | None = Field(
         None,

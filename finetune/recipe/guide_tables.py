@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune.recipe.named_metrics import names_and_descriptions
 from finetune.recipe.names import METRICS
 from finetune.recipe.schema import Recipe
 
@@ -37,13 +38,16 @@ def key_table() -> str:
 
 
 def metric_table() -> str:
-    """Return a Markdown table of all metrics: problem type, name and meaning."""
+    """Return a Markdown table of all metrics: problem type, name, meaning, and whether lower is better."""
     rows = [
-        f"| {problem_type.replace('_', ' ')} | `{name}` | {metric.description} |"
-        for problem_type, metrics in METRICS.items()
-        for name, metric in metrics.items()
+        f"| {problem_type.replace('_', ' ')} | `{name}` | {metric.description} | "
+        f"{'lower' if metric.lower_is_better else 'higher'} | "
+        f"{'probabilities' if metric.needs_probabilities else 'values' if problem_type == 'regression' else 'labels'} |"
+        for problem_type in METRICS
+        for name, metric in names_and_descriptions(problem_type).items()
     ]
-    return "\n".join(["| problem type | metric | meaning |", "| --- | --- | --- |", *rows, ""])
+    header = ["| problem type | metric | meaning | better | computed from |", "| --- | --- | --- | --- | --- |"]
+    return "\n".join([*header, *rows, ""])
 
 
 TABLES: dict[str, Callable[[], str]] = {"recipes.md": key_table, "runs.md": metric_table}

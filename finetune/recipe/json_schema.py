@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from finetune.recipe.loaded_metrics import PATH_PATTERN
+from finetune.recipe.named_metrics import NUMBERED, SKLEARN_METRICS
 from finetune.recipe.names import METRICS
 from finetune.recipe.schema import MIN_SEEDS, Recipe
 from finetune.recipe.section import SOURCES
@@ -109,17 +111,20 @@ def _any_of(*schemas: Schema) -> Schema:
 
 
 def _metric_rules() -> list[Schema]:
-    """Return the rule of each problem type: only its metrics may be named."""
+    """Return the rule of each problem type: only its metrics may be named, or metrics that are loaded from a path."""
     rules = []
     for problem_type, metrics in METRICS.items():
-        names = {
-            "metrics": {"items": {"enum": list(metrics)}},
-            "metric_for_best_model": {"enum": [*metrics, "loss", None]},
-        }
+        known = [*metrics, *SKLEARN_METRICS[problem_type]]
+        numbered = [{"type": "string", "pattern": f"^{pattern}$"} for pattern, _ in NUMBERED[problem_type].values()]
+        path: Schema = {"type": "string", "pattern": PATH_PATTERN}
+        best = _any_of({"enum": [*known, "loss", None]}, *numbered)
+        names = {"metrics": {"items": _any_of({"enum": known}, *numbered, path)}}
+        loads = {"type": "object", "required": ["metrics"], "properties": {"metrics": {"contains": path}}}
+        rule = {"properties": names, **_any_of({"properties": {"metric_for_best_model": best}}, loads)}
         condition = _has(task=_has(problem_type={"const": problem_type}))
         if problem_type == next(iter(METRICS)):  # the default, so its rule also applies where none is given
             condition = _any_of(condition, _never(_has(task=_has(problem_type={}))))
-        rules.append({"if": condition, "then": {"properties": {"evaluation": {"properties": names}}}})
+        rules.append({"if": condition, "then": {"properties": {"evaluation": rule}}})
     return rules
 
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from finetune.errors import RecipeError, shorten
 from finetune.paths import absolute_path, path_problem
 from finetune.recipe.data_files import absolute_entries
+from finetune.recipe.metric_validation import metric_problems
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema_validation import in_file_order, schema_problems
 from finetune.recipe.section import SOURCES
@@ -26,7 +27,6 @@ from finetune.recipe.validation import (
     disk_problems,
     freezing_problems,
     label_set_problems,
-    metric_problems,
     series_problems,
 )
 from finetune.recipe.yaml_parser import MAX_DEPTH, Location, NotYamlError, YamlValues, compose

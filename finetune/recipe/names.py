@@ -50,53 +50,64 @@ else:
 
 @dataclass(frozen=True)
 class Metric:
-    """The description of a metric; its formula is in finetune/evaluation/metric_formulas.py.
+    """The description of a metric.
 
     Attributes:
         description: one line for people.
         hub_name: the name of the metric in model cards on the hub, which has one for all averages of F1.
         lower_is_better: whether it measures an error.
         other_names: its names in other tools, for suggestions in error messages.
+        needs_probabilities: whether it is computed from probabilities instead of predicted labels.
+        bounds: the values that it can have; None if it has no lower or no upper bound.
     """
 
     description: str
     hub_name: str
     lower_is_better: bool = False
     other_names: tuple[str, ...] = ()
+    needs_probabilities: bool = False
+    bounds: tuple[float, float] | None = None
 
 
+_SHARE, _CORRELATION = (0.0, 1.0), (-1.0, 1.0)
+# The metrics of the toolkit; their formulas are in finetune/evaluation/metric_formulas.py. A report has all of them
+# unless the recipe lists others. named_metrics.py has those of scikit-learn.
 # The first metric of each problem type selects the best checkpoint, unless the recipe names another one.
 METRICS: dict[str, dict[str, Metric]] = {
     "single_label_classification": {
-        "accuracy": Metric("share of rows whose label was predicted", "accuracy"),
-        "f1_macro": Metric("mean F1 of the classes that occur as a label or a prediction", "f1"),
-        "f1_micro": Metric("F1 of the counts summed over all classes; equals accuracy", "f1"),
-        "f1_weighted": Metric("mean F1 of the classes, weighted by their numbers of rows", "f1"),
+        "accuracy": Metric("share of rows whose label was predicted", "accuracy", bounds=_SHARE),
+        "f1_macro": Metric("mean F1 of the classes that occur as a label or a prediction", "f1", bounds=_SHARE),
+        "f1_micro": Metric("F1 of the counts summed over all classes; equals accuracy", "f1", bounds=_SHARE),
+        "f1_weighted": Metric("mean F1 of the classes, weighted by their numbers of rows", "f1", bounds=_SHARE),
         "matthews_correlation": Metric(
             "Matthews correlation coefficient, from -1 to 1; 0 is chance level",
             "matthews_correlation",
             other_names=("matthews_corrcoef", "mcc"),
+            bounds=_CORRELATION,
         ),
     },
     "multi_label_classification": {
-        "f1_micro": Metric("F1 of the counts summed over all labels", "f1"),
-        "f1_macro": Metric("mean F1 of all labels", "f1"),
-        "f1_weighted": Metric("mean F1 of all labels, weighted by their numbers of rows", "f1"),
+        "f1_micro": Metric("F1 of the counts summed over all labels", "f1", bounds=_SHARE),
+        "f1_macro": Metric("mean F1 of all labels", "f1", bounds=_SHARE),
+        "f1_weighted": Metric("mean F1 of all labels, weighted by their numbers of rows", "f1", bounds=_SHARE),
         "subset_accuracy": Metric(
             "share of rows whose full set of labels was predicted",
             "exact_match",
             other_names=("accuracy", "exact_match"),
+            bounds=_SHARE,
         ),
     },
     "regression": {
-        "mean_squared_error": Metric("mean squared error", "mse", lower_is_better=True, other_names=("mse", "rmse")),
+        "mean_squared_error": Metric("mean squared error", "mse", lower_is_better=True, other_names=("mse",)),
         "mean_absolute_error": Metric("mean absolute error", "mae", lower_is_better=True, other_names=("mae",)),
-        "pearson": Metric("Pearson correlation of predictions and labels", "pearsonr", other_names=("pearsonr",)),
+        "pearson": Metric(
+            "Pearson correlation of predictions and labels", "pearsonr", other_names=("pearsonr",), bounds=_CORRELATION
+        ),
         "spearman": Metric(
-            "Spearman rank correlation of predictions and labels", "spearmanr", other_names=("spearmanr",)
+            "Spearman rank correlation of predictions and labels",
+            "spearmanr",
+            other_names=("spearmanr",),
+            bounds=_CORRELATION,
         ),
     },
 }
-LOWER_IS_BETTER = frozenset(
-    {"loss"} | {name for table in METRICS.values() for name, metric in table.items() if metric.lower_is_better}
-)

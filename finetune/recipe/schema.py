@@ -13,6 +13,8 @@ from pydantic import Field, field_validator, model_validator
 
 from finetune.recipe.data_section import DataSection
 from finetune.recipe.evaluation_section import EvaluationSection, HeadImportanceSection
+from finetune.recipe.loaded_metrics import loaded_metrics, value_name
+from finetune.recipe.named_metrics import find_metric
 from finetune.recipe.names import METRICS, ProblemType, Role
 from finetune.recipe.outputs_section import OutputsSection
 from finetune.recipe.section import Count, Section, Seed, require_one_source
@@ -221,8 +223,36 @@ class Recipe(Section):
         return self.data.model_copy(update=known)
 
     def metric_names(self) -> tuple[str, ...]:
-        """Return the metrics to report: those in the recipe, or all of the problem type."""
+        """Return the names of the metrics to report: those in the recipe, or those of the toolkit.
+
+        A loaded metric has the name of its file. If it has several values, they are named after it, see `names_of`.
+        """
+        problem_type = self.task.problem_type
+        names = self.metrics_to_report()
+        return tuple(name if find_metric(name, problem_type) else value_name(name) for name in names)
+
+    def metrics_to_report(self) -> tuple[str, ...]:
+        """Return the metrics to report as the recipe names them, or those of the toolkit."""
         return tuple(self.evaluation.metrics or METRICS[self.task.problem_type])
+
+    def metrics_to_compute(self) -> tuple[str, ...]:
+        """Return the metrics to report as the recipe names them, and the one that selects the best checkpoint."""
+        names = self.metrics_to_report()
+        best = self.evaluation.metric_for_best_model
+        adds_best = best is not None and best not in names and find_metric(best, self.task.problem_type) is not None
+        return (*names, best) if best is not None and adds_best else names
+
+    def toolkit_metrics(self) -> tuple[str, ...]:
+        """Return the metrics to report that the toolkit computes itself, or its first metric if there are none.
+
+        The head analysis and the comparison of exported models use these.
+        """
+        own = METRICS[self.task.problem_type]
+        return tuple(name for name in self.metric_names() if name in own) or (next(iter(own)),)
+
+    def loaded_metrics(self) -> dict[str, str]:
+        """Return the metrics that are loaded: name in results to path or name on the hub."""
+        return loaded_metrics(self.evaluation.metrics or (), self.task.problem_type)
 
     def best_metric(self) -> str:
         """Return the metric, or `loss`, that selects the best checkpoint."""

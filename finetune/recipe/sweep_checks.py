@@ -7,7 +7,7 @@ from itertools import combinations
 
 from finetune.errors import RecipeError, did_you_mean
 from finetune.recipe.loader import problems_message, validate_recipe
-from finetune.recipe.names import LOWER_IS_BETTER
+from finetune.recipe.named_metrics import lower_is_better
 from finetune.recipe.schema import Recipe
 from finetune.recipe.shipped import recipe_file
 from finetune.recipe.sweep_schema import Sweep
@@ -140,7 +140,7 @@ def objectives_of(sweep: Sweep, recipe: Recipe) -> tuple[list[SweepObjective], l
 
 
 def _direction(name: str) -> Direction:
-    return "minimize" if name in LOWER_IS_BETTER or name in COSTS else "maximize"
+    return "minimize" if lower_is_better(name) or name in COSTS else "maximize"
 
 
 def _row_problems(sweep: Sweep, recipe: Recipe) -> Iterator[Problem]:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from finetune.errors import DataError, did_you_mean, printable, shorten
+from finetune.errors import DataError, printable, shorten
 from finetune.paths import absolute_path, new_dir_problem, path_problem
 from finetune.recipe.data_files import ENDINGS, expand_files, is_data_file
-from finetune.recipe.names import METRICS, ProblemType
 from finetune.recipe.training_section import LoggingSection
 from finetune.recipe.yaml_parser import Location
 
@@ -42,31 +41,6 @@ def nearest_written(location: Location, lines: Mapping[Location, str]) -> Locati
     """Return the innermost enclosing key or section that the file or an override contains, or None."""
     enclosing = (location[:n] for n in range(len(location), 0, -1))
     return next((known for known in enclosing if known in lines), None)
-
-
-def metric_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield problems with metrics that the problem type does not have, and with early stopping without evaluations."""
-    task, evaluation = section_of(document, "task"), section_of(document, "evaluation")
-    problem_type = task.get("problem_type", "single_label_classification")
-    if problem_type not in get_args(ProblemType):
-        return
-    known = list(METRICS[problem_type])
-    metrics = evaluation.get("metrics")
-    for index, name in enumerate(metrics if isinstance(metrics, list) else []):
-        if name not in known:
-            rule = (
-                f"given {name!r}; {problem_type} has {', '.join(known)}{_metric_hint(str(name), known, problem_type)}"
-            )
-            yield Problem(("evaluation", "metrics", index), rule)
-    best = evaluation.get("metric_for_best_model")
-    choices = [*known, "loss"]
-    if isinstance(best, str) and best not in choices:
-        rule = f"given {best!r}; must be one of {', '.join(choices)}{_metric_hint(best, choices, problem_type)}"
-        yield Problem(("evaluation", "metric_for_best_model"), rule)
-    if evaluation.get("early_stopping_patience") not in (None, "auto") and evaluation.get("eval_strategy") == "no":
-        yield Problem(
-            ("evaluation", "early_stopping_patience"), "needs evaluations, but eval_strategy is no; remove one"
-        )
 
 
 def freezing_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
@@ -163,21 +137,6 @@ def disk_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     known = get_args(LoggingSection.model_fields["report_to"].annotation)
     if tracker in known and tracker != "none" and importlib.util.find_spec(tracker) is None:
         yield Problem(("logging", "report_to"), f"'{tracker}' is not installed; run `pip install {tracker}`")
-
-
-def _metric_hint(name: str, choices: Sequence[str], problem_type: str) -> str:
-    """Return a suggestion of the metric that was probably meant, or "".
-
-    "f1" alone is not accepted: in scikit-learn it is the F1 of the positive class, which a recipe does not name.
-    """
-    plain = name.lower().removeprefix("eval_")
-    averages = [choice for choice in choices if choice.startswith("f1_")]
-    if plain in ("f1", "f1_score", "precision", "recall") and averages:
-        per_class = "; precision, recall and F1 of each class are always in scores.json and in the report"
-        return f"; choose the mean over classes that you mean: {', '.join(averages)}{per_class}"
-    renamed = [metric for metric, info in METRICS[problem_type].items() if plain in info.other_names]
-    suggestion = renamed[0] if renamed else plain
-    return f"; did you mean '{suggestion}'?" if suggestion in choices else did_you_mean(name, choices)
 
 
 def file_problems(location: Location, file: str) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from huggingface_hub import EvalResult, ModelCardData
 
 from finetune.recipe.hub_names import hub_id
-from finetune.recipe.names import METRICS
+from finetune.recipe.named_metrics import find_metric
 from finetune.recipe.schema import Recipe
 from finetune.report.run_record import RunRecord
 from finetune.runs.head_results import PruningResult
@@ -88,10 +88,16 @@ def _results(record: RunRecord) -> Iterator[EvalResult]:
                     dataset_name=dataset or "local data",
                     dataset_config=recipe.data.dataset_config_name if dataset else None,
                     dataset_split=_split_name(recipe, split),
-                    metric_type=METRICS[recipe.task.problem_type][name].hub_name,
+                    metric_type=_hub_name(name, recipe.task.problem_type),
                     metric_name=name.replace("_", " "),
                     metric_value=round(metric.value, 6),
                 )
+
+
+def _hub_name(name: str, problem_type: str) -> str:
+    """Return the name of a metric on the hub; a loaded metric has its own name."""
+    metric = find_metric(name, problem_type)
+    return name if metric is None else metric.hub_name
 
 
 def _split_name(recipe: Recipe, split: str) -> str:

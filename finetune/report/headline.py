@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from finetune.recipe.names import LOWER_IS_BETTER
+from finetune.recipe.named_metrics import lower_is_better
 from finetune.report.run_record import RunRecord
 from finetune.runs.baselines import BaselineComparison
 from finetune.runs.removable_heads import removable_heads
@@ -41,7 +41,7 @@ def _against_baseline(comparison: BaselineComparison | None, split: str, metric:
     """Return how a score compares with that of the strongest baseline, such as "no better than TF-IDF ...", or ""."""
     if comparison is None or comparison.metric != metric or split not in comparison.splits:
         return ""
-    sign = -1 if metric in LOWER_IS_BETTER else 1
+    sign = -1 if lower_is_better(metric) else 1
     results = {
         name: scores
         for name, scores in comparison.splits[split].baselines.items()
@@ -77,12 +77,12 @@ def _removable(record: RunRecord, metric: str, value: MetricValue) -> str:
     curves = None if record.heads is None else record.heads.truth
     if record.heads is None or curves is None or curves.metric != metric:
         return ""
-    edge = value.high if metric in LOWER_IS_BETTER else value.low
+    edge = value.high if lower_is_better(metric) else value.low
     if edge is None or value.value is None:
         return ""
     result = removable_heads(record.heads, abs(value.value - edge))
     assert result is not None, "there is a pruning curve"
-    worse = "rises above" if metric in LOWER_IS_BETTER else "falls below"
+    worse = "rises above" if lower_is_better(metric) else "falls below"
     count = f"{result.count} of {result.heads} heads" if result.count else "no head"
     return f"{count} can be removed before it {worse} that interval"
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from finetune.data.sampler import steps_in_epoch
 from finetune.errors import TrainingError
 from finetune.recipe.lr_schedules import lowest_rate_problem
+from finetune.recipe.named_metrics import metric_bounds
 from finetune.recipe.schema import Recipe
 
 # Small data need many epochs: three epochs of a few hundred rows are too few steps to leave the majority class, and
@@ -196,7 +197,7 @@ def _tolerance(recipe: Recipe, filled: Recipe, size: RunSize) -> Iterator[Choice
     if recipe.evaluation.best_model_tolerance != "auto":
         return
     tolerance, reason = 0.0, ""
-    is_share = recipe.task.problem_type != "regression" and recipe.best_metric() != "loss"
+    is_share = recipe.task.problem_type != "regression" and metric_bounds(recipe.best_metric()) is not None
     if epochs_are_open(recipe) and not recipe.training.max_steps and is_share and size.validation_rows:
         tolerance = round(ERROR_TIMES_ROOT_ROWS / math.sqrt(size.validation_rows), 4)
         reason = f"one standard error of {recipe.best_metric()} on {size.validation_rows:,} validation rows"

@@ -21,7 +21,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.encoder_parts import check_separate_layers, depths_from_top
 from finetune.models.gradient_checkpointing import check_gradient_checkpointing
 from finetune.models.speedups import sped_up
-from finetune.models.target_scaling import standardize_output
+from finetune.models.target_scaling import StandardizedOutput, standardize_output
 from finetune.recipe.training_section import TrainingSection
 from finetune.training.averaging import WeightAverage
 from finetune.training.embedding_subset import EmbeddingSubset, make_embedding_subset
@@ -109,15 +109,17 @@ def build_trainer(
         batch_size=plan.batch_size // accelerator.num_processes,
         loss_unit=1.0 if standardized is None else standardized.scaling.deviation**2,
     )
-    fingerprint = {
-        **(run_fingerprint or {}),
-        **({} if standardized is None else {TARGET_SCALING: asdict(standardized.scaling)}),
-        **plan.fingerprint(len(split), accelerator),
-        "trained words": len(embeddings.ids) if embeddings else None,
-    }
+    fingerprint = {**(run_fingerprint or {}), **plan.fingerprint(len(split), accelerator)}
+    fingerprint |= _model_fingerprint(embeddings, standardized)
     torch.manual_seed(seed + accelerator.process_index)  # a different seed per process, so that dropout masks differ
     plan_rows = partial(_plan_rows, split, plan, hyperparameters, accelerator.num_processes)
     return Trainer(classifier, split, plan, plan_rows, accelerator, stepper, fingerprint, standardized)
+
+
+def _model_fingerprint(embeddings: EmbeddingSubset | None, standardized: StandardizedOutput | None) -> dict[str, Any]:
+    """Return what the run fingerprint says about the trained embeddings and the standardized targets."""
+    scaling = {} if standardized is None else {TARGET_SCALING: asdict(standardized.scaling)}
+    return {"trained words": len(embeddings.ids) if embeddings else None, **scaling}
 
 
 def _objective(

@@ -30,9 +30,9 @@ from finetune.data.tokenization import EncodedSplit
 from finetune.errors import TrainingError
 from finetune.models.classifier import Classifier
 from finetune.models.speedups import sped_up
-from finetune.models.target_scaling import StandardizedOutput
+from finetune.models.target_scaling import StandardizedOutput, fold
 from finetune.progress import stage
-from finetune.recipe.names import LOWER_IS_BETTER
+from finetune.recipe.named_metrics import lower_is_better
 from finetune.report.terminal import evaluation_line
 from finetune.signals import Interrupted, StopRequest
 from finetune.training.checkpoints import load_checkpoint, save_checkpoint
@@ -67,8 +67,7 @@ class Trainer:
 
     Attributes:
         classifier: the classifier to train; its model has the current weights only inside `full_model()`.
-        split: the training split.
-        plan: number of steps, and when to log, evaluate and save.
+        split, plan: the training split; number of steps, and when to log, evaluate and save.
         plan_rows: returns the row numbers of each step of an epoch.
         accelerator: device, precision and processes.
         stepper: runs one optimizer step, with its model, optimizer and scheduler.
@@ -112,8 +111,7 @@ class Trainer:
             checkpoints: the folder to save checkpoints in.
             keep: how many checkpoints to keep; None: all.
             evaluation: None: never evaluate, and keep the last weights.
-            log: called with each entry of the history.
-            print_line: called with each line for the terminal.
+            log, print_line: called with each entry of the history, and with each line for the terminal.
             stop_request: set by a signal handler; training then saves a checkpoint after the current step and stops.
 
         Raises:
@@ -155,8 +153,7 @@ class Trainer:
         with self.current_model() as model:
             if self.best is not None:
                 restore_weights(model, self.best)
-            if self.standardized is not None:
-                self.standardized.fold()
+            fold(self.standardized)
         return stop_reason
 
     def epoch_steps(self) -> Iterator[tuple[list[LocalBatch], np.ndarray]]:
@@ -230,7 +227,7 @@ class Trainer:
             is_best = self.state.record_evaluation(
                 values[evaluation.best_metric],
                 loss=loss,
-                lower_is_better=evaluation.best_metric in LOWER_IS_BETTER,
+                lower_is_better=lower_is_better(evaluation.best_metric),
                 tolerance=evaluation.tolerance,
             )
             if is_best:
@@ -299,5 +296,5 @@ class Trainer:
         return {"step": self.state.step, "epoch": round(self.state.step / self.plan.steps_per_epoch, 4)}
 
     def _interrupted(self, checkpoints: Path) -> Interrupted:
-        position = f" after step {self.state.step} of {self.plan.total_steps}, saved in {checkpoints}"
-        return Interrupted(self.stop_signal, position)
+        step = f"step {self.state.step} of {self.plan.total_steps}"
+        return Interrupted(self.stop_signal, f" after {step}, saved in {checkpoints}")

@@ -122,4 +122,4 @@ def test_label_sets_are_compared() -> None:
     [("f1_macro", ["accuracy", "f1_macro"], "f1_macro"), ("loss", ["accuracy", "f1_macro"], "accuracy")],
 )
 def test_the_metric_that_selected_the_model_is_compared(best: str, metrics: list[str], expected: str) -> None:
-    assert compared_metric(best, metrics) == expected
+    assert compared_metric(best, metrics, "single_label_classification") == expected

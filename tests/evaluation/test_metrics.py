@@ -23,7 +23,8 @@ from finetune.evaluation.metric_formulas import (
     recall,
 )
 from finetune.evaluation.metrics import OFFLINE_METRICS, compute_metrics
-from finetune.recipe.names import LOWER_IS_BETTER, METRICS, ProblemType
+from finetune.recipe.named_metrics import lower_is_better
+from finetune.recipe.names import METRICS, ProblemType
 
 FORMULAS = {
     "single_label_classification": SINGLE_LABEL,
@@ -53,10 +54,10 @@ def test_perfect_predictions_have_the_better_score() -> None:
             actual, wrong = np.eye(3, dtype=int)[actual], np.eye(3, dtype=int)[wrong]
         best, worse = (compute_metrics(rows, actual, problem_type, 3) for rows in (actual, wrong))
         for name, metric in table.items():
-            assert (best[name] < worse[name]) == metric.lower_is_better == (name in LOWER_IS_BETTER), name
+            assert (best[name] < worse[name]) == metric.lower_is_better == lower_is_better(name), name
             compared += 1
     assert compared >= 13
-    assert "loss" in LOWER_IS_BETTER
+    assert lower_is_better("loss")
 
 
 pairs = st.integers(1, 40).flatmap(

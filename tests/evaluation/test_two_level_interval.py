@@ -5,8 +5,10 @@ import pytest
 from scipy import stats
 
 from finetune.evaluation.paired_bootstrap import model_scores
-from finetune.evaluation.two_level_interval import METRIC_RANGES, difference_interval, row_covariance, series_interval
-from finetune.recipe.names import LOWER_IS_BETTER, METRICS
+from finetune.evaluation.two_level_interval import difference_interval, row_covariance, series_interval
+from finetune.recipe.named_metrics import lower_is_better, metric_bounds
+from finetune.recipe.names import METRICS
+from finetune.runs.results import MetricValue
 
 ROWS, CLASSES = 400, 3
 
@@ -50,7 +52,7 @@ def test_without_error_of_the_rows_it_is_a_t_interval_and_without_seeds_a_normal
 
 
 def test_there_is_no_interval_where_nothing_varies_or_nothing_is_known() -> None:
-    assert vars(series_interval([1.0, 1.0], np.zeros((2, 2)), (0, 1))) == {"value": 1, "low": None, "high": None}
+    assert series_interval([1.0, 1.0], np.zeros((2, 2)), (0, 1)) == MetricValue(1)
     assert series_interval([0.8, 0.9], np.full((2, 2), np.nan)).low is None
     assert series_interval([0.8, np.nan], np.ones((2, 2))).value is None
     assert difference_interval(([0.5], [0.5]), np.zeros((2, 2))).low is None
@@ -114,4 +116,4 @@ def test_too_few_rows_and_undefined_values_have_no_covariance() -> None:
 
 def test_every_metric_but_errors_has_a_range() -> None:
     names = {name for table in METRICS.values() for name in table}
-    assert METRIC_RANGES.keys() == names - LOWER_IS_BETTER
+    assert {name for name in names if metric_bounds(name)} == {name for name in names if not lower_is_better(name)}

@@ -18,6 +18,7 @@ from finetune.recipe.guide_tables import (
     with_table,
     write_tables,
 )
+from finetune.recipe.named_metrics import names_and_descriptions
 from finetune.recipe.names import METRICS
 from finetune.recipe.schema import Recipe
 
@@ -59,14 +60,15 @@ def test_types_are_described_in_words(row: str) -> None:
 
 
 def test_every_metric_is_in_the_table_with_its_meaning() -> None:
-    rows = re.findall(r"^\| ([\w ]+) \| `(\w+)` \| (.+) \|$", metric_table(), re.MULTILINE)
+    rows = re.findall(r"^\| ([\w ]+) \| `(\w+)` \| (.+) \| (\w+) \| (\w+) \|$", metric_table(), re.MULTILINE)
     expected = [
-        (kind.replace("_", " "), name, metric.description)
-        for kind, table in METRICS.items()
-        for name, metric in table.items()
+        (kind.replace("_", " "), name, metric.description, "lower" if metric.lower_is_better else "higher")
+        for kind in METRICS
+        for name, metric in names_and_descriptions(kind).items()
     ]
-    assert rows == expected
-    assert len(rows) > 10
+    assert [row[:4] for row in rows] == expected
+    assert len(rows) > 60
+    assert {row[4] for row in rows if row[1] in ("roc_auc", "log_loss")} == {"probabilities"}
 
 
 def test_writing_replaces_only_the_tables(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from finetune.cli import main
 from finetune.errors import RecipeError
 from finetune.recipe.loader import load_recipe
+from finetune.recipe.metric_validation import metric_problems
 from finetune.recipe.names import METRICS
-from finetune.recipe.validation import metric_problems
 from tests.support.recipes import MINIMAL, ROWS, WriteRecipe
 
 
