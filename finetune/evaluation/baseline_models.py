@@ -71,15 +71,10 @@ def fit_tfidf(split: EncodedSplit, rows: np.ndarray, seed: int) -> Predict:
     Raises:
         ValueError: there is no word in the texts.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
     labels = split.labels[rows]
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", max_features=_MAX_FEATURES)
-    features = vectorizer.fit_transform(_texts(split, rows))
     if labels.ndim == 1 and np.ptp(labels) == 0:
         return lambda other: np.full(len(other), labels[0])
-    with quiet_fit():
-        model = _linear_model(labels, seed).fit(features, labels)
+    vectorizer, model = _fit(_texts(split, rows), labels, seed)
 
     def predict(other: EncodedSplit) -> np.ndarray:
         parts = (model.predict(vectorizer.transform(_texts(other, part))) for part in _parts(len(other)))
@@ -87,6 +82,46 @@ def fit_tfidf(split: EncodedSplit, rows: np.ndarray, seed: int) -> Predict:
         return predicted if labels.dtype.kind == "f" else predicted.astype(np.int64)
 
     return predict
+
+
+def fit_tfidf_probabilities(
+    split: EncodedSplit, rows: np.ndarray, num_labels: int, seed: int
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function from positions of rows to their probabilities (N, C) by the model of `fit_tfidf`.
+
+    A class that none of the rows to fit has gets the probability 0.
+
+    Args:
+        rows: positions of the rows to fit on; they have at least two classes, or label sets.
+
+    Raises:
+        ValueError: there is no word in the texts.
+    """
+    labels = split.labels[rows]
+    is_binary = labels.ndim > 1 and labels.shape[1] == 1  # one label that a row has or not
+    vectorizer, model = _fit(_texts(split, rows), labels.ravel() if is_binary else labels, seed)
+
+    def predict(positions: np.ndarray) -> np.ndarray:
+        parts = (positions[part] for part in _parts(len(positions)))
+        probabilities = [model.predict_proba(vectorizer.transform(_texts(split, part))) for part in parts]
+        predicted = np.concatenate(probabilities)
+        if labels.ndim > 1:
+            return predicted[:, -num_labels:]
+        result = np.zeros((len(positions), num_labels))
+        result[:, model.classes_] = predicted
+        return result
+
+    return predict
+
+
+def _fit(texts: list[str], labels: np.ndarray, seed: int) -> tuple[Any, Any]:
+    """Return a fitted vectorizer and a model that is fitted to its features."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", max_features=_MAX_FEATURES)
+    features = vectorizer.fit_transform(texts)
+    with quiet_fit():
+        return vectorizer, _linear_model(labels, seed).fit(features, labels)
 
 
 def _linear_model(labels: np.ndarray, seed: int) -> Any:

@@ -27,6 +27,7 @@ from finetune.pipeline.build_model import checkpoint_source
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.linear_probe import fit_linear_probe, probe_rows
 from finetune.progress import stage
+from finetune.recipe.schema import Recipe
 from finetune.runs.baselines import BaselineComparison, BaselineInfo, SplitComparison
 from finetune.runs.run_files import read_baselines
 
@@ -61,10 +62,26 @@ def fit_baselines(context: RunContext, inputs: RunInputs) -> Baselines:
 
 def _fit_all(context: RunContext, inputs: RunInputs) -> Baselines:
     names = context.recipe.evaluation.baselines or []
-    if context.recipe.training.reinit_layers:  # the encoder of the classifier is no longer that of the checkpoint
-        return _fit(context, inputs, names, partial(_pretrained_encoder, context, inputs))
-    encoder = inputs.classifier if inputs.classifier.source is not None else None
-    return _fit(context, inputs, names, lambda: encoder)
+    return _fit(context, inputs, names, partial(untrained_encoder, context, inputs, trained=False))
+
+
+def untrained_encoder(context: RunContext, inputs: RunInputs, *, trained: bool) -> Classifier | None:
+    """Return a classifier with the encoder as it was before training; None if it had random weights.
+
+    Args:
+        trained: whether the classifier of `inputs` is trained, so that the checkpoint is loaded again.
+
+    Raises:
+        ModelError: the checkpoint cannot be loaded.
+    """
+    if trained or context.recipe.training.reinit_layers:  # then the classifier's encoder is not that of the checkpoint
+        return _pretrained_encoder(context, inputs)
+    return inputs.classifier if inputs.classifier.source is not None else None
+
+
+def baseline_pooling(recipe: Recipe) -> Pooling:
+    """Return the pooling of the states on which the linear models are fitted."""
+    return "cls" if recipe.model.pooling == "cls" else "mean"
 
 
 def stored_or_fitted_baselines(context: RunContext, inputs: RunInputs) -> Baselines:
@@ -92,7 +109,7 @@ def stored_or_fitted_baselines(context: RunContext, inputs: RunInputs) -> Baseli
     missing = [name for name in names if name not in stored.fitted]
     if not missing:
         return stored
-    fitted = _fit(context, inputs, missing, partial(_pretrained_encoder, context, inputs))
+    fitted = _fit(context, inputs, missing, partial(untrained_encoder, context, inputs, trained=True))
     by_name = stored.fitted | fitted.fitted
     seconds = max(stored.seconds, fitted.seconds)
     return Baselines({name: by_name[name] for name in names if name in by_name}, fitted.skipped, seconds)
@@ -180,8 +197,8 @@ def _fit_on_texts(
 def _fit_on_states(context: RunContext, inputs: RunInputs, classifier: Classifier) -> Baseline:
     """Return the linear model on the encoder's pooled states. Every process computes a part of the states."""
     recipe, train, accelerator = context.recipe, inputs.splits["train"], context.accelerator
-    pooling: Pooling = "cls" if recipe.model.pooling == "cls" else "mean"
-    probe = inputs.probe or fit_linear_probe(classifier, train, recipe, accelerator, pooling)
+    pooling = baseline_pooling(recipe)
+    probe = inputs.probe or fit_linear_probe(context, classifier, train, pooling)
 
     def predict(split: EncodedSplit) -> np.ndarray:
         """Return the predicted labels of the rows."""

@@ -44,7 +44,7 @@ def init_classifier(context: RunContext, inputs: RunInputs, *, resuming: bool) -
     if chosen == RANDOM or resuming:
         return resolved, inputs, ""
     pooling = cast(Pooling, pooling_of(classifier.base.config))
-    fit = partial(fit_linear_probe, classifier, train, recipe, context.accelerator, pooling)
+    fit = partial(fit_linear_probe, context, classifier, train, pooling)
     probe = context.shared.once_per_encoder("linear probe", fit, recipe)
     set_probe(classifier, probe)
     rows = len(probe_rows(train, len(classifier.label_names), recipe.rows_seed()))

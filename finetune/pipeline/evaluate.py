@@ -23,12 +23,14 @@ from finetune.pipeline.analyze_heads import analyze, describe_error, explain, wr
 from finetune.pipeline.baselines import Baselines, compare_baselines, stored_or_fitted_baselines
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.finished_run import finished_folder, open_run
+from finetune.pipeline.label_errors import checks_labels, held_out_label_errors, stored_or_new_label_errors
 from finetune.pipeline.trackers import log_final_scores
 from finetune.progress import stage
 from finetune.report import read_record, write_report
 from finetune.report.terminal import print_baselines, print_heads, print_scores
 from finetune.runs.baselines import BaselineComparison
 from finetune.runs.json_files import write_json
+from finetune.runs.label_errors import LabelError, write_label_errors
 from finetune.runs.results import HeadFailure, SplitScores
 
 
@@ -49,7 +51,9 @@ def evaluate(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Split
     # The report shows every file, so all of them are checked before scoring starts.
     previous = read_record(finished_folder(path), overrides, before_scoring=True).scores
     with open_run(path, overrides) as run:
-        scores = evaluate_stage(run.context, run.inputs, stored_or_fitted_baselines(run.context, run.inputs))
+        baselines = stored_or_fitted_baselines(run.context, run.inputs)
+        label_errors = stored_or_new_label_errors(run.context, run.inputs)
+        scores = evaluate_stage(run.context, run.inputs, baselines, label_errors)
         if previous:
             again = {name: result for name, result in scores.items() if name in previous}  # a split can be new
             is_identical = _without_notes(previous) == _without_notes(again)
@@ -66,10 +70,16 @@ def _without_notes(scores: Mapping[str, SplitScores]) -> dict[str, SplitScores]:
     }
 
 
-def evaluate_stage(context: RunContext, inputs: RunInputs, baselines: Baselines) -> dict[str, SplitScores]:
-    """Score every held-out split and write the report, then analyze the heads and add them; return the scores."""
+def evaluate_stage(
+    context: RunContext, inputs: RunInputs, baselines: Baselines, label_errors: Sequence[LabelError]
+) -> dict[str, SplitScores]:
+    """Score every held-out split and write the report, then analyze the heads and add them; return the scores.
+
+    Args:
+        label_errors: the training rows whose label is probably wrong.
+    """
     with stage("evaluating"):
-        scores, comparison = _score_and_write(context, inputs, baselines)
+        scores, comparison = _score_and_write(context, inputs, baselines, label_errors)
     print_scores(context.console, scores, inputs.summary)
     log_final_scores(context, scores)
     if comparison is not None:
@@ -80,11 +90,12 @@ def evaluate_stage(context: RunContext, inputs: RunInputs, baselines: Baselines)
 
 
 def _score_and_write(
-    context: RunContext, inputs: RunInputs, baselines: Baselines
+    context: RunContext, inputs: RunInputs, baselines: Baselines, label_errors: Sequence[LabelError]
 ) -> tuple[dict[str, SplitScores], BaselineComparison | None]:
     """Score every held-out split, compare with the baselines, and write the results and the report; return both."""
     recipe, folder, classifier = context.recipe, context.folder, inputs.classifier
-    scores, predictions, tables = {}, {}, []
+    scores, predictions, tables, errors = {}, {}, [], list(label_errors)
+    lists_errors = checks_labels(recipe, classifier)
     for name, split in inputs.held_out_splits().items():
         scores[name], predictions[name] = _score_split(context, classifier, split)
         confidence = confidence_scores(
@@ -96,6 +107,8 @@ def _score_and_write(
         scores[name] = replace(scores[name], confidence=confidence)
         of_baselines = {baseline: fit.predictions[name] for baseline, fit in baselines.fitted.items()}
         tables.append(predictions_table(name, split, predictions[name], classifier.label_names, of_baselines))
+        if lists_errors:
+            errors += held_out_label_errors(name, split, predictions[name], classifier.label_names)
     comparison = compare_baselines(context, baselines, predictions, classifier.label_names)
     if comparison is not None:
         scores, comparison = _with_one_warning(scores, comparison)
@@ -110,6 +123,10 @@ def _score_and_write(
             write_json(folder.baselines, comparison)
         if tables:
             write_predictions(folder.predictions, tables)
+        if lists_errors:
+            write_label_errors(folder.label_errors, errors, inputs.splits["train"].texts.num_columns)
+        else:
+            folder.label_errors.unlink(missing_ok=True)
         write_report(folder)
 
     on_main_process(context.accelerator, write)

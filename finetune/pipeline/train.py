@@ -16,6 +16,7 @@ from finetune.pipeline.context import RunContext, SharedWork
 from finetune.pipeline.dry_run import dry_run as start_dry_run
 from finetune.pipeline.environment import describe_environment
 from finetune.pipeline.evaluate import evaluate_stage
+from finetune.pipeline.label_errors import training_label_errors
 from finetune.pipeline.launch_checks import check_shared_folder
 from finetune.pipeline.prepare import frozen_layers_cached, prepare
 from finetune.pipeline.session import finish, run_locked, start, with_precision
@@ -74,7 +75,8 @@ def _train(context: RunContext, on_evaluation: OnEvaluation | None) -> None:
     checkpoint = find_resume_checkpoint(context)
     context, inputs, plan = prepare(context, resuming=checkpoint is not None)
     accelerator = context.accelerator
-    baselines = fit_baselines(context, inputs)  # before training, which changes the encoder
+    # Before training, which changes the encoder.
+    baselines, label_errors = fit_baselines(context, inputs), training_label_errors(context, inputs)
     with (
         frozen_layers_cached(context, inputs) as cached,
         restore_previous_on_failure(context.folder, is_main_process=accelerator.is_main_process),
@@ -93,5 +95,5 @@ def _train(context: RunContext, on_evaluation: OnEvaluation | None) -> None:
         start_trackers(context, list(inputs.held_out_splits()), resume_step=resume_step)
         trained = train_stage(context, cached, trainer, on_evaluation)
         del trainer
-    evaluate_stage(context, replace(inputs, classifier=trained), baselines)
+    evaluate_stage(context, replace(inputs, classifier=trained), baselines, label_errors)
     finish(context)

@@ -59,6 +59,11 @@ class EvaluationSection(Section):
         description="Baselines that are fitted to the training rows and compared with the classifier: a constant "
         "prediction, TF-IDF with a linear model, and a linear model on the pretrained encoder; null uses none.",
     )
+    label_errors: bool = Field(
+        True,
+        description="Whether rows whose label may be wrong are listed, in label_errors.csv and in the report; "
+        "for classification.",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -24,6 +24,7 @@ from finetune.report.head_charts import agreement_chart, agreement_rows, has_int
 from finetune.report.head_data import head_elements
 from finetune.report.head_maps import change_maps, head_maps
 from finetune.report.headline import cautions, cost_text, headline
+from finetune.report.label_errors import error_groups, error_positions
 from finetune.report.row_columns import row_elements
 from finetune.report.run_record import RunRecord, read_record
 from finetune.report.training_charts import training_charts
@@ -49,6 +50,7 @@ SECTIONS = (
     "leave_one_out",
     "weight_changes",
     "weak_slices",
+    "label_errors",
     "errors",
     "training",
     "run",
@@ -82,6 +84,7 @@ def render_report(record: RunRecord, name: str, recipe_text: str) -> str:
         "sections": SECTIONS,
         "rows": _rows(record),
         "weak": _weak_slices(record),
+        "error_groups": error_groups(record),
     }
     return templates().get_template("report.html").render(context)
 
@@ -91,7 +94,7 @@ def _rows(record: RunRecord) -> Markup:
     shown = record.shown_split()
     if record.predictions is None or shown is None:
         return Markup()
-    return row_elements(record.predictions, record.label_names(), shown)
+    return row_elements(record.predictions, record.label_names(), shown, error_positions(record))
 
 
 def _weak_slices(record: RunRecord) -> WeakSlices | None:

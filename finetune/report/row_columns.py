@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 
 from finetune.report.embedding import embedded
-from finetune.report.row_outcomes import is_text, label_ids, label_sets, likely_label_errors, wrong_rows
+from finetune.report.row_outcomes import is_text, label_ids, wrong_rows
 from finetune.report.row_texts import text_elements
 
 LENGTH = "length"  # column with the number of characters, if the texts themselves may not be shown
@@ -52,13 +52,17 @@ class _Columns:
         return embedded("rows-manifest", json.dumps(self.manifest | {"columns": kinds}, separators=(",", ":")).encode())
 
 
-def row_elements(table: pa.Table, label_names: Sequence[str], shown_split: str) -> Markup:
+def row_elements(
+    table: pa.Table, label_names: Sequence[str], shown_split: str, label_errors: Sequence[int] | None = None
+) -> Markup:
     """Return the HTML elements that contain the rows of a table of predictions.
 
     Args:
         table: see `predictions_table`; without texts it must have the column `length`.
         label_names: in the order of the probabilities.
         shown_split: the split that the page shows first.
+        label_errors: positions of the rows whose label is probably wrong, the most likely errors first; None if the
+            labels were not checked.
     """
     splits = table["split"].unique().to_pylist()
     kind = problem_type(table)
@@ -77,10 +81,11 @@ def row_elements(table: pa.Table, label_names: Sequence[str], shown_split: str) 
         columns.manifest["probabilityLabels"] = width
         probabilities = _probabilities(table, width)
         _add_probabilities(columns, table, probabilities)
-        _add_label_errors(columns, table, names, probabilities)
     columns.manifest["labels"] = names
     first = wrong_rows(table)
-    first[columns.arrays.get("label-errors", [])] = True
+    if label_errors is not None:
+        columns.arrays["label-errors"] = np.array(label_errors, np.uint32)
+        first[columns.arrays["label-errors"]] = True
     elements = columns.elements()
     budget = (MAX_CHARACTERS - sum(map(len, elements))) * 3 // 4  # base64 needs four characters for three bytes
     texts = text_elements(table, first, min(MAX_TEXT_BYTES, max(budget, MIN_TEXT_BYTES)))
@@ -132,16 +137,6 @@ def _add_labels(columns: _Columns, table: pa.Table, names: list[str]) -> None:
 def _probabilities(table: pa.Table, width: int) -> np.ndarray:
     """Return the probabilities, (N, K)."""
     return np.asarray(pc.list_flatten(table["probabilities"]).to_numpy()).reshape(table.num_rows, width)
-
-
-def _add_label_errors(columns: _Columns, table: pa.Table, names: list[str], probabilities: np.ndarray) -> None:
-    """Add the positions of likely label errors."""
-    labels = columns.arrays.get("label")
-    if labels is None:
-        labels = label_sets(table["label"], names)
-    if len(names) == probabilities.shape[1]:
-        errors = likely_label_errors(labels, probabilities, columns.arrays["split"])
-        columns.arrays["label-errors"] = errors
 
 
 def _add_probabilities(columns: _Columns, table: pa.Table, probabilities: np.ndarray) -> None:

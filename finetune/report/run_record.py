@@ -13,6 +13,7 @@ from finetune.runs.baselines import BaselineComparison
 from finetune.runs.explanations import Explanations, read_explanations
 from finetune.runs.head_results import HeadAnalysis
 from finetune.runs.json_files import read_json
+from finetune.runs.label_errors import LabelError, read_label_errors
 from finetune.runs.outputs import FittedOutputs
 from finetune.runs.predictions import PredictedRow, first_predictions, read_predictions, worst_predictions
 from finetune.runs.results import Environment, HeadFailure, SplitScores, SplitSummary, TrainingResult
@@ -42,6 +43,8 @@ class RunRecord:
             may be shown; None if no split was scored.
         explanations: of single rows, without tokens if no text may be shown; None if there are none.
         fitted_outputs: what was fitted to the validation rows after training; None if nothing was.
+        label_errors: rows whose label is probably wrong, without texts if no text may be shown; None if the labels were
+            not checked.
     """
 
     recipe: Recipe
@@ -58,6 +61,7 @@ class RunRecord:
     predictions: pa.Table | None = None
     explanations: Explanations | None = None
     fitted_outputs: FittedOutputs | None = None
+    label_errors: list[LabelError] | None = None
 
     def shown_split(self) -> str | None:
         """Return the split whose scores are shown in detail: test if it was scored, else validation, else None."""
@@ -76,8 +80,15 @@ class RunRecord:
         explanations = self.explanations and replace(
             self.explanations, rows=[row.without_tokens() for row in self.explanations.rows]
         )
-        predictions = _without_texts(self.predictions)
-        return replace(self, worst=None, examples=None, predictions=predictions, explanations=explanations)
+        errors = self.label_errors and [replace(error, texts=()) for error in self.label_errors]
+        return replace(
+            self,
+            worst=None,
+            examples=None,
+            predictions=_without_texts(self.predictions),
+            explanations=explanations,
+            label_errors=errors,
+        )
 
     def label_names(self) -> list[str]:
         """Return the names of the labels in the order of the probabilities; none in regression."""
@@ -119,6 +130,7 @@ def read_record(
         predictions=None if no_predictions else read_predictions(folder),
         explanations=read_explanations(folder),
         fitted_outputs=read_fitted_outputs(folder),
+        label_errors=read_label_errors(folder),
     )
 
 

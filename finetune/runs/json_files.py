@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 # The command that writes a file of a finished run again.
 _COMMANDS = {
-    **dict.fromkeys(("scores.json", "baselines.json", "predictions.parquet"), "evaluate"),
+    **dict.fromkeys(("scores.json", "baselines.json", "predictions.parquet", "label_errors.csv"), "evaluate"),
     **dict.fromkeys(("heads.json", "heads_failure.json", "explanations.parquet"), "heads"),
 }
 _OTHER_FIXES = {

@@ -30,6 +30,7 @@ class RunFolder:
         self.scores = path / "scores.json"
         self.baselines = path / "baselines.json"
         self.predictions = path / "predictions.parquet"
+        self.label_errors = path / "label_errors.csv"
         self.heads = path / "heads.json"
         self.heads_failure = path / "heads_failure.json"
         self.explanations = path / "explanations.parquet"
@@ -46,6 +47,7 @@ class RunFolder:
                 self.scores,
                 self.baselines,
                 self.predictions,
+                self.label_errors,
                 self.heads,
                 self.heads_failure,
                 self.explanations,

@@ -36,7 +36,10 @@ _IGNORED_SECTIONS = (
 )
 _IGNORED_KEYS = {
     "training": ("num_threads", "use_cpu"),  # the device type is part of the fingerprint, as `device`
-    "evaluation": ("metrics", "bootstrap_samples", "per_device_eval_batch_size", "baselines", "score_training_rows"),
+    "evaluation": (
+        *("metrics", "bootstrap_samples", "per_device_eval_batch_size"),
+        *("baselines", "score_training_rows", "label_errors"),
+    ),
     # Trained weights are restored, the others have a checksum.
     "model": ("allow_missing_weights", "classifier_init"),
     # The rows have a checksum.

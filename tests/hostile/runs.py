@@ -22,6 +22,7 @@ def tiny_run(folder: Path) -> Path:
         {**SCRATCH, "config_overrides": {**SCRATCH["config_overrides"], "num_hidden_layers": 1}},
         data={"train_rows": rows(8, 1), "validation_rows": rows(8, 2), "test_rows": rows(8, 3), "max_length": 16},
         training={"num_train_epochs": 1},
+        evaluation={"label_errors": True},
         head_importance={"method": ["gradient", "fisher"], "random_orders": 1},
     )
     with redirect_stdout(io.StringIO()):

@@ -37,6 +37,7 @@ READ_BY = {
     "scores.json": {*REPORTING, "compare"},
     "baselines.json": REPORTING,
     "predictions.parquet": {*REPORTING, "compare"},
+    "label_errors.csv": REPORTING,
     "heads.json": {*REPORTING, "prune", "compare heads", "compare"},
     "explanations.parquet": REPORTING,
 }
@@ -104,6 +105,9 @@ INCONSISTENT: list[tuple[str, str, Callable[[bytes], bytes]]] = [
     ("baselines.json", "another metric", edited(lambda d: d.update(metric="f1_macro"))),
     ("baselines.json", "fewer metrics", edited(lambda d: d["splits"]["test"]["classifier"].clear())),
     ("baselines.json", "text for a number", edited(lambda d: d["splits"]["test"].update(rows="many"))),
+    ("label_errors.csv", "no column", lambda content: content.replace(b",label,", b",", 1)),
+    ("label_errors.csv", "an unfinished row", lambda content: content + b'train,1,"a\n'),
+    ("label_errors.csv", "no number", lambda content: content + b"train,one,a,b,c,0.1,0.9\n"),
     ("data.json", "no training rows", edited(lambda d: d.pop("train"))),
     ("environment.json", "no versions", edited(lambda d: d.pop("packages"))),
     ("environment.json", "a list of versions", edited(lambda d: d.update(packages=["torch"]))),
@@ -198,6 +202,7 @@ def test_a_missing_file_is_an_error_if_it_is_needed(
         "scores.json": {"evaluate"},
         "baselines.json": REPORTING,
         "predictions.parquet": {"evaluate"},
+        "label_errors.csv": REPORTING,
         "heads.json": {*REPORTING, "prune", "compare"},
         "explanations.parquet": REPORTING,
     }

@@ -16,15 +16,14 @@ pytestmark = needs_chromium
 
 FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "＝1"]
 NAMES = ["no", "yes"]
+ERRORS = [3, 41, 7]  # positions of likely label errors
 
 
 def table_of(rows: int) -> pa.Table:
-    """Return predictions of which row 3 has a label that is probably wrong; the first texts are formulas."""
+    """Return predictions whose first texts are formulas."""
     random = np.random.default_rng(0)
     positive = np.clip(random.permutation(np.linspace(0.02, 0.98, rows)), 0.02, 0.98)
-    positive[3] = 0.99
     labels = (positive > random.uniform(size=rows)).astype(int)
-    labels[3] = 0
     texts = [*FORMULAS, *(f'text "{row}"' for row in range(len(FORMULAS), rows))]
     return single_label_table(np.stack([1 - positive, positive], axis=1), labels, NAMES, texts)
 
@@ -41,7 +40,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows_page(tmp_path_factory.mktemp("page") / "page.html", table_of(50), NAMES)
+    return write_rows_page(tmp_path_factory.mktemp("page") / "page.html", table_of(50), NAMES, label_errors=ERRORS)
 
 
 @pytest.fixture
@@ -78,10 +77,11 @@ def test_views_show_errors_and_likely_label_errors(page: Any) -> None:
     assert all(label != other for label, other in zip(labels, predicted, strict=True))
     assert confidence == sorted(confidence, reverse=True)
     page.click("text=Likely label errors")
-    assert page.locator("#row-table tbody tr").first.get_attribute("data-position") == "3"
+    shown = page.locator("#row-table tbody tr")
+    assert [shown.nth(index).get_attribute("data-position") for index in range(shown.count())] == ["3", "41", "7"]
     assert "Northcutt" in page.inner_text("#row-rule")
     assert page.locator("#errors [aria-pressed=true]").all_inner_texts() == ["Likely label errors"]
-    page.evaluate("setState({ outcome: 'right' })")
+    page.evaluate("setState({ length: '900-' })")
     wait_until(page, "() => document.querySelectorAll('#row-table tbody tr').length === 0")
     assert page.inner_text("#row-count") == "No rows."
 
@@ -103,6 +103,16 @@ def test_a_row_is_chosen_by_click_and_by_keyboard(page: Any) -> None:
     page.click("text=Close")
     assert page.locator("#row-details").is_hidden()
     assert page.evaluate("document.activeElement.closest('tr').dataset.position") == str(position)
+
+
+def test_a_link_to_a_row_shows_it_and_keeps_the_slice(page: Any) -> None:
+    page.evaluate("setState({ label: 'no' })")
+    page.evaluate("document.querySelector('h1').append(element('a', { href: '#row=41', 'data-row': '41' }, 'a row'))")
+    page.click("a[data-row]")
+    wait_until(page, "() => document.activeElement.id === 'row-details'")
+    assert page.inner_text("#row-details h3") == f"test row {table_of(50)['row'][41].as_py()}"
+    assert "label=no" in page.url
+    assert "row=41" in page.url
 
 
 def test_the_last_page_does_not_take_the_focus_away(page: Any) -> None:

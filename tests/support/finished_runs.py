@@ -47,7 +47,9 @@ def recipe(model: dict[str, Any], **sections: dict[str, Any]) -> dict[str, Any]:
             "num_train_epochs": 6, "per_device_train_batch_size": 4, "learning_rate": 0.01, "use_cpu": True,
             "num_threads": 1,
         },
-        "evaluation": {"bootstrap_samples": 100, "metrics": ["accuracy"], "baselines": ["majority"]},
+        "evaluation": {
+            "bootstrap_samples": 100, "metrics": ["accuracy"], "baselines": ["majority"], "label_errors": False,
+        },
         "checkpoint": {"save_strategy": "no"},
         "head_importance": {"method": ["gradient", "fisher"], "random_orders": 1, "explained_rows": 3},
     }  # fmt: skip

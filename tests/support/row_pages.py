@@ -39,13 +39,16 @@ def write_rows_page(
     shown_split: str = "test",
     scripts: Sequence[str] = (),
     sections: bool = True,
+    label_errors: Sequence[int] | None = None,
 ) -> Path:
     """Write a page with the rows of a table of predictions and further scripts, and return its path.
 
     Args:
         sections: whether the page also has the slice bar and the table of rows.
+        label_errors: positions of the rows whose label is probably wrong.
     """
-    context = {"rows": row_elements(table, label_names, shown_split), "scripts": scripts, "sections": sections}
+    elements = row_elements(table, label_names, shown_split, label_errors)
+    context = {"rows": elements, "scripts": scripts, "sections": sections}
     path.write_text(templates().from_string(_PAGE).render(context), encoding="utf-8")
     return path
 

@@ -39,6 +39,16 @@ function closeRow(position) {
   (button ?? document.getElementById("row-download")).focus({ preventScroll: true });
 }
 
+// A link to a row shows it below the table, and keeps the rest of the state.
+document.addEventListener("click", async (event) => {
+  const link = event.target.closest?.("a[data-row]");
+  if (!link || !rows) return;
+  event.preventDefault();
+  setState({ row: link.dataset.row });
+  await showRow();
+  goTo(document.getElementById("row-details"));
+});
+
 /** Returns the elements that describe a row. */
 function rowDetails(position, texts) {
   const close = element("button", { type: "button", onclick: () => closeRow(position) }, "Close");

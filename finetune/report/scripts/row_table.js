@@ -13,16 +13,16 @@ const views = {
   errors: { order: "-confidence", rule: "Wrongly predicted rows of the slice, the highest confidence first." },
   labels: {
     order: "",
-    rule: "Confident learning (Northcutt, Jiang and Chuang 2021): rows of the slice in which another label has at least "
-      + "the mean probability that it has in the rows of that label and split, and more than the row's own label. The "
-      + "largest difference comes first. Read them before you trust them: a wrong prediction looks the same.",
+    rule: "Rows of the slice whose label is probably wrong, by confident learning (Northcutt, Jiang and Chuang 2021). The "
+      + "lowest probability of the row's own label comes first. Read a row before you change its label: a wrong "
+      + "prediction looks the same.",
   },
 };
 
 /** Returns the view of the table; regression has only the view of all rows. */
 function currentView() {
   const view = getState("view") ?? "";
-  return rows.confidence && Object.hasOwn(views, view) ? view : "";
+  return rows.confidence && Object.hasOwn(views, view) && (view !== "labels" || rows.labelErrors) ? view : "";
 }
 
 // ---- Columns
@@ -219,7 +219,7 @@ async function updateTable() {
 onStart(() => {
   if (!rows || !document.getElementById("row-table")) return;
   for (const button of document.querySelectorAll("#errors [data-view]")) {
-    button.hidden = !rows.confidence && button.dataset.view !== "";
+    button.hidden = (!rows.confidence && button.dataset.view !== "") || (button.dataset.view === "labels" && !rows.labelErrors);
     button.addEventListener("click", () => setState({ view: button.dataset.view, sort: null, page: null }));
   }
   for (const name of ["first", "previous", "next", "last"]) {

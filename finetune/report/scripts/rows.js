@@ -26,7 +26,7 @@ class Rows {
     this.split = columns.split;
     this.row = cumulativeSum(columns.row);
     this.length = columns.length;
-    this.labelErrors = columns["label-errors"] ?? new Uint32Array(); // positions of likely label errors, likeliest first
+    this.labelErrors = columns["label-errors"] ?? null; // positions of likely label errors, likeliest first; null: not checked
     this.texts = manifest.texts;
     this.chunks = new Map();
     this.textIndex = columns["has-text"] ? positionsAmong(columns["has-text"]) : null;
