@@ -40,9 +40,10 @@ def _add_predict(commands: Commands) -> None:
     parser.add_argument("--probabilities", action="store_true", help="add the probability of every label")
     parser.add_argument(
         "--threshold",
-        type=float,
-        metavar="T",
-        help="several labels per row: predict those with a probability above this",
+        action="append",
+        default=[],
+        metavar="[LABEL=]T",
+        help="predict labels with a probability above this (default: as in the model); give it again for another label",
     )
     parser.add_argument(
         "--coverage",
@@ -86,7 +87,7 @@ def _predict(args: Arguments) -> None:
         ColumnOptions(
             args.top_k,
             args.probabilities,
-            args.threshold,
+            tuple(args.threshold),
             args.prefix,
             args.coverage,
             args.coverage_per_class,

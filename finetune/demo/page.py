@@ -9,6 +9,7 @@ from jinja2 import ChoiceLoader, PackageLoader
 from markupsafe import Markup
 
 from finetune.demo.opened_model import OpenedModel
+from finetune.models.outputs import DEFAULT_THRESHOLD
 from finetune.report.embedding import embedded
 from finetune.report.page import templates
 
@@ -31,10 +32,11 @@ def _description(opened: OpenedModel) -> dict[str, object]:
     """Return what the scripts need to know about the model."""
     classifier = opened.classifier
     rules = classifier.rules
+    multi_label = rules.problem_type == "multi_label_classification"
     return {
         "labels": rules.label_names,
         "problemType": rules.problem_type,
-        "thresholds": rules.thresholds or [0.5] * len(rules.label_names),
+        "thresholds": rules.thresholds or [DEFAULT_THRESHOLD if multi_label else None] * len(rules.label_names),
         "textColumns": classifier.text_columns or ["text"],
         "maxLength": classifier.max_length,
         "numHeads": opened.num_heads,

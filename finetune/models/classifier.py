@@ -59,7 +59,7 @@ class Classifier:
     initial: Mapping[str, InitialAdapter] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     text_columns: tuple[str, ...] = ()
-    thresholds: tuple[float, ...] | None = None
+    thresholds: tuple[float | None, ...] | None = None
     temperature: float = 1.0
     conformal: ConformalScores | None = None
 

@@ -108,7 +108,7 @@ class _Info:
     problem_type: ProblemType | None
     pooling: str
     text_columns: tuple[str, ...]
-    thresholds: tuple[float, ...] | None
+    thresholds: tuple[float | None, ...] | None
     temperature: float
 
 
@@ -161,14 +161,14 @@ def _adapter_entries(info: dict[str, Any]) -> tuple[tuple[str, ...] | None, tupl
     return None if trained is None else tuple(trained), tuple(names or ()), problem_type, pooling
 
 
-def _output_options(info: dict[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...] | None, float]:
+def _output_options(info: dict[str, Any]) -> tuple[tuple[str, ...], tuple[float | None, ...] | None, float]:
     """Return text columns, thresholds and temperature, which earlier versions did not write.
 
     Raises:
         ValueError: a value is of the wrong type.
     """
     columns, thresholds, temperature = info.get("text_columns", []), info.get("thresholds"), info.get("temperature", 1)
-    numbers = [temperature] if thresholds is None else [temperature, *thresholds]
+    numbers = [temperature, *(value for value in thresholds or () if value is not None)]
     if not (isinstance(columns, list) and len(columns) <= 2 and all(isinstance(name, str) for name in columns)):
         raise ValueError(f"text_columns {columns}")
     if not all(type(number) in (int, float) for number in numbers):

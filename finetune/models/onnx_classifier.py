@@ -158,7 +158,7 @@ def _read_config(file: Path) -> _Config:
         rules = OutputRules(
             tuple(names),
             data["problem_type"],
-            None if thresholds is None else tuple(map(float, thresholds)),
+            None if thresholds is None else tuple(None if value is None else float(value) for value in thresholds),
             float(data["temperature"]),
             read_conformal(file.parent, len(names)),
         )

@@ -14,7 +14,7 @@ import numpy as np
 from finetune.errors import DataError, ModelError
 from finetune.models.conformal import ConformalScores, Limits
 
-_DEFAULT_THRESHOLD = 0.5
+DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,10 @@ class OutputRules:
     Attributes:
         label_names: in the order of the logits.
         problem_type: single_label_classification, multi_label_classification or regression.
-        thresholds: for `multi_label_classification`, the probability above which each label is predicted, (C,);
-            None: 0.5.
+        thresholds: the probability above which each label is predicted, (C,). None: 0.5 for
+            `multi_label_classification`, and the most probable label for `single_label_classification`, where only some
+            labels have a threshold, and the others None: the most probable label above its threshold is predicted, and
+            if none is above, the most probable label without a threshold.
         temperature: logits are divided by it; see Guo et al. 2017, section 4.2.
         conformal: the scores of the validation rows, from which prediction sets follow; None if there are none.
 
@@ -56,7 +58,7 @@ class OutputRules:
 
     label_names: tuple[str, ...]
     problem_type: str
-    thresholds: tuple[float, ...] | None = None
+    thresholds: tuple[float | None, ...] | None = None
     temperature: float = 1.0
     conformal: ConformalScores | None = None
 
@@ -65,12 +67,16 @@ class OutputRules:
             raise ModelError(f"the temperature of the model is {self.temperature}; it must be a number above 0")
         if self.thresholds is None:
             return
-        if self.problem_type != "multi_label_classification":
-            raise ModelError(f"thresholds are for multi_label_classification, and this model is {self.problem_type}")
-        if len(self.thresholds) != len(self.label_names) or not all(0 <= value <= 1 for value in self.thresholds):
+        if self.problem_type == "regression":
+            raise ModelError("thresholds are for labels, and this model is regression")
+        single_label = self.problem_type == "single_label_classification"
+        numbers = [value for value in self.thresholds if value is not None]
+        is_complete = len(self.thresholds) == len(self.label_names) and (single_label or None not in self.thresholds)
+        if not is_complete or not all(0 <= value <= 1 for value in numbers):
+            rule = "one from 0 to 1, or none," if single_label else "one from 0 to 1"
             raise ModelError(
-                f"the thresholds of the model are {list(self.thresholds)[:5]}; there must be one from 0 to 1 for each "
-                f"of its {len(self.label_names)} labels"
+                f"the thresholds of the model are {list(self.thresholds)[:5]}; there must be {rule} for each of its "
+                f"{len(self.label_names)} labels"
             )
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
@@ -89,8 +95,14 @@ class OutputRules:
         if self.problem_type == "regression":
             return probabilities[:, 0]
         if self.problem_type == "multi_label_classification":
-            return np.asarray(probabilities > np.asarray(self.thresholds or _DEFAULT_THRESHOLD))
-        return np.asarray(probabilities.argmax(axis=1))
+            return np.asarray(probabilities > np.asarray(self.thresholds or DEFAULT_THRESHOLD))
+        if self.thresholds is None:
+            return np.asarray(probabilities.argmax(axis=1))
+        limits = np.array([np.nan if value is None else value for value in self.thresholds])
+        above, has_limit = probabilities > limits, np.isfinite(limits)  # nothing is above NaN
+        others = probabilities if has_limit.all() else np.where(has_limit, -1.0, probabilities)
+        is_any_above = np.asarray(above).any(axis=1, keepdims=True)
+        return np.asarray(np.where(is_any_above, np.where(above, probabilities, -1.0), others).argmax(axis=1))
 
     def limits(
         self, coverage: float | None = None, *, per_class: bool = False, in_scope: float | None = None

@@ -182,7 +182,11 @@ _OUTPUTS = {
     "single_label_classification": """\
 probabilities = np.exp((logits - logits.max(axis=1, keepdims=True)) / config["temperature"])
 for row in probabilities / probabilities.sum(axis=1, keepdims=True):
-    print(config["label_names"][row.argmax()], round(float(row.max()), 4))""",
+    limits = config["thresholds"] or [None] * len(row)
+    above = [i for i, limit in enumerate(limits) if limit is not None and row[i] > limit]
+    others = [i for i, limit in enumerate(limits) if limit is None]
+    best = max(above or others or range(len(row)), key=row.__getitem__)
+    print(config["label_names"][best], round(float(row[best]), 4))""",
     "multi_label_classification": """\
 thresholds = config["thresholds"] or [0.5] * len(config["label_names"])
 for row in 1 / (1 + np.exp(-logits / config["temperature"])):

@@ -12,6 +12,7 @@ from finetune.evaluation.temperature import fit_temperature
 from finetune.models.classifier import Classifier
 from finetune.models.conformal import ConformalScores, conformal_scores, scope_scores
 from finetune.pipeline.context import RunContext, RunInputs
+from finetune.pipeline.fit_thresholds import with_thresholds
 from finetune.progress import stage
 from finetune.recipe.schema import Recipe
 from finetune.runs.outputs import FittedOutputs, TemperatureFit
@@ -28,7 +29,9 @@ def fit_outputs(
     temperature = recipe.outputs.temperature
     classifier = replace(classifier, temperature=1.0 if temperature in (None, "auto") else float(temperature))
     if validation is None:
-        return classifier, None
+        classifier, thresholds = with_thresholds(recipe, classifier, None)
+        fitted = None if thresholds is None else FittedOutputs(0, classifier.temperature, thresholds=thresholds)
+        return classifier, fitted
     batch_size = recipe.evaluation.per_device_eval_batch_size
     predictions = predict(classifier, validation, batch_size=batch_size, accelerator=context.accelerator)
     with stage("fitting the outputs"):
@@ -37,9 +40,10 @@ def fit_outputs(
             classifier = replace(classifier, temperature=fit.value)
         predictions = replace(predictions, rules=classifier.rules)
         classifier = replace(classifier, conformal=_conformal(predictions, recipe.seed))
+        classifier, thresholds = with_thresholds(recipe, classifier, predictions)
     scores = classifier.conformal
     conformal_rows = 0 if scores is None else sum(map(len, scores.errors))
-    return classifier, FittedOutputs(len(predictions.labels), classifier.temperature, fit, conformal_rows)
+    return classifier, FittedOutputs(len(predictions.labels), classifier.temperature, fit, conformal_rows, thresholds)
 
 
 def _temperature_fit(recipe: Recipe, predictions: Predictions) -> TemperatureFit | None:

@@ -5,15 +5,16 @@ N rows, C labels
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
-from finetune.errors import DataError
+from finetune.errors import DataError, did_you_mean
 from finetune.models.conformal import Limits
-from finetune.models.outputs import OutputRules, most_probable
+from finetune.models.outputs import DEFAULT_THRESHOLD, OutputRules, most_probable
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class ColumnOptions:
     Attributes:
         top_k: number of most probable labels to add, each with its probability.
         probabilities: whether to add the probability of every label.
-        threshold: the probability above which each label of a `multi_label_classification` is predicted; None: the
+        thresholds: each a number, or LABEL=NUMBER: the probability above which labels are predicted; without any, the
             thresholds of the model.
         prefix: the beginning of the name of every column.
         coverage, coverage_per_class, in_scope: see `Classifier.predict`.
@@ -31,7 +32,7 @@ class ColumnOptions:
 
     top_k: int | None = None
     probabilities: bool = False
-    threshold: float | None = None
+    thresholds: tuple[str, ...] = ()
     prefix: str = ""
     coverage: float | None = None
     coverage_per_class: bool = False
@@ -39,7 +40,7 @@ class ColumnOptions:
 
 
 def checked_rules(rules: OutputRules, options: ColumnOptions) -> OutputRules:
-    """Return the model's rules with the requested threshold.
+    """Return the model's rules with the requested thresholds.
 
     Raises:
         DataError: an option is outside its range or does not fit the model's problem type.
@@ -50,16 +51,48 @@ def checked_rules(rules: OutputRules, options: ColumnOptions) -> OutputRules:
         raise DataError("--top-k and --probabilities are for labels, and this model predicts a number; remove them")
     if options.top_k is not None and not 1 <= options.top_k <= labels:
         raise DataError(f"--top-k is {options.top_k}; it must be from 1 to {labels}, the number of labels")
-    if options.threshold is None:
-        return rules
-    if rules.problem_type != "multi_label_classification":
-        raise DataError(
-            f"--threshold is for multi_label_classification, and this model is {rules.problem_type}; remove it, or use "
-            "--probabilities and choose rows by their probability"
-        )
-    if not 0 <= options.threshold <= 1:
-        raise DataError(f"--threshold is {options.threshold:g}; it must be from 0 to 1")
-    return replace(rules, thresholds=(options.threshold,) * labels)
+    return _with_thresholds(rules, options.thresholds) if options.thresholds else rules
+
+
+def _with_thresholds(rules: OutputRules, options: Sequence[str]) -> OutputRules:
+    """Return the rules with thresholds given as T or LABEL=T.
+
+    Raises:
+        DataError: a threshold is not a number from 0 to 1, or the label does not exist or is not given.
+    """
+    names = rules.label_names
+    if rules.problem_type == "regression":
+        raise DataError("--threshold is for labels, and this model predicts a number; remove it")
+    multi_label = rules.problem_type == "multi_label_classification"
+    values: list[float | None] = [DEFAULT_THRESHOLD if multi_label else None] * len(names)
+    values = values if rules.thresholds is None else list(rules.thresholds)
+    for option in options:
+        label, separator, number = option.rpartition("=")
+        value = _share(number, option)
+        if separator and label not in names:
+            raise DataError(
+                f"--threshold is {option}, but the model has no label '{label}'{did_you_mean(label, names)}"
+            )
+        known = [index for index, given in enumerate(values) if given is not None]
+        if not separator and not multi_label and len(known) != 1:
+            raise DataError(
+                f"--threshold is {option}, but this model predicts one label per text, and it is not clear which label "
+                f"the threshold is for; name it, such as --threshold '{names[0]}={number}'"
+            )
+        for index in [names.index(label)] if separator else known:
+            values[index] = value
+    return replace(rules, thresholds=tuple(values))
+
+
+def _share(number: str, option: str) -> float:
+    """Return a number from 0 to 1; raise DataError if it is not one."""
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise DataError(f"--threshold is {option}; it must be a number from 0 to 1, or LABEL=NUMBER")
+    return value
 
 
 def prediction_columns(rules: OutputRules, logits: np.ndarray, options: ColumnOptions) -> pa.RecordBatch:
@@ -85,7 +118,7 @@ def prediction_columns(rules: OutputRules, logits: np.ndarray, options: ColumnOp
         )
     else:
         columns["predicted"] = names.take(pa.array(decided))
-        columns["probability"] = _numbers(probabilities.max(axis=1))
+        columns["probability"] = _numbers(probabilities[np.arange(len(decided)), decided])
     order = most_probable(probabilities, options.top_k)
     for rank in range(0 if order is None else order.shape[1]):
         chosen = order[:, rank]  # type: ignore[index]

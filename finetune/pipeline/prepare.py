@@ -29,6 +29,7 @@ from finetune.out_of_memory import is_out_of_memory
 from finetune.pipeline.build_model import build_classifier, checkpoint_source, with_pooling
 from finetune.pipeline.classifier_init import LINEAR_PROBE, init_classifier
 from finetune.pipeline.context import RunContext, RunInputs, SharedWork
+from finetune.pipeline.fit_thresholds import check_threshold_labels
 from finetune.progress import stage
 from finetune.recipe.schema import Recipe
 from finetune.recipe.validation import NO_VALIDATION
@@ -104,6 +105,7 @@ def new_inputs(recipe: Recipe, shared: SharedWork) -> RunInputs:
     """
     labeled = shared.once("labeled rows", partial(_read_rows, recipe))
     classifier = build_classifier(recipe, labeled)
+    check_threshold_labels(recipe, classifier.label_names)
     encode = partial(encode_splits, labeled, classifier.tokenizer, recipe.data.max_length)
     splits = shared.once("encoded rows", encode)
     init_output_bias(classifier, splits.encoded["train"].labels)
@@ -149,6 +151,10 @@ def required_splits(recipe: Recipe) -> dict[str, str]:
     if recipe.evaluation.eval_strategy != "no":
         required["validation"] = (
             f"there are no validation rows to evaluate on; {NO_VALIDATION}, or set evaluation.eval_strategy: no"
+        )
+    if recipe.outputs.needs_validation_rows() and "validation" not in required:
+        required["validation"] = (
+            f"outputs.thresholds are tuned on validation rows, but there are none; {NO_VALIDATION}, or give a number"
         )
     heads = recipe.head_importance
     if heads is not None and heads.split not in required:

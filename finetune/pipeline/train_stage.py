@@ -203,6 +203,8 @@ def save_trained(context: RunContext, inputs: RunInputs, result: TrainingResult)
     )
     if fitted is not None and fitted.temperature_fit is not None:
         context.print_line(fitted.temperature_fit.text())
+    if fitted is not None and fitted.thresholds is not None:
+        context.print_line(escape(fitted.thresholds.text(fitted.rows)))
     for warning in result.warnings:
         context.print_line(f"[yellow]{escape(warning)}[/]")
     log_final_training(context)

@@ -16,6 +16,7 @@ from finetune.errors import RecipeError, shorten
 from finetune.paths import absolute_path, path_problem
 from finetune.recipe.data_files import absolute_entries
 from finetune.recipe.metric_validation import metric_problems
+from finetune.recipe.outputs_rules import threshold_problems
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema_validation import in_file_order, schema_problems
 from finetune.recipe.section import SOURCES
@@ -105,6 +106,7 @@ def validate_recipe(
         freezing_problems,
         training_problems,
         series_problems,
+        threshold_problems,
         *disk,
     )
     for check in checks:

@@ -2,9 +2,69 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from finetune.runs.results import MetricValue, format_number
+
+_MAX_SHOWN = 3  # labels
+
+
+@dataclass(frozen=True)
+class FittedThresholds:
+    """Thresholds of labels, and what they change.
+
+    Attributes:
+        goal: what they were tuned for, such as "the highest F1".
+        values: by label name, the probability above which the label is predicted.
+        metric: the F1 that is compared: f1_micro, f1_macro or f1_weighted over the labels that have a threshold.
+        gain: F1 with tuned thresholds minus that without, cross-fitted on the validation rows; None if the recipe gives
+            the thresholds.
+        precision, recall: with tuned thresholds, of all these labels together, cross-fitted; None if undefined.
+        used: whether the model has these thresholds; `auto` keeps the default if they gain nothing.
+        notes: what the thresholds do not promise.
+    """
+
+    goal: str
+    values: dict[str, float]
+    metric: str = "f1_micro"
+    gain: MetricValue | None = None
+    precision: float | None = None
+    recall: float | None = None
+    used: bool = True
+    notes: list[str] = field(default_factory=list)
+
+    def text(self, rows: int) -> str:
+        """Return what was tuned and what it gains, as sentences.
+
+        Args:
+            rows: number of validation rows.
+        """
+        if self.gain is None:
+            return f"Thresholds from the recipe: {self._values_text()}."
+        metric = f"F1 of {next(iter(self.values))}" if len(self.values) == 1 else self.metric
+        gain = "undefined" if self.gain.value is None else f"{self.gain.value:+.3f} {self.gain.interval()}".rstrip()
+        measured = (
+            f"{metric} {gain}, precision {format_number(self.precision)}, recall {format_number(self.recall)} "
+            "(cross-fitted)"
+        )
+        if not self.used:
+            return (
+                f"Thresholds tuned on the {rows:,} validation rows for {self.goal} would gain nothing, so they are not "
+                f"used: {measured}."
+            )
+        notes = "".join(f" Note: {note}." for note in self.notes)
+        return (
+            f"Thresholds tuned on the {rows:,} validation rows for {self.goal}: {self._values_text()}. Change on rows "
+            f"that did not tune them: {measured}. The validation scores below are optimistic, since these rows tuned "
+            f"the thresholds.{notes}"
+        )
+
+    def _values_text(self) -> str:
+        """Return the thresholds of up to three labels, or the range of more."""
+        if len(self.values) <= _MAX_SHOWN:
+            return ", ".join(f"{name} {value:.3f}" for name, value in self.values.items())
+        low, high = min(self.values.values()), max(self.values.values())
+        return f"{low:.3f} to {high:.3f} for {len(self.values)} labels" if low < high else f"{low:.3f} for every label"
 
 
 @dataclass(frozen=True)
@@ -62,9 +122,11 @@ class FittedOutputs:
         temperature: the number by which logits are divided.
         temperature_fit: how `outputs.temperature: auto` found it; None with a number or null, and in regression.
         conformal_rows: number of validation rows whose scores are saved for prediction sets.
+        thresholds: None if no label has one.
     """
 
     rows: int
     temperature: float = 1.0
     temperature_fit: TemperatureFit | None = None
     conformal_rows: int = 0
+    thresholds: FittedThresholds | None = None

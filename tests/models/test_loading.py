@@ -168,8 +168,8 @@ def test_a_model_of_an_earlier_version_has_the_default_rules(tiny_bert: Path, tm
 def test_thresholds_that_do_not_fit_the_labels_are_rejected(tiny_bert: Path, tmp_path: Path) -> None:
     save_classifier(tiny_classifier(tiny_bert), tmp_path)
     classifier_json = json.loads((tmp_path / "classifier.json").read_text())
-    (tmp_path / "classifier.json").write_text(json.dumps(classifier_json | {"thresholds": [0.5, 0.5]}))
-    with pytest.raises(ModelError, match="thresholds are for multi_label_classification"):
+    (tmp_path / "classifier.json").write_text(json.dumps(classifier_json | {"thresholds": [0.5]}))
+    with pytest.raises(ModelError, match="there must be one from 0 to 1, or none, for each of its 2 labels"):
         load_classifier(tmp_path)
 
 

@@ -65,6 +65,22 @@ def test_each_label_has_its_own_threshold() -> None:
     assert rules.predictions(logits)[0].label == ("a", "b")
 
 
+def test_a_rare_class_is_predicted_above_its_threshold_and_otherwise_the_best_of_the_others() -> None:
+    probabilities = np.array([[0.6, 0.3, 0.1], [0.6, 0.15, 0.25], [0.1, 0.2, 0.7], [0.1, 0.8, 0.1]])
+    expected = {
+        (None, 0.2, None): [1, 0, 2, 1],
+        (None, 0.9, None): [0, 0, 2, 0],
+        (None, 0.2, 0.2): [1, 2, 2, 1],  # the most probable of those above their thresholds
+        (0.7, 0.9, 0.9): [0, 0, 2, 1],  # none is above, and every label has a threshold: the most probable
+    }
+    for thresholds, labels in expected.items():
+        rules = OutputRules(NAMES, SINGLE, thresholds=thresholds)
+        assert rules.decisions(probabilities).tolist() == labels
+        assert [prediction.label for prediction in rules.predictions(np.log(probabilities))] == [
+            NAMES[label] for label in labels
+        ]
+
+
 def test_top_k_keeps_the_most_probable_labels_highest_first() -> None:
     logits = np.array([[0.0, 2.0, 1.0], [3.0, 1.0, 1.0]])
     rules = OutputRules(NAMES, SINGLE)
@@ -84,7 +100,10 @@ def test_top_k_keeps_the_most_probable_labels_highest_first() -> None:
     [
         (SINGLE, {"temperature": 0.0}, "the temperature of the model is 0.0; it must be a number above 0"),
         (SINGLE, {"temperature": float("nan")}, "the temperature of the model is nan"),
-        (SINGLE, {"thresholds": (0.5, 0.5, 0.5)}, "thresholds are for multi_label_classification"),
+        (REGRESSION, {"thresholds": (0.5, 0.5, 0.5)}, "thresholds are for labels, and this model is regression"),
+        (SINGLE, {"thresholds": (None, 1.5, None)}, "there must be one from 0 to 1, or none, for each of its 3 labels"),
+        (SINGLE, {"thresholds": (None, 0.5)}, "for each of its 3 labels"),
+        (MULTI, {"thresholds": (None, 0.5, 0.5)}, "there must be one from 0 to 1 for each of its 3 labels"),
         (
             MULTI,
             {"thresholds": (0.5, 0.5)},

@@ -218,6 +218,18 @@ def test_several_labels_per_row_use_the_thresholds_of_the_model(
     ran(model, texts, "--threshold", "1", "--output", tmp_path / "out.parquet")
     assert pq.read_table(tmp_path / "out.parquet")["predicted"].to_pylist() == [[], []]
     assert "none" in ran(model, texts, "--threshold", "1", "--output-format", "table")[0]
+    one_label = read_csv(ran(model, texts, "--threshold", "1=0", "--threshold", "0=1")[0])
+    assert [row["predicted"] for row in one_label] == ['["1"]'] * 2
+
+
+def test_one_label_per_row_can_have_a_threshold_for_a_rare_label(
+    model_of: Callable[..., Path], texts: Path, ran: Main
+) -> None:
+    model = model_of("single_label_classification", thresholds=(None, 0.0))
+    for options, predicted in (([], "1"), (["--threshold", "1"], "0"), (["--threshold", "1=1"], "0")):
+        rows = read_csv(ran(model, texts, "--probabilities", *options)[0])
+        assert [row["predicted"] for row in rows] == [predicted] * 2
+        assert all(row["probability"] == row[f"probability_{predicted}"] for row in rows)
 
 
 def test_temperature_is_applied(model_of: Callable[..., Path], texts: Path, ran: Main) -> None:

@@ -58,10 +58,10 @@ function predictionElement(prediction, anyOff, all, target, onTarget) {
 function labelElement(prediction, label, anyOff, button) {
   const [now, before] = [prediction.heads_off[label], prediction.all_heads[label]];
   const isChosen = prediction.decided_heads_off.includes(label);
-  const multiLabel = model.problemType === "multi_label_classification";
+  const threshold = model.thresholds[label];
   const track = element("div", { class: "track", "aria-hidden": "true" }, element("i", { style: `width: ${100 * now}%` }));
   if (anyOff) track.append(element("u", { style: `left: calc(${100 * before}% - 1px)`, title: "with all heads" }));
-  if (multiLabel) track.append(element("s", { style: `left: ${100 * model.thresholds[label]}%`, title: "threshold" }));
+  if (threshold !== null) track.append(element("s", { style: `left: ${100 * threshold}%`, title: "threshold" }));
   const numbers = element("span", { class: "numbers" });
   if (anyOff) numbers.append(element("span", { class: "soft" }, `${percent(before)} → `));
   numbers.append(element("b", { "data-probability": now }, percent(now)));
