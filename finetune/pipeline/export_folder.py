@@ -12,6 +12,7 @@ from typing import Any
 from finetune.models.classifier import Classifier
 from finetune.models.conformal import write_conformal
 from finetune.models.onnx_classifier import CONFIG_FILE, FORMAT, TOKENIZER_FILE
+from finetune.models.outputs import OutputRules
 from finetune.models.text_batches import plain_tokenizer
 from finetune.runs.atomic_files import write_text
 from finetune.runs.results import MetricValue, format_number
@@ -150,7 +151,7 @@ def write_folder(classifier: Classifier, folder: Path, result: Export | None = N
     write_text(folder / CONFIG_FILE, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
     if classifier.conformal is not None:
         write_conformal(classifier.conformal, folder)
-    write_text(folder / "serve.py", _serve_script(rules.problem_type, pairs=pairs))
+    write_text(folder / "serve.py", _serve_script(rules, pairs=pairs))
     if result is not None:
         write_text(folder / "README.md", _readme(classifier, result, pairs=pairs))
 
@@ -182,11 +183,7 @@ _OUTPUTS = {
     "single_label_classification": """\
 probabilities = np.exp((logits - logits.max(axis=1, keepdims=True)) / config["temperature"])
 for row in probabilities / probabilities.sum(axis=1, keepdims=True):
-    limits = config["thresholds"] or [None] * len(row)
-    above = [i for i, limit in enumerate(limits) if limit is not None and row[i] > limit]
-    others = [i for i, limit in enumerate(limits) if limit is None]
-    best = max(above or others or range(len(row)), key=row.__getitem__)
-    print(config["label_names"][best], round(float(row[best]), 4))""",
+    print(config["label_names"][row.argmax()], round(float(row.max()), 4))""",
     "multi_label_classification": """\
 thresholds = config["thresholds"] or [0.5] * len(config["label_names"])
 for row in 1 / (1 + np.exp(-logits / config["temperature"])):
@@ -197,13 +194,23 @@ for (value,) in logits:
 }
 
 
-def _serve_script(problem_type: str, *, pairs: bool) -> str:
+# The last line for one label per row where a label has a threshold.
+_ABOVE_THRESHOLDS = """\
+    others = [i for i, t in enumerate(config["thresholds"]) if t is None] or range(len(row))
+    above = [i for i, t in enumerate(config["thresholds"]) if t is not None and row[i] > t]
+    print(config["label_names"][i := max(above or others, key=row.__getitem__)], round(float(row[i]), 4))"""
+
+
+def _serve_script(rules: OutputRules, *, pairs: bool) -> str:
     """Return the example that serves the folder without finetune."""
+    output = _OUTPUTS[rules.problem_type]
+    if rules.problem_type == "single_label_classification" and rules.thresholds is not None:
+        output = output.rpartition("\n")[0] + "\n" + _ABOVE_THRESHOLDS
     return _SERVE.format(
         inputs="pairs of texts" if pairs else "texts",
         arguments=f"{'FIRST SECOND' if pairs else 'TEXT'} ...",
         texts="list(zip(sys.argv[1::2], sys.argv[2::2]))" if pairs else "sys.argv[1:]",
-        output=_OUTPUTS[problem_type],
+        output=output,
     )
 
 

@@ -15,9 +15,10 @@ import pytest
 from finetune.cli import main
 from finetune.errors import DataError
 from finetune.models.onnx_classifier import load_onnx
+from finetune.models.outputs import OutputRules
 from finetune.pipeline import export as export_module
 from finetune.pipeline.export import export
-from finetune.pipeline.export_folder import Export
+from finetune.pipeline.export_folder import Export, _serve_script
 from finetune.pipeline.export_rows import read_rows
 from finetune.pipeline.load_classifier import load_classifier
 from finetune.runs.run_folder import RunFolder
@@ -163,6 +164,25 @@ def test_other_problem_types(problem_type: str, tmp_path: Path) -> None:
             list(prediction.label)  # type: ignore[arg-type]
             for prediction in predictions
         ]
+
+
+@pytest.mark.parametrize("thresholds", [None, (None, 0.2, None), (0.3, 0.4, 0.35)])
+def test_the_script_that_serves_applies_the_threshold_of_a_rare_label(
+    thresholds: tuple[float | None, ...] | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = OutputRules(("a", "b", "c"), "single_label_classification", thresholds, temperature=1.5)
+    logits = np.random.default_rng(0).normal(size=(60, 3))
+    script = _serve_script(rules, pairs=False)
+    assert len(script.splitlines()) <= 20
+    config = {"label_names": rules.label_names, "thresholds": thresholds, "temperature": rules.temperature}
+    exec(script.partition("for name, rows in inputs.items()})\n")[2], {"np": np, "config": config, "logits": logits})
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    predictions = rules.predictions(logits)
+    assert [label for label, _ in printed] == [prediction.label for prediction in predictions]
+    assert [float(value) for _, value in printed] == [
+        pytest.approx(prediction.probabilities[str(prediction.label)], abs=1e-4) for prediction in predictions
+    ]
+    assert len({label for label, _ in printed}) >= 2
 
 
 def test_a_folder_that_exists_is_refused_and_nothing_is_left_of_a_failure(
