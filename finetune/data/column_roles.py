@@ -6,13 +6,13 @@ that changes it; where several columns fit equally well, nothing is guessed.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from finetune.data.cell_values import Column, require_columns
+from finetune.data.label_set_guess import chosen_separator, flag_columns, has_written_lists, separator_of_sets
 from finetune.data.preview import Preview, PreviewColumn
-from finetune.errors import DataError
+from finetune.errors import DataError, shorten
 
 # Usual names of label and text columns, the most specific first.
 LABEL_NAMES = (
@@ -35,6 +35,7 @@ _IDENTIFIERS = ("id", "idx", "index", "guid", "uuid", "key", "unnamed:_0", "date
 _MAX_CLASSES = 1000
 _MAX_WHOLE_NUMBERS = 20  # more different whole numbers, with gaps, are probably values to predict
 _MAX_LABEL_WORDS = 5
+_MIN_FLAGS = 3  # fewer columns with 0 and 1 are as likely other facts about the rows
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
 
@@ -44,6 +45,8 @@ class Roles:
 
     Attributes:
         text, pair, label: names of columns; None: not known yet, or no pair.
+        label_columns: columns with 0 and 1, one per label; `label` is then a name that no column has.
+        label_delimiter: what separates several labels in a cell; None: nothing does.
         problem_type: None if the label is not known yet.
         unsure: sentences about guesses that could be wrong.
         candidates: option -> columns to choose from, for a role that could not be guessed.
@@ -55,6 +58,8 @@ class Roles:
     problem_type: str | None = None
     unsure: tuple[str, ...] = ()
     candidates: dict[str, list[str]] = field(default_factory=dict)
+    label_columns: tuple[str, ...] = ()
+    label_delimiter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ class UsedColumns:
     pair: str | None
     label: str
     problem_type: str
+    label_columns: tuple[str, ...] = ()
+    label_delimiter: str | None = None
 
     def texts(self) -> list[str]:
         """Return the one or two text columns."""
@@ -76,7 +83,9 @@ def used_columns(roles: Roles) -> UsedColumns:
     assert roles.text is not None
     assert roles.label is not None
     assert roles.problem_type is not None
-    return UsedColumns(roles.text, roles.pair, roles.label, roles.problem_type)
+    return UsedColumns(
+        roles.text, roles.pair, roles.label, roles.problem_type, roles.label_columns, roles.label_delimiter
+    )
 
 
 def guess_roles(preview: Preview, given: Roles) -> Roles:
@@ -96,9 +105,14 @@ def guess_roles(preview: Preview, given: Roles) -> Roles:
 
 
 def _with_label(preview: Preview, roles: Roles) -> Roles:
-    """Return the roles with a guess of the label column."""
+    """Return the roles with a guess of the label column, or of the columns with 0 and 1."""
     if roles.label is not None:
         return roles
+    if flags := _one_column_per_label(preview, roles):
+        note = f"labels: {', '.join(flags)} have 0 and 1 in every row, and are read as one column per label; "
+        note += "choose one label with --label-column"
+        name = next(name for name in ("label", "labels", "label_set") if name not in preview.columns)
+        return replace(roles, label=name, label_columns=tuple(flags), problem_type=MULTI, unsure=(*roles.unsure, note))
     free = [column for column in preview.columns.values() if column.name not in (roles.text, roles.pair)]
     usable = [column for column in free if column.has_lists or _is_classes(column) or _is_values(column)]
     named = sorted((column for column in usable if _label_rank(column) is not None), key=_label_rank_or_last)
@@ -119,6 +133,16 @@ def _with_label(preview: Preview, roles: Roles) -> Roles:
             f"columns are {', '.join(preview.columns)}: name the label with --label-column"
         )
     return replace(roles, candidates={**roles.candidates, "--label-column": [column.name for column in usable]})
+
+
+def _one_column_per_label(preview: Preview, roles: Roles) -> list[str]:
+    """Return the columns with 0 and 1, if there are several and no other column looks like a label; otherwise []."""
+    columns = [column for column in preview.columns.values() if column.name not in (roles.text, roles.pair)]
+    flags = flag_columns([column for column in columns if not _is_identifier(column)])
+    named = any(_normalized(name) in LABEL_NAMES for name in flags)
+    others = [column for column in columns if column.name not in flags and _label_rank(column) is not None]
+    enough = len(flags) >= (2 if roles.problem_type == MULTI else _MIN_FLAGS)
+    return flags if enough and roles.problem_type in (None, MULTI) and not (named or others) else []
 
 
 def _with_texts(preview: Preview, roles: Roles) -> Roles:
@@ -160,6 +184,9 @@ def _with_texts(preview: Preview, roles: Roles) -> Roles:
 
 def _with_problem_type(preview: Preview, roles: Roles) -> Roles:
     """Return the roles with the problem type that the values of the label column have."""
+    written = preview.columns.get(roles.label or "")
+    if roles.problem_type == MULTI and written is not None and not written.has_lists:
+        return replace(roles, label_delimiter=chosen_separator(written))
     if roles.problem_type is not None or roles.label is None:
         return roles
     label = preview.columns[roles.label]
@@ -171,9 +198,13 @@ def _with_problem_type(preview: Preview, roles: Roles) -> Roles:
             "another label with --label-column"
         )
     if not label.is_number:
-        if joined := _joined_labels(label):
-            note = f"problem type {SINGLE}: '{joined}' could be several labels; for {MULTI}, write lists of labels "
-            roles = replace(roles, unsure=(*roles.unsure, f"{note}in a json, jsonl or parquet file"))
+        if has_written_lists(label):
+            return replace(roles, problem_type=MULTI)
+        if separator := separator_of_sets(label):
+            example = next(text for text in label.counts if separator in text)
+            note = f"problem type {MULTI}: '{shorten(example, 40)}' is read as several labels, separated by "
+            note += f"'{separator}'; change it with --problem-type {SINGLE}"
+            return replace(roles, problem_type=MULTI, label_delimiter=separator, unsure=(*roles.unsure, note))
         return replace(roles, problem_type=SINGLE)
     if not label.is_integer:
         return replace(roles, problem_type=REGRESSION)
@@ -190,17 +221,6 @@ def _with_problem_type(preview: Preview, roles: Roles) -> Roles:
         note += f"{numbers[-1]}; change it with --problem-type {other}"
         roles = replace(roles, unsure=(*roles.unsure, note))
     return replace(roles, problem_type=kind)
-
-
-def _joined_labels(column: PreviewColumn) -> str | None:
-    """Return a value that could be several labels with a separator, because all parts also occur in other values."""
-    for separator in "|;,":
-        parts = {text: [part.strip() for part in text.split(separator)] for text in column.counts}
-        joined = [text for text in parts if len(parts[text]) > 1]
-        values_with = Counter(part for text in parts for part in set(parts[text]))
-        if len(joined) > 1 and all(values_with[part] > 1 for text in joined for part in parts[text]):
-            return joined[0]
-    return None
 
 
 def _normalized(name: str) -> str:

@@ -86,11 +86,15 @@ def check_first_rows(
     Raises:
         DataError: training would stop at these rows, with the same message.
     """
-    if data.dataset_name is not None:
-        return CheckedRows([f"not checked: the rows of dataset '{data.dataset_name}'"])
     columns = columns_to_read(data, lists=problem_type == "multi_label_classification")
     declared = declared or data.label_columns
     read, incomplete, notes = {}, set[str](), list[str]()
+    dataset = _first_dataset_rows(data, columns)
+    if dataset is None:
+        return CheckedRows([f"not checked: the rows of dataset '{data.dataset_name}'"])
+    for split, (raw, complete) in dataset.items():
+        read[split] = raw
+        incomplete |= set() if complete else {split}
     for split, rows in _rows_in_recipe(data).items():
         where = f"data.{split}_rows"
         table = pa.Table.from_batches(batches_from_objects(iter(rows), columns, where), arrow_schema(columns))
@@ -101,9 +105,9 @@ def check_first_rows(
             notes.append(f"not checked: the rows of {long}, because a json file of this size takes long to read")
             continue
         read[split], complete = _first_rows(files, columns, data.delimiter)
-        if not complete:
-            incomplete.add(split)
-            notes.append(f"checked: the first {len(read[split].rows):,} rows of {read[split].source}")
+        incomplete |= set() if complete else {split}
+    for split in sorted(incomplete):
+        notes.append(f"checked: the first {len(read[split].rows):,} rows of {read[split].source}")
     checked = checked_splits(read, data, problem_type, declared, incomplete)
     notes += [note for raw in checked.values() for note in raw.notes]
     splits = {split: FirstRows(raw, split not in incomplete) for split, raw in checked.items()}
@@ -113,6 +117,34 @@ def check_first_rows(
         return _check_all_labels(splits, data, problem_type, declared, notes, seed)
     _check_first_labels(splits, data.label_column, problem_type, declared)
     return CheckedRows(notes)
+
+
+def _first_dataset_rows(data: DataSection, columns: Sequence[Column]) -> dict[str, tuple[RawSplit, bool]] | None:
+    """Return split name -> first rows of the data set of the recipe, and whether these are all; {} if it names none.
+
+    None if its rows are not in a local folder, or the recipe takes a part of a split.
+    """
+    if data.dataset_name is None:
+        return {}
+    if not Path(data.dataset_name).expanduser().is_dir():
+        return None
+    from finetune.data.named_dataset import local_splits, requested_splits
+
+    local, rows = local_splits(data, columns), dict[str, tuple[RawSplit, bool]]()
+    expressions = {} if local is None else requested_splits(data, local)
+    if local is None or any("[" in expression or "+" in expression for expression in expressions.values()):
+        return None
+    for split, expression in expressions.items():
+        where = f"{data.dataset_name} (split {expression})"
+        if expression not in local.names:
+            local.select(expression, where)  # raises the error of training
+        elif local.head is None:
+            raw, complete = _first_rows(local.files[expression], columns, data.delimiter)
+            rows[split] = replace(raw, source=where, class_names=local.class_names or raw.class_names), complete
+        else:
+            raw, complete = local.head(expression)
+            rows[split] = replace(raw, source=where), complete
+    return rows
 
 
 def _takes_long(file: Path) -> bool:
@@ -170,7 +202,8 @@ def _check_all_labels(
     """
     raw = {split: rows.raw for split, rows in splits.items()}
     names, labels = encode_split_labels(raw, data.label_column, problem_type, declared)
-    train, has_validation, validation = labels["train"], _has_validation(data), None
+    train, validation = labels["train"], None
+    has_validation = "validation" in raw or "validation" in data.local_files()  # a long file is not read
     if "validation" in splits and splits["validation"].complete:
         validation = len(labels["validation"])
     held_out = None if has_validation else held_out_share(data.validation_size, len(train))
@@ -185,10 +218,6 @@ def _check_all_labels(
     added = len(names) if adds_label_names(data, problem_type, names, len(train)) else 0
     has_validation = has_validation or held_out is not None
     return CheckedRows(notes, len(train) + added, len(names), held_out, has_validation, validation)
-
-
-def _has_validation(data: DataSection) -> bool:
-    return "validation" in data.local_files() or data.validation_rows is not None
 
 
 def _check_first_labels(

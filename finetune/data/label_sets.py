@@ -147,7 +147,8 @@ def _from_texts(raw: RawSplit, data: DataSection, delimiter: str | None) -> RawS
         blank += _count_blank(chunk)
     table = pa.array(sets, _LISTS)
     lists = pa.chunked_array([table.take(indices) for indices in chunks], _LISTS)
-    note = f"{raw.source}: {blank:,} rows have an empty cell in column '{column}', which means that no label applies; "
+    rows = "1 row has" if blank == 1 else f"{blank:,} rows have"
+    note = f"{raw.source}: {rows} an empty cell in column '{column}', which means that no label applies; "
     note += "data.drop_unlabeled: true skips them"
     notes = (note,) if blank and not data.drop_unlabeled else ()
     return replace(raw, parsed={column: lists}, notes=(*raw.notes, *notes))

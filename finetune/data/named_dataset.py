@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 
 import datasets
 import numpy as np
 
-from finetune.data.cell_values import Column, arrow_schema
+from finetune.data.cell_values import BATCH_ROWS, Column, arrow_schema
 from finetune.data.class_names import feature_names, read_dataset
 from finetune.data.file_rows import read_files
 from finetune.data.row_cache import cache_error, store_rows
@@ -29,10 +29,19 @@ _BUILDERS = ("csv", "json", "parquet", "arrow")
 
 @dataclass(frozen=True)
 class NamedSplits:
-    """The splits of a data set: their names, and a function that returns the rows of one."""
+    """The splits of a data set: their names, and a function that returns the rows of one.
+
+    Attributes:
+        files: the files of each split, if it consists of files that this package reads.
+        class_names: the label names that the folder declares.
+        head: returns the first rows of a split, and whether these are all; None: it has `files`.
+    """
 
     names: Sequence[str]
     read: Callable[[str], RawSplit]
+    files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
+    class_names: list[str] | None = None
+    head: Callable[[str], tuple[RawSplit, bool]] | None = None
 
     def select(self, expression: str, where: str) -> RawSplit:
         """Return the rows of a split expression of `datasets`, such as `train` or `train[:10%]`."""
@@ -65,13 +74,13 @@ def read_named(data: DataSection, columns: Sequence[Column]) -> dict[str, RawSpl
         raise DataError(
             f"data.dataset_name '{name}' is a file format, not a data set; give the file as data.train_file"
         )
-    expressions = _requested_splits(data, local)
+    expressions = requested_splits(data, local)
     if local:
         return {split: local.select(part, f"{name} (split {part})") for split, part in expressions.items()}
     return {split: _from_library(data, part, columns) for split, part in expressions.items()}
 
 
-def _requested_splits(data: DataSection, local: NamedSplits | None) -> dict[str, str]:
+def requested_splits(data: DataSection, local: NamedSplits | None) -> dict[str, str]:
     """Return split name -> split expression; without the validation split if rows are held out instead."""
     requested = {"train": data.train_split, "validation": data.validation_split, "test": data.test_split}
     if _may_hold_out(data):
@@ -161,7 +170,7 @@ def local_splits(data: DataSection, columns: Sequence[Column]) -> NamedSplits | 
         rows = read_files(files[split], columns, data.delimiter)
         return replace(rows, class_names=declared or rows.class_names)
 
-    return NamedSplits(list(files), read)
+    return NamedSplits(list(files), read, files, declared)
 
 
 def _saved_splits(folder: Path, columns: Sequence[Column]) -> NamedSplits:
@@ -170,7 +179,15 @@ def _saved_splits(folder: Path, columns: Sequence[Column]) -> NamedSplits:
         saved = datasets.load_from_disk(str(folder))
     tables = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
     named = {str(split): table for split, table in tables.items()}
-    return NamedSplits(list(named), lambda split: from_dataset(named[split], f"{folder} (split {split})", columns))
+
+    def head(split: str) -> tuple[RawSplit, bool]:
+        rows = named[split].select(range(min(BATCH_ROWS, len(named[split]))))
+        return from_dataset(rows, f"{folder} (split {split})", columns), len(rows) == len(named[split])
+
+    def read(split: str) -> RawSplit:
+        return from_dataset(named[split], f"{folder} (split {split})", columns)
+
+    return NamedSplits(list(named), read, head=head)
 
 
 def _from_library(data: DataSection, expression: str, columns: Sequence[Column]) -> RawSplit:

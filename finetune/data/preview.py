@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from finetune.data.cell_values import BATCH_ROWS
-from finetune.data.csv_rows import read_all_columns
+from finetune.data.csv_rows import header_delimiter, read_all_columns
 from finetune.data.file_formats import readable
 from finetune.data.json_rows import read_typed_objects
 from finetune.data.typed_rows import TYPED, open_typed
@@ -100,12 +100,20 @@ def _is_empty(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Preview:
-    """The first rows of a file: its columns in order, the number of rows read, and whether these are all rows."""
+    """The first rows of a file.
+
+    Attributes:
+        columns: in the order of the file.
+        num_rows: number of rows read.
+        complete: whether these are all rows.
+        delimiter: what separates the cells of a csv or txt file; None for other formats.
+    """
 
     file: Path
     columns: Mapping[str, PreviewColumn]
     num_rows: int
     complete: bool
+    delimiter: str | None = None
 
 
 def read_preview(file: Path, delimiter: str | None = None) -> Preview:
@@ -119,6 +127,8 @@ def read_preview(file: Path, delimiter: str | None = None) -> Preview:
     """
     file_type = file_format(file)
     with readable(file, file_type):
+        if file_type in ("csv", "txt"):
+            delimiter = delimiter or header_delimiter(file, file_type)
         if file_type in ("json", "jsonl"):
             names, rows = _objects(file, file_type)
         else:
@@ -131,7 +141,7 @@ def read_preview(file: Path, delimiter: str | None = None) -> Preview:
     complete = len(rows) <= BATCH_ROWS
     shown = rows[:BATCH_ROWS]
     columns = {name: PreviewColumn(name, [row[index] for row in shown]) for index, name in enumerate(names)}
-    return Preview(file, columns, len(shown), complete)
+    return Preview(file, columns, len(shown), complete, delimiter if file_type in ("csv", "txt") else None)
 
 
 def _table(file: Path, file_type: str, delimiter: str | None) -> tuple[list[str], list[Sequence[object]]]:

@@ -29,6 +29,7 @@ from finetune.pipeline.recipe_draft import (
     names_of_ids,
     propose_length,
     sibling_splits,
+    with_label_lists,
 )
 from finetune.recipe.data_files import FILE_TYPES, file_format, is_data_file, uncompressed_name
 from finetune.recipe.validation import file_problems
@@ -152,11 +153,13 @@ def _complete_roles(preview: Preview, given: Roles) -> Roles:
 
 def _draft(preview: Preview, used: UsedColumns, options: InitOptions) -> tuple[Draft, list[str]]:
     """Return all decisions for the recipe, and notes on guesses that could be wrong."""
+    preview = with_label_lists(preview, used)
     label = preview.columns[used.label]
     previews, notes = sibling_splits(preview, used, options.delimiter)
     if options.validation_size:
         previews.pop("validation", None)
-    previews |= {split: read_preview(file, options.delimiter) for split, file in options.files.items()}
+    for split, file in options.files.items():
+        previews[split] = with_label_lists(read_preview(file, options.delimiter), used)
     files = {"train": preview.file}
     files |= {split: previews[split].file for split in ("validation", "test") if split in previews}
     size = options.validation_size
@@ -180,7 +183,8 @@ def _draft(preview: Preview, used: UsedColumns, options: InitOptions) -> tuple[D
             "also a label; write the names of the columns in the first line"
         )
     imbalance = class_imbalance(label_counts(label, unlabeled=unlabeled))
-    draft = Draft(model, used, files, size, length, names, unlabeled, imbalance)
+    delimiter = None if preview.delimiter == "," else preview.delimiter
+    draft = Draft(model, used, files, size, length, names, unlabeled, imbalance, delimiter)
     return draft, notes
 
 
@@ -200,7 +204,9 @@ def _show(preview: Preview, draft: Draft, notes: Sequence[str], console: Console
     for heading in ("row 1", "row 2"):
         table.add_column(heading)
     used = draft.used
-    roles = {used.text: "text", used.pair: "second text", used.label: "label"}
+    roles = {used.text: "text", used.pair: "second text", used.label: "label"} | dict.fromkeys(
+        used.label_columns, "label"
+    )
     for name, column in preview.columns.items():
         examples = [shorten(" ".join(str(value).split()), _MAX_EXAMPLE) for value in column.values[:2]]
         examples += [""] * (2 - len(examples))
@@ -221,7 +227,7 @@ def _show(preview: Preview, draft: Draft, notes: Sequence[str], console: Console
 
 def _label_summary(preview: Preview, draft: Draft) -> str:
     """Return the labels with their numbers of rows, most frequent first, or the range of the values."""
-    column = preview.columns[draft.used.label]
+    column = with_label_lists(preview, draft.used).columns[draft.used.label]
     if draft.used.problem_type == REGRESSION and column.is_number:
         values = [float(text) for text in column.texts]
         return f"values from {min(values):g} to {max(values):g}"

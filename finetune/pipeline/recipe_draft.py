@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune.data.column_roles import SINGLE, UsedColumns
+from finetune.data.column_roles import MULTI, SINGLE, UsedColumns
+from finetune.data.label_set_guess import with_sets
 from finetune.data.preview import Preview, PreviewColumn, read_preview
 from finetune.errors import DataError, ModelError
 from finetune.models.checkpoint_config import FOLDER_FIX, checkpoint_location, token_limit
@@ -57,14 +58,24 @@ def sibling_splits(
         except DataError as error:
             notes.append(f"the {split} file is not used: {error}")
             continue
-        missing = [name for name in (*used.texts(), used.label) if name not in other.columns]
+        labels = used.label_columns or (used.label,)
+        missing = [name for name in (*used.texts(), *labels) if name not in other.columns]
         if missing:
             notes.append(f"{file} is not used: it has no column {missing[0]}")
-        elif not _has_labels(other.columns[used.label]):
+            continue
+        other = with_label_lists(other, used)
+        if not _has_labels(other.columns[used.label]):
             notes.append(f"{file} is not used: its rows have no labels")
         else:
             found[split] = other
     return found, notes
+
+
+def with_label_lists(preview: Preview, used: UsedColumns) -> Preview:
+    """Return the first rows with the labels of each row as a list, if a row has several labels."""
+    if used.problem_type != MULTI or not (used.label_columns or used.label in preview.columns):
+        return preview
+    return with_sets(preview, used.label, used.label_columns, used.label_delimiter)
 
 
 def _has_labels(column: PreviewColumn) -> bool:
@@ -159,6 +170,7 @@ class Draft:
         label_names: the names of ids, and the file they are from; None: the labels are used as they are.
         unlabeled: whether there are rows without a label, which are skipped.
         imbalance: rows of the largest class divided by rows of the smallest, for one label per row.
+        delimiter: what separates the cells of the csv files; None: a comma, or another format.
     """
 
     model: str
@@ -169,6 +181,7 @@ class Draft:
     label_names: tuple[list[str], Path] | None
     unlabeled: bool
     imbalance: float
+    delimiter: str | None = None
 
     def text(self) -> str:
         """Return the recipe as commented YAML."""
@@ -185,12 +198,19 @@ class Draft:
             lines += [f"  label_names:   # of the ids 0 to {len(names) - 1}, from {' '.join(file.name.split())}"]
             lines += [f"    - {yaml_text(name)}" for name in names]
         lines += ["data:", *(f"  {split}_file: {yaml_text(str(file))}" for split, file in self.files.items())]
+        if self.delimiter is not None:
+            lines.append(f"  delimiter: {yaml_text(self.delimiter)}")
         if self.validation_size is not None:
             lines.append(f"  validation_size: {self.validation_size:g}   # share of the training rows, held out")
         lines.append(f"  text_column: {yaml_text(used.text)}")
         if used.pair is not None:
             lines.append(f"  text_pair_column: {yaml_text(used.pair)}")
-        lines.append(f"  label_column: {yaml_text(used.label)}")
+        if used.label_columns:
+            lines += ["  label_columns:   # with 0 and 1", *(f"    - {yaml_text(name)}" for name in used.label_columns)]
+        else:
+            lines.append(f"  label_column: {yaml_text(used.label)}")
+        if used.label_delimiter is not None:
+            lines.append(f"  label_delimiter: {yaml_text(used.label_delimiter)}   # between the labels in a cell")
         if self.unlabeled:
             lines.append("  drop_unlabeled: true   # some rows have no label")
         lines.append(f"  max_length: {self.length.max_length}   # {self.length.comment}")

@@ -66,12 +66,13 @@ def _add_section_rules(sections: Mapping[str, Schema]) -> None:
         sections[name]["anyOf"] = _one_source(SOURCES[section])
     # The loader reads label names as text, whatever they look like in YAML.
     names = sections["TaskSection"]["properties"]["label_names"]["anyOf"][0]
+    sections["TaskSection"]["properties"]["label_names"]["anyOf"].append({"type": "string", "minLength": 1})
     names |= {"items": {"type": ["string", "number", "boolean", "null"]}, "minItems": 2}
     data, task, model = sections["DataSection"], sections["TaskSection"], sections["ModelSection"]
     data["allOf"] = [
         _never(_has(validation_size=_NUMBER, **{key: GIVEN})) for key in ("validation_file", "validation_rows")
     ]
-    task["allOf"] = [_never(_has(problem_type={"const": "regression"}, label_names={"type": "array"}))]
+    task["allOf"] = [_never(_has(problem_type={"const": "regression"}, label_names={"type": ["array", "string"]}))]
     model["allOf"] = [
         _never(_has(model_type=GIVEN, dtype={"not": {"const": "float32"}})),
         _never(_has(model_type=GIVEN, attn_implementation=GIVEN)),

@@ -15,8 +15,10 @@ from pydantic import ValidationError
 from finetune.errors import RecipeError, shorten
 from finetune.paths import absolute_path, path_problem
 from finetune.recipe.data_files import absolute_entries
+from finetune.recipe.label_names_file import read_label_names
 from finetune.recipe.metric_validation import metric_problems
 from finetune.recipe.outputs_rules import threshold_problems
+from finetune.recipe.python_rows import write_rows
 from finetune.recipe.schema import Recipe
 from finetune.recipe.schema_validation import in_file_order, schema_problems
 from finetune.recipe.section import SOURCES
@@ -54,6 +56,7 @@ def load_recipe(
     path: str | Path,
     overrides: Sequence[str] = (),
     *,
+    rows: object = None,
     read_data: bool = True,
     missing: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
 ) -> Recipe:
@@ -63,14 +66,21 @@ def load_recipe(
     directory.
 
     Args:
+        rows: training rows from Python in place of those that the recipe names: a pandas DataFrame, a
+            `datasets.Dataset`, a list of mappings, or a mapping of train, validation and test to these. A run keeps
+            them in its folder `rows`.
         read_data: whether data files must exist and the tracker must be installed. False for a finished run whose
             data are not read again.
         missing: by section, values for keys that its mapping in the file does not have, in place of the defaults.
 
     Raises:
         RecipeError: the file cannot be read, or it or an override has mistakes; the message has one line per mistake.
+        DataError: `rows` cannot be written.
     """
     path = recipe_file(path)
+    if rows is not None:
+        files = write_rows(rows)
+        overrides = [*overrides, *(f"data.{split}_file={yaml_text(file)}" for split, file in files.items())]
     recipe, problems, lines = validate_recipe(path, overrides, read_data=read_data, missing=missing)
     if recipe is None:
         raise RecipeError(problems_message(path, problems, lines))
@@ -98,6 +108,7 @@ def validate_recipe(
         _apply_override(override, document, values)
     document.setdefault("output_dir", f"runs/{path.stem}")
     problems = [Problem(location, text) for location, text in values.problems]
+    problems += read_label_names(document)
     disk = (disk_problems,) if read_data else ()
     checks = (
         metric_problems,

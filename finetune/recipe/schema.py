@@ -91,8 +91,8 @@ class TaskSection(Section):
     )
     label_names: list[str] | None = Field(
         None,
-        description="Names of the labels in the order of the class ids; null takes the labels of the training rows,"
-        " sorted.",
+        description="Names of the labels in the order of the class ids, or a file with them (a JSON list, or a name per"
+        " line); null takes the labels of the training rows, sorted.",
     )
 
     @model_validator(mode="after")

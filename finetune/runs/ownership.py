@@ -17,8 +17,9 @@ from pathlib import Path
 from finetune.errors import DataError, TrainingError
 from finetune.recipe.data_files import expand_files
 from finetune.recipe.loader import dump_recipe
+from finetune.recipe.python_rows import is_written_by_python
 from finetune.recipe.schema import Recipe
-from finetune.runs.atomic_files import report_write_errors, write_text
+from finetune.runs.atomic_files import atomic_file, report_write_errors, write_text
 from finetune.runs.json_files import read_json, write_json
 from finetune.runs.locks import LOCK
 from finetune.runs.results import SplitSummary
@@ -140,11 +141,25 @@ def _take(folder: Folder, recipe: Recipe, files: Mapping[Path, object]) -> None:
         if not resumed:
             _move_to_previous(folder, unfinished=unfinished)
         # The written recipe repeats the run from its start; it does not resume it.
+        recipe = _with_stored_rows(folder, recipe)
         from_start = recipe.checkpoint.model_copy(update={"resume_from_checkpoint": None})
         write_text(folder.recipe, dump_recipe(recipe.model_copy(update={"checkpoint": from_start})))
         for file, content in files.items():
             write_json(file, content)
         marker.unlink()
+
+
+def _with_stored_rows(folder: Folder, recipe: Recipe) -> Recipe:
+    """Copy the rows that come from Python into the folder, and return the recipe that names the copies."""
+    stored = {}
+    for split, files in recipe.data.local_files().items():
+        if is_written_by_python(files[0]):
+            folder.rows.mkdir(exist_ok=True)
+            copy = folder.rows / Path(files[0]).name
+            with atomic_file(copy) as temporary:
+                shutil.copyfile(files[0], temporary)
+            stored[f"{split}_file"] = str(copy.absolute())
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=stored)}) if stored else recipe
 
 
 def delete_previous_run(folder: Folder) -> None:
@@ -182,7 +197,7 @@ def restore_previous_on_failure(folder: Folder, *, is_main_process: bool) -> Ite
 
 def _check_inputs_outside_output(folder: Folder, recipe: Recipe, *, resumed: bool) -> None:
     """Raise TrainingError if the run would overwrite a file that it reads."""
-    outputs = [path.resolve() for path in folder.outputs()]
+    outputs = [path.resolve() for path in folder.outputs() if path != folder.rows]  # a resumed run reads its own rows
     for key, path in input_files(recipe).items():
         inside = path.resolve().is_relative_to(folder.path.resolve())
         if inside and (not resumed or any(path.resolve().is_relative_to(output) for output in outputs)):

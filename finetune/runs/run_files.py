@@ -15,7 +15,8 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from finetune.errors import DataError, FinetuneError
-from finetune.recipe.loader import load_recipe
+from finetune.recipe.loader import load_recipe, yaml_text
+from finetune.recipe.python_rows import SPLITS
 from finetune.recipe.schema import Recipe
 from finetune.runs.atomic_files import write_text
 from finetune.runs.baselines import BaselineComparison
@@ -140,7 +141,9 @@ def read_recipe(folder: RunFolder | SeriesFolder, overrides: Sequence[str] = (),
     """
     if not read_bytes(folder.recipe).endswith(b"\n"):
         raise damaged_file(folder.recipe, "its last line is incomplete")
-    return load_recipe(folder.recipe, overrides, read_data=read_data, missing=_MISSING)
+    stored = [file for split in SPLITS if (file := folder.rows / f"{split}.parquet").is_file()]  # found after a move
+    rows = [f"data.{file.stem}_file={yaml_text(str(file.absolute()))}" for file in stored]
+    return load_recipe(folder.recipe, [*rows, *overrides], read_data=read_data, missing=_MISSING)
 
 
 def read_summary(folder: RunFolder) -> dict[str, SplitSummary]:

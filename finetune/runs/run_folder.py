@@ -16,6 +16,7 @@ class RunFolder:
         self.recipe = path / "recipe.yaml"
         self.environment = path / "environment.json"
         self.data = path / "data.json"
+        self.rows = path / "rows"  # rows from Python
         self.history = path / "history.jsonl"
         self.checkpoints = path / "checkpoints"
         self.trackers = path / "trackers"
@@ -40,7 +41,7 @@ class RunFolder:
     def outputs(self) -> list[Path]:
         """Return every path that a run may write to."""
         return [
-            *(self.recipe, self.environment, self.data, self.history, self.checkpoints, self.trackers),
+            *(self.recipe, self.environment, self.data, self.rows, self.history, self.checkpoints, self.trackers),
             *(self.model, self.merged, self.pruned, self.onnx, self.onnx_int8, self.ranks, self.training),
             *(
                 self.fitted_outputs,
@@ -71,6 +72,7 @@ class SeriesFolder:
         self.path = path
         self.seeds = list(seeds)
         self.recipe = path / "recipe.yaml"
+        self.rows = path / "rows"  # rows from Python
         self.results = path / "series.json"
         self.model = path / "model"
         self.report = path / "report.html"
@@ -87,7 +89,7 @@ class SeriesFolder:
     def outputs(self) -> list[Path]:
         """Return every path that the series may write to; the results come last, because they list the seeds."""
         members = [self.member(seed).path for seed in self.seeds]
-        return [*members, self.model, self.report, self.card, self.recipe, self.results]
+        return [*members, self.model, self.report, self.card, self.rows, self.recipe, self.results]
 
     def has_model(self) -> bool:
         """Return whether a run has a trained model."""

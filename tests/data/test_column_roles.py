@@ -83,8 +83,8 @@ def test_usual_files_are_guessed_with_certainty(
         ),
         (
             {"text": TEXT, "tags": ["a|b", "b|c", "c", "a"] * 10},
-            ("text", "tags", SINGLE),
-            f"'a|b' could be several labels; for {MULTI}, write lists of labels in a json, jsonl or parquet file",
+            ("text", "tags", MULTI),
+            f"problem type {MULTI}: 'a|b' is read as several labels, separated by '|'; change it with",
         ),
         (
             {"review": TEXT, "stars": [1, 2, 3, 4, 5] * 8},

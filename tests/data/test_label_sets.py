@@ -83,7 +83,7 @@ def test_check_reports_the_choice_too(tmp_path: Path) -> None:
     notes = check_first_rows(DataSection(train_file=str(file), validation_size=None), MULTI, None).notes
     assert len(notes) == 2
     assert "split at ';'" in notes[0]
-    assert "1 rows have an empty cell in column 'label', which means that no label applies" in notes[1]
+    assert "1 row has an empty cell in column 'label', which means that no label applies" in notes[1]
 
 
 def test_an_empty_cell_means_no_label_and_null_a_missing_one(tmp_path: Path) -> None:

@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
+from finetune.data.first_rows import check_first_rows
 from finetune.data.loading import read_splits
 from finetune.data.splits import read_labeled
 from finetune.errors import DataError
 from finetune.recipe.data_section import DataSection
+from tests.support.written_rows import write_rows
 
 
 @pytest.fixture
@@ -26,6 +29,7 @@ def folder(tmp_path: Path) -> Callable[..., str]:
     return write
 
 
+SINGLE = "single_label_classification"
 CSV = "sentence,label\nNA,007\nnull,1\n2020-01-01,007\n"
 
 
@@ -85,6 +89,47 @@ def test_class_names_in_the_readme_of_a_folder_are_used(folder: Callable[..., st
     )
     splits = read_labeled(data, "single_label_classification", None, seed=0)
     assert (splits.label_names, splits.labels["train"].tolist()) == (["neg", "pos"], [1, 0])
+
+
+def test_saved_data_sets_are_read(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"sentence": ["NA", "b", "c", "d"], "label": ["x", "y", "x", "y"]})
+    rows.save_to_disk(str(tmp_path / "one"))
+    both = datasets.DatasetDict({"train": rows, "dev": rows.select([1, 0])})
+    both.save_to_disk(str(tmp_path / "two"))
+    assert named(str(tmp_path / "one")) == {"train": [("NA", "x"), ("b", "y"), ("c", "x"), ("d", "y")]}
+    splits = named(str(tmp_path / "two"), train_split="train[1:3]+dev[:1]", validation_split="dev")
+    assert splits == {"train": [("b", "y"), ("c", "x"), ("b", "y")], "validation": [("b", "y"), ("NA", "x")]}
+    with pytest.raises(DataError, match=r"cannot load .*two \(split validation\): .*give the names of its splits"):
+        named(str(tmp_path / "two"), validation_size=None)
+    with pytest.raises(DataError, match=r"data\.dataset_revision is for a data set on the hub, but .*one is a folder"):
+        named(str(tmp_path / "one"), dataset_revision="main")
+
+
+def test_a_folder_may_have_compressed_and_arrow_files(tmp_path: Path) -> None:
+    rows = [{"sentence": f"t{n}", "label": "xy"[n % 2]} for n in range(4)]
+    write_rows(tmp_path, rows, "csv with semicolons", ".gz", name="train")
+    write_rows(tmp_path, rows[:2], "csv", ".zst", name="test")
+    splits = named(str(tmp_path), test_split="test")
+    assert {split: len(values) for split, values in splits.items()} == {"train": 4, "test": 2}
+
+
+def test_check_reads_local_data_sets_like_training(folder: Callable[..., str], tmp_path: Path) -> None:
+    path = folder(train_csv="sentence,label\n" + "a,x\nb,y\n" * 10, validation_csv="sentence,label\nc,x\nd,y\n")
+    checked = check_first_rows(DataSection(dataset_name=path), SINGLE, None)
+    assert (checked.train, checked.labels, checked.validation, checked.has_validation) == (20, 2, 2, True)
+    (tmp_path / "validation.csv").write_text("sentence,label\nc,x\n,y\n")
+    for check in (lambda data: check_first_rows(data, SINGLE, None), read_splits):
+        with pytest.raises(DataError, match=r"^.* \(split validation\) row 2: column 'sentence' is empty"):
+            check(DataSection(dataset_name=path))
+        with pytest.raises(DataError, match=r"cannot load .*split dev"):
+            check(DataSection(dataset_name=path, validation_split="dev"))
+    saved = datasets.Dataset.from_dict({"sentence": ["a", "b"], "label": ["x", ""]})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    data = DataSection(dataset_name=str(tmp_path / "saved"), validation_size=None, validation_split=None)
+    with pytest.raises(DataError, match=r"saved \(split train\) row 2: column 'label' is empty"):
+        check_first_rows(data, SINGLE, None)
+    part = DataSection(dataset_name=path, train_split="train[:2]")
+    assert check_first_rows(part, SINGLE, None).notes == [f"not checked: the rows of dataset '{path}'"]
 
 
 def test_an_unreachable_hub_is_reported() -> None:

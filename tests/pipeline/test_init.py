@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -90,6 +91,28 @@ def test_pairs_lists_and_numbers(capsys: pytest.CaptureFixture[str], folder: Pat
     recipe, printed = written(capsys, "numbers.tsv")
     assert recipe.task.problem_type == "regression"
     assert "regression: values from 0 to 2.75\n" in printed
+
+
+def test_label_sets_and_separators(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    cells = ["bug;bill", "bug", "bill", "", "bug; bill"] * 4
+    rows = "".join(f"{n}|a b, c {n}|{cell}\n" for n, cell in enumerate(cells))
+    (folder / "tickets.csv.gz").write_bytes(gzip.compress(f"id|comment|tags\n{rows}".encode()))
+    recipe, printed = written(capsys, "tickets.csv.gz")
+    assert (recipe.task.problem_type, recipe.data.label_column) == ("multi_label_classification", "tags")
+    assert (recipe.data.delimiter, recipe.data.label_delimiter) == ("|", ";")
+    assert "2 labels (several per row): bug 12, bill 12\n" in printed
+    assert "'bug;bill' is read as several labels, separated by ';'; change it with --problem-type" in printed
+    assert (folder / "tickets.yaml").is_file()
+    flags = "".join(f"a b {n}\t{n % 2}\t{n % 3 == 0:d}\t{n % 5 == 0:d}\n" for n in range(15))
+    for split in ("train", "test"):
+        (folder / f"{split}.tsv").write_text(f"text\tbug\tbill\tother\n{flags}")
+    recipe, printed = written(capsys, "train.tsv", "--output", "flags.yaml")
+    assert recipe.data.label_columns == ["bug", "bill", "other"]
+    assert (recipe.data.delimiter, set(recipe.data.local_files())) == (None, {"train", "test"})
+    assert "3 labels (several per row): bug 7, bill 5, other 3\n" in printed
+    (folder / "colons.csv").write_text(ROWS.replace(",", ":"))
+    recipe, _ = written(capsys, "colons.csv", "--delimiter", ":")
+    assert (recipe.data.text_column, recipe.data.delimiter) == ("review", ":")
 
 
 def test_options_decide(capsys: pytest.CaptureFixture[str]) -> None:
