@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from finetune.cli.shared import Arguments, Commands, add_command, delimiter, loading_libraries, with_recipe
-from finetune.errors import FinetuneError, RecipeError
+from finetune.errors import DataError, FinetuneError, RecipeError
 from finetune.recipe.names import ProblemType
+
+if TYPE_CHECKING:
+    from finetune.recipe.schema import Recipe
 
 _MAX_SEEDS = 1000
 
@@ -19,7 +23,7 @@ def add_commands(commands: Commands) -> None:
     parser = with_recipe(add_command(commands, "train", train, "run a recipe: train, score, analyze heads, report"))
     parser.add_argument("--dry-run", action="store_true", help="train one step, save, reload, and keep nothing")
     parser.add_argument("--seeds", type=int, metavar="N", help="train N runs, with the seeds seed, seed+1, ...")
-    with_recipe(add_command(commands, "check", _check, "find the mistakes in a recipe or a sweep"))
+    _add_check(commands)
     _add_sweep(commands)
     _add_init(commands)
     topics = add_command(commands, "help", _help, "list the guides, or show one of them")
@@ -27,6 +31,13 @@ def add_commands(commands: Commands) -> None:
     schema = add_command(commands, "schema", _schema, "print the JSON schema of recipes, for editors")
     schema.add_argument("--sweep", action="store_true", help="the schema of sweep files instead")
     schema.add_argument("--output", type=Path, help="the file to write instead, such as recipe.schema.json")
+
+
+def _add_check(commands: Commands) -> None:
+    parser = with_recipe(add_command(commands, "check", _check, "find the mistakes in a recipe or a sweep"))
+    parser.add_argument("--data", action="store_true", help="also examine all rows: texts, labels and token lengths")
+    parser.add_argument("--strict", action="store_true", help="with --data: warnings are errors (exit code 2)")
+    parser.add_argument("--json", action="store_true", help="with --data: print the findings as JSON, and nothing else")
 
 
 def _add_sweep(commands: Commands) -> None:
@@ -103,9 +114,13 @@ def _check(args: Arguments) -> None:
     from finetune.pipeline.check import check, check_recipe
     from finetune.recipe.sweep_loader import is_sweep_file, load_sweep
 
+    for name in ("strict", "json"):
+        if getattr(args, name) and not args.data:
+            raise RecipeError(f"--{name} is given without --data; add --data to examine the rows")
     if is_sweep_file(args.recipe):
         loaded = load_sweep(args.recipe, args.overrides)
-        output, notes = loaded.sweep.output_dir, [loaded.describe(), *check_recipe(loaded.first_trial())]
+        recipe = loaded.first_trial()
+        output, notes = loaded.sweep.output_dir, [loaded.describe(), *check_recipe(recipe)]
     else:
         recipe, notes = check(args.recipe, args.overrides)
         output = recipe.output_dir
@@ -114,9 +129,33 @@ def _check(args: Arguments) -> None:
                 f"A series of {len(recipe.seeds)} runs, with the seeds {', '.join(map(str, recipe.seeds))}",
                 *notes,
             ]
-    print(f"{args.recipe} is valid. Output directory: {output}")
-    for note in notes:
-        print(f"  {note}")
+    if not args.json:
+        print(f"{args.recipe} is valid. Output directory: {output}")
+        for note in notes:
+            print(f"  {note}")
+    if args.data:
+        _check_data(args, recipe)
+
+
+def _check_data(args: Arguments, recipe: Recipe) -> None:
+    """Print what is remarkable about the rows; DataError with --strict if there are warnings."""
+    from rich.console import Console
+
+    with loading_libraries(stderr=args.json):
+        from finetune.pipeline.check_data import check_data
+        from finetune.report.quality_terminal import print_data_quality
+        from finetune.runs.data_quality import WARNING
+    quality = check_data(recipe)
+    if args.json:
+        print(json.dumps(asdict(quality), indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        print_data_quality(Console(highlight=False), quality)
+    count = len(quality.with_level(WARNING))
+    if args.strict and count:
+        raise DataError(
+            f"the data of {args.recipe} {'have' if count > 1 else 'has'} {count} warning{'s' * (count > 1)}, and with "
+            "--strict a warning is an error; correct the rows, or leave out --strict"
+        )
 
 
 def _init(args: Arguments) -> None:

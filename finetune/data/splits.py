@@ -21,6 +21,7 @@ from finetune.data.tokenization import EncodedSplit, encode_split
 from finetune.errors import DataError
 from finetune.recipe.data_section import DataSection
 from finetune.runs.results import SplitSummary
+from finetune.runs.token_lengths import length_quantiles, truncation_hint, usual_length
 
 
 @dataclass(frozen=True)
@@ -152,12 +153,21 @@ def encode_splits(labeled: LabeledSplits, tokenizer: PreTrainedTokenizerBase, ma
         split: encode_split(raw, labeled.labels[split], tokenizer, labeled.text_columns, max_length)
         for split, raw in labeled.raw.items()
     }
-    return EncodedSplits(encoded, {split: _summarize(labeled, split, encoded[split]) for split in encoded})
+    limit = tokenizer.model_max_length
+    summaries = {split: _summarize(labeled, split, rows, max_length, limit) for split, rows in encoded.items()}
+    return EncodedSplits(encoded, summaries)
 
 
-def _summarize(labeled: LabeledSplits, split: str, encoded: EncodedSplit) -> SplitSummary:
-    """Return counts and shares that describe a split, such as how many of its rows are also training rows."""
+def _summarize(
+    labeled: LabeledSplits, split: str, encoded: EncodedSplit, max_length: int, token_limit: float
+) -> SplitSummary:
+    """Return counts and shares that describe a split, such as how many of its rows are also training rows.
+
+    Args:
+        token_limit: the largest `max_length` that the model takes; infinity if none is known.
+    """
     raw, train = labeled.raw[split], labeled.raw["train"]
+    fitting = usual_length(length_quantiles(encoded.true_lengths)["99"], token_limit)
     return SplitSummary(
         rows=len(encoded),
         label_counts=label_counts(encoded.labels, labeled.label_names),
@@ -168,4 +178,6 @@ def _summarize(labeled: LabeledSplits, split: str, encoded: EncodedSplit) -> Spl
         rows_also_in_train=0 if split == "train" else count_shared_rows(raw, train, labeled.text_columns),
         unlabeled_rows_dropped=raw.dropped,
         label_name_rows=len(labeled.label_names) if split == "train" and labeled.has_label_names else 0,
+        true_lengths=length_quantiles(encoded.true_lengths),
+        truncation_hint=truncation_hint(max_length, fitting) if encoded.truncated else "",
     )

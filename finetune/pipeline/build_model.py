@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from transformers import PreTrainedTokenizerFast
+
 from finetune.data.splits import LabeledSplits
 from finetune.data.tokenization import word_tokenizer
 from finetune.errors import ModelError
@@ -47,21 +49,25 @@ def _build_untrained(recipe: Recipe, splits: LabeledSplits) -> Classifier:
             "peft: adapters need pretrained weights, but model.model_type builds a new model; remove the peft section"
         )
     assert model.model_type is not None
+    return new_classifier(
+        model.model_type,
+        model.config_overrides,
+        new_word_tokenizer(model, splits),
+        Labels(splits.label_names, recipe.task.problem_type),
+        max_length=recipe.data.max_length,
+        pooling=HEAD if model.pooling == "auto" else model.pooling,
+    )
+
+
+def new_word_tokenizer(model: ModelSection, splits: LabeledSplits) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a new model, which knows the words of the training rows."""
     vocab_size = model.config_overrides.get("vocab_size", _DEFAULT_VOCAB_SIZE)
     if not isinstance(vocab_size, int) or vocab_size < 3:
         raise ModelError(
             f"model.config_overrides.vocab_size is {vocab_size}; it must be an integer of at least 3, as two tokens "
             "are reserved"
         )
-    tokenizer = word_tokenizer(splits.training_texts(), vocab_size)
-    return new_classifier(
-        model.model_type,
-        model.config_overrides,
-        tokenizer,
-        Labels(splits.label_names, recipe.task.problem_type),
-        max_length=recipe.data.max_length,
-        pooling=HEAD if model.pooling == "auto" else model.pooling,
-    )
+    return word_tokenizer(splits.training_texts(), vocab_size)
 
 
 def with_pooling(recipe: Recipe, classifier: Classifier) -> tuple[Recipe, str]:

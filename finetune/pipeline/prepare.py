@@ -103,7 +103,7 @@ def new_inputs(recipe: Recipe, shared: SharedWork) -> RunInputs:
         DataError: a file, a row or a label is wrong, or a required split is missing.
         ModelError: the classifier cannot be built, or the forward pass fails.
     """
-    labeled = shared.once("labeled rows", partial(_read_rows, recipe))
+    labeled = labeled_rows(recipe, shared)
     classifier = build_classifier(recipe, labeled)
     check_threshold_labels(recipe, classifier.label_names)
     encode = partial(encode_splits, labeled, classifier.tokenizer, recipe.data.max_length)
@@ -130,6 +130,11 @@ def _try_loaded_metrics(recipe: Recipe, label_names: Sequence[str], splits: Mapp
         probabilities = labels.astype(float) if labels.ndim == 2 else np.eye(len(label_names))[labels]
     rows = ScoredRows(labels, labels, probabilities, tuple(label_names), problem_type)
     check_loaded_metrics(sources, rows, recipe.best_metric())
+
+
+def labeled_rows(recipe: Recipe, shared: SharedWork) -> LabeledSplits:
+    """Return the recipe's rows with their labels; they are read once."""
+    return shared.once("labeled rows", partial(_read_rows, recipe))
 
 
 def _read_rows(recipe: Recipe) -> LabeledSplits:

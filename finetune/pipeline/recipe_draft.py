@@ -18,11 +18,11 @@ from finetune.data.preview import Preview, PreviewColumn, read_preview
 from finetune.errors import DataError, ModelError
 from finetune.models.checkpoint_config import FOLDER_FIX, checkpoint_location, token_limit
 from finetune.recipe.loader import yaml_text
+from finetune.runs.token_lengths import usual_length
 
 _UNLABELED = "-1"
 _TRAIN = re.compile(r"(?<![A-Za-z])(train|training)(?![A-Za-z])", re.IGNORECASE)
 _OTHER_SPLITS = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
-_LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192)
 _MAX_MEASURED = 2000  # rows whose tokens are counted
 _IMBALANCED = 10  # rows of the largest class per row of the smallest
 
@@ -132,7 +132,7 @@ def propose_length(preview: Preview, used: UsedColumns, model: str) -> Length:
     texts = [tuple(str(column.values[row] or "") for column in columns) for row in rows]
     counts, source = _token_counts(texts, model)
     needed = math.ceil(np.quantile(counts, 0.99))
-    proposed = next((length for length in _LENGTHS if length >= needed), needed)
+    proposed = usual_length(needed, math.inf)
     limit = token_limit(model, "main")
     if proposed > limit:
         share = np.mean(np.asarray(counts) > limit)

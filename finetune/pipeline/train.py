@@ -12,6 +12,7 @@ from finetune.distributed import on_main_process
 from finetune.errors import RecipeError, TrainingStopped
 from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.baselines import fit_baselines
+from finetune.pipeline.check_data import write_data_quality
 from finetune.pipeline.context import RunContext, SharedWork
 from finetune.pipeline.dry_run import dry_run as start_dry_run
 from finetune.pipeline.environment import describe_environment
@@ -91,6 +92,7 @@ def _train(context: RunContext, on_evaluation: OnEvaluation | None) -> None:
         environment = describe_environment(accelerator, context.recipe.seed)
         write_first_files = partial(take_ownership, context.folder, context.recipe, environment, inputs.summary)
         on_main_process(accelerator, write_first_files)
+        on_main_process(accelerator, partial(write_data_quality, context, inputs))
         resume_step = None if checkpoint is None else trainer.state.step
         start_trackers(context, list(inputs.held_out_splits()), resume_step=resume_step)
         trained = train_stage(context, cached, trainer, on_evaluation)

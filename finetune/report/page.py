@@ -53,6 +53,7 @@ SECTIONS = (
     "label_errors",
     "errors",
     "training",
+    "data_quality",
     "run",
 )
 

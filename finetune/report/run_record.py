@@ -10,6 +10,7 @@ import pyarrow as pa
 from finetune.recipe.schema import Recipe
 from finetune.report.row_columns import LENGTH, text_lengths
 from finetune.runs.baselines import BaselineComparison
+from finetune.runs.data_quality import DataQuality
 from finetune.runs.explanations import Explanations, read_explanations
 from finetune.runs.head_results import HeadAnalysis
 from finetune.runs.json_files import read_json
@@ -41,6 +42,7 @@ class RunRecord:
         baselines: the comparison with baselines; None if there is none.
         predictions: the table of predictions.parquet, with the lengths of the texts instead of the texts if no text
             may be shown; None if no split was scored.
+        quality: what is remarkable about the rows; None in runs of earlier versions.
         explanations: of single rows, without tokens if no text may be shown; None if there are none.
         fitted_outputs: what was fitted to the validation rows after training; None if nothing was.
         label_errors: rows whose label is probably wrong, without texts if no text may be shown; None if the labels were
@@ -60,6 +62,7 @@ class RunRecord:
     baselines: BaselineComparison | None = None
     predictions: pa.Table | None = None
     explanations: Explanations | None = None
+    quality: DataQuality | None = None
     fitted_outputs: FittedOutputs | None = None
     label_errors: list[LabelError] | None = None
 
@@ -88,6 +91,7 @@ class RunRecord:
             predictions=_without_texts(self.predictions),
             explanations=explanations,
             label_errors=errors,
+            quality=self.quality and self.quality.without_texts(),
         )
 
     def label_names(self) -> list[str]:
@@ -129,6 +133,7 @@ def read_record(
         baselines=read_baselines(folder),
         predictions=None if no_predictions else read_predictions(folder),
         explanations=read_explanations(folder),
+        quality=read_json(folder.data_quality, DataQuality) if folder.data_quality.exists() else None,
         fitted_outputs=read_fitted_outputs(folder),
         label_errors=read_label_errors(folder),
     )

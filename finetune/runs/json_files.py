@@ -21,6 +21,7 @@ _COMMANDS = {
     **dict.fromkeys(("heads.json", "heads_failure.json", "explanations.parquet"), "heads"),
 }
 _OTHER_FIXES = {
+    "data_quality.json": "remove the file; the report then has no section on data quality",
     "recipe.yaml": "copy the recipe of the run to that path",
     "sweep.json": "start the sweep again with the same file, which writes it and repeats no finished trial",
 }

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-_MAX_UNKNOWN_SHARE = 0.1  # of the tokens; above it a split gets a warning
+MAX_UNKNOWN_SHARE = 0.1  # of the tokens; above it a split gets a warning
+MAX_TRUNCATED_SHARE = 0.05  # of the rows; above it a split gets a warning
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
@@ -122,6 +123,9 @@ class SplitSummary:
         rows_also_in_train: rows whose text is also a training row.
         unknown_share: share of the tokens that the tokenizer does not know.
         label_name_rows: rows that are the names of the labels, which were added to the training rows.
+        true_lengths: quantiles of the tokens per row before truncation, as "50", "90", "95", "99" and "100" percent;
+            empty in runs of earlier versions.
+        truncation_hint: what to do about truncated rows; "" if there are none.
     """
 
     rows: int
@@ -133,18 +137,30 @@ class SplitSummary:
     unlabeled_rows_dropped: int = 0
     unknown_share: float = 0.0
     label_name_rows: int = 0
+    true_lengths: dict[str, int] = field(default_factory=dict)
+    truncation_hint: str = ""
 
     def notes(self, split: str) -> list[str]:
         """Return notes that affect the interpretation of the scores of `split`."""
         added = (
             f"The names of the {self.label_name_rows} labels are also training rows." if self.label_name_rows else ""
         )
-        notes = (added, self.dropped_note(split), self.overlap_note(split), self.unknown_note(split))
+        notes = (
+            added, self.dropped_note(split), self.overlap_note(split), self.truncation_note(split),
+            self.unknown_note(split),
+        )  # fmt: skip
         return [note for note in notes if note]
+
+    def truncation_note(self, split: str) -> str:
+        """Return a warning if many rows were truncated, or ""."""
+        if self.truncated_share <= MAX_TRUNCATED_SHARE or not self.truncation_hint:
+            return ""
+        longer = f", and 1 % has more than {self.true_lengths['99']} tokens" if "99" in self.true_lengths else ""
+        return f"{self.truncated_share:.0%} of the {split} rows were truncated{longer}: {self.truncation_hint}."
 
     def unknown_note(self, split: str) -> str:
         """Return a warning if many tokens are unknown to the tokenizer, or ""."""
-        if self.unknown_share <= _MAX_UNKNOWN_SHARE:
+        if self.unknown_share <= MAX_UNKNOWN_SHARE:
             return ""
         return (
             f"{self.unknown_share:.0%} of the {split} tokens are unknown to the tokenizer, so the model cannot "

@@ -17,6 +17,7 @@ class RunFolder:
         self.environment = path / "environment.json"
         self.data = path / "data.json"
         self.rows = path / "rows"  # rows from Python
+        self.data_quality = path / "data_quality.json"
         self.history = path / "history.jsonl"
         self.checkpoints = path / "checkpoints"
         self.trackers = path / "trackers"
@@ -41,7 +42,8 @@ class RunFolder:
     def outputs(self) -> list[Path]:
         """Return every path that a run may write to."""
         return [
-            *(self.recipe, self.environment, self.data, self.rows, self.history, self.checkpoints, self.trackers),
+            *(self.recipe, self.environment, self.data, self.data_quality, self.rows, self.history),
+            *(self.checkpoints, self.trackers),
             *(self.model, self.merged, self.pruned, self.onnx, self.onnx_int8, self.ranks, self.training),
             *(
                 self.fitted_outputs,

@@ -32,6 +32,7 @@ READ_BY = {
     "recipe.yaml": {*REPORTING, "prune", "merge", "compare"},
     "environment.json": {*REPORTING, "compare"},
     "data.json": {*REPORTING, "prune"},
+    "data_quality.json": REPORTING,
     "history.jsonl": REPORTING,
     "training.json": {*REPORTING, "compare"},
     "scores.json": {*REPORTING, "compare"},

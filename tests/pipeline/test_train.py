@@ -23,9 +23,9 @@ from tests.support.processes import start
 RECIPES = ROOT / "recipes"
 SCRATCH = RECIPES / "toy_from_scratch.yaml"
 COMPLETE = {
-    "recipe.yaml", "environment.json", "data.json", "history.jsonl", "checkpoints", "model", "training.json",
-    "scores.json", "baselines.json", "predictions.parquet", "label_errors.csv", "heads.json",
-    "explanations.parquet", "report.html", "README.md",
+    "recipe.yaml", "environment.json", "data.json", "data_quality.json", "history.jsonl", "checkpoints",
+    "model", "training.json", "scores.json", "baselines.json", "predictions.parquet", "label_errors.csv",
+    "heads.json", "explanations.parquet", "report.html", "README.md",
 }  # fmt: skip
 
 

@@ -13,3 +13,13 @@ def test_rows_that_are_also_training_rows_are_reported(shared: int, note_start: 
     note = SplitSummary(4, {}, 1.0, 1, 0.0, shared).overlap_note("test")
     assert note.startswith(note_start)
     assert bool(note) == bool(shared)
+
+
+def test_many_truncated_rows_are_reported() -> None:
+    hint = "raise data.max_length to 256, or set data.long_text"
+    few, many = (
+        SplitSummary(4, {}, 1.0, 1, share, true_lengths={"99": 200}, truncation_hint=hint) for share in (0.05, 0.06)
+    )
+    assert few.notes("test") == []
+    assert many.notes("test") == [f"6% of the test rows were truncated, and 1 % has more than 200 tokens: {hint}."]
+    assert SplitSummary(4, {}, 1.0, 1, 0.5).notes("test") == []  # of an earlier version
