@@ -181,9 +181,10 @@ def _token_findings(
         findings.append(Finding("unknown_tokens", WARNING, split.name, len(tokens.lengths), message, examples))
     empty = np.flatnonzero(tokens.lengths <= tokenizer.num_special_tokens_to_add(pair=len(split.columns) == 2))
     if len(empty):
+        rows_have = "rows have" if len(empty) > 1 else "row has"
         message = (
-            f"{len(empty):,} row{'s' if len(empty) > 1 else ''} of {split.name} have no token, because the tokenizer "
-            "removes all of their characters: remove the rows"
+            f"{len(empty):,} {split.name} {rows_have} no token, because the tokenizer removes all characters of the "
+            "text: remove what cannot be read"
         )
         examples = [[split.example(int(row))] for row in empty[:_EXAMPLES]]
         findings.append(Finding("empty_texts", WARNING, split.name, len(empty), message, examples))
