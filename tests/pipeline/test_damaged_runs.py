@@ -201,6 +201,7 @@ def test_a_missing_file_is_an_error_if_it_is_needed(
     # Commands that write the file again or do not need it.
     optional = {
         "scores.json": {"evaluate"},
+        "data_quality.json": REPORTING,
         "baselines.json": REPORTING,
         "predictions.parquet": {"evaluate"},
         "label_errors.csv": REPORTING,
