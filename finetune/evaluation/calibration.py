@@ -32,7 +32,7 @@ _CHANCE_SAMPLES, _CHANCE = 400, 0.95
 class Confidences:
     """Probabilities, and whether what they are probabilities of is true, (N, K).
 
-    In single-label classification it is the highest probability, and whether the predicted label is right. In
+    In single-label classification it is the probability of the predicted label, and whether this label is right. In
     multi-label classification it is every probability, and whether the row has the label.
     """
 
@@ -49,11 +49,15 @@ class Confidences:
         return numbers.reshape(self.confidence.shape)
 
 
-def confidences_of(probabilities: Array, labels: Array) -> Confidences:
-    """Return the confidences of probabilities (N, C) for labels: ids (N,), or 0/1 label sets (N, C)."""
+def confidences_of(probabilities: Array, labels: Array, predicted: Array | None = None) -> Confidences:
+    """Return the confidences of probabilities (N, C) for labels: ids (N,), or 0/1 label sets (N, C).
+
+    Args:
+        predicted: ids of the predicted labels, (N,); None: the most probable ones.
+    """
     if labels.ndim == 2:
         return Confidences(probabilities.astype(float), labels.astype(float))
-    predicted = probabilities.argmax(axis=1)
+    predicted = probabilities.argmax(axis=1) if predicted is None else predicted
     highest = probabilities[np.arange(len(labels)), predicted, None].astype(float)
     return Confidences(highest, (predicted == labels).astype(float)[:, None])
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from finetune.evaluation.calibration import (
     risk_coverage_area,
 )
 from finetune.evaluation.prediction import Predictions
-from finetune.models.conformal import Limits, conformal_scores, scope_scores
+from finetune.models.conformal import Limits
 from finetune.models.outputs import OutputRules
 from finetune.progress import stage
 from finetune.runs.results import ConfidenceScores, MetricValue, SetScores
@@ -46,16 +45,17 @@ def confidence_scores(predictions: Predictions, *, fitted: bool, samples: int, s
         samples: number of bootstrap resamples.
     """
     rules, labels = predictions.rules, predictions.labels
-    probabilities = rules.probabilities(predictions.logits.numpy())
+    logits = predictions.logits.numpy()
+    probabilities = rules.probabilities(logits)
     options = {"samples": samples, "seed": seed}
-    sets = _set_scores(rules, probabilities, labels, fitted=fitted, seed=seed)
+    sets = _set_scores(rules, logits, labels, fitted=fitted, seed=seed)
     note = _FITTED if fitted and sets else ""
     if rules.problem_type == "regression":
         return ConfidenceScores(sets=sets, note=note)
     if len(labels) > _MAX_ROWS:
         kept = np.random.default_rng(seed).choice(len(labels), _MAX_ROWS, replace=False)
         probabilities, labels = probabilities[kept], labels[kept]
-    rows = confidences_of(probabilities, labels)
+    rows = confidences_of(probabilities, labels, rules.decisions(probabilities))
     with stage("computing the calibration of the probabilities"):
         return ConfidenceScores(
             calibration_error(rows, **options),
@@ -66,22 +66,20 @@ def confidence_scores(predictions: Predictions, *, fitted: bool, samples: int, s
         )
 
 
-def _set_scores(rules: OutputRules, probabilities: Array, labels: Array, *, fitted: bool, seed: int) -> list[SetScores]:
+def _set_scores(rules: OutputRules, logits: Array, labels: Array, *, fitted: bool, seed: int) -> list[SetScores]:
     """Return what prediction sets do at each of COVERAGES that can be promised; none for several labels per row."""
     if rules.conformal is None or rules.problem_type == "multi_label_classification":
         return []
-    result = []
+    result, probabilities = [], rules.probabilities(logits)
     for coverage in COVERAGES:
         with suppress(DataError):  # too few validation rows for this coverage
-            parts = _parts(rules, probabilities, labels, seed if fitted else None)
+            parts = _parts(rules, logits, labels, seed if fitted else None)
             limits = [(rows, rule.limits(coverage)) for rows, rule in parts]
             result.append(_scores_of_sets(coverage, limits, probabilities, labels))
     return result
 
 
-def _parts(
-    rules: OutputRules, probabilities: Array, labels: Array, seed: int | None
-) -> Iterator[tuple[Array, OutputRules]]:
+def _parts(rules: OutputRules, logits: Array, labels: Array, seed: int | None) -> Iterator[tuple[Array, OutputRules]]:
     """Yield the numbers of rows, and rules that were not fitted to them.
 
     Args:
@@ -93,8 +91,7 @@ def _parts(
     folds = np.random.default_rng(seed).permutation(len(labels)) % _FOLDS
     for fold in range(min(_FOLDS, len(labels))):
         others = folds != fold
-        scores = conformal_scores(probabilities[others], scope_scores(probabilities[others]), labels[others], seed=seed)
-        yield np.flatnonzero(~others), replace(rules, conformal=scores)
+        yield np.flatnonzero(~others), rules.with_scores_of(logits[others], labels[others], seed=seed)
 
 
 def _share(values: Array) -> MetricValue:

@@ -89,9 +89,9 @@ class Limits:
         """Return which labels are in the prediction set of each row, (N, C); None without a coverage."""
         return None if self.error is None else 1 - probabilities <= self.error
 
-    def in_scope(self, probabilities: np.ndarray) -> np.ndarray | None:
-        """Return whether each row is in scope, (N,); None if this is not computed."""
-        return None if self.scope is None else scope_scores(probabilities) >= self.scope
+    def in_scope(self, logits: np.ndarray) -> np.ndarray | None:
+        """Return whether each row of the logits (N, C) is in scope, (N,); None if this is not computed."""
+        return None if self.scope is None else scope_scores(logits) >= self.scope
 
 
 def rows_needed(coverage: float) -> int:
@@ -141,9 +141,14 @@ def conformal_scores(probabilities: np.ndarray, scope: np.ndarray, labels: np.nd
     return ConformalScores(by_label, _ascending(scope, -5e-6))
 
 
-def scope_scores(probabilities: np.ndarray) -> np.ndarray:
-    """Return how much each row looks like a row of one of the labels, (N,): the highest probability."""
-    return np.asarray(probabilities.max(axis=1))
+def scope_scores(logits: np.ndarray) -> np.ndarray:
+    """Return how much each row of logits (N, C) looks like the training rows, (N,): log sum exp (Liu et al. 2020).
+
+    With 95 % of the rows in scope kept, it rejects 89 % of the rows out of scope of CLINC150, and the highest
+    probability 81 %; see `docs/probabilities.md`.
+    """
+    highest = logits.max(axis=1, keepdims=True).astype(np.float64)
+    return np.asarray(highest[:, 0] + np.log(np.exp(logits - highest).sum(axis=1)))
 
 
 def _ascending(values: np.ndarray, margin: float = 5e-6) -> tuple[float, ...]:
@@ -153,7 +158,7 @@ def _ascending(values: np.ndarray, margin: float = 5e-6) -> tuple[float, ...]:
         margin: relative; no value gets lower with a positive margin, or higher with a negative one, so that a new row
             with the same score is within the limit.
     """
-    return tuple(sorted(float(f"{value * (1 + margin):.6g}") for value in values.tolist()))
+    return tuple(sorted(float(f"{value + abs(value) * margin:.6g}") for value in values.tolist()))
 
 
 def write_conformal(scores: ConformalScores, folder: Path) -> None:

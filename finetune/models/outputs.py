@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from finetune.errors import DataError, ModelError
-from finetune.models.conformal import ConformalScores, Limits
+from finetune.models.conformal import ConformalScores, Limits, conformal_scores, scope_scores
 
 DEFAULT_THRESHOLD = 0.5
 
@@ -141,6 +141,17 @@ class OutputRules:
             limits = np.full(len(self.conformal.errors), self.conformal.limit(coverage))
         return Limits(limits, None if in_scope is None else self.conformal.scope_limit(in_scope))
 
+    def with_scores_of(self, logits: np.ndarray, labels: np.ndarray, *, seed: int) -> OutputRules:
+        """Return rules with the scores of validation rows.
+
+        Args:
+            logits: of the validation rows, (N, C).
+            labels: class ids (N,), or values (N,) in regression.
+            seed: of the choice of rows, if there are very many.
+        """
+        scores = conformal_scores(self.probabilities(logits), scope_scores(logits), labels, seed=seed)
+        return replace(self, conformal=scores)
+
     def predictions(
         self, logits: np.ndarray, *, top_k: int | None = None, limits: Limits | None = None
     ) -> list[Prediction]:
@@ -171,7 +182,7 @@ class OutputRules:
         unknown = [None] * len(labels)
         sets = limits.label_sets(probabilities)
         set_names = unknown if sets is None else [_names(names, row) for row in sets.tolist()]
-        in_scope = limits.in_scope(probabilities)
+        in_scope = limits.in_scope(logits)
         return [
             Prediction(label, values, labels=label_set, in_scope=inside)
             for label, values, label_set, inside in zip(

@@ -10,7 +10,6 @@ from dataclasses import replace
 from finetune.evaluation.prediction import Predictions, predict
 from finetune.evaluation.temperature import fit_temperature
 from finetune.models.classifier import Classifier
-from finetune.models.conformal import ConformalScores, conformal_scores, scope_scores
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.fit_thresholds import with_thresholds
 from finetune.progress import stage
@@ -39,7 +38,10 @@ def fit_outputs(
         if fit is not None and fit.applied:
             classifier = replace(classifier, temperature=fit.value)
         predictions = replace(predictions, rules=classifier.rules)
-        classifier = replace(classifier, conformal=_conformal(predictions, recipe.seed))
+        if predictions.problem_type != "multi_label_classification":
+            logits = predictions.logits.numpy()
+            rules = classifier.rules.with_scores_of(logits, predictions.labels, seed=recipe.seed)
+            classifier = replace(classifier, conformal=rules.conformal)
         classifier, thresholds = with_thresholds(recipe, classifier, predictions)
     scores = classifier.conformal
     conformal_rows = 0 if scores is None else sum(map(len, scores.errors))
@@ -52,11 +54,3 @@ def _temperature_fit(recipe: Recipe, predictions: Predictions) -> TemperatureFit
         return None
     logits, samples = predictions.logits.numpy(), recipe.evaluation.bootstrap_samples
     return fit_temperature(predictions.rules, logits, predictions.labels, samples=samples, seed=recipe.seed)
-
-
-def _conformal(predictions: Predictions, seed: int) -> ConformalScores | None:
-    """Return the scores of the validation rows for prediction sets, None with several labels per row."""
-    if predictions.problem_type == "multi_label_classification":
-        return None
-    probabilities = predictions.rules.probabilities(predictions.logits.numpy())
-    return conformal_scores(probabilities, scope_scores(probabilities), predictions.labels, seed=seed)

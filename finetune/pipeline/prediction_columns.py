@@ -127,7 +127,7 @@ def prediction_columns(rules: OutputRules, logits: np.ndarray, options: ColumnOp
     if options.probabilities:
         for index, name in enumerate(rules.label_names):
             columns[f"probability_{name}"] = _numbers(probabilities[:, index])
-    columns |= _set_columns(rules, probabilities, _limits(rules, options))
+    columns |= _set_columns(rules, logits, probabilities, _limits(rules, options))
     names_with_prefix = [options.prefix + name for name in columns]
     return pa.RecordBatch.from_arrays(list(columns.values()), names=names_with_prefix)
 
@@ -137,7 +137,9 @@ def _limits(rules: OutputRules, options: ColumnOptions) -> Limits:
     return rules.limits(options.coverage, per_class=options.coverage_per_class, in_scope=options.in_scope)
 
 
-def _set_columns(rules: OutputRules, probabilities: np.ndarray, limits: Limits) -> dict[str, pa.Array]:
+def _set_columns(
+    rules: OutputRules, logits: np.ndarray, probabilities: np.ndarray, limits: Limits
+) -> dict[str, pa.Array]:
     """Return the columns of prediction sets and of rows out of scope."""
     columns: dict[str, pa.Array] = {}
     if rules.problem_type == "regression":
@@ -151,8 +153,8 @@ def _set_columns(rules: OutputRules, probabilities: np.ndarray, limits: Limits) 
         answered = sets.sum(axis=1) == 1
         decided = np.where(answered, sets.argmax(axis=1), 0)
     else:
-        decided = probabilities.argmax(axis=1)
-    if (in_scope := limits.in_scope(probabilities)) is not None:
+        decided = rules.decisions(probabilities)
+    if (in_scope := limits.in_scope(logits)) is not None:
         columns["in_scope"] = pa.array(in_scope)
         answered = answered & in_scope
     if columns:

@@ -164,6 +164,7 @@ def _rules_across_sections() -> list[Schema]:
         [_has(training=_has(contrastive_weight=ABOVE_0, train_sampling_strategy={"const": "sequential"}))],
         [_has(training=_has(gradient_checkpointing={"const": True}, torch_compile={"const": True}))],
         [_has(training=_has(contrastive_weight=ABOVE_0, per_device_train_batch_size={"const": 1}))],
+        [regression, _has(outputs=_has(temperature={"type": "number"}))],
         [regression, _has(head_importance=_has(method={"type": "string"} | by_accuracy))],
         [regression, _has(head_importance=_has(method={"type": "array", "contains": by_accuracy}))],
         [

@@ -86,6 +86,9 @@ def cross_section_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
     if "ablation_accuracy" in str(method) and section_of(document, "task").get("problem_type") == "regression":
         text = "ablation_accuracy needs classes, but problem_type is regression; use ablation_loss or ablation_kl"
         yield Problem(("head_importance", "method"), text)
+    temperature = section_of(document, "outputs").get("temperature")
+    if isinstance(temperature, int | float) and section_of(document, "task").get("problem_type") == "regression":
+        yield Problem(("outputs", "temperature"), "needs labels, but problem_type is regression; remove it")
     held_out = data.get("validation_size", "auto")
     has_validation = bool(data.get("validation_file") or data.get("validation_rows") or held_out not in (None, "auto"))
     if data.get("dataset_name") and data.get("validation_split", "validation"):

@@ -17,7 +17,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,37 +45,40 @@ FEW_ROWS = (100, 200, 500)
 CHOICE_SPLITS = 100
 
 
-def split_in_two(rows: int, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Return the numbers of the validation and of the test rows."""
-    order = rng.permutation(rows)
-    return order[: rows // 2], order[rows // 2 :]
+@dataclass(frozen=True)
+class Split:
+    """Numbers of the validation and of the test rows, the rules that fit the former, and all probabilities (N, C)."""
+
+    fitted: Array
+    test: Array
+    rules: OutputRules
+    probabilities: Array
 
 
-def calibrated(logits: Array, labels: Array) -> OutputRules:
-    """Return the rules with the temperature of these rows, as `outputs.temperature: auto` chooses it."""
-    rules = OutputRules(tuple(map(str, range(logits.shape[1]))), SINGLE)
-    fit = fit_temperature(rules, logits, labels, samples=1, seed=0)
-    return replace(rules, temperature=fit.value if fit.applied else 1.0)
-
-
-def temperature_figures(logits: Array, labels: Array) -> dict[str, Any]:
-    """Return log loss, calibration error and Brier score of the test rows before and after, means over the splits."""
-    figures: dict[str, list[float]] = {"temperature": []}
+def random_splits(logits: Array, labels: Array) -> list[Split]:
+    """Return SPLITS random splits into halves, with the temperature as `outputs.temperature: auto` chooses it."""
+    splits = []
     for seed in range(SPLITS):
-        fitted, test = split_in_two(len(labels), np.random.default_rng(seed))
-        rules = calibrated(logits[fitted], labels[fitted])
-        figures["temperature"].append(rules.temperature)
-        for state, temperature in (("before", 1.0), ("after", rules.temperature)):
-            probabilities = replace(rules, temperature=temperature).probabilities(logits[test])
-            values = {
-                "log_loss": log_losses(probabilities, labels[test]).mean(),
-                "calibration_error": calibration_error(
-                    confidences_of(probabilities, labels[test]), samples=1, seed=0
-                ).value,
-                "brier": brier_scores(probabilities, labels[test]).mean(),
-            }
-            for name, value in values.items():
-                figures.setdefault(f"{name}_{state}", []).append(float(value))  # type: ignore[arg-type]
+        order = np.random.default_rng(seed).permutation(len(labels))
+        fitted, test = order[: len(order) // 2], order[len(order) // 2 :]
+        rules = OutputRules(tuple(map(str, range(logits.shape[1]))), SINGLE)
+        fit = fit_temperature(rules, logits[fitted], labels[fitted], samples=1, seed=0)
+        rules = replace(rules, temperature=fit.value if fit.applied else 1.0)
+        splits.append(Split(fitted, test, rules, rules.probabilities(logits)))
+    return splits
+
+
+def temperature_figures(splits: Sequence[Split], logits: Array, labels: Array) -> dict[str, Any]:
+    """Return log loss, calibration error and Brier score of the test rows before and after, means over the splits."""
+    figures: dict[str, list[float]] = {"temperature": [split.rules.temperature for split in splits]}
+    for split in splits:
+        own = labels[split.test]
+        before = replace(split.rules, temperature=1.0).probabilities(logits[split.test])
+        for state, probabilities in (("before", before), ("after", split.probabilities[split.test])):
+            error = calibration_error(confidences_of(probabilities, own), samples=1, seed=0).value
+            values = (log_losses(probabilities, own).mean(), error, brier_scores(probabilities, own).mean())
+            for name, value in zip(MEASURES, values, strict=True):
+                figures.setdefault(f"{name}_{state}", []).append(float(value))
     return {name: round(float(np.mean(values)), 4) for name, values in figures.items()}
 
 
@@ -111,29 +114,29 @@ def set_figures(sets: Array, labels: Array) -> dict[str, float]:
 
 
 def sets_of_splits(
-    logits: Array, labels: Array, kind: str, coverage: float, *, per_class: bool
+    splits: Sequence[Split], labels: Array, kind: str, coverage: float, *, per_class: bool
 ) -> Iterator[dict[str, float]]:
     """Yield the figures of the test rows of each split; nothing if the coverage cannot be promised."""
-    for seed in range(SPLITS):
-        rng = np.random.default_rng(seed)
-        fitted, test = split_in_two(len(labels), rng)
-        rules = calibrated(logits[fitted], labels[fitted])
-        probabilities = rules.probabilities(logits)
+    for seed, split in enumerate(splits):
+        fitted, test, probabilities = split.fitted, split.test, split.probabilities
         if kind == "LAC":
-            scores = conformal_scores(
-                probabilities[fitted], scope_scores(probabilities[fitted]), labels[fitted], seed=0
-            )
+            own = probabilities[fitted]
+            rules = replace(split.rules, conformal=conformal_scores(own, own[:, 0], labels[fitted], seed=0))
             try:
-                limits = replace(rules, conformal=scores).limits(coverage, per_class=per_class)
+                limits = rules.limits(coverage, per_class=per_class)
             except DataError:
                 return
             sets = limits.label_sets(probabilities[test])
             assert sets is not None
         else:
-            of_labels = label_scores(probabilities, kind, rng)
-            own = np.sort(of_labels[fitted, labels[fitted]])
-            sets = of_labels[test] <= own[math.ceil((len(own) + 1) * coverage - 1e-9) - 1]
+            of_labels = label_scores(probabilities, kind, np.random.default_rng(seed))
+            sets = of_labels[test] <= quantile(of_labels[fitted, labels[fitted]], coverage)
         yield set_figures(sets, labels[test])
+
+
+def quantile(scores: Array, coverage: float) -> float:
+    """Return the k-th smallest of n scores, k = ceil((n + 1) coverage)."""
+    return float(np.sort(scores)[math.ceil((len(scores) + 1) * coverage - 1e-9) - 1])
 
 
 def mean_figures(figures: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -166,33 +169,27 @@ def _covered(evaluations: Sequence[Array], labels: Array, *, choosing: Array, ca
     rules = OutputRules(tuple(map(str, range(best.shape[1]))), SINGLE)
     rules = replace(rules, temperature=best_temperature(rules, best[choosing], labels[choosing]))
     errors = 1 - rules.probabilities(best)[np.arange(len(labels)), labels]
-    limit = np.sort(errors[calibration])[math.ceil((len(calibration) + 1) * 0.9 - 1e-9) - 1]
-    return float((errors[test] <= limit).mean())
+    return float((errors[test] <= quantile(errors[calibration], 0.9)).mean())
 
 
-def scope_figures(logits: Array, labels: Array, outside: Array) -> dict[str, dict[str, float]]:
+def scope_figures(splits: Sequence[Split], logits: Array, outside: Array) -> dict[str, dict[str, float]]:
     """Return how well scores detect rows out of scope: AUROC, and the share rejected with 95 % of the others kept."""
+
+    def highest(rules: OutputRules, part: Array) -> Array:
+        return np.asarray(rules.probabilities(part).max(axis=1))
+
     kinds: dict[str, Callable[[OutputRules, Array], Array]] = {
-        "highest probability": lambda rules, part: scope_scores(rules.probabilities(part)),
-        "highest probability, temperature 1": lambda rules, part: scope_scores(
-            replace(rules, temperature=1.0).probabilities(part)
-        ),
+        "energy": lambda rules, part: scope_scores(part),
         "highest logit": lambda rules, part: part.max(axis=1),
-        "energy": lambda rules, part: (
-            rules.temperature * np.logaddexp.reduce(part.astype(float) / rules.temperature, axis=1)
-        ),
-        "entropy": lambda rules, part: (lambda p: (p * np.log(np.maximum(p, 1e-300))).sum(axis=1))(
-            rules.probabilities(part)
-        ),
+        "highest probability": highest,
+        "highest probability at temperature 1": lambda rules, part: highest(replace(rules, temperature=1.0), part),
     }
     result = {}
     for name, score in kinds.items():
         figures = []
-        for seed in range(SPLITS):
-            fitted, test = split_in_two(len(labels), np.random.default_rng(seed))
-            rules = calibrated(logits[fitted], labels[fitted])
-            inside, other = score(rules, logits[test]), score(rules, outside)
-            limit = -np.sort(-score(rules, logits[fitted]))[math.ceil((len(fitted) + 1) * 0.95 - 1e-9) - 1]
+        for split in splits:
+            inside, other = score(split.rules, logits[split.test]), score(split.rules, outside)
+            limit = -quantile(-score(split.rules, logits[split.fitted]), 0.95)
             truth = np.repeat([1, 0], [len(inside), len(other)])
             area = roc_auc_score(truth, np.concatenate([inside, other]))
             figures.append([area, (other < limit).mean(), (inside >= limit).mean()])
@@ -209,22 +206,23 @@ def measure(folder: Path) -> dict[str, Any]:
             evaluations, labels = list(data["evaluations"]), data["labels"]
             outside = data.get("outside")
         logits = max(evaluations, key=lambda part: float((part.argmax(1) == labels).mean()))
+        splits = random_splits(logits, labels)
         sets = [
             {"score": kind, "coverage": coverage, "per_class": per_class, **mean_figures(figures)}
             for coverage in COVERAGES
             for kind, per_class in ((SCORES[0], False), (SCORES[0], True), *((kind, False) for kind in SCORES[1:]))
-            if (figures := list(sets_of_splits(logits, labels, kind, coverage, per_class=per_class)))
+            if len(figures := list(sets_of_splits(splits, labels, kind, coverage, per_class=per_class))) == SPLITS
         ]
         results[name] = {
             "labels": int(logits.shape[1]),
             "rows": len(labels),
             "accuracy": round(float((logits.argmax(1) == labels).mean()), 4),
-            "temperature": temperature_figures(logits, labels),
+            "temperature": temperature_figures(splits, logits, labels),
             "sets": sets,
             "cost_of_choosing": cost_of_choosing(evaluations, labels),
         }
         if outside is not None:
-            results[name]["scope"] = scope_figures(logits, labels, outside)
+            results[name]["scope"] = scope_figures(splits, logits, outside)
         print(f"{name} is measured")
     return results
 

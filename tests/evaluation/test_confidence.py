@@ -8,7 +8,6 @@ import torch
 
 from finetune.evaluation.confidence import confidence_scores
 from finetune.evaluation.prediction import Predictions
-from finetune.models.conformal import conformal_scores, scope_scores
 from finetune.models.outputs import OutputRules
 from finetune.runs.results import ConfidenceScores
 
@@ -29,11 +28,8 @@ def predicted(rows: int, seed: int, calibration_rows: int, problem_type: str = S
     rules = OutputRules(names, problem_type)
     if problem_type == MULTI:
         labels = (rng.random((count, 4)) < rules.probabilities(logits)).astype(int)
-    scores = None
     if calibration_rows and problem_type != MULTI:
-        probabilities = rules.probabilities(logits[rows:])
-        scores = conformal_scores(probabilities, scope_scores(probabilities), labels[rows:], seed=0)
-    rules = OutputRules(names, problem_type, conformal=scores)
+        rules = rules.with_scores_of(logits[rows:], labels[rows:], seed=0)
     return Predictions(torch.tensor(logits[:rows]), torch.ones(rows), labels[:rows], rules)
 
 
@@ -69,9 +65,7 @@ def test_sets_on_other_rows_use_the_saved_scores() -> None:
 def test_sets_on_the_rows_that_fitted_them_are_cross_fitted() -> None:
     """With 40 rows and a coverage of 0.95, the limit of all rows is the 39th score: it covers 39 or 40 of them."""
     predictions = predicted(40, 1, 0)
-    probabilities = predictions.rules.probabilities(predictions.logits.numpy())
-    scores = conformal_scores(probabilities, scope_scores(probabilities), predictions.labels, seed=0)
-    rules = OutputRules(NAMES, SINGLE, conformal=scores)
+    rules = predictions.rules.with_scores_of(predictions.logits.numpy(), predictions.labels, seed=0)
     fitted = Predictions(predictions.logits, predictions.losses, predictions.labels, rules)
     result, circular = scored(fitted, fitted=True), scored(fitted)
     assert "each tenth of them was scored with limits from the other" in result.note.lower()

@@ -20,21 +20,26 @@ from finetune.models.conformal import (
     scope_scores,
     write_conformal,
 )
+from finetune.models.outputs import OutputRules
 
 NAMES = ("a", "b", "c")
 
 
+RULES = OutputRules(NAMES, "single_label_classification", temperature=0.5)
+
+
 def simulated(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return overconfident probabilities (N, 3) of labels (N,) with unequal shares."""
+    """Return logits (N, 3), whose probabilities are too extreme, of labels (N,) with unequal shares."""
     rng = np.random.default_rng(seed)
     labels = rng.choice(3, rows, p=[0.6, 0.3, 0.1])
     logits = rng.normal(size=(rows, 3)) * 2 + 2.5 * np.eye(3)[labels] - np.array([0, 0, 1.5])
-    exponentials = np.exp(2 * logits)
-    return exponentials / exponentials.sum(axis=1, keepdims=True), labels
+    return logits, labels
 
 
-def scores_of(probabilities: np.ndarray, labels: np.ndarray) -> ConformalScores:
-    return conformal_scores(probabilities, scope_scores(probabilities), labels, seed=0)
+def scores_of(logits: np.ndarray, labels: np.ndarray) -> ConformalScores:
+    scores = RULES.with_scores_of(logits, labels, seed=0).conformal
+    assert scores is not None
+    return scores
 
 
 def sets_of(limits: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -62,15 +67,15 @@ def test_the_limit_is_the_smallest_score_that_covers_enough_rows(rows: int, cove
 def test_the_sets_cover_as_often_as_promised() -> None:
     covered, per_label, in_scope = [], [], []
     for seed in range(60):
-        probabilities, labels = simulated(1200, seed)
-        scores = scores_of(probabilities[:600], labels[:600])
-        test, truth = probabilities[600:], labels[600:]
+        logits, labels = simulated(1200, seed)
+        scores = scores_of(logits[:600], labels[:600])
+        test, truth = RULES.probabilities(logits[600:]), labels[600:]
         sets = sets_of(np.full(3, scores.limit(0.9)), test)
         covered.append(sets[np.arange(600), truth].mean())
         sets = sets_of(scores.limits_per_label(0.8, NAMES), test)
         right = sets[np.arange(600), truth]
         per_label.append([right[truth == label].mean() for label in range(3)])
-        inside = Limits(scope=scores.scope_limit(0.95)).in_scope(test)
+        inside = Limits(scope=scores.scope_limit(0.95)).in_scope(logits[600:])
         assert inside is not None
         in_scope.append(inside.mean())
     # Standard errors of the means over 60 data sets: 0.002 for all rows, 0.003 to 0.009 per label, 0.002 for the scope.
@@ -80,9 +85,9 @@ def test_the_sets_cover_as_often_as_promised() -> None:
 
 
 def test_the_coverage_of_all_rows_hides_a_rare_label() -> None:
-    probabilities, labels = simulated(20_000, 1)
-    scores = scores_of(probabilities[:10_000], labels[:10_000])
-    sets = sets_of(np.full(3, scores.limit(0.8)), probabilities[10_000:])
+    logits, labels = simulated(20_000, 1)
+    scores = scores_of(logits[:10_000], labels[:10_000])
+    sets = sets_of(np.full(3, scores.limit(0.8)), RULES.probabilities(logits[10_000:]))
     rare = labels[10_000:] == 2
     assert sets[rare, 2].mean() < 0.75
 
@@ -99,14 +104,19 @@ def test_intervals_of_a_regression_cover_as_often_as_promised() -> None:
 def test_scores_at_the_limit_are_within_it() -> None:
     """Probabilities near 1 have few different values, so many rows have the same score as the limit."""
     probabilities = np.array([[1 - 2.0**-52, 2.0**-52], [1 - 1 / 3, 1 / 3]]).repeat(10, axis=0)
-    labels = np.zeros(20, dtype=int)
-    scores = scores_of(probabilities, labels)
+    scope = np.repeat([-7 / 3, 7 / 3], 10)
+    scores = conformal_scores(probabilities, scope, np.zeros(20, dtype=int), seed=0)
     for coverage in (0.2, 0.9):
         covered = sets_of(np.full(2, scores.limit(coverage)), probabilities)[:, 0]
         assert covered.mean() == (0.5 if coverage == 0.2 else 1.0)
-    inside = Limits(scope=scores.scope_limit(0.9)).in_scope(probabilities)
-    assert inside is not None
-    assert inside.all()
+    assert scores.scope_limit(0.9) <= -7 / 3
+    assert scores.scope_limit(0.4) <= 7 / 3
+
+
+def test_the_scope_score_is_the_log_of_the_sum_of_exponentials() -> None:
+    logits = np.array([[1.0, 2.0, 3.0], [-1.0, -1.0, -1.0], [1000.0, 0.0, 0.0]], np.float32)
+    expected = [np.log(np.exp([1, 2, 3]).sum()), np.log(3) - 1, 1000]
+    assert scope_scores(logits) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("coverage", [0.0, 1.0, -1.0, 90.0, float("nan")])
@@ -130,10 +140,10 @@ def test_the_message_names_the_label_with_the_fewest_rows() -> None:
 
 
 def test_many_rows_are_sampled() -> None:
-    probabilities, labels = simulated(MAX_ROWS + 5000, 0)
-    scores = scores_of(probabilities, labels)
+    logits, labels = simulated(MAX_ROWS + 5000, 0)
+    scores = scores_of(logits, labels)
     assert len(scores.scope) == sum(map(len, scores.errors)) == MAX_ROWS
-    assert scores == scores_of(probabilities, labels)
+    assert scores == scores_of(logits, labels)
     shares = np.array([len(part) for part in scores.errors]) / MAX_ROWS
     assert shares == pytest.approx([0.6, 0.3, 0.1], abs=0.015)
 

@@ -35,6 +35,7 @@ READ_BY = {
     "data_quality.json": REPORTING,
     "history.jsonl": REPORTING,
     "training.json": {*REPORTING, "compare"},
+    "outputs.json": REPORTING,
     "scores.json": {*REPORTING, "compare"},
     "baselines.json": REPORTING,
     "predictions.parquet": {*REPORTING, "compare"},
@@ -200,6 +201,7 @@ def test_a_missing_file_is_an_error_if_it_is_needed(
     monkeypatch.setattr("finetune.pipeline.finished_run.start", fail)
     # Commands that write the file again or do not need it.
     optional = {
+        "outputs.json": REPORTING,
         "scores.json": {"evaluate"},
         "data_quality.json": REPORTING,
         "baselines.json": REPORTING,

@@ -25,7 +25,8 @@ from tests.support.predicting import Main, error, read_csv
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 SCORES = ConformalScores(((0.1, 0.4, 0.6), (0.2, 0.3, 0.7)), (0.5, 0.55, 0.6, 0.7, 0.8, 0.9))
-LOGITS = np.log(np.array([[0.8, 0.2], [0.44, 0.56], [0.25, 0.75]]))
+SCOPE = np.array([[0.8], [0.56], [0.75]])  # log sum exp of each row of logits
+LOGITS = np.log(np.array([[0.8, 0.2], [0.44, 0.56], [0.25, 0.75]])) + SCOPE
 
 
 def test_a_run_saves_the_scores_of_its_validation_rows(small_run: Path) -> None:
@@ -143,7 +144,7 @@ def test_a_csv_file_has_an_empty_cell_where_there_is_no_answer(
     classifier = replace(
         tiny_classifier(tiny_bert),
         text_columns=("sentence",),
-        conformal=ConformalScores(((0.0,) * 50, (0.0,) * 50), (0.1,) * 100),
+        conformal=ConformalScores(((0.0,) * 50, (0.0,) * 50), (-100.0,) * 100),
     )
     save_classifier(classifier, tmp_path / "model")
     rows = read_csv(ran(tmp_path / "model", texts, "--coverage", "0.9", "--in-scope", "0.9")[0])

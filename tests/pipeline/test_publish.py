@@ -22,7 +22,7 @@ from tests.support.helpers import HANG_SECONDS
 from tests.support.hub_server import WRITER, HubServer, publish
 
 MODEL = {"README.md", "classifier.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-MODEL |= {"config_sentence_transformers.json", "modules.json", "sentence_bert_config.json"}
+MODEL |= {"conformal.json", "config_sentence_transformers.json", "modules.json", "sentence_bert_config.json"}
 FILES = MODEL | {"heads.json", "recipe.yaml", "report.html", "scores.json"}
 
 

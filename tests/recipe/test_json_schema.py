@@ -109,6 +109,7 @@ WRONG = {
     + "task: {problem_type: regression}\ntraining: {class_weights: {x: 1.0}}\n",
     "accuracy in a regression": MINIMAL
     + "task: {problem_type: regression}\nhead_importance: {method: [ablation_accuracy]}\n",
+    "a temperature in a regression": MINIMAL + "task: {problem_type: regression}\noutputs: {temperature: 2}\n",
     "adapters on a new model": f"model: {{model_type: bert}}\n{DATA}\npeft: {{}}\n",
     "a data type for a new model": f"model: {{model_type: bert, dtype: float16}}\n{DATA}\n",
     "frozen layers with adapters": MINIMAL + "peft: {}\ntraining: {freeze_layers: 2}\n",

@@ -116,6 +116,11 @@ peft: {r: -1}
             MINIMAL + "task: {problem_type: regression}\nhead_importance: {method: iterative_ablation_accuracy}\n",
             r"head_importance.method .*ablation_accuracy needs classes, but problem_type is regression; use",
         ),
+        (
+            MINIMAL + "task: {problem_type: regression}\noutputs: {temperature: 2}\n",
+            r"outputs.temperature .*needs labels, but problem_type is regression; remove it",
+        ),
+        (MINIMAL + "outputs: {temperature: 0}\n", r"outputs.temperature .*given 0; must be"),
         ("- a\n", r"has no sections"),
         ("a: [1\n", r"line 2 is not valid YAML"),
         ("a: !!python/object:os.system 1\n", r"line 1 is not valid YAML: the tag !!python/object:os.system"),

@@ -137,7 +137,7 @@ function promisedSeries(points) {
     type: "scatter", symbol: "diamond", symbolSize: 11, itemStyle: { color: color("orange") }, z: 5,
     data: points.map(({ answered, wrong }) => [answered, wrong]),
     label: {
-      show: true, position: "left", color: color("soft"),
+      show: true, position: "left", color: color("ink"), backgroundColor: color("card"), padding: [1, 4], borderRadius: 3,
       formatter: ({ dataIndex }) => `promised ${Math.round(100 * points[dataIndex].coverage)} %`,
     },
     tooltip: { show: false },
