@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from finetune.evaluation.baseline import compare_with_constant
 from finetune.evaluation.bootstrap import classification_intervals, interval_note, regression_intervals
+from finetune.evaluation.class_average_precision import class_average_precisions
 from finetune.evaluation.metric_formulas import confusion_matrix
 from finetune.evaluation.named_intervals import MAX_SAMPLES, loaded_metric_values, named_metric_value
 from finetune.evaluation.prediction import Predictions
@@ -40,6 +41,8 @@ def score(
         values = regression_intervals(predicted, predictions.labels, samples=samples, seed=seed)
     else:
         values, per_class = classification_intervals(predicted, predictions.labels, names, samples=samples, seed=seed)
+        ranked = class_average_precisions(predictions.scored_rows(), samples=samples, seed=seed)
+        per_class = [replace(row, average_precision=cell) for row, cell in zip(per_class, ranked, strict=True)]
     confusion = None
     if predictions.problem_type == "single_label_classification":
         confusion = confusion_matrix(predicted, predictions.labels, len(names)).tolist()

@@ -9,14 +9,16 @@ with one label per row a rare class can have one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from finetune.evaluation.paired_bootstrap import paired_differences
+from finetune.evaluation.prediction import Predictions
 from finetune.runs.outputs import FittedThresholds
+from finetune.runs.results import MetricValue
 
 Array = NDArray[Any]
 # A threshold of a label moves towards the common one of all labels, by 20 / (20 + rows with the label). On NLU++ (62
@@ -88,6 +90,24 @@ def fit_thresholds(columns: Columns, goal: Goal, *, metric: str, seed: int) -> F
         recall=hits / actual if actual else None,
         notes=_notes(tuned, labels, names, goal),
     )
+
+
+def threshold_gain(predictions: Predictions, *, metric: str, seed: int) -> MetricValue | None:
+    """Return F1 with the thresholds of the rules minus F1 without, for the labels that have one; None if none has."""
+    rules = predictions.rules
+    if rules.thresholds is None:
+        return None
+    probabilities = rules.probabilities(predictions.logits.numpy())
+    default = replace(rules, thresholds=None).decisions(probabilities)
+    pair, labels = (default, rules.decisions(probabilities)), predictions.labels
+    if rules.problem_type == "single_label_classification":
+        named = np.array([index for index, value in enumerate(rules.thresholds) if value is not None])
+        pair = (pair[0][:, None] == named, pair[1][:, None] == named)
+        labels = labels[:, None] == named
+    pair = (pair[0].astype(int), pair[1].astype(int))
+    columns = labels.shape[1]
+    changes = paired_differences(pair, labels.astype(int), [metric], num_classes=columns, samples=_SAMPLES, seed=seed)
+    return changes[metric]
 
 
 def tune(probabilities: Array, labels: Array, goal: Goal) -> Tuned:

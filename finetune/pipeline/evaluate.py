@@ -17,17 +17,19 @@ from finetune.evaluation.confidence import confidence_scores
 from finetune.evaluation.prediction import Predictions, predict
 from finetune.evaluation.predictions_file import predictions_table, write_predictions
 from finetune.evaluation.scores import score
+from finetune.evaluation.thresholds import threshold_gain
 from finetune.models.classifier import Classifier
 from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.analyze_heads import analyze, describe_error, explain, write_heads
 from finetune.pipeline.baselines import Baselines, compare_baselines, stored_or_fitted_baselines
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.finished_run import finished_folder, open_run
+from finetune.pipeline.fit_thresholds import compared_f1
 from finetune.pipeline.label_errors import checks_labels, held_out_label_errors, stored_or_new_label_errors
 from finetune.pipeline.trackers import log_final_scores
 from finetune.progress import stage
 from finetune.report import read_record, write_report
-from finetune.report.terminal import print_baselines, print_heads, print_scores
+from finetune.report.terminal import print_baselines, print_classes, print_heads, print_scores
 from finetune.runs.baselines import BaselineComparison
 from finetune.runs.json_files import write_json
 from finetune.runs.label_errors import LabelError, write_label_errors
@@ -65,7 +67,15 @@ def evaluate(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Split
 def _without_notes(scores: Mapping[str, SplitScores]) -> dict[str, SplitScores]:
     """Return scores without their notes, whose wording may differ between versions."""
     return {
-        name: replace(split_scores, interval_note="", warnings=[], above_constant=None, confidence=None)
+        name: replace(
+            split_scores,
+            interval_note="",
+            warnings=[],
+            above_constant=None,
+            confidence=None,
+            threshold_gain=None,
+            per_class=[replace(row, average_precision=None) for row in split_scores.per_class],
+        )
         for name, split_scores in scores.items()
     }
 
@@ -81,6 +91,10 @@ def evaluate_stage(
     with stage("evaluating"):
         scores, comparison = _score_and_write(context, inputs, baselines, label_errors)
     print_scores(context.console, scores, inputs.summary)
+    if shown := next((name for name in ("test", "validation") if name in scores), None):
+        print_classes(context.console, shown, scores[shown])
+        if gain := scores[shown].threshold_gain_text():
+            context.print_line(f"{shown}: {gain}")
     log_final_scores(context, scores)
     if comparison is not None:
         print_baselines(context.console, comparison)
@@ -104,7 +118,10 @@ def _score_and_write(
             samples=recipe.evaluation.bootstrap_samples,
             seed=recipe.seed,
         )
-        scores[name] = replace(scores[name], confidence=confidence)
+        gain = None
+        if name != "validation":  # whose rows tuned the thresholds
+            gain = threshold_gain(predictions[name], metric=compared_f1(recipe), seed=recipe.seed)
+        scores[name] = replace(scores[name], confidence=confidence, threshold_gain=gain)
         of_baselines = {baseline: fit.predictions[name] for baseline, fit in baselines.fitted.items()}
         tables.append(predictions_table(name, split, predictions[name], classifier.label_names, of_baselines))
         if lists_errors:

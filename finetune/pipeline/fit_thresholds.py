@@ -71,11 +71,17 @@ def _given_by_label(recipe: Recipe) -> dict[str, float] | None:
     return thresholds if isinstance(thresholds, dict) and recipe.outputs.target() is None else None
 
 
+def compared_f1(recipe: Recipe) -> str:
+    """Return the F1 by which thresholds are compared: the one that selects the best checkpoint, else micro F1."""
+    metric, several = recipe.best_metric(), recipe.task.problem_type == "multi_label_classification"
+    return metric if several and metric in ("f1_micro", "f1_macro", "f1_weighted") else "f1_micro"
+
+
 def _tuned(recipe: Recipe, classifier: Classifier, predictions: Predictions) -> FittedThresholds:
     rules, outputs, labels = classifier.rules, recipe.outputs, predictions.labels
     probabilities = rules.probabilities(predictions.logits.numpy())
     default = rules.decisions(probabilities)
-    names, metric = classifier.label_names, recipe.best_metric()
+    names = classifier.label_names
     if outputs.threshold_label is not None:
         index = names.index(outputs.threshold_label)
         probabilities, names = probabilities[:, [index]], [outputs.threshold_label]
@@ -84,7 +90,7 @@ def _tuned(recipe: Recipe, classifier: Classifier, predictions: Predictions) -> 
     fitted = fit_thresholds(
         Columns(names, probabilities, labels.astype(int), default),
         Goal("f1") if target is None else Goal(target[0], target[1]),  # type: ignore[arg-type]  # a name in TARGETS
-        metric=metric if len(names) > 1 and metric.startswith("f1_") else "f1_micro",
+        metric=compared_f1(recipe),
         seed=recipe.rows_seed(),
     )
     helps = fitted.gain is not None and fitted.gain.value is not None and fitted.gain.value > 0

@@ -95,7 +95,8 @@ def _rows(record: RunRecord) -> Markup:
     shown = record.shown_split()
     if record.predictions is None or shown is None:
         return Markup()
-    return row_elements(record.predictions, record.label_names(), shown, error_positions(record))
+    errors, thresholds = error_positions(record), record.thresholds()
+    return row_elements(record.predictions, record.label_names(), shown, errors, thresholds)
 
 
 def _weak_slices(record: RunRecord) -> WeakSlices | None:

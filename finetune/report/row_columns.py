@@ -10,7 +10,7 @@ N rows, K labels
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +53,11 @@ class _Columns:
 
 
 def row_elements(
-    table: pa.Table, label_names: Sequence[str], shown_split: str, label_errors: Sequence[int] | None = None
+    table: pa.Table,
+    label_names: Sequence[str],
+    shown_split: str,
+    label_errors: Sequence[int] | None = None,
+    thresholds: Mapping[str, float] | None = None,
 ) -> Markup:
     """Return the HTML elements that contain the rows of a table of predictions.
 
@@ -63,6 +67,7 @@ def row_elements(
         shown_split: the split that the page shows first.
         label_errors: positions of the rows whose label is probably wrong, the most likely errors first; None if the
             labels were not checked.
+        thresholds: those of the model, by label name; None if it has none.
     """
     splits = table["split"].unique().to_pylist()
     kind = problem_type(table)
@@ -82,6 +87,7 @@ def row_elements(
         probabilities = _probabilities(table, width)
         _add_probabilities(columns, table, probabilities)
     columns.manifest["labels"] = names
+    columns.manifest["thresholds"] = dict(thresholds or {})
     first = wrong_rows(table)
     if label_errors is not None:
         columns.arrays["label-errors"] = np.array(label_errors, np.uint32)

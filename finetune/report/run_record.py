@@ -94,6 +94,11 @@ class RunRecord:
             quality=self.quality and self.quality.without_texts(),
         )
 
+    def thresholds(self) -> dict[str, float] | None:
+        """Return the thresholds of the model by label name; None if it has none."""
+        fitted = self.fitted_outputs.thresholds if self.fitted_outputs else None
+        return fitted.values if fitted is not None and fitted.used else None
+
     def label_names(self) -> list[str]:
         """Return the names of the labels in the order of the probabilities; none in regression."""
         shown = self.shown_split()

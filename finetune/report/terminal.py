@@ -96,6 +96,27 @@ def print_scores(console: Console, scores: Mapping[str, SplitScores], summary: M
             print_line(console, f"[yellow]{split}: {escape(warning)}.[/]")
 
 
+def print_classes(console: Console, split: str, scores: SplitScores) -> None:
+    """Print precision, recall, F1 and average precision of the labels with the most rows."""
+    if not scores.per_class:
+        return
+    ordered = sorted(scores.per_class, key=lambda row: -row.support)
+    table = Table()
+    table.add_column(f"label, {split}", overflow="fold")
+    for title in ("rows", "precision", "recall", "F1", "average precision"):
+        table.add_column(title, justify="right", overflow="fold")
+    for row in ordered[:_MAX_LABELS]:
+        cells = (row.precision, row.recall, row.f1, row.average_precision)
+        table.add_row(
+            escape(row.label), f"{row.support}", *("–" if cell is None else format_metric(cell) for cell in cells)
+        )
+    console.print(table)
+    if len(ordered) > _MAX_LABELS:
+        print_line(
+            console, f"The other {len(ordered) - _MAX_LABELS} labels have fewer rows; the report has all of them."
+        )
+
+
 def print_baselines(console: Console, comparison: BaselineComparison) -> None:
     """Print the score of each baseline on every split below that of the classifier, and the warnings."""
     metric = comparison.metric

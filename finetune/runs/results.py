@@ -42,13 +42,19 @@ class MetricValue:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Precision, recall and F1 of one class; `support` is the number of rows with its label."""
+    """The scores of one class.
+
+    Attributes:
+        support: number of rows with its label.
+        average_precision: of its probabilities; None in runs of earlier versions.
+    """
 
     label: str
     precision: MetricValue
     recall: MetricValue
     f1: MetricValue
     support: int
+    average_precision: MetricValue | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,8 @@ class SplitScores:
         warnings: reasons to doubt that the classifier has learned anything, see evaluation/baseline.py.
         above_constant: whether the classifier is clearly better than a constant prediction; None if the rows cannot
             show it, or if the scores were stored before this was.
+        threshold_gain: F1 of the labels with a threshold, minus F1 without thresholds, on rows that did not tune them;
+            None without thresholds.
         confidence: how reliable the probabilities are; None for training rows and in runs of earlier versions.
     """
 
@@ -111,7 +119,15 @@ class SplitScores:
     interval_note: str = ""
     warnings: list[str] = field(default_factory=list)
     above_constant: bool | None = None
+    threshold_gain: MetricValue | None = None
     confidence: ConfidenceScores | None = None
+
+    def threshold_gain_text(self) -> str:
+        """Return what the thresholds change on these rows, or "" if it was not measured."""
+        gain = self.threshold_gain
+        if gain is None or gain.value is None:
+            return ""
+        return f"the thresholds change F1 by {gain.value:+.3f} {gain.interval()}".rstrip() + "."
 
 
 @dataclass(frozen=True)

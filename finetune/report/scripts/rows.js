@@ -22,6 +22,7 @@ class Rows {
     this.splits = manifest.splits;
     this.shownSplit = manifest.shownSplit;
     this.labels = manifest.labels;
+    this.thresholds = manifest.thresholds ?? {}; // of the model, by label name
     this.problemType = manifest.problemType;
     this.split = columns.split;
     this.row = cumulativeSum(columns.row);
@@ -131,13 +132,15 @@ class Rows {
     }
   }
 
-  /** Multi-label: the confidence of a row is that of its least certain label, the smallest max(p, 1 - p). */
+  /** Multi-label: the confidence of a row is that of its least certain label, where it is p if the label is predicted. */
   #setLeastConfidence() {
     this.confidence.fill(1);
     for (let index = 0; index < this.codes.length; index++) {
       const probability = this.probabilityOfCode[this.codes[index]];
       const position = index % this.count;
-      this.confidence[position] = Math.min(this.confidence[position], Math.max(probability, 1 - probability));
+      const label = this.probabilityLabels ? this.probabilityLabels[index] : Math.floor(index / this.count);
+      const isPredicted = probability > (this.thresholds[this.labels[label]] ?? 0.5);
+      this.confidence[position] = Math.min(this.confidence[position], isPredicted ? probability : 1 - probability);
     }
   }
 }

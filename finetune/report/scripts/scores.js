@@ -58,8 +58,9 @@ function showScores(table, positions, scores) {
 }
 
 /** Returns a row of the table of the classes. */
-function classRow({ label, rows: count, predicted, precision, recall, f1 }) {
+function classRow({ label, rows: count, predicted, precision, recall, f1 }, positions, hasAverage) {
   const estimates = count || predicted ? [precision, recall, f1] : Array(3).fill(noEstimate);
+  if (hasAverage) estimates.push({ ...noEstimate, value: averagePrecision(positions, rows.labels.indexOf(label)) });
   const cells = estimates.map((estimate) => (
     element("td", { "data-value": estimate.value }, ...estimateParts(estimate, 3))
   ));
@@ -82,6 +83,7 @@ onStart(() => {
   if (!rows || !scoreTable) return;
   addOtherMetrics(scoreTable);
   const stored = classTable && storedClassRows(classTable);
+  const hasAverage = classTable?.tHead.rows[0].cells.length > 5; // a column that pages of earlier runs do not have
   onSlice((positions) => {
     const scores = scoresOf(rows, positions);
     showScores(scoreTable, positions, scores);
@@ -89,7 +91,7 @@ onStart(() => {
     document.getElementById("class-rows").textContent = capitalized(sliceTitle(positions));
     const isStored = splitOfSlice(positions) === rows.shownSplit;
     keepingFocus(classTable.tBodies[0], () => {
-      classTable.tBodies[0].replaceChildren(...(isStored ? stored : scores.classes.map(classRow)));
+      classTable.tBodies[0].replaceChildren(...(isStored ? stored : scores.classes.map((row) => classRow(row, positions, hasAverage))));
       sortAgain(classTable);
     });
   });

@@ -309,3 +309,21 @@ function wilsonInterval(successes, trials) {
   const half = (DEVIATIONS / (trials + square)) * Math.sqrt(variance);
   return [Math.max(0, middle - half), Math.min(1, middle + half)];
 }
+
+/**
+ * Returns the average precision of a label's probabilities in rows, as scikit-learn defines it; null if no row has the
+ * label, or the page does not contain all probabilities.
+ */
+function averagePrecision(positions, label) {
+  if (!rows.hasAllProbabilities) return null;
+  const hasLabel = (position) => (rows.label ? rows.label[position] === label : rows.labelSets(position).includes(label));
+  const order = Array.from(positions, (position) => [rows.probability(position, label), hasLabel(position)])
+    .sort((a, b) => b[0] - a[0]);
+  let [hits, counted, sum] = [0, 0, 0];
+  for (let start = 0, end = 0; start < order.length; start = end) {
+    while (end < order.length && order[end][0] === order[start][0]) hits += Number(order[end++][1]);
+    sum += (hits - counted) * (hits / end);
+    counted = hits;
+  }
+  return hits ? sum / hits : null;
+}

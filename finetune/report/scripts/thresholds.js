@@ -47,7 +47,7 @@ function bestThreshold(f1) {
 }
 
 /** Returns the option of the chart. */
-function thresholdOption(curves, best) {
+function thresholdOption(curves, best, own) {
   const line = (name, values) => ({
     name, type: "line", symbol: "none", lineStyle: { width: name === "F1" ? 3 : 1.5 },
     data: values.map((value, step) => [step / THRESHOLD_STEPS, value]),
@@ -55,8 +55,10 @@ function thresholdOption(curves, best) {
   const mark = (step, text, shift = 0) => ({
     xAxis: step / THRESHOLD_STEPS, label: { formatter: text, color: color("soft"), offset: [shift, 0] },
   });
-  const shift = Math.abs(best - 50) < 20 ? 44 * Math.sign(best - 50) : 0; // the two texts do not overlap
-  const marks = [mark(50, "0.5"), ...(best === 50 ? [] : [mark(best, "highest F1", shift)])];
+  const usual = own === null ? 50 : own * THRESHOLD_STEPS;
+  const shift = Math.abs(best - usual) < 20 ? 44 * Math.sign(best - usual) : 0; // the two texts do not overlap
+  const name = own === null ? "0.5" : own.toFixed(2);
+  const marks = [mark(usual, name), ...(Math.abs(best - usual) < 0.5 ? [] : [mark(best, "highest F1", shift)])];
   return {
     legend: { top: 0 },
     grid: { left: 60, right: 24, top: 52, bottom: 50 },
@@ -75,8 +77,15 @@ function thresholdOption(curves, best) {
 }
 
 /** Returns what the curves show, as a sentence. */
-function thresholdText(curves, best) {
+function thresholdText(curves, best, own) {
   if (!curves.actual) return "No chosen row has this label, so there are no curves.";
+  const shown = (value) => (value === null ? "undefined" : value.toFixed(3));
+  if (own !== null) {
+    const [precision, recall, f1] = [curves.precision, curves.recall, curves.f1].map((curve) => shown(curve[Math.round(own * THRESHOLD_STEPS)]));
+    return `The model predicts this label above ${own.toFixed(3)}: precision ${precision}, recall ${recall}, F1 ${f1} in the `
+      + `chosen rows. F1 is highest, ${shown(curves.f1[best])}, at ${(best / THRESHOLD_STEPS).toFixed(2)}; a threshold `
+      + "chosen on these rows does worse on new rows.";
+  }
   const [highest, usual] = [curves.f1[best], curves.f1[THRESHOLD_STEPS / 2]].map((value) => value.toFixed(3));
   const intro = `A label is predicted if its probability is at least the threshold. At 0.5, F1 is ${usual}`;
   if (best === THRESHOLD_STEPS / 2) return `${intro}, which is the highest.`;
@@ -97,13 +106,15 @@ onStart(() => {
   }
   if (isMultiLabel) select.append(element("option", { value: "" }, "all labels (micro average)"));
   select.append(...rows.labels.map((label, index) => element("option", { value: index }, label)));
-  if (!isMultiLabel) select.value = "1";
+  const withThreshold = rows.labels.findIndex((label) => label in rows.thresholds);
+  if (!isMultiLabel) select.value = String(withThreshold < 0 ? 1 : withThreshold);
   const update = () => {
     const labels = select.value === "" ? [...rows.labels.keys()] : [Number(select.value)];
+    const own = labels.length === 1 ? rows.thresholds[rows.labels[labels[0]]] ?? null : null;
     const curves = thresholdCurves(currentSlice, labels);
     const best = bestThreshold(curves.f1);
-    document.getElementById("threshold-text").textContent = thresholdText(curves, best);
-    chart.setOption(() => thresholdOption(curves, best));
+    document.getElementById("threshold-text").textContent = thresholdText(curves, best, own);
+    chart.setOption(() => thresholdOption(curves, best, own));
   };
   select.addEventListener("change", update);
   onSlice(update);
