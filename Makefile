@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 
 .PHONY: install format lint test test-gpu soak eval bench bench-accuracy bench-heads bench-export bench-predict bench-report bench-interop \
-	bench-inference bench-defaults bench-peers bench-coverage bench-label-errors toy clean
+	bench-inference bench-defaults bench-peers bench-coverage bench-label-errors bench-data toy clean
 
 install: $(SETUP)
 
@@ -107,6 +107,11 @@ bench-report: $(SETUP)
 # minutes on a machine with no other load. DATA is a folder with trec and banking77, each with train.parquet and labels.json.
 bench-label-errors: $(SETUP)
 	$(BIN)/python -m tests.benchmarks.label_errors --data $(DATA)
+
+# Memory and speed of reading and tokenizing 100,000 and 1,000,000 rows of csv and parquet, and of the second run, which
+# finds the token ids in the cache: 10 minutes on a machine with no other load.
+bench-data: $(SETUP)
+	$(BIN)/python -m tests.benchmarks.large_data
 
 # How much probabilities differ when transformers, peft and sentence-transformers open the models of the run in RUN.
 bench-interop: $(SETUP)

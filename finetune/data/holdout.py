@@ -103,30 +103,50 @@ def _draw_groups(classes: np.ndarray, counts: np.ndarray, text_keys: np.ndarray,
     Groups are visited in random order. First those are drawn that fit into the counts, then those that bring the number
     of rows closer to the counts. If no group could be drawn, the smallest possible one is.
     """
-    order = np.random.default_rng(seed).permutation(len(classes))
-    members: dict[int, list[int]] = {}
-    for row, key in zip(order.tolist(), text_keys[order].tolist(), strict=True):
-        members.setdefault(key, []).append(row)
-    class_of, missing = classes.tolist(), counts.tolist()
+    groups = _Groups(text_keys, np.random.default_rng(seed).permutation(len(classes)))
+    missing = counts.tolist()
     excess = np.bincount(classes) - 1 - counts  # rows that a class can give up in addition, (C,)
-    remaining = [(rows, Counter(class_of[row] for row in rows)) for rows in members.values()]
-    drawn: list[int] = []
+    is_drawn = np.zeros(len(groups), dtype=bool)
     for rule in (_fits, _is_closer):
-        skipped = []
-        for rows, sizes in remaining:
+        for group in np.flatnonzero(~is_drawn).tolist():
+            if max(missing) <= 0:
+                break  # neither rule draws another group
+            sizes: Counter[int] = Counter(classes[groups.rows(group)].tolist())
             if rule(sizes, missing, excess):
-                drawn += rows
+                is_drawn[group] = True
                 for index, size in sizes.items():
                     missing[index] -= size
-            else:
-                skipped.append((rows, sizes))
-        remaining = skipped
+    drawn = [groups.rows(group) for group in np.flatnonzero(is_drawn).tolist()]
     if not drawn:
+        members = (groups.rows(group) for group in range(len(groups)))
         possible = (
-            rows for rows, sizes in remaining if all(size <= missing[c] + excess[c] for c, size in sizes.items())
+            rows for rows in members if (np.bincount(classes[rows], minlength=len(excess)) <= counts + excess).all()
         )
-        drawn = min(possible, key=len, default=[])
-    return np.sort(np.array(drawn, dtype=np.int64))
+        drawn = [min(possible, key=len, default=np.array([], dtype=np.int64))]
+    return np.sort(np.concatenate(drawn))
+
+
+class _Groups:
+    """The rows with the same key, in the order in which the first row of each group is visited.
+
+    They are positions in one array, because millions of lists would not fit in memory.
+    """
+
+    def __init__(self, text_keys: np.ndarray, order: np.ndarray) -> None:
+        _, first, group_of = np.unique(text_keys[order], return_index=True, return_inverse=True)
+        visited = np.argsort(first)
+        rank = np.empty_like(visited)
+        rank[visited] = np.arange(len(visited))
+        self._rows = order[np.argsort(rank[group_of], kind="stable")]
+        self._ends = np.bincount(rank[group_of]).cumsum()
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def rows(self, group: int) -> np.ndarray:
+        """Return the rows of a group."""
+        start = self._ends[group - 1] if group else 0
+        return self._rows[start : self._ends[group]]
 
 
 def _fits(sizes: Counter[int], missing: list[int], excess: np.ndarray) -> bool:

@@ -48,8 +48,13 @@ class RawSplit:
         return np.arange(1, len(self.rows) + 1) if self.numbers is None else self.numbers
 
     def select(self, positions: np.ndarray) -> RawSplit:
-        """Return the split with only the rows at these positions, counted from 0. Row numbers stay the same."""
-        rows = self.rows.select(positions).flatten_indices()
+        """Return the split with only the rows at these sorted positions, counted from 0. Row numbers stay the same."""
+        if getattr(self.rows, "cache_files", None):
+            from finetune.data.row_cache import take_rows  # imports `datasets`, which the checks of rows do not need
+
+            rows = take_rows(self.rows, positions, self.source)
+        else:
+            rows = self.rows.select(positions).flatten_indices()
         parsed = {name: cells.take(pa.array(positions)) for name, cells in self.parsed.items()}
         return replace(self, rows=rows, numbers=self.row_numbers()[positions], parsed=parsed)
 

@@ -80,11 +80,13 @@ def _has_rows(table: pa.Table, split: EncodedSplit, label_names: Sequence[str]) 
     """Return whether a table of predictions has the texts and labels of a split."""
     if table.num_rows != len(split):
         return False
-    texts = split.texts.with_format("arrow")[:].combine_chunks()
-    expected = [column.to_pylist() for column in texts.columns]
-    actual = [table[name].to_pylist() for name in ("text", "text_1") if name in table.column_names]
+    texts = split.texts.with_format("arrow")[:]
     labels = _as_label_names(split.labels, pa.array(label_names, pa.string()))
-    return actual == expected and table["label"].to_pylist() == labels.to_pylist()
+    expected = [*texts.columns, pa.chunked_array([labels])]
+    actual = [table[name] for name in ("text", "text_1", "label") if name in table.column_names]
+    return len(actual) == len(expected) and all(
+        stored.cast(column.type).equals(column) for stored, column in zip(actual, expected, strict=True)
+    )
 
 
 def _as_values(column: pa.ChunkedArray, like: np.ndarray, label_names: Sequence[str]) -> np.ndarray:
@@ -93,14 +95,16 @@ def _as_values(column: pa.ChunkedArray, like: np.ndarray, label_names: Sequence[
     Raises:
         KeyError: a label is unknown.
     """
-    ids = {name: index for index, name in enumerate(label_names)}
     if like.dtype.kind == "f":
-        return np.asarray(column.to_pylist(), dtype=np.float64)
+        return np.asarray(column.to_numpy(), dtype=np.float64)
+    names = pa.array(label_names, pa.string())
+    ids = pc.index_in(column if like.ndim == 1 else pc.list_flatten(column), value_set=names)
+    if ids.null_count:
+        raise KeyError("a label is unknown")
     if like.ndim == 1:
-        return np.array([ids[name] for name in column.to_pylist()], dtype=np.int64)
+        return np.asarray(ids.to_numpy(), dtype=np.int64)
     sets = np.zeros(like.shape, dtype=np.int64)
-    for row, names in enumerate(column.to_pylist()):
-        sets[row, [ids[name] for name in names]] = 1
+    sets[np.repeat(np.arange(len(sets)), pc.list_value_length(column).to_numpy()), ids.to_numpy()] = 1
     return sets
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import torch
 
 from finetune.data.tokenization import EncodedSplit
 from finetune.distributed import gather_results
@@ -69,6 +71,15 @@ def held_out_label_errors(
     split: str, rows: EncodedSplit, predictions: Predictions, label_names: Sequence[str]
 ) -> list[LabelError]:
     """Return the rows of a held-out split whose label is probably wrong; the classifier must not have seen them."""
+    if len(rows) > MAX_CHECKED_ROWS:
+        drawn = np.sort(np.random.default_rng(0).choice(len(rows), MAX_CHECKED_ROWS, replace=False))
+        rows, chosen = rows.select(drawn), torch.from_numpy(drawn)
+        predictions = replace(
+            predictions,
+            logits=predictions.logits[chosen],
+            losses=predictions.losses[chosen],
+            labels=predictions.labels[drawn],
+        )
     return _named(split, rows, find_label_errors(predictions.labels, predictions.probabilities()), label_names)
 
 

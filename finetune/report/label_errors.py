@@ -38,9 +38,7 @@ def error_groups(record: RunRecord) -> list[ErrorGroup] | None:
     for split, summary in record.data.items():
         errors = [error for error in record.label_errors if error.split == split]
         positions = _positions(record.predictions, errors[:MAX_SHOWN])
-        checked = summary.rows - summary.label_name_rows
-        if split == "train":
-            checked = min(checked, MAX_CHECKED_ROWS)
+        checked = min(summary.rows - summary.label_name_rows, MAX_CHECKED_ROWS)
         groups.append(ErrorGroup(split, len(errors), checked, list(zip(errors, positions, strict=False))))
     return groups
 

@@ -12,7 +12,7 @@ from finetune.runs.atomic_files import write_text
 from finetune.runs.json_files import damaged_file, read_bytes
 from finetune.runs.run_folder import RunFolder
 
-MAX_CHECKED_ROWS = 50_000  # training rows, drawn at random from more, because the encoder has to read all of them
+MAX_CHECKED_ROWS = 50_000  # per split, drawn at random from more: the encoder has to read all of them
 _COLUMNS = ("split", "row", "label", "suggested_label", "label_probability", "suggested_probability")
 _TEXTS = ("text", "text_1")
 
