@@ -43,7 +43,7 @@ def named_metric_value(name: str, rows: ScoredRows, *, samples: int, seed: int) 
         return MetricValue(value)
     resampled = resampled_values([rows], name, samples=samples, seed=seed)
     if resampled is None:
-        return MetricValue(value, note=_too_slow(samples))
+        return MetricValue(value, note=too_slow(samples))
     return MetricValue(value, *_bounds(name, value, resampled[:, 0], len(rows)))
 
 
@@ -70,7 +70,7 @@ def loaded_metric_values(source: str, rows: ScoredRows, *, samples: int, seed: i
 
     resampled = _within_limit(values_of, _drawn_rows(len(rows), samples, seed), samples)
     if resampled is None:
-        return {name: MetricValue(value, note=_too_slow(samples)) for name, value in known.items()}
+        return {name: MetricValue(value, note=too_slow(samples)) for name, value in known.items()}
     bounds = [percentile_interval(column) for column in np.array(resampled).T]
     return {
         name: MetricValue(value, *bound) if value is not None else MetricValue(None, note=_NO_NUMBER)
@@ -106,7 +106,7 @@ def paired_difference(pair: tuple[ScoredRows, ScoredRows], name: str, *, samples
         return MetricValue(second - first)
     resampled = resampled_values(pair, name, samples=samples, seed=seed)
     if resampled is None:
-        return MetricValue(second - first, note=_too_slow(samples))
+        return MetricValue(second - first, note=too_slow(samples))
     bounds = _bounds(name, second - first, resampled[:, 1] - resampled[:, 0], len(pair[0]))
     return MetricValue(second - first, *bounds)
 
@@ -152,5 +152,6 @@ def _or_nan(metric: Metric, rows: ScoredRows) -> float:
         return float("nan")
 
 
-def _too_slow(samples: int) -> str:
+def too_slow(samples: int) -> str:
+    """Return the note of a metric whose interval would take too long."""
     return f"no interval: computing it {samples:,} times would take longer than {MAX_SECONDS:.0f} s"

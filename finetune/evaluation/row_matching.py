@@ -40,6 +40,17 @@ def rows_of_split(table: pa.Table, split: str) -> pa.Table:
     return rows.take(pc.sort_indices(rows["row"]))
 
 
+def probabilities_of(table: pa.Table) -> Array | None:
+    """Return the probabilities (N, C) of a table of predictions; None if rows have none or different numbers."""
+    if "probabilities" not in table.column_names:
+        return None
+    column = table["probabilities"].combine_chunks()
+    counts = pc.unique(pc.list_value_length(column)).to_pylist()
+    if len(counts) != 1 or not counts[0]:
+        return None
+    return np.asarray(column.flatten()).reshape(-1, counts[0])
+
+
 def compare_rows(first: pa.Table, second: pa.Table) -> RowMismatch | None:
     """Return how the rows of a split differ in row number, text or label; None if they are the same."""
     left, right = _labels_by_row(first), _labels_by_row(second)

@@ -6,15 +6,18 @@ N rows, C classes, S runs, X values
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from finetune.evaluation.bootstrap import Array, interval_note
 from finetune.evaluation.metric_formulas import MULTI_LABEL, SINGLE_LABEL, f1, none_if_undefined, recall
+from finetune.evaluation.named_differences import named_difference
 from finetune.evaluation.paired_bootstrap import model_scores, model_values, resampled_scores, resampled_values
 from finetune.evaluation.paired_tests import mcnemar_p_value, row_f1, wilcoxon_p_value
+from finetune.evaluation.scored_rows import ScoredRows
 from finetune.evaluation.two_level_interval import covariance_over_rows, difference_interval, difference_p_value
+from finetune.recipe.named_metrics import is_toolkit_metric
 from finetune.runs.comparison import ClassDifference, MetricDifference, PairedTest, SplitDifference
 from finetune.runs.results import MetricValue
 
@@ -24,7 +27,7 @@ class DifferenceSettings:
     """What is compared, and how often rows are resampled.
 
     Attributes:
-        metrics: the metrics to report.
+        metrics: the metrics to report, of the toolkit or of scikit-learn.
         metric: the metric that series are tested by.
         label_names: in the order of the class ids; empty in regression.
         samples: number of bootstrap resamples.
@@ -53,7 +56,11 @@ class Sides:
 
 
 def difference_on_rows(
-    first: Sequence[Array], second: Sequence[Array], references: Array, settings: DifferenceSettings
+    first: Sequence[Array],
+    second: Sequence[Array],
+    references: Array,
+    settings: DifferenceSettings,
+    probabilities: Sequence[Array | None] | None = None,
 ) -> SplitDifference:
     """Return second minus first in all metrics and classes, the test that matches, and the rows that changed sides.
 
@@ -61,32 +68,58 @@ def difference_on_rows(
         first, second: the predictions of each run of a series, or of one run: class ids (N,), 0/1 label sets (N, C) or
             values (N,).
         references: the labels in the same form.
+        probabilities: of each run of the first and of the second, (N, C); None: they are not known.
     """
     models = [*first, *second]
-    values, covariances = _values(models, references, settings)
+    own = [name for name in settings.metrics if is_toolkit_metric(name, problem_type_of(references))]
+    values, covariances = _values(models, references, replace(settings, metrics=own))
     count = len(first)
     pairs = [(column[:count], column[count:]) for column in values.T]
     differences = [difference_interval(pair, matrix) for pair, matrix in zip(pairs, covariances, strict=True)]
     metrics = {
         name: MetricDifference(none_if_undefined(left.mean()), none_if_undefined(right.mean()), difference)
-        for name, (left, right), difference in zip(settings.metrics, pairs, differences, strict=False)
+        for name, (left, right), difference in zip(own, pairs, differences, strict=False)
     }
+    p_values = {
+        name: difference_p_value(pair, matrix) for name, pair, matrix in zip(own, pairs, covariances, strict=False)
+    }
+    rows = _scored_rows(models, references, settings.label_names, probabilities or [None] * len(models))
+    for name in settings.metrics:
+        if name not in own:
+            named = named_difference(rows[:count], rows[count:], name, samples=settings.samples, seed=settings.seed)
+            metrics[name], p_values[name] = named.metric, named.p_value
     if len(models) == 2:
         test: PairedTest | None = _row_test(models[0], models[1], references)
     else:
-        index = list(settings.metrics).index(settings.metric)
-        test = _series_test(settings.metric, difference_p_value(pairs[index], covariances[index]))
+        test = _series_test(settings.metric, p_values[settings.metric])
     sides = None if references.dtype.kind == "f" else compare_sides(first, second, references)
     note = interval_note(len(references))
     return SplitDifference(
         rows=len(references),
-        metrics=metrics,
+        metrics={name: metrics[name] for name in settings.metrics},
         test=test,
-        classes=_classes(differences[len(settings.metrics) :], references, settings.label_names),
+        classes=_classes(differences[len(own) :], references, settings.label_names),
         gained=None if sides is None else int(sides.gained.sum()),
         lost=None if sides is None else int(sides.lost.sum()),
         notes=[f"{note[0].upper()}{note[1:]}."] if note else [],
     )
+
+
+def problem_type_of(references: Array) -> str:
+    """Return the problem type of labels: class ids (N,), 0/1 label sets (N, C) or values (N,)."""
+    if references.dtype.kind == "f":
+        return "regression"
+    return "single_label_classification" if references.ndim == 1 else "multi_label_classification"
+
+
+def _scored_rows(
+    models: Sequence[Array], references: Array, label_names: Sequence[str], probabilities: Sequence[Array | None]
+) -> list[ScoredRows]:
+    names = tuple(label_names) or ("value",)
+    return [
+        ScoredRows(references, model, scores, names, problem_type_of(references))
+        for model, scores in zip(models, probabilities, strict=True)
+    ]
 
 
 def compare_sides(first: Sequence[Array], second: Sequence[Array], references: Array) -> Sides:

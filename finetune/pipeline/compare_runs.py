@@ -12,15 +12,17 @@ import pyarrow as pa
 
 from finetune.errors import DataError
 from finetune.evaluation.bootstrap import Array
-from finetune.evaluation.row_matching import as_array, compare_rows, rows_of_split
+from finetune.evaluation.row_matching import as_array, compare_rows, probabilities_of, rows_of_split
 from finetune.evaluation.run_differences import DifferenceSettings, difference_on_rows
 from finetune.heads.rank_correlation import kendall_tau
 from finetune.pipeline.changed_rows import changed_rows
+from finetune.recipe.named_metrics import find_metric
 from finetune.runs.candidates import Candidate, read_candidate, recipe_differences
-from finetune.runs.comparison import ChangedRow, PairComparison, RunsComparison, SplitDifference
+from finetune.runs.comparison import ChangedRow, MetricDifference, PairComparison, RunsComparison, SplitDifference
 from finetune.runs.head_results import HeadScores, TauValue
 from finetune.runs.json_files import damaged_file
 from finetune.runs.multiple_tests import holm
+from finetune.runs.results import MetricValue
 from finetune.runs.run_folder import RunFolder
 
 _IS_LABEL = {
@@ -113,7 +115,9 @@ def _settings(candidates: Sequence[Candidate]) -> DifferenceSettings:
                 f"{first.name} and {other.name} have different labels (only one of them has {unknown}); compare runs "
                 "with the same labels"
             )
-    metrics = list(dict.fromkeys(name for candidate in candidates for name in candidate.recipe().metric_names()))
+    reported = dict.fromkeys(name for candidate in candidates for name in candidate.recipe().metric_names())
+    metrics = [name for name in reported if find_metric(name, recipe.task.problem_type) is not None]
+    metrics = metrics or list(recipe.toolkit_metrics())
     metric = recipe.best_metric() if recipe.best_metric() in metrics else metrics[0]
     return DifferenceSettings(metrics, metric, label_names, recipe.evaluation.bootstrap_samples, recipe.seed)
 
@@ -146,7 +150,9 @@ def _compare_pair(
             _arrays(first, rows.first, "predicted", settings),
             _arrays(second, rows.second, "predicted", settings),
         )
-        splits[split] = difference_on_rows(*predicted, references, settings)
+        probabilities = [probabilities_of(table) for table in (*rows.first, *rows.second)]
+        result = difference_on_rows(*predicted, references, settings, probabilities)
+        splits[split] = replace(result, metrics=result.metrics | _loaded_differences(first, second, split))
         if references.dtype.kind != "f":
             changed += changed_rows(second.name, rows.first[0], predicted, references, settings.label_names)
     if not splits:
@@ -157,6 +163,19 @@ def _compare_pair(
         )
     tau, note = _head_agreement(first, second)
     return PairComparison(second.name, splits, skipped, tau, note), changed
+
+
+def _loaded_differences(first: Candidate, second: Candidate, split: str) -> dict[str, MetricDifference]:
+    """Return second minus first in the metrics that both runs loaded, from their scores, without an interval."""
+    differences = {}
+    for name in first.runs[0].scores[split].metrics:
+        sides = [[run.scores[split].metrics.get(name) for run in candidate.runs] for candidate in (first, second)]
+        values = [[None if cell is None else cell.value for cell in side] for side in sides]
+        if find_metric(name, first.recipe().task.problem_type) is None and None not in values[0] + values[1]:
+            left, right = (float(np.mean(side)) for side in values)  # type: ignore[arg-type]  # None is excluded
+            note = "no interval: the metric is loaded from a file, and its scores were read from the runs"
+            differences[name] = MetricDifference(left, right, MetricValue(right - left, note=note))
+    return differences
 
 
 def _match(first: Candidate, second: Candidate, split: str) -> _MatchedRows | str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from rich.markup import escape
+
 from finetune.data.splits import load_splits
 from finetune.distributed import local_main_process_first
 from finetune.errors import DataError, RecipeError
@@ -57,6 +59,8 @@ def open_run(path: Path, overrides: Sequence[str] = (), *, read_only_ok: bool = 
     with run_locked(context, read_only_ok=read_only_ok):
         with stage("opening the run"):
             inputs = local_main_process_first(context.accelerator, partial(_saved_inputs, folder, recipe, overrides))
+        if note := skipped_metrics_note(folder, recipe):
+            context.print_line(f"[yellow]{escape(note)}[/]")
         split_names = trained_on | inputs.summary
         if changed := [name for name in split_names if inputs.summary.get(name) != trained_on.get(name)]:
             context.print_line(f"[yellow]The rows differ from those at training: {', '.join(changed)}.[/]")
@@ -81,8 +85,9 @@ def finished_folder(path: Path) -> RunFolder:
 def finished_recipe(folder: RunFolder, overrides: Sequence[str] = (), *, read_data: bool = True) -> Recipe:
     """Return a finished run's recipe with `section.key=value` overrides.
 
-    `model.trust_remote_code` and `model.use_safetensors` have their defaults unless an override sets them: a run
-    folder may come from someone else, and must not decide which code and files are trusted.
+    `model.trust_remote_code` and `model.use_safetensors` have their defaults unless an override sets them, and metrics
+    that are loaded from files or the hub are left out: a run folder may come from someone else, and must not decide
+    which code and files are trusted.
 
     Args:
         read_data: whether the data files must exist because they are read again.
@@ -107,7 +112,22 @@ def finished_recipe(folder: RunFolder, overrides: Sequence[str] = (), *, read_da
         key: ModelSection.model_fields[key].default for key in _TRUST_KEYS if not overridden & {"model", f"model.{key}"}
     }
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=defaults)})
+    if not overridden & {"evaluation", "evaluation.metrics"}:
+        recipe = recipe.without_loaded_metrics()
     return with_precision(recipe)
+
+
+def skipped_metrics_note(folder: RunFolder, recipe: Recipe) -> str:
+    """Return which metrics of the run are not computed because their code is not trusted, and the fix, or ""."""
+    trained = read_recipe(folder, read_data=False)
+    skipped = [name for name in trained.loaded_metrics() if name not in recipe.loaded_metrics()]
+    if not skipped:
+        return ""
+    names = ", ".join(trained.evaluation.metrics or ())
+    return (
+        f"Not computed: {', '.join(skipped)}, because a run folder does not decide which code is run. If you trust the "
+        f"code, add 'evaluation.metrics=[{names}]'."
+    )
 
 
 def load_saved_classifier(folder: RunFolder, recipe: Recipe, overrides: Sequence[str] = ()) -> Classifier:

@@ -13,10 +13,12 @@ import numpy as np
 import pyarrow.compute as pc
 
 from finetune.evaluation.bootstrap import Array, interval_note
-from finetune.evaluation.row_matching import as_array
+from finetune.evaluation.named_differences import named_covariance
+from finetune.evaluation.row_matching import as_array, probabilities_of
+from finetune.evaluation.scored_rows import ScoredRows
 from finetune.evaluation.two_level_interval import row_covariance, series_interval
 from finetune.heads.rank_correlation import kendall_tau
-from finetune.recipe.named_metrics import lower_is_better, metric_bounds
+from finetune.recipe.named_metrics import find_metric, is_toolkit_metric, lower_is_better, metric_bounds
 from finetune.recipe.schema import Recipe
 from finetune.runs.head_results import HeadScores, RankAgreement, TauValue
 from finetune.runs.json_files import read_json
@@ -118,25 +120,30 @@ def _statistics(name: str, cells: Sequence[float | None], covariance: Array | No
 def _covariances(runs: Sequence[RunFolder], split: str, recipe: Recipe) -> tuple[dict[str, Array], str]:
     """Return, by metric, the covariance (S, S) of the runs' scores over resampled rows, and why there are none."""
     label_names = list(read_summary(runs[0])["train"].label_counts)
-    arrays = [_labels_and_predictions(run, split, label_names) for run in runs]
-    references, predictions = arrays[0][0], [predicted for _, predicted in arrays]
+    rows = [_scored_rows(run, split, label_names, recipe.task.problem_type) for run in runs]
+    references, predictions = rows[0].labels, [row.predicted for row in rows]
     if not len(references):  # training rows are scored, but not stored
         return {}, ""
-    if not all(np.array_equal(labels, references) for labels, _ in arrays):
+    if not all(np.array_equal(run_rows.labels, references) for run_rows in rows):
         return {}, "no interval, because the runs were not scored on the same rows"
     if note := interval_note(len(references)):
         return {}, note
     samples, seed = recipe.evaluation.bootstrap_samples, recipe.seed
-    names = recipe.metric_names()
-    return row_covariance(predictions, references, names, num_classes=len(label_names), samples=samples, seed=seed), ""
+    names = [name for name in recipe.metric_names() if is_toolkit_metric(name, recipe.task.problem_type)]
+    own = row_covariance(predictions, references, names, num_classes=len(label_names), samples=samples, seed=seed)
+    others = [name for name in recipe.metric_names() if name not in names and find_metric(name, rows[0].problem_type)]
+    named = {name: named_covariance(rows, name, samples=samples, seed=seed) for name in others}
+    notes = [f"{name}: {note}" for name, (_, note) in named.items() if note]
+    return own | {name: covariance for name, (covariance, _) in named.items()}, "; ".join(notes)
 
 
-def _labels_and_predictions(run: RunFolder, split: str, label_names: Sequence[str]) -> tuple[Array, Array]:
-    """Return the labels and the predicted labels of a split: class ids (N,), 0/1 label sets (N, C), or values (N,)."""
+def _scored_rows(run: RunFolder, split: str, label_names: Sequence[str], problem_type: str) -> ScoredRows:
+    """Return the stored predictions of a split."""
     table = read_predictions(run)
     rows = table.filter(pc.equal(table["split"], split))
     labels, predicted = (as_array(rows[name], label_names) for name in ("label", "predicted"))
-    return labels, predicted
+    probabilities = None if problem_type == "regression" else probabilities_of(rows)
+    return ScoredRows(labels, predicted, probabilities, tuple(label_names) or ("value",), problem_type)
 
 
 def head_agreement(runs: Mapping[int, RunFolder]) -> HeadAgreement | None:

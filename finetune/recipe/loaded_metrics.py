@@ -59,6 +59,21 @@ def available_metrics(problem_type: str) -> str:
     return f"{', '.join(named)}, or the path of a Python file with an evaluate.Metric"
 
 
+def absolute_metrics(names: Sequence[str] | None) -> list[str] | None:
+    """Return metrics with absolute paths."""
+    if names is None:
+        return None
+    return [str(absolute_path(name)) if is_path(name) else name for name in names]
+
+
+def name_problem(name: str, problem_type: str) -> str:
+    """Return why a name that no table has is not that of a metric on the hub either, or ""."""
+    close = did_you_mean(name, [*METRICS[problem_type], *SKLEARN_METRICS[problem_type], *NUMBERED[problem_type]])
+    if is_path(name) or (_HUB_NAME.fullmatch(name) and not close):
+        return ""
+    return f"given {name!r}; {problem_type} has {available_metrics(problem_type)}{close}"
+
+
 def loading_problem(name: str, problem_type: str) -> str:
     """Return why a metric that no table has cannot be loaded, or ""."""
     if is_path(name):
@@ -68,10 +83,6 @@ def loading_problem(name: str, problem_type: str) -> str:
         if file.parent.is_dir() and absolute_path(name).is_dir():
             return f"the folder '{name}' has no {file.name}; the file of a metric is named like its folder"
         return f"there is no file '{name}' (full path: {file}); correct the path"
-    known = [*METRICS[problem_type], *SKLEARN_METRICS[problem_type], *NUMBERED[problem_type]]
-    close = did_you_mean(name, known)
-    if close or not _HUB_NAME.fullmatch(name):
-        return f"given {name!r}; {problem_type} has {available_metrics(problem_type)}{close}"
     if is_offline():
         return (
             f"given {name!r}, which finetune would have to download from the hub, and downloads are turned off "

@@ -16,7 +16,8 @@ from finetune.errors import RecipeError, shorten
 from finetune.paths import absolute_path, path_problem
 from finetune.recipe.data_files import absolute_entries
 from finetune.recipe.label_names_file import read_label_names
-from finetune.recipe.metric_validation import metric_problems
+from finetune.recipe.loaded_metrics import absolute_metrics
+from finetune.recipe.metric_validation import metric_loading_problems, metric_problems
 from finetune.recipe.outputs_rules import threshold_problems
 from finetune.recipe.python_rows import write_rows
 from finetune.recipe.schema import Recipe
@@ -110,6 +111,8 @@ def validate_recipe(
     problems = [Problem(location, text) for location, text in values.problems]
     problems += read_label_names(document)
     disk = (disk_problems,) if read_data else ()
+    # A finished run, whose recipe may lack keys, does not load metrics again.
+    disk = (*disk, metric_loading_problems) if read_data and not missing else disk
     checks = (
         metric_problems,
         label_weight_problems,
@@ -182,6 +185,7 @@ def _with_absolute_paths(recipe: Recipe) -> Recipe:
             "data": recipe.data.model_copy(update=files),
             "model": recipe.model.model_copy(update=folder),
             "checkpoint": recipe.checkpoint.model_copy(update=resumed),
+            "evaluation": recipe.evaluation.model_copy(update={"metrics": absolute_metrics(recipe.evaluation.metrics)}),
         }
     )
 

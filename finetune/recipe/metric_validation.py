@@ -6,7 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from finetune.errors import did_you_mean
-from finetune.recipe.loaded_metrics import available_metrics, loaded_metrics, loading_problem, names_of, value_name
+from finetune.recipe.loaded_metrics import (
+    available_metrics,
+    loaded_metrics,
+    loading_problem,
+    name_problem,
+    names_of,
+    value_name,
+)
 from finetune.recipe.named_metrics import SKLEARN_METRICS, find_metric
 from finetune.recipe.names import METRICS, ProblemType
 from finetune.recipe.validation import Problem, section_of
@@ -39,7 +46,19 @@ def _metric_problem(name: str, problem_type: str) -> str:
         return ""
     if hint := _metric_hint(name, problem_type):
         return f"given {name!r}; {problem_type} has {available_metrics(problem_type)}{hint}"
-    return loading_problem(name, problem_type)
+    return name_problem(name, problem_type)
+
+
+def metric_loading_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield problems with metrics that are loaded: a missing file, or a download while downloads are turned off."""
+    problem_type = section_of(document, "task").get("problem_type", "single_label_classification")
+    metrics = section_of(document, "evaluation").get("metrics")
+    if problem_type not in get_args(ProblemType) or not isinstance(metrics, list):
+        return
+    for index, name in enumerate(metrics):
+        is_loaded = isinstance(name, str) and find_metric(name, problem_type) is None
+        if is_loaded and (text := loading_problem(name, problem_type)):
+            yield Problem(("evaluation", "metrics", index), text)
 
 
 def _best_metric_problem(name: str, listed: Sequence[str], problem_type: str) -> str:

@@ -231,6 +231,15 @@ class Recipe(Section):
         names = self.metrics_to_report()
         return tuple(name if find_metric(name, problem_type) else value_name(name) for name in names)
 
+    def without_loaded_metrics(self) -> Recipe:
+        """Return the recipe without metrics that are loaded, whose code would run."""
+        problem_type, evaluation = self.task.problem_type, self.evaluation
+        known = [name for name in evaluation.metrics or () if find_metric(name, problem_type)]
+        best = evaluation.metric_for_best_model
+        keeps_best = best == "loss" or (best is not None and find_metric(best, problem_type) is not None)
+        update = {"metrics": known or None, "metric_for_best_model": best if keeps_best else None}
+        return self.model_copy(update={"evaluation": evaluation.model_copy(update=update)})
+
     def metrics_to_report(self) -> tuple[str, ...]:
         """Return the metrics to report as the recipe names them, or those of the toolkit."""
         return tuple(self.evaluation.metrics or METRICS[self.task.problem_type])

@@ -92,6 +92,8 @@ def print_scores(console: Console, scores: Mapping[str, SplitScores], summary: M
         for note in (summary[split].overlap_note(split), result.interval_note and f"{split}: {result.interval_note}."):
             if note:
                 print_line(console, f"[yellow]{note}[/]")
+        for note in result.metric_notes():
+            print_line(console, f"[yellow]{split}: {escape(note)}.[/]")
         for warning in result.warnings:
             print_line(console, f"[yellow]{split}: {escape(warning)}.[/]")
 

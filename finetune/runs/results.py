@@ -122,6 +122,14 @@ class SplitScores:
     threshold_gain: MetricValue | None = None
     confidence: ConfidenceScores | None = None
 
+    def metric_notes(self) -> list[str]:
+        """Return why metrics are undefined or have no interval; a reason of several metrics is given once."""
+        names: dict[str, list[str]] = {}
+        for name, value in self.metrics.items():
+            if value.note and value.note != self.interval_note:
+                names.setdefault(value.note, []).append(name.replace("_", " "))
+        return [f"{', '.join(of_note)}: {note}" for note, of_note in names.items()]
+
     def threshold_gain_text(self) -> str:
         """Return what the thresholds change on these rows, or "" if it was not measured."""
         gain = self.threshold_gain

@@ -8,6 +8,7 @@ from sklearn.metrics import f1_score, recall_score
 from finetune.evaluation.paired_bootstrap import paired_differences
 from finetune.evaluation.paired_tests import mcnemar_p_value, row_f1
 from finetune.evaluation.run_differences import DifferenceSettings, compare_sides, difference_on_rows
+from finetune.runs.results import MetricValue
 
 ROWS = 300
 NAMES = ["a", "b", "c"]
@@ -100,6 +101,6 @@ def test_a_series_is_right_if_most_seeds_are() -> None:
 def test_few_rows_have_no_interval() -> None:
     labels = np.array([0, 1, 1])
     result = difference_on_rows([labels], [1 - labels], labels, _settings("accuracy", names=["a", "b"]))
-    assert vars(result.metrics["accuracy"].difference) == {"value": -1, "low": None, "high": None}
+    assert result.metrics["accuracy"].difference == MetricValue(-1)
     assert result.notes == ["3 rows are too few for bootstrap intervals (at least 10)."]
     assert result.lost == 3

@@ -86,6 +86,22 @@ def test_a_series_is_compared_with_a_run_over_its_seeds(tmp_path: Path, capsys: 
     assert "1, 2, 3" in printed
 
 
+def test_metrics_of_sklearn_and_loaded_ones_are_compared(tmp_path: Path) -> None:
+    metrics = {"metrics": ["roc_auc", "./cost_error.py", "accuracy"], "bootstrap_samples": 100}
+    paths = [write_run(tmp_path / name, predicted(0, 1), evaluation=metrics) for name in "ab"]
+    for path, cost in zip(paths, (0.5, 0.3), strict=True):
+        scores = json.loads((path / "scores.json").read_text())
+        scores["test"]["metrics"] = {"cost_error": {"value": cost, "low": 0.1, "high": 0.6}}
+        (path / "scores.json").write_text(json.dumps(scores))
+    (pair,) = compare_runs(paths).comparison.pairs
+    compared = pair.splits["test"].metrics
+    assert list(compared) == ["roc_auc", "accuracy", "cost_error"]
+    assert (compared["roc_auc"].first, compared["roc_auc"].difference.value) == (0.5, 0)  # all probabilities are equal
+    cost = compared["cost_error"]
+    assert (cost.first, cost.second, cost.difference.low) == (0.5, 0.3, None)
+    assert cost.difference.value == pytest.approx(-0.2)
+
+
 def test_multi_label_and_regression(tmp_path: Path) -> None:
     sets: Any = [["a", "b"], [], ["b"], ["a"]] * 5
     other: Any = [["b", "a"], ["a"], ["b"], []] * 5
@@ -105,7 +121,7 @@ def test_multi_label_and_regression(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"comparison.html", "comparison.json"}
     document = json.loads((tmp_path / "out" / "comparison.json").read_text())
     difference = document["pairs"][0]["splits"]["test"]["metrics"]["mean_absolute_error"]["difference"]
-    assert difference == {"value": -1.0, "low": None, "high": None}  # the same for every row
+    assert difference == {"value": -1.0, "low": None, "high": None, "note": ""}  # the same for every row
 
 
 def test_a_split_with_other_rows_is_skipped_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

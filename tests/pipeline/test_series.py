@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -38,7 +39,13 @@ QUICK = {"num_train_epochs": 2, "per_device_train_batch_size": 8}
 def content(**sections: Any) -> dict[str, Any]:
     """Return a recipe of a series on rows of which some are held out and sampled."""
     data = {"train_rows": rows(48, 1), "validation_rows": None, "max_length": 16, "max_train_samples": 32}
-    defaults = {"training": QUICK, "checkpoint": {"save_strategy": "epoch"}, "head_importance": None}
+    evaluation = {"metrics": ["accuracy", "roc_auc"]}
+    defaults = {
+        "training": QUICK,
+        "evaluation": evaluation,
+        "checkpoint": {"save_strategy": "epoch"},
+        "head_importance": None,
+    }
     layers = {**SCRATCH["config_overrides"], "num_hidden_layers": 1}
     result = recipe({**SCRATCH, "config_overrides": layers}, data=data)
     for name, keys in {**defaults, **sections}.items():
@@ -84,6 +91,9 @@ def test_the_results_are_those_of_the_runs(series: Path) -> None:
         assert list(result.values(split, "accuracy").values()) == values
         statistics = result.splits[split]["accuracy"]
         assert statistics.mean.value == pytest.approx(sum(values) / 3)
+        area = result.splits[split]["roc_auc"]
+        assert area.mean.interval()
+        assert area.standard_deviation == pytest.approx(np.std(list(result.values(split, "roc_auc").values()), ddof=1))
     best = min(
         SEEDS, key=lambda seed: (-result.values("validation", "accuracy")[seed], scores[seed]["validation"]["loss"])
     )

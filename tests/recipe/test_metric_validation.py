@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from finetune.recipe.metric_validation import metric_problems
+from finetune.errors import RecipeError
+from finetune.recipe.loader import load_recipe
+from finetune.recipe.metric_validation import metric_loading_problems, metric_problems
+from finetune.recipe.validation import Problem
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+
+
+def _all(document: dict[str, Any]) -> list[Problem]:
+    found = list(metric_problems(document))
+    return found or list(metric_loading_problems(document))
 
 
 def problems(metrics: list[str], best: str | None = None, problem_type: str = SINGLE) -> list[str]:
     evaluation = {"metrics": metrics, "metric_for_best_model": best}
     document = {"task": {"problem_type": problem_type}, "evaluation": evaluation}
-    return [f"{'.'.join(map(str, problem.location))}: {problem.text}" for problem in metric_problems(document)]
+    return [f"{'.'.join(map(str, problem.location))}: {problem.text}" for problem in _all(document)]
 
 
 @pytest.mark.parametrize(
@@ -82,3 +91,25 @@ def test_paths(tmp_path: Path) -> None:
     assert "would both be reported as 'cost_error'" in problems([str(file), str(folder / "cost_error.py")])[0]
     (tmp_path / "accuracy.py").write_text("")
     assert "would be reported as 'accuracy', which is another metric" in problems([str(tmp_path / "accuracy.py")])[0]
+
+
+def test_paths_are_absolute_and_a_finished_run_does_not_need_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cost_error.py").write_text("")
+    content = "output_dir: x\nmodel: {model_name_or_path: x}\ndata: {train_rows: [{a: b, label: c}]}\n"
+    (tmp_path / "r.yaml").write_text(
+        content + "evaluation: {metrics: [./cost_error.py, roc_auc], metric_for_best_model: cost_error}\n"
+    )
+    recipe = load_recipe(tmp_path / "r.yaml")
+    assert recipe.evaluation.metrics == [str(tmp_path / "cost_error.py"), "roc_auc"]
+    assert recipe.metric_names() == ("cost_error", "roc_auc")
+    assert recipe.loaded_metrics() == {"cost_error": str(tmp_path / "cost_error.py")}
+    assert recipe.toolkit_metrics() == ("accuracy",)
+    trusted = recipe.without_loaded_metrics()
+    assert (trusted.metric_names(), trusted.best_metric()) == (("roc_auc",), "roc_auc")
+    (tmp_path / "cost_error.py").unlink()
+    assert load_recipe(tmp_path / "r.yaml", read_data=False).best_metric() == "cost_error"
+    with pytest.raises(RecipeError, match=r"evaluation.metrics.0 .*there is no file './cost_error.py'"):
+        load_recipe(tmp_path / "r.yaml")

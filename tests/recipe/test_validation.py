@@ -214,5 +214,5 @@ def test_unusable_paths_are_reported(
 def test_metrics_are_checked_for_the_problem_type(problem_type: str) -> None:
     valid = {"task": {"problem_type": problem_type}, "evaluation": {"metrics": list(METRICS[problem_type])}}
     assert not list(metric_problems(valid))
-    wrong = {"task": {"problem_type": problem_type}, "evaluation": {"metrics": ["nothing"]}}
+    wrong = {"task": {"problem_type": problem_type}, "evaluation": {"metrics": ["no metric"]}}
     assert [problem.location for problem in metric_problems(wrong)] == [("evaluation", "metrics", 0)]

@@ -86,15 +86,18 @@ def test_the_scores_of_a_slice_are_shown_beside_those_of_the_split(single_label:
     counts = counts_of_confusion(confusion_matrix(PREDICTED[kept], ACTUAL[kept], 4))
     page = single_label
     scores, classes = table_texts(page, "score-table"), table_texts(page, "class-table")
-    assert [row[0] for row in scores] == [*(name.replace("_", " ") for name in SINGLE_LABEL), "loss"]
+    names = [name.replace("_", " ") for name in SINGLE_LABEL]
+    assert [row[0] for row in scores] == [names[0], "other score", *names[1:], "loss"]
     assert all(len(row) == 2 for row in scores)  # the whole split needs no further column
     page.evaluate("(label) => setState({ label })", NAMES[1])
     page.wait_for_selector("#score-table .slice-cell")
     assert page.inner_text("#score-table th.slice-cell") == f"{kept.sum()} chosen rows"
     shown = [row[2].split()[0] for row in table_texts(page, "score-table")]
-    assert shown[:-1] == [f"{float(metric(counts)):.4f}" for metric in SINGLE_LABEL.values()]
+    values = [f"{float(metric(counts)):.4f}" for metric in SINGLE_LABEL.values()]
+    assert shown[:-1] == [values[0], "–", *values[1:]]
     method = page.inner_text("#score-method")
     assert "1,000 resamples" in method
+    assert "For whole splits only: other score." in method
     assert "decides some scores" in method  # every precision of rows with one label is 1 or 0
     assert [row[1] for row in table_texts(page, "class-table")] == ["0", str(kept.sum()), "0", "0"]
     page.evaluate("setState({ label: null, text: 'no such text' })")
@@ -283,5 +286,5 @@ def test_at_most_two_thousand_values_are_drawn(regression: Any) -> None:
     errors = np.abs(VALUES - PREDICTED_VALUES)
     assert [value for value, _ in groups] == pytest.approx([errors[group].mean() for _, group in groups], rel=1e-5)
     assert [row[0] for row in scores] == [
-        "mean squared error", "mean absolute error", "pearson", "spearman", "loss",
+        "mean squared error", "other score", "mean absolute error", "pearson", "spearman", "loss",
     ]  # fmt: skip

@@ -11,15 +11,17 @@ from finetune.evaluation.bootstrap import classification_intervals, regression_i
 from finetune.evaluation.metric_formulas import confusion_matrix
 from finetune.report import write_report
 from finetune.runs.json_files import append_line, write_json
-from finetune.runs.results import SplitScores, SplitSummary
+from finetune.runs.results import MetricValue, SplitScores, SplitSummary
 from finetune.runs.run_folder import RunFolder
 from tests.support.compared_runs import write_run
+
+OTHER_METRIC = "other_score"
 
 
 def write_scored_report(
     path: Path, table: pa.Table, problem_type: str, names: list[str], labels: np.ndarray, predicted: np.ndarray
 ) -> Path:
-    """Write a run with the first metric of its problem type, and return the path of its report.
+    """Write a run with the first metric of its problem type and one that the page does not compute; return its report.
 
     Args:
         table: the predictions of the test rows, see `row_pages`.
@@ -35,7 +37,9 @@ def write_scored_report(
     confusion = None
     if problem_type == "single_label_classification":
         confusion = confusion_matrix(predicted, labels, len(names)).tolist()
-    scores = SplitScores(len(labels), 0.5, {first: metrics[first]}, per_class, confusion)
+    scores = SplitScores(
+        len(labels), 0.5, {first: metrics[first], OTHER_METRIC: MetricValue(0.5)}, per_class, confusion
+    )
     folder = RunFolder(path)
     write_json(folder.scores, {"test": scores})
     summary = SplitSummary(len(labels), {}, 7.0, 12, 0.0)

@@ -47,14 +47,27 @@ function choiceWarning() {
 function showScores(table, positions, scores) {
   const isShown = splitOfSlice(positions) === null;
   table.querySelectorAll(".slice-cell").forEach((cell) => cell.remove());
-  document.getElementById("score-method").textContent = isShown ? intervalMethod(scores) + choiceWarning() : "";
+  document.getElementById("score-method").textContent = isShown
+    ? intervalMethod(scores) + choiceWarning() + wholeSplitsOnly(table, scores) : "";
   if (!isShown) return;
   table.tHead.rows[0].append(element("th", { class: "slice-cell" }, sliceTitle(positions)));
   for (const row of table.tBodies[0].rows) {
     const name = row.dataset.metric;
-    const parts = name === "loss" ? [meanLoss(positions)] : estimateParts(scores.metrics[name], 4);
-    row.append(element("td", { class: "slice-cell" }, ...parts));
+    row.append(element("td", { class: "slice-cell" }, ...sliceParts(name, positions, scores)));
   }
+}
+
+/** Returns the parts of a cell for the slice. The page computes the metrics of the toolkit only. */
+function sliceParts(name, positions, scores) {
+  if (name === "loss") return [meanLoss(positions)];
+  return scores.metrics[name] ? estimateParts(scores.metrics[name], 4) : ["–"];
+}
+
+/** Returns which metrics of the table are not computed for the slice, or "". */
+function wholeSplitsOnly(table, scores) {
+  const names = [...table.tBodies[0].rows].map((row) => row.dataset.metric)
+    .filter((name) => name !== "loss" && !scores.metrics[name]).map((name) => name.replaceAll("_", " "));
+  return names.length ? ` For whole splits only: ${names.join(", ")}.` : "";
 }
 
 /** Returns a row of the table of the classes. */
