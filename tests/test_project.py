@@ -46,6 +46,7 @@ TESTED_IN = {
     "demo/page.py": "demo/test_app.py",
     "demo/serving.py": "demo/test_app.py",
     "evaluation/metric_formulas.py": "evaluation/test_metrics.py",
+    "evaluation/loaded_intervals.py": "evaluation/test_named_intervals.py",
     "evaluation/scored_rows.py": "evaluation/test_sklearn_metrics.py",
     "heads/rank_correlation.py": "heads/test_agreement.py",
     "heads/ranking_statistics.py": "heads/test_stability.py",

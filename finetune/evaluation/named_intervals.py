@@ -1,4 +1,4 @@
-"""Values and 95 % intervals of the metrics that the toolkit has no formula for: those of scikit-learn, and loaded ones.
+"""Values and 95 % intervals of the metrics of scikit-learn.
 
 Their intervals come from the Bayesian bootstrap of weighted_bootstrap.py. A metric without row weights is computed on
 rows that are drawn with replacement (percentile bootstrap). Each resample is one call of the metric, so a slow metric
@@ -17,19 +17,15 @@ from typing import Any
 import numpy as np
 
 from finetune.evaluation.bootstrap import interval_note
-from finetune.evaluation.loaded_metric import loaded_values
-from finetune.evaluation.metric_formulas import none_if_undefined
 from finetune.evaluation.scored_rows import Array, ScoredRows, UndefinedMetricError
 from finetune.evaluation.sklearn_metrics import compute, has_row_weights, of_weights
 from finetune.evaluation.weighted_bootstrap import Bounds, bias_corrected_bounds, random_weights
 from finetune.progress import stage
-from finetune.recipe.loaded_metrics import value_name
 from finetune.runs.results import MetricValue
 
 MAX_SECONDS = 60.0  # for the interval of one metric on one split
 MAX_SAMPLES = 1000  # resamples of a metric that is computed one resample at a time
 _CALLS_TO_ESTIMATE = 10
-_NO_NUMBER = "undefined: the metric returned no number"
 Metric = Callable[[ScoredRows], float]  # raises UndefinedMetricError
 
 
@@ -47,37 +43,6 @@ def named_metric_value(name: str, rows: ScoredRows, *, samples: int, seed: int) 
     return MetricValue(value, *_bounds(name, value, resampled[:, 0], len(rows)))
 
 
-def loaded_metric_values(source: str, rows: ScoredRows, *, samples: int, seed: int) -> dict[str, MetricValue]:
-    """Return the values of a loaded metric by their names in results, with intervals from rows drawn with replacement.
-
-    Args:
-        source: path or name on the hub.
-    """
-    try:
-        values = loaded_values(source, rows)
-    except UndefinedMetricError as error:
-        return {value_name(source): MetricValue(None, note=f"undefined: {error}")}
-    known = {name: none_if_undefined(value) for name, value in values.items()}
-    if interval_note(len(rows)):
-        return {name: MetricValue(value) for name, value in known.items()}
-
-    def values_of(numbers: Array) -> list[float]:
-        try:
-            drawn = loaded_values(source, rows.select(numbers))
-        except UndefinedMetricError:
-            drawn = {}
-        return [drawn.get(name, float("nan")) for name in values]
-
-    resampled = _within_limit(values_of, _drawn_rows(len(rows), samples, seed), samples)
-    if resampled is None:
-        return {name: MetricValue(value, note=too_slow(samples)) for name, value in known.items()}
-    bounds = [percentile_interval(column) for column in np.array(resampled).T]
-    return {
-        name: MetricValue(value, *bound) if value is not None else MetricValue(None, note=_NO_NUMBER)
-        for (name, value), bound in zip(known.items(), bounds, strict=True)
-    }
-
-
 def resampled_values(models: Sequence[ScoredRows], name: str, *, samples: int, seed: int) -> Array | None:
     """Return a metric of scikit-learn of several models on the same resamples, (R, S); None if it is too slow.
 
@@ -88,11 +53,11 @@ def resampled_values(models: Sequence[ScoredRows], name: str, *, samples: int, s
     if has_row_weights(name):
         functions = [of_weights(name, model) for model in models]
         resamples = random_weights(rows, samples, seed)
-        resampled = _within_limit(lambda weights: [of(weights) for of in functions], resamples, samples)
+        resampled = within_limit(lambda weights: [of(weights) for of in functions], resamples, samples)
     else:
         metric = partial(compute, name)
-        drawn = _drawn_rows(rows, samples, seed)
-        resampled = _within_limit(lambda it: [_or_nan(metric, model.select(it)) for model in models], drawn, samples)
+        drawn = drawn_rows(rows, samples, seed)
+        resampled = within_limit(lambda it: [_or_nan(metric, model.select(it)) for model in models], drawn, samples)
     return None if resampled is None else np.array(resampled)
 
 
@@ -126,13 +91,13 @@ def _bounds(name: str, value: float, resampled: Array, rows: int) -> Bounds:
     return percentile_interval(resampled)
 
 
-def _drawn_rows(rows: int, samples: int, seed: int) -> Iterator[Array]:
+def drawn_rows(rows: int, samples: int, seed: int) -> Iterator[Array]:
     """Yield the numbers of the rows that each resample draws, (N,)."""
     rng = np.random.default_rng(seed)
     return (rng.integers(0, rows, size=rows) for _ in range(samples))
 
 
-def _within_limit(function: Callable[[Array], Any], resamples: Iterable[Array], samples: int) -> list[Any] | None:
+def within_limit(function: Callable[[Array], Any], resamples: Iterable[Array], samples: int) -> list[Any] | None:
     """Return the function of every resample, or None if that takes longer than MAX_SECONDS."""
     started, values = time.perf_counter(), []
     with stage("computing confidence intervals", total=samples) as running:

@@ -8,8 +8,9 @@ from dataclasses import replace
 from finetune.evaluation.baseline import compare_with_constant
 from finetune.evaluation.bootstrap import classification_intervals, interval_note, regression_intervals
 from finetune.evaluation.class_average_precision import class_average_precisions
+from finetune.evaluation.loaded_intervals import loaded_metric_values
 from finetune.evaluation.metric_formulas import confusion_matrix
-from finetune.evaluation.named_intervals import MAX_SAMPLES, loaded_metric_values, named_metric_value
+from finetune.evaluation.named_intervals import MAX_SAMPLES, named_metric_value
 from finetune.evaluation.prediction import Predictions
 from finetune.evaluation.scored_rows import ScoredRows
 from finetune.recipe.named_metrics import find_metric

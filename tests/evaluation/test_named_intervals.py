@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from finetune.evaluation import named_intervals
-from finetune.evaluation.named_intervals import loaded_metric_values, named_metric_value, paired_difference
+from finetune.evaluation.loaded_intervals import loaded_metric_values
+from finetune.evaluation.named_intervals import named_metric_value, paired_difference
 from tests.support.metric_rows import scored_rows, write_cost_metric
 
 BINARY = scored_rows("single_label_classification", rows=200, classes=2)
