@@ -27,6 +27,7 @@ Array = NDArray[Any]
 SHRINKAGE_ROWS = 20
 FOLDS = 5
 _SAMPLES = 2000
+_SMALLEST = 1e-12  # probability with finite log-odds; overconfident models give rows of a rare label 1e-8
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def fit_thresholds(columns: Columns, goal: Goal, *, metric: str, seed: int) -> F
     hits, predicted, actual = (int(part.sum()) for part in (decided & (labels == 1), decided, labels))
     return FittedThresholds(
         goal=goal.text(),
-        values={name: round(float(value), 6) for name, value in zip(names, tuned.values, strict=True)},
+        values={name: float(value) for name, value in zip(names, tuned.values, strict=True)},
         metric=metric,
         gain=changes[metric],
         precision=hits / predicted if predicted else None,
@@ -204,7 +205,7 @@ def _notes(tuned: Tuned, labels: Array, names: Sequence[str], goal: Goal) -> lis
 
 
 def _log_odds(probabilities: Array | float) -> Array:
-    limited = np.clip(probabilities, 1e-7, 1 - 1e-7)
+    limited = np.clip(probabilities, _SMALLEST, 1 - _SMALLEST)
     return np.asarray(np.log(limited / (1 - limited)))
 
 

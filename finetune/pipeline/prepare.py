@@ -35,7 +35,7 @@ from finetune.recipe.schema import Recipe
 from finetune.recipe.validation import NO_VALIDATION
 from finetune.report.terminal import print_data
 from finetune.training.auto_settings import RunSize, describe_choices, fill_in
-from finetune.training.best_metric import choose_best_metric
+from finetune.training.best_metric import choose_best_metric, imbalance_hint
 from finetune.training.schedule import Plan, make_plan
 
 
@@ -63,7 +63,8 @@ def prepare(context: RunContext, *, resuming: bool = False) -> tuple[RunContext,
     recipe, pooling_line = with_pooling(recipe, inputs.classifier)
     recipe, inputs, init_line = init_classifier(replace(context, recipe=recipe), inputs, resuming=resuming)
     recipe, metric_line = choose_best_metric(recipe, inputs.summary["train"].label_counts)
-    for line in filter(None, (pooling_line, init_line, metric_line)):
+    hint = imbalance_hint(recipe, inputs.summary["train"].label_counts)
+    for line in filter(None, (pooling_line, init_line, metric_line, hint)):
         context.print_line(escape(line))
     adds_names = inputs.summary["train"].label_name_rows > 0
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"label_name_rows": adds_names})})

@@ -62,9 +62,9 @@ class FittedThresholds:
     def _values_text(self) -> str:
         """Return the thresholds of up to three labels, or the range of more."""
         if len(self.values) <= _MAX_SHOWN:
-            return ", ".join(f"{name} {value:.3f}" for name, value in self.values.items())
+            return ", ".join(f"{name} {value:.3g}" for name, value in self.values.items())
         low, high = min(self.values.values()), max(self.values.values())
-        return f"{low:.3f} to {high:.3f} for {len(self.values)} labels" if low < high else f"{low:.3f} for every label"
+        return f"{low:.3g} to {high:.3g} for {len(self.values)} labels" if low < high else f"{low:.3g} for every label"
 
 
 @dataclass(frozen=True)

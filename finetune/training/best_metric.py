@@ -1,4 +1,4 @@
-"""The default metric for the best model: macro F1 instead of accuracy where accuracy would hide the rare classes."""
+"""What a run does where one label has most of the rows: macro F1 selects the model, and a hint names what helps."""
 
 from __future__ import annotations
 
@@ -36,3 +36,26 @@ def choose_best_metric(recipe: Recipe, label_counts: Mapping[str, int]) -> tuple
     chosen = evaluation.model_copy(update={"metric_for_best_model": "f1_macro"})
     line = f"Not set in the recipe, so chosen: evaluation.metric_for_best_model f1_macro, because {reason}."
     return recipe.model_copy(update={"evaluation": chosen}), line
+
+
+def imbalance_hint(recipe: Recipe, label_counts: Mapping[str, int]) -> str:
+    """Return what helps rare labels if one label has most rows and the recipe does nothing for the others, or "".
+
+    Args:
+        label_counts: number of training rows of each label.
+    """
+    training = recipe.training
+    does_something = training.class_weights or training.focal_gamma or recipe.outputs.threshold_label
+    by_label = isinstance(recipe.outputs.thresholds, dict)
+    if recipe.task.problem_type != "single_label_classification" or does_something or by_label:
+        return ""
+    largest = max(label_counts, key=lambda name: label_counts[name])
+    share = label_counts[largest] / sum(label_counts.values())
+    if share < MAJORITY_SHARE:
+        return ""
+    rare = min(label_counts, key=lambda name: label_counts[name] or float("inf"))
+    return (
+        f"'{largest}' has {share:.0%} of the training rows. To find more of the others, give a rare label a threshold, "
+        f"such as outputs.threshold_label='{rare}' outputs.thresholds=f1, or weight the labels with "
+        "training.class_weights=balanced; `finetune help tasks` compares them."
+    )

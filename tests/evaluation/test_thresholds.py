@@ -93,6 +93,15 @@ def test_the_recall_is_reached_on_average_over_samples(recall: float) -> None:
     assert recall - 0.02 <= np.mean(reached) <= recall + 1 / 20 + 0.02
 
 
+def test_thresholds_of_an_overconfident_model_are_exact() -> None:
+    log_odds = np.linspace(-25, 5, 400)
+    labels = (np.arange(400) % 10 == 9).astype(int)[:, None]
+    probabilities = (1 / (1 + np.exp(-log_odds)))[:, None]
+    tuned = tune(probabilities, labels, Goal("recall", 0.9))
+    assert 0 < tuned.values[0] < 1e-9
+    assert (probabilities > tuned.values)[labels == 1].sum() == 40 - (int(0.1 * 41) - 1)
+
+
 def test_the_precision_is_reached_on_the_tuning_rows_with_a_margin() -> None:
     probabilities, labels = rows(2000, (0.2, 0.2), seed=5)
     tuned = tune(probabilities, labels, Goal("precision", 0.9))

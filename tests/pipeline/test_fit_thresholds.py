@@ -112,7 +112,7 @@ def test_thresholds_are_tuned_on_calibrated_probabilities(trained: Classifier) -
         )
         assert result.thresholds is not None
         values.append(np.log([value / (1 - value) for value in result.thresholds if value is not None]))
-    np.testing.assert_allclose(values[0], 4 * values[1], atol=1e-3)  # thresholds are stored with six decimals
+    np.testing.assert_allclose(values[0], 4 * values[1], atol=1e-9)
 
 
 def test_thresholds_of_the_recipe_need_no_validation_rows(trained: Classifier) -> None:
@@ -121,7 +121,7 @@ def test_thresholds_of_the_recipe_need_no_validation_rows(trained: Classifier) -
     result, fitted = with_thresholds(recipe_of(thresholds={first: 0.2}), classifier, None)
     assert result.thresholds == (0.2, *[0.5] * len(others))
     assert fitted is not None
-    assert fitted.text(0) == f"Thresholds from the recipe: {first} 0.200."
+    assert fitted.text(0) == f"Thresholds from the recipe: {first} 0.2."
     assert with_thresholds(recipe_of(thresholds=0.3), classifier, None)[0].thresholds == (0.3,) * (1 + len(others))
     assert with_thresholds(recipe_of(), classifier, None) == (classifier, None)  # auto, without validation rows
     classifier.base.config.problem_type = "single_label_classification"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from finetune.recipe.schema import Recipe
-from finetune.training.best_metric import choose_best_metric
+from finetune.training.best_metric import choose_best_metric, imbalance_hint
 
 BALANCED, IMBALANCED = {"no": 60, "yes": 40}, {"no": 80, "yes": 20}
 MULTI_LABEL = {"task": {"problem_type": "multi_label_classification"}}
@@ -53,3 +53,25 @@ def test_otherwise_the_first_metric_selects_the_model(
     recipe = recipe_with(**sections)
     assert choose_best_metric(recipe, counts) == (recipe, "")
     assert recipe.best_metric() == metric
+
+
+@pytest.mark.parametrize(
+    ("counts", "sections", "is_given"),
+    [
+        (IMBALANCED, {}, True),
+        ({"no": 79, "yes": 21}, {}, False),
+        (IMBALANCED, {"training": {"class_weights": "balanced"}}, False),
+        (IMBALANCED, {"training": {"focal_gamma": 2.0}}, False),
+        (IMBALANCED, {"outputs": {"threshold_label": "yes"}}, False),
+        (IMBALANCED, {"outputs": {"thresholds": {"yes": 0.3}}}, False),
+        (IMBALANCED, MULTI_LABEL, False),
+        ({}, {"task": {"problem_type": "regression"}}, False),
+    ],
+)
+def test_a_run_on_imbalanced_rows_prints_what_helps(
+    counts: dict[str, int], sections: dict[str, Any], is_given: bool
+) -> None:
+    hint = imbalance_hint(recipe_with(**sections), counts)
+    assert bool(hint) == is_given
+    assert ("outputs.threshold_label='yes' outputs.thresholds=f1" in hint) == is_given
+    assert ("'no' has 80% of the training rows" in hint) == is_given
