@@ -13,7 +13,7 @@ from finetune.pipeline.build_model import checkpoint_source, new_word_tokenizer
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.prepare import labeled_rows
 from finetune.recipe.schema import Recipe
-from finetune.runs.data_quality import DataQuality
+from finetune.runs.data_quality import WARNING, DataQuality
 from finetune.runs.json_files import write_json
 
 
@@ -42,7 +42,10 @@ def check_data(recipe: Recipe) -> DataQuality:
 
 
 def write_data_quality(context: RunContext, inputs: RunInputs) -> None:
-    """Write `data_quality.json` into the folder of a run; the runs of a series have the same rows."""
+    """Write `data_quality.json` into the folder of a run, and print the number of warnings.
+
+    The runs of a series have the same rows, which are examined once.
+    """
 
     def compute() -> DataQuality:
         recipe = context.recipe
@@ -54,7 +57,12 @@ def write_data_quality(context: RunContext, inputs: RunInputs) -> None:
         tokenizer = inputs.classifier.tokenizer
         return data_quality(labeled, tokens, tokenizer, recipe.data.max_length, length_limit(recipe))
 
-    write_json(context.folder.data_quality, context.shared.once("data quality", compute))
+    quality = context.shared.once("data quality", compute)
+    write_json(context.folder.data_quality, quality)
+    count = len(quality.with_level(WARNING))
+    line = f"[yellow]{count} warning{'s' * (count > 1)} about the data: see Data quality in the report.[/]"
+    for text in context.shared.first_time("warnings about the data", [line] if count else []):
+        context.print_line(text)
 
 
 def recipe_tokenizer(recipe: Recipe, labeled: LabeledSplits) -> PreTrainedTokenizerBase:

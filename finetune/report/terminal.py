@@ -45,7 +45,7 @@ def print_data(console: Console, summary: Mapping[str, SplitSummary], source: st
             f"{split_summary.rows}",
             labels,
             f"{split_summary.tokens_median:g}",
-            f"{split_summary.tokens_longest}",
+            f"{split_summary.longest()}",
             f"{split_summary.truncated_share:.1%}",
             f"{split_summary.unknown_share:.1%}",
         )

@@ -175,6 +175,10 @@ class SplitSummary:
         )  # fmt: skip
         return [note for note in notes if note]
 
+    def longest(self) -> int:
+        """Return the largest number of tokens of a row before truncation; after it in runs of earlier versions."""
+        return self.true_lengths.get("100", self.tokens_longest)
+
     def truncation_note(self, split: str) -> str:
         """Return a warning if many rows were truncated, or ""."""
         if self.truncated_share <= MAX_TRUNCATED_SHARE or not self.truncation_hint:

@@ -70,6 +70,7 @@ def test_the_json_is_that_of_a_run_and_its_report_shows_it(recipe: Path, capsys:
         "few_training_rows", "few_scored_rows", "conflicting_labels", "repeated_texts", "texts_in_train",
     }  # fmt: skip
     assert main(["train", str(recipe)]) == 0
+    assert "4 warnings about the data: see Data quality in the report." in capsys.readouterr().out
     folder = RunFolder(recipe.parent / "run")
     assert json.loads(folder.data_quality.read_text()) == found
     page = folder.report.read_text()

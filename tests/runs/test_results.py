@@ -23,3 +23,8 @@ def test_many_truncated_rows_are_reported() -> None:
     assert few.notes("test") == []
     assert many.notes("test") == [f"6% of the test rows were truncated, and 1 % has more than 200 tokens: {hint}."]
     assert SplitSummary(4, {}, 1.0, 1, 0.5).notes("test") == []  # of an earlier version
+
+
+def test_the_longest_row_is_that_before_truncation() -> None:
+    assert SplitSummary(4, {}, 1.0, 128, 0.5, true_lengths={"99": 200, "100": 310}).longest() == 310
+    assert SplitSummary(4, {}, 1.0, 128, 0.5).longest() == 128
