@@ -11,7 +11,7 @@ import pyarrow as pa
 from finetune.data.cell_values import Column
 from finetune.data.compressed_files import check_archive, open_bytes, report_damaged_archive
 from finetune.data.csv_rows import read_delimited
-from finetune.data.file_signatures import detect_other_format, is_archive
+from finetune.data.file_signatures import archive_type, detect_other_format
 from finetune.data.json_rows import read_json
 from finetune.data.typed_rows import TYPED, ClassNames, read_typed
 from finetune.errors import DataError
@@ -77,7 +77,7 @@ def _check_first_bytes(file: Path, file_type: str) -> None:
     if packed is not None:
         with file.open("rb") as content:
             start = content.read(_NUM_FIRST_BYTES)
-        if not is_archive(start, packed):
+        if archive_type(start) != packed:
             raise DataError(
                 f"the name of {file} ends in {file.suffix}, but its first bytes are not those of a {packed} archive; "
                 f"rename it to {uncompressed_name(file).name}"

@@ -32,9 +32,9 @@ _OWN_FORMAT = {"a parquet file": "parquet", "an Arrow or Feather file": "arrow"}
 _ARROW_STREAM = b"\xff\xff\xff\xff"  # before the length of the first message
 
 
-def is_archive(start: bytes, compression: str) -> bool:
-    """Return whether the first bytes of a file are those of this compression."""
-    return start.startswith(_ARCHIVES[compression])
+def archive_type(start: bytes) -> str | None:
+    """Return gzip, bzip2, xz or zstd if the first bytes of a file are those of such an archive, otherwise None."""
+    return next((name for name, first in _ARCHIVES.items() if start.startswith(first)), None)
 
 
 def detect_other_format(start: bytes, file_type: str, name: str) -> tuple[str, str] | None:

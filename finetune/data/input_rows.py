@@ -20,10 +20,11 @@ from finetune.data.cell_values import Column, batched, cells_from_arrow, cells_f
 from finetune.data.compressed_files import open_bytes
 from finetune.data.csv_rows import read_all_columns
 from finetune.data.file_formats import readable
+from finetune.data.file_signatures import archive_type
 from finetune.data.json_rows import read_typed_objects
 from finetune.data.typed_rows import TYPED, open_typed
 from finetune.errors import DataError
-from finetune.recipe.data_files import compression, file_format
+from finetune.recipe.data_files import COMPRESSIONS, compression, file_format
 
 INPUT_FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "arrow", "txt")
 STANDARD_INPUT = "standard input"
@@ -125,14 +126,25 @@ def open_input(source: Path, input_format: str | None, delimiter: str | None = N
                 f"{name} cannot be copied to the folder for temporary files, {folder}: {error.strerror or error}; free "
                 "disk space, set TMPDIR to another folder, or name a file"
             ) from error
+        copy = _with_archive_ending(copy)
         try:
             yield InputFile(copy, kind, delimiter)
         except DataError as error:
             raise DataError(
                 str(error)
-                .replace(f"the name of {copy} ends in .{kind}", f"{name} is read as {kind}")
+                .replace(f"the name of {copy} ends in {''.join(copy.suffixes)}", f"{name} is read as {kind}")
                 .replace(str(copy), name)
             ) from error
+
+
+def _with_archive_ending(copy: Path) -> Path:
+    """Return the path of a copy, after adding the ending of its compression if it is an archive."""
+    with copy.open("rb") as content:
+        packed = archive_type(content.read(8))
+    if packed is None:
+        return copy
+    ending = next(ending for ending, name in COMPRESSIONS.items() if name == packed)
+    return copy.rename(copy.with_name(copy.name + ending))
 
 
 def read_windows(file: InputFile, columns: Sequence[Column], size: int) -> Iterator[Window]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -132,11 +133,14 @@ def test_standard_input_has_one_text_per_line_or_a_format(
     monkeypatch.setattr(sys, "stdin", _Input(b"\xef\xbb\xbfthe cat sat\r\na dog, on\n"))
     lines = read_csv(ran(small_run)[0])
     assert [row["sentence"] for row in lines] == ["the cat sat", "a dog, on"]
-    for content, kind in ((b'sentence\nthe cat sat\n"a dog, on"\n', "csv"), (b'[{"sentence": "the cat sat"}]', "json")):
+    table = b'sentence\nthe cat sat\n"a dog, on"\n'
+    for content, kind in ((table, "csv"), (gzip.compress(table), "csv"), (b'[{"sentence": "the cat sat"}]', "json")):
         monkeypatch.setattr(sys, "stdin", _Input(content))
         result = read_csv(ran(small_run, "-", "--input-format", kind)[0])
         assert result[0] == lines[0]
         assert len(result) == (2 if kind == "csv" else 1)
+    monkeypatch.setattr(sys, "stdin", _Input(b"n:sentence\n1:the cat sat\n"))
+    assert read_csv(ran(small_run, "-", "--input-format", "csv", "--delimiter", ":")[0]) == [{"n": "1", **lines[0]}]
     monkeypatch.setattr(sys, "stdin", _Input(b"sentence,n\na\n"))
     message = error(ran(small_run, "-", "--input-format", "csv", code=2))
     assert message.startswith("standard input row 1 (line 2) has 1 cell, but the header names 2 columns")
