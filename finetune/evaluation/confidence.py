@@ -31,10 +31,8 @@ Array = NDArray[Any]
 COVERAGES = (0.8, 0.9, 0.95)
 _MAX_ROWS = 50_000  # for calibration and risk-coverage area, whose intervals take 0.1 ms per row
 _FOLDS = 10
-_FITTED = (
-    "These rows also chose the temperature and the limits of the sets. Each tenth of them was scored with limits from "
-    "the other nine tenths, but with the final temperature, so the calibration error is slightly optimistic."
-)
+_FITTED = "These rows also fitted the limits, so each tenth of them was scored with limits from the other nine tenths."
+_CALIBRATED = " The temperature is the final one, so the calibration error is slightly optimistic."
 
 
 def confidence_scores(predictions: Predictions, *, fitted: bool, samples: int, seed: int) -> ConfidenceScores:
@@ -52,6 +50,7 @@ def confidence_scores(predictions: Predictions, *, fitted: bool, samples: int, s
     note = _FITTED if fitted and sets else ""
     if rules.problem_type == "regression":
         return ConfidenceScores(sets=sets, note=note)
+    note += _CALIBRATED if note and rules.temperature != 1 else ""
     if len(labels) > _MAX_ROWS:
         kept = np.random.default_rng(seed).choice(len(labels), _MAX_ROWS, replace=False)
         probabilities, labels = probabilities[kept], labels[kept]

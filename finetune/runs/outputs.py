@@ -102,15 +102,21 @@ class TemperatureFit:
         """Return the result as a sentence."""
         if self.before is None or self.after is None:
             return f"Temperature: not fitted; {self.reason}."
-        names = {"log loss": "log_loss", "calibration error": "calibration_error", "Brier score": "brier"}
         changes = []
-        for name, key in names.items():
-            old, new = getattr(self.before, key), getattr(self.after, key)
+        for name, old, new in self.figures():
             changes.append(f"{name} {format_number(old.value, 4)} to {format_number(new.value, 4)}")
+        if self.decrease is not None and self.decrease.interval():
+            changes[0] += f" (lower by {format_number(self.decrease.value)} {self.decrease.interval()})"
         state = "" if self.applied else f", not applied because {self.reason}"
-        return (
-            f"Temperature {self.value:g}{state}: {', '.join(changes)} on held-out folds of {self.rows} validation rows."
-        )
+        rows = f"held-out folds of {self.rows:,} validation rows"
+        return f"Temperature {self.value:.3g}{state}: {', '.join(changes)} on {rows}."
+
+    def figures(self) -> list[tuple[str, MetricValue, MetricValue]]:
+        """Return the name of each figure, and its value before and after; [] if the rows are too few."""
+        if self.before is None or self.after is None:
+            return []
+        names = {"log_loss": "log loss", "calibration_error": "calibration error", "brier": "Brier score"}
+        return [(name, getattr(self.before, key), getattr(self.after, key)) for key, name in names.items()]
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ def test_a_temperature_that_helps_is_applied(problem_type: str) -> None:
     assert fit.decrease.low > 0
     for name in ("log_loss", "calibration_error", "brier"):
         assert getattr(fit.after, name).value < getattr(fit.before, name).value, name
-    assert fit.text().startswith(f"Temperature {fit.value:g}: log loss ")
+    assert fit.text().startswith(f"Temperature {fit.value:.3g}: log loss ")
+    assert f" (lower by {fit.decrease.value:.3f} {fit.decrease.interval()}), calibration error" in fit.text()
     assert fit.text().endswith("on held-out folds of 400 validation rows.")
 
 

@@ -24,8 +24,8 @@ RECIPES = ROOT / "recipes"
 SCRATCH = RECIPES / "toy_from_scratch.yaml"
 COMPLETE = {
     "recipe.yaml", "environment.json", "data.json", "data_quality.json", "history.jsonl", "checkpoints",
-    "model", "training.json", "scores.json", "baselines.json", "predictions.parquet", "label_errors.csv",
-    "heads.json", "explanations.parquet", "report.html", "README.md",
+    "model", "training.json", "outputs.json", "scores.json", "baselines.json", "predictions.parquet",
+    "label_errors.csv", "heads.json", "explanations.parquet", "report.html", "README.md",
 }  # fmt: skip
 
 
