@@ -7,6 +7,8 @@ With one label per row, each label is compared with all others.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from finetune.evaluation.bootstrap import interval_note
@@ -18,7 +20,7 @@ from finetune.runs.results import MetricValue
 
 # With fewer rows of a label, the interval of its average precision is too narrow; see weighted_bootstrap.py.
 MIN_LABEL_ROWS = 20
-MAX_SAMPLES, MIN_SAMPLES = 1000, 200
+MAX_SAMPLES, MIN_SAMPLES = 500, 200
 _MAX_WORK = 100_000_000  # resamples times rows times labels, about two seconds
 _FEW = f"no interval: fewer than {MIN_LABEL_ROWS} rows have the label"
 _MANY = "no interval: computing it for so many rows and labels would take too long"
@@ -31,20 +33,22 @@ def class_average_precisions(rows: ScoredRows, *, samples: int, seed: int) -> li
         samples: maximum number of bootstrap resamples.
     """
     labels = rows.indicators
-    ranked = RankedRows(labels, rows.scores)
-    values = ranked.average_precisions(np.ones(len(rows)))
+    support = labels.sum(0)
+    values = RankedRows(labels, rows.scores).average_precisions(np.ones(len(rows)))
+    cells = [MetricValue(none_if_undefined(value)) for value in values]
     if interval_note(len(rows)):
-        return [MetricValue(none_if_undefined(value)) for value in values]
-    samples = min(samples, MAX_SAMPLES, _MAX_WORK // labels.size)
-    has_intervals = _MAX_WORK // labels.size >= MIN_SAMPLES
-    resampled = np.array(
-        [ranked.average_precisions(weights) for weights in random_weights(len(rows), samples * has_intervals, seed)]
-    ).reshape(-1, len(values))
-    cells = []
-    for value, column, support in zip(values, resampled.T, labels.sum(0), strict=True):
-        if support and support >= MIN_LABEL_ROWS and has_intervals:
-            cells.append(MetricValue(float(value), *bias_corrected_bounds(float(value), column, len(rows))))
-        else:
-            note = "" if not support else _FEW if support < MIN_LABEL_ROWS else _MANY
-            cells.append(MetricValue(none_if_undefined(value), note=note))
+        return cells
+    enough = np.flatnonzero(support >= MIN_LABEL_ROWS)
+    samples = min(samples, MAX_SAMPLES, _MAX_WORK // max(1, len(rows) * len(enough)))
+    too_many = len(rows) * len(enough) * MIN_SAMPLES > _MAX_WORK
+    cells = [replace(cell, note=_FEW if cell.value is not None else "") for cell in cells]
+    if not len(enough):
+        return cells
+    ranked = RankedRows(labels[:, enough], rows.scores[:, enough])
+    weights = random_weights(len(rows), 0 if too_many else samples, seed)
+    resampled = np.array([ranked.average_precisions(row_weights) for row_weights in weights])
+    for position, index in enumerate(enough):
+        value = float(values[index])
+        bounds = (None, None) if too_many else bias_corrected_bounds(value, resampled[:, position], len(rows))
+        cells[index] = MetricValue(value, *bounds, note=_MANY if too_many else "")
     return cells

@@ -55,8 +55,8 @@ class FittedThresholds:
         notes = "".join(f" Note: {note}." for note in self.notes)
         return (
             f"Thresholds tuned on the {rows:,} validation rows for {self.goal}: {self._values_text()}. Change on rows "
-            f"that did not tune them: {measured}. The validation scores below are optimistic, since these rows tuned "
-            f"the thresholds.{notes}"
+            f"that did not tune them: {measured}. The validation scores are optimistic, since these rows tuned the "
+            f"thresholds.{notes}"
         )
 
     def _values_text(self) -> str:

@@ -57,7 +57,7 @@ def test_the_record_says_what_the_threshold_changes(run: RunFolder) -> None:
     text = fitted.thresholds.text(fitted.rows)
     assert text.startswith("Thresholds tuned on the 40 validation rows for a recall of at least 0.9: 1 0.")
     assert "(cross-fitted)" in text
-    assert "The validation scores below are optimistic" in text
+    assert "The validation scores are optimistic" in text
 
 
 @pytest.fixture(scope="module")
