@@ -14,7 +14,7 @@ from finetune.evaluation.baseline_models import Baseline
 from finetune.evaluation.metric_formulas import none_if_undefined
 from finetune.evaluation.metrics import metric_values
 from finetune.evaluation.named_intervals import MAX_SAMPLES, paired_difference
-from finetune.evaluation.paired_bootstrap import paired_differences
+from finetune.evaluation.paired_differences import paired_differences
 from finetune.evaluation.prediction import Predictions
 from finetune.evaluation.scored_rows import ScoredRows
 from finetune.recipe.named_metrics import find_metric, is_toolkit_metric, lower_is_better
@@ -31,7 +31,7 @@ class ComparisonSettings:
         metrics: the metrics to report.
         metric: the metric that decides which is better.
         num_classes: number of classes C.
-        samples: number of bootstrap resamples.
+        samples: number of bootstrap resamples, for metrics of scikit-learn.
     """
 
     metrics: Sequence[str]
@@ -94,8 +94,6 @@ def _differences(pair: tuple[ScoredRows, ScoredRows], settings: ComparisonSettin
         labels.astype(float) if problem_type == "regression" else labels,
         [name for name in paired if is_toolkit_metric(name, problem_type)],
         num_classes=settings.num_classes,
-        samples=settings.samples,
-        seed=settings.seed,
     )
     samples = min(settings.samples, MAX_SAMPLES)
     return {

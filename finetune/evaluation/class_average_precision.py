@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from finetune.evaluation.bootstrap import interval_note
+from finetune.evaluation.intervals import interval_note
 from finetune.evaluation.metric_formulas import none_if_undefined
 from finetune.evaluation.ranking_metrics import RankedRows
 from finetune.evaluation.scored_rows import ScoredRows

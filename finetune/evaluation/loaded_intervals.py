@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from finetune.evaluation.bootstrap import interval_note
+from finetune.evaluation.intervals import interval_note
 from finetune.evaluation.loaded_metric import loaded_values
 from finetune.evaluation.metric_formulas import none_if_undefined
 from finetune.evaluation.named_intervals import drawn_rows, percentile_interval, too_slow, within_limit

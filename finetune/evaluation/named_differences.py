@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune.evaluation.bootstrap import interval_note
+from finetune.evaluation.intervals import interval_note
 from finetune.evaluation.named_intervals import MAX_SAMPLES, resampled_values, too_slow
 from finetune.evaluation.scored_rows import Array, ScoredRows, UndefinedMetricError
 from finetune.evaluation.sklearn_metrics import compute
-from finetune.evaluation.two_level_interval import covariance_over_rows, difference_interval, difference_p_value
+from finetune.evaluation.two_level_interval import difference_interval, difference_p_value
 from finetune.runs.comparison import MetricDifference
 from finetune.runs.results import MetricValue
 
@@ -58,3 +58,12 @@ def named_covariance(models: Sequence[ScoredRows], name: str, *, samples: int, s
     if resampled is None:
         return missing, too_slow(samples)
     return covariance_over_rows(resampled), ""
+
+
+def covariance_over_rows(resampled: Array) -> Array:
+    """Return the covariance (S, S) of scores (R, S), over the resamples in which all are defined."""
+    defined = resampled[np.isfinite(resampled).all(axis=1)]
+    models = resampled.shape[1]
+    if len(defined) < 2:
+        return np.full((models, models), np.nan)
+    return np.cov(defined, rowvar=False).reshape(models, models)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.evaluation.bootstrap import interval_note
+from finetune.evaluation.intervals import interval_note
 from finetune.evaluation.scored_rows import Array, ScoredRows, UndefinedMetricError
 from finetune.evaluation.sklearn_metrics import compute, has_row_weights, of_weights
 from finetune.evaluation.weighted_bootstrap import Bounds, bias_corrected_bounds, random_weights

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-from finetune.evaluation.bootstrap import Array
+from finetune.evaluation.intervals import Array
 
 
 def mcnemar_p_value(lost: int, gained: int) -> float:

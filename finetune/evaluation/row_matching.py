@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from finetune.evaluation.bootstrap import Array
+from finetune.evaluation.intervals import Array
 
 Key = tuple[int, tuple[str, ...]]  # row number, texts
 

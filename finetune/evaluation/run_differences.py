@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from finetune.evaluation.bootstrap import Array, interval_note
-from finetune.evaluation.metric_formulas import MULTI_LABEL, SINGLE_LABEL, f1, none_if_undefined, recall
+from finetune.evaluation.intervals import Array, interval_note
+from finetune.evaluation.metric_formulas import f1, none_if_undefined, recall
 from finetune.evaluation.named_differences import named_difference
-from finetune.evaluation.paired_bootstrap import model_scores, model_values, resampled_scores, resampled_values
+from finetune.evaluation.paired_differences import scores_and_covariances
 from finetune.evaluation.paired_tests import mcnemar_p_value, row_f1, wilcoxon_p_value
 from finetune.evaluation.scored_rows import ScoredRows
-from finetune.evaluation.two_level_interval import covariance_over_rows, difference_interval, difference_p_value
+from finetune.evaluation.two_level_interval import difference_interval, difference_p_value
 from finetune.recipe.named_metrics import is_toolkit_metric
 from finetune.runs.comparison import ClassDifference, MetricDifference, PairedTest, SplitDifference
 from finetune.runs.results import MetricValue
@@ -132,22 +132,11 @@ def compare_sides(first: Sequence[Array], second: Sequence[Array], references: A
     return Sides(shares[0], shares[1], gained=~right[0] & right[1], lost=right[0] & ~right[1])
 
 
-def _values(models: Sequence[Array], references: Array, settings: DifferenceSettings) -> tuple[Array, Sequence[Array]]:
+def _values(models: Sequence[Array], references: Array, settings: DifferenceSettings) -> tuple[Array, Array]:
     """Return the metrics, then the recall and the F1 of each class, (S, X), and the covariance of each, (S, S)."""
     count = max(1, len(settings.label_names))
-    resampling = {"num_classes": count, "samples": settings.samples, "seed": settings.seed}
-    few = bool(interval_note(len(references)))
-    if references.dtype.kind == "f":
-        values = model_scores(models, references, settings.metrics, count)
-        resampled = None if few else resampled_scores(models, references, settings.metrics, **resampling)
-    else:
-        formulas = SINGLE_LABEL if references.ndim == 1 else MULTI_LABEL
-        functions = [*(formulas[name] for name in settings.metrics), recall, f1]
-        values = model_values(models, references, functions, count)
-        resampled = None if few else resampled_values(models, references, functions, **resampling)
-    if resampled is None:
-        return values, [np.full((len(models), len(models)), np.nan)] * values.shape[1]
-    return values, [covariance_over_rows(resampled[:, :, index]) for index in range(values.shape[1])]
+    values, covariances = scores_and_covariances(models, references, settings.metrics, count, (recall, f1))
+    return values, np.full_like(covariances, np.nan) if interval_note(len(references)) else covariances
 
 
 def _classes(

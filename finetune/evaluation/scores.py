@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from finetune.evaluation.baseline import compare_with_constant
-from finetune.evaluation.bootstrap import classification_intervals, interval_note, regression_intervals
 from finetune.evaluation.class_average_precision import class_average_precisions
+from finetune.evaluation.intervals import classification_intervals, interval_note
 from finetune.evaluation.loaded_intervals import loaded_metric_values
 from finetune.evaluation.metric_formulas import confusion_matrix
 from finetune.evaluation.named_intervals import MAX_SAMPLES, named_metric_value
 from finetune.evaluation.prediction import Predictions
+from finetune.evaluation.regression_intervals import regression_intervals
 from finetune.evaluation.scored_rows import ScoredRows
 from finetune.recipe.named_metrics import find_metric
 from finetune.runs.results import ClassScores, MetricValue, SplitScores
@@ -39,9 +40,9 @@ def score(
     names = list(label_names)
     per_class: list[ClassScores] = []
     if predictions.problem_type == "regression":
-        values = regression_intervals(predicted, predictions.labels, samples=samples, seed=seed)
+        values = regression_intervals(predicted, predictions.labels)
     else:
-        values, per_class = classification_intervals(predicted, predictions.labels, names, samples=samples, seed=seed)
+        values, per_class = classification_intervals(predicted, predictions.labels, names)
         ranked = class_average_precisions(predictions.scored_rows(), samples=samples, seed=seed)
         per_class = [replace(row, average_precision=cell) for row, cell in zip(per_class, ranked, strict=True)]
     confusion = None

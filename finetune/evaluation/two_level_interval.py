@@ -23,7 +23,7 @@ seeds that covers too little where most of the variance is from the seeds: an s^
 small and the square of the ratio far too large. tests/benchmarks/two_level.py simulates both, and the guide "Many runs"
 has the results.
 
-Cov comes from a bootstrap that draws the same rows for every seed (`row_covariance`).
+Cov comes from the influence of each row on the score of every seed (`row_covariance`, influence.py).
 
     S seeds or models, N rows, X metrics
 """
@@ -35,8 +35,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from finetune.evaluation.bootstrap import Array, interval_note
-from finetune.evaluation.paired_bootstrap import resampled_scores
+from finetune.evaluation.intervals import interval_note
+from finetune.evaluation.paired_differences import Array, scores_and_covariances
 from finetune.runs.results import MetricValue
 
 Range = tuple[float, float]
@@ -50,35 +50,20 @@ def row_covariance(
     metrics: Sequence[str],
     *,
     num_classes: int,
-    samples: int,
-    seed: int,
 ) -> dict[str, Array]:
-    """Return, by metric, the covariance (S, S) of the scores of S models over resampled rows.
+    """Return, by metric, the covariance (S, S) of the scores of S models over samples of rows.
 
-    All models are scored on the same resamples. The covariance is NaN if there are too few rows for a bootstrap, or if
-    the metric is undefined in almost every resample.
+    The covariance is NaN if there are too few rows, or if the metric is undefined.
 
     Args:
         predictions: of each model: class ids (N,), 0/1 label sets (N, C), or values (N,).
         references: the labels in the same form.
         metrics: names of metrics of the problem type.
-        samples: number of resamples.
     """
     if interval_note(len(references)):
         return {name: np.full((len(predictions), len(predictions)), np.nan) for name in metrics}
-    resampled = resampled_scores(
-        predictions, references, metrics, num_classes=num_classes, samples=samples, seed=seed
-    )  # (R, S, X)
-    return {name: covariance_over_rows(resampled[:, :, index]) for index, name in enumerate(metrics)}
-
-
-def covariance_over_rows(resampled: Array) -> Array:
-    """Return the covariance (S, S) of scores (R, S), over the resamples in which all are defined."""
-    defined = resampled[np.isfinite(resampled).all(axis=1)]
-    models = resampled.shape[1]
-    if len(defined) < 2:
-        return np.full((models, models), np.nan)
-    return np.cov(defined, rowvar=False).reshape(models, models)
+    _, covariances = scores_and_covariances(predictions, references, metrics, num_classes)
+    return dict(zip(metrics, covariances, strict=True))
 
 
 def series_interval(scores: Sequence[float] | Array, row_covariance: Array, bounds: Range | None = None) -> MetricValue:
@@ -88,7 +73,7 @@ def series_interval(scores: Sequence[float] | Array, row_covariance: Array, boun
 
     Args:
         scores: of each seed, (S,).
-        row_covariance: of the scores over resampled rows, (S, S).
+        row_covariance: of the scores over samples of rows, (S, S).
         bounds: the values that the metric can have. The interval is then computed for log((x - low) / (high - x)), with
             the standard error from the delta method, and transformed back, so that it stays inside of the bounds and is
             wider on the side where the metric has more room.
@@ -115,7 +100,7 @@ def difference_interval(scores: Pair, covariance: Array) -> MetricValue:
 
     Args:
         scores: of each seed of the first series, (S_A,), and of the second, (S_B,).
-        covariance: of all scores over resampled rows, the first series before the second, (S_A + S_B, S_A + S_B).
+        covariance: of all scores over samples of rows, the first series before the second, (S_A + S_B, S_A + S_B).
     """
     return _interval(*_difference(scores, covariance), None)
 

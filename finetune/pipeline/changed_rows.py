@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from finetune.evaluation.bootstrap import Array
+from finetune.evaluation.intervals import Array
 from finetune.evaluation.row_matching import row_texts
 from finetune.evaluation.run_differences import compare_sides
 from finetune.runs.atomic_files import atomic_file

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from finetune.errors import DataError
-from finetune.evaluation.bootstrap import Array
+from finetune.evaluation.intervals import Array
 from finetune.evaluation.row_matching import as_array, compare_rows, probabilities_of, rows_of_split
 from finetune.evaluation.run_differences import DifferenceSettings, difference_on_rows
 from finetune.heads.rank_correlation import kendall_tau

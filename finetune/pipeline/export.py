@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from finetune.errors import DataError, ModelError
-from finetune.evaluation.paired_bootstrap import paired_differences
+from finetune.evaluation.paired_differences import paired_differences
 from finetune.models.classifier import Classifier
 from finetune.models.lora import merge_adapters
 from finetune.models.onnx_classifier import MODEL_FILE, OnnxClassifier, load_onnx
@@ -188,14 +188,7 @@ def _compare_int8(
             probabilities.append(rules.probabilities(model.logits(rows.columns, size)))
     first, second = (np.asarray(rules.decisions(part), rows.labels.dtype) for part in probabilities)
     names = recipe.toolkit_metrics()
-    differences = paired_differences(
-        (first, second),
-        rows.labels,
-        names,
-        num_classes=len(rules.label_names),
-        samples=recipe.evaluation.bootstrap_samples,
-        seed=recipe.seed,
-    )
+    differences = paired_differences((first, second), rows.labels, names, num_classes=len(rules.label_names))
     scores = [rows.scores(model, rules.problem_type, len(rules.label_names)) for model in (first, second)]
     same = (first == second) if first.ndim == 1 else (first == second).all(-1)
     return Int8Comparison(

@@ -12,7 +12,7 @@ from itertools import combinations
 import numpy as np
 import pyarrow.compute as pc
 
-from finetune.evaluation.bootstrap import Array, interval_note
+from finetune.evaluation.intervals import Array, interval_note
 from finetune.evaluation.named_differences import named_covariance
 from finetune.evaluation.row_matching import as_array, probabilities_of
 from finetune.evaluation.scored_rows import ScoredRows
@@ -118,7 +118,7 @@ def _statistics(name: str, cells: Sequence[float | None], covariance: Array | No
 
 
 def _covariances(runs: Sequence[RunFolder], split: str, recipe: Recipe) -> tuple[dict[str, Array], str]:
-    """Return, by metric, the covariance (S, S) of the runs' scores over resampled rows, and why there are none."""
+    """Return, by metric, the covariance (S, S) of the runs' scores over samples of rows, and why there are none."""
     label_names = list(read_summary(runs[0])["train"].label_counts)
     rows = [_scored_rows(run, split, label_names, recipe.task.problem_type) for run in runs]
     references, predictions = rows[0].labels, [row.predicted for row in rows]
@@ -130,7 +130,7 @@ def _covariances(runs: Sequence[RunFolder], split: str, recipe: Recipe) -> tuple
         return {}, note
     samples, seed = recipe.evaluation.bootstrap_samples, recipe.seed
     names = [name for name in recipe.metric_names() if is_toolkit_metric(name, recipe.task.problem_type)]
-    own = row_covariance(predictions, references, names, num_classes=len(label_names), samples=samples, seed=seed)
+    own = row_covariance(predictions, references, names, num_classes=len(label_names))
     others = [name for name in recipe.metric_names() if name not in names and find_metric(name, rows[0].problem_type)]
     named = {name: named_covariance(rows, name, samples=samples, seed=seed) for name in others}
     notes = [f"{name}: {note}" for name, (_, note) in named.items() if note]

@@ -79,7 +79,7 @@ def print_scores(console: Console, scores: Mapping[str, SplitScores], summary: M
     """Print every metric of every scored split with its 95 % interval, the notes and the warnings."""
     if not scores:
         return
-    print_line(console, "Scores with 95 % bootstrap intervals")
+    print_line(console, "Scores with 95 % intervals")
     table = Table()
     table.add_column("metric", overflow="fold")
     for split, result in scores.items():

@@ -17,23 +17,19 @@ from tests.benchmarks.two_level import DIFFERENCE, FILE, GUIDE, SINGLE, Setting,
 SETTING = Setting(SINGLE, "f1_macro", 0.8, 400, 0.02, 3)
 
 
-def test_the_covariances_are_those_of_the_bootstrap() -> None:
+def test_the_covariances_are_those_of_the_influences() -> None:
     rng = np.random.default_rng(0)
     (right,) = two_level.right_rows(SETTING, 1, rng)
     labels = np.random.default_rng(1).choice(3, size=(1, 1, 400), p=two_level.CLASS_SHARES)
     step = np.random.default_rng(2).integers(1, 3, right.shape)
     predicted = np.where(right, labels, (labels + step) % 3)
+    covariances = row_covariance(list(predicted[0]), labels[0, 0], ["accuracy", "f1_macro"], num_classes=3)
     accuracy, influence = two_level.influence_of_accuracy(right, rng)
-    bootstrap = row_covariance(
-        list(predicted[0]), labels[0, 0], ["accuracy", "f1_macro"], num_classes=3, samples=4000, seed=0
-    )
-    # A bootstrap covariance has a standard error of at most sqrt(2 / R) = 2.2 % of the variance.
-    closed = two_level.row_covariances(influence)[0]
-    assert np.abs(bootstrap["accuracy"] - closed).max() < 0.09 * closed[0, 0]
+    # The influences of the simulation have 32 bits.
+    assert covariances["accuracy"] == pytest.approx(two_level.row_covariances(influence)[0], rel=1e-4)
     assert accuracy[0] == pytest.approx((predicted[0] == labels[0]).mean(-1))
     scores, influence = two_level.influence_of_labels(predicted, labels)
-    closed = two_level.row_covariances(influence)[0]
-    assert np.abs(bootstrap["f1_macro"] - closed).max() < 0.09 * closed[0, 0]
+    assert covariances["f1_macro"] == pytest.approx(two_level.row_covariances(influence)[0], rel=1e-4)
     assert scores[0] == pytest.approx([f1_score(labels[0, 0], model, average="macro") for model in predicted[0]])
 
 

@@ -11,7 +11,8 @@ import pytest
 from sklearn.metrics import f1_score
 
 from finetune.evaluation.baseline import compare_with_constant, constant_score
-from finetune.evaluation.bootstrap import classification_intervals, regression_intervals
+from finetune.evaluation.intervals import classification_intervals
+from finetune.evaluation.regression_intervals import regression_intervals
 
 NAMES = ["a", "b", "c"]
 SIXTY = [0] * 30 + [1] * 20 + [2] * 10
@@ -22,9 +23,9 @@ def compare(
 ) -> tuple[bool | None, list[str]]:
     predicted, actual = np.array(predictions), np.array(references)
     if names:
-        metrics, _ = classification_intervals(predicted, actual, names, samples=200, seed=0)
+        metrics, _ = classification_intervals(predicted, actual, names)
     else:
-        metrics = regression_intervals(predicted, actual, samples=200, seed=0)
+        metrics = regression_intervals(predicted, actual)
     comparison = compare_with_constant(predicted, actual, names, metrics, metric)
     return comparison.above_constant, comparison.warnings
 
@@ -122,7 +123,7 @@ def test_a_rare_class_is_judged_by_the_metric_that_selected_the_model() -> None:
     assert compare(predictions, references, NAMES[:2], "f1_macro") == (True, [])
     above_constant, (warning, _) = compare([0] * 100, references, NAMES[:2], "f1_macro")
     assert not above_constant
-    assert warning.startswith("f1_macro 0.487 [")
+    assert warning.startswith("f1_macro 0.487 is not clearly above 0.487")
     assert "] is not clearly above 0.487, the score of predicting 'a'" in warning
     assert compare(predictions, references, NAMES[:2], "loss") == compare(predictions, references, NAMES[:2])
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from finetune.evaluation.paired_bootstrap import model_scores
+from finetune.evaluation.paired_differences import scores_and_covariances
 from finetune.evaluation.two_level_interval import difference_interval, row_covariance, series_interval
 from finetune.recipe.named_metrics import lower_is_better, metric_bounds
 from finetune.recipe.names import METRICS
@@ -81,12 +81,12 @@ def test_the_difference_follows_its_formula() -> None:
 def test_the_covariance_of_the_accuracy_is_that_of_right_and_wrong_rows(sets: bool) -> None:
     seeds, labels = _seeds(3, sets=sets)
     metric = "subset_accuracy" if sets else "accuracy"
-    covariance = row_covariance(seeds, labels, [metric], num_classes=CLASSES, samples=4000, seed=0)[metric]
+    covariance = row_covariance(seeds, labels, [metric], num_classes=CLASSES)[metric]
     right = np.stack([(rows == labels).reshape(ROWS, -1).all(-1) for rows in seeds])
     expected = np.cov(right, bias=True) / ROWS
-    # A bootstrap variance from R resamples has a relative standard error of sqrt(2 / R) = 2.2 %.
-    assert np.abs(covariance / expected - 1).max() < 0.09
-    assert model_scores(seeds, labels, [metric], CLASSES)[:, 0] == pytest.approx(right.mean(axis=1))
+    assert covariance == pytest.approx(expected, rel=1e-9)
+    values, _ = scores_and_covariances(seeds, labels, [metric], CLASSES)
+    assert values[:, 0] == pytest.approx(right.mean(axis=1))
 
 
 def test_the_covariance_of_an_error_is_that_of_the_errors_of_rows() -> None:
@@ -95,21 +95,18 @@ def test_the_covariance_of_an_error_is_that_of_the_errors_of_rows() -> None:
     shared = rng.normal(size=ROWS)
     models = [values + shared + rng.normal(size=ROWS) for _ in range(2)]
     metrics = ["mean_absolute_error", "pearson"]
-    result = row_covariance(models, values, metrics, num_classes=1, samples=1000, seed=0)
-    expected = np.cov([np.abs(model - values) for model in models]) / ROWS
-    # A bootstrap covariance has a standard error of at most sqrt(2 / R) = 4.5 % of the variance.
-    assert np.abs(result["mean_absolute_error"] - expected).max() < 0.13 * expected[0, 0]
+    result = row_covariance(models, values, metrics, num_classes=1)
+    expected = np.cov([np.abs(model - values) for model in models], bias=True) / ROWS
+    assert result["mean_absolute_error"] == pytest.approx(expected, rel=1e-9)
     assert result["pearson"].shape == (2, 2)
     assert result["pearson"][0, 1] == result["pearson"][1, 0] > 0
 
 
 def test_too_few_rows_and_undefined_values_have_no_covariance() -> None:
     labels = np.array([0, 1, 1])
-    assert np.isnan(
-        row_covariance([labels, labels], labels, ["accuracy"], num_classes=2, samples=10, seed=0)["accuracy"]
-    ).all()
+    assert np.isnan(row_covariance([labels, labels], labels, ["accuracy"], num_classes=2)["accuracy"]).all()
     constant = np.ones(20)
-    undefined = row_covariance([constant] * 2, constant, ["pearson"], num_classes=1, samples=10, seed=0)["pearson"]
+    undefined = row_covariance([constant] * 2, constant, ["pearson"], num_classes=1)["pearson"]
     assert undefined.shape == (2, 2)
     assert np.isnan(undefined).all()
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from finetune.evaluation.bootstrap import classification_intervals, regression_intervals
+from finetune.evaluation.intervals import classification_intervals
 from finetune.evaluation.metric_formulas import confusion_matrix
+from finetune.evaluation.regression_intervals import regression_intervals
 from finetune.report import write_report
 from finetune.runs.json_files import append_line, write_json
 from finetune.runs.results import MetricValue, SplitScores, SplitSummary
@@ -30,9 +31,9 @@ def write_scored_report(
     """
     write_run(path, {"test": table.drop_columns(["split"])}, problem_type=problem_type, names=names)
     if problem_type == "regression":
-        metrics, per_class = regression_intervals(predicted, labels, samples=200, seed=1), []
+        metrics, per_class = regression_intervals(predicted, labels), []
     else:
-        metrics, per_class = classification_intervals(predicted, labels, names, samples=200, seed=1)
+        metrics, per_class = classification_intervals(predicted, labels, names)
     first = next(iter(metrics))
     confusion = None
     if problem_type == "single_label_classification":

@@ -1,116 +1,117 @@
-// Metrics of regression with 95 % bootstrap intervals, by the formulas of bootstrap.py.
+// Metrics of regression with 95 % intervals, by the formulas of evaluation/regression_intervals.py.
 "use strict";
 
-const MAX_DRAWN_ROWS = 2e6; // of all resamples together, so that the page stays fast
-const MAX_SAMPLED_ROWS = 10000; // of more rows, the resamples are drawn from a sample
-const SAMPLE_RESAMPLES = 100;
-
-const regressionNames = ["mean_squared_error", "mean_absolute_error", "pearson", "spearman"];
-
-/**
- * Returns the metrics of the rows at some positions.
- *
- * A standard error falls with the square root of the number of rows. That of many rows follows from a sample of them.
- */
+/** Returns the metrics of the rows at some positions. */
 function regressionScores(rows, positions) {
-  const count = positions.length;
-  const once = new Uint32Array(count).fill(1);
-  const values = regressionValues(regressionSample(rows, positions), once); // of no rows: undefined
-  const generator = new Generator(SEED);
-  const isSampled = count > MAX_SAMPLED_ROWS;
-  const drawn = isSampled
-    ? Uint32Array.from({ length: MAX_SAMPLED_ROWS }, () => positions[Math.floor(generator.uniform() * count)])
-    : positions;
-  const resamples = isSampled ? SAMPLE_RESAMPLES : numResamples(count, MAX_DRAWN_ROWS / count);
-  const resampled = resampledValues(regressionSample(rows, drawn), resamples, generator);
-  const estimates = intervalsOf(values, resampled, Math.sqrt(drawn.length / count));
-  const metrics = Object.fromEntries(regressionNames.map((name, index) => [name, estimates[index]]));
-  const sampled = isSampled ? drawn.length : null;
-  return { rows: count, metrics, classes: [], resamples, normal: isNormal(resamples), sampled };
-}
-
-/** Returns the metrics of each resample of a sample. */
-function resampledValues(sample, resamples, generator) {
-  const count = sample.errors.length;
-  const times = new Uint32Array(count);
-  return Array.from({ length: resamples }, () => {
-    times.fill(0);
-    for (let draw = 0; draw < count; draw++) times[Math.floor(generator.uniform() * count)]++;
-    return regressionValues(sample, times);
-  });
-}
-
-/** Returns values, centered values (a correlation stays the same), and the rank of each value among distinct ones. */
-function regressionSample(rows, positions) {
   const predicted = Float64Array.from(positions, (position) => rows.predictedValue[position]);
   const actual = Float64Array.from(positions, (position) => rows.value[position]);
-  const columns = [predicted, actual].map((values) => {
-    const mean = values.reduce((total, value) => total + value, 0) / values.length;
-    return { centered: values.map((value) => value - mean), ...distinctRanks(values) };
-  });
   const errors = predicted.map((value, index) => value - actual[index]);
-  return { errors, x: columns[0], y: columns[1] };
+  const metrics = {
+    mean_squared_error: meanEstimate(errors.map((error) => error * error)),
+    mean_absolute_error: meanEstimate(errors.map(Math.abs)),
+    pearson: correlationEstimate(predicted, actual, pearsonInfluence, 1 / Math.sqrt(positions.length - 3)),
+    spearman: correlationEstimate(predicted, actual, spearmanInfluence, 0),
+  };
+  return { rows: positions.length, metrics, classes: [] };
 }
 
-/** Returns the position of each value among the distinct values, and their number. */
-function distinctRanks(values) {
-  const distinct = values.slice().sort().filter((value, index, sorted) => index === 0 || value !== sorted[index - 1]);
-  return { ranks: Uint32Array.from(values, (value) => lastAtMost(distinct, value)), distinct: distinct.length };
+/** Returns the mean of values. */
+function meanOf(values) {
+  return sumOver(values.length, (index) => values[index]) / values.length;
 }
 
-/** Returns the metrics of a resample that has each row `times[row]` times. */
-function regressionValues({ errors, x, y }, times) {
-  let squared = 0;
-  let absolute = 0;
-  for (let index = 0; index < times.length; index++) {
-    squared += times[index] * errors[index] * errors[index];
-    absolute += times[index] * Math.abs(errors[index]);
+/** Returns the mean of values that are not negative, with its interval (Hall 1992). */
+function meanEstimate(values) {
+  const count = values.length;
+  if (!count) return noEstimate;
+  const mean = meanOf(values);
+  const none = (note) => ({ value: mean, low: null, high: null, note });
+  if (intervalNote(count)) return none(intervalNote(count));
+  const [squares, cubes] = [2, 3].map((power) => sumOver(count, (index) => (values[index] - mean) ** power));
+  const error = Math.sqrt(squares / (count - 1) / count);
+  if (error <= 1e-12 * Math.abs(mean)) return none("all rows have the same error");
+  const sampleSkewness = cubes / count / (squares / count) ** 1.5;
+  const skewness = (sampleSkewness * Math.sqrt(count * (count - 1))) / (count - 2) / Math.sqrt(count);
+  const quantile = tQuantile(count - 1);
+  const [low, high] = [quantile, -quantile].map((score) => (
+    mean - error * (Math.abs(skewness) > 1e-6 ? ((Math.cbrt(1 + skewness * (score - skewness / 6)) - 1) * 3) / skewness : score)
+  ));
+  return { value: mean, low: Math.max(0, low), high, note: "" };
+}
+
+/**
+ * Returns a correlation with its interval.
+ * @param {number} least the least width on Fisher's scale, in standard deviations of a normal distribution
+ */
+function correlationEstimate(x, y, influenceOf, least) {
+  const count = x.length;
+  const isConstant = (values) => values.every((value) => value === values[0]);
+  if (count < 2 || isConstant(x) || isConstant(y)) return noEstimate;
+  const { value, influence } = influenceOf(x, y);
+  const none = (note) => ({ value, low: null, high: null, note });
+  if (intervalNote(count)) return none(intervalNote(count));
+  if (1 - Math.abs(value) < 1e-12) return none("the correlation is perfect");
+  const squares = sumOver(count, (index) => influence[index] ** 2);
+  const error = Math.sqrt(squares / count / (count - 3)) / (1 - value ** 2);
+  const width = Math.max(tQuantile(count - 2) * error, DEVIATIONS * least);
+  return { value, low: Math.tanh(Math.atanh(value) - width), high: Math.tanh(Math.atanh(value) + width), note: "" };
+}
+
+/** Returns values with a mean of 0 and a variance of 1, and their standard deviation. */
+function standardized(values) {
+  const mean = meanOf(values);
+  const deviation = Math.sqrt(meanOf(values.map((value) => (value - mean) ** 2)));
+  return { values: values.map((value) => (value - mean) / deviation), deviation };
+}
+
+/** Returns Pearson's correlation, and the influence of each row on it. */
+function pearsonInfluence(x, y) {
+  const [first, second] = [x, y].map((values) => standardized(values).values);
+  const value = clamp(meanOf(first.map((term, index) => term * second[index])), -1, 1);
+  const influence = first.map((term, index) => {
+    const other = second[index];
+    return term * other - (value * (term * term + other * other)) / 2;
+  });
+  return { value, influence };
+}
+
+/** Returns Spearman's correlation, and the influence of each row on it: also by the ranks of the other rows. */
+function spearmanInfluence(x, y) {
+  const orders = [x, y].map(groupsOf);
+  const [first, second] = orders.map(({ ranks }) => standardized(ranks));
+  const { value, influence } = pearsonInfluence(first.values, second.values);
+  const sides = [[orders[0], first, second.values], [orders[1], second, first.values]];
+  for (const [order, { values, deviation }, others] of sides) {
+    const slopes = others.map((other, index) => other - value * values[index]);
+    const effect = effectOnRanks(order, slopes);
+    effect.forEach((change, index) => (influence[index] += (change * x.length) / deviation));
   }
-  const ranks = [meanRanks(x, times), meanRanks(y, times)];
-  const varies = ranks.every(({ drawn }) => drawn > 1);
-  return [
-    squared / times.length,
-    absolute / times.length,
-    varies ? correlation(times, x.centered, y.centered) : NaN,
-    varies ? correlation(times, ranks[0].ofRows, ranks[1].ofRows) : NaN,
-  ];
+  return { value, influence };
 }
 
-/** Returns the rank of each row in a resample; equal values have their mean rank. */
-function meanRanks({ ranks, distinct }, times) {
-  const means = new Float64Array(distinct);
-  for (let index = 0; index < times.length; index++) means[ranks[index]] += times[index];
+/** Returns the positions of the rows in groups of equal values, smallest first, and the mean rank of each row. */
+function groupsOf(values) {
+  const order = Uint32Array.from(values.keys()).sort((a, b) => values[a] - values[b]);
+  const ranks = new Float64Array(values.length);
+  const groups = [];
+  for (let start = 0, end = 0; start < order.length; start = end) {
+    while (end < order.length && values[order[end]] === values[order[start]]) end++;
+    const group = order.subarray(start, end);
+    for (const row of group) ranks[row] = (start + 1 + end) / 2;
+    groups.push(group);
+  }
+  return { groups, ranks };
+}
+
+/** Returns what each row adds, by its effect on the ranks of the other rows, to the mean of rank times slope. */
+function effectOnRanks({ groups }, slopes) {
+  const effect = new Float64Array(slopes.length);
   let below = 0;
-  let drawn = 0;
-  for (let value = 0; value < distinct; value++) {
-    const count = means[value];
-    if (count) drawn++;
-    means[value] = below + (count - times.length) / 2; // counted from the middle, so that their mean is 0
-    below += count;
+  for (const group of groups) {
+    const own = group.reduce((sum, row) => sum + slopes[row], 0);
+    for (const row of group) effect[row] = -(2 * below + own) / 2 / slopes.length;
+    below += own;
   }
-  const ofRows = new Float64Array(times.length);
-  for (let index = 0; index < times.length; index++) ofRows[index] = means[ranks[index]];
-  return { ofRows, drawn };
-}
-
-/** Returns Pearson's correlation of two columns in which row i occurs `times[i]` times. */
-function correlation(times, first, second) {
-  const [meanFirst, meanSecond] = [weightedMean(times, first), weightedMean(times, second)];
-  let xx = 0;
-  let yy = 0;
-  let xy = 0;
-  for (let index = 0; index < times.length; index++) {
-    const x = first[index] - meanFirst;
-    const y = second[index] - meanSecond;
-    xx += times[index] * x * x;
-    yy += times[index] * y * y;
-    xy += times[index] * x * y;
-  }
-  return clamp(xy / Math.sqrt(xx * yy), -1, 1);
-}
-
-function weightedMean(times, values) {
-  let sum = 0;
-  for (let index = 0; index < times.length; index++) sum += times[index] * values[index];
-  return sum / times.length;
+  const mean = meanOf(effect);
+  return effect.map((change) => change - mean);
 }

@@ -2,10 +2,10 @@
 "use strict";
 
 /** Returns the parts of a table cell: a value and its interval. */
-function estimateParts({ value, low, high }, digits) {
+function estimateParts({ value, low, high, note }, digits) {
   const number = value === null ? "undefined" : value.toFixed(digits);
   const interval = low === null ? "–" : `[${low.toFixed(3)}, ${high.toFixed(3)}]`;
-  return [`${number} `, element("span", { class: "soft" }, interval)];
+  return [`${number} `, element("span", note ? { class: "soft", title: `No interval: ${note}` } : { class: "soft" }, interval)];
 }
 
 /** Returns the mean loss of rows, or "–". */
@@ -28,12 +28,11 @@ function addOtherMetrics(table) {
   )));
 }
 
-/** Returns how the intervals of the slice were computed. */
-function intervalMethod({ rows: count, resamples, normal, sampled }) {
-  if (resamples === 0) return `${rowsText(count)} are too few for bootstrap intervals (at least ${MIN_ROWS}).`;
-  const source = sampled ? ` of a sample of ${rowsText(sampled)}` : "";
-  const width = normal ? ": 1.96 standard errors on each side, which takes fewer resamples and keeps the page fast" : "";
-  return `The intervals of the chosen rows come from ${resamples.toLocaleString("en")} resamples${source}${width}.`;
+/** Returns why the slice has no intervals, or the metrics that have none, or "". */
+function intervalNotes({ rows: count, metrics }) {
+  if (intervalNote(count)) return `${capitalized(intervalNote(count))}.`;
+  const notes = Object.entries(metrics).filter(([, { note }]) => note);
+  return notes.map(([name, { note }]) => `No interval of ${name.replaceAll("_", " ")}: ${note}.`).join(" ");
 }
 
 /** Returns a warning if the choice of the rows decides some of their scores, or "". */
@@ -48,7 +47,7 @@ function showScores(table, positions, scores) {
   const isShown = splitOfSlice(positions) === null;
   table.querySelectorAll(".slice-cell").forEach((cell) => cell.remove());
   document.getElementById("score-method").textContent = isShown
-    ? intervalMethod(scores) + choiceWarning() + wholeSplitsOnly(table, scores) : "";
+    ? intervalNotes(scores) + choiceWarning() + wholeSplitsOnly(table, scores) : "";
   if (!isShown) return;
   table.tHead.rows[0].append(element("th", { class: "slice-cell" }, sliceTitle(positions)));
   for (const row of table.tBodies[0].rows) {

@@ -1,33 +1,18 @@
-// Metrics of the rows of a slice with 95 % intervals, by the formulas of metric_formulas.py and bootstrap.py.
+// Metrics of the rows of a slice with 95 % intervals, by the formulas of evaluation/metric_formulas.py.
 //
-// Rows with the same labels and the same predictions are of one cell. A bootstrap resample is the number of rows of
-// each cell (CellSampler), so its cost does not grow with the number of rows.
+// Rows with the same labels and the same predictions are of one cell.
 "use strict";
 
-const MIN_ROWS = 10; // fewer rows have too few different resamples
-const SEED = 1;
-const MAX_WORK = 6e6; // resampled cells and labels, so that the page stays fast
-const MIN_PERCENTILE_RESAMPLES = 200; // fewer give no stable percentiles, but a standard error
-const DEVIATIONS = 1.959963984540054; // standard deviations on each side of the middle 95 % of a normal distribution
-
 /**
- * @typedef {{value: number | null, low: number | null, high: number | null}} Estimate null: undefined, no interval
+ * @typedef {{value: number | null, low: number | null, high: number | null, note: string}} Estimate
+ *   null: undefined, no interval; `note`: why there is no interval
  * @typedef {{label: string, rows: number, predicted: number, precision: Estimate, recall: Estimate, f1: Estimate}} ClassRow
- * @typedef {{rows: number, metrics: Object<string, Estimate>, classes: ClassRow[], resamples: number,
- *   normal: boolean, sampled: number | null}} Scores `normal`: the intervals are 1.96 standard errors wide on each side;
- *   `sampled`: the resamples are drawn from so many of the rows
+ * @typedef {{rows: number, metrics: Object<string, Estimate>, classes: ClassRow[]}} Scores
  */
 
 /** Returns the ratio, 0 where the denominator is 0. */
 function ratio(numerator, denominator) {
   return denominator === 0 ? 0 : numerator / denominator;
-}
-
-/** Returns the sum over all labels. */
-function sumOver(numLabels, term) {
-  let sum = 0;
-  for (let label = 0; label < numLabels; label++) sum += term(label);
-  return sum;
 }
 
 /** The number of rows from which classification metrics are computed: per label, and in total. */
@@ -38,18 +23,15 @@ class Counts {
     [this.exact, this.rows] = [0, 0];
   }
 
-  /** Counts the cells, cell k as drawn[k] rows. */
-  set(cells, drawn) {
-    for (const counts of [this.hits, this.predicted, this.actual]) counts.fill(0);
-    cells.hits.count(drawn, this.hits);
-    cells.predicted.count(drawn, this.predicted);
-    cells.labels.count(drawn, this.actual);
-    this.exact = 0;
-    this.rows = 0;
-    for (let cell = 0; cell < drawn.length; cell++) {
-      this.rows += drawn[cell];
-      if (cells.exact[cell]) this.exact += drawn[cell];
-    }
+  /** Counts the rows of all cells. */
+  set(cells) {
+    cells.hits.count(cells.sizes, this.hits);
+    cells.predicted.count(cells.sizes, this.predicted);
+    cells.labels.count(cells.sizes, this.actual);
+    cells.sizes.forEach((size, cell) => {
+      this.rows += size;
+      if (cells.exact[cell]) this.exact += size;
+    });
     return this;
   }
 
@@ -83,10 +65,10 @@ class LabelColumns {
     }
   }
 
-  /** Adds drawn[k] to the count of every label of cell k. */
-  count(drawn, counts) {
+  /** Adds sizes[k] to the count of every label of cell k. */
+  count(sizes, counts) {
     const { labels, cells } = this;
-    for (let index = 0; index < labels.length; index++) counts[labels[index]] += drawn[cells[index]];
+    for (let index = 0; index < labels.length; index++) counts[labels[index]] += sizes[cells[index]];
   }
 }
 
@@ -138,14 +120,13 @@ const metricFormulas = {
 };
 
 /**
- * Returns the cells of rows, largest first: number of rows, labels, predicted labels, labels in both, whether equal.
+ * Returns the cells of rows: number of rows, labels, predicted labels, labels in both, whether equal.
  * @param {Rows} rows
  * @param {Uint32Array} positions
  */
 function cellsOf(rows, positions) {
   const kinds = rows.label ? pairsOf(rows, positions) : patternsOf(rows, positions);
   const order = [...kinds.sizes.keys()].filter((kind) => kinds.sizes[kind]);
-  if (!drawsRows(positions.length, order.length)) order.sort((a, b) => kinds.sizes[b] - kinds.sizes[a]);
   const [labels, predicted, hits] = [0, 1, 2].map(() => new LabelColumns());
   const exact = order.map((kind, cell) => {
     const [actual, guessed] = [kinds.labels(kind), kinds.predicted(kind)];
@@ -206,109 +187,19 @@ function allPatterns(rows) {
 function scoresOf(rows, positions) {
   if (rows.problemType === "regression") return regressionScores(rows, positions);
   const cells = cellsOf(rows, positions);
-  const formulas = metricFormulas[rows.problemType];
-  const valuesOf = (counts) => valuesOfCounts(counts, Object.values(formulas));
-  const counts = new Counts(rows.labels.length).set(cells, cells.sizes);
-  const work = 3 * cells.sizes.length + cells.labels.labels.length + cells.predicted.labels.length;
-  const resamples = numResamples(positions.length, MAX_WORK / work);
-  const estimates = intervalsOf(valuesOf(counts), bootstrap(cells, resamples, rows.labels.length, valuesOf));
-  const byName = Object.keys(formulas).map((name, index) => [name, positions.length ? estimates[index] : noEstimate]);
-  const perClass = estimates.slice(byName.length);
+  const counts = new Counts(rows.labels.length).set(cells);
+  const oneLabel = rows.problemType === "single_label_classification";
+  const formulas = Object.entries(metricFormulas[rows.problemType]);
+  const metrics = Object.fromEntries(formulas.map(([name, formula]) => [
+    name, positions.length ? metricEstimate(name, formula, cells, counts, oneLabel) : noEstimate,
+  ]));
   const classes = rows.labels.map((label, index) => ({
-    label,
-    rows: counts.actual[index],
-    predicted: counts.predicted[index],
-    precision: perClass[3 * index],
-    recall: perClass[3 * index + 1],
-    f1: perClass[3 * index + 2],
+    label, rows: counts.actual[index], predicted: counts.predicted[index], ...classEstimates(counts, index),
   }));
-  const metrics = Object.fromEntries(byName);
-  return { rows: positions.length, metrics, classes, resamples, normal: isNormal(resamples), sampled: null };
+  return { rows: positions.length, metrics, classes };
 }
 
-const noEstimate = { value: null, low: null, high: null };
-
-/** Returns the value limited to a range. */
-function clamp(value, low, high) {
-  return Math.min(high, Math.max(low, value));
-}
-
-/** Returns the metrics, then precision, recall and F1 of each class. */
-function valuesOfCounts(counts, formulas) {
-  const values = formulas.map((formula) => formula(counts));
-  for (let label = 0; label < counts.numLabels; label++) {
-    values.push(counts.precision(label), counts.recall(label), counts.f1(label));
-  }
-  return values;
-}
-
-/** Returns the values of each resample. */
-function bootstrap(cells, resamples, numLabels, valuesOf) {
-  const sampler = new CellSampler(cells.sizes, new Generator(SEED));
-  const [drawn, counts] = [new Uint32Array(cells.sizes.length), new Counts(numLabels)];
-  return Array.from({ length: resamples }, () => {
-    sampler.draw(drawn);
-    return valuesOf(counts.set(cells, drawn));
-  });
-}
-
-/** Returns how many resamples to draw: at most as many as `affordable`. */
-function numResamples(numRows, affordable) {
-  return numRows < MIN_ROWS ? 0 : Math.round(clamp(affordable, 40, 1000));
-}
-
-/** Returns whether intervals of so many resamples are 1.96 standard errors wide on each side. */
-function isNormal(resamples) {
-  return resamples > 0 && resamples < MIN_PERCENTILE_RESAMPLES;
-}
-
-/**
- * Returns the values with their intervals; resampled values that are undefined do not count.
- * @param {number} [scale] of the standard errors, if the resamples have fewer rows than the values
- */
-function intervalsOf(values, resampled, scale = 1) {
-  return values.map((given, index) => {
-    const value = Number.isFinite(given) ? given : null;
-    const column = Float64Array.from(resampled, (resample) => resample[index]).filter(Number.isFinite).sort();
-    const [low, high] = isNormal(resampled.length) ? normalBounds(given, column, scale) : percentileBounds(column);
-    return low < high ? { value, low, high } : { value, low: null, high: null };
-  });
-}
-
-/** Returns the 2.5th and 97.5th percentiles of sorted values. */
-function percentileBounds(column) {
-  return [percentile(column, 0.025), percentile(column, 0.975)];
-}
-
-/** Returns the value minus and plus 1.96 standard deviations of its resamples, but not beyond 0 and 1 if they are not. */
-function normalBounds(value, column, scale) {
-  const half = DEVIATIONS * scale * standardDeviation(column);
-  const [least, most] = [column[0] < 0 ? -1 : 0, column.at(-1) > 1 ? Infinity : 1];
-  return [clamp(value - half, least, Infinity), clamp(value + half, -Infinity, most)];
-}
-
-/** Returns the standard deviation of a sample. */
-function standardDeviation(values) {
-  const mean = values.reduce((total, value) => total + value, 0) / values.length;
-  return Math.sqrt(values.reduce((total, value) => total + (value - mean) ** 2, 0) / (values.length - 1));
-}
-
-/** Returns a percentile of sorted values, linearly interpolated; NaN if there are none. */
-function percentile(sorted, share) {
-  const place = share * (sorted.length - 1);
-  const below = Math.floor(place);
-  const above = Math.min(below + 1, sorted.length - 1);
-  return sorted.length ? sorted[below] + (place - below) * (sorted[above] - sorted[below]) : NaN;
-}
-
-/** Returns the Wilson interval of a share, [low, high]. */
-function wilsonInterval(successes, trials) {
-  const square = DEVIATIONS ** 2;
-  const middle = (successes + square / 2) / (trials + square);
-  const variance = (successes * (trials - successes)) / trials + square / 4;
-  const half = (DEVIATIONS / (trials + square)) * Math.sqrt(variance);
-  return [Math.max(0, middle - half), Math.min(1, middle + half)];
-}
+const noEstimate = { value: null, low: null, high: null, note: "" };
 
 /**
  * Returns the average precision of a label's probabilities in rows, as scikit-learn defines it; null if no row has the
