@@ -71,7 +71,7 @@ def classification_intervals(
         metrics, rows = MULTI_LABEL, _sample_of_sets(predictions, references)
     few = interval_note(rows.total.rows)
     overall = {
-        name: MetricValue(float(function(rows.total)), note=few) if few else _metric(name, function, rows)
+        name: MetricValue(float(function(rows.total))) if few else _metric(name, function, rows)
         for name, function in metrics.items()
     }
     return overall, _class_scores(rows.total, label_names, show=not few)
@@ -182,7 +182,7 @@ def _metric(name: str, function: Callable[[Counts], Array], rows: _Sample) -> Me
         low, high = share_interval(total.exact, total.rows)
         return MetricValue(value, float(low), float(high))
     if note := _note(name, rows):
-        return MetricValue(value, note=note)
+        return MetricValue(value, note=f"no interval: {note}")
     mean, variance = rows.spread(influence_on(function, total))
     bottom, top = _range(name, rows)
     width = top - bottom
@@ -190,7 +190,7 @@ def _metric(name: str, function: Callable[[Counts], Array], rows: _Sample) -> Me
     share = float(np.clip(share, 0, 1))
     trials = expected * (1 - expected) * width**2 / variance if variance > 0 else np.nan
     if not trials > 0:  # also NaN
-        return MetricValue(value, note="all rows have the same influence on it")
+        return MetricValue(value, note="no interval: all rows have the same influence on it")
     low, high = share_interval(trials * share, trials)
     return MetricValue(value, bottom + width * float(low), bottom + width * float(high))
 

@@ -1,7 +1,7 @@
 """The formulas of all metrics. Their names and descriptions are in `finetune.recipe.names.METRICS`.
 
 Every classification metric is a function of `Counts`. The arrays of `Counts` may have a leading dimension, so that one
-call computes a metric for all resamples of a bootstrap (bootstrap.py).
+call computes a metric for many counts (influence.py).
 
 Every value equals that of scikit-learn with `zero_division=0` (a ratio with a zero denominator is 0), or that of scipy
 for correlations. A correlation of constant values is undefined: NaN here, null in JSON, "undefined" in messages.
@@ -24,7 +24,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Counts:
-    """The row counts from which classification metrics are computed, for one split or for every resample.
+    """The row counts from which classification metrics are computed, for one split or for several.
 
     Attributes:
         hits: rows of a class that were predicted as that class, (..., C).

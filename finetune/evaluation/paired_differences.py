@@ -37,7 +37,7 @@ _BLOCK = 5_000_000  # maximum number of influences, or of label sets times label
 def paired_differences(
     pair: tuple[Array, Array], references: Array, metrics: Sequence[str], *, num_classes: int
 ) -> dict[str, MetricValue]:
-    """Return, by metric, second minus first with its 95 % interval, or a note that says why it has none.
+    """Return, by metric, second minus first with its 95 % interval, or with a note that says why it has none.
 
     Args:
         pair: the predictions of the first and the second model: class ids (N,), 0/1 label sets (N, C), or values (N,).
@@ -45,16 +45,16 @@ def paired_differences(
         metrics: names of metrics of the problem type.
     """
     scores, covariances = scores_and_covariances(pair, references, metrics, num_classes)
-    rows, few = len(references), interval_note(len(references))
+    rows, few = len(references), bool(interval_note(len(references)))
     width = np.nan if few else stats.t.ppf(_LEVEL, rows - 1) * np.sqrt(rows / (rows - 1))
     results = {}
     for name, (first, second), covariance in zip(metrics, scores.T, covariances, strict=True):
         value = none_if_undefined(second - first)
         variance = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
         if value is None or few:
-            results[name] = MetricValue(value, note=few)
+            results[name] = MetricValue(value)
         elif not variance > 1e-15:  # also NaN
-            results[name] = MetricValue(value, note="every row has the same influence on both scores")
+            results[name] = MetricValue(value, note="no interval: every row has the same influence on both scores")
         else:
             half = float(width * variance**0.5)
             results[name] = MetricValue(value, value - half, value + half)

@@ -34,8 +34,8 @@ def regression_intervals(predictions: Array, references: Array) -> dict[str, Met
     """
     predicted, actual = predictions.astype(float), references.astype(float)
     values = {name: none_if_undefined(metric(predicted, actual)) for name, metric in REGRESSION.items()}
-    if few := interval_note(len(actual)):
-        return {name: MetricValue(value, note=few if value is not None else "") for name, value in values.items()}
+    if interval_note(len(actual)):
+        return {name: MetricValue(value) for name, value in values.items()}
     errors = predicted - actual
     intervals = {
         "mean_squared_error": lambda: mean_interval(errors**2),
@@ -51,7 +51,7 @@ def mean_interval(values: Array) -> MetricValue:
     rows, mean = len(values), float(values.mean())
     error = float(values.std(ddof=1)) / rows**0.5
     if error <= 1e-12 * abs(mean):  # equal up to rounding
-        return MetricValue(mean, note="all rows have the same error")
+        return MetricValue(mean, note="no interval: all rows have the same error")
     skewness = float(stats.skew(values, bias=False)) / rows**0.5
     scores = stats.t.ppf([_LEVEL, 1 - _LEVEL], rows - 1)
     if abs(skewness) > 1e-6:  # the inverse of t + s t^2 / 3 + s^2 t^3 / 27 + s / 6, where s is `skewness`
@@ -77,7 +77,7 @@ def _correlation(name: str, x: Array, y: Array, influence: Array, least: float) 
     """
     rows, value = len(x), REGRESSION[name](x, y)
     if 1 - abs(value) < 1e-12:
-        return MetricValue(value, note="the correlation is perfect")
+        return MetricValue(value, note="no interval: the correlation is perfect")
     error = float(np.sqrt(influence @ influence / rows / (rows - 3))) / (1 - value**2)
     width = max(stats.t.ppf(_LEVEL, rows - 2) * error, stats.norm.ppf(_LEVEL) * least)
     low, high = np.tanh(np.arctanh(value) + np.array([-width, width]))

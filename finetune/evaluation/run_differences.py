@@ -24,20 +24,17 @@ from finetune.runs.results import MetricValue
 
 @dataclass(frozen=True)
 class DifferenceSettings:
-    """What is compared, and how often rows are resampled.
+    """What is compared.
 
     Attributes:
         metrics: the metrics to report, of the toolkit or of scikit-learn.
         metric: the metric that series are tested by.
         label_names: in the order of the class ids; empty in regression.
-        samples: number of bootstrap resamples.
     """
 
     metrics: Sequence[str]
     metric: str
     label_names: Sequence[str]
-    samples: int
-    seed: int
 
 
 @dataclass(frozen=True)

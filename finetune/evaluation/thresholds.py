@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from finetune.evaluation.paired_bootstrap import paired_differences
+from finetune.evaluation.paired_differences import paired_differences
 from finetune.evaluation.prediction import Predictions
 from finetune.runs.outputs import FittedThresholds
 from finetune.runs.results import MetricValue
@@ -26,7 +26,6 @@ Array = NDArray[Any]
 # with 10 and 0.024 with the common threshold alone; with a threshold per label without this it fell by 0.080.
 SHRINKAGE_ROWS = 20
 FOLDS = 5
-_SAMPLES = 2000
 _SMALLEST = 1e-12  # probability with finite log-odds; overconfident models give rows of a rare label 1e-8
 
 
@@ -80,7 +79,7 @@ def fit_thresholds(columns: Columns, goal: Goal, *, metric: str, seed: int) -> F
     tuned = tune(columns.probabilities, labels, goal)
     decided = cross_fitted_decisions(columns.probabilities, labels, goal, seed)
     pair = (columns.default.astype(int), decided.astype(int))
-    changes = paired_differences(pair, labels, [metric], num_classes=len(names), samples=_SAMPLES, seed=seed)
+    changes = paired_differences(pair, labels, [metric], num_classes=len(names))
     hits, predicted, actual = (int(part.sum()) for part in (decided & (labels == 1), decided, labels))
     return FittedThresholds(
         goal=goal.text(),
@@ -93,7 +92,7 @@ def fit_thresholds(columns: Columns, goal: Goal, *, metric: str, seed: int) -> F
     )
 
 
-def threshold_gain(predictions: Predictions, *, metric: str, seed: int) -> MetricValue | None:
+def threshold_gain(predictions: Predictions, *, metric: str) -> MetricValue | None:
     """Return F1 with the thresholds of the rules minus F1 without, for the labels that have one; None if none has."""
     rules = predictions.rules
     if rules.thresholds is None:
@@ -107,7 +106,7 @@ def threshold_gain(predictions: Predictions, *, metric: str, seed: int) -> Metri
         labels = labels[:, None] == named
     pair = (pair[0].astype(int), pair[1].astype(int))
     columns = labels.shape[1]
-    changes = paired_differences(pair, labels.astype(int), [metric], num_classes=columns, samples=_SAMPLES, seed=seed)
+    changes = paired_differences(pair, labels.astype(int), [metric], num_classes=columns)
     return changes[metric]
 
 

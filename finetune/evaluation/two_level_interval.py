@@ -12,7 +12,7 @@ scores over the seeds, the mean score has the variance
 
     Var = s^2 / S + max(Cov, 0)
 
-s^2 / S alone, as in a t interval over seeds, omits the error that all seeds share; a bootstrap of the rows alone omits
+s^2 / S alone, as in a t interval over seeds, omits the error that all seeds share; an interval over rows alone omits
 the seeds. The interval is mean +- t sqrt(Var), where t has
 
     df = (S - 1) Var / (s^2 / S)

@@ -120,7 +120,7 @@ def _score_and_write(
         )
         gain = None
         if name != "validation":  # whose rows tuned the thresholds
-            gain = threshold_gain(predictions[name], metric=compared_f1(recipe), seed=recipe.seed)
+            gain = threshold_gain(predictions[name], metric=compared_f1(recipe))
         scores[name] = replace(scores[name], confidence=confidence, threshold_gain=gain)
         of_baselines = {baseline: fit.predictions[name] for baseline, fit in baselines.fitted.items()}
         tables.append(predictions_table(name, split, predictions[name], classifier.label_names, of_baselines))

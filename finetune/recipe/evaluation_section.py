@@ -47,7 +47,9 @@ class EvaluationSection(Section):
         "evaluations of the run if num_train_epochs is auto too, and null never stops early.",
     )
     bootstrap_samples: Annotated[int, Field(ge=100)] = Field(
-        2000, description="Number of bootstrap resamples for the confidence intervals."
+        2000,
+        description="Number of bootstrap resamples for the intervals of calibration and of metrics of scikit-learn; "
+        "the other intervals need none.",
     )
     score_training_rows: bool = Field(
         False,

@@ -26,8 +26,8 @@ def format_significant(value: float, digits: int = 3) -> str:
 class MetricValue:
     """A metric and its 95 % interval.
 
-    The value is None if the metric is undefined. The bounds are None if an interval would be misleading; `note` then
-    gives the reason.
+    The value is None if the metric is undefined. The bounds are None if an interval would be misleading. `note` says
+    why there is no value, or no interval.
     """
 
     value: float | None

@@ -114,7 +114,7 @@ def test_label_sets_that_are_all_right_have_intervals() -> None:
 
 def test_few_rows_have_no_interval() -> None:
     metrics, per_class = classification_intervals(np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0]), ["a", "b"])
-    assert metrics["accuracy"] == MetricValue(0.75, note="4 rows are too few for an interval (at least 10)")
+    assert metrics["accuracy"] == MetricValue(0.75)
     assert per_class[0].f1.low is None
     assert interval_note(1) == "1 row is too few for an interval (at least 10)"
     assert interval_note(20) == ""
@@ -124,13 +124,13 @@ def test_classes_with_few_rows_leave_macro_f1_without_an_interval() -> None:
     actual = np.repeat([0, 1, 2], [50, 45, 1])
     predicted = np.where(np.arange(96) % 11 == 0, (actual + 1) % 2, actual)
     metrics, per_class = classification_intervals(predicted, actual, NAMES)
-    assert metrics["f1_macro"].note == "1 of 3 classes has fewer than 12 rows"
+    assert metrics["f1_macro"].note == "no interval: 1 of 3 classes has fewer than 12 rows"
     assert metrics["f1_macro"].low is None
     bounds(metrics["f1_weighted"])
     bounds(per_class[2].recall)
     sets = np.eye(3, dtype=int)[actual]
     assert classification_intervals(np.eye(3, dtype=int)[predicted], sets, NAMES)[0]["f1_macro"].note == (
-        "1 of 3 labels has fewer than 12 rows"
+        "no interval: 1 of 3 labels has fewer than 12 rows"
     )
 
 
@@ -138,14 +138,15 @@ def test_undefined_metrics_have_no_interval() -> None:
     labels = np.zeros(30, int)
     predicted = np.arange(30) % 2
     metrics, per_class = classification_intervals(predicted, labels, ["a", "b", "c"])
-    assert metrics["matthews_correlation"].note == "all rows have the same label or the same prediction"
+    assert metrics["matthews_correlation"].note == "no interval: all rows have the same label or the same prediction"
     bounds(metrics["accuracy"])
     assert per_class[1].recall == per_class[2].precision == MetricValue(0.0)  # no row counts
     empty = np.zeros((30, 3), int)
-    assert classification_intervals(empty, empty, NAMES)[0]["f1_micro"].note == "no row has a label or a prediction"
+    unlabeled, _ = classification_intervals(empty, empty, NAMES)
+    assert unlabeled["f1_micro"].note == "no interval: no row has a label or a prediction"
     constant, _ = classification_intervals(np.zeros(30, int), np.zeros(30, int), ["a", "b"])
     assert constant["accuracy"].high == 1
-    assert constant["f1_macro"].note == "all rows have the same influence on it"
+    assert constant["f1_macro"].note == "no interval: all rows have the same influence on it"
 
 
 def test_the_interval_belongs_to_the_same_definition_as_the_value() -> None:

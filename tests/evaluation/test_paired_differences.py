@@ -52,7 +52,7 @@ def test_equal_errors_on_different_rows_are_not_equal_models() -> None:
     half = 1.984217 * np.sqrt(20 / 99) / 10
     assert (result.low, result.high) == pytest.approx((-half, half))
     same = paired_differences((first, first), labels, ["accuracy"], num_classes=2)["accuracy"]
-    assert same == MetricValue(0.0, note="every row has the same influence on both scores")
+    assert same == MetricValue(0.0, note="no interval: every row has the same influence on both scores")
 
 
 def test_the_difference_from_constant_predictions_has_an_interval() -> None:

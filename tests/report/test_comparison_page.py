@@ -52,7 +52,7 @@ def test_texts_of_differences_and_tests() -> None:
     assert result_text(RESULT, 3) == f"{gained}, corrected for 3 comparisons p = 0.062"
     none = SplitDifference(9, {}, None)
     assert result_text(none, 1) == "no test, because the scores do not vary"
-    few = replace(none, notes=["4 rows are too few for bootstrap intervals (at least 10)."])
+    few = replace(none, notes=["4 rows are too few for an interval (at least 10)."])
     assert result_text(few, 1) == "no test, because there are too few rows"
     tiny = SplitDifference(9, {}, PairedTest("t-test", "accuracy", 1e-9, 1e-9))
     assert result_text(tiny, 1) == "t-test of accuracy: p < 0.0001"

@@ -96,7 +96,7 @@ def test_the_scores_of_a_slice_are_shown_beside_those_of_the_split(single_label:
     values = [f"{float(metric(counts)):.4f}" for metric in SINGLE_LABEL.values()]
     assert shown[:-1] == [values[0], "–", *values[1:]]
     method = page.inner_text("#score-method")
-    assert "No interval of matthews correlation: all rows have the same label or the same prediction." in method
+    assert "Matthews correlation: no interval: all rows have the same label or the same prediction." in method
     assert "For whole splits only: other score." in method
     assert "decides some scores" in method  # every precision of rows with one label is 1 or 0
     assert [row[1] for row in table_texts(page, "class-table")] == ["0", str(kept.sum()), "0", "0"]

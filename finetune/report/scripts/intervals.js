@@ -170,13 +170,13 @@ function macroBias(counts, numClasses) {
 function metricEstimate(name, formula, cells, counts, oneLabel) {
   const value = formula(counts);
   const none = (note) => ({ value, low: null, high: null, note });
-  if (intervalNote(counts.rows)) return none(intervalNote(counts.rows));
+  if (intervalNote(counts.rows)) return none("");
   if (["accuracy", "subset_accuracy"].includes(name) || (name === "f1_micro" && oneLabel)) {
     const [low, high] = shareInterval(counts.exact, counts.rows);
     return { value, low, high, note: "" };
   }
   const note = metricNote(name, counts, oneLabel);
-  if (note) return none(note);
+  if (note) return none(`no interval: ${note}`);
   const [mean, variance] = (oneLabel ? spreadOfLabels : spreadOfSets)(influenceOn(formula, counts), cells, counts);
   const occurring = counts.sum((label) => Number(rowsOf(counts, label) > 0));
   const isMacro = name === "f1_macro";
@@ -186,7 +186,7 @@ function metricEstimate(name, formula, cells, counts, oneLabel) {
   const width = top - bottom;
   const [share, expected] = [clamp((value + bias - bottom) / width, 0, 1), (value + mean - bottom) / width];
   const trials = variance > 0 ? (expected * (1 - expected) * width ** 2) / variance : NaN;
-  if (!(trials > 0)) return none("all rows have the same influence on it");
+  if (!(trials > 0)) return none("no interval: all rows have the same influence on it");
   const [low, high] = shareInterval(trials * share, trials);
   return { value, low: bottom + width * low, high: bottom + width * high, note: "" };
 }

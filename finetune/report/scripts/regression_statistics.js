@@ -26,10 +26,10 @@ function meanEstimate(values) {
   if (!count) return noEstimate;
   const mean = meanOf(values);
   const none = (note) => ({ value: mean, low: null, high: null, note });
-  if (intervalNote(count)) return none(intervalNote(count));
+  if (intervalNote(count)) return none("");
   const [squares, cubes] = [2, 3].map((power) => sumOver(count, (index) => (values[index] - mean) ** power));
   const error = Math.sqrt(squares / (count - 1) / count);
-  if (error <= 1e-12 * Math.abs(mean)) return none("all rows have the same error");
+  if (error <= 1e-12 * Math.abs(mean)) return none("no interval: all rows have the same error");
   const sampleSkewness = cubes / count / (squares / count) ** 1.5;
   const skewness = (sampleSkewness * Math.sqrt(count * (count - 1))) / (count - 2) / Math.sqrt(count);
   const quantile = tQuantile(count - 1);
@@ -49,8 +49,8 @@ function correlationEstimate(x, y, influenceOf, least) {
   if (count < 2 || isConstant(x) || isConstant(y)) return noEstimate;
   const { value, influence } = influenceOf(x, y);
   const none = (note) => ({ value, low: null, high: null, note });
-  if (intervalNote(count)) return none(intervalNote(count));
-  if (1 - Math.abs(value) < 1e-12) return none("the correlation is perfect");
+  if (intervalNote(count)) return none("");
+  if (1 - Math.abs(value) < 1e-12) return none("no interval: the correlation is perfect");
   const squares = sumOver(count, (index) => influence[index] ** 2);
   const error = Math.sqrt(squares / count / (count - 3)) / (1 - value ** 2);
   const width = Math.max(tQuantile(count - 2) * error, DEVIATIONS * least);

@@ -5,7 +5,7 @@
 function estimateParts({ value, low, high, note }, digits) {
   const number = value === null ? "undefined" : value.toFixed(digits);
   const interval = low === null ? "–" : `[${low.toFixed(3)}, ${high.toFixed(3)}]`;
-  return [`${number} `, element("span", note ? { class: "soft", title: `No interval: ${note}` } : { class: "soft" }, interval)];
+  return [`${number} `, element("span", note ? { class: "soft", title: note } : { class: "soft" }, interval)];
 }
 
 /** Returns the mean loss of rows, or "–". */
@@ -32,7 +32,7 @@ function addOtherMetrics(table) {
 function intervalNotes({ rows: count, metrics }) {
   if (intervalNote(count)) return `${capitalized(intervalNote(count))}.`;
   const notes = Object.entries(metrics).filter(([, { note }]) => note);
-  return notes.map(([name, { note }]) => `No interval of ${name.replaceAll("_", " ")}: ${note}.`).join(" ");
+  return notes.map(([name, { note }]) => `${capitalized(name.replaceAll("_", " "))}: ${note}.`).join(" ");
 }
 
 /** Returns a warning if the choice of the rows decides some of their scores, or "". */
