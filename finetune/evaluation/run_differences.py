@@ -24,17 +24,20 @@ from finetune.runs.results import MetricValue
 
 @dataclass(frozen=True)
 class DifferenceSettings:
-    """What is compared.
+    """What is compared, and how often rows are resampled.
 
     Attributes:
         metrics: the metrics to report, of the toolkit or of scikit-learn.
         metric: the metric that series are tested by.
         label_names: in the order of the class ids; empty in regression.
+        samples: number of bootstrap resamples, for metrics of scikit-learn.
     """
 
     metrics: Sequence[str]
     metric: str
     label_names: Sequence[str]
+    samples: int
+    seed: int
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def _settings(candidates: Sequence[Candidate]) -> DifferenceSettings:
     metrics = [name for name in reported if find_metric(name, recipe.task.problem_type) is not None]
     metrics = metrics or list(recipe.toolkit_metrics())
     metric = recipe.best_metric() if recipe.best_metric() in metrics else metrics[0]
-    return DifferenceSettings(metrics, metric, label_names)
+    return DifferenceSettings(metrics, metric, label_names, recipe.evaluation.bootstrap_samples, recipe.seed)
 
 
 def _compare_pair(

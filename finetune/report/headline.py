@@ -93,7 +93,7 @@ def cautions(record: RunRecord) -> list[str]:
     found = [*_selection(record, split), *record.notes()]
     for name, result in record.scores.items():
         found += [f"{name}: {warning}." for warning in result.warnings]
-        found += [f"{name}: {note}" for note in result.notes()]
+        found += [f"{name}: {result.interval_note}."] if result.interval_note else []
     if split is not None and record.scores[split].rows < _FEW_ROWS and not record.scores[split].interval_note:
         found.append(f"The {split} split has only {record.scores[split].rows} rows, so its scores are uncertain.")
     found += record.baselines.warnings() if record.baselines else []

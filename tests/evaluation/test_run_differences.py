@@ -22,7 +22,7 @@ def _changed(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def _settings(*metrics: str, names: list[str] = NAMES) -> DifferenceSettings:
-    return DifferenceSettings(metrics, metrics[0], names)
+    return DifferenceSettings(metrics, metrics[0], names, 200, 0)
 
 
 def test_two_runs_of_single_label_classification() -> None:
