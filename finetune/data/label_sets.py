@@ -51,14 +51,14 @@ def with_label_sets(
     """
     if data.label_columns:
         return {split: _from_columns(raw, data) for split, raw in splits.items()}
-    train = splits.get("train", next(iter(splits.values()), None))
-    if train is None:
-        return {}
     delimiter, note = data.label_delimiter, ""
-    if delimiter == "auto":
-        delimiter, note = _detect_delimiter(train, data.label_column, declared, complete=complete)
+    for split in ("train", "validation", "test") if delimiter == "auto" else ():  # until one has cells to split
+        if split in splits and not note:
+            delimiter, note = _detect_delimiter(
+                splits[split], data.label_column, declared, several=complete and split == "train"
+            )
     read = {split: _from_texts(raw, data, delimiter) for split, raw in splits.items()}
-    first = next(iter(read))
+    first = next(iter(read), "")
     return {
         split: replace(raw, notes=(note, *raw.notes)) if note and split == first else raw for split, raw in read.items()
     }
@@ -109,16 +109,20 @@ def _all_names(cells: Sequence[str], sign: str | None) -> Iterator[str]:
 
 
 def _detect_delimiter(
-    train: RawSplit, column: str, declared: Sequence[str] | None, *, complete: bool
+    raw: RawSplit, column: str, declared: Sequence[str] | None, *, several: bool
 ) -> tuple[str | None, str]:
-    """Return the separator of the label column, and a note that says what was chosen."""
-    texts = {text for chunk in train.rows.data[column].chunks for text in chunk.unique().to_pylist() if text}
+    """Return the separator of the label column, and a note that says what was chosen.
+
+    Args:
+        several: whether a row must have several labels, unless the names are known.
+    """
+    texts = {text for chunk in raw.rows.data[column].chunks for text in chunk.unique().to_pylist() if text}
     cells = sorted(text for text in texts if text.strip() and not is_list_text(text))
     delimiter = choose_separator(cells, declared)
     if delimiter is None:
-        if complete and cells and len(cells) == len(texts) and declared is None:
+        if several and cells and len(cells) == len(texts) and declared is None:
             raise DataError(
-                f"{train.source}: every row has one label in column '{column}' (data.label_column), but "
+                f"{raw.source}: every row has one label in column '{column}' (data.label_column), but "
                 f"multi_label_classification is for several; {HOW_TO_WRITE_SETS}. If each row has one label, set "
                 "task.problem_type: single_label_classification"
             )

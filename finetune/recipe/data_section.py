@@ -46,8 +46,8 @@ class DataSection(Section):
     test_file: str | Files | None = Field(None, description="The test rows, given in the same ways; null uses none.")
     delimiter: str | None = Field(
         None,
-        description="What separates the cells of csv and txt files: one character, or tab; null takes that of the "
-        "header: a comma, a semicolon, a tab or |.",
+        description="What separates the cells of csv, tsv and txt files: one character, or tab; null takes a tab for "
+        "tsv, and otherwise what the header shows: a comma, a semicolon, a tab or |.",
     )
     train_rows: list[dict[str, object]] | None = Field(
         None,

@@ -78,6 +78,16 @@ def test_the_choice_is_reported_and_can_be_made() -> None:
         read(["x;y", "[a b]", "[a b]"])
 
 
+def test_lists_and_cells_may_be_mixed_over_splits(tmp_path: Path) -> None:
+    lists = tmp_path / "train.jsonl"
+    lists.write_text('{"sentence": "a", "label": ["x", "y"]}\n{"sentence": "b", "label": []}\n')
+    cells = written(tmp_path, "csv", "sentence,label\nc,x|y\nd,y\n")
+    data = DataSection(train_file=str(lists), validation_file=str(cells))
+    splits = read_labeled(data, MULTI, None, seed=0)
+    assert splits.labels["validation"].tolist() == [[1, 1], [0, 1]]
+    assert "split at '|'" in splits.notes[0]
+
+
 def test_check_reports_the_choice_too(tmp_path: Path) -> None:
     file = written(tmp_path, "csv", "sentence,label\na,x;y\nb,\nc,y\nd,x\n")
     notes = check_first_rows(DataSection(train_file=str(file), validation_size=None), MULTI, None).notes

@@ -132,6 +132,23 @@ def test_check_reads_local_data_sets_like_training(folder: Callable[..., str], t
     assert check_first_rows(part, SINGLE, None).notes == [f"not checked: the rows of dataset '{path}'"]
 
 
+def test_configuration_and_revision_are_those_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[tuple[object, ...]] = []
+
+    def load(name: str, config: str, *, split: str, revision: str) -> datasets.Dataset:
+        loaded.append((name, config, split, revision))
+        return datasets.Dataset.from_dict({"sentence": ["a", "b"], "label": ["x", "y"]})
+
+    def split_names(name: str, config: str, *, revision: str) -> list[str]:
+        loaded.append((name, config, revision))
+        return ["train", "test"]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", split_names)
+    named("a/b", dataset_config_name="de", dataset_revision="v2", test_split="test")
+    assert loaded == [("a/b", "de", "v2"), ("a/b", "de", "train", "v2"), ("a/b", "de", "test", "v2")]
+
+
 def test_an_unreachable_hub_is_reported() -> None:
     with pytest.raises(DataError, match=r"cannot load nobody/nothing: .*data\.train_file"):
         read_splits(DataSection(dataset_name="nobody/nothing"))
