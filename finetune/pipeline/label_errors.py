@@ -27,7 +27,7 @@ from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.linear_probe import probe_positions, probe_states
 from finetune.progress import stage
 from finetune.recipe.schema import Recipe
-from finetune.runs.label_errors import MAX_CHECKED_ROWS, LabelError, read_label_errors
+from finetune.runs.label_errors import MAX_CHECKED_ROWS, MIN_CHECKED_ROWS, LabelError, read_label_errors
 
 
 def checks_labels(recipe: Recipe, classifier: Classifier) -> bool:
@@ -41,7 +41,8 @@ def training_label_errors(context: RunContext, inputs: RunInputs, *, trained: bo
     Args:
         trained: whether the classifier is trained, so that the encoder of its checkpoint is loaded.
     """
-    if not checks_labels(context.recipe, inputs.classifier):
+    rows = len(inputs.splits["train"]) - inputs.summary["train"].label_name_rows
+    if not checks_labels(context.recipe, inputs.classifier) or rows < MIN_CHECKED_ROWS:
         return []
     check = partial(_check_training_rows, context, inputs, trained=trained)
     return context.shared.once_per_encoder("label errors", check, context.recipe)
@@ -71,6 +72,8 @@ def held_out_label_errors(
     split: str, rows: EncodedSplit, predictions: Predictions, label_names: Sequence[str]
 ) -> list[LabelError]:
     """Return the rows of a held-out split whose label is probably wrong; the classifier must not have seen them."""
+    if len(rows) < MIN_CHECKED_ROWS:
+        return []
     if len(rows) > MAX_CHECKED_ROWS:
         drawn = np.sort(np.random.default_rng(0).choice(len(rows), MAX_CHECKED_ROWS, replace=False))
         rows, chosen = rows.select(drawn), torch.from_numpy(drawn)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from finetune.report.run_record import RunRecord
-from finetune.runs.label_errors import MAX_CHECKED_ROWS, LabelError
+from finetune.runs.label_errors import MAX_CHECKED_ROWS, MIN_CHECKED_ROWS, LabelError
 
 MAX_SHOWN = 50  # rows per split; the file has all of them
 
@@ -20,7 +20,7 @@ class ErrorGroup:
 
     Attributes:
         total: their number.
-        checked: number of rows of the split whose label was checked.
+        checked: number of rows of the split whose label was checked; 0 if there are too few.
         shown: the first of them, each with its position among the predicted rows, None if it is not one of them.
     """
 
@@ -38,7 +38,8 @@ def error_groups(record: RunRecord) -> list[ErrorGroup] | None:
     for split, summary in record.data.items():
         errors = [error for error in record.label_errors if error.split == split]
         positions = _positions(record.predictions, errors[:MAX_SHOWN])
-        checked = min(summary.rows - summary.label_name_rows, MAX_CHECKED_ROWS)
+        rows = summary.rows - summary.label_name_rows
+        checked = 0 if rows < MIN_CHECKED_ROWS and not errors else min(rows, MAX_CHECKED_ROWS)
         groups.append(ErrorGroup(split, len(errors), checked, list(zip(errors, positions, strict=False))))
     return groups
 

@@ -12,6 +12,7 @@ from finetune.runs.atomic_files import write_text
 from finetune.runs.json_files import damaged_file, read_bytes
 from finetune.runs.run_folder import RunFolder
 
+MIN_CHECKED_ROWS = 50  # per split: of fewer rows, no model and no threshold says much
 MAX_CHECKED_ROWS = 50_000  # per split, drawn at random from more: the encoder has to read all of them
 _COLUMNS = ("split", "row", "label", "suggested_label", "label_probability", "suggested_probability")
 _TEXTS = ("text", "text_1")

@@ -38,7 +38,7 @@ def noisy_rows() -> list[dict[str, object]]:
 def content(tiny_bert: Path) -> dict[str, Any]:
     content = recipe(
         {"model_name_or_path": str(tiny_bert)},
-        data={"train_rows": noisy_rows()},
+        data={"train_rows": noisy_rows(), "validation_rows": rows(60, 2)},
         training={"num_train_epochs": 1, "learning_rate": 1e-4},
         evaluation={"baselines": ["frozen_encoder"], "label_errors": True},
     )
@@ -68,6 +68,7 @@ def test_planted_errors_are_listed_first(checked: Path) -> None:
     assert first.suggested_label == str(1 - int(first.label))
     table = pq.read_table(checked / "predictions.parquet").to_pylist()
     predicted = {(line["split"], line["row"]): line for line in table}
+    assert {error.split for error in errors} == {"train", "validation"}  # there are only 40 test rows
     for error in errors[len(train) :]:
         line = predicted[error.split, error.row]
         assert (error.label, error.suggested_label) == (line["label"], line["predicted"])
@@ -140,7 +141,7 @@ def test_corrected_rows_are_checked_again(content: dict[str, Any], run: Path) ->
 def test_a_large_split_is_sampled(
     content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(label_errors, "MAX_CHECKED_ROWS", 30)
+    monkeypatch.setattr(label_errors, "MAX_CHECKED_ROWS", 60)
     monkeypatch.setattr(linear_probe, "MAX_PROBE_ROWS", 20)
     finished(tmp_path, content)
-    assert "Labels of 30 training rows checked" in capsys.readouterr().out
+    assert "Labels of 60 training rows checked" in capsys.readouterr().out
