@@ -44,6 +44,11 @@ def _unchanged_metric(evaluations: Evaluations, metric: str, constant_score: flo
     if len(evaluations) < 2 or len(values) > 1:
         return ""
     (value,) = values
+    if value is None:
+        return (
+            f"{metric} was undefined in all {len(evaluations)} evaluations during training, so the weights with the "
+            "lowest loss were kept."
+        )
     is_above = value is not None and constant_score is not None and value > constant_score
     losses = [float(entry["eval_loss"] or 0) for entry in evaluations]
     if _is_perfect(f"eval_{metric}", value) or (is_above and max(losses) - min(losses) > MIN_CHANGE * max(losses)):

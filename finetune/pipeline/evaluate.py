@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from finetune.data.tokenization import EncodedSplit
-from finetune.distributed import on_main_process
+from finetune.distributed import gather_results, on_main_process
 from finetune.errors import FinetuneError
 from finetune.evaluation.baseline import without_constant_warning
 from finetune.evaluation.baseline_comparison import is_below_a_baseline
@@ -151,7 +151,10 @@ def _score_and_write(
 
 
 def _score_split(context: RunContext, classifier: Classifier, split: EncodedSplit) -> tuple[SplitScores, Predictions]:
-    """Return the scores and the predictions of the classifier on one split."""
+    """Return the scores and the predictions of the classifier on one split.
+
+    Every process returns the scores of the first one: whether an interval takes too long differs between processes.
+    """
     recipe = context.recipe
     batch_size = recipe.evaluation.per_device_eval_batch_size
     predictions = predict(classifier, split, batch_size=batch_size, accelerator=context.accelerator)
@@ -163,7 +166,7 @@ def _score_split(context: RunContext, classifier: Classifier, split: EncodedSpli
         seed=recipe.seed,
         best_metric=recipe.best_metric(),
     )
-    return scores, predictions
+    return gather_results(context.accelerator, lambda: scores)[0], predictions
 
 
 def _training_scores(context: RunContext, inputs: RunInputs) -> SplitScores:

@@ -10,10 +10,19 @@ from dataclasses import dataclass, field
 MAX_UNKNOWN_SHARE = 0.1  # of the tokens; above it a split gets a warning
 MAX_TRUNCATED_SHARE = 0.05  # of the rows; above it a split gets a warning
 
+_ROUNDING = 1e-12  # a smaller number is 0, up to rounding
+
 
 def format_number(value: float | None, digits: int = 3) -> str:
-    """Return a value with `digits` decimals, such as "0.884", or "undefined" for None."""
-    return "undefined" if value is None else f"{value:.{digits}f}"
+    """Return a value with `digits` decimals, such as "0.884", or "undefined" for None.
+
+    A value that would be 0 with so many decimals has two significant digits, such as "2.1e-06": an error of labels of
+    0.001 is small, but not 0.
+    """
+    if value is None:
+        return "undefined"
+    is_small = _ROUNDING < abs(value) < 0.5 * 10**-digits
+    return f"{value:.2g}" if is_small else f"{value:.{digits}f}"
 
 
 def format_significant(value: float, digits: int = 3) -> str:
@@ -37,7 +46,9 @@ class MetricValue:
 
     def interval(self) -> str:
         """Return "[0.862, 0.905]", or "" if there is no interval."""
-        return "" if self.low is None or self.high is None else f"[{self.low:.3f}, {self.high:.3f}]"
+        if self.low is None or self.high is None:
+            return ""
+        return f"[{format_number(self.low)}, {format_number(self.high)}]"
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,8 @@ def test_a_metric_that_never_changes_is_reported(
     reported = warnings([1.0] * len(values), values, metric=metric, constant=constant)
     assert len(reported) == (shown is not None)
     if shown is not None:
-        expected = f"{metric} was {shown} in all {len(values)} evaluations during training, so training did not improve"
+        follows = "the weights with the lowest loss" if shown == "undefined" else "training did not improve"
+        expected = f"{metric} was {shown} in all {len(values)} evaluations during training, so {follows}"
         assert reported[0].startswith(expected)
 
 

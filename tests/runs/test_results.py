@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from finetune.runs.results import SplitSummary
+from finetune.runs.results import MetricValue, SplitSummary, format_number
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,9 @@ def test_many_truncated_rows_are_reported() -> None:
 def test_the_longest_row_is_that_before_truncation() -> None:
     assert SplitSummary(4, {}, 1.0, 128, 0.5, true_lengths={"99": 200, "100": 310}).longest() == 310
     assert SplitSummary(4, {}, 1.0, 128, 0.5).longest() == 128
+
+
+def test_numbers_that_would_be_shown_as_0_have_significant_digits() -> None:
+    shown = [format_number(value) for value in (0.8844, 0.0, 0.00049, 2.14e-6, -3e-5, 1e-17, None)]
+    assert shown == ["0.884", "0.000", "0.00049", "2.1e-06", "-3e-05", "0.000", "undefined"]
+    assert MetricValue(1e-6, 5e-7, 0.25).interval() == "[5e-07, 0.250]"
