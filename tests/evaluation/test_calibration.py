@@ -50,7 +50,7 @@ def test_bins_hold_equally_many_rows_of_the_highest_confidence_first(rows: int, 
 
 
 @pytest.mark.parametrize("sharpness", [1.0, 1.5])
-def test_the_correction_takes_most_of_the_bias_of_few_rows(sharpness: float) -> None:
+def test_the_correction_takes_away_a_third_of_the_bias_or_more(sharpness: float) -> None:
     data = [overconfident(200, sharpness, seed) for seed in range(100)]
     truth = true_error(sharpness)
     plain = np.mean([plain_error(rows) for rows in data]) - truth
