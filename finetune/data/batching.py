@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,7 +17,8 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from finetune.data.activation_store import FROZEN_STATES
-from finetune.data.tokenization import EncodedSplit
+from finetune.data.tokenization import WINDOWS, EncodedSplit
+from finetune.data.windows import WINDOW_COUNTS, select_rows
 from finetune.out_of_memory import halve_rows, is_out_of_memory
 
 T = TypeVar("T")
@@ -23,7 +26,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class LocalBatch:
-    """One process's rows of a micro-batch: model inputs, labels, and the weight of each row (0: filler)."""
+    """One process's rows of a micro-batch: model inputs, labels, and the weight of each row (0: filler).
+
+    If a row has several windows, the model inputs are those of data/windows.py.
+    """
 
     inputs: dict[str, Tensor]
     labels: Tensor
@@ -69,7 +75,7 @@ def _padded_batches(
     loader: DataLoader[Any] = DataLoader(
         split.rows,
         batch_sampler=(rows.tolist() for rows in local_batches()),
-        collate_fn=DataCollatorWithPadding(tokenizer),
+        collate_fn=partial(_collate, DataCollatorWithPadding(tokenizer)),
         generator=torch.Generator().manual_seed(0),  # the loader draws a seed: not from the global generator
     )
     for batch, rows, inputs in zip(batches, local_batches(), loader, strict=True):
@@ -78,6 +84,20 @@ def _padded_batches(
         tensors = dict(inputs)
         labels = tensors.pop("labels")
         yield LocalBatch(tensors, labels, torch.full((len(rows),), float(len(batch) > process)))
+
+
+def _collate(pad: DataCollatorWithPadding, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the padded tensors of some rows, with the number of their windows if one of them has several."""
+    if WINDOWS not in rows[0]:
+        return dict(pad(rows))
+    counts = [len(row[WINDOWS]) for row in rows]
+    windows = []
+    for row in rows:
+        ends = np.cumsum(row[WINDOWS]).tolist()
+        tokens = {name: values for name, values in row.items() if name not in (WINDOWS, "labels")}
+        windows += [{name: values[start:end] for name, values in tokens.items()} for start, end in pairwise([0, *ends])]
+    several = {WINDOW_COUNTS: torch.tensor(counts)} if max(counts) > 1 else {}
+    return {**pad(windows), **several, "labels": torch.tensor([row["labels"] for row in rows])}
 
 
 def _to_device(batch: LocalBatch, device: torch.device) -> LocalBatch:
@@ -112,8 +132,7 @@ def split_batch(batch: LocalBatch, max_rows: int | None) -> Iterator[LocalBatch]
         return
     for start in range(0, len(batch.weights), max_rows):
         part = slice(start, start + max_rows)
-        inputs = {name: tensor[part] for name, tensor in batch.inputs.items()}
-        yield LocalBatch(inputs, batch.labels[part], batch.weights[part])
+        yield LocalBatch(select_rows(batch.inputs, part), batch.labels[part], batch.weights[part])
 
 
 def map_parts(

@@ -6,9 +6,9 @@ the mode is `window`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from tokenizers import Encoding, Tokenizer
 
@@ -30,20 +30,20 @@ class LongText:
     Attributes:
         mode: truncate keeps the first tokens; head_tail keeps the first quarter and the last three quarters of
             `max_length` (Sun et al. 2019, section 5.3.1); window reads the whole text in overlapping windows.
-        window_stride: number of tokens that two windows share; at most half a window.
+        window_stride: number of tokens that two windows share, at most half a window; None: a quarter of `max_length`.
         window_pooling: how the logits of a text's windows become one: their mean, or the maximum per label.
         max_windows: the largest number of windows per text; the rest of a longer text is not read.
     """
 
     mode: LongTextMode = "truncate"
-    window_stride: int = 32
+    window_stride: int | None = None
     window_pooling: WindowPooling = "mean"
     max_windows: int = 16
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(LongTextMode) or self.window_pooling not in get_args(WindowPooling):
             raise ValueError(f"long_text {self.mode!r}, window_pooling {self.window_pooling!r}")
-        if not (type(self.window_stride) is int and self.window_stride >= 0):
+        if self.window_stride is not None and not (type(self.window_stride) is int and self.window_stride >= 0):
             raise ValueError(f"window_stride {self.window_stride!r}")
         if not (type(self.max_windows) is int and self.max_windows >= 1):
             raise ValueError(f"max_windows {self.max_windows!r}")
@@ -53,8 +53,35 @@ class LongText:
         """Whether a text can have several windows."""
         return self.mode == "window"
 
+    def stride(self, max_length: int) -> int:
+        """Return the number of tokens that two windows of `max_length` tokens share."""
+        return max_length // 4 if self.window_stride is None else self.window_stride
+
+    def truncation_note(self, truncated: int, rows: int, max_length: int) -> str:
+        """Return the message that the model does not read all tokens of `truncated` of the rows."""
+        part = self.read_part(max_length)
+        return f"{truncated:,} of {rows:,} rows are longer than {max_length} tokens: the model read {part}."
+
+    def read_part(self, max_length: int) -> str:
+        """Return which tokens of a text that is too long the model reads, for messages."""
+        if self.windows:
+            return f"their first {self.max_windows} windows of {max_length} tokens"
+        if self.mode == "head_tail":
+            head = int(max_length * _HEAD_SHARE)
+            return f"about their first {head} and their last {max_length - head} tokens"
+        return f"their first {max_length} tokens"
+
 
 TRUNCATE = LongText()
+
+
+def long_text_from(entries: Mapping[str, Any]) -> LongText:
+    """Return the settings in a JSON file of a model, under `long_text`; earlier versions wrote none.
+
+    Raises:
+        TypeError, ValueError: they are damaged.
+    """
+    return LongText(**entries.get("long_text", {}))
 
 
 class Window(NamedTuple):
@@ -114,7 +141,7 @@ class TokenLimit:
         shorter, longer = sorted((first, second))
         repeated = min(shorter, available // 2)
         size = available - repeated
-        step = max(1, size - min(self.long_text.window_stride, size // 2))
+        step = max(1, size - min(self.long_text.stride(self.max_length), size // 2))
         starts = range(0, longer - size + step, step)
         kept = self._keep(shorter, repeated)
         parts = [(slice(start, min(start + size, longer)),) for start in starts[: self.long_text.max_windows]]
@@ -174,23 +201,32 @@ def tokenize_rows(tokenizer: Tokenizer, limit: TokenLimit, columns: Columns) -> 
     return [_tokenized_row(encoding, limit) for encoding in encodings]
 
 
+def window_positions(texts: Sequence[int | None], limit: TokenLimit) -> tuple[list[list[int]], bool]:
+    """Return the positions of the tokens in each window of a row that exceeds the limit, and whether tokens are lost.
+
+    Args:
+        texts: for each token 0 or 1, the text of a pair that it belongs to; None for a special token.
+    """
+    first, second = texts.count(0), texts.count(1)
+    starts = texts.index(0) if first else 0, texts.index(1) if second else len(texts)
+    windows, truncated = limit.windows(first, second, len(texts) - first - second)
+
+    def positions(parts: tuple[Parts, Parts]) -> list[int]:
+        one, two = (
+            [position for part in text for position in range(start + part.start, start + part.stop)]
+            for start, text in zip(starts, parts, strict=True)
+        )
+        between, after = range(starts[0] + first, starts[1]), range(starts[1] + second, len(texts))
+        return [*range(starts[0]), *one, *between, *two, *after]
+
+    return [positions(parts) for parts in windows], truncated
+
+
 def _tokenized_row(encoding: Encoding, limit: TokenLimit) -> TokenizedRow:
     """Return the tokens of an encoding that the model reads."""
     ids, type_ids = encoding.ids, encoding.type_ids
-    length = len(ids)
-    if length <= limit.max_length:
-        return TokenizedRow([Window(ids, type_ids)], length, False)
-    texts = encoding.sequence_ids  # per token: 0 for the first text, 1 for the second, None for a special token
-    first, second = texts.count(0), texts.count(1)
-    starts = texts.index(0) if first else 0, texts.index(1) if second else length
-    between = slice(starts[0] + first, starts[1])
-    windows, truncated = limit.windows(first, second, length - first - second)
-
-    def kept(values: list[int], parts: tuple[Parts, Parts]) -> list[int]:
-        one, two = (
-            [value for part in text for value in values[start + part.start : start + part.stop]]
-            for start, text in zip(starts, parts, strict=True)
-        )
-        return [*values[: starts[0]], *one, *values[between], *two, *values[starts[1] + second :]]
-
-    return TokenizedRow([Window(kept(ids, parts), kept(type_ids, parts)) for parts in windows], length, truncated)
+    if len(ids) <= limit.max_length:
+        return TokenizedRow([Window(ids, type_ids)], len(ids), False)
+    positions, truncated = window_positions(encoding.sequence_ids, limit)
+    windows = [Window([ids[p] for p in window], [type_ids[p] for p in window]) for window in positions]
+    return TokenizedRow(windows, len(ids), truncated)

@@ -13,6 +13,7 @@ from finetune.data.holdout import held_out_share, sample_training_rows, sample_v
 from finetune.data.label_name_rows import adds_label_names, with_label_names
 from finetune.data.labels import label_counts
 from finetune.data.loading import read_splits
+from finetune.data.long_text import TRUNCATE, LongText
 from finetune.data.overlap import count_shared_rows
 from finetune.data.rows import RawSplit
 from finetune.data.split_labels import encode_split_labels
@@ -80,7 +81,7 @@ def load_splits(
         DataError: a file, a row or a label is wrong, or a required split is missing.
     """
     labeled = read_labeled(data, problem_type, label_names, seed, required=required)
-    return encode_splits(labeled, tokenizer, data.max_length)
+    return encode_splits(labeled, tokenizer, data.max_length, long_text_of(data))
 
 
 def read_labeled(
@@ -147,10 +148,17 @@ def _sample_down(raw: dict[str, RawSplit], labels: dict[str, np.ndarray], data: 
         raw[split], labels[split] = raw[split].select(kept), labels[split][kept]
 
 
-def encode_splits(labeled: LabeledSplits, tokenizer: PreTrainedTokenizerBase, max_length: int) -> EncodedSplits:
+def long_text_of(data: DataSection) -> LongText:
+    """Return how the data section says that long texts are read."""
+    return LongText(data.long_text, data.window_stride, data.window_pooling, data.max_windows)
+
+
+def encode_splits(
+    labeled: LabeledSplits, tokenizer: PreTrainedTokenizerBase, max_length: int, long_text: LongText = TRUNCATE
+) -> EncodedSplits:
     """Return every split as token ids, with its summary."""
     encoded = {
-        split: encode_split(raw, labeled.labels[split], tokenizer, labeled.text_columns, max_length)
+        split: encode_split(raw, labeled.labels[split], tokenizer, labeled.text_columns, max_length, long_text)
         for split, raw in labeled.raw.items()
     }
     limit = tokenizer.model_max_length

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import datasets
@@ -18,12 +19,13 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from finetune.data.activation_store import RowStates
-from finetune.data.long_text import Columns, TokenizedRow, TokenLimit, Window, tokenize_rows
+from finetune.data.long_text import TRUNCATE, Columns, LongText, TokenizedRow, TokenLimit, Window, tokenize_rows
 from finetune.data.row_cache import report_cache_errors
 from finetune.data.rows import RawSplit
 from finetune.errors import ModelError
 from finetune.progress import stage
 
+WINDOWS = "windows"  # column of the rows: the number of tokens in each window
 _FORMAT = 1  # of the cached rows; raise it when long_text.py returns other tokens
 
 
@@ -32,16 +34,18 @@ class EncodedSplit:
     """A split as token ids.
 
     Attributes:
-        rows: token ids (and segment ids where the tokenizer has them) and `labels`, in Arrow.
+        rows: token ids (and segment ids where the tokenizer has them) and `labels`, in Arrow. If long texts are read
+            in windows, the token ids of a row are those of all its windows, and `windows` has their lengths.
         labels: ids (N,), 0/1 sets (N, C) or values (N,).
-        lengths: tokens per row after truncation, (N,).
-        truncated: fraction of the rows that were truncated to `max_length`.
+        lengths: tokens per row that the model reads, in all windows, (N,).
+        truncated: fraction of the rows of which the model does not read all tokens.
         texts: the text columns, in Arrow.
         source: the file, data set or recipe key from which the rows were read.
         numbers: the number of each row in that source, counted from 1, (N,).
         true_lengths: tokens per row before truncation, with special tokens, (N,).
         states: the cached output of the frozen layers, if it was computed.
         unknown: fraction of the tokens that are the unknown token.
+        windows: number of windows per row, (N,); None: one each.
     """
 
     rows: datasets.Dataset
@@ -54,6 +58,7 @@ class EncodedSplit:
     true_lengths: np.ndarray
     states: RowStates | None = None
     unknown: float = 0.0
+    windows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -69,6 +74,7 @@ class EncodedSplit:
             numbers=self.numbers[positions],
             true_lengths=self.true_lengths[positions],
             states=None,
+            windows=None if self.windows is None else self.windows[positions],
         )
 
 
@@ -78,22 +84,29 @@ def encode_split(
     tokenizer: PreTrainedTokenizerBase,
     columns: Sequence[str],
     max_length: int,
+    long_text: LongText = TRUNCATE,
 ) -> EncodedSplit:
-    """Return the rows as token ids, truncated to `max_length` tokens, with their labels.
+    """Return the rows as token ids, with their labels.
+
+    Args:
+        max_length: the largest number of tokens that the model reads at a time.
+        long_text: how longer rows are read.
 
     Raises:
         ModelError: the tokenizer fails on a text, for example because its unknown token is not in its vocabulary.
     """
-    read_rows = row_tokenizer(tokenizer, max_length)
+    read_rows = row_tokenizer(tokenizer, max_length, long_text)
     has_type_ids, unknown_id = "token_type_ids" in tokenizer.model_input_names, tokenizer.unk_token_id
 
     def tokenize(batch: dict[str, list[str]]) -> dict[str, Any]:
         """Return token ids, and per row: length, whether it was truncated, and number of unknown tokens."""
         rows = read_rows([batch[name] for name in columns])
-        ids = [row.windows[0].ids for row in rows]
+        ids = [list(chain.from_iterable(window.ids for window in row.windows)) for row in rows]
+        type_ids = [list(chain.from_iterable(window.type_ids for window in row.windows)) for row in rows]
         return {
             "input_ids": ids,
-            **({"token_type_ids": [row.windows[0].type_ids for row in rows]} if has_type_ids else {}),
+            **({"token_type_ids": type_ids} if has_type_ids else {}),
+            **({WINDOWS: [[len(window.ids) for window in row.windows] for row in rows]} if long_text.windows else {}),
             "length": [len(row) for row in ids],
             "true_length": [row.true_length for row in rows],
             "truncated": [row.truncated for row in rows],
@@ -127,15 +140,18 @@ def encode_split(
         numbers=raw.row_numbers(),
         true_lengths=per_row["true_length"],
         unknown=float(per_row["unknown"].sum() / max(1, per_row["length"].sum())),
+        windows=np.diff(rows.data[WINDOWS].combine_chunks().offsets.to_numpy()) if long_text.windows else None,
     )
 
 
-def row_tokenizer(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Callable[[Columns], list[TokenizedRow]]:
+def row_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, max_length: int, long_text: LongText
+) -> Callable[[Columns], list[TokenizedRow]]:
     """Return the function that turns columns of texts into the tokens that the model reads.
 
     A tokenizer of the tokenizers library is set to neither truncate nor pad.
     """
-    limit = TokenLimit(max_length, side=tokenizer.truncation_side)
+    limit = TokenLimit(max_length, long_text, tokenizer.truncation_side)
     if not tokenizer.is_fast:
         return partial(tokenize_in_python, tokenizer, limit)
     backend = tokenizer.backend_tokenizer

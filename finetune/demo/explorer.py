@@ -125,7 +125,7 @@ class Explorer:
             heads_off=probabilities[1].tolist(),
             decided_all_heads=decided[0],
             decided_heads_off=decided[1],
-            tokens=int(encoded.lengths[0]),
+            tokens=int(encoded.text_lengths[0]),
             truncated=bool(encoded.truncated),
         )
 
@@ -218,8 +218,18 @@ class Explorer:
         return [[label] for label in decisions.tolist()]
 
     def _inputs(self, texts: tuple[str, ...]) -> dict[str, torch.Tensor]:
-        """Return the model inputs (1, S)."""
-        batch = self.classifier.encoder.batch(self._encoded(texts), np.arange(1))
+        """Return the model inputs (1, S).
+
+        Raises:
+            DataError: the text has several windows.
+        """
+        encoded = self._encoded(texts)
+        if (windows := int(encoded.window_counts[0])) > 1:
+            raise DataError(
+                f"the model reads this text in {windows} windows; heads and tokens are explained for texts of at most "
+                f"{self.classifier.max_length} tokens: shorten it"
+            )
+        batch = self.classifier.encoder.batch(encoded, np.arange(1))
         return {name: torch.from_numpy(values).to(self.classifier.base.device) for name, values in batch.items()}
 
     def _tokens(self, texts: tuple[str, ...]) -> list[str]:

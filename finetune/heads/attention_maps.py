@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from finetune.data.batching import LocalBatch
+from finetune.data.windows import WINDOW_COUNTS, pool_windows
 from finetune.errors import ModelError
 from finetune.heads.gated_forward import GatedRows
 from finetune.heads.importance_estimate import Estimate, mean_over_rows
@@ -81,7 +82,8 @@ def _mean_over_tokens(sample: GatedRows, summary: Callable[[Tensor], Tensor]) ->
         means = mask.new_full((len(positions), len(sites), max_num_heads(sites)), torch.nan)
         for site, weights in zip(sites, maps, strict=True):
             tokens = summary(weights.float())  # (B, H, S)
-            means[:, site.layer, : weights.shape[1]] = (tokens * mask[:, None]).sum(-1) / mask.sum(-1)[:, None]
+            of_windows = (tokens * mask[:, None]).sum(-1) / mask.sum(-1)[:, None]  # (W, H)
+            means[:, site.layer, : weights.shape[1]] = pool_windows(of_windows, batch.inputs.get(WINDOW_COUNTS), "mean")
         return means
 
     with eager_attention(sample.classifier):

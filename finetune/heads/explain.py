@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from finetune.data.windows import num_rows, select_rows
 from finetune.errors import ModelError
 from finetune.heads.attention_maps import attention_maps, eager_attention
 from finetune.heads.explain_scores import (
@@ -100,7 +101,7 @@ def first_order_pass(
     """Return `first_order_head_effects`, (B, L, H), and the logits (B, C) of the same pass."""
     base, sites = classifier.base, attention_sites(classifier.base)
     inputs = {name: tensor.to(base.device) for name, tensor in inputs.items()}
-    rows = len(inputs["input_ids"])
+    rows = num_rows(inputs)
     gates = torch.ones(rows, len(sites), max_num_heads(sites), device=base.device, requires_grad=True)
     with torch.enable_grad(), frozen(base), attention_kernel(base.device):
         with head_gates(base, sites, gates):
@@ -147,7 +148,7 @@ def _logits_without(classifier: Classifier, inputs: Inputs) -> Tensor:
     """Return the logits without each head, (B, L, H, C), by one gated row per (row, head) pair; 0 for no head."""
     base, sites = classifier.base, attention_sites(classifier.base)
     layers, heads = np.nonzero(head_mask(sites))  # of every head
-    rows, width = len(inputs["input_ids"]), max_num_heads(sites)
+    rows, width = num_rows(inputs), max_num_heads(sites)
     logits: list[Tensor] = []
 
     def append(numbers: Tensor) -> None:
@@ -157,7 +158,7 @@ def _logits_without(classifier: Classifier, inputs: Inputs) -> Tensor:
         gates = torch.ones(len(numbers), len(sites), width, device=base.device)
         gates[torch.arange(len(numbers)), layers[pairs], heads[pairs]] = 0
         with head_gates(base, sites, gates):
-            logits.append(base(**{name: tensor[chosen] for name, tensor in inputs.items()}).logits)
+            logits.append(base(**select_rows(inputs, chosen)).logits)
 
     in_chunks(append, rows * len(layers), inputs)
     found = torch.cat(logits)
@@ -170,8 +171,8 @@ def _logits_with_reuse(reuse: PrefixReuse, inputs: Inputs) -> tuple[Tensor, Tens
     """Return the logits (B, C), and those without each head (B, L, H, C), by prefix reuse."""
     size = rows_per_batch(reuse.sites, inputs["input_ids"].shape[1])
     width, parts = max_num_heads(reuse.sites), []
-    for start in range(0, len(inputs["input_ids"]), size):
-        full, without = logits_without(reuse, {name: tensor[start : start + size] for name, tensor in inputs.items()})
+    for start in range(0, num_rows(inputs), size):
+        full, without = logits_without(reuse, select_rows(inputs, slice(start, start + size)))
         table = torch.stack([F.pad(part, (0, 0, 0, width - part.shape[1])) for part in without], 1)
         parts.append((full, table))
     return torch.cat([full for full, _ in parts]), torch.cat([table for _, table in parts])

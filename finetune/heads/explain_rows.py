@@ -77,7 +77,11 @@ def explain_rows(
     name, positions = rows
     sample = GatedRows(classifier, splits[name], name, positions, settings.batch_size, accelerator)
     analyzed = _first_order(sample)
-    chosen = choose_rows(analyzed.logits, sample.labels, sample.problem_type, section.explained_rows)
+    # Tokens and attention are explained for rows that the model reads at once.
+    counts = sample.split.windows
+    single = np.arange(len(sample)) if counts is None else np.flatnonzero(counts[sample.rows] == 1)
+    chosen = choose_rows(analyzed.logits[single], sample.labels[single], sample.problem_type, section.explained_rows)
+    chosen = single[chosen].tolist()
     detailed = _detailed(sample, analyzed, chosen, order)
     explained = [detailed.get(position) or _plain(sample, analyzed, position) for position in range(len(sample))]
     return Explanations(
@@ -85,7 +89,7 @@ def explain_rows(
         _EFFECT_METHOD,
         STEPS,
         explained,
-        _notes(sample, list(detailed.values())),
+        _notes(sample, list(detailed.values()), len(sample) - len(single)),
         explain.baseline_token(classifier.tokenizer),
     )
 
@@ -224,10 +228,18 @@ def _as_table(effects: np.ndarray) -> HeadEffects:
     return [[None if np.isnan(value) else float(value) for value in row] for row in effects]
 
 
-def _notes(sample: GatedRows, explained: Iterable[RowExplanation]) -> list[str]:
-    """Return what a reader of the explanations must know."""
+def _notes(sample: GatedRows, explained: Iterable[RowExplanation], with_windows: int) -> list[str]:
+    """Return what a reader of the explanations must know.
+
+    Args:
+        with_windows: number of rows with several windows, which are not explained in detail.
+    """
     rows = list(explained)
     notes = []
+    if with_windows:
+        notes.append(
+            f"{with_windows} of {len(sample)} rows have several windows: their tokens and attention are not shown."
+        )
     if rows and not any(row.attention for row in rows):
         model_type = sample.classifier.base.config.model_type
         notes.append(f"A '{model_type}' model returns no attention weights, so no attention is shown.")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from finetune.data.windows import WINDOW_COUNTS
 from finetune.models.classifier import Classifier
 from finetune.out_of_memory import halve_rows, is_out_of_memory
 
@@ -28,11 +29,13 @@ _TOKENS_CPU, _TOKENS_ACCELERATOR = 1024, 2**16
 def tokenized(classifier: Classifier, columns: list[list[str]]) -> dict[str, Tensor]:
     """Return the model inputs (B, S) of one or two columns of B texts on the model's device, padded.
 
-    A text longer than `max_length` tokens is truncated, as in training.
+    A text longer than `max_length` tokens is read as in training; see data/windows.py for several windows.
     """
     encoder, device = classifier.encoder, next(classifier.base.parameters()).device
     encoded = encoder.encode(columns)
     batch = encoder.batch(encoded, np.arange(len(encoded.lengths)))
+    if (encoded.window_counts > 1).any():
+        batch[WINDOW_COUNTS] = encoded.window_counts
     return {name: torch.from_numpy(values).to(device) for name, values in batch.items()}
 
 

@@ -8,6 +8,8 @@ from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase
 
+from finetune.data.long_text import TokenLimit, window_positions
+from finetune.data.tokenization import tokenize_in_python
 from finetune.models.classifier import Classifier
 
 
@@ -30,26 +32,34 @@ class Token:
 def readable_tokens(classifier: Classifier, columns: Sequence[Sequence[str]]) -> list[list[Token]]:
     """Return the tokens of each text, or of each pair of texts, in the order in which the model reads them.
 
+    Of a text with several windows these are the tokens of the first window.
+
     Args:
         columns: one or two columns of texts.
     """
     tokenizer, fast = classifier.tokenizer, classifier.tokenizer.is_fast
     texts = [list(column) for column in columns]
-    encoded = tokenizer(
-        *texts, truncation=True, max_length=classifier.max_length, return_offsets_mapping=fast, padding=False
-    )
+    limit = TokenLimit(classifier.max_length, classifier.long_text, tokenizer.truncation_side)
     if not fast:
-        return [[_named(tokenizer, token_id) for token_id in ids] for ids in encoded["input_ids"]]
-    return [
-        _with_spans(
-            tokenizer,
-            [column[row] for column in texts],
-            ids,
-            encoded["offset_mapping"][row],
-            encoded.sequence_ids(row),
+        rows = tokenize_in_python(tokenizer, limit, texts)
+        return [[_named(tokenizer, token_id) for token_id in row.windows[0].ids] for row in rows]
+    encoded = tokenizer(*texts, truncation=False, return_offsets_mapping=True, padding=False, verbose=False)
+    tokens = []
+    for row, ids in enumerate(encoded["input_ids"]):
+        columns_of_tokens, kept = encoded.sequence_ids(row), list(range(len(ids)))
+        if len(ids) > limit.max_length:
+            kept = window_positions(columns_of_tokens, limit)[0][0]
+        spans = encoded["offset_mapping"][row]
+        tokens.append(
+            _with_spans(
+                tokenizer,
+                [column[row] for column in texts],
+                [ids[position] for position in kept],
+                [spans[position] for position in kept],
+                [columns_of_tokens[position] for position in kept],
+            )
         )
-        for row, ids in enumerate(encoded["input_ids"])
-    ]
+    return tokens
 
 
 def _named(tokenizer: PreTrainedTokenizerBase, token_id: int) -> Token:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from finetune.data.windows import WINDOW_COUNTS
+from finetune.errors import ModelError
 from finetune.heads.explain_scores import Inputs, in_chunks, predicted_targets, target_scores, token_mask
 from finetune.heads.gated_forward import attention_kernel, frozen
 from finetune.models.classifier import Classifier
@@ -79,6 +81,11 @@ def token_attributions(
             mask token uses pad.
     """
     base = classifier.base
+    if WINDOW_COUNTS in inputs:
+        raise ModelError(
+            f"tokens are explained for texts that the model reads at once; shorten the text to {classifier.max_length} "
+            "tokens"
+        )
     inputs = {name: tensor.to(base.device) for name, tensor in inputs.items()}
     with frozen(base), without_flash_attention(base):
         path = _path(classifier, inputs, targets, baseline)

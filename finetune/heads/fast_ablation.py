@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from finetune.data.windows import WINDOW_COUNTS
 from finetune.models.architectures import FAMILIES
 from finetune.models.attention_sites import AttentionSite
 from finetune.models.frozen_encoder import replaced_forward
@@ -138,7 +139,10 @@ def _ablated_pass(
         logits: Tensor = base(**copies).logits  # (K * B, C)
     # Without a head whose output is zero the input of the projection is bit-identical, so the logits must be too.
     # Computed in another batch they would differ by rounding, and such a head would not score exactly 0.
-    without: Tensor = torch.where(layers.silent[..., None], full, logits.unflatten(0, (len(heads), -1)))
+    silent = layers.silent  # (K, B), or (K, W) for rows with several windows, which must all be silent
+    if WINDOW_COUNTS in inputs:
+        silent = torch.stack([row.all(1) for row in silent.split(inputs[WINDOW_COUNTS].tolist(), 1)], 1)
+    without: Tensor = torch.where(silent[..., None], full, logits.unflatten(0, (len(heads), -1)))
     return without
 
 

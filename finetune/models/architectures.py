@@ -82,6 +82,7 @@ class Family:
             not run; FSDP then shards the model as one unit.
         not_pooled: why a classifier cannot read the first token or the mean over tokens in place of the family's own
             head (`model.pooling`); "" if it can.
+        token_types: whether pairs need segment ids that the family's tokenizer does not return by default.
         note: a known problem that is printed before training.
     """
 
@@ -106,6 +107,7 @@ class Family:
     forward_bypasses_hooks: bool = False
     not_exportable: Callable[[Any, int], str] | None = None
     not_pooled: str = ""
+    token_types: bool = False
     note: str = ""
 
     def layer_path(self, config: Any, layer: int) -> str:
@@ -208,7 +210,7 @@ FAMILIES: dict[str, Family] = {
     "albert": _family(
         _albert_layer, "attention", _QKV, "attention.dense",
         num_layers=_albert_num_layers, embedding_projection="encoder.embedding_hidden_mapping_in",
-        after_attention="attention.LayerNorm",
+        after_attention="attention.LayerNorm", token_types=True,
     ),
     "bert": _BERT,
     "big_bird": replace(
@@ -259,12 +261,12 @@ FAMILIES: dict[str, Family] = {
     "nomic_bert": _LLAMA,
     "nystromformer": replace(
         _BERT, not_prunable="a convolution is mixed with the heads",
-        note="transformers 5.23 fails on batches in which rows differ in length",
+        note="transformers 5.23 fails on batches in which rows differ in length", token_types=True,
     ),
-    "rembert": replace(_BERT, embedding_projection="encoder.embedding_hidden_mapping_in"),
+    "rembert": replace(_BERT, embedding_projection="encoder.embedding_hidden_mapping_in", token_types=True),
     "roberta": _ROBERTA,
     "roberta-prelayernorm": _ROBERTA,
-    "roformer": replace(_BERT, embedding_projection="embeddings_project"),
+    "roformer": replace(_BERT, embedding_projection="embeddings_project", token_types=True),
     "squeezebert": _family(
         "encoder.layers.{layer}", "attention", _QKV, "post_attention.conv1d",
         channels_first=True, not_prunable="its projections are grouped convolutions", forward_bypasses_hooks=True,

@@ -12,6 +12,7 @@ import peft
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from finetune.data.long_text import TRUNCATE, LongText
 from finetune.errors import DataError
 from finetune.models.conformal import ConformalScores
 from finetune.models.head_gates import heads_off
@@ -21,6 +22,7 @@ from finetune.models.outputs import OutputRules, Prediction
 from finetune.models.precision import without_flash_attention
 from finetune.models.pretrained import Source
 from finetune.models.text_batches import EncodedTexts, TextEncoder
+from finetune.models.window_pooling import add_window_pooling
 
 _WINDOW_TEXTS = 8192  # texts that are tokenized and sorted by length together
 
@@ -40,7 +42,7 @@ class Classifier:
         model: the PyTorch model: a transformers classifier, or a `peft.PeftModel` around one if it has adapters. Call
             it with the tokenizer's output; it returns an object with `.logits` (B, C).
         tokenizer: the tokenizer that belongs to the model.
-        max_length: number of tokens to which inputs are truncated.
+        max_length: largest number of tokens that the model reads at a time.
         source: the checkpoint that was fine-tuned; None if the model was built from a config alone.
         new_parameters: names of the parameters that the checkpoint did not contain.
         base_checksum: checksum of the base weights under the adapters; None without adapters.
@@ -48,6 +50,8 @@ class Classifier:
         notes: what the user should know about how the classifier was built.
         text_columns: names of the one or two text columns of the training data; () if they are unknown.
         thresholds, temperature, conformal: see `OutputRules`.
+        long_text: how texts longer than `max_length` tokens are read. With windows, `model` accepts batches of windows
+            (data/windows.py) and returns one logit per row.
     """
 
     model: nn.Module
@@ -62,6 +66,13 @@ class Classifier:
     thresholds: tuple[float | None, ...] | None = None
     temperature: float = 1.0
     conformal: ConformalScores | None = None
+    long_text: LongText = TRUNCATE
+
+    def __post_init__(self) -> None:
+        """Let the model pool windows; its parts are the same in a copy of the classifier."""
+        if self.long_text.windows:
+            for model in (self.model, transformers_model(self.model)):  # peft calls forward of the inner one directly
+                add_window_pooling(model, self.long_text.window_pooling)
 
     @property
     def base(self) -> PreTrainedModel:
@@ -100,7 +111,7 @@ class Classifier:
 
         Args:
             texts: a list of strings, or a list of pairs of strings for a classifier that was trained on pairs. A text
-                longer than `max_length` tokens is cut, as in training.
+                longer than `max_length` tokens is read as in training.
             batch_size: texts per forward pass; it changes no prediction except by rounding.
             top_k: number of probabilities in each prediction, highest first; None: all, in the order of the labels.
             coverage: adds prediction sets (`labels`), or intervals for regression, that contain the label with this
@@ -126,7 +137,7 @@ class Classifier:
     @cached_property
     def encoder(self) -> TextEncoder:
         """The tokenizer in a form that several threads may use."""
-        return text_encoder(self.tokenizer, self.max_length)
+        return text_encoder(self.tokenizer, self.max_length, self.long_text)
 
     def logits(self, columns: list[list[str]], batch_size: int) -> np.ndarray:
         """Return the logits (N, C) of one or two columns of N texts, in float32.
@@ -150,7 +161,8 @@ class Classifier:
             TrainingError: memory is too small for one text.
         """
         with without_flash_attention(self.base):
-            return batched_logits(self.model, self.encoder, encoded, batch_size, on_batch)
+            logits = batched_logits(self.model, self.encoder, encoded, batch_size, on_batch)
+        return encoded.pool(logits, self.long_text.window_pooling)
 
     def heads_off(self, heads: Sequence[tuple[int, int]]) -> AbstractContextManager[None]:
         """Return a context in which these attention heads are off: `with classifier.heads_off([(3, 2)]): ...`.

@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from finetune.data.windows import repeat_per_window
 from finetune.errors import ModelError
 from finetune.models.attention_sites import AttentionSite, attention_sites
 from finetune.models.precision import rounding_tolerance
+from finetune.models.window_pooling import current_window_counts
 
 _NEVER_CALLED = (
     "no gated projection was called: the model did not run, or it was compiled before the gates were set, and "
@@ -128,7 +130,7 @@ def _gate_hooks(base: nn.Module, sites: Sequence[AttentionSite], gates: Tensor) 
     for site in sites:
         sites_by_path.setdefault(site.output, []).append(site)
     # Where LoRA adapts the projection, the path leads to LoRA's wrapper, so the adapter is gated too.
-    hooks = {path: _GateHook(path_sites, gates) for path, path_sites in sites_by_path.items()}
+    hooks = {path: _GateHook(base, path_sites, gates) for path, path_sites in sites_by_path.items()}
     handles = [base.get_submodule(path).register_forward_pre_hook(hook) for path, hook in hooks.items()]
 
     def restart_counting(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -146,8 +148,8 @@ def _gate_hooks(base: nn.Module, sites: Sequence[AttentionSite], gates: Tensor) 
 class _GateHook:
     """Forward pre-hook that gates the input of one projection; the k-th call in a forward pass is for the k-th site."""
 
-    def __init__(self, sites: Sequence[AttentionSite], gates: Tensor) -> None:
-        self.sites, self.gates, self.calls, self.next_site = sites, gates, 0, 0
+    def __init__(self, base: nn.Module, sites: Sequence[AttentionSite], gates: Tensor) -> None:
+        self.base, self.sites, self.gates, self.calls, self.next_site = base, sites, gates, 0, 0
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         states, *rest = args  # (B, S, H * D), or (B, H * D, S)
@@ -155,6 +157,8 @@ class _GateHook:
         self.next_site = (self.next_site + 1) % len(self.sites)
         self.calls += 1
         gate = self.gates[..., site.layer, : site.num_heads].to(states)  # (H,) or (B, H)
+        if gate.dim() == 2:  # the windows of a row have its gates
+            gate = repeat_per_window(gate, current_window_counts(self.base))
         if site.channels_first:
             gate = gate.reshape(-1, site.num_heads, 1, 1)  # (1 or B, H, 1, 1)
             return ((states.unflatten(1, (site.num_heads, -1)) * gate).flatten(1, 2), *rest)

@@ -1,6 +1,6 @@
 """Logits of new texts: tokenize them and run the model in batches.
 
-N texts, C classes
+W windows of all texts, C classes
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from finetune.data.long_text import Columns, TokenLimit
+from finetune.data.long_text import TRUNCATE, Columns, LongText, TokenLimit
 from finetune.data.tokenization import tokenize_in_python
 from finetune.errors import DataError
 from finetune.models.text_batches import EncodedTexts, TextEncoder, check_batch_size, encode_texts, plain_tokenizer
@@ -39,9 +39,9 @@ def as_columns(texts: Texts) -> list[list[str]]:
     return [list(column) for column in zip(*texts, strict=True)] if any(pairs) else [list(map(str, texts))]
 
 
-def text_encoder(tokenizer: PreTrainedTokenizerBase, max_length: int) -> TextEncoder:
+def text_encoder(tokenizer: PreTrainedTokenizerBase, max_length: int, long_text: LongText = TRUNCATE) -> TextEncoder:
     """Return the encoder of a tokenizer."""
-    limit = TokenLimit(max_length, side=tokenizer.truncation_side)
+    limit = TokenLimit(max_length, long_text, tokenizer.truncation_side)
     if tokenizer.is_fast:
         plain = plain_tokenizer(tokenizer.backend_tokenizer)
         plain.encode_special_tokens = tokenizer.split_special_tokens
@@ -70,14 +70,14 @@ def batched_logits(
     batch_size: int,
     on_batch: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """Return the logits (N, C) of the texts in float32, computed in evaluation mode on the model's device.
+    """Return the logits (W, C) of all windows in float32, computed in evaluation mode on the model's device.
 
-    Texts of similar length share a batch, longest first, so that little is padded. If memory runs out, the batches get
-    smaller. A model in training mode is in evaluation mode during the call only; a model in evaluation mode is not
+    Windows of similar length share a batch, longest first, so that little is padded. If memory runs out, the batches
+    get smaller. A model in training mode is in evaluation mode during the call only; a model in evaluation mode is not
     changed, so several threads may use it.
 
     Args:
-        on_batch: called after each batch with its number of texts.
+        on_batch: called after each batch with its number of texts (of first windows).
 
     Raises:
         DataError: `batch_size` is below 1.
@@ -100,7 +100,7 @@ def batched_logits(
                 batches.append(model(**inputs).logits.float())
                 start += len(rows)
                 if on_batch is not None:
-                    on_batch(len(rows))
+                    on_batch(encoded.count_texts(rows))
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise

@@ -10,6 +10,7 @@ from typing import Any, get_args
 from torch import nn
 from transformers import PreTrainedConfig
 
+from finetune.data.long_text import LongText, long_text_from
 from finetune.errors import ModelError
 from finetune.models.adapter_files import (
     ADAPTER_CONFIG,
@@ -91,6 +92,7 @@ def load_classifier(
         text_columns=info.text_columns,
         thresholds=info.thresholds,
         temperature=info.temperature,
+        long_text=info.long_text,
     )
     _ = classifier.rules  # raises for thresholds that do not fit the labels
     return replace(classifier, conformal=read_conformal(folder, len(classifier.label_names)))
@@ -110,6 +112,7 @@ class _Info:
     text_columns: tuple[str, ...]
     thresholds: tuple[float | None, ...] | None
     temperature: float
+    long_text: LongText
 
 
 def _read_info(folder: Path) -> _Info:
@@ -130,7 +133,7 @@ def _read_info(folder: Path) -> _Info:
         if type(max_length) is not int or max_length < 1 or not isinstance(checksum, str | None):
             raise ValueError(f"max_length {max_length}, base_checksum {checksum}")
         changed_base = info.get("changed_base")
-        adapter_entries, output_options = _adapter_entries(info), _output_options(info)
+        adapter_entries, output_options, long_text = _adapter_entries(info), _output_options(info), long_text_from(info)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"{folder} contains no saved classifier ({type(error).__name__}: {error}); name the model folder of a run"
@@ -140,7 +143,7 @@ def _read_info(folder: Path) -> _Info:
             f"{file}: this adapter needs base weights that an earlier version of finetune changed and stored next to "
             "it; train again, or merge it with that version"
         )
-    return _Info(max_length, source, checksum, *adapter_entries, *output_options)
+    return _Info(max_length, source, checksum, *adapter_entries, *output_options, long_text)
 
 
 def _adapter_entries(info: dict[str, Any]) -> tuple[tuple[str, ...] | None, tuple[str, ...], ProblemType | None, str]:

@@ -22,6 +22,7 @@ from finetune.models.outputs import OutputRules
 from finetune.recipe.names import ProblemType
 
 if TYPE_CHECKING:
+    from finetune.data.long_text import LongText
     from finetune.models.text_batches import EncodedTexts, TextEncoder
 
 MODEL_FILE, CONFIG_FILE, TOKENIZER_FILE = "model.onnx", "config.json", "tokenizer.json"
@@ -39,7 +40,8 @@ class OnnxClassifier:
     Attributes:
         rules: how logits become probabilities and labels.
         text_columns: names of the one or two text columns in the training data; () if they are unknown.
-        max_length: number of tokens to which inputs are truncated.
+        max_length: largest number of tokens that the model reads at a time.
+        long_text: how longer texts are read.
         encoder: turns texts into batches of token ids.
         session: the `onnxruntime.InferenceSession`.
     """
@@ -47,6 +49,7 @@ class OnnxClassifier:
     rules: OutputRules
     text_columns: tuple[str, ...]
     max_length: int
+    long_text: LongText
     encoder: TextEncoder
     session: Any
 
@@ -78,13 +81,13 @@ class OnnxClassifier:
 
         check_batch_size(batch_size)
         order = np.argsort(-encoded.lengths, kind="stable")
-        logits = np.empty((len(order), len(self.rules.label_names)), np.float32)
+        logits = np.empty((len(order), len(self.rules.label_names)), np.float32)  # of all windows
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             (logits[rows],) = self.session.run(["logits"], self.encoder.batch(encoded, rows))
             if on_batch is not None:
-                on_batch(len(rows))
-        return logits
+                on_batch(encoded.count_texts(rows))
+        return encoded.pool(logits, self.long_text.window_pooling)
 
 
 def load_onnx(folder: Path) -> OnnxClassifier:
@@ -118,9 +121,9 @@ def load_onnx(folder: Path) -> OnnxClassifier:
         raise _damaged(folder / TOKENIZER_FILE, error) from error
     plain = plain_tokenizer(tokenizer)
     plain.encode_special_tokens = config.split_special_tokens
-    encode = partial(encode_texts, plain, TokenLimit(config.max_length, side=config.truncation_side))
+    encode = partial(encode_texts, plain, TokenLimit(config.max_length, config.long_text, config.truncation_side))
     encoder = TextEncoder(encode, names, config.pad_token_id, config.pad_type_id, config.pad_left)
-    return OnnxClassifier(config.rules, config.text_columns, config.max_length, encoder, session)
+    return OnnxClassifier(config.rules, config.text_columns, config.max_length, config.long_text, encoder, session)
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ class _Config:
     rules: OutputRules
     text_columns: tuple[str, ...]
     max_length: int
+    long_text: LongText
     truncation_side: str
     split_special_tokens: bool
     pad_token_id: int
@@ -139,6 +143,8 @@ class _Config:
 
 def _read_config(file: Path) -> _Config:
     """Return the content of config.json; raise ModelError if it is missing or damaged."""
+    from finetune.data.long_text import long_text_from
+
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         if data["format"] != FORMAT:
@@ -155,6 +161,7 @@ def _read_config(file: Path) -> _Config:
             raise ValueError("label_names and text_columns must be lists of names")
         if data["problem_type"] not in _PROBLEM_TYPES:
             raise ValueError(f"problem_type is {data['problem_type']!r} and must be one of {', '.join(_PROBLEM_TYPES)}")
+        long_text = long_text_from(data)
         rules = OutputRules(
             tuple(names),
             data["problem_type"],
@@ -168,6 +175,7 @@ def _read_config(file: Path) -> _Config:
         rules,
         tuple(columns),
         max_length,
+        long_text,
         sides[0],
         data.get("split_special_tokens") is True,
         padding["token_id"],

@@ -17,6 +17,7 @@ from torch import Tensor
 from finetune.data.batching import LocalBatch, load_batches, map_parts
 from finetune.data.sampler import plan_scoring
 from finetune.data.tokenization import EncodedSplit
+from finetune.data.windows import WINDOW_COUNTS, pool_windows
 from finetune.distributed import gather_results
 from finetune.errors import ModelError
 from finetune.models.architectures import encoder_layers
@@ -37,6 +38,8 @@ def pooled_states(
     accelerator: Accelerator,
 ) -> np.ndarray:
     """Return one vector per row from the encoder's last layer, (N, E) in float32, in the order of the rows.
+
+    If a row has several windows, its vector is their mean.
 
     The encoder runs in evaluation mode, with the weights and adapters that it has now. The batches do not depend on the
     number of processes, so the results are bit-identical for any number.
@@ -65,7 +68,8 @@ def pooled_states(
 
             def pool(part: LocalBatch) -> Tensor:
                 classifier.base(**part.inputs)
-                return pool_tokens(read_states(), _token_mask(part, classifier), pooling)
+                states = pool_tokens(read_states(), _token_mask(part, classifier), pooling)
+                return pool_windows(states, part.inputs.get(WINDOW_COUNTS), "mean")
 
             for rows, batch in zip(batches, loaded, strict=True):
                 parts, max_rows = map_parts(pool, batch, max_rows, "encoding")

@@ -23,6 +23,7 @@ from transformers.utils.hub import cached_file
 
 from finetune.errors import FinetuneError, ModelError
 from finetune.models import toy_classifier
+from finetune.models.architectures import FAMILIES
 from finetune.models.checkpoint_config import FOLDER_FIX, check_entries, checkpoint_location, read_checkpoint_json
 from finetune.models.pooling import HEAD, POOLING_KEY, choose_pooling, family_entries, set_pooling
 
@@ -204,8 +205,11 @@ def checkpoint_labels(source: Source) -> list[str] | None:
     return label_names_of(load_config(source))
 
 
-def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: Source, *, pairs: bool = False) -> PreTrainedTokenizerBase:
     """Return the checkpoint's tokenizer.
+
+    Args:
+        pairs: whether it encodes pairs of texts; then it returns segment ids if the model has embeddings of them.
 
     Raises:
         ModelError: it cannot be read, has no padding token, or has only special tokens: without its vocabulary file
@@ -233,6 +237,9 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
                 f"the tokenizer of '{source.name}' has {key} {value!r:.80}, which must be {rule}; correct it in "
                 "tokenizer_config.json, or remove it"
             )
+    model_type = str((entries or {}).get("model_type"))
+    if pairs and model_type in FAMILIES and FAMILIES[model_type].token_types:
+        tokenizer.model_input_names = list(dict.fromkeys([*tokenizer.model_input_names, "token_type_ids"]))
     return tokenizer
 
 

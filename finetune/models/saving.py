@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import peft
@@ -60,6 +60,7 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
         "text_columns": list(classifier.text_columns),
         "thresholds": classifier.thresholds,
         "temperature": classifier.temperature,
+        "long_text": asdict(classifier.long_text),
     }
     write_text(folder / INFO_FILE, json.dumps(info, indent=1) + "\n")
     if classifier.conformal is not None:
@@ -75,7 +76,11 @@ def _save_tokenizer(classifier: Classifier, folder: Path) -> None:
     classifier.tokenizer.save_pretrained(folder)
     file = folder / "tokenizer_config.json"
     entries = json.loads(file.read_text(encoding="utf-8"))
-    write_text(file, json.dumps(entries | {"model_max_length": classifier.max_length}, indent=2, ensure_ascii=False))
+    lengths_and_inputs = {
+        "model_max_length": classifier.max_length,
+        "model_input_names": list(classifier.tokenizer.model_input_names),
+    }
+    write_text(file, json.dumps(entries | lengths_and_inputs, indent=2, ensure_ascii=False))
 
 
 def with_plain_adapters(classifier: Classifier, texts: Sequence[Sequence[str]], device: torch.device) -> Classifier:

@@ -1,6 +1,6 @@
 """Token ids of many texts, and padded batches of them, with numpy and tokenizers only.
 
-N texts, B batch, S tokens
+N texts, W windows of all texts (one per text, unless long texts are read in windows), B batch, S tokens
 """
 
 from __future__ import annotations
@@ -21,21 +21,47 @@ class EncodedTexts:
     """The token ids of N texts, one after the other, without padding.
 
     Attributes:
-        ids: the token ids of all texts.
+        ids: the token ids of all windows of all texts.
         type_ids: their segment ids, 0 and 1 for the first and second text of a pair.
-        starts: position of the first token of each text, and the end of the last text, (N + 1,).
-        truncated: number of texts that were longer than the maximum length.
+        starts: position of the first token of each window, and the end of the last window, (W + 1,).
+        first_windows: number of the first window of each text, and the number of windows, (N + 1,).
+        truncated: number of texts of which the model does not read all tokens.
     """
 
     ids: np.ndarray
     type_ids: np.ndarray
     starts: np.ndarray
+    first_windows: np.ndarray
     truncated: int
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens per text, (N,)."""
+        """Tokens per window, (W,)."""
         return np.diff(self.starts)
+
+    @property
+    def text_lengths(self) -> np.ndarray:
+        """Tokens per text in all its windows, (N,)."""
+        return np.diff(self.starts[self.first_windows])
+
+    @property
+    def window_counts(self) -> np.ndarray:
+        """Windows per text, (N,)."""
+        return np.diff(self.first_windows)
+
+    def pool(self, logits: np.ndarray, pooling: str) -> np.ndarray:
+        """Return the logits (N, C) of the texts from those of their windows (W, C); pooling is mean or max."""
+        counts = self.window_counts
+        if (counts == 1).all():
+            return logits
+        first = self.first_windows[:-1]
+        if pooling == "max":
+            return np.asarray(np.maximum.reduceat(logits, first))
+        return np.asarray(np.add.reduceat(logits, first) / counts[:, None].astype(logits.dtype))
+
+    def count_texts(self, windows: np.ndarray) -> int:
+        """Return how many of these windows are the first of a text."""
+        return int(np.isin(windows, self.first_windows[:-1]).sum())
 
     @classmethod
     def from_rows(cls, rows: Sequence[TokenizedRow]) -> EncodedTexts:
@@ -46,7 +72,8 @@ class EncodedTexts:
             np.fromiter(chain.from_iterable(lists), np.int64, int(starts[-1]))
             for lists in ((window.ids for window in windows), (window.type_ids for window in windows))
         )
-        return cls(ids, type_ids, starts, sum(row.truncated for row in rows))
+        first_windows = np.concatenate([[0], np.cumsum([len(row.windows) for row in rows], dtype=np.int64)])
+        return cls(ids, type_ids, starts, first_windows, sum(row.truncated for row in rows))
 
 
 @dataclass(frozen=True)
@@ -66,12 +93,12 @@ class TextEncoder:
     pad_type_id: int = 0
     pad_left: bool = False
 
-    def batch(self, encoded: EncodedTexts, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the model inputs (B, S) of the texts with these numbers, padded to the longest of them."""
-        lengths = encoded.lengths[rows][:, None]
+    def batch(self, encoded: EncodedTexts, windows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the model inputs (B, S) of the windows with these numbers, padded to the longest of them."""
+        lengths = encoded.lengths[windows][:, None]
         positions = np.arange(lengths.max(initial=1))[None] - (lengths.max(initial=1) - lengths if self.pad_left else 0)
         mask = (positions >= 0) & (positions < lengths)
-        tokens = np.where(mask, encoded.starts[rows][:, None] + positions, 0)
+        tokens = np.where(mask, encoded.starts[windows][:, None] + positions, 0)
         inputs = {"input_ids": np.where(mask, encoded.ids[tokens], self.pad_id)}
         if "token_type_ids" in self.input_names:
             inputs["token_type_ids"] = np.where(mask, encoded.type_ids[tokens], self.pad_type_id)

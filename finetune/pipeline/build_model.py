@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from transformers import PreTrainedTokenizerFast
 
-from finetune.data.splits import LabeledSplits
+from finetune.data.splits import LabeledSplits, long_text_of
 from finetune.data.tokenization import word_tokenizer
 from finetune.errors import ModelError
 from finetune.models.building import Labels, new_classifier, pretrained_classifier
@@ -24,7 +24,8 @@ _DEFAULT_VOCAB_SIZE = 30_000
 def build_classifier(recipe: Recipe, splits: LabeledSplits) -> Classifier:
     """Return the recipe's classifier for the labels of these splits, before training."""
     build = _build_untrained if recipe.model.model_name_or_path is None else _build_pretrained
-    return replace(build(recipe, splits), text_columns=tuple(splits.text_columns))
+    classifier = build(recipe, splits)
+    return replace(classifier, text_columns=tuple(splits.text_columns), long_text=long_text_of(recipe.data))
 
 
 def _build_pretrained(recipe: Recipe, splits: LabeledSplits) -> Classifier:
@@ -32,7 +33,7 @@ def _build_pretrained(recipe: Recipe, splits: LabeledSplits) -> Classifier:
     source = checkpoint_source(recipe.model)
     classifier = pretrained_classifier(
         source,
-        load_tokenizer(source),
+        load_tokenizer(source, pairs=len(splits.text_columns) == 2),
         Labels(splits.label_names, recipe.task.problem_type),
         max_length=recipe.data.max_length,
         lora=None if recipe.peft is None else lora_settings(recipe.peft),

@@ -143,7 +143,7 @@ def _parity_texts(classifier: Classifier, rows: EvaluationRows | None) -> list[l
     """Return texts to compare: evaluation rows of all lengths, one word, and a text that is cut to `max_length`."""
     examples = [list(_EXAMPLES) for _ in classifier.text_columns or ("text",)]
     columns = examples if rows is None else rows.columns
-    lengths = classifier.encoder.encode(columns).lengths
+    lengths = classifier.encoder.encode(columns).text_lengths
     by_length = np.argsort(lengths, kind="stable")
     chosen = by_length[np.unique(np.linspace(0, len(lengths) - 1, _PARITY_ROWS).round().astype(int))]
     joined = [" ".join(column[: classifier.max_length]) for column in columns]
@@ -173,7 +173,7 @@ def _check_parity(exported: OnnxClassifier, columns: list[list[str]], expected: 
             f"the logits of the exported model differ from PyTorch's by {difference:.2g}, and at most {tolerance:.2g} "
             "is accepted; nothing was written; please report it"
         )
-    lengths = exported.encoder.encode(columns).lengths
+    lengths = exported.encoder.encode(columns).text_lengths
     return Parity(difference, tolerance, len(lengths), int(lengths.min()), int(lengths.max()), _BATCH_SIZES)
 
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from finetune.data.long_text import LongText
 from finetune.models.classifier import Classifier
 from finetune.models.conformal import write_conformal
 from finetune.models.onnx_classifier import CONFIG_FILE, FORMAT, TOKENIZER_FILE
@@ -117,7 +118,10 @@ def write_folder(classifier: Classifier, folder: Path, result: Export | None = N
     tokenizer, pairs = classifier.tokenizer, len(classifier.text_columns) == 2
     side = str(tokenizer.truncation_side)
     backend = plain_tokenizer(tokenizer.backend_tokenizer)
-    backend.enable_truncation(classifier.max_length, strategy="longest_first", direction=side)
+    length, long_text = classifier.max_length, classifier.long_text
+    half = (length - backend.num_special_tokens_to_add(pairs)) // 2
+    stride = min(long_text.stride(length), half) if long_text.windows and not pairs else 0
+    backend.enable_truncation(length, stride=stride, strategy="longest_first", direction=side)
     padding = {
         "side": str(tokenizer.padding_side),
         "token_id": tokenizer.pad_token_id,
@@ -141,6 +145,7 @@ def write_folder(classifier: Classifier, folder: Path, result: Export | None = N
         "temperature": rules.temperature,
         "text_columns": list(classifier.text_columns),
         "max_length": classifier.max_length,
+        "long_text": asdict(classifier.long_text),
         "truncation_side": side,
         "split_special_tokens": bool(tokenizer.split_special_tokens),
         "padding": padding,
@@ -151,7 +156,7 @@ def write_folder(classifier: Classifier, folder: Path, result: Export | None = N
     write_text(folder / CONFIG_FILE, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
     if classifier.conformal is not None:
         write_conformal(classifier.conformal, folder)
-    write_text(folder / "serve.py", _serve_script(rules, pairs=pairs))
+    write_text(folder / "serve.py", _serve_script(rules, long_text, pairs=pairs))
     if result is not None:
         write_text(folder / "README.md", _readme(classifier, result, pairs=pairs))
 
@@ -173,11 +178,24 @@ tokenizer.encode_special_tokens = config["split_special_tokens"]
 session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
 
 encodings = tokenizer.encode_batch({texts} or sys.exit(__doc__))
-fields = {{"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}}
+{long_text}fields = {{"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}}
 inputs = {{node.name: [getattr(e, fields[node.name]) for e in encodings] for node in session.get_inputs()}}
 (logits,) = session.run(["logits"], {{name: np.array(rows, np.int64) for name, rows in inputs.items()}})
-{output}
+{pooling}{output}
 '''
+# How the example reads a text that is longer than max_length: its windows, or not at all.
+_WINDOWS = """\
+windows = [[e, *e.overflowing][:config["long_text"]["max_windows"]] for e in encodings]
+encodings, first = [e for text in windows for e in text], np.cumsum([0, *map(len, windows)])
+"""
+_TOO_LONG = """\
+if any(e.overflowing for e in encodings):
+    sys.exit("a text is too long for this example; use `finetune predict`")
+"""
+_POOLING = {
+    "mean": "logits = np.add.reduceat(logits, first[:-1]) / np.diff(first)[:, None]\n",
+    "max": "logits = np.maximum.reduceat(logits, first[:-1])\n",
+}
 # Problem type -> the last lines, from logits to printed predictions.
 _OUTPUTS = {
     "single_label_classification": """\
@@ -201,15 +219,18 @@ _ABOVE_THRESHOLDS = """\
     print(config["label_names"][i := max(above or others, key=row.__getitem__)], round(float(row[i]), 4))"""
 
 
-def _serve_script(rules: OutputRules, *, pairs: bool) -> str:
+def _serve_script(rules: OutputRules, long_text: LongText, *, pairs: bool) -> str:
     """Return the example that serves the folder without finetune."""
     output = _OUTPUTS[rules.problem_type]
     if rules.problem_type == "single_label_classification" and rules.thresholds is not None:
         output = output.rpartition("\n")[0] + "\n" + _ABOVE_THRESHOLDS
+    windows = long_text.windows and not pairs
     return _SERVE.format(
         inputs="pairs of texts" if pairs else "texts",
         arguments=f"{'FIRST SECOND' if pairs else 'TEXT'} ...",
         texts="list(zip(sys.argv[1::2], sys.argv[2::2]))" if pairs else "sys.argv[1:]",
+        long_text=_WINDOWS if windows else "" if long_text.mode == "truncate" else _TOO_LONG,
+        pooling=_POOLING[long_text.window_pooling] if windows else "",
         output=output,
     )
 
@@ -226,12 +247,13 @@ def _readme(classifier: Classifier, result: Export, *, pairs: bool) -> str:
     )
     columns = " and ".join(f"`{name}`" for name in classifier.text_columns) or "one text"
     conformal = "" if classifier.conformal is None else "| `conformal.json` | for `finetune predict --coverage` |\n"
+    part = classifier.long_text.read_part(classifier.max_length)
     arguments = '"first text" "second text"' if pairs else '"a text" "another text"'
     return f"""\
 # {classifier.base.config.model_type} classifier, ONNX {result.precision}
 
 Exported by finetune {__version__}. Problem type: {classifier.problem_type}; {len(classifier.label_names)} labels, in
-`config.json`. Input: {columns}, cut to {classifier.max_length} tokens.
+`config.json`. Input: {columns}; of longer texts the model reads {part}.
 
 ## Figures
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from rich.markup import escape
 
-from finetune.data.splits import load_splits
+from finetune.data.splits import load_splits, long_text_of
 from finetune.distributed import local_main_process_first
 from finetune.errors import DataError, RecipeError
 from finetune.models.checkpoint_config import check_max_length
@@ -148,6 +148,7 @@ def load_saved_classifier(folder: RunFolder, recipe: Recipe, overrides: Sequence
 def _saved_inputs(folder: RunFolder, recipe: Recipe, overrides: Sequence[str]) -> RunInputs:
     """Return the run's trained classifier, and its rows read again."""
     classifier = load_saved_classifier(folder, recipe, overrides)
+    classifier = replace(classifier, long_text=long_text_of(recipe.data))
     limit = classifier.tokenizer.model_max_length
     check_max_length(classifier.base.config, limit, recipe.data.max_length, str(folder.path))
     splits = load_splits(

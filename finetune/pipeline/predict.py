@@ -19,6 +19,7 @@ import numpy as np
 
 from finetune.data.cell_values import Column
 from finetune.data.input_rows import STANDARD_INPUT, InputFile, Window, open_input, read_windows
+from finetune.data.long_text import LongText
 from finetune.errors import DataError, printable
 from finetune.models.outputs import OutputRules
 from finetune.models.text_batches import EncodedTexts, TextEncoder
@@ -39,6 +40,8 @@ class TextClassifier(Protocol):
     def text_columns(self) -> tuple[str, ...]: ...  # noqa: D102
     @property
     def max_length(self) -> int: ...  # noqa: D102
+    @property
+    def long_text(self) -> LongText: ...  # noqa: D102
     @property
     def encoder(self) -> TextEncoder: ...  # noqa: D102
     def encoded_logits(  # noqa: D102
@@ -188,18 +191,15 @@ def predict(model: Path, options: PredictOptions) -> Counts:
         columns = _text_columns(classifier.text_columns, options) or [Column("text", "--text-column")]
         counts = _predict_file(file, columns, target, predictor, rules, options)
     if predictor.processes.index == 0:
-        _report(counts, classifier.max_length, target)
+        _report(counts, classifier, target)
     return counts
 
 
-def _report(counts: Counts, max_length: int, target: Target) -> None:
+def _report(counts: Counts, classifier: TextClassifier, target: Target) -> None:
     """Print on standard error how many rows were truncated and written; standard output has only the rows."""
     if counts.truncated:
-        print(
-            f"{counts.truncated:,} of {counts.rows:,} rows are longer than {max_length} tokens: the model read their "
-            f"first {max_length} tokens.",
-            file=sys.stderr,
-        )
+        note = classifier.long_text.truncation_note(counts.truncated, counts.rows, classifier.max_length)
+        print(note, file=sys.stderr)
     if target.path is not None:
         print(f"{counts.rows:,} rows with predictions: {printable(str(target.path))}", file=sys.stderr)
 

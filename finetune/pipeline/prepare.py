@@ -107,7 +107,8 @@ def new_inputs(recipe: Recipe, shared: SharedWork) -> RunInputs:
     labeled = labeled_rows(recipe, shared)
     classifier = build_classifier(recipe, labeled)
     check_threshold_labels(recipe, classifier.label_names)
-    encode = partial(encode_splits, labeled, classifier.tokenizer, recipe.data.max_length)
+    data, tokenizer = recipe.data, classifier.tokenizer
+    encode = partial(encode_splits, labeled, tokenizer, data.max_length, classifier.long_text)
     splits = shared.once("encoded rows", encode)
     init_output_bias(classifier, splits.encoded["train"].labels)
     try_longest_row(classifier, splits.encoded)

@@ -10,6 +10,7 @@ from finetune.recipe.data_files import one_character
 from finetune.recipe.section import Auto, Count, Section, Seed, Share, require_one_source
 
 Files = Annotated[list[str], Field(min_length=1)]
+_MIN_WINDOW = 16  # tokens of a window: fewer leave no space for two texts and the special tokens
 
 
 class DataSection(Section):
@@ -98,7 +99,22 @@ class DataSection(Section):
         "if all are words and there are at most 20 training rows per label.",
     )
     max_length: Annotated[int, Field(ge=4)] = Field(
-        128, description="Maximum number of tokens per row; longer rows are truncated."
+        128, description="Maximum number of tokens that the model reads at a time; see long_text for longer rows."
+    )
+    long_text: Literal["truncate", "head_tail", "window"] = Field(
+        "truncate",
+        description="How rows longer than max_length are read: truncate keeps the first tokens, head_tail the first "
+        "quarter and the last three quarters, window reads all in overlapping windows.",
+    )
+    window_stride: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Number of tokens that two windows share, at most half of max_length; null is a quarter of it.",
+    )
+    window_pooling: Literal["mean", "max"] = Field(
+        "mean", description="How the logits of a row's windows become one: their mean, or the maximum per label."
+    )
+    max_windows: Count = Field(
+        16, description="Maximum number of windows per row; the rest of a longer row is not read."
     )
     max_train_samples: Count | None = Field(
         None, description="Maximum number of training rows, drawn at random; null uses all rows."
@@ -134,7 +150,23 @@ class DataSection(Section):
             raise ValueError(f"label_column and a text column are both '{self.label_column}'; set another label_column")
         if self.validation_size not in ("auto", None) and (self.validation_file or self.validation_rows):
             raise ValueError("validation_size holds out training rows, but validation rows are given; remove one")
+        self._check_windows()
         return self
+
+    def _check_windows(self) -> None:
+        """Raise ValueError for keys of windows that cannot be used, or have no effect."""
+        if self.long_text != "window":
+            fields = type(self).model_fields
+            for key in ("window_stride", "window_pooling", "max_windows"):
+                if getattr(self, key) != fields[key].default:
+                    raise ValueError(f"{key} applies only to long_text: window, and long_text is {self.long_text}")
+        elif self.max_length < _MIN_WINDOW:
+            raise ValueError(f"long_text: window needs max_length of at least {_MIN_WINDOW}, got {self.max_length}")
+        elif self.window_stride is not None and self.window_stride > self.max_length // 2:
+            raise ValueError(
+                f"window_stride is {self.window_stride}; two windows share at most half of max_length, "
+                f"{self.max_length // 2} tokens"
+            )
 
     def text_columns(self) -> list[str]:
         """Return the one or two columns that the model reads."""

@@ -31,6 +31,10 @@ def training_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
             yield _problem("reinit_layers", "a new model has random weights already; remove this key")
     if training.get("gradient_checkpointing") is True and training.get("torch_compile") is True:
         yield _problem("gradient_checkpointing", "cannot be used with torch_compile: true; remove one")
+    if section_of(document, "data").get("long_text") == "window":
+        for key, text in _NOT_WITH_WINDOWS.items():
+            if training.get(key):
+                yield _problem(key, f"{text}; remove it, or set data.long_text to truncate or head_tail")
     yield from _contrastive_problems(training)
     yield from _schedule_problems(training)
 
@@ -84,6 +88,10 @@ def _contrastive_problems(training: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 _LABEL_WEIGHTS = {"class_weights": "single_label_classification", "pos_weight": "multi_label_classification"}
+_NOT_WITH_WINDOWS = {
+    "contrastive_weight": "compares one state per row, and with data.long_text: window a row has one per window",
+    "cache_frozen_layers": "stores one sequence of states per row, and with data.long_text: window a row has several",
+}
 _SINGLE_LABEL_ONLY = ("label_smoothing_factor", "contrastive_weight")
 
 
