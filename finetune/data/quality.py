@@ -12,7 +12,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.labels import label_counts
-from finetune.data.long_text import TokenizedRow
+from finetune.data.long_text import TRUNCATE, LongText, TokenizedRow
 from finetune.data.quality_labels import label_findings
 from finetune.data.quality_texts import MAX_COMPARED_ROWS, SplitTexts, text_findings
 from finetune.data.rows import RawSplit
@@ -54,10 +54,14 @@ class SplitTokens:
 
 
 def measure_tokens(
-    raw: RawSplit, tokenizer: PreTrainedTokenizerBase, columns: Sequence[str], max_length: int
+    raw: RawSplit,
+    tokenizer: PreTrainedTokenizerBase,
+    columns: Sequence[str],
+    max_length: int,
+    long_text: LongText = TRUNCATE,
 ) -> SplitTokens:
     """Return the numbers of tokens of all rows, as training tokenizes them, in blocks."""
-    read_rows = row_tokenizer(tokenizer, max_length)
+    read_rows = row_tokenizer(tokenizer, max_length, long_text)
     lengths: list[int] = []
     truncated = unknown = kept = 0
     texts = raw.rows.select_columns(list(columns))

@@ -145,7 +145,7 @@ def encode_split(
 
 
 def row_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, max_length: int, long_text: LongText
+    tokenizer: PreTrainedTokenizerBase, max_length: int, long_text: LongText = TRUNCATE
 ) -> Callable[[Columns], list[TokenizedRow]]:
     """Return the function that turns columns of texts into the tokens that the model reads.
 

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune.data.loading import quiet_datasets
 from finetune.data.quality import SplitTokens, data_quality, measure_tokens
-from finetune.data.splits import LabeledSplits, read_labeled
+from finetune.data.splits import LabeledSplits, long_text_of, read_labeled
 from finetune.models.checkpoint_config import token_limit
 from finetune.models.pretrained import checkpoint_labels, load_tokenizer, quiet_libraries
 from finetune.pipeline.build_model import checkpoint_source, new_word_tokenizer
@@ -36,7 +36,8 @@ def check_data(recipe: Recipe) -> DataQuality:
     )
     tokenizer = recipe_tokenizer(recipe, labeled)
     tokens = {
-        name: measure_tokens(raw, tokenizer, labeled.text_columns, data.max_length) for name, raw in labeled.raw.items()
+        name: measure_tokens(raw, tokenizer, labeled.text_columns, data.max_length, long_text_of(data))
+        for name, raw in labeled.raw.items()
     }
     return data_quality(labeled, tokens, tokenizer, data.max_length, length_limit(recipe))
 

@@ -23,9 +23,9 @@ from finetune.recipe.sweep_loader import is_sweep_file, load_sweep
 ROOT = Path(__file__).parents[2]
 # In the order in which they are run: a guide may use files that an earlier one wrote.
 GUIDES = (
-    "recipes", "data-formats", "tasks", "models", "runs", "report", "many-runs", "python", "predict", "probabilities",
-    "demo", "head-analysis", "one-head-or-many", "pruning", "export", "publish", "distributed", "performance",
-    "data-quality", "troubleshooting",
+    "recipes", "data-formats", "long-texts", "tasks", "models", "runs", "report", "many-runs", "python", "predict",
+    "probabilities", "demo", "head-analysis", "one-head-or-many", "pruning", "export", "publish", "distributed",
+    "performance", "data-quality", "troubleshooting",
 )  # fmt: skip
 DOCUMENTS = ("README.md", *(f"finetune/docs/{name}.md" for name in GUIDES))
 
