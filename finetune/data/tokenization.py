@@ -99,19 +99,9 @@ def encode_split(
     has_type_ids, unknown_id = "token_type_ids" in tokenizer.model_input_names, tokenizer.unk_token_id
 
     def tokenize(batch: dict[str, list[str]]) -> dict[str, Any]:
-        """Return token ids, and per row: length, whether it was truncated, and number of unknown tokens."""
-        rows = read_rows([batch[name] for name in columns])
-        ids = [list(chain.from_iterable(window.ids for window in row.windows)) for row in rows]
-        type_ids = [list(chain.from_iterable(window.type_ids for window in row.windows)) for row in rows]
-        return {
-            "input_ids": ids,
-            **({"token_type_ids": type_ids} if has_type_ids else {}),
-            **({WINDOWS: [[len(window.ids) for window in row.windows] for row in rows]} if long_text.windows else {}),
-            "length": [len(row) for row in ids],
-            "true_length": [row.true_length for row in rows],
-            "truncated": [row.truncated for row in rows],
-            "unknown": [row.count(unknown_id) for row in ids],
-        }
+        columns_of_rows = _as_columns(read_rows([batch[name] for name in columns]), unknown_id)
+        unused = {name for name, used in (("token_type_ids", has_type_ids), (WINDOWS, long_text.windows)) if not used}
+        return {name: values for name, values in columns_of_rows.items() if name not in unused}
 
     texts = raw.rows.select_columns(list(columns))
     with report_cache_errors(), stage(f"tokenizing {raw.source}", total=len(texts)) as running:
@@ -142,6 +132,20 @@ def encode_split(
         unknown=float(per_row["unknown"].sum() / max(1, per_row["length"].sum())),
         windows=np.diff(rows.data[WINDOWS].combine_chunks().offsets.to_numpy()) if long_text.windows else None,
     )
+
+
+def _as_columns(rows: Sequence[TokenizedRow], unknown_id: Any) -> dict[str, list[Any]]:
+    """Return the tokens of rows as columns, and per row: lengths, whether it is truncated, number of unknown tokens."""
+    ids = [list(chain.from_iterable(window.ids for window in row.windows)) for row in rows]
+    return {
+        "input_ids": ids,
+        "token_type_ids": [list(chain.from_iterable(window.type_ids for window in row.windows)) for row in rows],
+        WINDOWS: [[len(window.ids) for window in row.windows] for row in rows],
+        "length": [len(row) for row in ids],
+        "true_length": [row.true_length for row in rows],
+        "truncated": [row.truncated for row in rows],
+        "unknown": [row.count(unknown_id) for row in ids],
+    }
 
 
 def row_tokenizer(
