@@ -14,15 +14,10 @@ _ROUNDING = 1e-12  # a smaller number is 0, up to rounding
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
-    """Return a value with `digits` decimals, such as "0.884", or "undefined" for None.
-
-    A value that would be 0 with so many decimals has two significant digits, such as "2.1e-06": an error of labels of
-    0.001 is small, but not 0.
-    """
+    """Return a value such as "0.884", "2.1e-06" where it would be 0 with so many decimals, or "undefined" for None."""
     if value is None:
         return "undefined"
-    is_small = _ROUNDING < abs(value) < 0.5 * 10**-digits
-    return f"{value:.2g}" if is_small else f"{value:.{digits}f}"
+    return f"{value:.2g}" if _ROUNDING < abs(value) < 0.5 * 10**-digits else f"{value:.{digits}f}"
 
 
 def format_significant(value: float, digits: int = 3) -> str:
