@@ -153,7 +153,7 @@ def test_an_existing_folder_is_refused_or_resumed_without_loss(
         (["seeds=null"], "contains a series of runs, which a run does not replace or resume"),
         ([AUTO, "seeds=[3,4]"], "seeds: 5 removed (more seeds can be added)"),
         ([AUTO, "training.learning_rate=0.5"], "training.learning_rate: was 0.01, now 0.5"),
-        ([AUTO, "evaluation.metrics=[accuracy,f1_macro]"], 'evaluation.metrics: was ["accuracy"], now'),
+        ([AUTO, "evaluation.metrics=[accuracy,f1_macro]"], 'evaluation.metrics: was ["accuracy", "roc_auc"], now'),
         ([AUTO, "data.test_rows=null"], "data.test_rows: its rows are not those of the runs that have finished"),
         ([OVERWRITE, "data.label_column=nothing"], "nothing"),
     ):
@@ -228,7 +228,7 @@ def test_the_caller_can_stop_a_series(series: Path, tmp_path: Path) -> None:
 
     def stop(seed: int, step: int, values: dict[str, float | None]) -> bool:
         calls.append((seed, step))
-        return values.keys() == {"loss", "accuracy"}
+        return values.keys() == {"loss", "accuracy", "roc_auc"}
 
     overrides = [f"output_dir={tmp_path / 'run'}", "head_importance=null"]
     with pytest.raises(RecipeError, match=r"that of a series; call train_series\(recipe\), or set seeds: null"):
