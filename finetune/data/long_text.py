@@ -37,7 +37,7 @@ class LongText:
 
     mode: LongTextMode = "truncate"
     window_stride: int | None = None
-    window_pooling: WindowPooling = "mean"
+    window_pooling: WindowPooling = "max"
     max_windows: int = 16
 
     def __post_init__(self) -> None:

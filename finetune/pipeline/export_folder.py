@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from finetune.data.long_text import LongText
+from finetune.data.long_text import TRUNCATE, LongText
 from finetune.models.classifier import Classifier
 from finetune.models.conformal import write_conformal
 from finetune.models.onnx_classifier import CONFIG_FILE, FORMAT, TOKENIZER_FILE
@@ -219,7 +219,7 @@ _ABOVE_THRESHOLDS = """\
     print(config["label_names"][i := max(above or others, key=row.__getitem__)], round(float(row[i]), 4))"""
 
 
-def _serve_script(rules: OutputRules, long_text: LongText, *, pairs: bool) -> str:
+def _serve_script(rules: OutputRules, long_text: LongText = TRUNCATE, *, pairs: bool) -> str:
     """Return the example that serves the folder without finetune."""
     output = _OUTPUTS[rules.problem_type]
     if rules.problem_type == "single_label_classification" and rules.thresholds is not None:

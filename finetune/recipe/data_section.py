@@ -111,7 +111,7 @@ class DataSection(Section):
         description="Number of tokens that two windows share, at most half of max_length; null is a quarter of it.",
     )
     window_pooling: Literal["mean", "max"] = Field(
-        "mean", description="How the logits of a row's windows become one: their mean, or the maximum per label."
+        "max", description="How the logits of a row's windows become one: their mean, or the maximum per label."
     )
     max_windows: Count = Field(
         16, description="Maximum number of windows per row; the rest of a longer row is not read."

@@ -86,7 +86,7 @@ def test_a_run_is_read_back_as_it_was_trained(run: Path) -> None:
     assert inputs.summary["train"].truncated_share > 0  # some rows have more than 5 windows
     assert inputs.splits["train"].windows is not None
     assert set(inputs.splits["train"].windows) == {1, 2, 3, 4, 5}
-    truncated = read_back(run, "data.long_text=truncate", "data.window_stride=null", "data.window_pooling=mean",
+    truncated = read_back(run, "data.long_text=truncate", "data.window_stride=null", "data.window_pooling=max",
                           "data.max_windows=16").inputs  # fmt: skip
     assert truncated.splits["train"].windows is None
     assert not truncated.classifier.long_text.windows
