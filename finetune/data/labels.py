@@ -114,17 +114,19 @@ def encode_labels(
     cells = raw.column(column)
     if problem_type == "regression":
         return _parse_numbers(raw, column)
-    ids = _class_ids(raw, column, names, are_ids=_are_class_ids(cells, names, ids_allowed=ids_allowed))
+    are_ids = _are_class_ids(cells, names, ids_allowed=ids_allowed)
+    ids = _class_ids(raw, column, names, are_ids=are_ids)
     if problem_type == "single_label_classification":
         return ids
     sets = np.zeros((len(cells), len(names)), dtype=np.int64)
     np.add.at(sets, (_rows_of_labels(cells), ids), 1)
     twice = np.flatnonzero((sets > 1).any(1))
-    if len(twice):
+    if len(twice) and (are_ids or all(map(_is_integer, names))):  # a name that is listed twice is one label
         raise DataError(
-            f"{raw.describe_rows(twice)}: a label is listed twice in column '{column}'; list each name or id that "
-            "applies once (zeros and ones go into one column per label, data.label_columns)"
+            f"{raw.describe_rows(twice)}: a number is listed twice in column '{column}'; list each id that applies once"
+            " (zeros and ones go into one column per label, data.label_columns)"
         )
+    np.minimum(sets, 1, out=sets)
     return sets
 
 

@@ -225,8 +225,12 @@ def test_multi_label_rows_become_label_sets(tmp_path: Path) -> None:
     ):
         read(tmp_path, ["x", "y", "z"], "multi_label_classification", train_jsonl=vectors)
     repeated = [{"sentence": "a", "label": ["x", "y", "x"]}, {"sentence": "b", "label": ["y"]}]
-    with pytest.raises(DataError, match=r"row 1: a label is listed twice"):
-        read(tmp_path, ["x", "y"], "multi_label_classification", train_jsonl=repeated)
+    again = read(tmp_path, ["x", "y"], "multi_label_classification", train_jsonl=repeated)
+    assert again.labels["train"].tolist() == [[1, 1], [0, 1]]
+    ids = [{"sentence": "a", "label": [0, 1, 1]}, {"sentence": "b", "label": [1]}]
+    for declared in (["x", "y"], None):
+        with pytest.raises(DataError, match=r"row 1: a number is listed twice"):
+            read(tmp_path, declared, "multi_label_classification", train_jsonl=ids)
     with pytest.raises(DataError, match="has no label in column 'label'"):
         read(tmp_path, None, "multi_label_classification", train_jsonl=[{"sentence": "a", "label": []}])
     with pytest.raises(

@@ -30,7 +30,7 @@ def test_a_shipped_recipe_writes_into_the_working_directory(tmp_path: Path, monk
 
 
 def test_an_unknown_name_is_an_error() -> None:
-    with pytest.raises(RecipeError, match=r"no recipe 'recipe:toi'; finetune comes with recipe:sst2, .*mean 'toy'\?"):
+    with pytest.raises(RecipeError, match=r"no recipe 'recipe:toi'; finetune comes with recipe:banking77, .*mean 'toy'\?"):
         load_recipe("recipe:toi")
 
 
