@@ -20,7 +20,7 @@ from tests.support.recipes import MINIMAL, RECIPES, WriteRecipe
 
 def test_every_recipe_of_the_repository_is_valid() -> None:
     loaded = [load_recipe(path) for path in RECIPES]
-    assert len(loaded) == 5
+    assert len(loaded) == 9
     assert [Path(recipe.output_dir).name for recipe in loaded] == [path.stem for path in RECIPES]
 
 

