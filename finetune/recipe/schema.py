@@ -7,6 +7,7 @@ sentence with the unit of a number and the meaning of the default.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -99,8 +100,13 @@ class TaskSection(Section):
     def _check_label_names(self) -> TaskSection:
         if self.label_names is not None and self.problem_type == "regression":
             raise ValueError("label_names do not apply to regression; remove them")
-        if self.label_names is not None and len(set(self.label_names)) < max(2, len(self.label_names)):
+        if self.label_names is not None and len(set(self.label_names)) < 2:
             raise ValueError(f"label_names must be at least two different names, got {self.label_names}")
+        repeated = [name for name, count in Counter(self.label_names or []).items() if count > 1]
+        if repeated:
+            raise ValueError(
+                f"label_names has {', '.join(map(repr, repeated[:5]))} more than once; give each name once"
+            )
         return self
 
 

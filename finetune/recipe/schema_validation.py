@@ -72,7 +72,6 @@ _RULES = {
     "string_type": "must be text",
     "string_pattern_mismatch": "must be up to 128 letters, digits, '.', '-' or '_', and not start with '.' or '-'",
     "list_type": "must be a list",
-    "too_short": "must have at least one item",
     "dict_type": "must be a mapping",
     "model_type": "must be a section of keys",
     "model_attributes_type": "must be a section of keys",
@@ -165,6 +164,9 @@ def _rule(item: Any) -> str:
     """Return the rule that a value breaks, such as "must be a number"."""
     if item["type"] == "literal_error":
         return f"must be {item['ctx']['expected']}"
+    if item["type"] == "too_short":
+        least = item["ctx"]["min_length"]
+        return "must have at least one item" if least == 1 else f"must have at least {least} items"
     message = str(item["msg"]).replace("Input should be", "must be").replace("Input should", "must")
     return _RULES.get(item["type"], message)
 

@@ -37,6 +37,7 @@ def test_names_are_read_from_a_file(
         (b'["x"', r"is not valid JSON \(Expecting ',' delimiter.*\); write a JSON list"),
         (b"\xff", "is not UTF-8; save it as UTF-8"),
         (b'["x", "x"]', "must be at least two different names"),
+        (b'["x", "y", "x"]', "label_names has 'x' more than once; give each name once"),
         (None, r"is not a file \(full path: .*\); correct the path, or write the names as a list"),
     ],
 )

@@ -83,6 +83,11 @@ peft: {r: -1}
         (MINIMAL + "training:\n", r"training .*is empty \(null\), but must be a section of keys; give a value, or"),
         (MINIMAL + "task: {problem_type:}\n", r"is empty \(null\), but must be 'single_label_classification', "),
         (MINIMAL + "evaluation: {metrics: []}\n", r"metrics .*given \[\]; must have at least one item"),
+        (
+            MINIMAL.replace("train_rows", "label_columns: [a], train_rows")
+            + "task: {problem_type: multi_label_classification}\n",
+            r"label_columns .*given \['a'\]; must have at least 2 items",
+        ),
         (MINIMAL + "training: 3\n", r"training .*must be a section of keys"),
         (MINIMAL + "peft: {target_modules: [query, dense]}\n", r"peft.target_modules.1 .*given 'dense'"),
         (MINIMAL + "evaluation: {metrics: [acuracy]}\n", r"metrics.0 .*did you mean 'accuracy'"),

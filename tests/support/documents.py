@@ -155,14 +155,16 @@ def _run_command(command: str, result: Result) -> None:
 
 
 def _load_yaml(text: str, bert: Path, result: Result) -> None:
-    """Write a recipe or sweep under the name in its first line, and load it; a fragment is added to a small recipe."""
+    """Write a recipe or sweep under the name in its first line, and load it; a small recipe completes a fragment."""
     first = text.partition("\n")[0]
     if first == _FRAGMENT:
         small_recipe = {
             "model": {"model_name_or_path": str(bert)},
             "data": {"train_file": "sentences.csv"},
         }
-        name, text = "fragment.yaml", yaml.safe_dump(small_recipe) + text
+        given = yaml.safe_load(text)
+        completed = {name: {**keys, **given.get(name, {})} for name, keys in small_recipe.items()}
+        name, text = "fragment.yaml", yaml.safe_dump({**given, **completed})
     else:
         name = first.removeprefix("# ").partition(",")[0]
     if not re.fullmatch(r"[\w-]+\.yaml", name):
