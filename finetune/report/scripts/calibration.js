@@ -140,6 +140,7 @@ function promisedSeries(points) {
       show: true, position: "left", color: color("ink"), backgroundColor: color("card"), padding: [1, 4], borderRadius: 3,
       formatter: ({ dataIndex }) => `promised ${Math.round(100 * points[dataIndex].coverage)} %`,
     },
+    labelLayout: { hideOverlap: true },
     tooltip: { show: false },
   };
 }

@@ -2,15 +2,15 @@
 "use strict";
 
 /** Returns a number with so many decimals, or with two significant digits if it would be shown as 0. */
-function shownNumber(value, digits) {
+function scoreText(value, digits) {
   const size = Math.abs(value);
   return size > 1e-12 && size < 0.5 * 10 ** -digits ? value.toPrecision(2) : value.toFixed(digits);
 }
 
 /** Returns the parts of a table cell: a value and its interval. */
 function estimateParts({ value, low, high, note }, digits) {
-  const number = value === null ? "undefined" : shownNumber(value, digits);
-  const interval = low === null ? "–" : `[${shownNumber(low, 3)}, ${shownNumber(high, 3)}]`;
+  const number = value === null ? "undefined" : scoreText(value, digits);
+  const interval = low === null ? "–" : `[${scoreText(low, 3)}, ${scoreText(high, 3)}]`;
   return [`${number} `, element("span", note ? { class: "soft", title: note } : { class: "soft" }, interval)];
 }
 
