@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 
@@ -21,6 +22,7 @@ from finetune.pipeline.prepare import required_splits
 from finetune.pipeline.session import finish, run_locked, start, with_precision
 from finetune.progress import stage
 from finetune.recipe.schema import ModelSection, Recipe
+from finetune.runs.results import SplitSummary
 from finetune.runs.run_files import existing_run, read_recipe, read_summary
 from finetune.runs.run_folder import RunFolder
 
@@ -61,8 +63,10 @@ def open_run(path: Path, overrides: Sequence[str] = (), *, read_only_ok: bool = 
             inputs = local_main_process_first(context.accelerator, partial(_saved_inputs, folder, recipe, overrides))
         if note := skipped_metrics_note(folder, recipe):
             context.print_line(f"[yellow]{escape(note)}[/]")
-        split_names = trained_on | inputs.summary
-        if changed := [name for name in split_names if inputs.summary.get(name) != trained_on.get(name)]:
+        changed = [name for name in trained_on | inputs.summary if not _has_same_rows(trained_on, inputs.summary, name)]
+        unchanged = {name: trained_on[name] for name in inputs.summary if name not in changed}
+        inputs = replace(inputs, summary=inputs.summary | unchanged)
+        if changed:
             context.print_line(f"[yellow]The rows differ from those at training: {', '.join(changed)}.[/]")
         yield FinishedRun(context, inputs)
         finish(context)
@@ -106,6 +110,12 @@ def finished_recipe(folder: RunFolder, overrides: Sequence[str] = (), *, read_da
     if changed:
         raise RecipeError(
             f"{changed[0]} cannot be changed: the run in {folder.path} was trained with it; train a new run instead"
+        )
+    if recipe.outputs != trained.outputs:
+        raise RecipeError(
+            "outputs cannot be changed in a finished run, since they are saved with the model. To fit them again "
+            f"without training, run `finetune train {folder.recipe} checkpoint.resume_from_checkpoint=auto` with this "
+            "change, or set a threshold with `finetune predict --threshold`"
         )
     overridden = _override_keys(overrides)
     defaults = {
@@ -160,6 +170,17 @@ def _saved_inputs(folder: RunFolder, recipe: Recipe, overrides: Sequence[str]) -
         required=required_splits(recipe),
     )
     return RunInputs(classifier, splits.encoded, splits.summaries)
+
+
+def _has_same_rows(trained_on: Mapping[str, SplitSummary], now: Mapping[str, SplitSummary], split: str) -> bool:
+    """Return whether a split has the same rows as at training, read in the same way."""
+    if not (split in trained_on and split in now):
+        return False
+    # The hint depends on the limit of the tokenizer, which is saved with that of the run.
+    ignored: dict[str, Any] = {"truncation_hint": ""}
+    if not trained_on[split].true_lengths:  # a run of an earlier version
+        ignored["true_lengths"] = {}
+    return replace(trained_on[split], **ignored) == replace(now[split], **ignored)
 
 
 def _override_keys(overrides: Sequence[str]) -> set[str]:

@@ -131,7 +131,8 @@ def objectives_of(sweep: Sweep, recipe: Recipe) -> tuple[list[SweepObjective], l
         location = ("objectives", index, "name")
         if objective.name not in known:
             hint = did_you_mean(objective.name, known)
-            problems.append(Problem(location, f"given '{objective.name}'; must be one of {', '.join(known)}{hint}"))
+            text = f"given '{objective.name}'; must be one of {', '.join(known)}{hint}"
+            problems.append(Problem(location, f"{text}, or a metric that you add to evaluation.metrics"))
         elif objective.name in COSTS and sweep.pruner != "none":
             text = f"{objective.name} is known only after training, so pruner {sweep.pruner} has nothing to compare"
             problems.append(Problem(location, f"{text}; set pruner: none, or name a metric"))
@@ -164,7 +165,6 @@ def _difference_problems(recipe: Recipe, example: Recipe, objectives: Sequence[S
     for key in (*_VALIDATION_KEYS, *(_TRAINING_KEYS if is_held_out else ())):
         if getattr(data, key) != getattr(other, key):
             yield f"data.{key} changes the validation rows, so scores could not be compared; remove it"
-    known = (*recipe.metric_names(), "loss", *COSTS)
     for objective in objectives:
-        if objective.name not in known:
+        if objective.name in example.metric_names() and objective.name not in recipe.metric_names():
             yield f"the recipe would have no {objective.name}, which the sweep optimizes; add it to evaluation.metrics"

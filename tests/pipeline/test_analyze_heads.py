@@ -117,6 +117,7 @@ def test_a_failed_explanation_does_not_lose_the_analysis(
         (["task.label_names=[1, 0]"], "task cannot be changed: the run in .* was trained with it"),
         (["model.config_overrides.vocab_size=50"], "model.config_overrides cannot be changed"),
         (["seed=5"], "seed cannot be changed"),
+        (["outputs.temperature=2"], "outputs cannot be changed in a finished run, since they are saved with the model"),
         (["head_importance.method=[gradient, gradient]"], "method is gradient, gradient; list each method once"),
         (["head_importance.split=nowhere"], "given 'nowhere'; must be"),
     ],

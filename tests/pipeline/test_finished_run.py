@@ -175,6 +175,23 @@ def test_overrides_adapt_a_run_to_another_machine(
     assert main(["report", str(run)]) == 0  # it reads no rows
 
 
+def test_the_hint_on_truncated_rows_and_the_lengths_that_earlier_versions_lack_are_no_difference_of_rows(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    summary = json.loads((run / "data.json").read_text())
+    summary["test"]["truncation_hint"] = "raise data.max_length to 32"
+    del summary["validation"]["true_lengths"], summary["validation"]["truncation_hint"]
+    (run / "data.json").write_text(json.dumps(summary))
+    opened = read_back(run)
+    assert "The rows differ" not in capsys.readouterr().out
+    assert opened.inputs.summary["test"].truncation_hint == "raise data.max_length to 32"
+    summary["test"]["true_lengths"]["100"] += 1
+    (run / "data.json").write_text(json.dumps(summary))
+    read_back(run)
+    assert "The rows differ from those at training: test." in capsys.readouterr().out
+
+
 def test_scores_of_an_earlier_version_are_compared_by_their_values(
     small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
