@@ -27,7 +27,14 @@ from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.linear_probe import probe_positions, probe_states
 from finetune.progress import stage
 from finetune.recipe.schema import Recipe
-from finetune.runs.label_errors import MAX_CHECKED_ROWS, MIN_CHECKED_ROWS, LabelError, read_label_errors
+from finetune.runs.label_errors import (
+    MANY_ERRORS,
+    MAX_CHECKED_ROWS,
+    MAX_PLAUSIBLE_SHARE,
+    MIN_CHECKED_ROWS,
+    LabelError,
+    read_label_errors,
+)
 
 
 def checks_labels(recipe: Recipe, classifier: Classifier) -> bool:
@@ -107,7 +114,10 @@ def _check_training_rows(context: RunContext, inputs: RunInputs, *, trained: boo
 
         count, errors = gather_results(context.accelerator, check)[0]
     seconds = time.perf_counter() - started
-    context.print_line(f"Labels of {count:,} training rows checked in {seconds:.1f} s: {len(errors):,} may be wrong.")
+    many = f" {MANY_ERRORS}." if len(errors) > MAX_PLAUSIBLE_SHARE * count else ""
+    context.print_line(
+        f"Labels of {count:,} training rows checked in {seconds:.1f} s: {len(errors):,} may be wrong.{many}"
+    )
     return errors
 
 

@@ -9,7 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from finetune.report.run_record import RunRecord
-from finetune.runs.label_errors import MAX_CHECKED_ROWS, MIN_CHECKED_ROWS, LabelError
+from finetune.runs.label_errors import (
+    MANY_ERRORS,
+    MAX_CHECKED_ROWS,
+    MAX_PLAUSIBLE_SHARE,
+    MIN_CHECKED_ROWS,
+    LabelError,
+)
 
 MAX_SHOWN = 50  # rows per split; the file has all of them
 
@@ -28,6 +34,11 @@ class ErrorGroup:
     total: int
     checked: int
     shown: list[tuple[LabelError, int | None]]
+
+    @property
+    def note(self) -> str:
+        """A sentence if the errors are too many to be plausible, otherwise ""."""
+        return f"{MANY_ERRORS}." if self.total > MAX_PLAUSIBLE_SHARE * self.checked else ""
 
 
 def error_groups(record: RunRecord) -> list[ErrorGroup] | None:

@@ -14,6 +14,13 @@ from finetune.runs.run_folder import RunFolder
 
 MIN_CHECKED_ROWS = 50  # per split: of fewer rows, no model and no threshold says much
 MAX_CHECKED_ROWS = 50_000  # per split, drawn at random from more: the encoder has to read all of them
+MAX_PLAUSIBLE_SHARE = (
+    0.2  # of the checked rows; of ten test sets, 0.2 to 10 % have wrong labels (Northcutt et al. 2021)
+)
+MANY_ERRORS = (
+    f"That is over {MAX_PLAUSIBLE_SHARE:.0%} of the checked rows: the model that judges the labels is probably wrong "
+    "more often than the labels are"
+)
 _COLUMNS = ("split", "row", "label", "suggested_label", "label_probability", "suggested_probability")
 _TEXTS = ("text", "text_1")
 

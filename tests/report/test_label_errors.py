@@ -56,6 +56,16 @@ def test_the_section_is_shown_only_if_the_labels_were_checked(run: RunFolder) ->
     assert error_positions(read_record(run)) == []
 
 
+@pytest.mark.parametrize(("share", "has_note"), [(0.2, False), (0.25, True)])
+def test_a_note_says_that_the_errors_are_too_many(share: float, has_note: bool, run: RunFolder) -> None:
+    rows = read_record(run).data["test"].rows
+    write_label_errors(run.label_errors, [error("test", number) for number in range(1, int(share * rows) + 1)], 1)
+    notes = {group.split: group.note for group in error_groups(read_record(run)) or []}
+    assert [split for split, note in notes.items() if note] == ["test"] * has_note
+    write_report(run)
+    assert ("more often than the labels are." in run.report.read_text()) is has_note
+
+
 def test_a_page_without_texts_has_the_rows(run: RunFolder) -> None:
     write_label_errors(run.label_errors, [error("train", 7, "secret words")], 1)
     html = render_report(read_record(run).without_texts(), "known", "")
