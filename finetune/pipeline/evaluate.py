@@ -58,10 +58,29 @@ def evaluate(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Split
         scores = evaluate_stage(run.context, run.inputs, baselines, label_errors)
         if previous:
             again = {name: result for name, result in scores.items() if name in previous}  # a split can be new
-            is_identical = _without_notes(previous) == _without_notes(again)
-            verdict = "identical, to the last digit, to" if is_identical else "[yellow]different from[/]"
-            run.context.print_line(f"These scores are {verdict} the previous ones in the folder.")
+            run.context.print_line(_comparison(previous, again))
     return scores
+
+
+def _comparison(previous: Mapping[str, SplitScores], again: Mapping[str, SplitScores]) -> str:
+    """Return the sentence that says whether the scores, and their intervals, are those of the folder."""
+    is_identical = _values(previous) == _values(again)
+    verdict = "identical, to the last digit, to" if is_identical else "[yellow]different from[/]"
+    only = is_identical and _without_notes(previous) != _without_notes(again)
+    return f"These scores are {verdict} the previous ones in the folder{'; only their intervals differ' * only}."
+
+
+def _values(scores: Mapping[str, SplitScores]) -> dict[str, object]:
+    """Return the scores without intervals and notes."""
+    return {
+        name: (
+            split.rows,
+            split.loss,
+            {metric: value.value for metric, value in split.metrics.items()},
+            split.confusion,
+        )
+        for name, split in scores.items()
+    }
 
 
 def _without_notes(scores: Mapping[str, SplitScores]) -> dict[str, SplitScores]:
@@ -74,6 +93,7 @@ def _without_notes(scores: Mapping[str, SplitScores]) -> dict[str, SplitScores]:
             above_constant=None,
             confidence=None,
             threshold_gain=None,
+            metrics={metric: replace(value, note="") for metric, value in split_scores.metrics.items()},
             per_class=[replace(row, average_precision=None) for row in split_scores.per_class],
         )
         for name, split_scores in scores.items()

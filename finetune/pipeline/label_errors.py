@@ -114,6 +114,8 @@ def _check_training_rows(context: RunContext, inputs: RunInputs, *, trained: boo
 
         count, errors = gather_results(context.accelerator, check)[0]
     seconds = time.perf_counter() - started
+    if not count:
+        return []
     many = f" {MANY_ERRORS}." if len(errors) > MAX_PLAUSIBLE_SHARE * count else ""
     context.print_line(
         f"Labels of {count:,} training rows checked in {seconds:.1f} s: {len(errors):,} may be wrong.{many}"

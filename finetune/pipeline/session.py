@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from rich.console import Console
 
@@ -48,6 +49,8 @@ def start(recipe: Recipe, folder: RunFolder, *, trackers: bool = False, shared: 
     os.environ.setdefault(
         "OMP_NUM_THREADS", "1"
     )  # avoids a warning from Accelerate; the number of threads is set below
+    if AcceleratorState._shared_state.get("_mixed_precision") not in (None, recipe.training.mixed_precision):
+        AcceleratorState._reset_state()  # an earlier run of this process used another precision
     accelerator = Accelerator(
         # Without `cpu=True`, Accelerate would not connect several CPU processes.
         cpu=recipe.training.use_cpu or not torch.accelerator.is_available(),

@@ -71,7 +71,7 @@ def _write_table(table: Any, file: Path, where: str) -> None:
             pq.write_table(pa.table(table), file)
         else:
             raise DataError(f"{where} is a {type(table).__name__}; {_GIVE}")
-    except (pa.ArrowException, TypeError, AttributeError, OverflowError) as error:
+    except (pa.ArrowException, TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DataError(
             f"{where} cannot be written as a table: {reason}; the values of a column must have one type"

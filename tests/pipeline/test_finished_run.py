@@ -201,11 +201,20 @@ def test_scores_of_an_earlier_version_are_compared_by_their_values(
         assert "warnings" in entry
         del entry["warnings"]
         entry["interval_note"] = "another wording"
-    for loss, comparison in ((scores["test"]["loss"], "identical, to the last digit, to"), (0.5, "different from")):
-        scores["test"]["loss"] = loss
+    right, lowest = scores["test"]["loss"], scores["test"]["metrics"]["accuracy"]["low"]
+    for loss, low, sentence in (
+        (right, lowest, "identical, to the last digit, to the previous ones in the folder."),
+        (
+            right,
+            0.0625,
+            "identical, to the last digit, to the previous ones in the folder; only their intervals differ.",
+        ),
+        (0.5, lowest, "different from the previous ones in the folder."),
+    ):
+        scores["test"]["loss"], scores["test"]["metrics"]["accuracy"]["low"] = loss, low
         (run / "scores.json").write_text(json.dumps(scores))
         assert main(["evaluate", str(run), "head_importance=null"]) == 0
-        assert f"These scores are {comparison} the previous ones" in " ".join(capsys.readouterr().out.split())
+        assert f"These scores are {sentence}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_training_rows_are_scored_too_if_the_recipe_says_so(

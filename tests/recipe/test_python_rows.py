@@ -66,6 +66,7 @@ def test_splits_are_given_as_a_mapping() -> None:
         ({"test": ROWS}, "there is no split train"),
         ("train.csv", r"rows \(train\) is a str; give a pandas DataFrame"),
         (pd.DataFrame({"sentence": ["a", 1]}), r"rows \(train\) cannot be written as a table: .*sentence.* one type"),
+        (pd.DataFrame([["a", "b"]], columns=["sentence", "sentence"]), r"rows \(train\) cannot .*: Duplicate column"),
     ],
 )
 def test_other_rows_are_one_message(rows: Any, message: str) -> None:
