@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from finetune.evaluation.intervals import interval_note
-from finetune.evaluation.named_intervals import MAX_SAMPLES, resampled_values, too_slow
+from finetune.evaluation.named_intervals import MAX_SAMPLES, WITHOUT_INTERVAL, resampled_values, too_slow
 from finetune.evaluation.scored_rows import Array, ScoredRows, UndefinedMetricError
 from finetune.evaluation.sklearn_metrics import compute
 from finetune.evaluation.two_level_interval import difference_interval, difference_p_value
@@ -51,8 +51,8 @@ def named_difference(
 def named_covariance(models: Sequence[ScoredRows], name: str, *, samples: int, seed: int) -> tuple[Array, str]:
     """Return the covariance (S, S) of a metric of scikit-learn over resampled rows, NaN if there is none, and why."""
     missing = np.full((len(models), len(models)), np.nan)
-    if interval_note(len(models[0])):
-        return missing, ""
+    if interval_note(len(models[0])) or name in WITHOUT_INTERVAL:
+        return missing, WITHOUT_INTERVAL.get(name, "")
     samples = min(samples, MAX_SAMPLES)
     resampled = resampled_values(models, name, samples=samples, seed=seed)
     if resampled is None:

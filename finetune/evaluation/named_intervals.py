@@ -26,6 +26,8 @@ from finetune.runs.results import MetricValue
 MAX_SECONDS = 60.0  # for the interval of one metric on one split
 MAX_SAMPLES = 1000  # resamples of a metric that is computed one resample at a time
 _CALLS_TO_ESTIMATE = 10
+# No resample has a larger error than the rows, and other rows can, so an interval would never contain their error.
+WITHOUT_INTERVAL = {"max_error": "no interval: other rows can have a larger error than any of these"}
 Metric = Callable[[ScoredRows], float]  # raises UndefinedMetricError
 
 
@@ -35,8 +37,8 @@ def named_metric_value(name: str, rows: ScoredRows, *, samples: int, seed: int) 
         value = compute(name, rows)
     except UndefinedMetricError as error:
         return MetricValue(None, note=f"undefined: {error}")
-    if interval_note(len(rows)):
-        return MetricValue(value)
+    if interval_note(len(rows)) or name in WITHOUT_INTERVAL:
+        return MetricValue(value, note=WITHOUT_INTERVAL.get(name, ""))
     resampled = resampled_values([rows], name, samples=samples, seed=seed)
     if resampled is None:
         return MetricValue(value, note=too_slow(samples))
@@ -67,8 +69,8 @@ def paired_difference(pair: tuple[ScoredRows, ScoredRows], name: str, *, samples
         first, second = (compute(name, model) for model in pair)
     except UndefinedMetricError as error:
         return MetricValue(None, note=f"undefined: {error}")
-    if interval_note(len(pair[0])):
-        return MetricValue(second - first)
+    if interval_note(len(pair[0])) or name in WITHOUT_INTERVAL:
+        return MetricValue(second - first, note=WITHOUT_INTERVAL.get(name, ""))
     resampled = resampled_values(pair, name, samples=samples, seed=seed)
     if resampled is None:
         return MetricValue(second - first, note=too_slow(samples))

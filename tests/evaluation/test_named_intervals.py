@@ -10,6 +10,7 @@ import pytest
 
 from finetune.evaluation import named_intervals
 from finetune.evaluation.loaded_intervals import loaded_metric_values
+from finetune.evaluation.named_differences import named_difference
 from finetune.evaluation.named_intervals import named_metric_value, paired_difference
 from tests.support.metric_rows import scored_rows, write_cost_metric
 
@@ -37,11 +38,19 @@ def test_the_interval_of_a_share_is_as_wide_as_its_standard_error() -> None:
 
 
 def test_a_metric_without_row_weights_has_an_interval_from_drawn_rows() -> None:
+    value = named_metric_value("roc_auc_ovo", scored_rows("single_label_classification"), **RESAMPLING)
+    assert None not in (value.value, value.low, value.high)
+    assert value.low < value.value < value.high  # type: ignore[operator]
+
+
+def test_the_largest_error_has_no_interval() -> None:
     rows = scored_rows("regression")
     value = named_metric_value("max_error", rows, **RESAMPLING)
-    assert value.value is not None
-    assert value.low is not None
-    assert value.low < value.value == value.high  # no resample has a larger error
+    assert value.value == np.abs(rows.labels - rows.predicted).max()
+    assert (value.low, value.high) == (None, None)
+    assert value.note == "no interval: other rows can have a larger error than any of these"
+    assert paired_difference((rows, rows), "max_error", **RESAMPLING).note == value.note
+    assert named_difference([rows], [rows], "max_error", **RESAMPLING).metric.difference.note == value.note
 
 
 def test_undefined_metrics_and_few_rows_have_no_interval() -> None:
