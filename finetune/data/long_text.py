@@ -60,7 +60,17 @@ class LongText:
     def truncation_note(self, truncated: int, rows: int, max_length: int) -> str:
         """Return the message that the model does not read all tokens of `truncated` of the rows."""
         part = self.read_part(max_length)
+        if self.windows:
+            return f"{truncated:,} of {rows:,} rows do not fit in {self.max_windows} windows: the model read {part}."
         return f"{truncated:,} of {rows:,} rows are longer than {max_length} tokens: the model read {part}."
+
+    def unread_part(self) -> str:
+        """Return which tokens of a truncated row the model does not read, for messages about a recipe."""
+        if self.windows:
+            return f"do not fit in data.max_windows ({self.max_windows}) windows: the model does not see the rest"
+        if self.mode == "head_tail":
+            return "are longer than data.max_length: the model does not see their middle"
+        return "are longer than data.max_length and are truncated: the model does not see their end"
 
     def read_part(self, max_length: int) -> str:
         """Return which tokens of a text that is too long the model reads, for messages."""

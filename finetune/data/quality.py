@@ -82,6 +82,7 @@ def data_quality(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     token_limit: float,
+    long_text: LongText = TRUNCATE,
 ) -> DataQuality:
     """Return the findings about the rows of all splits, and a description of each split.
 
@@ -96,7 +97,10 @@ def data_quality(
     }
     described = {name: _describe(labels[name], labeled.label_names, tokens[name]) for name in splits}
     fitting = {name: usual_length(split.tokens.p99, token_limit) for name, split in described.items()}
-    hints = {name: truncation_hint(max_length, fitting[name]) for name in splits}
+    truncated = {
+        name: f"{long_text.unread_part()}. To change that, {truncation_hint(max_length, fitting[name], long_text.mode)}"
+        for name in splits
+    }
     is_regression = labels["train"].dtype.kind == "f"
     rows = sum(len(split.labels) for split in splits.values())
     with stage("comparing texts"):
@@ -104,7 +108,7 @@ def data_quality(
             *(
                 finding
                 for name in splits
-                for finding in _token_findings(splits[name], tokens[name], tokenizer, max_length, hints[name])
+                for finding in _token_findings(splits[name], tokens[name], tokenizer, max_length, truncated[name])
             ),
             *label_findings(splits, labels, labeled.label_names),
             *text_findings(splits, "values" if is_regression else "labels", compare_all=rows <= MAX_COMPARED_ROWS),
@@ -160,20 +164,17 @@ def _token_lengths(lengths: np.ndarray) -> TokenLengths:
 
 
 def _token_findings(
-    split: SplitTexts, tokens: SplitTokens, tokenizer: PreTrainedTokenizerBase, max_length: int, hint: str
+    split: SplitTexts, tokens: SplitTokens, tokenizer: PreTrainedTokenizerBase, max_length: int, truncated: str
 ) -> list[Finding]:
     """Return the findings about the tokens of a split: truncated rows, unknown tokens, rows without tokens.
 
     Args:
-        hint: what to do about truncated rows.
+        truncated: what the model does not see of truncated rows, and what to do about it.
     """
     findings = []
     if tokens.truncated_share > MAX_TRUNCATED_SHARE:
         longest = np.argsort(-tokens.lengths, kind="stable")[:1]
-        message = (
-            f"{tokens.truncated_share:.1%} of the {split.name} rows are longer than data.max_length and are truncated: "
-            f"the model does not see their end. To change that, {hint}"
-        )
+        message = f"{tokens.truncated_share:.1%} of the {split.name} rows {truncated}"
         count = round(tokens.truncated_share * len(tokens.lengths))
         findings.append(Finding("truncated", WARNING, split.name, count, message, [[split.example(int(longest[0]))]]))
     if tokens.unknown_share > MAX_UNKNOWN_SHARE:

@@ -162,20 +162,21 @@ def encode_splits(
         for split, raw in labeled.raw.items()
     }
     limit = tokenizer.model_max_length
-    summaries = {split: _summarize(labeled, split, rows, max_length, limit) for split, rows in encoded.items()}
+    summaries = {}
+    for split, rows in encoded.items():
+        fitting = usual_length(length_quantiles(rows.true_lengths)["99"], limit)
+        hint = truncation_hint(max_length, fitting, long_text.mode) if rows.truncated else ""
+        summaries[split] = _summarize(labeled, split, rows, hint)
     return EncodedSplits(encoded, summaries)
 
 
-def _summarize(
-    labeled: LabeledSplits, split: str, encoded: EncodedSplit, max_length: int, token_limit: float
-) -> SplitSummary:
+def _summarize(labeled: LabeledSplits, split: str, encoded: EncodedSplit, truncation_hint: str) -> SplitSummary:
     """Return counts and shares that describe a split, such as how many of its rows are also training rows.
 
     Args:
-        token_limit: the largest `max_length` that the model takes; infinity if none is known.
+        truncation_hint: what to do about truncated rows.
     """
     raw, train = labeled.raw[split], labeled.raw["train"]
-    fitting = usual_length(length_quantiles(encoded.true_lengths)["99"], token_limit)
     return SplitSummary(
         rows=len(encoded),
         label_counts=label_counts(encoded.labels, labeled.label_names),
@@ -187,5 +188,5 @@ def _summarize(
         unlabeled_rows_dropped=raw.dropped,
         label_name_rows=len(labeled.label_names) if split == "train" and labeled.has_label_names else 0,
         true_lengths=length_quantiles(encoded.true_lengths),
-        truncation_hint=truncation_hint(max_length, fitting) if encoded.truncated else "",
+        truncation_hint=truncation_hint,
     )

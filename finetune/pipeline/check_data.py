@@ -39,7 +39,7 @@ def check_data(recipe: Recipe) -> DataQuality:
         name: measure_tokens(raw, tokenizer, labeled.text_columns, data.max_length, long_text_of(data))
         for name, raw in labeled.raw.items()
     }
-    return data_quality(labeled, tokens, tokenizer, data.max_length, length_limit(recipe))
+    return data_quality(labeled, tokens, tokenizer, data.max_length, length_limit(recipe), long_text_of(data))
 
 
 def write_data_quality(context: RunContext, inputs: RunInputs) -> None:
@@ -56,7 +56,8 @@ def write_data_quality(context: RunContext, inputs: RunInputs) -> None:
         }
         labeled = labeled_rows(recipe, context.shared)
         tokenizer = inputs.classifier.tokenizer
-        return data_quality(labeled, tokens, tokenizer, recipe.data.max_length, length_limit(recipe))
+        data = recipe.data
+        return data_quality(labeled, tokens, tokenizer, data.max_length, length_limit(recipe), long_text_of(data))
 
     quality = context.shared.once("data quality", compute)
     write_json(context.folder.data_quality, quality)

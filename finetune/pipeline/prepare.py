@@ -51,7 +51,7 @@ def prepare(context: RunContext, *, resuming: bool = False) -> tuple[RunContext,
     with stage("preparing data and model"):
         inputs = local_main_process_first(accelerator, partial(new_inputs, recipe, context.shared))
     train, base = inputs.splits["train"], inputs.classifier.base
-    show_data = partial(print_data, context.console, inputs.summary, train.source, recipe.data.max_length)
+    show_data = partial(print_data, context.console, inputs.summary, train.source)
     context.shared.once("table of the data", show_data)
     for line in context.shared.first_time("labels", list(inputs.notes)):
         context.print_line(escape(line))

@@ -41,7 +41,7 @@ def _print_tokens(console: Console, quality: DataQuality) -> None:
     """Print the rows and the quantiles of the token lengths of every split."""
     print_line(console, "Tokens per row before truncation")
     table = Table()
-    headings = ("split", "rows", "50 %", "90 %", "95 %", "99 %", "max", f"over {quality.max_length}", "unknown")
+    headings = ("split", "rows", "50 %", "90 %", "95 %", "99 %", "max", "truncated", "unknown")
     for heading in headings:
         table.add_column(heading, justify="left" if heading == "split" else "right", no_wrap=heading == "split")
     for name, split in quality.splits.items():

@@ -29,11 +29,11 @@ _SHADES = (
 )
 
 
-def print_data(console: Console, summary: Mapping[str, SplitSummary], source: str, max_length: int) -> None:
+def print_data(console: Console, summary: Mapping[str, SplitSummary], source: str) -> None:
     """Print the rows, labels and token lengths of every split."""
     print_line(console, f"Data: {escape(source)}")
     table = Table()
-    for column in ("split", "rows", "labels", "median tokens", "longest", f"cut to {max_length}", "unknown"):
+    for column in ("split", "rows", "labels", "median tokens", "longest", "truncated", "unknown"):
         table.add_column(column, justify="left" if column in ("split", "labels") else "right", overflow="fold")
     for split, split_summary in summary.items():
         counts = [f"{escape(name)} {count}" for name, count in split_summary.label_counts.items()]

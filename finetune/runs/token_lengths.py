@@ -22,12 +22,15 @@ def usual_length(tokens: int, limit: float) -> int:
     return int(min(next((length for length in _USUAL_LENGTHS if length >= tokens), tokens), limit))
 
 
-def truncation_hint(max_length: int, suggested: int) -> str:
+def truncation_hint(max_length: int, suggested: int, long_text: str = "truncate") -> str:
     """Return what to do about truncated rows.
 
     Args:
         suggested: the maximum length that would fit nearly all rows, within the limit of the model.
+        long_text: `data.long_text`.
     """
-    if suggested > max_length:
-        return f"raise data.max_length to {suggested}, or set data.long_text"
-    return "the model takes no longer rows, so set data.long_text"
+    longer = f"raise data.max_length to {suggested}" if suggested > max_length else ""
+    if long_text == "window":
+        return f"{longer}, or raise data.max_windows" if longer else "raise data.max_windows"
+    key = "set data.long_text" + ": window" * (long_text == "head_tail")
+    return f"{longer}, or {key}" if longer else f"the model takes no longer rows, so {key}"

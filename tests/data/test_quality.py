@@ -9,6 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data import quality
+from finetune.data.long_text import TRUNCATE, LongText
 from finetune.data.quality import SplitTokens, data_quality, measure_tokens
 from finetune.data.splits import LabeledSplits, encode_splits, read_labeled
 from finetune.models.pretrained import Source, load_tokenizer
@@ -37,12 +38,17 @@ def labeled_rows(rows: list[dict[str, object]], problem_type: str = SINGLE, **ke
 
 
 def measured(
-    labeled: LabeledSplits, tokenizer: PreTrainedTokenizerBase, max_length: int = 16, limit: float = 512
+    labeled: LabeledSplits,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int = 16,
+    limit: float = 512,
+    long_text: LongText = TRUNCATE,
 ) -> DataQuality:
     tokens = {
-        name: measure_tokens(raw, tokenizer, labeled.text_columns, max_length) for name, raw in labeled.raw.items()
+        name: measure_tokens(raw, tokenizer, labeled.text_columns, max_length, long_text)
+        for name, raw in labeled.raw.items()
     }
-    return data_quality(labeled, tokens, tokenizer, max_length, limit)
+    return data_quality(labeled, tokens, tokenizer, max_length, limit, long_text)
 
 
 def kinds(result: DataQuality) -> dict[str, Finding]:
@@ -105,6 +111,23 @@ def test_many_truncated_rows(limit: float, hint: str, tokenizer: PreTrainedToken
     assert found.message.startswith("5.9% of the train rows are longer than data.max_length")
     assert found.message.endswith(hint)
     assert "truncated" not in kinds(measured(labeled_rows([*TRAIN, long[0]]), tokenizer, 15))
+
+
+@pytest.mark.parametrize(
+    ("long_text", "message"),
+    [
+        (
+            LongText("head_tail"),
+            "longer than data.max_length: the model does not see their middle. To change that, r",
+        ),
+        (LongText("window", max_windows=1), "do not fit in data.max_windows (1) windows: the model does not see the r"),
+        (LongText("window", max_windows=2), ""),
+    ],
+)
+def test_what_is_not_read_of_long_rows(long_text: LongText, message: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    long = [{"sentence": "the cat sat " * 8 + row["sentence"], "label": row["label"]} for row in TRAIN[:2]]
+    found = kinds(measured(labeled_rows([*TRAIN, *long]), tokenizer, 20, 512, long_text))
+    assert message in found["truncated"].message if message else "truncated" not in found
 
 
 def test_a_language_that_the_tokenizer_does_not_know(tokenizer: PreTrainedTokenizerBase) -> None:

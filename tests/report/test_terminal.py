@@ -40,7 +40,7 @@ def test_data_are_shown_per_split() -> None:
     console, text = terminal(200)
     counts = {f"label{n}": n for n in range(12)}
     print_data(
-        console, {"train": SplitSummary(9, counts, 5.5, 8, 0.5), "test": SplitSummary(2, {}, 5, 8, 0, 2)}, "rows.csv", 8
+        console, {"train": SplitSummary(9, counts, 5.5, 8, 0.5), "test": SplitSummary(2, {}, 5, 8, 0, 2)}, "rows.csv"
     )
     output = text.getvalue()
     assert "rows.csv" in output
@@ -125,7 +125,7 @@ def test_no_table_is_truncated_at_80_columns(width: int, scale: float) -> None:
     label = "a_label_name_that_is_longer_than_any_column_of_the_table_is_wide"
     summary = {name: SplitSummary(12345, {f"{label}_{n}": 99 for n in range(9)}, 5.5, 128, 0.5) for name in splits}
     console, text = terminal(80)
-    print_data(console, summary, "rows.csv", 128)
+    print_data(console, summary, "rows.csv")
     print_scores(console, splits, summary)
     print_heads(console, analysis)
     print_pruning(console, pruning, "runs/toy/pruned")
@@ -165,7 +165,7 @@ def test_an_evaluation_is_one_line_and_a_quiet_console_prints_nothing() -> None:
 
 def test_names_that_look_like_markup_are_escaped() -> None:
     console, text = terminal(200)
-    print_data(console, {"train": SplitSummary(1, {"[/pos]": 1}, 1, 1, 0)}, "dir [v2]/rows.csv", 8)
+    print_data(console, {"train": SplitSummary(1, {"[/pos]": 1}, 1, 1, 0)}, "dir [v2]/rows.csv")
     assert "[/pos] 1" in text.getvalue()
     assert "dir [v2]/rows.csv" in text.getvalue()
 

@@ -27,3 +27,6 @@ def test_the_usual_length_fits(tokens: int, limit: float, expected: int) -> None
 def test_the_hint_names_a_length_only_if_it_helps() -> None:
     assert truncation_hint(128, 256) == "raise data.max_length to 256, or set data.long_text"
     assert truncation_hint(512, 512) == "the model takes no longer rows, so set data.long_text"
+    assert truncation_hint(128, 256, "head_tail") == "raise data.max_length to 256, or set data.long_text: window"
+    assert truncation_hint(128, 256, "window") == "raise data.max_length to 256, or raise data.max_windows"
+    assert truncation_hint(512, 512, "window") == "raise data.max_windows"
