@@ -42,7 +42,8 @@ class FittedThresholds:
         if self.gain is None:
             return f"Thresholds from the recipe: {self._values_text()}."
         metric = f"F1 of {next(iter(self.values))}" if len(self.values) == 1 else self.metric
-        gain = "undefined" if self.gain.value is None else f"{self.gain.value:+.3f} {self.gain.interval()}".rstrip()
+        bounds = self.gain.interval() or (f"({self.gain.note})" if self.gain.note else "")
+        gain = "undefined" if self.gain.value is None else f"{self.gain.value:+.3f} {bounds}".rstrip()
         measured = (
             f"{metric} {gain}, precision {format_number(self.precision)}, recall {format_number(self.recall)} "
             "(cross-fitted)"

@@ -141,7 +141,8 @@ class SplitScores:
         gain = self.threshold_gain
         if gain is None or gain.value is None:
             return ""
-        return f"the thresholds change F1 by {gain.value:+.3f} {gain.interval()}".rstrip() + "."
+        bounds = gain.interval() or (f"({gain.note})" if gain.note else "")
+        return f"the thresholds change the F1 of their labels by {gain.value:+.3f} {bounds}".rstrip() + "."
 
 
 @dataclass(frozen=True)

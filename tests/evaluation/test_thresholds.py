@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import precision_recall_curve
 
 from finetune.evaluation.thresholds import FOLDS, Columns, Goal, cross_fitted_decisions, fit_thresholds, tune
+from finetune.runs.results import MetricValue
 
 F1 = Goal("f1")
 
@@ -145,3 +146,12 @@ def test_the_gain_has_an_interval(shift: float, gains: bool) -> None:
     assert fitted.gain.value == pytest.approx(f1_of(decided, labels) - f1_of(probabilities > 0.5, labels))
     assert fitted.precision == pytest.approx(labels[decided].mean())
     assert fitted.recall == pytest.approx(decided[labels == 1].mean())
+
+
+def test_the_gain_of_a_label_with_few_rows_has_no_interval() -> None:
+    labels = (np.arange(100) < 10).astype(int)[:, None]
+    probabilities = 0.1 + 0.3 * labels
+    columns = Columns(["fraud"], probabilities, labels, probabilities > 0.5)
+    fitted = fit_thresholds(columns, F1, metric="f1_micro", seed=0)
+    assert fitted.gain == MetricValue(1.0, note="no interval: fewer than 20 labels in these rows")
+    assert "F1 of fraud +1.000 (no interval: fewer than 20 labels in these rows), precision 1.000" in fitted.text(100)
