@@ -152,7 +152,8 @@ def _check_header(file: Path, header: _Row, columns: Sequence[Column], delimiter
     if other and len(named) == 1:
         raise DataError(
             f"{file} was read with the separator {delimiter!r}, but its header {shorten(named[0], 60)!r} seems to be "
-            f"separated by {other!r}; set data.delimiter (in a command: --delimiter) to {other!r}"
+            f"separated by {other!r}; set data.delimiter (in a command: --delimiter) to {other!r}, or remove it "
+            "so that the header of each file decides"
         )
     require_columns(columns, named, str(file))
 

@@ -183,7 +183,9 @@ def _draft(preview: Preview, used: UsedColumns, options: InitOptions) -> tuple[D
             "also a label; write the names of the columns in the first line"
         )
     imbalance = class_imbalance(label_counts(label, unlabeled=unlabeled))
-    delimiter = None if preview.delimiter == "," else preview.delimiter
+    separated = [each for each in (preview, *previews.values()) if file_format(each.file) in ("csv", "tsv", "txt")]
+    is_same = {each.delimiter for each in separated} == {preview.delimiter}
+    delimiter = preview.delimiter if is_same and preview.delimiter != "," else None  # None: as in the header of each
     draft = Draft(model, used, files, size, length, names, unlabeled, imbalance, delimiter)
     return draft, notes
 

@@ -113,6 +113,10 @@ def test_label_sets_and_separators(capsys: pytest.CaptureFixture[str], folder: P
     (folder / "colons.csv").write_text(ROWS.replace(",", ":"))
     recipe, _ = written(capsys, "colons.csv", "--delimiter", ":")
     assert (recipe.data.text_column, recipe.data.delimiter) == ("review", ":")
+    (folder / "semicolons.csv").write_text(ROWS.replace(",", ";"))
+    (folder / "commas.csv").write_text(ROWS)
+    recipe, _ = written(capsys, "semicolons.csv", "--validation-file", "commas.csv")
+    assert recipe.data.delimiter is None
 
 
 def test_options_decide(capsys: pytest.CaptureFixture[str]) -> None:
