@@ -150,8 +150,8 @@ def test_the_gain_has_an_interval(shift: float, gains: bool) -> None:
 
 def test_the_gain_of_a_label_with_few_rows_has_no_interval() -> None:
     labels = (np.arange(100) < 10).astype(int)[:, None]
-    probabilities = 0.1 + 0.3 * labels
+    probabilities = 0.1 + 0.3 * (np.arange(100) < 12)[:, None]  # two rows without the label are predicted, too
     columns = Columns(["fraud"], probabilities, labels, probabilities > 0.5)
     fitted = fit_thresholds(columns, F1, metric="f1_micro", seed=0)
-    assert fitted.gain == MetricValue(1.0, note="no interval: fewer than 20 labels in these rows")
-    assert "F1 of fraud +1.000 (no interval: fewer than 20 labels in these rows), precision 1.000" in fitted.text(100)
+    assert fitted.gain == MetricValue(20 / 22, note="no interval: fewer than 20 labels in these rows")
+    assert "F1 of fraud +0.909 (no interval: fewer than 20 labels in these rows), precision 0.833" in fitted.text(100)
