@@ -37,7 +37,7 @@ def completions(line: str, folder: Path) -> list[str]:
     [
         ("finetune tr", ["train"]),
         ("finetune ", [*command_parsers(parser())]),
-        ("finetune train recipe:t", ["toy", "toy_from_scratch"]),
+        ("finetune train recipe:t", ["toy", "toy_from_scratch", "trec"]),
         ("finetune train my.yaml training.learning_", ["training.learning_rate="]),
         ("finetune evaluate runs/toy evaluation.boot", ["evaluation.bootstrap_samples="]),
         ("finetune prune runs/toy --ke", ["--keep-within"]),
