@@ -99,11 +99,15 @@ def choose_run(finished: Sequence[MemberResult], metric: str) -> tuple[int, str]
 
     best = min(finished, key=rank)
     value = best.scores["validation"].get(metric)
-    shown = "undefined" if value is None else f"{value:.4f}"
+    if value is None:  # in every run
+        return (
+            best.seed,
+            f"lowest validation loss, because {metric} is undefined; the test rows are not used for the choice",
+        )
     word = "lowest" if lower_is_better(metric) else "highest"
     ties = sum(rank(member)[0] == rank(best)[0] for member in finished) - 1
     tie = f"; {ties} more with this score and a higher validation loss" if ties else ""
-    return best.seed, f"{word} validation {metric}, {shown}{tie}; the test rows are not used for the choice"
+    return best.seed, f"{word} validation {metric}, {value:.4f}{tie}; the test rows are not used for the choice"
 
 
 def _statistics(name: str, cells: Sequence[float | None], covariance: Array | None) -> SeedStatistics:

@@ -21,11 +21,12 @@ import yaml
 from finetune.cli import main
 from finetune.errors import RecipeError, TrainingError, TrainingStopped
 from finetune.pipeline.series import train_series
+from finetune.pipeline.series_results import choose_run
 from finetune.pipeline.train import train
 from finetune.recipe.loader import load_recipe
 from finetune.runs.locks import locked_file
 from finetune.runs.run_folder import SeriesFolder
-from finetune.runs.series import SeriesResult, read_series
+from finetune.runs.series import MemberResult, SeriesResult, read_series
 from finetune.training.trainer import Trainer
 from tests.support.finished_runs import SCRATCH, contents, recipe, rows
 
@@ -280,3 +281,13 @@ def test_a_run_that_another_process_trains_is_left_to_it(series: Path, tmp_path:
         thread.join()
     assert [member.status for member in seen[0].members] == ["finished", "unfinished", "finished"]
     assert results_of(folder / "seed-4") == results_of(series / "seed-4")
+
+
+def test_the_run_of_a_series_is_chosen_by_its_loss_where_the_metric_is_undefined() -> None:
+    runs = [
+        MemberResult(seed, scores={"validation": {"roc_auc": None, "loss": loss}})
+        for seed, loss in ((1, 0.5), (2, 0.4))
+    ]
+    seed, reason = choose_run(runs, "roc_auc")
+    assert seed == 2
+    assert reason.startswith("lowest validation loss, because roc_auc is undefined; ")
