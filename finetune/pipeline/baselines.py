@@ -216,10 +216,14 @@ def _fit_on_states(context: RunContext, inputs: RunInputs, classifier: Classifie
 
 def _description(features: str, inputs: RunInputs, rows: int) -> str:
     """Return what a linear model is fitted to, such as "TF-IDF + logistic regression on 5,000 of 6,920 rows"."""
-    model = "ridge" if inputs.classifier.problem_type == "regression" else "logistic"
+    problem_type = inputs.classifier.problem_type
+    model = "ridge" if problem_type == "regression" else "logistic"
     total = len(inputs.splits["train"])
     part = f" on {rows:,} of {total:,} rows" if rows < total else ""
-    return f"{features} + {model} regression{part}"
+    at = (
+        " at threshold 0.5" if problem_type == "multi_label_classification" else ""
+    )  # also if those of the model differ
+    return f"{features} + {model} regression{part}{at}"
 
 
 def _pretrained_encoder(context: RunContext, inputs: RunInputs) -> Classifier | None:
