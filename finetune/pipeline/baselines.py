@@ -34,6 +34,10 @@ from finetune.runs.run_files import read_baselines
 MAX_TFIDF_ROWS = 5_000  # training rows that TF-IDF is fitted on, drawn at random; more rows would take too long
 _PART = 20_000  # rows whose pooled states are in memory at a time
 _NO_ENCODER = "the encoder has no pretrained weights"
+_THRESHOLDS_NOTE = {
+    "multi_label_classification": "The classifier has thresholds, and the baselines predict each label above 0.5.",
+    "single_label_classification": "The classifier has thresholds, and the baselines predict the most probable label.",
+}
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,9 @@ def compare_baselines(
         for split, result in predictions.items()
     }
     infos = {name: BaselineInfo(fit.description, fit.training_rows) for name, fit in baselines.fitted.items()}
-    return BaselineComparison(metric, infos, baselines.skipped, baselines.seconds, splits)
+    has_thresholds = any(result.rules.thresholds is not None for result in predictions.values())
+    note = _THRESHOLDS_NOTE[recipe.task.problem_type] if has_thresholds else ""
+    return BaselineComparison(metric, infos, baselines.skipped, baselines.seconds, splits, note)
 
 
 def _fit(

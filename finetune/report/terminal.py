@@ -135,6 +135,8 @@ def print_baselines(console: Console, comparison: BaselineComparison) -> None:
             difference = _difference_text(scores.differences[metric])
             table.add_row(escape(info.description), format_number(scores.metrics[metric]), escape(difference))
         console.print(table)
+    if comparison.fitted and comparison.note:
+        print_line(console, comparison.note)
     for warning in comparison.warnings():
         print_line(console, f"[yellow]{escape(warning)}[/]")
 

@@ -56,6 +56,7 @@ class BaselineComparison:
         skipped: why other baselines of the recipe are missing.
         seconds: the time that fitting and scoring the baselines took.
         splits: the comparison on each held-out split.
+        note: how the decisions of the classifier differ from those of the baselines, or "".
     """
 
     metric: str
@@ -63,6 +64,7 @@ class BaselineComparison:
     skipped: dict[str, str]
     seconds: float
     splits: dict[str, SplitComparison]
+    note: str = ""
 
     def warnings(self) -> list[str]:
         """Return the warning of each split that has one, with the name of the split."""

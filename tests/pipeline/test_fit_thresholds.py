@@ -58,6 +58,10 @@ def test_the_record_says_what_the_threshold_changes(run: RunFolder) -> None:
     assert text.startswith("Thresholds tuned on the 40 validation rows for a recall of at least 0.9: 1 0.")
     assert "(cross-fitted)" in text
     assert "The validation scores are optimistic" in text
+    note = "The classifier has thresholds, and the baselines predict the most probable label."
+    assert json.loads(run.baselines.read_text())["note"] == note
+    assert f"classifier minus baseline. {note}" in run.report.read_text(encoding="utf-8")
+    assert f"Scored on the same rows. {note}" in (run.path / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
