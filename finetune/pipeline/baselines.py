@@ -34,10 +34,7 @@ from finetune.runs.run_files import read_baselines
 MAX_TFIDF_ROWS = 5_000  # training rows that TF-IDF is fitted on, drawn at random; more rows would take too long
 _PART = 20_000  # rows whose pooled states are in memory at a time
 _NO_ENCODER = "the encoder has no pretrained weights"
-_THRESHOLDS_NOTE = {
-    "multi_label_classification": "The classifier has thresholds, and the baselines predict each label above 0.5.",
-    "single_label_classification": "The classifier has thresholds, and the baselines predict the most probable label.",
-}
+_THRESHOLDS_NOTE = "The classifier has thresholds, and the baselines predict the most probable label."
 
 
 @dataclass(frozen=True)
@@ -135,8 +132,10 @@ def compare_baselines(
         for split, result in predictions.items()
     }
     infos = {name: BaselineInfo(fit.description, fit.training_rows) for name, fit in baselines.fitted.items()}
+    # With several labels per row, the descriptions of the baselines have their threshold.
+    has_one_label = recipe.task.problem_type == "single_label_classification"
     has_thresholds = any(result.rules.thresholds is not None for result in predictions.values())
-    note = _THRESHOLDS_NOTE[recipe.task.problem_type] if has_thresholds else ""
+    note = _THRESHOLDS_NOTE if has_one_label and has_thresholds else ""
     return BaselineComparison(metric, infos, baselines.skipped, baselines.seconds, splits, note)
 
 
