@@ -29,7 +29,7 @@ from finetune.runs.data_quality import (
     TokenLengths,
     ValueRange,
 )
-from finetune.runs.results import MAX_TRUNCATED_SHARE, MAX_UNKNOWN_SHARE
+from finetune.runs.results import MAX_TRUNCATED_SHARE, MAX_UNKNOWN_SHARE, unknown_message
 from finetune.runs.token_lengths import length_quantiles, truncation_hint, usual_length
 
 _BLOCK_ROWS = 1000  # rows that are tokenized at a time
@@ -178,10 +178,7 @@ def _token_findings(
         count = round(tokens.truncated_share * len(tokens.lengths))
         findings.append(Finding("truncated", WARNING, split.name, count, message, [[split.example(int(longest[0]))]]))
     if tokens.unknown_share > MAX_UNKNOWN_SHARE:
-        message = (
-            f"{tokens.unknown_share:.0%} of the {split.name} tokens are unknown to the tokenizer, so the model cannot "
-            "distinguish them: choose a model for the language and script of the texts"
-        )
+        message = unknown_message(tokens.unknown_share, split.name)
         examples = _rows_with_unknown(split, tokenizer, max_length)
         findings.append(Finding("unknown_tokens", WARNING, split.name, len(tokens.lengths), message, examples))
     empty = np.flatnonzero(tokens.lengths <= tokenizer.num_special_tokens_to_add(pair=len(split.columns) == 2))

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import torch
 
 from finetune.data.text_keys import fold_texts
 from finetune.data.tokenization import EncodedSplit
 from finetune.evaluation.baseline_models import fit_tfidf_probabilities
 from finetune.evaluation.probe import fit_probe
-from finetune.models.losses import probabilities
+from finetune.models.outputs import OutputRules
 
 FOLDS = 5
 
@@ -73,7 +72,8 @@ def _fitted(
     if states is not None:
         kind = "multi_label_classification" if labels.ndim > 1 else "single_label_classification"
         probe = fit_probe(states[fitted], labels, kind, num_labels, seed)
-        yield lambda positions: probabilities(torch.from_numpy(probe.logits(states[positions])), kind).numpy()
+        rules = OutputRules((), kind)
+        yield lambda positions: rules.probabilities(probe.logits(states[positions]))
     try:
         yield fit_tfidf_probabilities(rows, fitted, num_labels, seed)
     except ValueError:  # there is no word in the texts

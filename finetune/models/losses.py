@@ -69,14 +69,6 @@ def _log_probability_of_others(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.log_softmax(-1).masked_fill(is_label, -torch.inf).logsumexp(-1)
 
 
-def probabilities(logits: Tensor, problem_type: str) -> Tensor:
-    """Return probabilities per class (B, C); for regression the predicted values (B, 1)."""
-    logits = logits.float()
-    if problem_type == "single_label_classification":
-        return logits.softmax(-1)
-    return logits.sigmoid() if problem_type == "multi_label_classification" else logits
-
-
 def divergence(first: Tensor, second: Tensor, problem_type: str) -> Tensor:
     """Return the divergence of predictions from the first logits (..., C) to the second, (...).
 

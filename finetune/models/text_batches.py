@@ -134,15 +134,3 @@ def plain_tokenizer(tokenizer: Tokenizer) -> Tokenizer:
     copied.no_padding()
     copied.no_truncation()
     return copied
-
-
-def truncating_tokenizer(tokenizer: Tokenizer, max_length: int, *, truncation_side: str = "right") -> Tokenizer:
-    """Return a copy of the tokenizer that truncates to `max_length` tokens and does not pad.
-
-    A copy, because a tokenizer's settings must not change while another thread uses it. Of a pair, the longer text is
-    truncated first.
-    """
-    copied = Tokenizer.from_str(tokenizer.to_str())
-    copied.no_padding()
-    copied.enable_truncation(max_length, strategy="longest_first", direction=truncation_side)
-    return copied

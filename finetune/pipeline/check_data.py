@@ -49,6 +49,7 @@ def write_data_quality(context: RunContext, inputs: RunInputs) -> None:
     """
 
     def compute() -> DataQuality:
+        """Return the findings about all rows."""
         recipe = context.recipe
         tokens = {
             name: SplitTokens(split.true_lengths, split.truncated, split.unknown)

@@ -153,6 +153,7 @@ def _score_and_write(
         scores["train"] = _training_scores(context, inputs)
 
     def write() -> None:
+        """Write the results and the report on the main process."""
         write_json(folder.scores, scores)
         if comparison is None:
             folder.baselines.unlink(missing_ok=True)

@@ -102,6 +102,7 @@ def _check_training_rows(context: RunContext, inputs: RunInputs, *, trained: boo
         states = _states(context, inputs, rows, trained=trained)
 
         def check() -> tuple[int, list[LabelError]]:
+            """Return how many rows were checked, and the likely errors, on the main process."""
             if not context.accelerator.is_main_process:
                 return 0, []
             checked = split.select(rows)

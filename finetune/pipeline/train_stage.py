@@ -176,6 +176,7 @@ def save_trained(context: RunContext, inputs: RunInputs, result: TrainingResult)
     folder, device, texts = context.folder, context.accelerator.device, inputs.sample_texts()
 
     def write() -> None:
+        """Write the model and the result of training on the main process."""
         with atomic_replace_dir(folder.model) as temporary:
             save_classifier(trained, temporary)
         flops = flops_per_row(trained, inputs.splits["train"], device)

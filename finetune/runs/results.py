@@ -13,6 +13,12 @@ MAX_TRUNCATED_SHARE = 0.05  # of the rows; above it a split gets a warning
 _ROUNDING = 1e-12  # a smaller number is 0, up to rounding
 
 
+def unknown_message(share: float, split: str) -> str:
+    """Return the warning about tokens that the tokenizer does not know."""
+    unknown = f"{share:.0%} of the {split} tokens are unknown to the tokenizer, so the model cannot distinguish them"
+    return f"{unknown}: choose a model for the language and script of the texts"
+
+
 def format_number(value: float | None, digits: int = 3) -> str:
     """Return a value such as "0.884", "2.1e-06" where it would be 0 with so many decimals, or "undefined" for None."""
     if value is None:
@@ -195,13 +201,7 @@ class SplitSummary:
 
     def unknown_note(self, split: str) -> str:
         """Return a warning if many tokens are unknown to the tokenizer, or ""."""
-        if self.unknown_share <= MAX_UNKNOWN_SHARE:
-            return ""
-        return (
-            f"{self.unknown_share:.0%} of the {split} tokens are unknown to the tokenizer, so the model cannot "
-            "distinguish them. Check that the checkpoint fits these texts. A model trained from scratch knows only the "
-            "words of its training rows."
-        )
+        return f"{unknown_message(self.unknown_share, split)}." if self.unknown_share > MAX_UNKNOWN_SHARE else ""
 
     def dropped_note(self, split: str) -> str:
         """Return how many rows without a label were dropped from `split`, or "" if there were none."""

@@ -41,11 +41,12 @@ def test_without_options_the_rules_are_those_of_the_scores(problem_type: str) ->
     generator = np.random.default_rng(0)
     logits = generator.normal(size=(200, 1 if problem_type == REGRESSION else 3)).astype(np.float32) * 40
     rules = OutputRules(NAMES, problem_type)
-    expected = losses.probabilities(torch.from_numpy(logits), problem_type).numpy()
+    as_torch = torch.from_numpy(logits)
+    expected = {SINGLE: as_torch.softmax(-1), MULTI: as_torch.sigmoid(), REGRESSION: as_torch}[problem_type].numpy()
     # float32 in torch, float64 here: measured 1.2e-7 for probabilities; the logits, up to 150, are returned unchanged.
     np.testing.assert_allclose(rules.probabilities(logits), expected, rtol=0, atol=1e-6)
     decided = rules.decisions(rules.probabilities(logits))
-    np.testing.assert_array_equal(decided, losses.decisions(torch.from_numpy(logits), problem_type).numpy())
+    np.testing.assert_array_equal(decided, losses.decisions(as_torch, problem_type).numpy())
 
 
 def test_temperature_divides_the_logits_of_a_classification() -> None:
