@@ -42,11 +42,20 @@ _ROUNDS = 10  # of an iterative variant
 
 @dataclass(frozen=True)
 class Budget:
-    """How much to compute: passes along a path, the seed of random draws, and a time limit for learned methods."""
+    """How much to compute.
+
+    Attributes:
+        steps: passes along a path.
+        seed: of random draws.
+        max_seconds: time limit of the learned methods; None: no limit.
+        row_passes: largest number of forward and backward passes of one row that `learned_order` makes; None: its own
+            default.
+    """
 
     steps: int
     seed: int
     max_seconds: float | None = None
+    row_passes: int | None = None
 
 
 @dataclass(frozen=True)
