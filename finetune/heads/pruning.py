@@ -1,4 +1,4 @@
-"""Physical pruning of heads: choose them from an order, remove them, check the logits, measure the speed.
+"""Physical pruning of heads and neurons: choose heads from an order, remove parts, check the logits, measure the speed.
 
 B batch, C classes
 """
@@ -9,29 +9,37 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from finetune.errors import ModelError
 from finetune.heads.gated_forward import frozen
 from finetune.models.attention_sites import AttentionSite, attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import logits_of
+from finetune.models.feed_forward_sites import feed_forward_sites, max_num_neurons
 from finetune.models.freezing import undo_keep_float32
 from finetune.models.head_gates import head_gates, max_num_heads
-from finetune.models.head_pruning import classifier_class, prune_heads, unpruned_copy
+from finetune.models.head_pruning import prune_heads
 from finetune.models.lora import merge_adapters
+from finetune.models.neuron_gates import neuron_gates
+from finetune.models.neuron_pruning import prune_neurons
 from finetune.models.precision import without_flash_attention
 from finetune.models.pretrained import Source, load_config
+from finetune.models.pruned_model import classifier_class, unpruned_copy
 from finetune.models.saving import save_classifier
 from finetune.progress import stage
 from finetune.runs.results import ModelCost
 
 _CPU = torch.device("cpu")
+NOTHING: Mapping[int, Sequence[int]] = MappingProxyType({})  # removed from no layer
 
 
 def heads_to_prune(
@@ -77,14 +85,19 @@ def heads_to_prune(
     return {layer: sorted(numbers) for layer, numbers in chosen.items() if numbers}
 
 
-def pruned_classifier(classifier: Classifier, heads: Mapping[int, Sequence[int]]) -> Classifier:
-    """Return a copy in evaluation mode without these heads; with an empty `heads`, a copy to compare it with.
+def pruned_classifier(
+    classifier: Classifier, heads: Mapping[int, Sequence[int]], neurons: Mapping[int, Sequence[int]] = NOTHING
+) -> Classifier:
+    """Return a copy in evaluation mode without these heads and feed-forward neurons, by layer.
+
+    If nothing is removed, the result is a copy to compare with.
 
     Adapters are merged first, and all weights then require gradients; without adapters `requires_grad` is kept. The
     copy has the dtype of its source, as `load_classifier` would load it.
 
     Raises:
-        ModelError: the heads cannot be removed (see `prune_heads`), or the adapters cannot be merged.
+        ModelError: the heads or neurons cannot be removed (see `prune_heads` and `prune_neurons`), or the adapters
+            cannot be merged.
     """
     adapted = classifier.model is not classifier.base
     model = merge_adapters(copy.deepcopy(classifier.model))
@@ -92,30 +105,54 @@ def pruned_classifier(classifier: Classifier, heads: Mapping[int, Sequence[int]]
         model.requires_grad_(True)
     undo_keep_float32(model, getattr(torch, classifier.source.dtype if classifier.source else "float32"))
     prune_heads(model, heads)
+    prune_neurons(model, neurons)
     return replace(
         classifier, model=model.eval(), new_parameters=(), base_checksum=None, initial={}, notes=(), conformal=None
     )
 
 
 def check_pruned(
-    classifier: Classifier, pruned: Classifier, heads: Mapping[int, Sequence[int]], texts: Sequence[Sequence[str]]
+    classifier: Classifier,
+    pruned: Classifier,
+    heads: Mapping[int, Sequence[int]],
+    texts: Sequence[Sequence[str]],
+    neurons: Mapping[int, Sequence[int]] = NOTHING,
 ) -> float:
     """Return the largest difference of a logit between the pruned classifier and gates of 0 on the full classifier.
 
     Raises:
         ModelError: the difference exceeds rounding; see `_check_equal`.
     """
-    sites = attention_sites(classifier.base)
-    gates = torch.ones(len(sites), max_num_heads(sites))
-    for layer, numbers in heads.items():
-        gates[layer, list(numbers)] = 0
-    with head_gates(classifier.base, sites, gates):
+    with gates_of_zero(classifier.base, heads, neurons):
         expected = logits_of(classifier, texts, _CPU)
     return _check_equal(logits_of(pruned, texts, _CPU), expected, classifier, "the pruned model")
 
 
+@contextmanager
+def gates_of_zero(
+    base: PreTrainedModel, heads: Mapping[int, Sequence[int]], neurons: Mapping[int, Sequence[int]] = NOTHING
+) -> Iterator[None]:
+    """Give these heads and feed-forward neurons, by layer, gates of 0 inside the block, and all others gates of 1."""
+    sites = attention_sites(base)
+    gates = _ones_and_zeros(len(sites), max_num_heads(sites), heads)
+    with ExitStack() as stack:
+        stack.enter_context(head_gates(base, sites, gates))
+        if any(neurons.values()):
+            networks = feed_forward_sites(base)
+            gates = _ones_and_zeros(len(networks), max_num_neurons(networks), neurons)
+            stack.enter_context(neuron_gates(base, networks, gates))
+        yield
+
+
+def _ones_and_zeros(layers: int, parts: int, zeros: Mapping[int, Sequence[int]]) -> Tensor:
+    gates = torch.ones(layers, parts)
+    for layer, numbers in zeros.items():
+        gates[layer, list(numbers)] = 0
+    return gates
+
+
 def write_zeroed(classifier: Classifier, folder: Path, texts: Sequence[Sequence[str]]) -> float:
-    """Save the pruned classifier with its original sizes and zeros for the removed heads, for plain transformers.
+    """Save the pruned classifier with its original sizes and zeros for all that was removed, for plain transformers.
 
     Returns:
         The largest difference of a logit between the classifier and what plain `from_pretrained` loads.

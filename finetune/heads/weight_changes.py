@@ -34,12 +34,13 @@ from finetune.errors import ModelError
 from finetune.heads.gated_forward import GatedRows, gated_logits
 from finetune.heads.product_change import Array, product_change
 from finetune.models.architectures import family_of
-from finetune.models.attention_sites import ROLES, AttentionSite, attention_sites, pruned_heads
+from finetune.models.attention_sites import ROLES, AttentionSite, attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.head_gates import max_num_heads
 from finetune.models.lora import merge_adapters
 from finetune.models.losses import divergence, per_example_loss
 from finetune.models.pretrained import load_config, model_load_errors
+from finetune.models.pruned_config import pruned_heads
 from finetune.progress import stage
 from finetune.runs.head_results import HeadChanges
 

@@ -4,8 +4,8 @@ To add a family:
 
 1. Print a small model, `print(AutoModelForSequenceClassification.from_config(config))`, and open its `modeling_*.py` in
    transformers.
-2. Add a row to `FAMILIES` below. The columns are the attributes of `Family`, which say where to find each value. Most
-   families differ from BERT in one or two columns: `replace(_BERT, ...)`.
+2. Add a row to `FAMILIES` below. The columns are the attributes of `Family` in `family.py`, which say where to find
+   each value. Most families differ from BERT in one or two columns: `replace(_BERT, ...)`.
 3. Run `tests/models`. The tests compare the columns with the model, gates with zeroed columns, and the pruned model
    with gates of 0. If the config has other keys than BERT's, add a small one to `CONFIGS` in
    `tests/support/families.py`.
@@ -16,12 +16,13 @@ A model type that is not in the table is rejected by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from finetune.errors import ModelError
+from finetune.models.family import Family, FeedForward
 
 if TYPE_CHECKING:  # `finetune check` reads the table without torch
     from torch import nn
@@ -32,99 +33,12 @@ HEAD_COUNT_ATTRIBUTES = ("num_attention_heads", "n_heads", "num_heads")
 # Config entries that count layers; a config.json with an absurdly large one is rejected.
 LAYER_COUNT_KEYS = ("num_hidden_layers", "n_layers", "num_hidden_groups", "inner_group_num", "num_feedforward_networks")
 
-
-_num_hidden_layers = attrgetter("num_hidden_layers")
-_num_attention_heads = attrgetter("num_attention_heads")
 _num_key_value_heads = attrgetter("num_key_value_heads")
 _n_layers, _n_heads = attrgetter("n_layers"), attrgetter("n_heads")
 
 
-def _no_positions(config: Any) -> int:
-    return 0
-
-
 def _up_to_padding_id(config: Any) -> int:
     return config.pad_token_id + 1 if isinstance(config.pad_token_id, int) else 0
-
-
-@dataclass(frozen=True)
-class Family:
-    """One row of the table. Module paths are relative to one layer, that of a layer to the encoder (`base_model`).
-
-    Attributes:
-        layer: path of a layer, with `{layer}` for its number, or a function of config and number. Look for the
-            `ModuleList` of layers in the printed model.
-        query, key, value, output: paths of the attention projections. A fused projection is named three times.
-        num_layers, num_heads: functions that read the two numbers from the config. Look up their names in the
-            family's `configuration_*.py`; num_heads counts what the output projection receives.
-        num_key_value_heads: the same for key and value heads if several query heads share one (grouped-query
-            attention); None: as many as query heads.
-        fused: layout of the rows of a fused query-key-value projection: "3HD" (role, then head) or "H3D" (head, then
-            role). See how the attention's forward pass splits its output.
-        channels_first: the output projection receives (B, C, S) instead of (B, S, C).
-        not_prunable: why heads can be masked but not pruned; "" if they can be pruned. Heads are prunable if each is a
-            slice of the projections and nothing else mixes them (no convolution, no map across heads).
-        not_prunable_if: the same as a function of the config, for families where it depends on the config.
-        per_head_weights: names of further parameters or linear layers next to the query projection whose rows belong
-            to heads; pruning slices them too. Some configs may lack some of them.
-        separate_biases: role -> name of its bias, if the bias is a parameter next to the projection.
-        shared_position_bias: the attention's third argument is one position bias (B, H, S, S) for all layers.
-        embedding_projection: path, in the encoder, of a module outside `embeddings` that processes embeddings before
-            the first layer (projection or norm); it is frozen together with them. "" if there is none.
-        reserved_positions: how many of `max_position_embeddings` no token can use. Families derived from RoBERTa
-            number positions from the padding id on; see `create_position_ids_from_input_ids`.
-        after_attention: path of the module that receives the states right after attention and treats tokens
-            separately; from there the last layer needs only the first token. "" if there is none. May be a function of
-            the config.
-        not_exportable: function of the config and max_length that returns why the model cannot be exported to ONNX, or
-            "" if it can; None: it can.
-        forward_bypasses_hooks: the model calls `layer.forward(...)` instead of `layer(...)`, so hooks of a layer do
-            not run; FSDP then shards the model as one unit.
-        not_pooled: why a classifier cannot read the first token or the mean over tokens in place of the family's own
-            head (`model.pooling`); "" if it can.
-        token_types: whether pairs need segment ids that the family's tokenizer does not return by default.
-        note: a known problem that is printed before training.
-    """
-
-    layer: str | Callable[[Any, int], str]
-    query: str
-    key: str
-    value: str
-    output: str
-    num_layers: Callable[[Any], int] = _num_hidden_layers
-    num_heads: Callable[[Any], int] = _num_attention_heads
-    num_key_value_heads: Callable[[Any], int] | None = None
-    fused: str = ""
-    channels_first: bool = False
-    not_prunable: str = ""
-    not_prunable_if: Callable[[Any], str] | None = None
-    per_head_weights: tuple[str, ...] = ()
-    separate_biases: Mapping[str, str] = field(default_factory=dict)
-    shared_position_bias: bool = False
-    embedding_projection: str = ""
-    reserved_positions: Callable[[Any], int] = _no_positions
-    after_attention: str | Callable[[Any], str] = ""
-    forward_bypasses_hooks: bool = False
-    not_exportable: Callable[[Any, int], str] | None = None
-    not_pooled: str = ""
-    token_types: bool = False
-    note: str = ""
-
-    def layer_path(self, config: Any, layer: int) -> str:
-        """Return the path of a layer in the encoder."""
-        return self.layer.format(layer=layer) if isinstance(self.layer, str) else self.layer(config, layer)
-
-    def why_not_prunable(self, config: Any) -> str:
-        """Return why heads of a model with this config can be masked but not pruned, or "" if they can be pruned."""
-        return self.not_prunable or (self.not_prunable_if(config) if self.not_prunable_if else "")
-
-    def why_not_exportable(self, config: Any, max_length: int) -> str:
-        """Return why a model with this config and maximum length cannot be exported to ONNX, or "" if it can be."""
-        return self.not_exportable(config, max_length) if self.not_exportable else ""
-
-    def after_attention_path(self, config: Any) -> str:
-        """Return `after_attention` for this config."""
-        return self.after_attention if isinstance(self.after_attention, str) else self.after_attention(config)
 
 
 # --- Functions of the config that single families need ---
@@ -179,6 +93,34 @@ def _big_bird_not_exportable(config: Any, max_length: int) -> str:
     )
 
 
+def _albert_after_output(attention: Any, states: Any, output: Any) -> Any:
+    return attention.LayerNorm(states + attention.output_dropout(output))
+
+
+def _modernbert_after_output(attention: Any, states: Any, output: Any) -> Any:
+    return attention.out_drop(output)
+
+
+def _ibert_quantized(config: Any) -> str:
+    return "quant_mode rounds weights by their range, which pruning would change" if config.quant_mode else ""
+
+
+def _convbert_grouped_neurons(config: Any) -> str:
+    return "its projections are in groups (num_groups)" if config.num_groups > 1 else ""
+
+
+def _mobilebert_stacked_networks(config: Any) -> str:
+    return "its layers have several feed-forward networks, one after the other"
+
+
+def _squeezebert_grouped_neurons(config: Any) -> str:
+    return "its projections are grouped convolutions"
+
+
+def _toy_no_neurons(config: Any) -> str:
+    return "its layers have no feed-forward network"
+
+
 def _deberta_talking_heads(config: Any) -> str:
     return "talking_head mixes the heads with one another" if getattr(config, "talking_head", False) else ""
 
@@ -203,14 +145,19 @@ _ROBERTA = replace(_BERT, reserved_positions=_up_to_padding_id)
 _XLM = _family(
     "attentions.{layer}", "", _LIN, "out_lin",
     num_layers=_n_layers, num_heads=_n_heads, embedding_projection="layer_norm_emb",
+    feed_forward=FeedForward(("lin1",), "lin2", layer="ffns.{layer}"),
 )  # fmt: skip
-_LLAMA = _family("layers.{layer}", "self_attn", ("q_proj", "k_proj", "v_proj"), "self_attn.o_proj")
+_LLAMA = _family(
+    "layers.{layer}", "self_attn", ("q_proj", "k_proj", "v_proj"), "self_attn.o_proj",
+    feed_forward=FeedForward(("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"),
+)  # fmt: skip
 
 FAMILIES: dict[str, Family] = {
     "albert": _family(
         _albert_layer, "attention", _QKV, "attention.dense",
         num_layers=_albert_num_layers, embedding_projection="encoder.embedding_hidden_mapping_in",
         after_attention="attention.LayerNorm", token_types=True,
+        after_output=_albert_after_output, feed_forward=FeedForward(("ffn",), "ffn_output"),
     ),
     "bert": _BERT,
     "big_bird": replace(
@@ -220,7 +167,7 @@ FAMILIES: dict[str, Family] = {
     "camembert": _ROBERTA,
     "convbert": replace(
         _BERT, num_heads=_convbert_num_heads, not_prunable="a convolution is mixed with the heads",
-        embedding_projection="embeddings_project",
+        embedding_projection="embeddings_project", feed_forward=FeedForward(not_prunable=_convbert_grouped_neurons),
     ),
     "data2vec-text": _ROBERTA,
     "deberta": _family(
@@ -237,18 +184,23 @@ FAMILIES: dict[str, Family] = {
     "distilbert": _family(
         "transformer.layer.{layer}", "attention", _LIN, "attention.out_lin",
         num_layers=_n_layers, num_heads=_n_heads, after_attention="sa_layer_norm",
+        feed_forward=FeedForward(("ffn.lin1",), "ffn.lin2"),
     ),
     "electra": replace(_BERT, embedding_projection="embeddings_project"),
     "ernie": _BERT,
     "esm": replace(_BERT, reserved_positions=_esm_reserved_positions),
     "eurobert": replace(_LLAMA, num_key_value_heads=_num_key_value_heads),
     "flaubert": _XLM,
-    "ibert": _ROBERTA,
+    "ibert": replace(
+        _ROBERTA, returns_scales=True, not_prunable_if=_ibert_quantized,
+        feed_forward=FeedForward(not_prunable=_ibert_quantized),
+    ),
     "layoutlm": _BERT,
     "megatron-bert": _BERT,
-    "mobilebert": _BERT,
+    "mobilebert": replace(_BERT, feed_forward=FeedForward(not_prunable=_mobilebert_stacked_networks)),
     "modernbert": _family(
-        "layers.{layer}", "attn", ("Wqkv",) * 3, "attn.Wo", fused="3HD", after_attention="mlp_norm"
+        "layers.{layer}", "attn", ("Wqkv",) * 3, "attn.Wo", fused="3HD", after_attention="mlp_norm",
+        after_output=_modernbert_after_output, feed_forward=FeedForward(("mlp.Wi",), "mlp.Wo", fused=2),
     ),
     "mpnet": _family(
         _LAYER, "attention.attn", ("q", "k", "v"), "attention.attn.o",
@@ -256,6 +208,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "multi_head_classifier": _family(
         "layers.{layer}", "attention", _QKV, "attention.output",
+        feed_forward=FeedForward(not_prunable=_toy_no_neurons),
         not_pooled="the own head of a 'multi_head_classifier' model reads the mean over tokens",
     ),
     "nomic_bert": _LLAMA,
@@ -270,6 +223,7 @@ FAMILIES: dict[str, Family] = {
     "squeezebert": _family(
         "encoder.layers.{layer}", "attention", _QKV, "post_attention.conv1d",
         channels_first=True, not_prunable="its projections are grouped convolutions", forward_bypasses_hooks=True,
+        feed_forward=FeedForward(("intermediate.conv1d",), "output.conv1d", not_prunable=_squeezebert_grouped_neurons),
     ),
     "xlm": _XLM,
     "xlm-roberta": _ROBERTA,

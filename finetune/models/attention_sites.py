@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import PreTrainedModel
 
 from finetune.errors import ModelError
 from finetune.models.architectures import family_of
+from finetune.models.pruned_config import pruned_heads
 
 ROLES = ("query", "key", "value", "output")
 
@@ -19,7 +19,7 @@ class AttentionSite:
     """The attention of one layer: its number of heads and the paths of its projections in the classifier.
 
     Attributes:
-        num_heads: number of heads that the output projection receives.
+        num_heads: number of heads that the output projection receives; 0 if all were removed.
         num_key_value_heads: smaller than `num_heads` where several heads share a key and a value.
         channels_first, fused: as in `Family`.
     """
@@ -47,7 +47,7 @@ class AttentionSite:
             width: the head width D.
         """
         grouped = role in ("key", "value")
-        group_size = self.num_heads // self.num_key_value_heads if grouped else 1
+        group_size = self.num_heads // max(1, self.num_key_value_heads) if grouped else 1
         numbers = list(dict.fromkeys(head // group_size for head in heads))
         role_index = ROLES.index(role)
         if self.fused == "3HD" and role != "output":
@@ -73,15 +73,6 @@ def attention_sites(classifier: PreTrainedModel) -> list[AttentionSite]:
 def unpruned_sites(classifier: PreTrainedModel) -> list[AttentionSite]:
     """Return the attention sites that the model had before any head was pruned."""
     return _sites(classifier, {})
-
-
-def pruned_heads(config: Any) -> dict[int, list[int]]:
-    """Return the pruned heads per layer, in the numbering of the unpruned model.
-
-    The config stores them under the same key as in transformers 4, so that each can read the other's.
-    """
-    stored = getattr(config, "pruned_heads", None) or {}
-    return {int(layer): sorted(int(head) for head in heads) for layer, heads in stored.items() if heads}
 
 
 def _sites(classifier: PreTrainedModel, pruned: dict[int, list[int]]) -> list[AttentionSite]:

@@ -40,10 +40,10 @@ from finetune.models.classification_head import (
 )
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import NOTHING_FROZEN, Freezing, freeze, keep_float32
-from finetune.models.head_pruning import classifier_class
 from finetune.models.lora import Lora, add_lora, initial_adapters, projection_weights
 from finetune.models.pooling import HEAD, check_pooling, pooling_of, set_pooling
 from finetune.models.pretrained import Source, load_config, load_pooling, model_load_errors
+from finetune.models.pruned_model import classifier_class
 from finetune.progress import stage
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.errors import ModelError
-from finetune.models.attention_sites import attention_sites
+from finetune.models.attention_sites import unpruned_sites
 
 
 def check_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -55,7 +55,7 @@ def disable_gradient_checkpointing(model: PreTrainedModel) -> None:
 
 def check_has_heads(model: PreTrainedModel, name: str) -> None:
     """Raise ModelError if the model has no layer or no head, or lacks a module that its family has."""
-    sites = attention_sites(model)
+    sites = unpruned_sites(model)
     if not sites or sites[0].num_heads < 1:
         raise ModelError(
             f"'{name}' has {len(sites)} layers{f' of {sites[0].num_heads} heads' if sites else ''} by its config, but "

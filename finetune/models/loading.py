@@ -29,7 +29,6 @@ from finetune.models.checkpoint_checks import (
 from finetune.models.checkpoint_config import ATTN_IMPLEMENTATIONS
 from finetune.models.classifier import Classifier
 from finetune.models.conformal import read_conformal
-from finetune.models.head_pruning import classifier_class
 from finetune.models.pooling import HEAD, POOLED, set_pooling
 from finetune.models.pretrained import (
     DTYPES,
@@ -38,6 +37,7 @@ from finetune.models.pretrained import (
     load_tokenizer,
     model_load_errors,
 )
+from finetune.models.pruned_model import classifier_class
 from finetune.models.saving import INFO_FILE
 from finetune.progress import stage
 from finetune.recipe.names import ProblemType

@@ -10,9 +10,9 @@ import torch
 
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import check_same_logits, logits_of
-from finetune.models.head_pruning import classifier_class
 from finetune.models.lora import merge_adapters
 from finetune.models.pretrained import Source, load_config, model_load_errors
+from finetune.models.pruned_model import classifier_class
 from finetune.models.saving import save_classifier
 from finetune.progress import stage
 

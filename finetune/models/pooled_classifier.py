@@ -167,8 +167,8 @@ class PooledClassifier:
     def from_pretrained(cls, name: Any, *args: Any, config: PooledConfig, **kwargs: Any) -> PreTrainedModel:
         """Return the classifier, an instance of a subclass of its family's class."""
         entries: dict[str, Any] = config.to_dict()
-        if entries.get("pruned_heads"):
-            raise ValueError("attention heads of this classifier were pruned; open it with finetune")
+        if entries.get("pruned_heads") or entries.get("feed_forward_sizes"):
+            raise ValueError("parts of this classifier were pruned; open it with finetune")
         for key in ("auto_map", "architectures"):
             entries.pop(key, None)
         config_class = CONFIG_MAPPING[entries.pop(FAMILY_KEY)]

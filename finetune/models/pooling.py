@@ -16,6 +16,7 @@ from finetune.models.architectures import FAMILIES
 
 # As in pooled_classifier.py, which can import nothing from here.
 POOLED_MODEL_TYPE, FAMILY_KEY, POOLING_KEY = "pooled_classifier", "family_model_type", "finetune_pooling"
+PRUNED_MODEL_TYPE = "pruned_classifier"  # see pruned_config.py
 LAYER_TYPES, SAVED_LAYERS = "layer_types", "family_num_hidden_layers"
 POOLED_CODE = "pooled_classifier.py"  # the file next to the weights
 HEAD, POOLED = "head", ("cls", "mean")
@@ -47,25 +48,31 @@ def set_pooling(config: Any, pooling: str) -> None:
 
 
 def family_entries(entries: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the entries of a config.json, those of a pooled classifier with the model type of its encoder.
+    """Return the entries of a config.json, those of a pooled or pruned classifier with the model type of its encoder.
 
     The code next to the weights of a pooled classifier is never run: finetune has its own.
 
     Raises:
-        ModelError: it is a pooled classifier without a valid pooling or model type.
+        ModelError: it is a pooled or pruned classifier without a valid pooling or model type.
     """
-    if entries.get("model_type") != POOLED_MODEL_TYPE:
+    own_type = entries.get("model_type")
+    if own_type not in (POOLED_MODEL_TYPE, PRUNED_MODEL_TYPE):
         return {key: value for key, value in entries.items() if key != POOLING_KEY}
     family, pooling = entries.get(FAMILY_KEY), entries.get(POOLING_KEY)
-    if pooling not in POOLED or not isinstance(family, str):
+    if own_type == PRUNED_MODEL_TYPE and (pooling is not None or not isinstance(family, str)):
+        raise ModelError(
+            f"{where} has model_type {own_type} and {FAMILY_KEY} {family!r:.80}, which must be a model type: copy the "
+            "file from the run again"
+        )
+    if own_type == POOLED_MODEL_TYPE and (pooling not in POOLED or not isinstance(family, str)):
         raise ModelError(
             f"{where} has {POOLING_KEY} {pooling!r:.80} and {FAMILY_KEY} {family!r:.80}; the first must be cls or "
             "mean, and the second a model type: copy the file from the run again"
         )
-    unused = ("auto_map", "architectures", FAMILY_KEY, LAYER_TYPES, SAVED_LAYERS)
+    unused = {"auto_map", FAMILY_KEY, LAYER_TYPES, SAVED_LAYERS} | ({"architectures"} if pooling else set())
     kept = {key: value for key, value in entries.items() if key not in unused} | {"model_type": family}
     types = entries.get(LAYER_TYPES)
-    if isinstance(types, list) and (rest := [name for name in types if not str(name).startswith(POOLED_MODEL_TYPE)]):
+    if isinstance(types, list) and (rest := [name for name in types if not str(name).startswith(str(own_type))]):
         kept[LAYER_TYPES] = rest
     if SAVED_LAYERS in entries:
         kept["num_hidden_layers"] = entries[SAVED_LAYERS]

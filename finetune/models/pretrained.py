@@ -26,6 +26,7 @@ from finetune.models import toy_classifier
 from finetune.models.architectures import FAMILIES
 from finetune.models.checkpoint_config import FOLDER_FIX, check_entries, checkpoint_location, read_checkpoint_json
 from finetune.models.pooling import HEAD, POOLING_KEY, choose_pooling, family_entries, set_pooling
+from finetune.models.pruned_config import FEED_FORWARD_SIZES, PRUNED_HEADS
 
 DTYPES = ("float32", "bfloat16", "float16")
 # A config.json must not change what a model returns.
@@ -141,7 +142,7 @@ def load_config(source: Source) -> PreTrainedConfig:
     """
     with model_load_errors(source):
         entries = _config_entries(source)
-        if entries is not None and POOLING_KEY in entries:
+        if entries is not None and _has_own_type(entries):
             config: PreTrainedConfig = CONFIG_MAPPING[entries["model_type"]].from_dict(entries, **OUTPUTS)
             return config
         config = AutoConfig.from_pretrained(
@@ -149,6 +150,11 @@ def load_config(source: Source) -> PreTrainedConfig:
         )
     set_pooling(config, HEAD)
     return config
+
+
+def _has_own_type(entries: Mapping[str, Any]) -> bool:
+    """Return whether config.json may have a model type that transformers does not know; see `family_entries`."""
+    return POOLING_KEY in entries or PRUNED_HEADS in entries or FEED_FORWARD_SIZES in entries
 
 
 def load_pooling(source: Source) -> tuple[str, str]:
@@ -217,7 +223,7 @@ def load_tokenizer(source: Source, *, pairs: bool = False) -> PreTrainedTokenize
     """
     with model_load_errors(source):
         entries = _config_entries(source)  # transformers also reads config.json for the tokenizer
-        config = {"config": load_config(source)} if entries is not None and POOLING_KEY in entries else {}
+        config = {"config": load_config(source)} if entries is not None and _has_own_type(entries) else {}
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source.location(), revision=source.revision, trust_remote_code=source.trust_remote_code, **config
         )

@@ -18,6 +18,7 @@ from finetune.models.conformal import write_conformal
 from finetune.models.cross_encoder_files import write_cross_encoder_files
 from finetune.models.lora import as_plain_lora
 from finetune.models.pooling import pooling_of
+from finetune.models.pruned_config import is_pruned, write_pruned_type
 from finetune.runs.atomic_files import write_text
 
 INFO_FILE = "classifier.json"  # next to the weights: what config.json has no key for, and an adapter's labels
@@ -41,6 +42,8 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
         save_adapter(model, source, folder)
     else:
         classifier.base.save_pretrained(folder)
+        if is_pruned(classifier.base.config):
+            write_pruned_type(folder)
     _save_tokenizer(classifier, folder)
     write_cross_encoder_files(classifier, folder)
     info = {

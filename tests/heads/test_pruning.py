@@ -19,7 +19,7 @@ from finetune.heads.pruning import (
     pruned_classifier,
     write_zeroed,
 )
-from finetune.models.attention_sites import AttentionSite, attention_sites, pruned_heads
+from finetune.models.attention_sites import AttentionSite, attention_sites
 from finetune.models.building import Labels, pretrained_classifier
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import check_reload, logits_of
@@ -27,6 +27,7 @@ from finetune.models.head_pruning import prune_heads
 from finetune.models.loading import load_classifier
 from finetune.models.lora import Lora
 from finetune.models.pretrained import Source, load_tokenizer
+from finetune.models.pruned_config import pruned_heads
 from finetune.models.saving import save_classifier
 from tests.conftest import SENTENCES
 from tests.models.test_head_gates import bert_lora, small
@@ -252,8 +253,8 @@ def test_the_footprint_counts_weights_and_files(tiny_bert: Path, tmp_path: Path)
 
 
 def test_heads_that_cannot_be_pruned_are_rejected(tiny_bert: Path) -> None:
-    with pytest.raises(ModelError, match="layer 1 would lose all its 3 heads"):
-        pruned_classifier(bert(tiny_bert), {1: [0, 1, 2]})
+    with pytest.raises(ModelError, match="layer 1 has no neuron 99; its neurons are 0 to"):
+        pruned_classifier(bert(tiny_bert), {}, {1: [99]})
     original = bert(tiny_bert)
     prune_heads(original.base, HEADS)
     with pytest.raises(ModelError, match="layer 1 has no head 2; its heads are 0 to 0"):

@@ -74,7 +74,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "t5": ({"model_type": "t5"}, r"model type 't5' is not supported; supported model types: albert, bert, "),
     "float8": ({"dtype": "float8"}, r"cannot load model '.*AttributeError: .*'float8'"),
     "kernels": ({"_attn_implementation": "somebody/kernel"}, r"has _attn_implementation 'somebody/kernel'; remove"),
-    "pruned": ({"pruned_heads": "x"}, r"cannot load model '.*AttributeError"),
+    "pruned": ({"pruned_heads": "x"}, "the config has pruned_heads 'x'; it must map numbers of layers to values"),
     "quantized": ({"quantization_config": 3}, r"config\.json has quantization_config: .*choose the checkpoint in full"),
     "fp8": ({"quantization_config": {"quant_method": "fp8"}}, r"config\.json has quantization_config: .*or remove the"),
     "compressed": ({"compression_config": {"a": 1}}, r"config\.json has compression_config: training quantized"),

@@ -1,4 +1,7 @@
-"""Pruned heads in every family: the same logits as gates of 0, also after reloading."""
+"""Pruned heads and neurons in every family: the same logits as gates of 0, also after reloading.
+
+In one layer some heads and all neurons are pruned, in another all heads and some neurons.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import copy
 import json
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +18,69 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from finetune.heads.pruning import gates_of_zero
 from finetune.models.architectures import FAMILIES
-from finetune.models.attention_sites import attention_sites, pruned_heads
+from finetune.models.attention_sites import attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import check_reload, logits_of
-from finetune.models.head_pruning import prune_heads, unpruned_copy
+from finetune.models.feed_forward_sites import feed_forward_sites
+from finetune.models.head_pruning import attention_path, prune_heads
 from finetune.models.loading import load_classifier
+from finetune.models.neuron_pruning import prune_neurons
+from finetune.models.pruned_config import feed_forward_sizes, pruned_heads
+from finetune.models.pruned_model import unpruned_copy
 from finetune.models.saving import save_classifier
 from tests.conftest import SENTENCES
-from tests.support.families import build, save_checkpoint, train_three_steps
+from tests.support.families import build, random_model, save_checkpoint, train_three_steps
 from tests.support.forked import forked
-from tests.support.gated_heads import PRUNED, TEXTS, gated_logits
+from tests.support.gated_heads import TEXTS
 from tests.support.helpers import assert_equal_up_to_rounding
 from tests.support.processes import start
 
 CPU = torch.device("cpu")
 ROUNDING = 1e-4  # well above measured rounding; pruned heads change logits by more than 2e-3
-# Case: family, changes of its config, heads to prune. All prunable families, and variants that a config can select.
-CASES: dict[str, tuple[str, dict[str, Any], dict[int, list[int]]]] = {
-    **{family: (family, {}, PRUNED) for family in FAMILIES if not FAMILIES[family].not_prunable},
-    "albert": ("albert", {}, {0: [1], 1: [1], 2: [0, 2], 3: [0, 2]}),
-    "albert, two inner layers": (
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is pruned from a model of a family with changes to its config: numbers by layer."""
+
+    family: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    heads: dict[int, list[int]] = field(default_factory=lambda: {0: [1], 1: [0, 1, 2]})
+    neurons: dict[int, list[int]] = field(default_factory=lambda: {0: list(range(32)), 1: [0, 5, 6, 31]})
+
+
+POSITIONS = {"share_att_key": False, "pos_att_type": ["p2c"]}
+SHARED = {"heads": {0: [0, 1, 2], 1: [0, 1, 2], 2: [0, 2], 3: [0, 2]}}
+SHARED_NEURONS = {0: [3, 4], 1: [3, 4], 2: list(range(32)), 3: list(range(32))}
+INTERLEAVED = {"heads": {0: [1], 1: [0, 1, 2], 2: [1], 3: [0, 1, 2]}}
+# All families with prunable heads or neurons, and variants that a config can select.
+CASES: dict[str, Case] = {
+    **{family: Case(family) for family in FAMILIES},
+    "albert": Case("albert", **SHARED, neurons=SHARED_NEURONS),
+    "albert, two inner layers": Case(
         "albert",
         {"num_hidden_layers": 2, "num_hidden_groups": 1, "inner_group_num": 2},
-        {0: [1], 1: [0, 2], 2: [1], 3: [0, 2]},
+        **INTERLEAVED,
+        neurons={0: list(range(32)), 1: [3], 2: list(range(32)), 3: [3]},
     ),
-    "deberta, content to position": ("deberta", {"pos_att_type": ["c2p"]}, PRUNED),
-    "deberta-v2, separate positions": ("deberta-v2", {"share_att_key": False}, PRUNED),
-    "deberta-v2, position to content": ("deberta-v2", {"share_att_key": False, "pos_att_type": ["p2c"]}, PRUNED),
-    "eurobert": (
+    **{family: Case(family, heads={}) for family in ("convbert", "nystromformer")},
+    "deberta, content to position": Case("deberta", {"pos_att_type": ["c2p"]}),
+    "deberta-v2, separate positions": Case("deberta-v2", {"share_att_key": False}),
+    "deberta-v2, position to content": Case("deberta-v2", POSITIONS),
+    "eurobert": Case(
         "eurobert",
         {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 4},
-        {0: [2, 3], 1: [0, 1, 4, 5]},
+        heads={0: [2, 3], 1: [0, 1, 2, 3, 4, 5]},
     ),
-    "modernbert, with biases": ("modernbert", {"attention_bias": True}, PRUNED),
+    **{family: Case(family, neurons={0: list(range(96)), 1: [0, 5, 95]}) for family in ("flaubert", "xlm")},
+    "modernbert, with biases": Case("modernbert", {"attention_bias": True}),
+    **{family: Case(family, neurons={}) for family in ("mobilebert", "multi_head_classifier")},
 }
+NOT_PRUNABLE = {"squeezebert"}
+for not_prunable in NOT_PRUNABLE:
+    del CASES[not_prunable]
 WEAK = {"flaubert", "multi_head_classifier", "xlm"}  # their initial weights are too small for heads to matter
 SAVED: dict[str, tuple[Path, Tensor]] = {}  # models saved by the tests, for a new process
 ZEROED: dict[str, tuple[Path, Tensor]] = {}
@@ -64,8 +95,8 @@ def case(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def unpruned(case: str, tmp_path_factory: pytest.TempPathFactory) -> Classifier:
     """Return the case's classifier before pruning; tests must copy it."""
-    family, changes, _ = CASES[case]
-    result = build(save_checkpoint(family, tmp_path_factory.mktemp("unpruned"), **changes))
+    family = CASES[case].family
+    result = build(save_checkpoint(family, tmp_path_factory.mktemp("unpruned"), **CASES[case].changes))
     with torch.no_grad():
         for tensor in result.base.state_dict().values():
             if not tensor.any():
@@ -81,19 +112,22 @@ def copied(classifier: Classifier) -> Classifier:
     return replace(classifier, model=copy.deepcopy(classifier.model))
 
 
-def pruned(classifier: Classifier, heads: dict[int, list[int]]) -> Classifier:
+def pruned(classifier: Classifier, case: str) -> Classifier:
     result = copied(classifier)
-    prune_heads(result.base, heads)
+    prune_heads(result.base, CASES[case].heads)
+    prune_neurons(result.base, CASES[case].neurons)
     return result
 
 
 def test_logits_of_the_pruned_model_equal_those_with_gates_of_zero(case: str, unpruned: Classifier) -> None:
-    heads, small = CASES[case][2], pruned(unpruned, CASES[case][2])
+    small = pruned(unpruned, case)
     implementations = ["eager", "sdpa"] if unpruned.base._supports_sdpa else ["eager"]
     for implementation in implementations:
         for classifier in (unpruned, small):
             classifier.base.set_attn_implementation(implementation)
-        expected, result = gated_logits(unpruned, heads), logits_of(small, TEXTS, CPU)
+        with gates_of_zero(unpruned.base, CASES[case].heads, CASES[case].neurons):
+            expected = logits_of(unpruned, TEXTS, CPU)
+        result = logits_of(small, TEXTS, CPU)
         # Measured: 1.4e-5 for MobileBERT, at most 1.6e-6 for the others, with logits up to 4: shorter sums.
         assert_equal_up_to_rounding(result, expected)
         assert float((result - logits_of(unpruned, TEXTS, CPU)).abs().max()) > 2e-3
@@ -101,7 +135,7 @@ def test_logits_of_the_pruned_model_equal_those_with_gates_of_zero(case: str, un
 
 def test_only_weights_of_the_heads_are_removed(case: str, unpruned: Classifier) -> None:
     """A pruned tensor, padded with zeros, equals the original wherever it is not zero."""
-    heads, small = CASES[case][2], pruned(unpruned, CASES[case][2])
+    heads, small = CASES[case].heads, pruned(unpruned, case)
     assert attention_sites(small.base) == [
         replace(
             site,
@@ -113,32 +147,47 @@ def test_only_weights_of_the_heads_are_removed(case: str, unpruned: Classifier) 
     ]
     original, remaining = unpruned.base.state_dict(), small.base.state_dict()
     assert original.keys() == remaining.keys()
+    networks = feed_forward_sites(unpruned.base) if CASES[case].neurons else []
+    neuron_paths = tuple(f"{path}." for network in networks for path in (*network.inputs, network.output))
+    head_paths = tuple(f"{attention_path(site)}." for site in attention_sites(unpruned.base)) + tuple(
+        f"{site.output}." for site in attention_sites(unpruned.base)
+    )
     changed = {name for name in original if original[name].shape != remaining[name].shape}
-    assert all(any(word in name for word in ("attention", "attn")) for name in changed)
+    assert all(name.startswith(head_paths + neuron_paths) for name in changed)
     assert all(original[name].equal(remaining[name]) for name in original.keys() - changed)
     padded = unpruned_copy(small.base).state_dict()
-    assert changed
-    for name in changed:
+    of_heads = {name for name in changed if name.startswith(head_paths)}
+    for name in of_heads:
         nonzero = padded[name] != 0
-        assert nonzero.any()
+        assert nonzero.any() == (remaining[name].numel() > 0)
         assert padded[name][nonzero].equal(original[name][nonzero])
+    assert bool(of_heads) == bool(heads)
+    for network in networks:
+        kept = sorted(set(range(network.num_neurons)) - set(CASES[case].neurons[network.layer]))
+        for path in network.inputs:
+            weight = f"{path}.weight"
+            assert remaining[weight].equal(original[weight][network.rows(kept)])
+        assert remaining[f"{network.output}.weight"].equal(original[f"{network.output}.weight"][:, kept])
 
 
 def test_a_pruned_model_is_the_same_after_reloading(
     case: str, unpruned: Classifier, accelerator: Accelerator, tmp_path: Path
 ) -> None:
-    small = pruned(unpruned, CASES[case][2])
+    small = pruned(unpruned, case)
     expected = logits_of(small, TEXTS, CPU)
     save_classifier(small, tmp_path / "model")
     shutil.move(tmp_path / "model", tmp_path / "moved")
     torch.manual_seed(99)
     reloaded = load_classifier(tmp_path / "moved")
     assert check_reload(small, reloaded, TEXTS, CPU) <= 1e-5
-    assert pruned_heads(reloaded.base.config) == CASES[case][2]
+    assert pruned_heads(reloaded.base.config) == CASES[case].heads
+    sizes = [network.num_neurons for network in (feed_forward_sites(reloaded.base) if CASES[case].neurons else [])]
+    assert feed_forward_sizes(reloaded.base.config) == dict(enumerate(sizes))
     save_classifier(reloaded, tmp_path / "twice")
     assert check_reload(small, load_classifier(tmp_path / "twice"), TEXTS, CPU) <= 1e-5
     first, second = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("moved", "twice"))
     assert first == second
+    assert (first["model_type"], first["family_model_type"]) == ("pruned_classifier", CASES[case].family)
     assert first["architectures"] == [type(unpruned.base).__name__]
     assert "torch_dtype" not in first
     SAVED[case] = (tmp_path / "moved", expected)
@@ -157,32 +206,30 @@ def test_a_pruned_model_in_bfloat16_is_the_same_after_reloading(
     classifier_json["source"]["dtype"] = "bfloat16"
     (tmp_path / "unpruned" / "classifier.json").write_text(json.dumps(classifier_json))
     bfloat16 = load_classifier(tmp_path / "unpruned")
-    small = pruned(bfloat16, CASES[case][2])
-    dtypes = {
-        name: parameter.dtype for name, parameter in bfloat16.base.named_parameters()
-    }  # DeBERTa's q_bias is float32
-    assert {name: parameter.dtype for name, parameter in small.base.named_parameters()} == dtypes
+    small = pruned(bfloat16, case)
+    dtypes = {name: tensor.dtype for name, tensor in bfloat16.base.state_dict().items()}  # DeBERTa's q_bias is float32
+    assert {name: tensor.dtype for name, tensor in small.base.state_dict().items()} == dtypes
     assert torch.bfloat16 in dtypes.values()
     save_classifier(small, tmp_path / "small")
     reloaded = load_classifier(tmp_path / "small")
-    if CASES[case][0] == "deberta":  # transformers 5.23 cannot run it in bfloat16, pruned or not
+    if CASES[case].family == "deberta":  # transformers 5.23 cannot run it in bfloat16, pruned or not
         assert all(tensor.equal(reloaded.base.state_dict()[name]) for name, tensor in small.base.state_dict().items())
     else:
         assert check_reload(small, reloaded, TEXTS, CPU) <= 1e-5
 
 
 def test_pruning_twice_equals_pruning_once(case: str, unpruned: Classifier) -> None:
-    _, _, heads = CASES[case]
-    once, twice = pruned(unpruned, heads).base, copied(unpruned).base
-    outputs = {site.output for site in attention_sites(twice) if site.layer == 0}
-    first = {site.layer: heads[site.layer] for site in attention_sites(twice) if site.output in outputs}
-    size = attention_sites(twice)[0].num_heads // attention_sites(twice)[0].num_key_value_heads
-    prune_heads(twice, first)
-    rest = {layer: numbers for layer, numbers in heads.items() if layer not in first}
-    prune_heads(twice, {layer: numbers[:size] for layer, numbers in rest.items()})
-    # The remaining heads were renumbered: subtract the number of heads pruned before them.
-    prune_heads(twice, {layer: [n - size for n in numbers[size:]] for layer, numbers in rest.items()})
+    heads, neurons = CASES[case].heads, CASES[case].neurons
+    once, twice = pruned(unpruned, case).base, copied(unpruned).base
+    site = attention_sites(twice)[0]
+    size = site.num_heads // site.num_key_value_heads
+    prune_heads(twice, {layer: numbers[:size] for layer, numbers in heads.items()})
+    prune_neurons(twice, {layer: numbers[:1] for layer, numbers in neurons.items()})
+    # The remaining heads and neurons were renumbered: subtract the number of those pruned before them.
+    prune_heads(twice, {layer: [n - size for n in numbers[size:]] for layer, numbers in heads.items()})
+    prune_neurons(twice, {layer: [n - 1 for n in numbers[1:]] for layer, numbers in neurons.items()})
     assert pruned_heads(twice.config) == pruned_heads(once.config) == heads
+    assert feed_forward_sizes(twice.config) == feed_forward_sizes(once.config)
     assert all(tensor.equal(twice.state_dict()[name]) for name, tensor in once.state_dict().items())
     assert sum(len(m._forward_pre_hooks) for m in twice.modules()) == sum(
         len(m._forward_pre_hooks) for m in once.modules()
@@ -192,7 +239,7 @@ def test_pruning_twice_equals_pruning_once(case: str, unpruned: Classifier) -> N
 
 
 def test_the_unpruned_copy_has_the_same_logits(case: str, unpruned: Classifier, tmp_path: Path) -> None:
-    small = pruned(unpruned, CASES[case][2])
+    small = pruned(unpruned, case)
     expected, before = logits_of(small, TEXTS, CPU), small.base.state_dict()
     plain = unpruned_copy(small.base)
     assert {name: t.shape for name, t in plain.state_dict().items()} == {
@@ -204,7 +251,7 @@ def test_the_unpruned_copy_has_the_same_logits(case: str, unpruned: Classifier, 
     assert_equal_up_to_rounding(logits_of(replace(small, model=plain), TEXTS, CPU), expected)
     plain.save_pretrained(tmp_path)
     small.tokenizer.save_pretrained(tmp_path)
-    assert "pruned_heads" not in json.loads((tmp_path / "config.json").read_text())
+    assert not {"pruned_heads", "feed_forward_sizes"} & json.loads((tmp_path / "config.json").read_text()).keys()
     if case != "multi_head_classifier":  # not in transformers
         ZEROED[case] = (tmp_path, expected)
 
@@ -256,9 +303,9 @@ def test_a_fresh_process_gives_the_same_logits(
 
 
 def test_every_family_is_tested_or_not_prunable() -> None:
-    tested = {family for family, _, _ in CASES.values()}
-    assert tested | {family for family in FAMILIES if FAMILIES[family].not_prunable} == set(FAMILIES)
-    assert len(tested) >= 29
-
-
-# One family each from here on.
+    assert {case.family for case in CASES.values()} | NOT_PRUNABLE == set(FAMILIES)
+    assert len(FAMILIES) >= 32
+    for case in CASES.values():
+        model = random_model(case.family, **case.changes)
+        assert bool(case.heads) != bool(FAMILIES[case.family].why_not_prunable(model.config))
+        assert bool(case.neurons) != bool(FAMILIES[case.family].feed_forward.why_not_prunable(model.config))

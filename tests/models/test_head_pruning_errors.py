@@ -11,8 +11,9 @@ from transformers import AutoModelForSequenceClassification
 from finetune.errors import ModelError
 from finetune.models.architectures import FAMILIES
 from finetune.models.classifier import Classifier
-from finetune.models.head_pruning import classifier_class, prune_heads, unpruned_copy
+from finetune.models.head_pruning import prune_heads
 from finetune.models.lora import Lora
+from finetune.models.pruned_model import classifier_class, unpruned_copy
 from tests.support.families import build, save_checkpoint
 from tests.support.gated_heads import PRUNED
 from tests.support.helpers import ROLES
@@ -91,7 +92,6 @@ def test_sparse_attention_is_rejected(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("heads", "message"),
     [
-        ({0: [0, 1, 2]}, "layer 0 would lose all its 3 heads; keep at least one"),
         ({1: [3]}, "layer 1 has no head 3; its heads are 0 to 2"),
         ({1: [-1]}, "layer 1 has no head -1"),
         ({2: [0]}, "there is no layer 2; layers are 0 to 1"),
@@ -104,9 +104,9 @@ def test_heads_that_cannot_be_pruned_are_rejected(bert: Classifier, heads: dict[
     assert all(tensor.equal(before[name]) for name, tensor in bert.base.state_dict().items())
 
 
-def test_a_layer_cannot_be_emptied_in_several_steps(bert: Classifier) -> None:
-    prune_heads(bert.base, PRUNED)
-    with pytest.raises(ModelError, match="layer 1 would lose all its 1 heads"):
+def test_an_empty_layer_has_no_head_to_prune(bert: Classifier) -> None:
+    prune_heads(bert.base, {1: [0, 1, 2]})
+    with pytest.raises(ModelError, match="layer 1 has no head 0; all its heads were removed"):
         prune_heads(bert.base, {1: [0]})
 
 
@@ -132,5 +132,5 @@ def test_a_family_outside_transformers_is_rejected(bert: Classifier) -> None:
     class UnknownConfig(type(bert.base.config)):  # type: ignore[misc]
         model_type = "bert"
 
-    with pytest.raises(ModelError, match="lists pruned heads, which is supported only for classifiers in transformers"):
+    with pytest.raises(ModelError, match="lists pruned parts, which is supported only for classifiers in transformers"):
         classifier_class(UnknownConfig(pruned_heads={"0": [1]}))

@@ -45,7 +45,7 @@ LORA = {
 }
 # The limit for rounding of finetune/models/precision.py; a wrong adapter differs by percents. Measured: 2e-7 at most.
 TOLERANCE = 1e-5
-PRUNED = {0: [1], 1: [0, 2]}
+PRUNED, PRUNED_NEURONS = {0: [1], 1: [0, 1, 2]}, {0: list(range(32)), 1: [5]}
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     adapted = trained(bases["bert"], Kind(THREE, LORA["pissa"]))
     models.add("merged", adapted, Kind(THREE))
     merge_classifier(adapted, root / "merged", TEXTS)
-    pruned = pruned_classifier(trained(bases["bert"], pairs), PRUNED)
+    pruned = pruned_classifier(trained(bases["bert"], pairs), PRUNED, PRUNED_NEURONS)
     save_classifier(pruned, root / "pruned")
     models.add("pruned", pruned, pairs)
     write_zeroed(pruned, root / "zeroed", PAIRS)
@@ -185,7 +185,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     adapted = trained(bases["bert"], Kind(TWO, PLAIN, pooling="mean"))
     models.add("pooled merged", adapted, Kind(TWO))
     merge_classifier(adapted, root / "pooled merged", TEXTS)
-    pruned = pruned_classifier(trained(bases["bert"], POOLED["pooled, pairs"]), PRUNED)
+    pruned = pruned_classifier(trained(bases["bert"], POOLED["pooled, pairs"]), PRUNED, PRUNED_NEURONS)
     save_classifier(pruned, root / "pooled pruned")
     models.add("pooled pruned", pruned, pairs)
     write_zeroed(pruned, root / "pooled zeroed", PAIRS)
@@ -249,7 +249,10 @@ def test_an_adapter_for_another_number_of_labels_than_its_base_needs_num_labels(
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("pruned", "You set `ignore_mismatched_sizes` to `False`"), ("toy", "multi_head_classifier")],
+    [
+        ("pruned", "has model type `pruned_classifier` but Transformers does not recognize"),
+        ("toy", "multi_head_classifier"),
+    ],
 )
 def test_a_model_that_no_stock_class_can_represent_is_never_opened(
     name: str, message: str, opened: dict[str, dict[str, Opened]]
@@ -275,7 +278,7 @@ def test_a_pooled_classifier_opens_with_the_code_that_comes_with_it(
     [
         *((name, "contains custom code which must be executed") for name in (*POOLED, "pooled merged")),
         *((name, "contains custom code which must be executed") for name in ("pooled pruned", "pooled zeroed")),
-        ("pooled pruned, trusted", "heads of this classifier were pruned; open it with finetune"),
+        ("pooled pruned, trusted", "parts of this classifier were pruned; open it with finetune"),
         *((name, "LORA of a pooled classifier; open it with finetune, or") for name in POOLED_ADAPTERS),
     ],
 )
