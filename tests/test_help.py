@@ -41,7 +41,7 @@ def test_an_unknown_topic_gives_one_error_message(
     assert main(["help", topic]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith(f"error: there is no guide on '{topic}'; topics are data-formats, ")
+    assert printed.err.startswith(f"error: there is no guide on '{topic}'; topics are claims, data-formats, ")
     assert printed.err.endswith(f"; did you mean '{suggestion}'?\n")
 
 

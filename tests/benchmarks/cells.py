@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+CELL_KEYS = {"data", "rows", "seed", "variant"}
 SAMPLE_SEED = 0  # of the scored rows, the same for every cell
 Line = dict[str, Any]
 
@@ -155,8 +156,8 @@ class ResultsLog:
         return read_lines(self.file)
 
     def finished(self) -> dict[Cell, Line]:
-        """Return the finished cells."""
-        return {cell_of(line): line for line in self.lines() if "score" in line}
+        """Return the finished cells: the lines that name a cell."""
+        return {cell_of(line): line for line in self.lines() if line.keys() >= CELL_KEYS}
 
     def append(self, line: Line) -> None:
         """Append one line; it is on the disk when this returns."""
@@ -256,7 +257,6 @@ def work(cells: Sequence[Cell], log: ResultsLog, run: Callable[[Cell], Line | No
 
 def describe(line: Line) -> str:
     """Return one line of text about a finished cell."""
-    return (
-        f"{line['data']} {line['rows']} seed {line['seed']} {line['variant']}: {line['metric']} {line['score']:.4f}, "
-        f"{line['steps']} steps in {line['train_seconds']:.0f} s"
-    )
+    parts = [f"{line['metric']} {line['score']:.4f}"] if "score" in line else []
+    parts += [f"{line['steps']} steps in {line['train_seconds']:.0f} s"] if "train_seconds" in line else []
+    return f"{line['data']} {line['rows']} seed {line['seed']} {line['variant']}: {', '.join(parts)}"

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 GUIDES = (
     "recipes", "data-formats", "long-texts", "tasks", "models", "runs", "report", "many-runs", "python", "predict",
     "probabilities", "demo", "head-analysis", "one-head-or-many", "pruning", "export", "publish", "distributed",
-    "performance", "data-quality", "troubleshooting",
+    "performance", "claims", "data-quality", "troubleshooting",
 )  # fmt: skip
 DOCUMENTS = ("README.md", *(f"finetune/docs/{name}.md" for name in GUIDES))
 
