@@ -28,7 +28,8 @@ from finetune.heads.importance_estimate import (
     mean_over_rows,
     removal_order,
 )
-from finetune.heads.learned import learned_gates, learned_order
+from finetune.heads.learned import learned_gates
+from finetune.heads.learned_order import ROW_PASSES, learned_order
 from finetune.heads.ranking_statistics import fold_stability, split_half_stability
 from finetune.heads.shapley import shapley_values
 from finetune.models.head_gates import head_gates
@@ -36,7 +37,7 @@ from finetune.progress import stage
 from finetune.recipe.names import HEAD_METHODS, ITERATIVE
 from finetune.runs.head_results import HeadScores, TauValue
 
-_GATE_STEPS, _ORDER_STEPS = 40, 8  # optimizer steps per fold of the two learned methods
+_GATE_STEPS = 40  # optimizer steps per fold of the learned gates
 _ROUNDS = 10  # of an iterative variant
 
 
@@ -121,7 +122,10 @@ METHODS: dict[str, Method] = {
         learned=True,
     ),
     "learned_order": Method(
-        lambda sample, budget: learned_order(sample, _ORDER_STEPS, budget.seed, budget.max_seconds), learned=True
+        lambda sample, budget: learned_order(
+            sample, ROW_PASSES if budget.row_passes is None else budget.row_passes, budget.seed, budget.max_seconds
+        ),
+        learned=True,
     ),
     "random": Method(lambda sample, budget: random_values(sample, budget.seed)),
 }

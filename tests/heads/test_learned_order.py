@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.heads import learned as module
-from finetune.heads.gated_forward import row_losses
+from finetune.heads import learned_order as module
+from finetune.heads.gated_forward import GatedRows, row_losses
+from finetune.heads.gradients import gradient_layer_norm
 from finetune.heads.importance_estimate import removal_order
-from finetune.heads.learned import draw_masks, learned_order
-from finetune.heads.pruning_curve import CurveSettings, pruning_curves
+from finetune.heads.learned_order import BATCH, draw_masks, initial_scores, learned_order
+from finetune.heads.pruning_curve import CurveSettings, gates_without, pruning_curves
 from finetune.models.head_pruning import prune_heads
 from tests.models.test_head_gates import bert
 from tests.support.helpers import sample_of
@@ -88,7 +89,7 @@ def test_missing_heads_are_not_sampled_or_counted() -> None:
 
 def test_the_learned_order_is_better_than_random_orders() -> None:
     sample = known_head(64)
-    result = learned_order(sample.subset(np.arange(32)), 10)
+    result = learned_order(sample.subset(np.arange(32)), 400)
     order = removal_order(result.values, sample.sites)
     assert order[-1] == THE_HEAD
     unseen = sample.subset(np.arange(32, 64))
@@ -98,33 +99,88 @@ def test_the_learned_order_is_better_than_random_orders() -> None:
     assert curves.random.mean < 0.9 < curves.curves[0].mean
 
 
-def test_learning_lowers_the_loss_over_all_shares(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    sample = sample_of(bert(tiny_bert))
-    initial = {"values": np.random.default_rng(0).random((2, 3))}
-    monkeypatch.setattr(module, "gradient_layer_norm", lambda sample: type("Start", (), initial)())  # a random start
+def test_learning_corrects_a_wrong_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = known_head(32)
+    wrong = torch.tensor([[[0.0, 1.0, -2.0, 2.0]]])  # THE_HEAD is removed first
+    monkeypatch.setattr(module, "initial_scores", lambda *args: wrong.expand(4, 1, 4))
 
     def mean_loss(values: np.ndarray) -> float:
-        order, gates, losses = removal_order(values, sample.sites), sample.gates(), []
-        for cell in order[:-2]:
-            gates[cell] = 0
-            losses.append(row_losses(sample, gates).mean())
-        return float(np.mean(losses))
+        order = removal_order(values, sample.sites)
+        return float(np.mean([row_losses(sample, gates_without(sample, order[:n])).mean() for n in (1, 2, 3)]))
 
-    learned = module._learn_scores(sample, 60, 0, iter(range(60)))
-    assert mean_loss(learned) < mean_loss(initial["values"]) - 0.05
-    assert mean_loss(learned) < mean_loss(-learned) - 0.05
+    learned = learned_order(sample).values
+    assert removal_order(learned, sample.sites)[-1] == THE_HEAD
+    assert mean_loss(learned) < mean_loss(wrong[0].numpy()) - 0.5
+
+
+@pytest.mark.parametrize("row_passes", [1, 9, 42, 43, 300])
+def test_no_more_row_passes_than_the_budget(row_passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample, passes = known_head(64), list[np.ndarray]()
+    original = module.gate_gradients
+
+    def counted(rows: GatedRows, *gates: torch.Tensor) -> np.ndarray:
+        passes.append(rows.rows)
+        return original(rows, *gates)
+
+    monkeypatch.setattr(module, "gate_gradients", counted)
+    result = learned_order(sample, row_passes)
+    steps = (row_passes - row_passes // 4) // BATCH
+    assert [len(rows) for rows in passes[1:]] == [BATCH] * steps
+    assert len(passes[0]) == min(64, row_passes - steps * BATCH)
+    drawn = np.concatenate([*passes[1:], np.array([], dtype=int)])
+    assert np.ptp(np.bincount(drawn, minlength=64)) <= 1  # no row is used twice before all are used once
+    assert result.note == f"initial scores from {len(passes[0])} rows; steps of 32 rows: {steps}"
+
+
+def test_a_small_budget_gives_the_order_of_the_gradient(tiny_bert: Path) -> None:
+    sample = sample_of(bert(tiny_bert))
+    values = learned_order(sample, 30).values
+    assert removal_order(values, sample.sites) == removal_order(gradient_layer_norm(sample).values, sample.sites)
+
+
+def test_folds_start_apart_and_their_mean_is_the_order_of_all_rows(tiny_bert: Path) -> None:
+    sample, folds = sample_of(bert(tiny_bert)), np.array([0, 1, 2, 0, 1, 2])
+    scores = initial_scores(sample, folds, 4)  # no row of the last fold
+    ranks = gradient_layer_norm(sample).values.ravel().argsort().argsort().reshape(2, 3)
+    torch.testing.assert_close(scores.mean(0), torch.tensor(4 * ((ranks + 1) / 6 - 0.5)).float())
+    own = [gradient_layer_norm(sample.subset(sample.rows[folds == fold])).values for fold in range(3)]
+    own_ranks = torch.tensor(np.stack([values.ravel().argsort().argsort() for values in [*own, ranks]])).reshape(
+        4, 2, 3
+    )
+    difference = scores - 4 * own_ranks / 6
+    torch.testing.assert_close(difference, difference[:1].expand(4, 2, 3), atol=1e-5, rtol=1e-5)
+
+
+def test_the_scores_do_not_depend_on_the_folds(tiny_bert: Path) -> None:
+    """The mean over folds moves as one set of scores would: Adam's averages written out."""
+    torch.manual_seed(0)
+    mask, folds = torch.tensor([[True, True, True], [True, True, False]]), np.array([0, 1, 1, 3, 0])  # none of fold 2
+    start = torch.randn(4, 2, 3, dtype=torch.float64)
+    learner, scores = module._Learner(start, mask), start.mean(0)
+    mean, square = torch.zeros(2, 3, dtype=torch.float64), torch.tensor(0.0)
+    for step in range(3):
+        gradients = torch.randn(5, 2, 3, dtype=torch.float64)
+        learner.step(gradients, folds, rate=0.2)
+        direction = gradients.mean(0)
+        direction = torch.where(mask, direction - direction[mask].mean(), 0)
+        mean, square = 0.9 * mean + 0.1 * direction, 0.95 * square + 0.05 * (direction[mask] ** 2).mean()
+        scores = scores - 0.2 * mean / (1 - 0.9 ** (step + 1)) / (square / (1 - 0.95 ** (step + 1))) ** 0.5
+    torch.testing.assert_close(learner.scores.mean(0), scores)
+    moved = (learner.scores - start)[:, mask].abs().amax(1)
+    assert (moved > 0).tolist() == [True, True, False, True]
 
 
 def test_folds_give_errors_and_one_row_gives_none(tiny_bert: Path) -> None:
     classifier = bert(tiny_bert)
     prune_heads(classifier.base, {1: [0]})
     sample = sample_of(classifier)
-    result, single_row = learned_order(sample, 3), learned_order(sample.subset(sample.rows[:1]), 1)
+    result, single_row = learned_order(sample, 150), learned_order(sample.subset(sample.rows[:1]), 50)
     assert result.errors is not None
+    assert result.folds is not None
     assert single_row.errors is None
-    for table in (result.values, result.errors, single_row.values):
+    for table in (result.values, result.errors, single_row.values, *result.folds):
         assert np.isnan(table).tolist() == [[False] * 3, [False, False, True]]
-    assert result.note == "4 folds of 1 rows, at most 3 steps of 32 rows each"
-    same = learned_order(sample, 3)
+    np.testing.assert_allclose(result.values, result.folds.mean(0), atol=1e-12)
+    np.testing.assert_allclose(result.errors, result.folds.std(0, ddof=1) / 2, atol=1e-12)
+    same = learned_order(sample, 150)
     np.testing.assert_array_equal(same.values, result.values)

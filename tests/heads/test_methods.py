@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from finetune.errors import ModelError
 from finetune.heads import methods
 from finetune.heads.gated_forward import GatedRows, gated_logits
-from finetune.heads.learned import learned_gates, learned_order
+from finetune.heads.learned import learned_gates
 from finetune.heads.methods import METHODS, Budget, measure_importance
 from finetune.models.head_pruning import prune_heads
 from finetune.recipe.evaluation_section import HeadImportanceSection
@@ -195,5 +195,7 @@ def test_learned_methods_stop_in_time_and_use_all_rows(known: GatedRows, method:
     scores = measure_importance(sample, method, steps=1, seed=0, max_seconds=1e-9)
     assert scores.rows == len(sample)  # rows are never skipped, only steps
     assert scores.errors_over == "4 folds"
-    single_step = learned_order(sample, 1) if method == "learned_order" else learned_gates(sample, 1)
-    assert_equal_up_to_rounding(np.array(scores.values, dtype=float), single_step.values)  # exactly one step per fold
+    if method == "learned_order":
+        assert scores.note == "initial scores from 48 rows; steps of 32 rows: 1"
+    else:  # exactly one step per fold
+        assert_equal_up_to_rounding(np.array(scores.values, dtype=float), learned_gates(sample, 1).values)

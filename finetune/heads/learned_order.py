@@ -1,0 +1,176 @@
+"""A removal order of the heads that is learned by removing heads, with the weights of the model fixed.
+
+N rows, B batch, L layers, H heads, F folds, P heads of all layers together
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+from torch.nn import functional as F
+
+from finetune.data.sampler import plan_scoring
+from finetune.heads.gated_forward import GatedRows, broadcast_decision, gate_gradients
+from finetune.heads.importance_estimate import Estimate, layer_normalized, mean_over_rows
+from finetune.heads.learned import FOLDS
+from finetune.models.head_gates import head_mask
+from finetune.progress import stage
+
+ROW_PASSES = 1024  # by default
+BATCH = 32  # rows per step, each with its own draw of masks
+_SPAN = 4.0  # the initial scores are evenly spaced over this range
+_NOISE = 0.3  # temperature of the noise on scores, and width of the zone around the threshold that a step moves
+_RATE = 0.2  # learning rate of the first step; it decays to a tenth of this value
+_SHARES = (0.05, 0.95)  # smallest and largest share of heads removed
+
+
+def learned_order(
+    sample: GatedRows, row_passes: int = ROW_PASSES, seed: int = 0, max_seconds: float | None = None
+) -> Estimate:
+    """Return scores whose order keeps the expected loss low over all shares of heads removed.
+
+    In each step every row draws a share s between 5 and 95 %. Logistic noise is added to the scores, and the heads
+    with the lowest noisy scores, a share s of all, are gated to 0, except the best head of each layer. The gradient
+    with respect to the gates, removed ones included, is passed straight through the threshold to the scores, weighted
+    by how close a head is to the threshold (straight-through estimator, Bengio et al. 2013). The scores thus descend
+    on what the mean of a pruning curve measures, with the loss in place of the metric. Differentiable subset pruning
+    (Li et al. 2021) learns a subset for one number of heads; here one order serves all numbers.
+
+    The initial scores are the ranks of the layer-normalized gradient. They take a quarter of the row passes, and the
+    steps the rest; with too few for a step, they are the result.
+
+    The rows are divided into four folds. Each fold has its own scores, which only the gradients of its own rows move.
+    The masks are drawn from the mean of the folds' scores, which is the result. The standard error is over folds.
+
+    Args:
+        row_passes: largest number of forward and backward passes of one row.
+        max_seconds: time limit of the steps; at least one is taken.
+    """
+    steps = num_steps(row_passes)
+    rng = np.random.default_rng(seed)
+    folds = rng.permutation(np.arange(len(sample)) % FOLDS)  # (N,)
+    first = rng.permutation(len(sample))[: row_passes - steps * BATCH]  # positions of the rows of the initial scores
+    scores = initial_scores(sample.subset(sample.rows[first]), folds[first], min(FOLDS, len(sample)))
+    learner = _Learner(scores, torch.from_numpy(head_mask(sample.sites)))
+    noise, history, started = torch.Generator().manual_seed(seed), [learner.scores], time.perf_counter()
+    with stage("steps", total=steps) as progress:
+        for step, batch in enumerate(_batches(sample, steps, rng)):
+            limited = step > 0 and max_seconds is not None
+            late = limited and time.perf_counter() - started > (max_seconds or 0)
+            if limited and broadcast_decision(sample.accelerator, late):
+                break
+            rows = sample.subset(sample.rows[batch])
+            gates, weights = draw_masks(learner.scores.mean(0), len(rows), noise)  # (B, L, H) each
+            gradients = torch.from_numpy(gate_gradients(rows, gates.to(sample.accelerator.device)))  # (B, L, H)
+            learner.step(gradients * weights, folds[batch], rate=_RATE * (1 - 0.9 * step / steps))
+            history.append(learner.scores)
+            progress.advance()
+    table = (
+        torch.stack(history[len(history) // 2 :]).double().mean(0).numpy()
+    )  # (F, L, H): the second half of the steps
+    table[:, ~head_mask(sample.sites)] = np.nan
+    errors = table.std(0, ddof=1) / math.sqrt(len(table)) if len(table) > 1 else None
+    note = f"initial scores from {len(first)} rows; steps of {BATCH} rows: {len(history) - 1}"
+    return Estimate(table.mean(0), errors, note=note, folds=table)
+
+
+def num_steps(row_passes: int) -> int:
+    """Return the number of steps that are left after the initial scores, which take a quarter of the row passes."""
+    return (row_passes - row_passes // 4) // BATCH
+
+
+def initial_scores(sample: GatedRows, folds: np.ndarray, num_folds: int) -> Tensor:
+    """Return the scores of each fold before the first step, (F, L, H); minus infinity where there is no head.
+
+    Their mean are the ranks of the layer-normalized gradient of all rows, evenly spaced. The folds differ from it as
+    the ranks of their own rows do from each other.
+
+    Args:
+        folds: the fold of each row, (N,).
+    """
+    mask = head_mask(sample.sites)
+    values = np.abs(gate_gradients(sample))  # (N, L, H)
+
+    def spaced(contributions: np.ndarray) -> np.ndarray:
+        ranks = stats.rankdata(layer_normalized(mean_over_rows(contributions)).values[mask])
+        scores: np.ndarray = _SPAN * (ranks / len(ranks) - 0.5)
+        return scores
+
+    own = np.stack([spaced(values[folds == fold] if (folds == fold).any() else values) for fold in range(num_folds)])
+    scores = torch.full((num_folds, *mask.shape), -math.inf)
+    scores[:, torch.from_numpy(mask)] = torch.as_tensor(spaced(values) + own - own.mean(0), dtype=torch.float32)
+    return scores
+
+
+def _batches(sample: GatedRows, steps: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Return the positions of the rows of each step, (B,): rows of similar length, each as often as the others."""
+    rounds = [rng.permutation(len(sample)) for _ in range(math.ceil(steps * BATCH / len(sample)))]
+    drawn = np.concatenate([np.array([], dtype=int), *rounds])[: steps * BATCH]
+    batches = plan_scoring(sample.split.lengths[sample.rows[drawn]], BATCH) if steps else []
+    rng.shuffle(batches)
+    return [drawn[batch] for batch in batches]
+
+
+@dataclass
+class _Learner:
+    """The scores of each fold, (F, L, H), and the running averages of Adam.
+
+    Adam has one scale for all heads and folds: a head whose gradient is small should move little.
+    """
+
+    scores: Tensor
+    mask: Tensor  # (L, H): which cells are heads
+    mean: Tensor | float = 0.0
+    square: Tensor | float = 0.0
+    steps: int = 0
+
+    def step(self, gradients: Tensor, folds: np.ndarray, *, rate: float) -> None:
+        """Move the scores of each fold against the mean gradient of its rows.
+
+        The mean over folds moves against the mean gradient of the batch, however many rows a fold has in it.
+
+        Args:
+            gradients: of the rows' scores, (B, L, H).
+            folds: the fold of each row, (B,).
+        """
+        count = len(self.scores)
+        parts = [gradients[torch.from_numpy(folds == fold)].sum(0) * count / len(gradients) for fold in range(count)]
+        directions = torch.stack(parts)  # (F, L, H)
+        centered = directions - directions[:, self.mask].mean(1)[:, None, None]  # only the order matters
+        directions = torch.where(self.mask, centered, 0)
+        self.steps += 1
+        self.mean = 0.9 * self.mean + 0.1 * directions
+        self.square = 0.95 * self.square + 0.05 * directions.mean(0)[self.mask].square().mean()
+        scale = (self.square / (1 - 0.95**self.steps)) ** 0.5 + 1e-12
+        self.scores = self.scores - rate * self.mean / (1 - 0.9**self.steps) / scale
+
+
+def draw_masks(scores: Tensor, num_rows: int, noise: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return random masks of the heads that each row keeps, and the weight of the gradient of each head.
+
+    Args:
+        scores: (L, H); minus infinity where there is no head.
+
+    Returns:
+        masks of 0 and 1, (N, L, H), which keep the best head of each layer; weights in [0, 1], (N, L, H): 1 for a
+        head at the threshold between kept and removed heads, and falling with the distance from it.
+    """
+    count = int(torch.isfinite(scores).sum())
+    low, high = _SHARES
+    spread = (torch.randperm(num_rows, generator=noise) + torch.rand(num_rows, generator=noise)) / num_rows
+    keep = ((1 - low - (high - low) * spread) * count).round().long().clamp(1, count)  # (N,)
+    uniform = torch.rand(num_rows, *scores.shape, generator=noise).clamp(1e-6, 1 - 1e-6)
+    noisy = scores + _NOISE * torch.logit(uniform)  # (N, L, H)
+    descending = noisy.flatten(1).sort(dim=1, descending=True).values  # (N, P)
+    last_kept, first_removed = (descending.gather(1, index.clamp(max=count - 1)[:, None]) for index in (keep - 1, keep))
+    threshold = ((last_kept + first_removed) / 2)[..., None]  # (N, 1, 1)
+    best = F.one_hot(noisy.argmax(-1), scores.shape[1]).to(noisy.dtype)  # (N, L, H)
+    masks = torch.maximum((noisy >= threshold).to(noisy.dtype), best)
+    closeness = torch.sigmoid((noisy - threshold) / _NOISE)
+    return masks, 4 * closeness * (1 - closeness)
