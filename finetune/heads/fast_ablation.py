@@ -94,7 +94,8 @@ def logits_without(
     without = []
     for layer, ablated in enumerate(heads):
         parts = [ablated[start : start + heads_per_pass] for start in range(0, len(ablated), heads_per_pass)]
-        logits = torch.cat([_ablated_pass(reuse, inputs, stored, full, layer, part) for part in parts])  # (H, B, C)
+        passes = [_ablated_pass(reuse, inputs, stored, full, layer, part) for part in parts]
+        logits = torch.cat([full.new_empty(0, *full.shape), *passes])  # (H, B, C)
         without.append(logits.transpose(0, 1))
     return full, without
 

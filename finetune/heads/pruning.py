@@ -69,12 +69,12 @@ def heads_to_prune(
         )
     groups: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for site in sites:
-        size = site.num_heads // site.num_key_value_heads
+        size = site.num_heads // max(1, site.num_key_value_heads)  # an empty layer has neither
         for head in range(site.num_heads):
             groups.setdefault((site.output, head // size), []).append((site.layer, head))
     remaining = math.floor(share * len(heads) + 1e-9)  # 0.29 * 100 is a little less than 29
     chosen: dict[int, list[int]] = {site.layer: [] for site in sites}
-    max_removed = {site.layer: site.num_heads - site.num_heads // site.num_key_value_heads for site in sites}
+    max_removed = {site.layer: site.num_heads - site.num_heads // max(1, site.num_key_value_heads) for site in sites}
     for group in sorted(groups.values(), key=lambda group: sum(positions[head] for head in group) / len(group)):
         if len(group) > remaining:
             break

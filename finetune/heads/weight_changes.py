@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from finetune.errors import ModelError
 from finetune.heads.gated_forward import GatedRows, gated_logits
@@ -41,6 +41,7 @@ from finetune.models.lora import merge_adapters
 from finetune.models.losses import divergence, per_example_loss
 from finetune.models.pretrained import load_config, model_load_errors
 from finetune.models.pruned_config import pruned_heads
+from finetune.models.pruned_model import classifier_class
 from finetune.progress import stage
 from finetune.runs.head_results import HeadChanges
 
@@ -133,11 +134,11 @@ def load_base(classifier: Classifier) -> PreTrainedModel:
             "this classifier was built from scratch (model.model_type): there is no base checkpoint to compare with; "
             "fine-tune a pretrained one (model.model_name_or_path)"
         )
-    load_config(source)  # refuses a config.json that would run code or fill memory
+    config = load_config(source)  # refuses a config.json that would run code or fill memory
     base: PreTrainedModel
     with model_load_errors(source), torch.random.fork_rng(devices=[]):  # the unused classification head is random
-        base = AutoModelForSequenceClassification.from_pretrained(
-            source.location(), ignore_mismatched_sizes=True, **source.loading_options()
+        base = classifier_class(config).from_pretrained(
+            source.location(), config=config, ignore_mismatched_sizes=True, **source.loading_options()
         )
     base.eval()
     return base
@@ -212,7 +213,7 @@ def matched_heads(plain: PreTrainedModel, base: PreTrainedModel) -> list[Matched
     heads = []
     for site, before in zip(attention_sites(plain), attention_sites(base), strict=True):
         output: Any = plain.get_submodule(site.output)
-        width = int(output.weight.shape[1]) // site.num_heads
+        width = int(output.weight.shape[1]) // max(1, site.num_heads)  # no head is left in an empty layer
         base_numbers = _original_numbers(base, before)
         for number, original in enumerate(_original_numbers(plain, site)):
             if original not in base_numbers:

@@ -110,8 +110,8 @@ def align_head_to_labels(
         checkpoint_config: the checkpoint's own config.
         info: the loader's report.
     """
-    shapes = {name: p.shape for name, p in model.named_parameters()}
-    encoder = set(missing_encoder_weights(model, shapes))  # their shapes differ too if heads were pruned
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    encoder = set(missing_encoder_weights(model, shapes))  # their shapes differ too if parts were pruned
     per_label = [name for name, p in wider.named_parameters() if name not in encoder and p.shape != shapes[name]]
     if any(item[0] in per_label for item in info["mismatched_keys"]):
         return AlignedHead(

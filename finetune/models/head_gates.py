@@ -64,8 +64,9 @@ def heads_off(base: PreTrainedModel, heads: Sequence[tuple[int, int]]) -> Iterat
         if not 0 <= layer < len(sites):
             raise ModelError(f"heads_off: there is no layer {layer}; layers are 0 to {len(sites) - 1}")
         if not 0 <= head < sites[layer].num_heads:
-            last = sites[layer].num_heads - 1
-            raise ModelError(f"heads_off: layer {layer} has no head {head}; its heads are 0 to {last}")
+            count = sites[layer].num_heads
+            has = f"its heads are 0 to {count - 1}" if count else "all its heads were removed"
+            raise ModelError(f"heads_off: layer {layer} has no head {head}; {has}")
         if gates[layer, head] == 0:
             raise ModelError(f"heads_off: head ({layer}, {head}) is given twice; give each head once")
         gates[layer, head] = 0

@@ -49,7 +49,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str]) -> peft.Pef
     """Return the model with adapters on exactly the requested projections.
 
     Modules with new parameters are trained and saved in full. A projection that is fused (several roles) or shared
-    (several layers) is adapted once.
+    (several layers) is adapted once, and those of a layer without heads are skipped.
 
     Args:
         new: names of parameters that the checkpoint did not contain.
@@ -209,7 +209,7 @@ def _chosen_sites(sites: Sequence[AttentionSite], lora: Lora) -> list[AttentionS
     unknown = sorted(set(lora.layers or ()) - {site.layer for site in sites})
     if unknown:
         raise ModelError(f"peft.layers_to_transform: there is no layer {unknown[0]}; layers are 0 to {len(sites) - 1}")
-    return [site for site in sites if lora.layers is None or site.layer in lora.layers]
+    return [site for site in sites if site.num_heads and (lora.layers is None or site.layer in lora.layers)]
 
 
 def _ranks_by_path(sites: Sequence[AttentionSite], lora: Lora) -> dict[str, int]:

@@ -126,15 +126,17 @@ def test_leave_one_out_counts_are_those_of_each_row(tiny_bert: Path, problem_typ
     assert sum(test.lost + test.gained for test in result.tests) > 0
 
 
-def test_layers_with_different_numbers_of_heads(tiny_bert: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("removed", [[1, 2], [0, 1, 2]])
+def test_layers_with_different_numbers_of_heads(tiny_bert: Path, tmp_path: Path, removed: list[int]) -> None:
     classifier, split = case(tiny_bert, "single_label_classification")
-    prune_heads(classifier.base, {0: [1, 2]})
+    prune_heads(classifier.base, {0: removed})
+    heads = [(0, head) for head in range(3 - len(removed))] + [(1, 0), (1, 1), (1, 2)]
     result = analyze(replace(classifier, source=None), {"train": split, "validation": split}, section_with())
     for scores in result.methods:
-        assert sorted(scores.order) == [(0, 0), (1, 0), (1, 1), (1, 2)]
-        assert scores.values[0][1:] == [None, None]
+        assert sorted(scores.order) == heads
+        assert scores.values[0].count(None) == len(removed)
     assert result.leave_one_out is not None
-    assert [(test.layer, test.head) for test in result.leave_one_out.tests] == [(0, 0), (1, 0), (1, 1), (1, 2)]
+    assert [(test.layer, test.head) for test in result.leave_one_out.tests] == heads
     write_json(tmp_path / "heads.json", result)
     assert read_json(tmp_path / "heads.json", HeadAnalysis) == result
 

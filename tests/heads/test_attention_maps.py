@@ -77,9 +77,10 @@ def test_attention_weights_equal_a_numpy_computation_for_any_padding(
 
 def test_missing_heads_of_a_layer_have_nan(tiny_bert: Path) -> None:
     classifier = bert(tiny_bert)
-    prune_heads(classifier.base, {0: [0]})
-    result = confidence(sample_of(classifier))
-    assert np.isnan(result.values).tolist() == [[False, False, True], [False] * 3]
+    for heads, missing in (({0: [0]}, [False, False, True]), ({0: [0, 1]}, [True] * 3)):
+        prune_heads(classifier.base, heads)
+        result = confidence(sample_of(classifier))
+        assert np.isnan(result.values).tolist() == [missing, [False] * 3]
 
 
 def test_the_attention_implementation_is_restored_even_after_an_error(

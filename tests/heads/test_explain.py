@@ -61,16 +61,18 @@ def test_head_effects_equal_turning_heads_off_one_by_one(classifier: Classifier)
     assert_equal_up_to_rounding(explain.head_effects(classifier, inputs, TARGETS, reuse=reuse), expected)
 
 
-def test_pruned_heads_have_no_effect_and_no_attention(tiny_bert: Path) -> None:
+@pytest.mark.parametrize("removed", [[0, 2], [0, 1, 2]])
+def test_pruned_heads_have_no_effect_and_no_attention(tiny_bert: Path, removed: list[int]) -> None:
     classifier = BUILDERS[0](tiny_bert)
-    prune_heads(classifier.base, {1: [0, 2]})
+    prune_heads(classifier.base, {1: removed})
     inputs = explain.tokenized(classifier, [SENTENCES])
     targets = explain.predicted_targets(classifier.base.eval()(**inputs).logits)
     exact, first_order = explain.head_effects(classifier, inputs), explain.first_order_head_effects(classifier, inputs)
     assert_equal_up_to_rounding(exact, effects_one_by_one(classifier, inputs, targets))
     for effects in (exact, first_order):
-        assert np.isnan(effects).any(0).tolist() == [[False] * 3, [False, True, True]]
-    assert explain.attention_of(classifier, inputs)[0].keys() == {(0, 0), (0, 1), (0, 2), (1, 0)}
+        assert np.isnan(effects).any(0).tolist() == [[False] * 3, [len(removed) == 3, True, True]]
+    remaining = {(0, 0), (0, 1), (0, 2), (1, 0)} - {(1, head) for head in removed if len(removed) == 3}
+    assert explain.attention_of(classifier, inputs)[0].keys() == remaining
     assert explain.attention_of(classifier, inputs, [(1, 2)])[0] == {}
 
 
