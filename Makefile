@@ -4,7 +4,7 @@ RUN ?= runs/toy
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 
-.PHONY: install format lint test test-gpu soak eval bench bench-accuracy bench-heads bench-export bench-predict bench-report bench-interop \
+.PHONY: install format lint test test-gpu soak eval bench bench-accuracy bench-heads bench-pruning bench-export bench-predict bench-report bench-interop \
 	bench-inference bench-intervals bench-defaults bench-peers bench-coverage bench-label-errors bench-data claims toy clean
 
 install: $(SETUP)
@@ -92,6 +92,12 @@ bench-heads: $(SETUP)
 claims: $(SETUP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.claims --data $(DATA)
 	$(BIN)/python -m tests.benchmarks.claims --write
+
+# Prunes models of sst2, trec and banking77 (DATA as above) to twice the speed, without and with recovery fine-tuning: two
+# hours, with training. The results are kept in tests/benchmarks/results/pruning.json; for the tables of the guide:
+# python -m tests.benchmarks.pruning --write
+bench-pruning: $(SETUP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.pruning --data $(DATA) --runs runs/bench-pruning
 
 # Speed of inference on the texts of the finished run in RUN (and of RUN/pruned, if it exists): about 10 minutes on a
 # machine with no other load.

@@ -46,21 +46,34 @@ def _with_runs(parser: argparse.ArgumentParser, overrides: str = "") -> argparse
 
 
 def _add_prune(commands: Commands) -> None:
-    prune = with_run(
-        add_command(commands, "prune", _prune, "remove heads from a finished run's model, and compare before and after")
-    )
+    summary = "make a finished run's model faster by removing heads and neurons, and compare before and after"
+    prune = with_run(add_command(commands, "prune", _prune, summary))
     choice = prune.add_mutually_exclusive_group(required=True)
-    choice.add_argument("--share", type=float, metavar="S", help="prune this share of all heads, between 0 and 1")
+    choice.add_argument(
+        "--speedup",
+        type=float,
+        metavar="S",
+        help="prune heads and neurons until the model is S times as fast, such as 2",
+    )
     choice.add_argument(
         "--keep-within",
         type=float,
         metavar="D",
-        help="prune as many heads as keep the validation score within D of the full model's",
+        help="prune to the fastest model whose validation score stays within D of the full model's, such as 0.01",
     )
+    choice.add_argument("--share", type=float, metavar="S", help="prune this share of all heads, between 0 and 1")
     choice.add_argument("--heads", type=_head_list, metavar="L.H,...", help="prune these heads, such as 0.3,2.7")
-    prune.add_argument("--method", help="the ranking to prune from (default: the leading one of the run's analysis)")
+    prune.add_argument("--heads-only", action="store_true", help="with --speedup or --keep-within: keep all neurons")
+    prune.add_argument(
+        "--method", help="with --share: the ranking to prune from (default: the leading one of the run's analysis)"
+    )
     prune.add_argument(
         "--heal", type=int, default=0, metavar="EPOCHS", help="epochs of recovery fine-tuning afterwards (default: 0)"
+    )
+    prune.add_argument(
+        "--no-control",
+        action="store_true",
+        help="with --heal: do not train the unpruned model for the same steps, which shows what training alone gains",
     )
     prune.add_argument("--output", type=Path, help="the folder to write (default: RUN/pruned)")
 
@@ -123,12 +136,19 @@ def heads(args: Arguments) -> None:
 def _prune(args: Arguments) -> None:
     from finetune.pipeline.head_choice import HeadChoice, check_choice, check_epochs
 
-    choice = HeadChoice(share=args.share, keep_within=args.keep_within, heads=args.heads, method=args.method)
+    choice = HeadChoice(
+        speedup=args.speedup,
+        keep_within=args.keep_within,
+        share=args.share,
+        heads=args.heads,
+        method=args.method,
+        heads_only=args.heads_only,
+    )
     check_choice(choice)
     check_epochs(args.heal)
     with loading_libraries():
         from finetune.pipeline.prune import prune
-    prune(args.run, args.overrides, heal_epochs=args.heal, output=args.output, **choice)
+    prune(args.run, args.overrides, heal_epochs=args.heal, control=not args.no_control, output=args.output, **choice)
 
 
 # Commands that run in one process only: with several, each would write the same files.

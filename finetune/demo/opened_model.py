@@ -12,9 +12,10 @@ from finetune.models.classifier import Classifier
 from finetune.models.cpu_kernels import keep_freed_memory
 from finetune.pipeline.launch_checks import threads_per_process
 from finetune.pipeline.load_classifier import load_with_text_columns
-from finetune.runs.head_results import HeadScores, PruningResult
+from finetune.runs.head_results import HeadScores
 from finetune.runs.json_files import read_json
 from finetune.runs.predictions import PredictedRow, first_predictions, read_predictions, worst_predictions
+from finetune.runs.pruning_result import PruningResult
 from finetune.runs.run_files import read_heads
 from finetune.runs.run_folder import RunFolder, SeriesFolder
 from finetune.runs.series import is_series, read_series

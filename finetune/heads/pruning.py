@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import copy
 import math
-import statistics
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -20,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from finetune.errors import ModelError
-from finetune.heads.gated_forward import frozen
+from finetune.heads.latency import BATCH_SIZE, timed_passes, tokenized_batches
 from finetune.models.attention_sites import AttentionSite, attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import logits_of
@@ -31,11 +29,9 @@ from finetune.models.head_pruning import prune_heads
 from finetune.models.lora import merge_adapters
 from finetune.models.neuron_gates import neuron_gates
 from finetune.models.neuron_pruning import prune_neurons
-from finetune.models.precision import without_flash_attention
 from finetune.models.pretrained import Source, load_config
 from finetune.models.pruned_model import classifier_class, unpruned_copy
 from finetune.models.saving import save_classifier
-from finetune.progress import stage
 from finetune.runs.results import ModelCost
 
 _CPU = torch.device("cpu")
@@ -184,55 +180,23 @@ def _check_equal(logits: Tensor, expected: Tensor, classifier: Classifier, what:
     return difference
 
 
-@torch.no_grad()
 def measure_speed(
     before: Classifier,
     after: Classifier,
     texts: Sequence[Sequence[str]],
     *,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     rounds: int = 5,
     device: torch.device = _CPU,
 ) -> tuple[float, float]:
     """Return rows per second of both classifiers in evaluation mode, measured interleaved; compare their ratio.
 
-    Each value is the median over the rounds, after one warm-up round. Tokenization is not timed; rows of similar
-    length share a batch. Adapters cost time, so `before` should be merged: `pruned_classifier(classifier, {})`.
+    See `timed_passes`. Tokenization is not timed. Adapters cost time, so `before` should be merged:
+    `pruned_classifier(classifier, {})`.
     """
-    rows = sorted(texts, key=lambda row: sum(map(len, row)))
-    batches = []
-    for start in range(0, len(rows), batch_size):
-        columns = [list(column) for column in zip(*rows[start : start + batch_size], strict=True)]
-        inputs = before.tokenizer(
-            *columns, truncation=True, max_length=before.max_length, padding=True, return_tensors="pt"
-        )
-        batches.append(inputs.to(device))
-
-    def seconds(classifier: Classifier) -> float:
-        synchronize()
-        start = time.perf_counter()
-        for inputs in batches:
-            classifier.model(**inputs)
-        synchronize()
-        return time.perf_counter() - start
-
-    synchronize = torch.get_device_module(device).synchronize
-    pair = (before, after)
-    times: tuple[list[float], list[float]] = ([], [])
-    with (
-        without_flash_attention(before.model),
-        without_flash_attention(after.model),
-        frozen(before.model.to(device)),
-        frozen(after.model.to(device)),
-        stage("measuring speed", total=rounds + 1) as progress,
-    ):
-        for number in range(-1, rounds):  # the first round is the warm-up
-            for which in (0, 1) if number % 2 else (1, 0):  # the order alternates
-                elapsed = seconds(pair[which])
-                if number >= 0:
-                    times[which].append(elapsed)
-            progress.advance()
-    return len(rows) / statistics.median(times[0]), len(rows) / statistics.median(times[1])
+    batches = tokenized_batches(before, texts, device, batch_size)
+    seconds = timed_passes([before, after], batches, device, rounds)
+    return len(texts) / seconds[0], len(texts) / seconds[1]
 
 
 def footprint(classifier: Classifier, folder: Path, rows_per_second: float) -> ModelCost:

@@ -1,34 +1,39 @@
-"""The command `prune`: remove heads from a finished run's model, fine-tune it to recover, compare, save."""
+"""The command `prune`: remove heads and neurons from a finished run's model, fine-tune it to recover, compare, save."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
 from finetune.errors import DataError, ModelError
-from finetune.evaluation.prediction import predict
-from finetune.heads.pruning import check_pruned, footprint, measure_speed, pruned_classifier, write_zeroed
+from finetune.evaluation.paired_differences import paired_differences
+from finetune.evaluation.prediction import Predictions, predict
+from finetune.heads.pruning import check_pruned, footprint, pruned_classifier, write_zeroed
 from finetune.models.architectures import family_of
 from finetune.models.attention_sites import attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import check_reload
+from finetune.models.feed_forward_sites import feed_forward_sites
 from finetune.models.loading import load_classifier
 from finetune.models.saving import save_classifier
 from finetune.out_of_memory import report_out_of_memory
-from finetune.pipeline.choose_heads import choose_heads
+from finetune.pipeline.choose_sizes import Removal, choose_parts
 from finetune.pipeline.finished_run import FinishedRun, finished_folder, open_run
 from finetune.pipeline.head_choice import HeadChoice, check_choice, check_epochs
 from finetune.pipeline.recovery import recovery_finetune
 from finetune.progress import stage
-from finetune.report.terminal import print_pruning
-from finetune.runs.head_results import PruningResult
+from finetune.report.pruning_terminal import print_pruning
 from finetune.runs.json_files import write_json
 from finetune.runs.new_dirs import atomic_new_dir, check_dir_is_free, lock_new_dir
+from finetune.runs.pruning_result import PruningResult, StateDifference
+from finetune.runs.results import ModelCost
 from finetune.runs.run_files import read_heads
 
-_SPEED_ROWS = 256
+_NO_COST = ModelCost(0, 0, 0.0)
+Scored = dict[str, Predictions]  # predictions by split
 
 
 @report_out_of_memory()
@@ -37,22 +42,24 @@ def prune(
     overrides: Sequence[str] = (),
     *,
     heal_epochs: int = 0,
+    control: bool = True,
     output: Path | None = None,
     **choice: Unpack[HeadChoice],
 ) -> PruningResult:
-    """Remove heads from a finished run's model, save it, and return scores, size and speed before and after.
+    """Remove heads and neurons from a finished run's model, save it, and return scores, size and speed.
 
-    Heads are chosen by a ranking from training or validation rows and, for `keep_within`, by the validation score.
-    Test rows are scored, but never used to choose heads.
+    What is removed is chosen by training rows and, for `keep_within`, by the validation score. Test rows are scored,
+    but never used to choose.
 
     Args:
         overrides: to the run's recipe, as `section.key=value`.
-        heal_epochs: epochs of recovery fine-tuning by the run's recipe.
+        heal_epochs: epochs of recovery fine-tuning by the run's recipe, with the unpruned model as the teacher.
+        control: with recovery fine-tuning, also train the unpruned model for the same steps, to compare.
         output: the folder to write; None: `pruned` in the run folder.
-        choice: exactly one of `share`, `keep_within` and `heads`, and a `method`; see `HeadChoice`.
+        choice: exactly one of `speedup`, `keep_within`, `share` and `heads`, and what belongs to it; see `HeadChoice`.
 
     Raises:
-        FinetuneError: the folder contains no finished run, the output folder is not empty, or the heads cannot be
+        FinetuneError: the folder contains no finished run, the output folder is not empty, or nothing can be
             removed.
     """
     check_choice(choice)
@@ -65,7 +72,7 @@ def prune(
     with open_run(Path(path), overrides, read_only_ok=output is not None) as run, lock_new_dir(target):
         _check_run(run, choice)
         with stage("pruning"):
-            result = _prune(run, choice, heal_epochs, target)
+            result = _prune(run, choice, heal_epochs, target, control=control)
         print_pruning(run.context.console, result, str(target))
     return result
 
@@ -78,26 +85,26 @@ def _check_run(run: FinishedRun, choice: HeadChoice) -> None:
     if reason := family_of(config).why_not_prunable(config):
         raise ModelError(f"heads of a '{config.model_type}' model can be masked, but not pruned: {reason}")
     if choice.get("keep_within") is not None and "validation" not in run.inputs.splits:
-        raise DataError("keep_within needs validation rows, and the run has none; use share")
+        raise DataError("keep_within needs validation rows, and the run has none; use speedup or share")
 
 
-def _prune(run: FinishedRun, choice: HeadChoice, heal_epochs: int, target: Path) -> PruningResult:
-    """Remove heads from the run's model and write the pruned model to `target`."""
-    classifier = run.inputs.classifier
-    with stage("choosing the heads to prune"):
-        removed, chosen_by = choose_heads(run, choice)
-    if not any(removed.values()):
-        raise DataError(f"nothing to prune: {chosen_by}; increase share or keep_within")
-    pruned = pruned_classifier(classifier, removed)
-    unpruned = pruned_classifier(classifier, {})  # with adapters merged, for a fair comparison
-    difference = check_pruned(classifier, pruned, removed, run.inputs.sample_texts())
-    scores_before, scores_after = _score_splits(run, unpruned), _score_splits(run, pruned)
-    scores_healed = None
+def _prune(run: FinishedRun, choice: HeadChoice, heal_epochs: int, target: Path, *, control: bool) -> PruningResult:
+    """Remove parts of the run's model and write the pruned model to `target`."""
+    unpruned = pruned_classifier(run.inputs.classifier, {})  # with adapters merged, for a fair comparison
+    with stage("choosing what to prune"):
+        removal = choose_parts(run, unpruned, choice)
+    pruned, texts = removal.pruned, run.inputs.sample_texts()
+    difference = check_pruned(removal.classifier, pruned, removal.heads, texts, removal.neurons)
+    states: dict[str, Scored] = {"before": _predictions(run, unpruned)}
+    if removal.is_refitted:
+        states["cut"] = _predictions(run, pruned_classifier(unpruned, removal.heads, removal.neurons))
+    states["after"] = _predictions(run, pruned)
     if heal_epochs:
-        pruned = recovery_finetune(run, pruned, heal_epochs)
-        scores_healed = _score_splits(run, pruned)
-    with stage("measuring speed"):
-        speeds = measure_speed(unpruned, pruned, _speed_texts(run), device=run.context.accelerator.device)
+        pruned = recovery_finetune(run, pruned, heal_epochs, teacher=unpruned)
+        states["healed"] = _predictions(run, pruned)
+        if control:
+            trained = recovery_finetune(run, pruned_classifier(unpruned, {}), heal_epochs)
+            states["control"] = _predictions(run, trained)
     with (
         stage("saving the pruned model"),
         tempfile.TemporaryDirectory() as unpruned_folder,
@@ -105,20 +112,67 @@ def _prune(run: FinishedRun, choice: HeadChoice, heal_epochs: int, target: Path)
     ):
         _write_models(run, pruned, temporary)
         save_classifier(unpruned, Path(unpruned_folder))
-        result = PruningResult(
-            chosen_by=chosen_by,
-            heads={str(layer): list(heads) for layer, heads in sorted(removed.items()) if heads},
-            share=sum(map(len, removed.values())) / sum(site.num_heads for site in attention_sites(classifier.base)),
+        result = replace(
+            _result(run, removal, states),
             difference=difference,
-            scores_before=scores_before,
-            scores_after=scores_after,
             heal_epochs=heal_epochs,
-            scores_healed=scores_healed,
-            before=footprint(unpruned, Path(unpruned_folder), speeds[0]),
-            after=footprint(pruned, temporary / "model", speeds[1]),
+            requested_speedup=choice.get("speedup"),
+            before=footprint(unpruned, Path(unpruned_folder), removal.speeds[0]),
+            after=footprint(pruned, temporary / "model", removal.speeds[1]),
         )
         write_json(temporary / "pruning.json", result)
     return result
+
+
+def _result(run: FinishedRun, removal: Removal, states: dict[str, Scored]) -> PruningResult:
+    """Return the sizes and scores; the rest of the result has placeholders."""
+    names = run.context.recipe.evaluation.metrics
+    scores = {
+        state: {split: predictions.metrics(names) for split, predictions in scored.items()}
+        for state, scored in states.items()
+    }
+    heads = sum(site.num_heads for site in attention_sites(run.inputs.classifier.base))
+    metric = run.context.recipe.toolkit_metrics()[0]
+    pairs = [("before", state) for state in states if state != "before"]
+    pairs += [("control", "healed")] if "control" in states else []
+    return PruningResult(
+        chosen_by=removal.chosen_by,
+        heads={str(layer): list(parts) for layer, parts in sorted(removal.heads.items()) if parts},
+        share=sum(map(len, removal.heads.values())) / heads,
+        difference=0.0,
+        scores_before=scores["before"],
+        scores_after=scores["after"],
+        heal_epochs=0,
+        scores_healed=scores.get("healed"),
+        before=_NO_COST,
+        after=_NO_COST,
+        remaining_heads=[site.num_heads for site in attention_sites(removal.pruned.base)],
+        remaining_neurons=_num_neurons(removal.pruned),
+        scores_cut=scores.get("cut"),
+        scores_control=scores.get("control"),
+        metric=metric,
+        differences=[_difference(states, pair, split, metric) for pair in pairs for split in states["before"]],
+    )
+
+
+def _difference(states: dict[str, Scored], pair: tuple[str, str], split: str, metric: str) -> StateDifference:
+    """Return the second state's metric minus the first's on the rows of a split, with its paired interval."""
+    first, second = (states[state][split] for state in pair)
+    values = paired_differences(
+        (first.predicted_labels(), second.predicted_labels()),
+        first.labels,
+        [metric],
+        num_classes=first.logits.shape[1],
+    )
+    return StateDifference(pair[0], pair[1], split, values[metric])
+
+
+def _num_neurons(classifier: Classifier) -> list[int]:
+    """Return the number of feed-forward neurons of each layer, or [] if they cannot be counted."""
+    try:
+        return [site.num_neurons for site in feed_forward_sites(classifier.base)]
+    except ModelError:
+        return []
 
 
 def _write_models(run: FinishedRun, pruned: Classifier, folder: Path) -> None:
@@ -129,18 +183,10 @@ def _write_models(run: FinishedRun, pruned: Classifier, folder: Path) -> None:
     write_zeroed(pruned, folder / "zeroed", texts)
 
 
-def _score_splits(run: FinishedRun, classifier: Classifier) -> dict[str, dict[str, float | None]]:
-    """Return loss and the recipe's metrics on every held-out split."""
-    recipe = run.context.recipe
-    batch_size = recipe.evaluation.per_device_eval_batch_size
-    scores: dict[str, dict[str, float | None]] = {}
-    for name, split in run.inputs.held_out_splits().items():
-        predictions = predict(classifier, split, batch_size=batch_size, accelerator=run.context.accelerator)
-        scores[name] = predictions.metrics(recipe.evaluation.metrics)
-    return scores
-
-
-def _speed_texts(run: FinishedRun) -> list[tuple[str, ...]]:
-    """Return the texts of _SPEED_ROWS training rows, repeated if there are fewer."""
-    texts = run.inputs.sample_texts(_SPEED_ROWS)
-    return [texts[index % len(texts)] for index in range(_SPEED_ROWS)]
+def _predictions(run: FinishedRun, classifier: Classifier) -> Scored:
+    """Return the predictions on every held-out split."""
+    batch_size = run.context.recipe.evaluation.per_device_eval_batch_size
+    return {
+        name: predict(classifier, split, batch_size=batch_size, accelerator=run.context.accelerator)
+        for name, split in run.inputs.held_out_splits().items()
+    }

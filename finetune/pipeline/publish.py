@@ -20,9 +20,9 @@ from finetune.report.card import render_card
 from finetune.report.card_metadata import CardSubject
 from finetune.report.page import render_report
 from finetune.report.run_record import RunRecord, read_record
-from finetune.runs.head_results import PruningResult
 from finetune.runs.json_files import damaged_file, read_bytes, read_json
 from finetune.runs.locks import locked_folder
+from finetune.runs.pruning_result import PruningResult
 from finetune.runs.results import MetricValue, SplitScores
 from finetune.runs.run_files import existing_run
 from finetune.runs.run_folder import RunFolder

@@ -1,8 +1,9 @@
-"""Recovery fine-tuning: train a pruned classifier with the recipe of its run."""
+"""Recovery fine-tuning: train a pruned classifier by the recipe of its run, with the unpruned one as its teacher."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import peft
@@ -17,13 +18,19 @@ from finetune.pipeline.prepare import frozen_layers_cached, layers_compiled
 from finetune.recipe.schema import PeftSection
 from finetune.training.auto_settings import RunSize, fill_in
 from finetune.training.build import Hyperparameters, build_trainer
+from finetune.training.distillation import distillation_from
 from finetune.training.schedule import make_plan
 
 
-def recovery_finetune(run: FinishedRun, pruned: Classifier, epochs: int) -> Classifier:
+def recovery_finetune(
+    run: FinishedRun, pruned: Classifier, epochs: int, teacher: Classifier | None = None
+) -> Classifier:
     """Return the pruned classifier after `epochs` of training with the run's recipe.
 
     If the run trained adapters, new ones are trained, and merged at the end.
+
+    Args:
+        teacher: the classifier whose predictions are learned; None: the labels are.
     """
     training = {"num_train_epochs": epochs, "max_steps": None}
     recipe = run.context.recipe.model_copy(
@@ -44,8 +51,9 @@ def recovery_finetune(run: FinishedRun, pruned: Classifier, epochs: int) -> Clas
     recipe, _ = fill_in(recipe, size)
     plan = make_plan(recipe, rows=rows, processes=1)
     context = replace(run.context, recipe=recipe)
-    context.print_line(f"Recovery fine-tuning: {plan.total_steps} steps.")
+    context.print_line(f"{'Control' if teacher is None else 'Recovery'} fine-tuning: {plan.total_steps} steps.")
     with (
+        nullcontext() if teacher is None else distillation_from(teacher, context.accelerator) as distillation,
         frozen_layers_cached(context, replace(run.inputs, classifier=trained)) as cached,
         layers_compiled(context, trained),
     ):
@@ -53,7 +61,12 @@ def recovery_finetune(run: FinishedRun, pruned: Classifier, epochs: int) -> Clas
             trained,
             cached.splits["train"],
             replace(plan, save_every=None, patience=None),
-            Hyperparameters(recipe.training, recipe.seed, recipe.peft.loraplus_lr_ratio if recipe.peft else None),
+            Hyperparameters(
+                recipe.training,
+                recipe.seed,
+                recipe.peft.loraplus_lr_ratio if recipe.peft else None,
+                distillation=distillation,
+            ),
             context.accelerator,
         )
         trainer.fit(context.folder.checkpoints, print_line=context.print_line)  # the plan saves no checkpoint

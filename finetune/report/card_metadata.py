@@ -11,7 +11,7 @@ from finetune.recipe.hub_names import hub_id
 from finetune.recipe.named_metrics import find_metric
 from finetune.recipe.schema import Recipe
 from finetune.report.run_record import RunRecord
-from finetune.runs.head_results import PruningResult
+from finetune.runs.pruning_result import PruningResult
 
 _TASK = "text-classification"
 _OWN_MODEL_TYPE = "multi_head_classifier"  # of models/toy_classifier.py, which transformers does not know

@@ -1,4 +1,4 @@
-"""Terminal tables of data, scores, head importance and pruning.
+"""Terminal tables of data, scores, head importance.
 
 L layers, H heads
 """
@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from finetune.runs.baselines import BaselineComparison
-from finetune.runs.head_results import HeadAnalysis, PruningResult, RankAgreement
+from finetune.runs.head_results import HeadAnalysis, RankAgreement
 from finetune.runs.results import MetricValue, SplitScores, SplitSummary, format_number
 
 _MAX_LABELS = 8
@@ -217,45 +217,6 @@ def print_agreement(console: Console, method: str, pairs: Sequence[RankAgreement
     print_line(console, f"Kendall's tau between the runs' rankings by {method}, with 95 % intervals over heads")
     for pair in pairs:
         print_line(console, f"  {escape(pair.first)}, {escape(pair.second)}: {escape(pair.tau.text())}")
-
-
-def print_pruning(console: Console, result: PruningResult, folder: str) -> None:
-    """Print the share of heads that pruning removed, the scores before and after, model size and speed."""
-    count = sum(map(len, result.heads.values()))
-    print_line(console, f"Removed {count} head{'s' * (count > 1)} ({result.share:.0%}): {escape(result.chosen_by)}.")
-    states = [("all heads", result.scores_before), ("pruned", result.scores_after)]
-    if result.scores_healed is not None:
-        states.append(
-            (f"fine-tuned for {result.heal_epochs} epoch{'s' * (result.heal_epochs > 1)}", result.scores_healed)
-        )
-    table = Table()
-    table.add_column("metric", overflow="fold")
-    for name, _ in states:
-        table.add_column(name, justify="right", overflow="fold")
-    for split, metrics in result.scores_before.items():
-        for metric in metrics:
-            table.add_row(f"{split} {metric}", *(format_number(scores[split][metric], 4) for _, scores in states))
-    if table.row_count:
-        console.print(table)
-    else:
-        print_line(console, "There are no validation or test rows, so there are no scores.")
-    if "within" in result.chosen_by:
-        print_line(
-            console,
-            "The validation rows chose the number of heads, so their score after pruning is slightly optimistic.",
-        )
-    before, after = result.before, result.after
-    gain = after.rows_per_second / before.rows_per_second
-    print_line(
-        console,
-        f"Parameters {before.parameters:,} to {after.parameters:,}; {before.model_bytes / 1e6:.3g} to "
-        f"{after.model_bytes / 1e6:.3g} MB on disk; {before.rows_per_second:.0f} to {after.rows_per_second:.0f} rows/s "
-        f"({gain:.2f} times); the two measurements were interleaved.",
-    )
-    print_line(
-        console,
-        f"Pruned model: {escape(folder)}/model; for plain transformers, with the heads zeroed: {escape(folder)}/zeroed",
-    )
 
 
 def _score(value: float) -> str:

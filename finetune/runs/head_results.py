@@ -1,4 +1,4 @@
-"""The results of head analysis and pruning, as stored in `heads.json` and `pruning.json`.
+"""The results of head analysis, as stored in `heads.json`.
 
 L layers, H heads
 """
@@ -6,8 +6,6 @@ L layers, H heads
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-from finetune.runs.results import ModelCost
 
 HeadTable = list[list[float | None]]  # (L, H); None if a layer does not have the head
 
@@ -241,30 +239,3 @@ class HeadAnalysis:
     changes: HeadChanges | None = None
     changes_agreement: ChangeAgreement | None = None
     warnings: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class PruningResult:
-    """The result of pruning heads.
-
-    Attributes:
-        chosen_by: how the heads were chosen.
-        heads: the removed heads by layer, numbered as in the model before pruning.
-        share: share of all heads that was removed.
-        difference: largest difference of a logit, before recovery fine-tuning, between the pruned model and the full
-            model with the same heads gated.
-        scores_before, scores_after, scores_healed: metrics by split, None if undefined.
-        before, after: parameters, bytes on disk and speed; `before` has its adapters merged, and the two speeds are
-            from interleaved measurements.
-    """
-
-    chosen_by: str
-    heads: dict[str, list[int]]
-    share: float
-    difference: float
-    scores_before: dict[str, dict[str, float | None]]
-    scores_after: dict[str, dict[str, float | None]]
-    heal_epochs: int
-    scores_healed: dict[str, dict[str, float | None]] | None
-    before: ModelCost
-    after: ModelCost

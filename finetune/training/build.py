@@ -24,6 +24,7 @@ from finetune.models.speedups import sped_up
 from finetune.models.target_scaling import StandardizedOutput, standardize_output
 from finetune.recipe.training_section import TrainingSection
 from finetune.training.averaging import WeightAverage
+from finetune.training.distillation import Distillation
 from finetune.training.embedding_subset import EmbeddingSubset, make_embedding_subset
 from finetune.training.fsdp import is_sharded, prepare_model
 from finetune.training.label_weights import loss_options
@@ -47,12 +48,14 @@ class Hyperparameters:
         loraplus_lr_ratio: the recipe's `peft.loraplus_lr_ratio`; None: one learning rate for all.
         standardize_targets: whether a regression trains on standardized targets; False for a run that resumes from a
             checkpoint of an earlier version, which did not.
+        distillation: from a teacher; None: only the labels are learned.
     """
 
     training: TrainingSection
     seed: int
     loraplus_lr_ratio: float | None = None
     standardize_targets: bool = True
+    distillation: Distillation | None = None
 
 
 def build_trainer(
@@ -103,7 +106,7 @@ def build_trainer(
         ),
         prepared_optimizer,
         scheduler,
-        _objective(classifier, module, split, training, accelerator.device),
+        _objective(classifier, module, split, hyperparameters, accelerator.device),
         accelerator,
         training,
         batch_size=plan.batch_size // accelerator.num_processes,
@@ -126,7 +129,7 @@ def _objective(
     classifier: Classifier,
     module: nn.Module,
     split: EncodedSplit,
-    training: TrainingSection,
+    hyperparameters: Hyperparameters,
     device: torch.device,
 ) -> Objective:
     """Return the training objective.
@@ -134,6 +137,7 @@ def _objective(
     Raises:
         TrainingError: the weights of the labels name an unknown label.
     """
+    training = hyperparameters.training
     options = loss_options(training, torch.as_tensor(split.labels), classifier.label_names, device)
     return Objective(
         classifier.problem_type,
@@ -142,6 +146,7 @@ def _objective(
         training.contrastive_weight,
         training.contrastive_temperature,
         output_layer(module, len(classifier.label_names)) if training.contrastive_weight else None,
+        hyperparameters.distillation,
     )
 
 

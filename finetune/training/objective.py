@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from finetune.data.batching import LocalBatch
 from finetune.models.losses import PLAIN, LossOptions, divergence, per_example_loss, supervised_contrastive_loss
 from finetune.models.pooled_classifier import pool
+from finetune.training.distillation import Distillation
 from finetune.training.training_model import TrainingModel
 
 
@@ -32,6 +33,7 @@ class Objective:
         contrastive_weight: weight of the supervised contrastive term; 0: none.
         contrastive_temperature: its temperature.
         output_layer: the layer that computes the logits, whose input is the state of an example; None without contrast.
+        distillation: from a teacher; None: only the labels are learned.
     """
 
     problem_type: str
@@ -40,6 +42,7 @@ class Objective:
     contrastive_weight: float = 0.0
     contrastive_temperature: float = 0.1
     output_layer: nn.Module | None = None
+    distillation: Distillation | None = None
 
     def losses(self, model: TrainingModel, batch: LocalBatch) -> Tensor:
         """Return the loss of each example of a batch, (B,), in float32.
@@ -59,6 +62,8 @@ class Objective:
         with recorded_inputs(self.output_layer) as states:
             logits = model.logits(inputs)
         losses = per_example_loss(logits, labels, self.problem_type, self.loss_options)
+        if self.distillation is not None:
+            losses = self.distillation.losses(inputs, logits, losses, self.problem_type)
         if self.contrastive_weight:
             state = mean_state(states[-1], inputs["attention_mask"])
             contrast = supervised_contrastive_loss(state, labels, self.contrastive_temperature)

@@ -10,8 +10,8 @@ from finetune.errors import DataError
 from finetune.heads.pruning import pruned_classifier
 from finetune.models.saving import save_classifier
 from finetune.pipeline.load_classifier import load_classifier
-from finetune.runs.head_results import PruningResult
 from finetune.runs.json_files import write_json
+from finetune.runs.pruning_result import PruningResult
 from finetune.runs.results import ModelCost
 from finetune.runs.run_files import read_heads
 from finetune.runs.run_folder import RunFolder

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -208,29 +207,6 @@ def test_the_check_detects_wrong_heads_and_wrong_weights(tiny_bert: Path) -> Non
 def test_adapters_are_not_written_as_zeros(tiny_bert: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="merge the adapters first"):
         write_zeroed(bert_lora(tiny_bert), tmp_path, TEXTS)
-
-
-class _RecordsCalls(nn.Module):
-    """A model that records its name at each call."""
-
-    def __init__(self, name: str, calls: list[str]) -> None:
-        super().__init__()
-        self.name, self.calls = name, calls
-
-    def forward(self, **inputs: torch.Tensor) -> None:
-        assert not torch.is_grad_enabled()
-        assert not self.training
-        self.calls.append(self.name)
-
-
-def test_speed_measurements_are_interleaved(tiny_bert: Path) -> None:
-    original, calls = bert(tiny_bert), list[str]()
-    pair = [replace(original, model=_RecordsCalls(name, calls)) for name in "ba"]
-    before, after = measure_speed(*pair, TEXTS, batch_size=4, rounds=4)
-    assert before > 0
-    assert after > 0
-    assert "".join(calls) == "bbaa" + "aabb" + "bbaa" + "aabb" + "bbaa"  # two batches; the first round is a warm-up
-    assert pair[0].model.training
 
 
 def test_measuring_speed_does_not_change_the_classifiers(tiny_bert: Path) -> None:

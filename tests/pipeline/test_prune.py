@@ -19,8 +19,9 @@ from finetune.models.classifier import Classifier
 from finetune.models.comparison import logits_of
 from finetune.models.loading import load_classifier
 from finetune.pipeline.prune import prune
-from finetune.runs.head_results import HeadAnalysis, PruningResult
+from finetune.runs.head_results import HeadAnalysis
 from finetune.runs.json_files import read_json
+from finetune.runs.pruning_result import PruningResult
 from tests.support.finished_runs import HEADS, LAYERS, SCRATCH, contents, finished, recipe
 from tests.support.helpers import FLOAT32, assert_equal_up_to_rounding
 from tests.support.pruning import prune_run
@@ -91,7 +92,7 @@ def test_a_pruned_model_with_adapters_loads_in_finetune_and_in_transformers(adap
 
 @pytest.mark.parametrize("choice", [{}, {"method": "gradient"}, {"share": 0.5, "keep_within": 0.1}])
 def test_exactly_one_way_to_choose_heads_is_needed(small_run: Path, choice: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match="give one of share, keep_within and heads"):
+    with pytest.raises(DataError, match="give one of speedup, keep_within, share and heads"):
         prune(small_run, **choice)
 
 
@@ -119,12 +120,16 @@ def test_the_pruning_result_is_returned_and_saved(run: Path) -> None:
         (["--heads", "9.9"], "there is no layer 9; layers are 0 to 1"),
         (["--heads", "1.9"], "layer 1 has no head 9; its heads are 0 to 3"),
         (["--heads", "0.2,1.1,0.2"], "heads names 0.2 twice; name each head once"),
-        (["--heads", "0.0,0.1,0.2,0.3"], "layer 0 would lose all its 4 heads; keep at least one"),
         (["--share", "0.5", "--method", "gradeint"], "method is 'gradeint'; it must be one of gradient, .*did you"),
         (
             ["--heads", "0.1", "--method", "gradient"],
-            "method ranks the heads to choose from, but heads names them",
+            "method ranks the heads from which share prunes; give it with share, or remove it",
         ),
+        (["--speedup", "2", "--method", "gradient"], "method ranks the heads from which share prunes"),
+        (["--share", "0.5", "--heads-only"], "heads_only restricts speedup and keep_within; .* so remove it"),
+        (["--speedup", "1"], "speedup is 1; it must be above 1: 2 means twice as fast as before"),
+        (["--speedup", "nan"], "speedup is nan; it must be above 1"),
+        (["--speedup", "inf"], "speedup is inf; it must be above 1"),
     ],
 )
 def test_a_mistake_gives_one_error_message_and_nothing_is_written(
@@ -200,7 +205,7 @@ def test_a_run_without_validation_rows_or_analysis(tmp_path: Path, capsys: pytes
     run = finished(tmp_path, content)
     before = contents(run)
     assert main(["prune", str(run), "--keep-within", "0.1"]) == 2
-    assert "keep_within needs validation rows, and the run has none; use share" in capsys.readouterr().err
+    assert "keep_within needs validation rows, and the run has none; use speedup or share" in capsys.readouterr().err
     assert contents(run) == before
     pruning = prune_run(run, "--share", "0.5", "--method", "gradient")
     assert "a share of 0.5 by gradient on 48 train rows" in pruning.chosen_by

@@ -223,4 +223,7 @@ def test_a_pruned_model_is_published_with_its_own_scores(
         assert card.data.library_name == library
         values = [(r.dataset_split, r.metric_value) for r in card.data.eval_results or ()]
         assert values == [(split, scores["accuracy"]) for split, scores in result["scores_after"].items()]
-        assert "2 attention heads (33 %) were removed: " in card.text
+        assert (
+            "Removed 2 heads (33%); heads per layer: 2, 2; feed-forward neurons per layer: 32, 32. Chosen by: "
+            in card.text
+        )

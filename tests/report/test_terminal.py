@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from finetune.report.pruning_terminal import print_pruning
 from finetune.report.terminal import (
     _score,
     evaluation_line,
@@ -13,7 +14,6 @@ from finetune.report.terminal import (
     print_data,
     print_heads,
     print_line,
-    print_pruning,
     print_scores,
 )
 from finetune.runs.baselines import BaselineComparison, BaselineInfo, BaselineScores, SplitComparison
@@ -22,11 +22,11 @@ from finetune.runs.head_results import (
     HeadScores,
     PruningCurve,
     PruningCurves,
-    PruningResult,
     RandomBand,
     RankAgreement,
     TauValue,
 )
+from finetune.runs.pruning_result import PruningResult
 from finetune.runs.results import MetricValue, ModelCost, SplitScores, SplitSummary
 
 
@@ -133,7 +133,7 @@ def test_no_table_is_truncated_at_80_columns(width: int, scale: float) -> None:
     output = text.getvalue()
     assert "…" not in output
     assert f"{_score(scale / 3)}" in output  # the last column
-    assert "Removed 1 head (10%): named were 0.1." in output
+    assert "Removed 1 head (10%). Chosen by: named were 0.1." in output
     assert "fine-tuned" in output
     assert "109,483,778" in output
     assert "runs/one, runs/two: 0.50 [0.40, 0.60]" in output
