@@ -15,7 +15,6 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
-from finetune.data.sampler import plan_scoring
 from finetune.heads.gated_forward import GatedRows, broadcast_decision, gate_gradients
 from finetune.heads.importance_estimate import Estimate, layer_normalized, mean_over_rows
 from finetune.heads.learned import FOLDS
@@ -23,7 +22,8 @@ from finetune.models.head_gates import head_mask
 from finetune.progress import stage
 
 ROW_PASSES = 1024  # by default
-BATCH = 32  # rows per step, each with its own draw of masks
+START_ROWS = 256  # for the initial scores, at most
+BATCH = 32  # rows of a fold per step, each with its own draw of masks
 _SPAN = 4.0  # the initial scores are evenly spaced over this range
 _NOISE = 0.3  # temperature of the noise on scores, and width of the zone around the threshold that a step moves
 _RATE = 0.2  # learning rate of the first step; it decays to a tenth of this value
@@ -42,47 +42,54 @@ def learned_order(
     on what the mean of a pruning curve measures, with the loss in place of the metric. Differentiable subset pruning
     (Li et al. 2021) learns a subset for one number of heads; here one order serves all numbers.
 
-    The initial scores are the ranks of the layer-normalized gradient. They take a quarter of the row passes, and the
-    steps the rest; with too few for a step, they are the result.
+    The initial scores are the ranks of the layer-normalized gradient, from at most 256 rows. The other row passes are
+    for the steps; with too few for a step, the order is that of the layer-normalized gradient.
 
-    The rows are divided into four folds. Each fold has its own scores, which only the gradients of its own rows move.
-    The masks are drawn from the mean of the folds' scores, which is the result. The standard error is over folds.
+    The rows are divided into four folds, and each fold learns its own scores. The result is their mean. Its standard
+    error, over folds, thus contains the choice of rows and the randomness of training.
 
     Args:
         row_passes: largest number of forward and backward passes of one row.
         max_seconds: time limit of the steps; at least one is taken.
     """
-    steps = num_steps(row_passes)
-    rng = np.random.default_rng(seed)
-    folds = rng.permutation(np.arange(len(sample)) % FOLDS)  # (N,)
-    first = rng.permutation(len(sample))[: row_passes - steps * BATCH]  # positions of the rows of the initial scores
-    scores = initial_scores(sample.subset(sample.rows[first]), folds[first], min(FOLDS, len(sample)))
-    learner = _Learner(scores, torch.from_numpy(head_mask(sample.sites)))
-    noise, history, started = torch.Generator().manual_seed(seed), [learner.scores], time.perf_counter()
+    rng, num_folds = np.random.default_rng(seed), min(FOLDS, len(sample))
+    start_rows = min(len(sample), row_passes, START_ROWS)
+    steps = (row_passes - start_rows) // (num_folds * BATCH)
+    shuffled = rng.permutation(len(sample))  # position n is in fold n modulo F
+    first = sample.subset(sample.rows[shuffled[:start_rows]])
+    scores = initial_scores(first, np.arange(start_rows) % num_folds, num_folds)
+    batches = [_batches(shuffled[fold::num_folds], steps, rng) for fold in range(num_folds)]
+    trainers = [ScoreTrainer(scores[fold], torch.from_numpy(head_mask(sample.sites))) for fold in range(num_folds)]
+    noise, history, started = torch.Generator().manual_seed(seed), [scores], time.perf_counter()
     with stage("steps", total=steps) as progress:
-        for step, batch in enumerate(_batches(sample, steps, rng)):
+        for step in range(steps):
             limited = step > 0 and max_seconds is not None
             late = limited and time.perf_counter() - started > (max_seconds or 0)
             if limited and broadcast_decision(sample.accelerator, late):
                 break
-            rows = sample.subset(sample.rows[batch])
-            gates, weights = draw_masks(learner.scores.mean(0), len(rows), noise)  # (B, L, H) each
-            gradients = torch.from_numpy(gate_gradients(rows, gates.to(sample.accelerator.device)))  # (B, L, H)
-            learner.step(gradients * weights, folds[batch], rate=_RATE * (1 - 0.9 * step / steps))
-            history.append(learner.scores)
+            rows = sample.subset(sample.rows[np.concatenate([fold[step] for fold in batches])])
+            draws = [draw_masks(trainer.scores, BATCH, noise) for trainer in trainers]
+            gates, weights = (torch.cat(parts) for parts in zip(*draws, strict=True))  # (F * B, L, H) each
+            gradients = torch.from_numpy(gate_gradients(rows, gates.to(sample.accelerator.device)))
+            for trainer, part in zip(trainers, (gradients * weights).split(BATCH), strict=True):
+                trainer.step(part.mean(0), rate=_RATE * (1 - 0.9 * step / steps))
+            history.append(torch.stack([trainer.scores for trainer in trainers]))
             progress.advance()
-    table = (
-        torch.stack(history[len(history) // 2 :]).double().mean(0).numpy()
-    )  # (F, L, H): the second half of the steps
+    return _estimate(history, sample, f"initial scores from {start_rows} rows")
+
+
+def _estimate(history: list[Tensor], sample: GatedRows, note: str) -> Estimate:
+    """Return the mean over folds and over the second half of the steps, with its standard error over folds.
+
+    Args:
+        history: the scores of the folds, (F, L, H), before the first step and after each.
+    """
+    steps = len(history) - 1
+    table = torch.stack(history[-max(1, (steps + 1) // 2) :]).double().mean(0).numpy()  # (F, L, H)
     table[:, ~head_mask(sample.sites)] = np.nan
     errors = table.std(0, ddof=1) / math.sqrt(len(table)) if len(table) > 1 else None
-    note = f"initial scores from {len(first)} rows; steps of {BATCH} rows: {len(history) - 1}"
+    note = f"{note}; {len(table)} folds, steps of {BATCH} rows per fold: {steps}"
     return Estimate(table.mean(0), errors, note=note, folds=table)
-
-
-def num_steps(row_passes: int) -> int:
-    """Return the number of steps that are left after the initial scores, which take a quarter of the row passes."""
-    return (row_passes - row_passes // 4) // BATCH
 
 
 def initial_scores(sample: GatedRows, folds: np.ndarray, num_folds: int) -> Tensor:
@@ -108,20 +115,17 @@ def initial_scores(sample: GatedRows, folds: np.ndarray, num_folds: int) -> Tens
     return scores
 
 
-def _batches(sample: GatedRows, steps: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Return the positions of the rows of each step, (B,): rows of similar length, each as often as the others."""
-    rounds = [rng.permutation(len(sample)) for _ in range(math.ceil(steps * BATCH / len(sample)))]
-    drawn = np.concatenate([np.array([], dtype=int), *rounds])[: steps * BATCH]
-    batches = plan_scoring(sample.split.lengths[sample.rows[drawn]], BATCH) if steps else []
-    rng.shuffle(batches)
-    return [drawn[batch] for batch in batches]
+def _batches(fold: np.ndarray, steps: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the positions of a fold's rows in each step, (steps, B): each row as often as the others."""
+    rounds = [rng.permutation(fold) for _ in range(math.ceil(steps * BATCH / len(fold)))]
+    return np.concatenate([np.array([], dtype=int), *rounds])[: steps * BATCH].reshape(steps, BATCH)
 
 
 @dataclass
-class _Learner:
-    """The scores of each fold, (F, L, H), and the running averages of Adam.
+class ScoreTrainer:
+    """The scores of a fold, (L, H), and the running averages of Adam.
 
-    Adam has one scale for all heads and folds: a head whose gradient is small should move little.
+    Adam has one scale for all heads: a head whose gradient is small should move little.
     """
 
     scores: Tensor
@@ -130,23 +134,12 @@ class _Learner:
     square: Tensor | float = 0.0
     steps: int = 0
 
-    def step(self, gradients: Tensor, folds: np.ndarray, *, rate: float) -> None:
-        """Move the scores of each fold against the mean gradient of its rows.
-
-        The mean over folds moves against the mean gradient of the batch, however many rows a fold has in it.
-
-        Args:
-            gradients: of the rows' scores, (B, L, H).
-            folds: the fold of each row, (B,).
-        """
-        count = len(self.scores)
-        parts = [gradients[torch.from_numpy(folds == fold)].sum(0) * count / len(gradients) for fold in range(count)]
-        directions = torch.stack(parts)  # (F, L, H)
-        centered = directions - directions[:, self.mask].mean(1)[:, None, None]  # only the order matters
-        directions = torch.where(self.mask, centered, 0)
+    def step(self, gradient: Tensor, *, rate: float) -> None:
+        """Move the scores against a gradient (L, H)."""
+        direction = torch.where(self.mask, gradient - gradient[self.mask].mean(), 0)  # only the order matters
         self.steps += 1
-        self.mean = 0.9 * self.mean + 0.1 * directions
-        self.square = 0.95 * self.square + 0.05 * directions.mean(0)[self.mask].square().mean()
+        self.mean = 0.9 * self.mean + 0.1 * direction
+        self.square = 0.95 * self.square + 0.05 * direction[self.mask].square().mean()
         scale = (self.square / (1 - 0.95**self.steps)) ** 0.5 + 1e-12
         self.scores = self.scores - rate * self.mean / (1 - 0.9**self.steps) / scale
 

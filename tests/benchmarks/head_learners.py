@@ -159,14 +159,6 @@ def quadratic_model(
     return values.reshape(layers, -1)
 
 
-def separate_folds(sample: GatedRows, row_passes: int, seed: int) -> np.ndarray:
-    """Return the mean of scores that are trained on four folds of 256 rows separately, with a quarter more passes."""
-    parts = np.array_split(drawn(sample, 256, seed).rows, 4)
-    passes = row_passes // 4 * 5 // 4
-    values: np.ndarray = np.mean([Learner()(sample.subset(part), passes, seed + n) for n, part in enumerate(parts)], 0)
-    return values
-
-
 def hard_concrete(sample: GatedRows, row_passes: int, seed: int) -> np.ndarray:
     """Return the log-odds of learned gates (Louizos et al. 2018; Voita et al. 2019)."""
     rows = drawn(sample, row_passes // 16, seed)
@@ -174,7 +166,6 @@ def hard_concrete(sample: GatedRows, row_passes: int, seed: int) -> np.ndarray:
 
 
 LEARNERS: dict[str, Ranker] = {
-    "four separate folds": separate_folds,
     "one trajectory": Learner(),
     "one trajectory, kl": Learner(objective="kl"),
     "one trajectory, error": Learner(objective="error"),

@@ -196,6 +196,6 @@ def test_learned_methods_stop_in_time_and_use_all_rows(known: GatedRows, method:
     assert scores.rows == len(sample)  # rows are never skipped, only steps
     assert scores.errors_over == "4 folds"
     if method == "learned_order":
-        assert scores.note == "initial scores from 48 rows; steps of 32 rows: 1"
+        assert scores.note == "initial scores from 48 rows; 4 folds, steps of 32 rows per fold: 1"
     else:  # exactly one step per fold
         assert_equal_up_to_rounding(np.array(scores.values, dtype=float), learned_gates(sample, 1).values)
