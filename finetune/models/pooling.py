@@ -59,10 +59,15 @@ def family_entries(entries: Mapping[str, Any], where: str) -> dict[str, Any]:
     if own_type not in (POOLED_MODEL_TYPE, PRUNED_MODEL_TYPE):
         return {key: value for key, value in entries.items() if key != POOLING_KEY}
     family, pooling = entries.get(FAMILY_KEY), entries.get(POOLING_KEY)
-    if own_type == PRUNED_MODEL_TYPE and (pooling is not None or not isinstance(family, str)):
+    if own_type == PRUNED_MODEL_TYPE and not isinstance(family, str):
         raise ModelError(
             f"{where} has model_type {own_type} and {FAMILY_KEY} {family!r:.80}, which must be a model type: copy the "
             "file from the run again"
+        )
+    if own_type == PRUNED_MODEL_TYPE and pooling is not None:
+        raise ModelError(
+            f"{where} has model_type {own_type} and {POOLING_KEY} {pooling!r:.80}, which only a {POOLED_MODEL_TYPE} "
+            "has: copy the file from the run again"
         )
     if own_type == POOLED_MODEL_TYPE and (pooling not in POOLED or not isinstance(family, str)):
         raise ModelError(

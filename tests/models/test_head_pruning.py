@@ -184,7 +184,8 @@ def test_a_pruned_model_is_the_same_after_reloading(
     sizes = [network.num_neurons for network in (feed_forward_sites(reloaded.base) if CASES[case].neurons else [])]
     assert feed_forward_sizes(reloaded.base.config) == dict(enumerate(sizes))
     save_classifier(reloaded, tmp_path / "twice")
-    assert check_reload(small, load_classifier(tmp_path / "twice"), TEXTS, CPU) <= 1e-5
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("moved", "twice")]
+    assert weights[0] == weights[1]
     first, second = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("moved", "twice"))
     assert first == second
     assert (first["model_type"], first["family_model_type"]) == ("pruned_classifier", CASES[case].family)

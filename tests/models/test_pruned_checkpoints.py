@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, BertForSequenceClassification, BertModel
 
 from finetune.errors import ModelError
 from finetune.models.classifier import Classifier
@@ -20,6 +21,7 @@ from finetune.models.head_pruning import prune_heads
 from finetune.models.loading import load_classifier
 from finetune.models.lora import Lora
 from finetune.models.merging import merge_classifier
+from finetune.models.neuron_pruning import prune_neurons
 from finetune.models.pruned_config import pruned_heads
 from finetune.models.saving import save_classifier
 from tests.support.families import build, save_checkpoint, train_three_steps
@@ -103,10 +105,47 @@ def test_saved_classifiers_that_do_not_match_their_config_are_rejected(bert: Cla
         load_classifier(tmp_path / "model")
 
 
-def test_adapters_on_a_pruned_base(bert: Classifier, accelerator: Accelerator, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"feed_forward_sizes": {"0": -1}}, r"feed_forward_sizes \{'0': -1\}; sizes are whole numbers from 0"),
+        ({"feed_forward_sizes": {"0": 33}}, "feed_forward_sizes 33 for layer 0, which has only 32 neurons"),
+        ({"feed_forward_sizes": {"2": 4}}, "there is no layer 2; layers are 0 to 1"),
+        ({"feed_forward_sizes": {"x": 4}}, r"feed_forward_sizes \{'x': 4\}; it must map numbers of layers to values"),
+        ({"feed_forward_sizes": [4]}, r"feed_forward_sizes \[4\]; it must map numbers of layers to values"),
+        ({"feed_forward_sizes": {"1": 4}}, r"has no weights for .*, or its sizes differ from its config"),
+        ({"pruned_heads": {"0": [1, 1]}}, "with a head given twice; copy config.json from the run again"),
+        ({"pruned_heads": {"0": ["1"]}}, "heads are lists of numbers: copy config.json from the run again"),
+        ({"pruned_heads": {"0": [3]}}, "layer 0 has no head 3; its heads are 0 to 2"),
+        ({"pruned_heads": {"7": [0]}}, "there is no layer 7; layers are 0 to 1"),
+        ({"family_model_type": 5}, "has model_type pruned_classifier and family_model_type 5, which must be a model"),
+        ({"finetune_pooling": "mean"}, "has model_type pruned_classifier and finetune_pooling 'mean'"),
+    ],
+)
+def test_a_damaged_config_of_a_pruned_model_gives_one_error_message(
+    bert: Classifier, tmp_path: Path, entries: dict[str, object], message: str
+) -> None:
     prune_heads(bert.base, PRUNED)
-    bert.base.save_pretrained(tmp_path / "base")
-    bert.tokenizer.save_pretrained(tmp_path / "base")
+    prune_neurons(bert.base, {1: list(range(32))})
+    save_classifier(bert, tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+    with pytest.raises(ModelError, match=message):
+        load_classifier(tmp_path / "model")
+
+
+def test_no_stock_class_loads_a_pruned_model_with_random_weights(bert: Classifier, tmp_path: Path) -> None:
+    prune_neurons(bert.base, {1: [0]})
+    save_classifier(bert, tmp_path / "model")
+    for loader in (AutoModelForSequenceClassification, AutoModel, BertForSequenceClassification, BertModel):
+        with pytest.raises((ValueError, StrictDataclassClassValidationError), match="pruned_classifier"):
+            loader.from_pretrained(tmp_path / "model", ignore_mismatched_sizes=True)
+
+
+def test_adapters_on_a_pruned_base(bert: Classifier, accelerator: Accelerator, tmp_path: Path) -> None:
+    prune_heads(bert.base, {0: [1], 1: [0, 1, 2]})  # a layer without heads has no adapters
+    prune_neurons(bert.base, {0: list(range(32)), 1: [3]})
+    save_classifier(bert, tmp_path / "base")
     trained = build(tmp_path / "base", Lora(2, 4, 0.0, ROLES))
     train_three_steps(trained, accelerator)
     save_classifier(trained, tmp_path / "adapter")
