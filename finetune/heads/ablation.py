@@ -12,15 +12,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from finetune.data.batching import LocalBatch
 from finetune.errors import ModelError
-from finetune.heads.fast_ablation import PrefixReuse, logits_without, prefix_reuse, rows_per_batch
+from finetune.heads.fast_ablation import (
+    HeadSet,
+    PrefixReuse,
+    logits_without,
+    logits_without_sets,
+    prefix_reuse,
+    rows_per_batch,
+)
 from finetune.heads.gated_forward import GatedRows
 from finetune.models.attention_sites import AttentionSite
-from finetune.models.head_gates import head_gates, max_num_heads, shared_projection_gated
+from finetune.models.head_gates import head_gates, head_mask, max_num_heads, shared_projection_gated
 from finetune.models.losses import decisions, divergence, per_example_loss
 from finetune.models.precision import uses_flash_attention
 from finetune.models.speedups import first_token_only
@@ -110,8 +116,24 @@ def ablation(sample: GatedRows, *, fast: bool = True) -> Ablation:
     This is the leave-one-out ablation of Michel, Levy and Neubig 2019, section 3.2.
 
     Args:
+        fast: as in `removal_logits`.
+    """
+    sets = [((site.layer, head),) for site in sample.sites for head in range(site.num_heads)]
+    full, removed, savings = removal_logits(sample, sets, fast=fast)
+    without = np.full((len(full), *sample.gates().shape, full.shape[-1]), np.nan, removed.dtype)
+    without[:, head_mask(sample.sites)] = removed
+    return Ablation(full, without, sample.labels, sample.classifier.problem_type, savings)
+
+
+def removal_logits(
+    sample: GatedRows, sets: Sequence[HeadSet], *, gates: Tensor | None = None, fast: bool = True
+) -> tuple[np.ndarray, np.ndarray, frozenset[str]]:
+    """Return the logits with all heads (N, C), those without each set of heads (N, sets, C), and the savings used.
+
+    Args:
+        gates: gates of each row, 0 or 1, (N, L, H), which are flipped for the heads of a set; None: all 1.
         fast: compute what the ablations of several heads have in common only once, where the model allows it.
-            Otherwise there is one gated forward pass per head.
+            Otherwise there is one gated forward pass per set.
     """
     base, sites, accelerator = sample.classifier.base, sample.sites, sample.accelerator
     # Flash attention does not compute in float32, in which prefix reuse is tried, and its masks have another form.
@@ -123,22 +145,19 @@ def ablation(sample: GatedRows, *, fast: bool = True) -> Ablation:
         reuse: list[PrefixReuse] = []  # built in the first batch, when the model is on its device
 
         def logits_of(batch: LocalBatch, positions: np.ndarray) -> Tensor:
-            """Return the logits with all heads, and without each one; NaN where a layer has fewer heads."""
+            """Return the logits with all heads, and without each set of heads, (B, 1 + sets, C)."""
             if savings and not reuse:
                 reuse.append(prefix_reuse(base, sites, shared_attention=SHARED_ATTENTION in savings))
+            row_gates = None if gates is None else gates[positions].to(accelerator.device)
             with accelerator.autocast():
                 if reuse:
-                    full, without = logits_without(reuse[0], batch.inputs)
+                    full, without = logits_without_sets(reuse[0], batch.inputs, sets, row_gates)
                 else:
-                    full, without = naive_logits_without(base, sites, batch.inputs)
-            width = max_num_heads(sites)
-            table = [F.pad(part.float(), (0, 0, 0, width - part.shape[1]), value=torch.nan) for part in without]
-            return torch.cat([full.float()[:, None], *table], 1)  # (B, 1 + L * H, C)
+                    full, without = naive_logits_without_sets(base, sites, batch.inputs, sets, row_gates)
+            return torch.cat([full[:, None], without], 1).float()
 
         logits = sample.map_batches(logits_of)
-    without = logits[:, 1:].reshape(len(logits), len(sites), -1, logits.shape[-1])
-    savings |= {FIRST_TOKEN} if first_token else set()
-    return Ablation(logits[:, 0], without, sample.labels, sample.classifier.problem_type, savings)
+    return logits[:, 0], logits[:, 1:], savings | ({FIRST_TOKEN} if first_token else set())
 
 
 def naive_logits_without(
@@ -149,18 +168,29 @@ def naive_logits_without(
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the same as `logits_without`, by one gated forward pass per head."""
     heads = heads or [range(site.num_heads) for site in sites]
-    without = []
-    with torch.no_grad():
-        full = base(**inputs).logits
-        for layer, ablated in enumerate(heads):
-            logits = []
-            for head in ablated:
-                gates = torch.ones(len(sites), max_num_heads(sites), device=full.device)
-                gates[layer, head] = 0
-                with head_gates(base, sites, gates):
-                    logits.append(base(**inputs).logits)
-            without.append(torch.stack(logits, 1) if logits else full.new_empty(len(full), 0, full.shape[1]))
-    return full, without
+    sets = [((layer, head),) for layer, ablated in enumerate(heads) for head in ablated]
+    full, without = naive_logits_without_sets(base, sites, inputs, sets)
+    return full, list(without.split([len(ablated) for ablated in heads], 1))
+
+
+@torch.no_grad()
+def naive_logits_without_sets(
+    base: PreTrainedModel,
+    sites: Sequence[AttentionSite],
+    inputs: Mapping[str, Tensor],
+    sets: Sequence[HeadSet],
+    gates: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the same as `logits_without_sets`, by one gated forward pass per set."""
+    point = torch.ones(len(sites), max_num_heads(sites)) if gates is None else gates
+    logits = []
+    for removed in ((), *sets):
+        set_gates = point.clone()
+        for layer, head in removed:
+            set_gates[..., layer, head] = 1 - set_gates[..., layer, head]
+        with head_gates(base, sites, set_gates) if removed or gates is not None else nullcontext():
+            logits.append(base(**inputs).logits)
+    return logits[0], torch.stack(logits[1:], 1)
 
 
 def sample_savings(sample: GatedRows) -> frozenset[str]:
@@ -192,9 +222,9 @@ def fitting_savings(
     Tried in float32 with the first and the last head of each layer, to 1e-4 of the largest logit.
     """
     with float32(base), torch.autocast(inputs["input_ids"].device.type, enabled=False):
-        heads = [sorted({0, site.num_heads - 1} & set(range(site.num_heads))) for site in sites]
+        heads = [sorted({0, site.num_heads - 1}) if site.num_heads else [] for site in sites]
         full, without = naive_logits_without(base, sites, inputs, heads)
-        expected = torch.cat([full[:, None], *without], 1)  # (B, 1 + 2 * L, C)
+        expected = torch.cat([full[:, None], *without], 1)  # (B, 1 + at most 2 * L, C)
         tolerance = _TOLERANCE * max(0.1, float(expected.abs().max()))
 
         def fits(*, shared_attention: bool) -> bool:

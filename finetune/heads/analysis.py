@@ -26,6 +26,7 @@ from finetune.heads.ranking_statistics import (
     paired_error_tests,
     paired_tests,
 )
+from finetune.heads.row_effects import head_names
 from finetune.heads.weight_changes import head_changes
 from finetune.models.classifier import Classifier
 from finetune.models.losses import decisions
@@ -72,12 +73,14 @@ def analyze_heads(
         measure_importance(sample, method, steps=section.integration_steps, seed=seed, max_seconds=section.max_seconds)
         for method in section.methods()
     ]
-    curves, single_removals = None, None
+    curves, single_removals, names, name_warnings = None, None, None, list[str]()
     if section.curve_split is not None and len(test_rows):
         test_sample = sample_of(section.curve_split, test_rows)
         orders = {scores.method: scores.order for scores in methods}
         curves = pruning_curves(test_sample, orders, CurveSettings(settings.metric, section.random_orders, seed=seed))
         single_removals = leave_one_out(test_sample, seed) if section.leave_one_out else None
+        if section.name_heads:
+            names, name_warnings = head_names(test_sample, sample, seed)
     changes, change_warnings = _changes(sample, effects=section.leave_one_out)
     leading = methods[0]
     return HeadAnalysis(
@@ -87,9 +90,11 @@ def analyze_heads(
         leave_one_out=single_removals,
         changes=changes,
         changes_agreement=None if changes is None else against_importance(changes, leading.values, leading.method),
+        names=names,
         warnings=[
             *untested(splits, section, len(test_rows)),
             *warnings(methods, curves, single_removals),
+            *name_warnings,
             *change_warnings,
         ],
     )
@@ -135,6 +140,7 @@ def untested(splits: Collection[str], section: HeadImportanceSection, num_test_r
     if name is None or num_test_rows:
         return []
     skipped = ", and leave-one-out was skipped" if section.leave_one_out else ""
+    skipped += ", and no head was named" if section.name_heads else ""
     others = ", ".join(split for split in splits if split != section.split)
     if name == section.split:
         reason, fix = f"the only row of {name} ranks the heads", "give more rows"

@@ -113,6 +113,11 @@ class HeadImportanceSection(Section):
         description="Whether each head is also removed alone on the rows of curve_split, with a significance test, "
         "and its weight change undone alone; by default neither is done.",
     )
+    name_heads: bool = Field(
+        False,
+        description="Whether tests on the rows of curve_split name the heads that are essential, redundant, harmful or "
+        "unused; give at least 500 rows. By default no head is named.",
+    )
     explained_rows: Annotated[int, Field(ge=0)] = Field(
         40,
         description="Number of held-out rows that are explained in detail: the exact effect of each head, the tokens "
@@ -125,6 +130,8 @@ class HeadImportanceSection(Section):
             raise ValueError(f"method is {', '.join(self.methods())}; list each method once")
         if self.leave_one_out and self.curve_split is None:
             raise ValueError("leave_one_out needs the rows of curve_split, which is null; name a split")
+        if self.name_heads and self.curve_split is None:
+            raise ValueError("name_heads needs the rows of curve_split, which is null; name a split")
         return self
 
     def methods(self) -> list[str]:

@@ -81,7 +81,11 @@ def _add_section_rules(sections: Mapping[str, Schema]) -> None:
     warmup["allOf"] = [_any_of({"exclusiveMaximum": 1}, {"multipleOf": 1})]
     heads = sections["HeadImportanceSection"]
     heads["properties"]["method"]["anyOf"][1]["uniqueItems"] = True
-    heads["allOf"] = [_never(_has(leave_one_out={"const": True}, curve_split={"const": None}))]
+    no_curve: Schema = {"curve_split": {"const": None}}
+    heads["allOf"] = [
+        _never(_has(leave_one_out={"const": True}, **no_curve)),
+        _never(_has(name_heads={"const": True}, **no_curve)),
+    ]
 
 
 def _one_source(groups: tuple[tuple[str, ...], ...]) -> list[Schema]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from scipy.special import stdtrit
 
 from finetune.recipe.names import ITERATIVE
+from finetune.runs.head_names import ESSENTIAL, HARMFUL, NAMES, REDUNDANT, UNUSED, HeadNames, NamedHead
 from finetune.runs.head_results import HeadAnalysis, HeadScores, HeadTable, HeadTest, LeaveOneOut
 from finetune.runs.results import format_significant
 
@@ -19,6 +20,7 @@ LEAVE_ONE_OUT = "leave_one_out"  # its name beside those of the methods
 # Methods whose value is zero for a head without an effect, and negative for a head without which the result is better.
 _SIGNED = ("integrated_gradients", "ablation_loss", "ablation_kl", "ablation_accuracy", "shapley")
 _SIGNED_LEGEND = "hurts, no effect, needed"
+_NAME_LEVELS = {ESSENTIAL: 100, REDUNDANT: 45, HARMFUL: -100, UNUSED: 0}
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,12 @@ class HeadMap:
 
 
 def head_maps(analysis: HeadAnalysis) -> list[HeadMap]:
-    """Return the maps that a reader can choose: one per method, and the effect of removing one head at a time."""
+    """Return the maps that a reader can choose: one per method, the removal of one head at a time, and the names."""
     maps = [importance_map(scores) for scores in analysis.methods]
     if analysis.leave_one_out is not None:
         maps.append(leave_one_out_map(analysis.leave_one_out, analysis.methods[0].values))
+    if analysis.names is not None:
+        maps.append(names_map(analysis.names))
     return maps
 
 
@@ -132,6 +136,34 @@ def leave_one_out_map(single: LeaveOneOut, shape: HeadTable) -> HeadMap:
         f"Hatched: the corrected p-value is at least 0.05 (Holm, {len(tests)} heads)."
     )
     return HeadMap(LEAVE_ONE_OUT, "removing one head", note, _cells(shape, None, cell), _SIGNED_LEGEND)
+
+
+def names_map(names: HeadNames) -> HeadMap:
+    """Return the names of the heads; heads without a name are hatched."""
+    by_head = names.by_head()
+
+    def cell(layer: int, head: int, effect: float, error: float | None) -> MapCell:
+        named = by_head.get((layer, head), [])
+        level = max((_NAME_LEVELS[each.name] for each in named), key=abs, default=0)
+        text = " ".join(each.name[0].upper() for each in named)
+        return MapCell(text, level, not named, _name_title(names, layer, head, named))
+
+    letters = ", ".join(f"{name[0].upper()} {name}" for name in NAMES)
+    note = (
+        f"{letters}, by tests on {names.rows:,} {names.split} rows with a false-discovery rate of at most "
+        f"{names.level:.0%}. Hatched: undecided, no name could be shown."
+    )
+    return HeadMap("names", "names", note, _cells(names.effects, names.effect_errors, cell), _SIGNED_LEGEND)
+
+
+def _name_title(names: HeadNames, layer: int, head: int, named: Sequence[NamedHead]) -> str:
+    parts = [f"{each.text()} (q-value {each.q_value:.2g})" for each in named] or ["undecided"]
+    effect, change, context = (
+        table[layer][head] or 0.0 for table in (names.effects, names.changes, names.context_changes)
+    )
+    parts.append(f"score {-effect:+.4f} without it")
+    parts += [f"{-each.joint_effect:+.4f} without both" for each in named if each.joint_effect is not None]
+    return "; ".join([*parts, f"output changes by {change:.4f}, with others removed by {context:.4f}"])
 
 
 def _test_title(test: HeadTest, measure: str) -> str:

@@ -48,6 +48,7 @@ SECTIONS = (
     "row_explanations",
     "pruning_curves",
     "leave_one_out",
+    "head_names",
     "weight_changes",
     "weak_slices",
     "label_errors",

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from finetune.runs.baselines import BaselineComparison
+from finetune.runs.head_names import NAMES, HeadNames
 from finetune.runs.head_results import HeadAnalysis, RankAgreement
 from finetune.runs.results import MetricValue, SplitScores, SplitSummary, format_number
 
@@ -180,6 +181,8 @@ def print_heads(console: Console, analysis: HeadAnalysis, top: int = 5) -> None:
     if heads.stability_note():
         print_line(console, f"{escape(heads.stability_note())}.")
     print_pruning_curves(console, analysis)
+    if analysis.names is not None:
+        print_names(console, analysis.names)
     for warning in analysis.warnings:
         print_line(console, f"[yellow]{escape(warning)}[/]")
 
@@ -210,6 +213,31 @@ def print_pruning_curves(console: Console, analysis: HeadAnalysis) -> None:
         cells = [_score(band.mean_scores[index]) for index in shown]
         table.add_row(f"{band.orders} random order{'s' * (band.orders > 1)}", *cells, _score(band.mean), "")
     console.print(table)
+
+
+def print_names(console: Console, names: HeadNames, top: int = 6) -> None:
+    """Print how many heads have each name, and the heads with the lowest q-values of each name."""
+    print_line(
+        console,
+        f"Names of heads by tests on {names.rows} {names.split} rows, false-discovery rate at most {names.level:.0%}: "
+        f"{names.summary()}",
+    )
+    for name in NAMES:
+        heads = [each for each in names.named if each.name == name]
+        shown = [
+            f"{each.layer}.{each.head}" + (f" with {each.partner[0]}.{each.partner[1]}" if each.partner else "")
+            for each in heads[:top]
+        ]
+        if heads:
+            more = f" and {len(heads) - top} more" if len(heads) > top else ""
+            print_line(console, f"  {name}: {', '.join(shown)}{more}")
+    together = names.unused_together
+    if together is not None:
+        print_line(
+            console,
+            f"  all {together.heads} unused heads removed together: {names.score} {-together.effect:+.4f}, "
+            f"change of the output {together.change:.4f}",
+        )
 
 
 def print_agreement(console: Console, method: str, pairs: Sequence[RankAgreement]) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from finetune.runs.head_names import HeadNames
+
 HeadTable = list[list[float | None]]  # (L, H); None if a layer does not have the head
 
 
@@ -239,3 +241,4 @@ class HeadAnalysis:
     changes: HeadChanges | None = None
     changes_agreement: ChangeAgreement | None = None
     warnings: list[str] = field(default_factory=list)
+    names: HeadNames | None = None

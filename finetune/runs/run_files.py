@@ -20,6 +20,7 @@ from finetune.recipe.python_rows import SPLITS
 from finetune.recipe.schema import Recipe
 from finetune.runs.atomic_files import write_text
 from finetune.runs.baselines import BaselineComparison
+from finetune.runs.head_names import NAMES, HeadNames
 from finetune.runs.head_results import HeadAnalysis, HeadScores, HeadTable, PruningCurves
 from finetune.runs.json_files import damaged_file, read_bytes, read_json
 from finetune.runs.outputs import FittedOutputs
@@ -236,10 +237,25 @@ def _head_problems(analysis: HeadAnalysis) -> Iterator[str]:
         yield from _curve_problems(analysis.truth, len(analysis.methods))
     if analysis.leave_one_out is not None and not analysis.leave_one_out.tests:
         yield "leave_one_out: no head was tested"
+    if analysis.names is not None:
+        yield from (f"names: {problem}" for problem in _name_problems(analysis.names, shape))
     if analysis.changes is not None:
         for name, table in vars(analysis.changes).items():
             if isinstance(table, list) and _shape(table) != shape:
                 yield f"changes.{name} has another shape than the scores"
+
+
+def _name_problems(names: HeadNames, shape: Sequence[int]) -> Iterator[str]:
+    """Yield the inconsistencies of the names of heads."""
+    for name in ("effects", "effect_errors", "changes", "context_changes"):
+        if _shape(getattr(names, name)) != shape:
+            yield f"{name} has another shape than the scores"
+    for each in names.named:
+        heads = [(each.layer, each.head), *([each.partner] if each.partner else [])]
+        if each.name not in NAMES:
+            yield f"{each.name!r} is not one of {', '.join(NAMES)}"
+        if any(not (0 <= layer < len(shape) and 0 <= head < shape[layer]) for layer, head in heads):
+            yield f"{each.text()}: the table does not have this head"
 
 
 def _shape(table: HeadTable) -> list[int]:

@@ -88,7 +88,7 @@ def analyze(
 def test_all_parts_for_each_problem_type(tiny_bert: Path, tmp_path: Path, problem_type: str) -> None:
     classifier, split = case(tiny_bert, problem_type)
     splits = {"train": split, "validation": split}
-    result = analyze(classifier, splits, section_with(), METRIC[problem_type])
+    result = analyze(classifier, splits, section_with(name_heads=True), METRIC[problem_type])
     assert [scores.method for scores in result.methods] == ["gradient", "integrated_gradients", "random"]
     assert [scores.rows for scores in result.methods] == [20, 20, 0]
     assert [len(scores.order) for scores in result.methods] == [6, 6, 6]
@@ -100,6 +100,9 @@ def test_all_parts_for_each_problem_type(tiny_bert: Path, tmp_path: Path, proble
     assert result.leave_one_out is not None
     assert len(result.leave_one_out.tests) == 6
     assert result.leave_one_out.rows == 20
+    assert result.names is not None
+    assert (result.names.rows, result.names.screening_rows, result.names.split) == (20, 20, "validation")
+    assert sum("most heads stay undecided" in warning for warning in result.warnings) == 1
     assert result.changes is not None
     assert result.changes_agreement is not None
     write_json(tmp_path / "heads.json", result)

@@ -37,9 +37,8 @@ def analysis(run: Path) -> HeadAnalysis:
 def test_a_run_is_analyzed_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(run)
     old = analysis(run)
-    assert (
-        main(["heads", str(run), "head_importance.method=[fisher, entropy]", "head_importance.leave_one_out=true"]) == 0
-    )
+    keys = ["method=[fisher, entropy]", "leave_one_out=true", "name_heads=true"]
+    assert main(["heads", str(run), *(f"head_importance.{key}" for key in keys)]) == 0
     new = analysis(run)
     assert [scores.method for scores in new.methods] == ["fisher", "entropy"]
     assert new.methods[0].values == old.methods[1].values  # fisher was the second method before
@@ -47,12 +46,15 @@ def test_a_run_is_analyzed_again(run: Path, capsys: pytest.CaptureFixture[str]) 
     assert len(new.leave_one_out.tests) == 8
     html = (run / "report.html").read_text()
     assert "Removing one head at a time" in html
+    assert new.names is not None
+    assert "Names of heads" in html
     assert "entropy" in html
     after = contents(run)
     changed = {name for name in after if after[name] != before.get(name)}
     assert changed == {"README.md", "explanations.parquet", "heads.json", "report.html"}
     printed = capsys.readouterr().out
     assert "Head importance by fisher" in printed
+    assert "Names of heads by tests on" in printed
     assert f"Report: {run / 'report.html'}" in printed
 
 

@@ -120,6 +120,7 @@ WRONG = {
     + "evaluation: {eval_strategy: no, early_stopping_patience: 2}\n",
     "a head method twice": MINIMAL + "head_importance: {method: [gradient, gradient]}\n",
     "a test of heads without rows": MINIMAL + "head_importance: {leave_one_out: true, curve_split: null}\n",
+    "names of heads without rows": MINIMAL + "head_importance: {name_heads: true, curve_split: null}\n",
 }  # fmt: skip
 
 # Mistakes that only `check` finds -> why JSON schema cannot express the rule.

@@ -48,7 +48,12 @@ def test_a_number_of_steps_implies_the_strategy(values: dict[str, object], strat
         (DataSection, {"train_rows": ROWS, "dataset_name": "a/b"}, "dataset_name and train_rows are both given"),
         (DataSection, {"test_rows": ROWS}, "no source is given; set one of dataset_name, train_file, train_rows"),
         (HeadImportanceSection, {"method": ["random", "random"]}, "method is random, random; list each method once"),
-        (HeadImportanceSection, {"leave_one_out": True, "curve_split": None}, "needs the rows of curve_split"),
+        (
+            HeadImportanceSection,
+            {"leave_one_out": True, "curve_split": None},
+            "leave_one_out needs the rows of curve_split",
+        ),
+        (HeadImportanceSection, {"name_heads": True, "curve_split": None}, "name_heads needs the rows of curve_split"),
     ],
 )
 def test_keys_that_do_not_fit_together(section: type[BaseModel], values: dict[str, object], message: str) -> None:

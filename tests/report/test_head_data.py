@@ -42,7 +42,13 @@ def test_a_page_without_a_head_analysis_has_no_data_of_heads(record: RunRecord) 
 def test_the_data_has_the_ranking_and_every_map(record: RunRecord) -> None:
     data = content(record)
     assert data["ranking"][0] == [1, 10]  # the last head of the removal order
-    assert [each["key"] for each in data["maps"]] == ["iterative_method_0", "iterative_method_1", "leave_one_out"]
+    assert [each["key"] for each in data["maps"]] == [
+        "iterative_method_0",
+        "iterative_method_1",
+        "leave_one_out",
+        "names",
+    ]
     assert [each["key"] for each in data["changes"]] == ["output_value", "query_key", "effect"]
     assert data["maps"][0]["cells"][1][11] is None
+    assert data["partners"] == {"0.1": "1.10", "1.10": "0.1"}
     assert data["maps"][0]["cells"][0][11][:3] == ["79", 79, 1]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from scipy import stats
 
-from finetune.report.head_maps import change_maps, head_maps, importance_map, leave_one_out_map
+from finetune.report.head_maps import change_maps, head_maps, importance_map, leave_one_out_map, names_map
 from finetune.runs.head_results import HeadScores, HeadTest, LeaveOneOut
 from tests.support.known_run import full_analysis
 
@@ -98,5 +98,27 @@ def test_every_method_and_the_single_removals_have_a_map() -> None:
         "iterative_method_0",
         "iterative_method_1",
         "leave_one_out",
+        "names",
     ]
-    assert len(head_maps(replace(full_analysis(2), leave_one_out=None))) == 2
+    assert len(head_maps(replace(full_analysis(2), leave_one_out=None, names=None))) == 2
+
+
+def test_names_are_letters_and_heads_without_a_name_are_hatched() -> None:
+    names = full_analysis(1).names
+    assert names is not None
+    (first, second), note = names_map(names).cells, names_map(names).note
+    cells = [first[0], first[1], first[3], second[0], second[10]]
+    assert [(cell.text, cell.level, cell.uncertain) for cell in cells if cell] == [
+        ("U", 0, False),
+        ("R", 45, False),
+        ("", 0, True),
+        ("H", -100, False),
+        ("R E", 100, False),
+    ]
+    assert second[11] is None
+    assert first[1] is not None
+    assert first[1].title == (
+        "redundant with layer 1, head 10 (q-value 0.001); score -0.0100 without it; -0.0900 without both; "
+        "output changes by 0.0100, with others removed by 0.0100"
+    )
+    assert note.startswith("E essential, R redundant, H harmful, U unused, by tests on 40 test rows")

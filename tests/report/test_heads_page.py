@@ -77,6 +77,18 @@ def test_the_method_in_the_address_is_shown_with_its_values(run: RunFolder, brow
         assert "method=leave_one_out" in page.evaluate("location.hash")
 
 
+def test_the_partner_of_a_redundant_head_is_marked_and_chosen_by_a_click(run: RunFolder, browser: Any) -> None:
+    with opened(browser, run.report, fragment="#method=names&head=0.1") as page:
+        assert [cell(page, head).inner_text() for head in ("0.1", "0.3", "1.10")] == ["R", "", "R E"]
+        assert [each.get_attribute("data-head") for each in page.locator("#heads .partner").all()] == ["1.10"]
+        assert "redundant with layer 1, head 10 (q-value 0.001)" in page.locator("#chosen-head").inner_text()
+        page.locator("#chosen-head").get_by_role("button", name="layer 1, head 10").click()
+        assert page.locator("#chosen-head h3").inner_text() == "Layer 1, head 10"
+        assert [each.get_attribute("data-head") for each in page.locator("#heads .partner").all()] == ["0.1"]
+        cell(page, "0.0").click()
+        assert page.locator("#heads .partner, .partner-line").count() == 0
+
+
 def test_a_head_shows_its_rows_labels_and_attention(run: RunFolder, browser: Any) -> None:
     with opened(browser, run.report, fragment="#head=0.10") as page:
         panel = page.locator("#chosen-head-rows")

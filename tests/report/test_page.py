@@ -107,6 +107,9 @@ def test_the_report_shows_every_part_of_an_analysis(run: RunFolder) -> None:
         "iterative method 2 0.7500 0.2500 40 1.5 0.50 [0.40, 0.60]", "3 random orders 0.5000 ± 0.0125 –",
         "iterative method 0, iterative method 1 0.50 [0.40, 0.60]",
         "McNemar's exact test, corrected for 23 heads (Holm). The table shows the ten heads with the smallest",
+        "1 essential, 2 redundant, 1 harmful, 2 unused, 18 undecided. The tests compare the probability of the",
+        "Without all 2 unused heads together the score changes by +0.0010 and the output by 0.0040.",
+        "0.1 redundant with layer 1, head 10 -0.0010 -0.0900 0.001 1.10",
         "0.0 -0.1000 [-0.2000, +0.0000] 4 0 1", "No such tie is seen.", "output-value product",
     ):  # fmt: skip
         assert expected in text, expected

@@ -14,6 +14,7 @@ from finetune.report.terminal import (
     print_data,
     print_heads,
     print_line,
+    print_names,
     print_scores,
 )
 from finetune.runs.baselines import BaselineComparison, BaselineInfo, BaselineScores, SplitComparison
@@ -28,6 +29,7 @@ from finetune.runs.head_results import (
 )
 from finetune.runs.pruning_result import PruningResult
 from finetune.runs.results import MetricValue, ModelCost, SplitScores, SplitSummary
+from tests.support.known_run import full_analysis
 
 
 def terminal(width: int = 100) -> tuple[Console, io.StringIO]:
@@ -88,6 +90,22 @@ def test_head_values_are_scaled_to_100() -> None:
     zero = HeadScores("gradient", "E|g|", "test", 1, [[0.0]], [[None]], [(0, 0)])
     print_heads(console, HeadAnalysis([zero]))  # all values are zero: no division by zero
     assert "0.0 0" in text.getvalue()
+
+
+def test_names_of_heads_are_listed() -> None:
+    console, text = terminal(200)
+    names = full_analysis(1).names
+    assert names is not None
+    print_names(console, names)
+    assert text.getvalue().splitlines() == [
+        "Names of heads by tests on 40 test rows, false-discovery rate at most 5%: 1 essential, 2 redundant, "
+        "1 harmful, 2 unused, 18 undecided",
+        "  essential: 1.10",
+        "  redundant: 0.1 with 1.10, 1.10 with 0.1",
+        "  harmful: 1.0",
+        "  unused: 0.0, 0.2",
+        "  all 2 unused heads removed together: probability of the right label +0.0010, change of the output 0.0040",
+    ]
 
 
 def test_heads_that_do_not_fit_are_printed_in_a_second_table() -> None:

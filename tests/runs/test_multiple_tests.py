@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from scipy import stats
 
-from finetune.runs.multiple_tests import holm
+from finetune.runs.multiple_tests import benjamini_hochberg, holm
 
 
 def test_holm_by_hand() -> None:
@@ -11,3 +13,9 @@ def test_holm_by_hand() -> None:
     assert holm([0.5, 0.9, 0.001]) == pytest.approx([1.0, 1.0, 0.003])
     assert holm([0.2]) == [0.2]
     assert holm([]) == []
+
+
+def test_q_values_are_those_of_scipy() -> None:
+    p_values = np.random.default_rng(0).random(40) ** 3
+    assert benjamini_hochberg(p_values) == pytest.approx(stats.false_discovery_control(p_values))
+    assert benjamini_hochberg([]).tolist() == []

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from finetune.errors import DataError
+from finetune.runs.head_names import NamedHead
 from finetune.runs.head_results import HeadAnalysis, HeadScores, HeadTable
 from finetune.runs.json_files import write_json
 from finetune.runs.results import MetricValue, SplitScores
 from finetune.runs.run_files import existing_run, read_heads, read_history, read_recipe, read_scores, truncate_history
 from finetune.runs.run_folder import RunFolder
+from tests.support.known_run import full_analysis
 
 
 def test_a_path_without_a_run_is_rejected(tmp_path: Path) -> None:
@@ -71,6 +74,30 @@ def test_an_inconsistent_head_analysis_is_damage(
         read_heads(folder)
     write_json(folder.heads, HeadAnalysis([]))
     with pytest.raises(DataError, match="methods: the list is empty"):
+        read_heads(folder)
+
+
+@pytest.mark.parametrize(
+    ("named", "reason"),
+    [
+        (NamedHead(0, 0, "useless", 0.01, 0.0), "names: 'useless' is not one of essential, redundant, harmful, unused"),
+        (
+            NamedHead(0, 0, "redundant", 0.01, 0.0, (0, 5), 0.1),
+            "with layer 0, head 5: the table does not have",
+        ),
+    ],
+)
+def test_a_wrong_name_of_a_head_is_damage(tmp_path: Path, named: NamedHead, reason: str) -> None:
+    folder, analysis = RunFolder(tmp_path), full_analysis(1)
+    assert analysis.names is not None
+    table: HeadTable = [[0.1, 0.2]]
+    scores = HeadScores("gradient", "E|g|", "test", 9, table, table, [(0, 0), (0, 1)])
+    tables = dict.fromkeys(("effects", "effect_errors", "changes", "context_changes"), table)
+    write_json(folder.heads, HeadAnalysis([scores], names=replace(analysis.names, named=[named], **tables)))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=reason):
+        read_heads(folder)
+    write_json(folder.heads, HeadAnalysis([scores], names=analysis.names))
+    with pytest.raises(DataError, match="names: effects has another shape than the scores"):
         read_heads(folder)
 
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finetune.runs.explanations import Explanations, RowExplanation
+from finetune.runs.head_names import HeadNames, JointRemoval, NamedHead
 from finetune.runs.head_results import (
     ChangeAgreement,
     HeadAnalysis,
@@ -107,7 +108,19 @@ def full_analysis(methods: int, measure: str = "accuracy") -> HeadAnalysis:
         HeadChanges("train", 40, "KL", *tables[:8]),
         ChangeAgreement(names[0], tau, tau, tau, "No such tie is seen."),
         ["beware of <this>"],
+        _names(table),
     )  # fmt: skip
+
+
+def _names(table: list[list[float | None]]) -> HeadNames:
+    named = [
+        NamedHead(0, 1, "redundant", 0.001, 0.001, (1, 10), 0.09),
+        NamedHead(1, 10, "redundant", 0.001, 0.14, (0, 1), 0.09),
+        NamedHead(1, 10, "essential", 0.002, 0.14), NamedHead(0, 0, "unused", 0.01, 0.0),
+        NamedHead(0, 2, "unused", 0.01, 0.0), NamedHead(1, 0, "harmful", 0.03, -0.05),
+    ]  # fmt: skip
+    score, together = "probability of the right label", JointRemoval(2, -0.001, 0.004)
+    return HeadNames("test", 40, "train", 64, 0.05, 0.01, 0.02, 115, score, 0.9, named, *[table] * 4, together)
 
 
 HOSTILE_TOKENS = ["[CLS]", "</script>", "##<img src=x onerror=alert(1)>", "\u202eabc", "\x00&amp;", "[SEP]"]

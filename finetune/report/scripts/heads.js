@@ -9,7 +9,7 @@
  * @typedef {{key: string, name: string, note: string, legend: string, signed: boolean, hatched: boolean, cells: (MapCell|null)[][]}} HeadMap
  */
 
-/** @type {{ranking: [number, number][], maps: HeadMap[], changes: HeadMap[]} | null} data of head_data.py */
+/** @type {{ranking: [number, number][], maps: HeadMap[], changes: HeadMap[], partners: Record<string, string>} | null} data of head_data.py */
 let headData = null;
 
 /** Returns "layer 2, head 5" for "2.5". */
@@ -35,7 +35,9 @@ function cellOf(map, head) {
 function fillCell(cell, [text, level, uncertain, title]) {
   cell.textContent = text;
   cell.title = title;
-  cell.className = `${level < 0 ? "hurts" : "helps"}${uncertain ? " uncertain" : ""}`;
+  cell.classList.toggle("hurts", level < 0);
+  cell.classList.toggle("helps", level >= 0);
+  cell.classList.toggle("uncertain", Boolean(uncertain));
   cell.style.setProperty("--level", Math.abs(level));
 }
 
@@ -101,6 +103,7 @@ function markChosenHead() {
     for (const cell of table.querySelectorAll("[data-head]")) {
       const isChosen = cell.dataset.head === chosen;
       cell.setAttribute("aria-selected", isChosen);
+      cell.classList.toggle("partner", cell.dataset.head === headData.partners[chosen]);
       cell.setAttribute("tabindex", isChosen ? "0" : "-1");
     }
     if (!table.contains(document.activeElement)) table.showReadout();

@@ -13,6 +13,14 @@ function valuesTable(head) {
   return element("table", {}, element("tbody", {}, ...lines.filter(Boolean)));
 }
 
+/** Returns a line with the partner of a redundant head, which is chosen by a click; empty for other heads. */
+function partnerLine(head) {
+  const partner = headData.partners[head];
+  if (!partner) return [];
+  const button = element("button", { type: "button", onclick: () => setState({ head: partner }) }, headName(partner));
+  return [element("p", { class: "partner-line" }, "Redundant with ", button, " (dashed in the map)")];
+}
+
 /** Returns a button with the text of a row that chooses the row. */
 function effectButton(index) {
   const button = element("button", { type: "button", class: "row-link", onclick: () => chooseRow(index) }, explanations.name(index));
@@ -87,7 +95,7 @@ function showChosenHead() {
   const title = name.charAt(0).toUpperCase() + name.slice(1);
   const values = document.getElementById("chosen-head");
   values.hidden = false;
-  values.replaceChildren(element("h3", {}, title), valuesTable(head));
+  values.replaceChildren(element("h3", {}, title), ...partnerLine(head), valuesTable(head));
   if (!explanations?.extremes[head]) return;
   const [needed, hurt] = explanations.extremes[head];
   const details = document.getElementById("chosen-head-rows");
