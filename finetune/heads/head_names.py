@@ -24,7 +24,7 @@ from finetune.runs.multiple_tests import benjamini_hochberg
 LEVEL = 0.05
 EFFECT_MARGIN = 0.01  # of the score: one percentage point of probability
 CHANGE_MARGIN = 0.02  # of the change of the output
-ALONE_SHARE = 1 / 3  # of the joint effect: a redundant head has less than this alone
+ALONE_SHARE = 0.5  # of the joint effect: a redundant head has less than this alone
 # Shares of the largest possible bet. The e-value is the mean over them, so that no bet has to be chosen from the rows.
 _BETS = (0.98, 0.5, 0.25, 0.125)
 

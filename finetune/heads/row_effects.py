@@ -19,10 +19,10 @@ from finetune.models.head_gates import head_mask
 from finetune.progress import stage
 from finetune.runs.head_names import UNUSED, HeadNames, JointRemoval, NamedHead
 
-SCREENING_ROWS = 64
+SCREENING_ROWS = 128
 RECOMMENDED_ROWS = 500  # with 250, half of the planted heads of tests/benchmarks/planted_heads.py are found
 KEEP_RATES = (0.75, 0.5, 0.25)  # of other heads, while the use of a head is tested
-_PARTIAL = 0.25  # share of the heads whose gates are drawn from 0 to 1 while pairs are screened
+_PARTIAL = 0.5  # share of the heads whose gates are drawn from 0 to 1 while pairs are screened
 SCORES = {
     "single_label_classification": "probability of the right label",
     "multi_label_classification": "probability of the right set of labels",
@@ -35,7 +35,7 @@ def head_names(sample: GatedRows, screening: GatedRows, seed: int) -> tuple[Head
 
     Args:
         sample: the rows of the tests.
-        screening: other rows, which choose the pairs of heads that are tested; at most 64 of them are used.
+        screening: other rows, which choose the pairs of heads that are tested; at most 128 of them are used.
         seed: of the screening rows and the random sets of heads.
     """
     started = time.perf_counter()
@@ -152,7 +152,7 @@ def screen_pairs(sample: GatedRows, seed: int) -> list[tuple[Head, Head]]:
 
     The interaction of two heads is the rise of the effect of the second when the first is removed. It is estimated from
     gradients of the loss, one backward pass per removed head and row for all partners. In every row the gates of a
-    random quarter of the heads are drawn from 0 to 1: there the gradient is an unbiased estimate of the effect of a
+    random half of the heads are drawn from 0 to 1: there the gradient is an unbiased estimate of the effect of a
     removal (Li and Janson 2024), while at a gate of 1 it is almost 0 for heads that replace each other.
     """
     rng, shape = np.random.default_rng([seed, 2]), (len(sample), *sample.gates().shape)
