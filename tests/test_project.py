@@ -51,7 +51,6 @@ TESTED_IN = {
     "heads/linear_map.py": "heads/test_fast_ablation.py",
     "heads/rank_correlation.py": "heads/test_agreement.py",
     "heads/ranking_statistics.py": "heads/test_stability.py",
-    "heads/structured_pruning.py": "pipeline/test_choose_sizes.py",
     "help.py": "test_docs.py",
     "models/attention_sites.py": "models/test_head_gates.py",
     "models/classifier.py": "models/test_building.py",

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from finetune.errors import DataError, ModelError
+from finetune.errors import DataError
 from finetune.evaluation.prediction import predict
 from finetune.heads.latency import Latencies, measure_latencies
 from finetune.heads.pruning import measure_speed, pruned_classifier
 from finetune.heads.structured_pruning import SizeSearch, search_sizes
 from finetune.heads.sublayers import HEADS, NEURONS, Kept, Sublayer, removed_members, sublayers
+from finetune.models.architectures import family_of
 from finetune.models.classifier import Classifier
 from finetune.pipeline.choose_heads import choose_heads, gated_rows
 from finetune.pipeline.finished_run import FinishedRun
@@ -72,7 +74,7 @@ def choose_parts(
         latencies = measure_latencies(unpruned, parts, texts, run.context.accelerator.device)
     sample = replace(gated_rows(run, "train", MAX_ROWS), classifier=unpruned)
     search = search_sizes(sample, parts, latencies, run.context.recipe.seed)
-    names = "heads" if all(part.kind == HEADS for part in parts) else "heads and neurons"
+    names = " and ".join(dict.fromkeys(part.kind for part in parts))
     origin = f"{names} by their effect on the logits of {len(sample)} training rows"
     speedup, keep_within = choice.get("speedup"), choice.get("keep_within")
     if speedup is not None:
@@ -90,15 +92,24 @@ def choose_parts(
 
 
 def prunable_parts(run: FinishedRun, unpruned: Classifier, *, heads_only: bool) -> list[Sublayer]:
-    """Return the sublayers whose heads and neurons can be removed; if neurons cannot, a message says why."""
-    if heads_only:
-        return sublayers(unpruned.base, [HEADS])
-    try:
-        return sublayers(unpruned.base, [HEADS, NEURONS])
-    except ModelError as error:
-        parts = sublayers(unpruned.base, [HEADS])
-        run.context.print_line(f"[yellow]Only heads are pruned: {error}.[/]")
-        return parts
+    """Return the sublayers whose parts can be removed; if it is only heads or only neurons, a message says why."""
+    config = unpruned.base.config
+    reasons = {HEADS: why_heads_remain(config), NEURONS: why_neurons_remain(config)}
+    kinds = [HEADS] if heads_only else [kind for kind, reason in reasons.items() if not reason]
+    for kind, reason in reasons.items():
+        if reason and not heads_only:
+            run.context.print_line(f"[yellow]Only {kinds[0]} are pruned. No {kind}, because {reason}.[/]")
+    return sublayers(unpruned.base, kinds)
+
+
+def why_heads_remain(config: Any) -> str:
+    """Return why no heads can be removed from a model with this config, or ""."""
+    return family_of(config).why_not_prunable(config) or ""
+
+
+def why_neurons_remain(config: Any) -> str:
+    """Return why no feed-forward neurons can be removed from a model with this config, or ""."""
+    return family_of(config).feed_forward.why_not_prunable(config) or ""
 
 
 def fastest_within(

@@ -12,7 +12,6 @@ from finetune.errors import DataError, ModelError
 from finetune.evaluation.paired_differences import paired_differences
 from finetune.evaluation.prediction import Predictions, predict
 from finetune.heads.pruning import check_pruned, footprint, pruned_classifier, write_zeroed
-from finetune.models.architectures import family_of
 from finetune.models.attention_sites import attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import check_reload
@@ -20,7 +19,7 @@ from finetune.models.feed_forward_sites import feed_forward_sites
 from finetune.models.loading import load_classifier
 from finetune.models.saving import save_classifier
 from finetune.out_of_memory import report_out_of_memory
-from finetune.pipeline.choose_sizes import Removal, choose_parts
+from finetune.pipeline.choose_sizes import Removal, choose_parts, why_heads_remain, why_neurons_remain
 from finetune.pipeline.finished_run import FinishedRun, finished_folder, open_run
 from finetune.pipeline.head_choice import HeadChoice, check_choice, check_epochs
 from finetune.pipeline.recovery import recovery_finetune
@@ -82,7 +81,8 @@ def _check_run(run: FinishedRun, choice: HeadChoice) -> None:
     if run.context.accelerator.num_processes > 1:
         raise ModelError("pruning runs in one process; start `finetune prune` without a launcher")
     config = run.inputs.classifier.base.config
-    if reason := family_of(config).why_not_prunable(config):
+    names_heads = choice.get("share") is not None or choice.get("heads") is not None or choice.get("heads_only")
+    if (reason := why_heads_remain(config)) and (names_heads or why_neurons_remain(config)):
         raise ModelError(f"heads of a '{config.model_type}' model can be masked, but not pruned: {reason}")
     if choice.get("keep_within") is not None and "validation" not in run.inputs.splits:
         raise DataError("keep_within needs validation rows, and the run has none; use speedup or share")

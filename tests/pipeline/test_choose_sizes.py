@@ -11,9 +11,8 @@ import torch
 import yaml
 
 from finetune.cli import main
-from finetune.errors import ModelError
 from finetune.heads.pruning import pruned_classifier
-from finetune.heads.sublayers import HEADS, NEURONS, sublayers
+from finetune.heads.sublayers import HEADS, NEURONS
 from finetune.models.attention_sites import attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.feed_forward_sites import feed_forward_sites
@@ -68,20 +67,18 @@ def test_an_unreachable_speed_is_rejected_with_the_largest(
     assert contents(adapted_run) == before
 
 
-def test_families_whose_neurons_cannot_be_removed_lose_heads_only(
-    adapted_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("kind", "remains"), [(HEADS, NEURONS), (NEURONS, HEADS)])
+def test_a_family_may_lose_only_heads_or_only_neurons(
+    adapted_run: Path, kind: str, remains: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(model: Any) -> Any:
-        raise ModelError("feed-forward neurons of this model cannot be pruned: they are shared")
-
     count_instead_of_timing(monkeypatch)
-    monkeypatch.setattr("finetune.heads.sublayers.feed_forward_sites", refuse)
-    monkeypatch.setattr("tests.support.pruning.sublayers", lambda base: sublayers(base, [HEADS]))
+    monkeypatch.setattr(f"finetune.pipeline.choose_sizes.why_{remains}_remain", lambda config: "they are shared")
     pruning = prune_run(adapted_run, "--speedup", "1.1")
-    assert "Only heads are pruned: feed-forward neurons of this model cannot be" in " ".join(
-        capsys.readouterr().out.split()
-    )
-    assert "times the speed, heads by" in pruning.chosen_by
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"Only {kind} are pruned. No {remains}, because they are shared." in printed
+    assert f"times the speed, {kind} by" in pruning.chosen_by
+    assert (sum(pruning.remaining_neurons) == LAYERS * NUM_NEURONS) == (kind == HEADS)
+    assert (sum(pruning.remaining_heads) == LAYERS * NUM_HEADS) == (kind == NEURONS)
 
 
 @pytest.mark.parametrize("limit", [1.5, 3.0, 16.0])

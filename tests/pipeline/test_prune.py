@@ -98,7 +98,14 @@ def test_exactly_one_way_to_choose_heads_is_needed(small_run: Path, choice: dict
 
 def test_the_pruning_result_is_returned_and_saved(run: Path) -> None:
     pruning = prune(run, heads=[(1, 3)], output=run.parent / "new" / "folder")
-    assert read_json(run.parent / "new" / "folder" / "pruning.json", PruningResult) == pruning
+    file = run.parent / "new" / "folder" / "pruning.json"
+    assert read_json(file, PruningResult) == pruning
+    content = json.loads(file.read_text())
+    new = ("requested_speedup", "remaining_heads", "remaining_neurons", "scores_cut", "scores_control", "metric")
+    old = {key: value for key, value in content.items() if key not in (*new, "differences")}  # of an earlier version
+    assert len(old) == len(content) - len(new) - 1
+    (run.parent / "old.json").write_text(json.dumps(old))
+    assert read_json(run.parent / "old.json", PruningResult).removed_text() == "Removed 1 head (12%)"
     assert {path.name for path in (run.parent / "new" / "folder").iterdir()} == {"model", "zeroed", "pruning.json"}
     assert [path.name for path in (run.parent / "new").iterdir()] == ["folder"]
 

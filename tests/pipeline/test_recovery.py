@@ -20,7 +20,7 @@ from finetune.training.build import build_trainer
 from finetune.training.trainer import Trainer
 from tests.support.finished_runs import finished, read_back, recipe
 from tests.support.helpers import TRAINED
-from tests.support.pruning import prune_run
+from tests.support.pruning import accuracy, prune_run
 
 
 def test_recovery_trains_the_parameters_that_the_run_trained(run: Path) -> None:
@@ -29,6 +29,11 @@ def test_recovery_trains_the_parameters_that_the_run_trained(run: Path) -> None:
     assert pruning.scores_healed is not None
     assert pruning.scores_healed.keys() == pruning.scores_after.keys() == {"validation", "test"}
     finished_run = read_back(run)
+    control = recovery_finetune(finished_run, pruned_classifier(finished_run.inputs.classifier, {}), 3)
+    assert pruning.scores_control is not None
+    assert pruning.scores_control["test"]["accuracy"] == pytest.approx(accuracy(finished_run, control, "test"))
+    pairs = {(item.first, item.second) for item in pruning.differences}
+    assert pairs == {("before", state) for state in ("after", "healed", "control")} | {("control", "healed")}
     heads = {int(layer): removed for layer, removed in pruning.heads.items()}
     before = pruned_classifier(finished_run.inputs.classifier, heads).base.state_dict()
     recovered = load_classifier(run / "pruned" / "model")
@@ -79,7 +84,8 @@ def test_recovery_caches_frozen_layers_and_compiles_the_others(
 
 
 def test_recovery_with_lora_trains_and_merges_new_adapters_and_the_classification_head(adapted_run: Path) -> None:
-    pruning = prune_run(adapted_run, "--heads", "0.0,1.1", "--heal", "2")
+    pruning = prune_run(adapted_run, "--heads", "0.0,1.1", "--heal", "2", "--no-control")
+    assert pruning.scores_control is None
     finished_run = read_back(adapted_run)
     heads = {int(layer): removed for layer, removed in pruning.heads.items()}
     before = pruned_classifier(finished_run.inputs.classifier, heads).base.state_dict()
@@ -95,3 +101,17 @@ def test_recovery_with_lora_trains_and_merges_new_adapters_and_the_classificatio
         - before["bert.encoder.layer.0.attention.self.query.weight"]
     )
     assert torch.linalg.matrix_rank(change, rtol=1e-4) == 2  # the recipe's rank: adapters, not full weights
+
+
+def test_the_pruned_model_learns_the_predictions_of_its_teacher(run: Path) -> None:
+    finished_run = read_back(run)
+    teacher = pruned_classifier(finished_run.inputs.classifier, {})
+    before = {name: weight.clone() for name, weight in teacher.base.state_dict().items()}
+    texts = [text for (text,) in finished_run.inputs.sample_texts(48)]
+    expected, distances = teacher.logits([texts], 48), []
+    for epochs in (0, 3):
+        pruned = pruned_classifier(teacher, {0: [0, 1], 1: [2]})
+        student = recovery_finetune(finished_run, pruned, epochs, teacher) if epochs else pruned
+        distances.append(float(((student.logits([texts], 48) - expected) ** 2).mean()))
+    assert distances[1] < 0.5 * distances[0]
+    assert all(weight.equal(before[name]) for name, weight in teacher.base.state_dict().items())
