@@ -21,7 +21,7 @@ from finetune.pipeline.head_choice import HeadChoice
 from finetune.progress import stage
 from finetune.recipe.named_metrics import lower_is_better
 
-MAX_ROWS = 512  # training rows whose moments are measured
+MAX_ROWS = 1024  # training rows whose moments are measured
 SPEED_ROWS = 256
 _MAX_CORRECTIONS = 4  # of the requested speed, until the measured one reaches it
 _BISECTIONS = 6
