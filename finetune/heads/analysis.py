@@ -31,7 +31,8 @@ from finetune.heads.weight_changes import head_changes
 from finetune.models.classifier import Classifier
 from finetune.models.losses import decisions
 from finetune.progress import stage
-from finetune.recipe.evaluation_section import HeadImportanceSection
+from finetune.recipe.evaluation_section import HeadImportanceSection, MethodSettings
+from finetune.recipe.head_costs import TrainingCost
 from finetune.runs.head_results import HeadAnalysis, HeadChanges, HeadScores, LeaveOneOut, PruningCurves, RankAgreement
 
 
@@ -43,11 +44,17 @@ class AnalysisSettings:
         metric: the metric of the pruning curves.
         batch_size: rows per batch; it changes results only by rounding.
         seed: of the choice of rows and of all random draws.
+        training: what the training cost, which limits the cost of `learned_order`; None: no limit.
     """
 
     metric: str
     batch_size: int
     seed: int
+    training: TrainingCost | None = None
+
+    def row_passes(self, section: HeadImportanceSection) -> int | None:
+        """Return the row passes that `learned_order` may make; None: its full number."""
+        return None if self.training is None else self.training.allowed(section.max_cost)
 
 
 def analyze_heads(
@@ -70,8 +77,15 @@ def analyze_heads(
     ranking_rows, test_rows = separate_rows(splits, section, seed)
     sample = sample_of(section.split, ranking_rows)
     methods = [
-        measure_importance(sample, method, steps=section.integration_steps, seed=seed, max_seconds=section.max_seconds)
-        for method in section.methods()
+        measure_importance(
+            rows_of_method(sample, section.settings_of(name), seed),
+            name,
+            steps=section.settings_of(name).integration_steps,
+            seed=seed,
+            max_seconds=section.max_seconds,
+            row_passes=settings.row_passes(section),
+        )
+        for name in section.methods()
     ]
     curves, single_removals, names, name_warnings = None, None, None, list[str]()
     if section.curve_split is not None and len(test_rows):
@@ -116,9 +130,11 @@ def separate_rows(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices of the rows that rank the heads, and of the rows that test the ranking.
 
-    If both come from the same split, they are disjoint, and at most half of the split ranks the heads.
+    If both come from the same split, they are disjoint, and at most half of the split ranks the heads. A method with
+    a smaller `max_samples` than others uses some of the rows (see `rows_of_method`).
     """
-    max_rows, split = section.max_samples, splits[section.split]
+    limits, split = [section.settings_of(name).max_samples for name in section.methods()], splits[section.split]
+    max_rows = None if None in limits else max(limit for limit in limits if limit is not None)
     if section.curve_split != section.split:
         ranking_rows = np.array(sample_rows(len(split), max_rows, seed))
         test_split = splits.get(section.curve_split or "")
@@ -128,6 +144,11 @@ def separate_rows(
     ranking_rows = np.array(sample_rows(len(split), half if max_rows is None else min(max_rows, half), seed))
     rest = np.setdiff1d(np.arange(len(split)), ranking_rows)
     return ranking_rows, rest[sample_rows(len(rest), section.curve_samples, seed)]
+
+
+def rows_of_method(sample: GatedRows, settings: MethodSettings, seed: int) -> GatedRows:
+    """Return the rows of the sample on which a method ranks the heads."""
+    return sample.subset(sample.rows[sample_rows(len(sample), settings.max_samples, seed)])
 
 
 def untested(splits: Collection[str], section: HeadImportanceSection, num_test_rows: int) -> list[str]:

@@ -17,6 +17,8 @@ from finetune.heads.gated_forward import sample_rows
 from finetune.models.losses import decisions, per_example_loss
 from finetune.recipe.evaluation_section import HeadImportanceSection
 
+MAX_ROWS = 256  # unless the recipe gives `max_samples`
+
 
 def rows_to_explain(
     splits: dict[str, EncodedSplit], section: HeadImportanceSection, seed: int
@@ -31,8 +33,13 @@ def rows_to_explain(
     rest = [(name, np.arange(len(split))) for name, split in splits.items()]
     for name, rows in [*analyzed, *rest]:
         if name is not None and name != "train" and len(rows):
-            return name, rows[sample_rows(len(rows), section.max_samples, seed)]
+            return name, rows[sample_rows(len(rows), _max_rows(section), seed)]
     return None
+
+
+def _max_rows(section: HeadImportanceSection) -> int | None:
+    """Return the largest number of rows that are explained; None: no limit."""
+    return MAX_ROWS if section.max_samples == "auto" else section.max_samples
 
 
 def choose_rows(logits: torch.Tensor, labels: np.ndarray, problem_type: str, count: int) -> list[int]:

@@ -25,6 +25,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.head_gates import check_gates, head_gates, head_mask, max_num_heads
 from finetune.models.losses import per_example_loss
 from finetune.progress import stage
+from finetune.recipe.head_costs import CHECKED_ROWS
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def check_all_ones(sample: GatedRows) -> None:
             check_gates(sample.classifier.base, sample.sites, batch.inputs)
         return np.zeros(len(positions))
 
-    sample.subset(sample.rows[:8]).map_batches(check)
+    sample.subset(sample.rows[:CHECKED_ROWS]).map_batches(check)
 
 
 def attention_kernel(device: torch.device) -> AbstractContextManager[None]:

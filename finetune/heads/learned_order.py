@@ -20,8 +20,8 @@ from finetune.heads.importance_estimate import Estimate, layer_normalized, mean_
 from finetune.heads.learned import FOLDS
 from finetune.models.head_gates import head_mask
 from finetune.progress import stage
+from finetune.recipe.head_costs import ROW_PASSES
 
-ROW_PASSES = 1024  # by default
 START_ROWS = 256  # for the initial scores, at most
 BATCH = 32  # rows of a fold per step, each with its own draw of masks
 _SPAN = 4.0  # the initial scores are evenly spaced over this range

@@ -29,16 +29,14 @@ from finetune.heads.importance_estimate import (
     removal_order,
 )
 from finetune.heads.learned import learned_gates
-from finetune.heads.learned_order import ROW_PASSES, learned_order
+from finetune.heads.learned_order import learned_order
 from finetune.heads.ranking_statistics import fold_stability, split_half_stability
 from finetune.heads.shapley import shapley_values
 from finetune.models.head_gates import head_gates
 from finetune.progress import stage
+from finetune.recipe.head_costs import GATE_STEPS, ROUNDS, ROW_PASSES
 from finetune.recipe.names import HEAD_METHODS, ITERATIVE
 from finetune.runs.head_results import HeadScores, TauValue
-
-_GATE_STEPS = 40  # optimizer steps per fold of the learned gates
-_ROUNDS = 10  # of an iterative variant
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ METHODS: dict[str, Method] = {
     "confidence": Method(lambda sample, budget: confidence(sample)),
     "entropy": Method(lambda sample, budget: entropy(sample)),
     "gates": Method(
-        lambda sample, budget: learned_gates(sample, _GATE_STEPS, seed=budget.seed, max_seconds=budget.max_seconds),
+        lambda sample, budget: learned_gates(sample, GATE_STEPS, seed=budget.seed, max_seconds=budget.max_seconds),
         learned=True,
     ),
     "learned_order": Method(
@@ -132,7 +130,13 @@ METHODS: dict[str, Method] = {
 
 
 def measure_importance(
-    sample: GatedRows, name: str, *, steps: int, seed: int, max_seconds: float | None = None
+    sample: GatedRows,
+    name: str,
+    *,
+    steps: int,
+    seed: int,
+    max_seconds: float | None = None,
+    row_passes: int | None = None,
 ) -> HeadScores:
     """Return the importance of every head by one method.
 
@@ -140,13 +144,14 @@ def measure_importance(
         name: one of `recipe.names.HEAD_METHOD_NAMES`.
         steps: passes over the rows for integrated gradients.
         max_seconds: time after which no further rows are measured and no further step is trained; None: no limit.
+        row_passes: largest number of row passes of `learned_order` (see `recipe.head_costs`); None: its full number.
     """
     started = time.perf_counter()
     with stage(name):
         check_all_ones(sample)
         base_name = name.removeprefix(ITERATIVE)
         method, formula = METHODS[base_name], HEAD_METHODS[base_name].formula
-        budget = Budget(steps, seed, max_seconds)
+        budget = Budget(steps, seed, max_seconds, row_passes)
         if name == base_name:
             estimate, num_rows = _measure_in_time(
                 sample,
@@ -222,17 +227,17 @@ def _measure_iteratively(sample: GatedRows, method: Method, budget: Budget) -> t
 
     rows = sample
     if budget.max_seconds is not None:  # find out how many rows fit into the time of one round
-        _, num_rows = _measure_in_time(sample, estimate_of, budget.max_seconds / _ROUNDS, budget.seed)
+        _, num_rows = _measure_in_time(sample, estimate_of, budget.max_seconds / ROUNDS, budget.seed)
         rows = sample.subset(_shuffled(sample, budget.seed)[:num_rows])
 
     def score(gates: torch.Tensor) -> Estimate:
         with head_gates(sample.classifier.base, sample.sites, gates, check_calls=False):
             return estimate_of(rows)
 
-    return iterative(sample, score, _ROUNDS), len(rows)
+    return iterative(sample, score, ROUNDS), len(rows)
 
 
-def iterative(sample: GatedRows, score: Callable[[torch.Tensor], Estimate], rounds: int = _ROUNDS) -> Estimate:
+def iterative(sample: GatedRows, score: Callable[[torch.Tensor], Estimate], rounds: int = ROUNDS) -> Estimate:
     """Return the order in which heads are removed if the remaining heads are scored again in every round.
 
     Michel, Levy and Neubig 2019, section 4.1, where the score is the gradient. Each layer keeps its last head until

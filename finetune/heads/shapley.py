@@ -21,6 +21,7 @@ from finetune.heads.gated_forward import GatedRows, row_losses
 from finetune.models.head_gates import head_gates, max_num_heads
 from finetune.models.losses import per_example_loss
 from finetune.progress import stage
+from finetune.recipe.head_costs import MAX_PERMUTATIONS
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class ShapleyValues:
 
 
 def shapley_values(
-    sample: GatedRows, *, max_permutations: int = 64, precision: float = 0.05, seed: int = 0
+    sample: GatedRows, *, max_permutations: int = MAX_PERMUTATIONS, precision: float = 0.05, seed: int = 0
 ) -> ShapleyValues:
     """Return the Shapley values of the heads for the loss.
 

@@ -11,12 +11,14 @@ from rich.markup import escape
 from finetune.distributed import on_main_process
 from finetune.errors import DataError, FinetuneError
 from finetune.heads import analysis
+from finetune.heads.expected_costs import expected_costs
 from finetune.heads.explain_rows import explain_rows
+from finetune.models.classifier import Classifier
 from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.finished_run import open_run
+from finetune.pipeline.training_cost import training_cost_of_run
 from finetune.progress import stage
-from finetune.recipe.schema import Recipe
 from finetune.report import write_report
 from finetune.report.terminal import print_heads
 from finetune.runs.explanations import Explanations, write_explanations
@@ -67,25 +69,24 @@ def analyze(context: RunContext, inputs: RunInputs, scores: Mapping[str, SplitSc
     recipe = context.recipe
     if recipe.head_importance is None:
         return None
+    classifier, splits, settings = inputs.classifier, inputs.splits, _settings(context, inputs.classifier)
     with stage("analyzing heads"):
-        result = analysis.analyze_heads(
-            inputs.classifier,
-            inputs.splits,
-            recipe.head_importance,
-            _settings(recipe),
-            context.accelerator,
-        )
+        for line in expected_costs(classifier, splits, recipe.head_importance, settings, context.accelerator):
+            context.print_line(escape(line))
+        result = analysis.analyze_heads(classifier, splits, recipe.head_importance, settings, context.accelerator)
     truth = result.truth
     overlap = _overlap_warning(truth.split, inputs.summary[truth.split]) if truth else ""
     added = [warning for warning in (untrained_warning(scores), overlap) if warning]
     return replace(result, warnings=[*result.warnings, *added])
 
 
-def _settings(recipe: Recipe) -> analysis.AnalysisSettings:
+def _settings(context: RunContext, classifier: Classifier) -> analysis.AnalysisSettings:
+    recipe = context.recipe
     return analysis.AnalysisSettings(
         metric=recipe.toolkit_metrics()[0],
         batch_size=recipe.evaluation.per_device_eval_batch_size,
         seed=recipe.seed,
+        training=training_cost_of_run(context, classifier),
     )
 
 
@@ -98,7 +99,7 @@ def explain(context: RunContext, inputs: RunInputs, result: HeadAnalysis) -> tup
     section = context.recipe.head_importance
     if section is None or section.explained_rows == 0:
         return result, None
-    settings = _settings(context.recipe)
+    settings = _settings(context, inputs.classifier)
     try:
         with report_out_of_memory(), stage("explaining rows"):
             return result, explain_rows(

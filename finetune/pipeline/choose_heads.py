@@ -49,10 +49,11 @@ def _ranking(run: FinishedRun, method: str | None) -> HeadScores:
                 return ranking
     settings = recipe.head_importance or HeadImportanceSection()
     split = settings.split if settings.split != "test" else "train"
+    of_method = settings.settings_of(method or settings.methods()[0])
     return measure_importance(
-        gated_rows(run, split, settings.max_samples),
-        method or settings.methods()[0],
-        steps=settings.integration_steps,
+        gated_rows(run, split, of_method.max_samples),
+        of_method.name,
+        steps=of_method.integration_steps,
         seed=recipe.seed,
         max_seconds=settings.max_seconds,
     )

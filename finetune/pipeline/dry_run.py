@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list
+from rich.console import Console
 
 from finetune.errors import TrainingError
 from finetune.models.classifier import Classifier
@@ -67,10 +68,17 @@ def _try_head_analysis(context: RunContext, inputs: RunInputs) -> None:
     settings = context.recipe.head_importance
     if settings is None:
         return
-    limits = {"max_samples": _FEW_ROWS, "curve_samples": _FEW_ROWS, "random_orders": 1, "max_seconds": _FEW_SECONDS}
+    limits = {
+        "method": settings.methods(),
+        "max_samples": _FEW_ROWS,
+        "curve_samples": _FEW_ROWS,
+        "random_orders": 1,
+        "max_seconds": _FEW_SECONDS,
+    }
     recipe = context.recipe.model_copy(update={"head_importance": settings.model_copy(update=limits)})
+    quiet = Console(quiet=True)  # the expected cost is not that of the run
     try:
-        analyze(replace(context, recipe=recipe), inputs, {})
+        analyze(replace(context, recipe=recipe, console=quiet), inputs, {})
     except Exception as error:
         raise TrainingError(
             f"the head analysis fails: {describe_error(error)}; change head_importance, or set it to null"

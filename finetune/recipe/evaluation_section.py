@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from finetune.recipe.names import BASELINES, BaselineName, HeadMethod, Split
+from finetune.recipe.names import BASELINES, BaselineName, HeadMethod, Split, default_rows
 from finetune.recipe.section import Auto, Count, Section, Strategy, default_strategy
 
 
@@ -79,16 +80,64 @@ class EvaluationSection(Section):
         return self
 
 
+@dataclass(frozen=True)
+class MethodSettings:
+    """The settings of one head method.
+
+    Attributes:
+        max_samples: largest number of rows; None: all rows of the split.
+        integration_steps: number of points on the path of the integrated-gradients methods.
+    """
+
+    name: str
+    max_samples: int | None
+    integration_steps: int
+
+
+class HeadMethodSettings(Section):
+    """A head method with settings of its own; `auto` is the value that the section gives for all methods."""
+
+    name: HeadMethod = Field(description="Name of the method that has these settings.")
+    max_samples: Count | Auto | None = Field(
+        "auto", description="Number of rows used by this method; null uses all rows of the split."
+    )
+    integration_steps: Count | Auto = Field("auto", description="Number of points on the path of this method.")
+
+
+def _form(value: object) -> str:
+    """Return the tag of the form in which a method is given: its name, a mapping or a list."""
+    return "(list)" if isinstance(value, list) else "(mapping)" if isinstance(value, dict | Section) else "(name)"
+
+
+_Method = Annotated[
+    Annotated[HeadMethod, Tag("(name)")] | Annotated[HeadMethodSettings, Tag("(mapping)")], Discriminator(_form)
+]
+_Methods = Annotated[
+    Annotated[HeadMethod, Tag("(name)")]
+    | Annotated[HeadMethodSettings, Tag("(mapping)")]
+    | Annotated[list[_Method], Field(min_length=1), Tag("(list)")],
+    Discriminator(_form),
+]
+
+
 class HeadImportanceSection(Section):
     """How the importance of the attention heads is measured and tested."""
 
-    method: HeadMethod | Annotated[list[HeadMethod], Field(min_length=1)] = Field(
+    method: _Methods = Field(
         "learned_order",
-        description="The method that scores the heads, or a list of methods, of which the first one ranks the heads.",
+        description="The method that scores the heads, or a list of methods, of which the first one ranks the heads. A "
+        "method with settings of its own is a mapping, such as {name: gradient, max_samples: 128}.",
     )
     split: Split = Field("train", description="Split whose rows are used to rank the heads.")
-    max_samples: Count | None = Field(
-        256, description="Number of rows used to rank the heads; null uses all rows of the split."
+    max_samples: Count | Auto | None = Field(
+        "auto",
+        description="Number of rows used to rank the heads; auto chooses it by method (256 for the default method), "
+        "and null uses all rows of the split.",
+    )
+    max_cost: Annotated[float, Field(gt=0)] | None = Field(
+        0.05,
+        description="Largest cost of learned_order, the default method, as a share of the cost of the training; null "
+        "sets no limit. Other methods have no limit.",
     )
     max_seconds: Annotated[float, Field(gt=0)] | None = Field(
         None,
@@ -126,8 +175,9 @@ class HeadImportanceSection(Section):
 
     @model_validator(mode="after")
     def _check_methods(self) -> HeadImportanceSection:
-        if len(set(self.methods())) < len(self.methods()):
-            raise ValueError(f"method is {', '.join(self.methods())}; list each method once")
+        names = [settings.name for settings in self._given()]
+        if len(set(names)) < len(names):
+            raise ValueError(f"method is {', '.join(names)}; list each method once")
         if self.leave_one_out and self.curve_split is None:
             raise ValueError("leave_one_out needs the rows of curve_split, which is null; name a split")
         if self.name_heads and self.curve_split is None:
@@ -135,5 +185,23 @@ class HeadImportanceSection(Section):
         return self
 
     def methods(self) -> list[str]:
-        """Return the methods; the first one ranks the heads."""
-        return list(self.method) if isinstance(self.method, list) else [self.method]
+        """Return the names of the methods; the first one ranks the heads."""
+        return [settings.name for settings in self._given()]
+
+    def settings_of(self, method: str) -> MethodSettings:
+        """Return the number of rows and of integration steps of a method, also of one that the recipe does not list."""
+        given = next((settings for settings in self._given() if settings.name == method), None)
+        rows = self.max_samples if given is None or given.max_samples == "auto" else given.max_samples
+        steps = "auto" if given is None else given.integration_steps
+        return MethodSettings(
+            method,
+            default_rows(method) if rows == "auto" else rows,
+            self.integration_steps if steps == "auto" else steps,
+        )
+
+    def _given(self) -> list[HeadMethodSettings]:
+        """Return the methods as mappings."""
+        methods = self.method if isinstance(self.method, list) else [self.method]
+        return [
+            method if isinstance(method, HeadMethodSettings) else HeadMethodSettings(name=method) for method in methods
+        ]

@@ -1,6 +1,6 @@
-"""The generated tables of the guides: all recipe keys in `recipes.md`, all metrics in `runs.md`.
+"""The generated tables of the guides: recipe keys in `recipes.md`, metrics in `runs.md`, costs in `head-analysis.md`.
 
-After a change of the schema or of the metrics, `python -m finetune.recipe.guide_tables` updates them.
+After a change of the schema, of the metrics or of the costs, `python -m finetune.recipe.guide_tables` updates them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune.recipe.head_costs import cost_table
 from finetune.recipe.named_metrics import names_and_descriptions
 from finetune.recipe.names import METRICS
 from finetune.recipe.schema import Recipe
@@ -50,7 +51,11 @@ def metric_table() -> str:
     return "\n".join([*header, *rows, ""])
 
 
-TABLES: dict[str, Callable[[], str]] = {"recipes.md": key_table, "runs.md": metric_table}
+TABLES: dict[str, Callable[[], str]] = {
+    "recipes.md": key_table,
+    "runs.md": metric_table,
+    "head-analysis.md": cost_table,
+}
 
 
 def with_table(text: str, table: str) -> str:
@@ -71,7 +76,7 @@ def _section(name: str, keys: Mapping[str, Mapping[str, Any]]) -> str:
     rows = [
         f"| `{key}` | {_type(field)} | {_default(field)} | {field.get('description', '')} |"
         for key, field in keys.items()
-        if not _is_section(field)
+        if name or not _is_section(field)
     ]
     return "\n".join([title, "", "| key | type | default | meaning |", "| --- | --- | --- | --- |", *rows, ""])
 
@@ -86,8 +91,10 @@ def _default(field: Mapping[str, Any]) -> str:
 
 def _type(field: Mapping[str, Any]) -> str:
     """Return a key's type in words, such as "whole number, at least 1; or null"."""
-    if "anyOf" in field:
-        types = list(dict.fromkeys(map(_type, field["anyOf"])))
+    if "$ref" in field:
+        return "mapping"
+    if alternatives := field.get("anyOf", field.get("oneOf")):
+        types = list(dict.fromkeys(map(_type, alternatives)))
         return ("; or " if any("," in name for name in types) else " or ").join(types)
     if "enum" in field:
         return ", ".join(map(_code, field["enum"])) if len(field["enum"]) <= _MAX_NAMES else "name"

@@ -80,7 +80,7 @@ def _add_section_rules(sections: Mapping[str, Schema]) -> None:
     warmup = sections["TrainingSection"]["properties"]["warmup_steps"]
     warmup["allOf"] = [_any_of({"exclusiveMaximum": 1}, {"multipleOf": 1})]
     heads = sections["HeadImportanceSection"]
-    heads["properties"]["method"]["anyOf"][1]["uniqueItems"] = True
+    heads["properties"]["method"]["oneOf"][2]["uniqueItems"] = True
     no_curve: Schema = {"curve_split": {"const": None}}
     heads["allOf"] = [
         _never(_has(leave_one_out={"const": True}, **no_curve)),
@@ -152,7 +152,8 @@ def _rules_across_sections() -> list[Schema]:
         "label_smoothing_factor": ABOVE_0,
         "contrastive_weight": ABOVE_0,
     }
-    by_accuracy = {"pattern": "ablation_accuracy"}
+    names_accuracy: Schema = {"type": "string", "pattern": "ablation_accuracy"}
+    by_accuracy = _any_of(names_accuracy, _has(name=names_accuracy))
     forbidden = [
         [adapters, new_model],
         *([adapters, _has(training=_has(**{key: value}))] for key, value in frozen.items()),
@@ -169,7 +170,7 @@ def _rules_across_sections() -> list[Schema]:
         [_has(training=_has(gradient_checkpointing={"const": True}, torch_compile={"const": True}))],
         [_has(training=_has(contrastive_weight=ABOVE_0, per_device_train_batch_size={"const": 1}))],
         [regression, _has(outputs=_has(temperature={"type": "number"}))],
-        [regression, _has(head_importance=_has(method={"type": "string"} | by_accuracy))],
+        [regression, _has(head_importance=_has(method=by_accuracy))],
         [regression, _has(head_importance=_has(method={"type": "array", "contains": by_accuracy}))],
         [
             _has(seeds={"type": "array"}),

@@ -17,35 +17,52 @@ else:
 
 @dataclass(frozen=True)
 class HeadMethodInfo:
-    """What a head method computes, as a one-line formula, and whether an `iterative_` variant of it exists."""
+    """What a head method computes, and on how many rows unless the recipe gives a number.
+
+    Attributes:
+        formula: one line.
+        rows: number of rows; the more passes the method makes over a row, the fewer rows.
+        iterative_rows: the same for the `iterative_` variant, which makes about nine times as many passes; None if
+            there is no such variant.
+    """
 
     formula: str
-    iterative: bool = False
+    rows: int = 256
+    iterative_rows: int | None = None
 
 
 # L is the loss, p the prediction. heads/methods.py has a function for each name. Attention statistics and learned
 # scores have no iterative variant.
 HEAD_METHODS: dict[str, HeadMethodInfo] = {
-    "gradient": HeadMethodInfo("E|dL/dgate|", iterative=True),
-    "gradient_layer_norm": HeadMethodInfo("E|dL/dgate| over the layer's norm", iterative=True),
-    "integrated_gradients": HeadMethodInfo("share of L(0) - L(1)", iterative=True),
-    "fisher": HeadMethodInfo("E(dL/dgate)^2", iterative=True),
-    "ablation_loss": HeadMethodInfo("L without the head - L", iterative=True),
-    "ablation_kl": HeadMethodInfo("KL(p || p without the head)", iterative=True),
-    "ablation_accuracy": HeadMethodInfo("accuracy - accuracy without", iterative=True),
-    "shapley": HeadMethodInfo("Shapley value for the loss", iterative=True),
+    "gradient": HeadMethodInfo("E|dL/dgate|", iterative_rows=128),
+    "gradient_layer_norm": HeadMethodInfo("E|dL/dgate| over the layer's norm", iterative_rows=128),
+    "integrated_gradients": HeadMethodInfo("share of L(0) - L(1)", iterative_rows=32),
+    "fisher": HeadMethodInfo("E(dL/dgate)^2", iterative_rows=128),
+    "ablation_loss": HeadMethodInfo("L without the head - L", rows=128, iterative_rows=32),
+    "ablation_kl": HeadMethodInfo("KL(p || p without the head)", rows=128, iterative_rows=32),
+    "ablation_accuracy": HeadMethodInfo("accuracy - accuracy without", rows=128, iterative_rows=32),
+    "shapley": HeadMethodInfo("Shapley value for the loss", rows=32, iterative_rows=16),
     "confidence": HeadMethodInfo("mean largest attention weight"),
     "entropy": HeadMethodInfo("minus entropy of attention, nats"),
-    "gates": HeadMethodInfo("log-odds of a learned gate"),
+    "gates": HeadMethodInfo("log-odds of a learned gate", rows=128),
     "learned_order": HeadMethodInfo("score learned by removal"),
     "random": HeadMethodInfo("chance"),
 }
 ITERATIVE = "iterative_"  # prefix: the remaining heads are scored again after each tenth is removed
-HEAD_METHOD_NAMES = (*HEAD_METHODS, *(ITERATIVE + name for name, method in HEAD_METHODS.items() if method.iterative))
+HEAD_METHOD_NAMES = (
+    *HEAD_METHODS,
+    *(ITERATIVE + name for name, method in HEAD_METHODS.items() if method.iterative_rows),
+)
 if TYPE_CHECKING:
     HeadMethod = str
 else:
     HeadMethod = Literal[HEAD_METHOD_NAMES]
+
+
+def default_rows(method: str) -> int:
+    """Return the number of rows on which a head method ranks the heads unless the recipe gives a number."""
+    info = HEAD_METHODS[method.removeprefix(ITERATIVE)]
+    return info.iterative_rows or info.rows if method.startswith(ITERATIVE) else info.rows
 
 
 @dataclass(frozen=True)

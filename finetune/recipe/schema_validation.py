@@ -11,6 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from finetune.errors import did_you_mean
+from finetune.recipe.evaluation_section import HeadMethodSettings
 from finetune.recipe.schema import Recipe
 from finetune.recipe.validation import Problem, nearest_written
 from finetune.recipe.yaml_parser import Location
@@ -188,6 +189,10 @@ def _as_yaml(value: object) -> str:
 def _unknown_key(location: Location) -> str:
     """Return the message for an unknown key, with the key that was probably meant."""
     name, section = str(location[-1]), location[:-1]
+    if section[:2] == ("head_importance", "method"):
+        keys = list(HeadMethodSettings.model_fields)
+        near = _near_key(name, keys)
+        return f"unknown key; did you mean '{near}'?" if near else f"unknown key; a method has {', '.join(keys)}"
     if name in FOREIGN_NAMES:
         hint = FOREIGN_NAMES[name]
         return f"unknown key; {hint}" if hint.startswith(NO_KEY) else f"unknown key; use {hint}"

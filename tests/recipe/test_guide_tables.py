@@ -52,7 +52,7 @@ def test_every_key_is_in_the_table_once_and_has_a_meaning() -> None:
         "| `init_lora_weights` | `true`, `gaussian`, `orthogonal`, `olora`, `pissa` | `true` |",
         "| `class_weights` | `balanced`; or mapping of names to number, above 0; or null | `null` |",
         "| `train_rows` | list of rows or null | `null` |",
-        '| `method` | name or list of name | `"learned_order"` |',
+        '| `method` | name or mapping or list of name or mapping | `"learned_order"` |',
     ],
 )
 def test_types_are_described_in_words(row: str) -> None:
