@@ -114,6 +114,12 @@ def test_a_failed_explanation_does_not_lose_the_analysis(
     ("changes", "printed"),
     [
         (["head_importance.method=[gradient, fishr]"], "given 'fishr'; must be .*did you mean 'fisher'"),
+        (["head_importance.method=[{name: fisher, max_sample: 3}]"], "unknown key; did you mean 'max_samples'"),
+        (
+            ["head_importance.method={name: fisher, rows: 3}"],
+            "unknown key; a method has name, max_samples, integration_",
+        ),
+        (["head_importance.max_cost=0"], "given 0; must be greater than 0"),
         (["head_importance.methode=gradient"], "head_importance.methode .*unknown key; did you mean 'method'"),
         (["=method"], "override '=method' does not have the form section.key=value"),
         (["task.label_names=[1, 0]"], "task cannot be changed: the run in .* was trained with it"),

@@ -53,6 +53,9 @@ VALID = {
     "a seed for the rows": MINIMAL.replace("{train_rows", "{split_seed: 0, train_rows"),
     "class weights by name": MINIMAL + "training: {class_weights: {x: 1, y: 2.5}}\n",
     "one head method, and several": MINIMAL + "head_importance: {method: [gradient, iterative_shapley]}\n",
+    "a head method with settings": MINIMAL + "head_importance: {method: {name: gradient, max_samples: null}}\n",
+    "head methods with and without settings": MINIMAL
+    + "head_importance: {method: [gradient, {name: integrated_gradients, integration_steps: 16}], max_cost: null}\n",
     "aliases": MINIMAL + "task: {label_names: &names [x, y]}\ntraining: {class_weights: &w {x: 1.0}}\n",
 }
 
@@ -109,6 +112,10 @@ WRONG = {
     + "task: {problem_type: regression}\ntraining: {class_weights: {x: 1.0}}\n",
     "accuracy in a regression": MINIMAL
     + "task: {problem_type: regression}\nhead_importance: {method: [ablation_accuracy]}\n",
+    "accuracy with settings in a regression": MINIMAL
+    + "task: {problem_type: regression}\nhead_importance: {method: [{name: ablation_accuracy}]}\n",
+    "an unknown setting of a head method": MINIMAL + "head_importance: {method: {name: gradient, max_sample: 3}}\n",
+    "settings without a head method": MINIMAL + "head_importance: {method: [{max_samples: 3}]}\n",
     "a temperature in a regression": MINIMAL + "task: {problem_type: regression}\noutputs: {temperature: 2}\n",
     "adapters on a new model": f"model: {{model_type: bert}}\n{DATA}\npeft: {{}}\n",
     "a data type for a new model": f"model: {{model_type: bert, dtype: float16}}\n{DATA}\n",
@@ -138,6 +145,10 @@ ONLY_CHECK = {
     "a weight of an unknown label": (
         MINIMAL + "task: {label_names: [a, b]}\ntraining: {class_weights: {c: 2.0}}\n",
         "a rule cannot compare the values of two keys",
+    ),
+    "a head method twice, with settings": (
+        MINIMAL + "head_importance: {method: [gradient, {name: gradient, max_samples: 3}]}\n",
+        "uniqueItems compares the items as they are written",
     ),
     "a key twice": (MINIMAL + "seed: 1\nseed: 2\n", "a parsed mapping has each key once; editors report it themselves"),
     "a file of another format": (f"{MODEL}\ndata: {{train_file: rows.xls, validation_size: 0.1}}\n", "may be a folder"),
