@@ -50,6 +50,9 @@ SKIPPED = {
     "finetune publish runs/my --repo me/my-model --language en --license apache-2.0 --private": "uploads to the hub; "
     "tests/pipeline/test_publish.py uploads to a stand-in for it",
     "finetune demo": "serves until it is stopped; tests/demo/test_app.py opens it in a browser",
+    "finetune prune runs/my --speedup": "measures speed, and a tiny model may not reach the one that is requested; "
+    "tests/pipeline/test_choose_sizes.py prunes by counted speeds",
+    "finetune prune runs/my --keep-within": "measures speed, too",
     "torchrun": "starts processes; tests/pipeline and tests/training start them with torchrun",
     "accelerate launch --multi_gpu": "starts processes; tests/pipeline starts them",
     "accelerate launch --config_file": "starts processes under FSDP; tests/training starts them",
