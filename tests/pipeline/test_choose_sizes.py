@@ -101,6 +101,7 @@ def test_keep_within_is_chosen_by_validation_rows_and_not_by_test_rows(
     adapted_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count_instead_of_timing(monkeypatch)
+    monkeypatch.setattr("finetune.pipeline.choose_sizes._BISECTIONS", 3)
     original = prune_run(adapted_run, "--keep-within", "0.05")
     finished_run = read_back(adapted_run)
     full_score = accuracy(finished_run, finished_run.inputs.classifier, "validation")
