@@ -206,7 +206,13 @@ def measure(runs: Path, data: Path, grid_name: str, methods: Sequence[str], log:
         for method in [method for method in methods if method not in done]:
             started = time.process_time()
             order = order_of(loaded, method, grid_name)
-            line: Line = {"run": name, "method": method, "split": split, "rows": len(scored), "shares": list(grid.shares)}
+            line: Line = {
+                "run": name,
+                "method": method,
+                "split": split,
+                "rows": len(scored),
+                "shares": list(grid.shares),
+            }
             line |= {"cpu_seconds": time.process_time() - started} | curve(scored, order, grid.shares, whole)
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line | {"order": order}) + "\n")
