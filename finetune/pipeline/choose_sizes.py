@@ -39,7 +39,6 @@ class Removal:
         pruned: the pruned classifier.
         speeds: rows per second of the unpruned and the pruned classifier, from interleaved measurements.
         is_refitted: whether the output projections were refitted.
-        requested_speedup: None if no speed was requested.
     """
 
     heads: dict[int, list[int]]
@@ -49,7 +48,6 @@ class Removal:
     pruned: Classifier
     speeds: tuple[float, float]
     is_refitted: bool
-    requested_speedup: float | None = None
 
 
 def choose_parts(
@@ -81,7 +79,7 @@ def choose_parts(
     speedup, keep_within = choice.get("speedup"), choice.get("keep_within")
     if speedup is not None:
         removal = _reach(run, search, speedup)
-        return replace(removal, chosen_by=f"{speedup:g} times the speed, {origin}", requested_speedup=speedup)
+        return replace(removal, chosen_by=f"{speedup:g} times the speed, {origin}")
     assert keep_within is not None
     metric = run.context.recipe.toolkit_metrics()[0]
     score = _validation_score(run, metric)

@@ -1,13 +1,13 @@
 """Which published statements about attention heads hold here? Measures each, and writes the guide "Claims".
 
-    python -m tests.benchmarks.claims --data DATA [--runs RUNS] [--seeds 0-2] [--only PATTERN] [--again PATTERN]
+    python -m tests.benchmarks.claims --data DATA [--runs RUNS] [--seeds 0-2] [--only PATTERN]
     python -m tests.benchmarks.claims --table | --write
 
 DATA has a folder per task (sst2, trec, banking77): train, validation and test.parquet, and labels.json. The models are
 trained with the default recipe into RUNS (by default runs/claims), unless they are there. Each measurement is one line
 of the log; finished ones are skipped, so the benchmark can be interrupted, resumed, and started several times at once.
-PATTERN is a regular expression for "DATA SEED PART", such as "trec 0 curve"; --again measures what it matches once
-more. --write keeps the lines in tests/benchmarks/results/claims.json and updates the guide.
+To measure a part again, delete its lines from the log. PATTERN is a regular expression for "DATA SEED PART", such as
+"trec 0 curve". --write keeps the lines in tests/benchmarks/results/claims.json and updates the guide.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from finetune.models.pretrained import quiet_libraries
-from finetune.pipeline.train import train
-from finetune.recipe.loader import load_recipe
 from finetune.runs.json_files import read_json
 from finetune.signals import Interrupted
 from tests.benchmarks.cells import Cell, Line, ResultsLog, parse_seeds, work
@@ -40,12 +38,12 @@ from tests.benchmarks.claims_measure import (
     named,
     run_folder,
     single_heads,
-    write_recipe,
 )
 from tests.benchmarks.claims_page import keep, verdict_table, write_guide
 from tests.benchmarks.claims_retrain import KINDS, retrained, train_small_classifier
 from tests.benchmarks.comparison import print_table
-from tests.benchmarks.train_cell import Timer, quiet
+from tests.benchmarks.heads import train
+from tests.benchmarks.train_cell import MINILM, Timer
 from tests.support import ROOT
 
 TASKS = ("trec", "sst2", "banking77")
@@ -99,7 +97,7 @@ class Runner:
             return train_small_classifier(self.data, cell.data, cell.seed, int(name))
         folder = run_folder(self.runs, cell.data, cell.seed)
         if part == "model":
-            return self.model(folder, cell)
+            return self.model(folder)
         run = loaded(folder)
         if part == "rank":
             return {"orders": RANKINGS[name](run)}
@@ -111,22 +109,14 @@ class Runner:
             return accuracy_without(run, order, FORTY_PERCENT)
         width = run.sample("train", 1).sites[0].num_heads
         loaded.cache_clear()  # the training below replaces the accelerator
-        return retrained(run, name, named(order, width))
+        return retrained(run, folder / "recipe.yaml", name, named(order, width))
 
-    def model(self, folder: Path, cell: Cell) -> dict[str, Any]:
+    def model(self, folder: Path) -> dict[str, Any]:
         """Train a model unless it is there, and return its test accuracy."""
-        if not (folder / "scores.json").is_file():
-            self.runs.mkdir(parents=True, exist_ok=True)
-            file = write_recipe(self.data, self.runs, cell.data, cell.seed)
-            with quiet(file.with_suffix(".log")):
-                train(load_recipe(file))
-        return trained_accuracy(folder)
-
-
-def trained_accuracy(folder: Path) -> dict[str, Any]:
-    """Return the test accuracy of a finished run."""
-    test = read_json(folder / "scores.json", dict[str, Any])["test"]
-    return {"score": test["metrics"]["accuracy"]["value"], "rows_scored": test["rows"]}
+        self.runs.mkdir(parents=True, exist_ok=True)
+        train(self.data, folder, MINILM)
+        test = read_json(folder / "scores.json", dict[str, Any])["test"]
+        return {"score": test["metrics"]["accuracy"]["value"], "rows_scored": test["rows"]}
 
 
 @cache

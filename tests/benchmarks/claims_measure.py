@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from accelerate.state import AcceleratorState
 
 from finetune.heads.analysis import leave_one_out
@@ -25,10 +24,8 @@ from finetune.heads.methods import measure_importance
 from finetune.heads.pruning_curve import CurveSettings, gates_without, pruning_curves, removed, scorer
 from finetune.models.head_gates import max_num_heads
 from finetune.recipe.evaluation_section import HeadImportanceSection
-from tests.benchmarks.cells import load_task
 from tests.benchmarks.head_candidates import scaled_to_1
 from tests.benchmarks.heads import LoadedRun, load_run
-from tests.benchmarks.train_cell import MINILM
 
 DEFAULT = HeadImportanceSection()  # the recipe's default ranking
 DEFAULT_METHOD = DEFAULT.methods()[0]
@@ -44,25 +41,6 @@ Orders = dict[str, list[int]]
 def run_folder(runs: Path, task: str, seed: int) -> Path:
     """Return the folder of a trained model."""
     return runs / f"{task}-full-{seed}"
-
-
-def write_recipe(data: Path, runs: Path, task: str, seed: int) -> Path:
-    """Write the recipe of a model with default settings, and return its file."""
-    labeled = load_task(data / task)
-    document = labeled.recipe() | {
-        "seed": seed,
-        "output_dir": str(run_folder(runs, task, seed)),
-        "model": {"model_name_or_path": MINILM},
-        "training": {"num_threads": 1},
-        "evaluation": {"baselines": None, "label_errors": False},
-        "checkpoint": {"save_strategy": "no"},
-        "head_importance": None,
-    }
-    splits = ("train", "validation", "test")
-    document["data"] |= {f"{split}_file": str(data / task / f"{split}.parquet") for split in splits}
-    file = runs / f"{task}-full-{seed}.yaml"
-    file.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
-    return file
 
 
 @lru_cache(maxsize=1)
@@ -125,7 +103,7 @@ def hies_orders(run: LoadedRun) -> Orders:
     return {"hies": numbered(orders[best], importance.shape[1])}
 
 
-def method_orders(methods: Sequence[str], max_rows: int) -> Callable[[LoadedRun], Orders]:
+def method_orders(methods: Sequence[str], max_rows: int | None) -> Callable[[LoadedRun], Orders]:
     """Return a function from a run to the orders of these methods."""
 
     def orders(run: LoadedRun) -> Orders:
@@ -140,7 +118,7 @@ def method_orders(methods: Sequence[str], max_rows: int) -> Callable[[LoadedRun]
 RANKINGS: dict[str, Callable[[LoadedRun], Orders]] = {
     "gradients": gradient_orders,
     "iterative": method_orders([ITERATIVE], ITERATIVE_ROWS),
-    "default": method_orders([DEFAULT_METHOD], DEFAULT.max_samples or GRADIENT_ROWS),
+    "default": method_orders([DEFAULT_METHOD], DEFAULT.settings_of(DEFAULT_METHOD).max_samples),
     "attention": method_orders(ATTENTION, ATTENTION_ROWS),
     "hies": hies_orders,
 }

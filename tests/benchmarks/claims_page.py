@@ -138,8 +138,20 @@ def section(document: dict[str, Any], measured: Measurements) -> str:
         f"{len(measured.lines)} measurements at commit {', '.join(document['commits'])}, {minutes:.0f} minutes of CPU "
         "time without the training of the full models."
     )
+    notes = missing_text(measured)
     parts = [details(index, statement, measured) for index, statement in enumerate(STATEMENTS, 1)]
-    return "\n\n".join([markdown(verdict_table(measured)), about, "## Each statement", *parts])
+    return "\n\n".join([markdown(verdict_table(measured)), about + notes, "## Each statement", *parts])
+
+
+def missing_text(measured: Measurements) -> str:
+    """Return a sentence on the statements that have fewer seeds than others, "" if there are none."""
+    counts = {
+        index: max((len(seeds) for seeds in with_common_seeds(statement.figure(measured)).values()), default=0)
+        for index, statement in enumerate(STATEMENTS, 1)
+        if statement.unit  # Kendall's tau between seeds has one value for all
+    }
+    fewer = [str(index) for index, count in counts.items() if count < max(counts.values())]
+    return f" Statements {', '.join(fewer)} have fewer seeds than the others so far." if fewer else ""
 
 
 def write_guide(file: Path = FILE, guide: Path = GUIDE) -> None:

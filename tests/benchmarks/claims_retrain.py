@@ -52,7 +52,7 @@ def removed_heads(run: LoadedRun, kind: str, order: Sequence[Head]) -> dict[int,
     return heads_to_prune(orders[kind], sample.sites, SHARE)
 
 
-def retrained(run: LoadedRun, kind: str, order: Sequence[Head]) -> dict[str, Any]:
+def retrained(run: LoadedRun, run_recipe: Path, kind: str, order: Sequence[Head]) -> dict[str, Any]:
     """Return the test accuracy of a sub-network after training from the pretrained weights, and without it.
 
     Without training, the same heads of the fine-tuned model are gated to 0.
@@ -68,7 +68,7 @@ def retrained(run: LoadedRun, kind: str, order: Sequence[Head]) -> dict[str, Any
         overrides += [*ALL_ROWS_TRAIN, "data.validation_file=null", f"data.max_train_samples={TRAIN_ROWS}"]
         overrides += ["training.num_train_epochs=auto", "evaluation.bootstrap_samples=100"]
         with quiet(folder / "output.txt"):
-            train(load_recipe(run.run / "recipe.yaml", overrides))
+            train(load_recipe(run_recipe, overrides))
         test = read_json(folder / "run/scores.json", dict[str, Any])["test"]
         steps = read_json(folder / "run/training.json", dict[str, Any])["steps"]
     gc.collect()
