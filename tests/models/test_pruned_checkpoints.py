@@ -38,6 +38,17 @@ def bert(tmp_path: Path) -> Classifier:
     return replace(result, model=result.model.eval())
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a saved BERT without some heads, and without the neurons of a layer."""
+    folder = tmp_path_factory.mktemp("saved")
+    classifier = build(save_checkpoint("bert", folder / "bert"))
+    prune_heads(classifier.base, PRUNED)
+    prune_neurons(classifier.base, {1: list(range(32))})
+    save_classifier(classifier, folder / "model")
+    return folder / "model"
+
+
 # Paths of a layer's projections in transformers 4: query, key, value, output.
 V4 = {
     "bert": ("bert.encoder.layer.{}.attention.{}", ("self.query", "self.key", "self.value", "output.dense")),
@@ -123,23 +134,20 @@ def test_saved_classifiers_that_do_not_match_their_config_are_rejected(bert: Cla
     ],
 )
 def test_a_damaged_config_of_a_pruned_model_gives_one_error_message(
-    bert: Classifier, tmp_path: Path, entries: dict[str, object], message: str
+    saved: Path, entries: dict[str, object], message: str
 ) -> None:
-    prune_heads(bert.base, PRUNED)
-    prune_neurons(bert.base, {1: list(range(32))})
-    save_classifier(bert, tmp_path / "model")
-    path = tmp_path / "model" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+    path = saved / "config.json"
+    intact = path.read_text()
+    path.write_text(json.dumps(json.loads(intact) | entries))
     with pytest.raises(ModelError, match=message):
-        load_classifier(tmp_path / "model")
+        load_classifier(saved)
+    path.write_text(intact)
 
 
-def test_no_stock_class_loads_a_pruned_model_with_random_weights(bert: Classifier, tmp_path: Path) -> None:
-    prune_neurons(bert.base, {1: [0]})
-    save_classifier(bert, tmp_path / "model")
+def test_no_stock_class_loads_a_pruned_model_with_random_weights(saved: Path) -> None:
     for loader in (AutoModelForSequenceClassification, AutoModel, BertForSequenceClassification, BertModel):
         with pytest.raises((ValueError, StrictDataclassClassValidationError), match="pruned_classifier"):
-            loader.from_pretrained(tmp_path / "model", ignore_mismatched_sizes=True)
+            loader.from_pretrained(saved, ignore_mismatched_sizes=True)
 
 
 def test_adapters_on_a_pruned_base(bert: Classifier, accelerator: Accelerator, tmp_path: Path) -> None:
