@@ -58,6 +58,9 @@ def expected_costs(
         orders = 2 * methods + section.random_orders
         cost = curve_cost(len(test_rows), orders, len(SHARES), methods * counts)
         yield cost_line(f"  pruning curves on {len(test_rows)} {section.curve_split} rows", cost, training, seconds)
+    if len(test_rows) and section.leave_one_out:
+        cost = method_cost("ablation_loss", len(test_rows), heads, 0)
+        yield cost_line(f"  leave-one-out on {len(test_rows)} {section.curve_split} rows", cost, training, seconds)
     explained = rows_to_explain(splits, section, settings.seed) if section.explained_rows else None
     if explained is not None:
         name, rows_explained = explained

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from torch import Tensor
@@ -52,7 +53,13 @@ def pruning_curves(sample: GatedRows, orders: Mapping[str, Sequence[Head]], sett
         sample: rows that were not used for the rankings.
         orders: all heads by method, least important first.
     """
-    score, curves = scorer(sample, settings.metric), []
+    score_gates, curves = scorer(sample, settings.metric), []
+
+    @cache
+    def score_without(heads: frozenset[Head]) -> float:
+        """Return the score without these heads; orders of few heads often remove the same ones."""
+        return score_gates(gates_without(sample, sorted(heads)))
+
     num_orders = len(orders) * (2 if settings.reverse else 1) + settings.random_orders
     counts = range(1, len(heads)) if len(heads := all_heads(sample)) <= MAX_HEADS_BY_COUNT else range(0)
     passes = num_orders * len(settings.shares) + len(orders) * len(counts)
@@ -61,28 +68,27 @@ def pruning_curves(sample: GatedRows, orders: Mapping[str, Sequence[Head]], sett
         def curve(order: Sequence[Head]) -> list[float]:
             scores = []
             for share in settings.shares:
-                scores.append(score(gates_without(sample, removed(order, share))))
+                scores.append(score_without(frozenset(removed(order, share))))
                 progress.advance()
             return scores
 
-        def by_count(order: Sequence[Head], scores: Sequence[float]) -> list[float]:
-            """Return the score after removing each number of heads; `scores` are those of the shares."""
-            known = {len(removed(order, share)): value for share, value in zip(settings.shares, scores, strict=True)}
+        def by_count(order: Sequence[Head]) -> list[float]:
+            """Return the score after removing each number of heads."""
             progress.advance(len(counts))
-            return [known[n] if n in known else score(gates_without(sample, order[:n])) for n in counts]
+            return [score_without(frozenset(order[:number])) for number in counts]
 
         for method, order in orders.items():
             scores = curve(order)
             reversed_scores = curve(last_heads_last(order[::-1], sample.sites)) if settings.reverse else []
             reversed_mean = float(np.mean(reversed_scores)) if reversed_scores else None
-            counted = by_count(order, scores)
+            counted = by_count(order)
             curves.append(PruningCurve(method, scores, float(np.mean(scores)), reversed_mean, counted, reversed_scores))
         band = [curve(random_order(sample, settings.seed + number)) for number in range(settings.random_orders)]
     return PruningCurves(
         metric=settings.metric,
         split=sample.split_name,
         rows=len(sample),
-        whole=score(sample.gates()),
+        whole=score_without(frozenset()),
         shares=list(settings.shares),
         curves=curves,
         random=_random_band(np.array(band)) if band else None,

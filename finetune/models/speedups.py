@@ -91,7 +91,7 @@ def _reads_first_token(base: PreTrainedModel, module: nn.Module) -> bool:
 
     def record_leaves(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         detached = [arg.detach().requires_grad_() if isinstance(arg, Tensor) else arg for arg in args]
-        leaves.extend(arg for arg in detached if isinstance(arg, Tensor) and arg.dim() == 3)
+        leaves.extend(arg for arg in detached if isinstance(arg, Tensor) and arg.dim() == 3 and arg.numel())
         return tuple(detached)
 
     # The class's forward, because Accelerate may have wrapped the instance's in autocast, whose rounding would hide

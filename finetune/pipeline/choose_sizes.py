@@ -39,6 +39,7 @@ class Removal:
         pruned: the pruned classifier.
         speeds: rows per second of the unpruned and the pruned classifier, from interleaved measurements.
         is_refitted: whether the output projections were refitted.
+        requested_speedup: None if no speed was requested.
     """
 
     heads: dict[int, list[int]]
@@ -48,6 +49,7 @@ class Removal:
     pruned: Classifier
     speeds: tuple[float, float]
     is_refitted: bool
+    requested_speedup: float | None = None
 
 
 def choose_parts(
@@ -79,7 +81,7 @@ def choose_parts(
     speedup, keep_within = choice.get("speedup"), choice.get("keep_within")
     if speedup is not None:
         removal = _reach(run, search, speedup)
-        return replace(removal, chosen_by=f"{speedup:g} times the speed, {origin}")
+        return replace(removal, chosen_by=f"{speedup:g} times the speed, {origin}", requested_speedup=speedup)
     assert keep_within is not None
     metric = run.context.recipe.toolkit_metrics()[0]
     score = _validation_score(run, metric)

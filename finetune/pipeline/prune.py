@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -31,7 +30,6 @@ from finetune.runs.pruning_result import PruningResult, StateDifference
 from finetune.runs.results import ModelCost
 from finetune.runs.run_files import read_heads
 
-_NO_COST = ModelCost(0, 0, 0.0)
 Scored = dict[str, Predictions]  # predictions by split
 
 
@@ -112,20 +110,30 @@ def _prune(run: FinishedRun, choice: HeadChoice, heal_epochs: int, target: Path,
     ):
         _write_models(run, pruned, temporary)
         save_classifier(unpruned, Path(unpruned_folder))
-        result = replace(
-            _result(run, removal, states),
-            difference=difference,
-            heal_epochs=heal_epochs,
-            requested_speedup=choice.get("speedup"),
-            before=footprint(unpruned, Path(unpruned_folder), removal.speeds[0]),
-            after=footprint(pruned, temporary / "model", removal.speeds[1]),
+        costs = (
+            footprint(unpruned, Path(unpruned_folder), removal.speeds[0]),
+            footprint(pruned, temporary / "model", removal.speeds[1]),
         )
+        result = _result(run, removal, states, costs, difference, heal_epochs)
         write_json(temporary / "pruning.json", result)
     return result
 
 
-def _result(run: FinishedRun, removal: Removal, states: dict[str, Scored]) -> PruningResult:
-    """Return the sizes and scores; the rest of the result has placeholders."""
+def _result(
+    run: FinishedRun,
+    removal: Removal,
+    states: dict[str, Scored],
+    costs: tuple[ModelCost, ModelCost],
+    difference: float,
+    heal_epochs: int,
+) -> PruningResult:
+    """Return the result to save.
+
+    Args:
+        states: predictions of each state of the model.
+        costs: of the unpruned and the pruned model.
+        difference: of the logits, see `check_pruned`.
+    """
     names = run.context.recipe.evaluation.metrics
     scores = {
         state: {split: predictions.metrics(names) for split, predictions in scored.items()}
@@ -139,13 +147,14 @@ def _result(run: FinishedRun, removal: Removal, states: dict[str, Scored]) -> Pr
         chosen_by=removal.chosen_by,
         heads={str(layer): list(parts) for layer, parts in sorted(removal.heads.items()) if parts},
         share=sum(map(len, removal.heads.values())) / heads,
-        difference=0.0,
+        difference=difference,
         scores_before=scores["before"],
         scores_after=scores["after"],
-        heal_epochs=0,
+        heal_epochs=heal_epochs,
         scores_healed=scores.get("healed"),
-        before=_NO_COST,
-        after=_NO_COST,
+        before=costs[0],
+        after=costs[1],
+        requested_speedup=removal.requested_speedup,
         remaining_heads=[site.num_heads for site in attention_sites(removal.pruned.base)],
         remaining_neurons=_num_neurons(removal.pruned),
         scores_cut=scores.get("cut"),

@@ -165,7 +165,7 @@ class HeadImportanceSection(Section):
     name_heads: bool = Field(
         False,
         description="Whether tests on the rows of curve_split name the heads that are essential, redundant, harmful or "
-        "unused; give at least 500 rows. By default no head is named.",
+        "unused; give at least 1,000 rows. By default no head is named.",
     )
     explained_rows: Annotated[int, Field(ge=0)] = Field(
         40,

@@ -153,7 +153,7 @@ def names_map(names: HeadNames) -> HeadMap:
         f"{letters}, by tests on {names.rows:,} {names.split} rows with a false-discovery rate of at most "
         f"{names.level:.0%}. Hatched: undecided, no name could be shown."
     )
-    return HeadMap("names", "names", note, _cells(names.effects, names.effect_errors, cell), _SIGNED_LEGEND)
+    return HeadMap("names", "names of heads", note, _cells(names.effects, names.effect_errors, cell), _SIGNED_LEGEND)
 
 
 def _name_title(names: HeadNames, layer: int, head: int, named: Sequence[NamedHead]) -> str:
@@ -161,7 +161,7 @@ def _name_title(names: HeadNames, layer: int, head: int, named: Sequence[NamedHe
     effect, change, context = (
         table[layer][head] or 0.0 for table in (names.effects, names.changes, names.context_changes)
     )
-    parts.append(f"score {-effect:+.4f} without it")
+    parts.append(f"score {0 - effect:+.4f} without it")
     parts += [f"{-each.joint_effect:+.4f} without both" for each in named if each.joint_effect is not None]
     return "; ".join([*parts, f"output changes by {change:.4f}, with others removed by {context:.4f}"])
 

@@ -90,6 +90,11 @@ class Task:
             raise ValueError(f"{file} does not exist")
         return pq.read_table(file, columns=[*self.text_columns, self.label_column])
 
+    def rows_with_text(self, split: str) -> pa.Table:
+        """Return the rows of a split without those with an empty text, which finetune rejects."""
+        table = self.read(split)
+        return table.filter(pa.array(self._has_text(table)))
+
     def train_rows(self, rows: str, seed: int) -> pa.Table:
         """Return the training rows of a cell."""
         table = self.read("train")

@@ -29,6 +29,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 import yaml
 from accelerate import Accelerator
@@ -48,6 +49,8 @@ from finetune.pipeline.session import start
 from finetune.recipe.loader import load_recipe
 from finetune.recipe.schema import Recipe
 from finetune.runs.run_folder import RunFolder
+from tests.benchmarks.base_encoder import NAME as BASE_SIZE
+from tests.benchmarks.base_encoder import resolve
 from tests.benchmarks.cells import Line, load_task, read_lines
 from tests.benchmarks.head_candidates import CANDIDATES
 from tests.benchmarks.head_learners import LEARNERS
@@ -137,13 +140,13 @@ def load_run(run: Path) -> LoadedRun:
 
 
 def train(data: Path, run: Path, encoder: str) -> None:
-    """Train a run with the default settings unless it exists."""
+    """Train a run with the default settings on the rows with a text, unless it exists."""
     if (run / "scores.json").is_file():
         return
     name, way, seed = run.name.rsplit("-", 2)
-    folder = data / name.removeprefix("mpnet-")
-    recipe: dict[str, Any] = load_task(folder).recipe() | {
-        "model": {"model_name_or_path": encoder},
+    task = load_task(data / name.removeprefix("mpnet-"))
+    recipe: dict[str, Any] = task.recipe() | {
+        "model": {"model_name_or_path": resolve(encoder)},
         "training": {"num_threads": 1},
         "evaluation": {"baselines": None, "label_errors": False},
         "checkpoint": {"save_strategy": "no"},
@@ -151,8 +154,12 @@ def train(data: Path, run: Path, encoder: str) -> None:
         "seed": int(seed),
         "output_dir": str(run),
     }
-    splits = [split for split in ("train", "validation", "test") if (folder / f"{split}.parquet").is_file()]
-    recipe["data"] |= {f"{split}_file": str((folder / f"{split}.parquet").resolve()) for split in splits}
+    run.parent.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "validation", "test"):
+        if (task.folder / f"{split}.parquet").is_file():
+            file = run.parent / f"{task.folder.name}-{split}.parquet"
+            pq.write_table(task.rows_with_text(split), file)
+            recipe["data"][f"{split}_file"] = str(file.resolve())
     if way == "lora":
         recipe["peft"] = ADAPTER
     file = run.with_suffix(".yaml")
@@ -191,7 +198,7 @@ def measure(runs: Path, data: Path, grid_name: str, methods: Sequence[str], log:
         done = {line["method"] for line in read_lines(log) if line["run"] == name}
         if done >= set(methods):
             continue
-        train(data, runs / name, "all-mpnet-base-v2" if name.startswith("mpnet-") else MINILM)
+        train(data, runs / name, BASE_SIZE if name.startswith("mpnet-") else MINILM)
         loaded = load_run(runs / name)
         split = grid.split if grid.split in loaded.splits else "validation"
         scored = loaded.sample(split, grid.rows)
@@ -199,7 +206,13 @@ def measure(runs: Path, data: Path, grid_name: str, methods: Sequence[str], log:
         for method in [method for method in methods if method not in done]:
             started = time.process_time()
             order = order_of(loaded, method, grid_name)
-            line = {"run": name, "method": method, "split": split, "rows": len(scored), "shares": list(grid.shares)}
+            line: Line = {
+                "run": name,
+                "method": method,
+                "split": split,
+                "rows": len(scored),
+                "shares": list(grid.shares),
+            }
             line |= {"cpu_seconds": time.process_time() - started} | curve(scored, order, grid.shares, whole)
             with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line | {"order": order}) + "\n")

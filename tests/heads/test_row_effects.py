@@ -41,7 +41,7 @@ def test_planted_heads_get_their_names(planted: tuple[Planted, GatedRows]) -> No
         rows.subset(np.arange(SCREENING_ROWS, SCREENING_ROWS + ROWS)), rows.subset(np.arange(SCREENING_ROWS)), 0
     )
     assert names is not None
-    assert (names.rows, names.screening_rows, warnings) == (ROWS, SCREENING_ROWS, [])
+    assert (names.rows, names.screening_rows, len(warnings)) == (ROWS, SCREENING_ROWS, 1)
     strong, (harmful,) = roles.sources[:5], roles.sources[5].heads
     expected: dict[Head, tuple[str, Head | None]] = {harmful: ("harmful", None)}
     expected |= dict.fromkeys((*roles.dead, *roles.decoys), ("unused", None))
@@ -126,7 +126,7 @@ def test_a_layer_without_heads_has_no_names(tiny_bert: Path) -> None:
     assert [[value is not None for value in row] for row in names.effects] == [[False, False], [True, True]]
     assert (names.named, names.tests) == ([], 3 * 2 + 2)
     (warning,) = warnings
-    assert "with fewer than 500 most heads stay undecided" in warning
+    assert "with fewer than 1,000 most heads stay undecided" in warning
 
 
 def test_equal_values_in_a_regression_give_a_warning(tiny_bert: Path) -> None:
