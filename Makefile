@@ -88,7 +88,7 @@ bench-heads: $(SETUP)
 
 # Which published statements about attention heads hold here, with intervals over data sets and seeds; updates the guide
 # "Claims". DATA is a folder with sst2, trec and banking77, each with train, validation and test.parquet and labels.json.
-# Takes about an hour on one idle core, a third of it for the training of nine models. It resumes where it stopped.
+# Takes about 75 CPU minutes on one core, 20 of them to train nine models. It resumes where it stopped.
 claims: $(SETUP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.claims --data $(DATA)
 	$(BIN)/python -m tests.benchmarks.claims --write
