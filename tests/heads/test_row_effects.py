@@ -63,7 +63,7 @@ def test_planted_heads_get_their_names(planted: tuple[Planted, GatedRows]) -> No
 
 def test_copies_are_chosen_as_pairs(planted: tuple[Planted, GatedRows]) -> None:
     roles, rows = planted
-    pairs = screen_pairs(rows.subset(np.arange(SCREENING_ROWS)), 0)
+    pairs = screen_pairs(rows.subset(np.arange(64)), 0)
     assert {tuple(sorted(source.heads)) for source in roles.sources[2:4]} <= set(pairs)
     assert all(first < second for first, second in pairs)
     assert len(set(pairs)) == len(pairs) <= 16
