@@ -113,7 +113,7 @@ def summary(lines: Sequence[Line]) -> str:
     every = differences(scores, DEFAULT)
     parts = {
         "All": every,
-        "Data sets that chose nothing": {group: every[group] for group in every if group not in CHOSE},
+        "Data sets and encoders that chose nothing": {group: every[group] for group in every if group not in CHOSE},
         "Rows of TREC, SST-2 and Banking77 that chose nothing": {
             group: every[group] for group in every if group in CHOSE
         },
