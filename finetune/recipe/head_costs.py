@@ -19,7 +19,7 @@ LEARNED_ORDER = "learned_order"
 ROW_PASSES = 1024  # of `learned_order`, if the training was long enough
 MIN_ROW_PASSES = 64  # fewer rank no better than chance, and more take a fraction of a second
 CHECKED_ROWS = 8  # that are scored without and with gates before each method
-# Measured on MiniLM in bf16 on one CPU thread, in CPU time (tests/benchmarks/head_costs.py): a trained row was 1.2
+# Measured on MiniLM in bf16 on one CPU thread, in CPU time (tests/benchmarks/head_costs.py): a trained row was 1.1
 # to 1.8 row passes, with all weights or with adapters. With frozen layers, the parts of a pass are those of its matrix
 # products: forward, gradients of the states, gradients of the weights.
 FORWARD_COST = 0.5  # a forward pass alone, in row passes
