@@ -23,7 +23,7 @@ CHECKED_ROWS = 8  # that are scored without and with gates before each method
 # to 1.8 row passes, with all weights or with adapters. With frozen layers, the parts of a pass are those of its matrix
 # products: forward, gradients of the states, gradients of the weights.
 FORWARD_COST = 0.5  # a forward pass alone, in row passes
-TRAINED_ROW = 1.25  # a row of training, in row passes
+TRAINED_ROW = 1.1  # a row of training, in row passes: the smallest value that was measured
 # Leave-one-out computes only the layers above a head, and the attention of a layer once for all heads: about a third
 # of a forward pass (tests/benchmarks/ablation.py).
 ABLATION_PART = 1 / 3

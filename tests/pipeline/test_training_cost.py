@@ -16,7 +16,7 @@ def test_the_cost_follows_from_the_files_of_the_run(run: Path, capsys: pytest.Ca
     classifier = opened.inputs.classifier
     cost = training_cost_of_run(opened.context, classifier)
     assert cost is not None
-    assert (cost.rows, cost.row_passes) == (48 * 6, 48 * 6 * TRAINED_ROW)
+    assert (cost.rows, cost.row_passes) == (48 * 6, pytest.approx(48 * 6 * TRAINED_ROW))
     training = json.loads((run / "training.json").read_text())
     (run / "training.json").write_text(json.dumps(training | {"steps": training["steps"] // 4}))
     stopped_early = training_cost_of_run(opened.context, classifier)
@@ -28,9 +28,9 @@ def test_the_cost_follows_from_the_files_of_the_run(run: Path, capsys: pytest.Ca
         main(["heads", str(run), method, "head_importance.curve_split=null", "head_importance.explained_rows=0"]) == 0
     )
     printed = capsys.readouterr().out
-    assert "the training of 72 rows took as long as 90 row passes" in printed
+    assert "the training of 72 rows took as long as 79 row passes" in printed
     assert "learned_order on 48 train rows: at most 64 row passes" in printed
     assert "(the fewest that give a ranking; the full number is 1,024)" in printed
-    assert "gradient on 10 train rows: 10 row passes and 16 forward passes, 20 % of the training" in printed
+    assert "gradient on 10 train rows: 10 row passes and 16 forward passes, 23 % of the training" in printed
     (run / "training.json").unlink()
     assert training_cost_of_run(opened.context, classifier) is None
