@@ -26,6 +26,7 @@ from finetune.recipe.head_costs import (
     curve_cost,
     explanation_cost,
     method_cost,
+    names_cost,
 )
 
 
@@ -36,7 +37,7 @@ def expected_costs(
     settings: AnalysisSettings,
     accelerator: Accelerator,
 ) -> Iterator[str]:
-    """Yield a line with the cost of each method, of the pruning curves and of the explanations.
+    """Yield a line with the cost of each method, of its tests, of the names of heads and of the explanations.
 
     The durations follow from the measured speed of a few rows.
     """
@@ -61,6 +62,9 @@ def expected_costs(
     if len(test_rows) and section.leave_one_out:
         cost = method_cost("ablation_loss", len(test_rows), heads, 0)
         yield cost_line(f"  leave-one-out on {len(test_rows)} {section.curve_split} rows", cost, training, seconds)
+    if len(test_rows) and section.name_heads:
+        cost = names_cost(len(test_rows), len(ranking_rows), heads)
+        yield cost_line(f"  names of heads on {len(test_rows)} {section.curve_split} rows", cost, training, seconds)
     explained = rows_to_explain(splits, section, settings.seed) if section.explained_rows else None
     if explained is not None:
         name, rows_explained = explained

@@ -17,9 +17,9 @@ from finetune.heads.head_names import CHANGE_MARGIN, EFFECT_MARGIN, LEVEL, RowEf
 from finetune.heads.importance_estimate import Head, as_table
 from finetune.models.head_gates import head_mask
 from finetune.progress import stage
+from finetune.recipe.head_costs import SCREENING_ROWS
 from finetune.runs.head_names import UNUSED, HeadNames, JointRemoval, NamedHead
 
-SCREENING_ROWS = 128
 RECOMMENDED_ROWS = 1000  # with 500, no head of a MiniLM model was named; 500 suffice for models of 16 heads
 KEEP_RATES = (0.75, 0.5, 0.25)  # of other heads, while the use of a head is tested
 _PARTIAL = 0.5  # share of the heads whose gates are drawn from 0 to 1 while pairs are screened
@@ -43,7 +43,7 @@ def head_names(sample: GatedRows, screening: GatedRows, seed: int) -> tuple[Head
         return None, [f"No head was named: all {len(sample)} {sample.split_name} rows have the same value."]
     rows = np.random.default_rng([seed, 0]).permutation(screening.rows)[:SCREENING_ROWS]
     screening = screening.subset(np.sort(rows))
-    with stage(f"naming heads (as much as {row_passes(sample, screening):,} rows of training)"):
+    with stage("naming heads"):
         effects = row_effects(sample, screen_pairs(screening, seed), seed)
         named, tests = assign_names(effects, LEVEL)
         together = _unused_together(sample, effects, named)
@@ -79,16 +79,6 @@ def _few_rows(names: HeadNames) -> list[str]:
         "heads stay undecided. Raise head_importance.curve_samples, or name a split with more rows as "
         "head_importance.curve_split."
     ]
-
-
-def row_passes(sample: GatedRows, screening: GatedRows) -> int:
-    """Return about how many forward and backward passes of one row the names cost; a forward pass counts a third.
-
-    A fast ablation skips the layers below a head, on average about half of the model.
-    """
-    heads, layers = sum(site.num_heads for site in sample.sites), len(sample.sites)
-    ablations = 3 * heads * (layers + 1) / (2 * layers)  # alone, in random sets, in at most as many pairs
-    return round(len(screening) * (heads + 1) + len(sample) * ablations / 3)
 
 
 def row_effects(sample: GatedRows, pairs: Sequence[tuple[Head, Head]], seed: int) -> RowEffects:

@@ -10,6 +10,7 @@ from finetune.heads.pruning import heads_to_prune
 from finetune.models.attention_sites import attention_sites
 from finetune.pipeline.finished_run import FinishedRun
 from finetune.pipeline.head_choice import HeadChoice
+from finetune.pipeline.training_cost import training_cost_of_run
 from finetune.recipe.evaluation_section import HeadImportanceSection
 from finetune.runs.head_results import HeadScores
 from finetune.runs.run_files import read_heads
@@ -50,10 +51,12 @@ def _ranking(run: FinishedRun, method: str | None) -> HeadScores:
     settings = recipe.head_importance or HeadImportanceSection()
     split = settings.split if settings.split != "test" else "train"
     of_method = settings.settings_of(method or settings.methods()[0])
+    training = training_cost_of_run(run.context, run.inputs.classifier)
     return measure_importance(
         gated_rows(run, split, of_method.max_samples),
         of_method.name,
         steps=of_method.integration_steps,
         seed=recipe.seed,
         max_seconds=settings.max_seconds,
+        row_passes=None if training is None else training.allowed(settings.max_cost),
     )

@@ -18,8 +18,9 @@ MAX_PERMUTATIONS = 64  # per row, of Shapley values
 LEARNED_ORDER = "learned_order"
 ROW_PASSES = 1024  # of `learned_order`, if the training was long enough
 MIN_ROW_PASSES = 64  # fewer rank no better than chance, and more take a fraction of a second
+SCREENING_ROWS = 128  # at most, which choose the pairs of heads for the tests of names
 CHECKED_ROWS = 8  # that are scored without and with gates before each method
-# Measured on MiniLM in bf16 on one CPU thread, in CPU time (tests/benchmarks/head_costs.py): a trained row was 1.1
+# Measured on MiniLM in bf16 on one CPU thread, in CPU time (tests/benchmarks/head_costs.py): a trained row was 1.0
 # to 1.8 row passes, with all weights or with adapters. With frozen layers, the parts of a pass are those of its matrix
 # products: forward, gradients of the states, gradients of the weights.
 FORWARD_COST = 0.5  # a forward pass alone, in row passes
@@ -119,6 +120,18 @@ def explanation_cost(rows: int, detailed: int, heads: int, steps: int) -> Cost:
         steps: points of an integral.
     """
     return Cost(rows + detailed * steps, detailed * round((1 + heads) * ABLATION_PART + 3))
+
+
+def names_cost(rows: int, screening_rows: int, heads: int) -> Cost:
+    """Return the cost of the names of heads.
+
+    Args:
+        rows: of the tests: each head is removed alone, in a random set and in at most one pair.
+        screening_rows: rows that choose the pairs, at most 128 of them.
+        heads: of all layers together.
+    """
+    screening = min(screening_rows, SCREENING_ROWS) * (1 + heads)
+    return Cost(screening, rows * (2 + 3 * heads), ABLATION_PART, is_limit=True)
 
 
 @dataclass(frozen=True)

@@ -262,6 +262,7 @@ def _apply_override(override: str, document: dict[str, Any], values: YamlValues)
             child = section[part] = {}
         section = child
     value = None if node is None else values.build(node, parts)
+    values.lines |= {location: "override" for location in values.lines if location[: len(parts)] == parts}
     for other in () if value is None else _other_sources(parts):
         section.pop(str(other), None)
     section[parts[-1]] = value

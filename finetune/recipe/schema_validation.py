@@ -76,6 +76,7 @@ _RULES = {
     "dict_type": "must be a mapping",
     "model_type": "must be a section of keys",
     "model_attributes_type": "must be a section of keys",
+    "union_tag_invalid": "must be the name of a method, or a mapping with its settings",
 }
 
 

@@ -104,6 +104,6 @@ class HeadNames:
         return {name: counts[name] for name in NAMES} | {"undecided": heads - len(self.by_head())}
 
     def summary(self) -> str:
-        """Return a sentence such as "2 heads are essential, 4 redundant, none harmful, 3 unused, 63 undecided"."""
+        """Return counts such as "2 essential, 4 redundant, none harmful, 3 unused, 63 undecided"."""
         parts = [f"{count or 'none'} {name}" for name, count in self.counts().items()]
         return ", ".join(parts)

@@ -29,7 +29,14 @@ def kept_file(grid: str) -> Path:
 
 
 def keep_lines(lines: Sequence[Line], grid: str) -> None:
-    """Write the results of a grid to its file, one list per run and method."""
+    """Write the results of a grid to its file, one list per run and method.
+
+    Raises:
+        ValueError: a run and method that the file has is missing.
+    """
+    missing = {_key(line) for line in read_kept_lines(grid)} - {_key(line) for line in lines}
+    if missing:
+        raise ValueError(f"kept results are missing in the log: {sorted(missing)}; remove them from {kept_file(grid)}")
     shares = distinct([line["shares"] for line in lines])
     head = json.dumps({"shares": shares, "columns": list(COLUMNS)}, indent=1)[:-2]
     rows = [json.dumps([_rounded(line[column]) for column in COLUMNS]) for line in sorted(lines, key=_key)]
@@ -136,7 +143,10 @@ def print_tables(lines: Sequence[Line]) -> None:
 
 def write_tables(grid: str) -> None:
     """Replace the table of a grid in the guide by that of its kept results."""
-    text = GUIDE.read_text(encoding="utf-8")
+    GUIDE.write_text(replace_block(GUIDE.read_text(encoding="utf-8"), f"heads-{grid}", table(grid)), encoding="utf-8")
+
+
+def table(grid: str) -> str:
+    """Return the table of the kept results of a grid, in Markdown, and for the confirming grid its summary."""
     lines = read_kept_lines(grid)
-    content = markdown(comparison(lines)) + (f"\n\n{summary(lines)}" if grid == "confirm" else "")
-    GUIDE.write_text(replace_block(text, f"heads-{grid}", content), encoding="utf-8")
+    return markdown(comparison(lines)) + (f"\n\n{summary(lines)}" if grid == "confirm" else "")

@@ -8,6 +8,7 @@ import pytest
 from finetune.heads.gated_forward import GatedRows
 from tests.benchmarks.head_candidates import CANDIDATES, scaled_to_1
 from tests.benchmarks.head_learners import LEARNERS
+from tests.benchmarks.head_tables import GUIDE, comparison, keep_lines, kept_file, read_kept_lines, table
 from tests.models.test_head_gates import bert
 from tests.support.helpers import sample_of
 
@@ -43,6 +44,20 @@ def test_every_candidate_ranks_all_heads_with_few_row_passes(sample: GatedRows, 
     base = sample.classifier.base
     assert not any(module._forward_pre_hooks for module in base.modules())
     assert all(parameter.grad is None for parameter in base.parameters())
+
+
+@pytest.mark.parametrize("grid", ["choose", "confirm"])
+def test_the_guide_has_the_table_of_the_kept_results(grid: str) -> None:
+    lines = read_kept_lines(grid)
+    assert len(comparison(lines)) > 3
+    assert f"<!-- begin heads-{grid} -->\n{table(grid)}\n<!-- end heads-{grid} -->" in GUIDE.read_text(encoding="utf-8")
+
+
+def test_kept_results_are_not_lost() -> None:
+    before = kept_file("choose").read_bytes()
+    with pytest.raises(ValueError, match="kept results are missing"):
+        keep_lines([], "choose")
+    assert kept_file("choose").read_bytes() == before
 
 
 def test_scaled_values_go_from_0_to_1() -> None:

@@ -19,9 +19,10 @@ from finetune.heads.expected_costs import expected_costs
 from finetune.heads.gated_forward import GatedRows
 from finetune.heads.methods import measure_importance
 from finetune.heads.pruning_curve import CurveSettings, pruning_curves
+from finetune.heads.row_effects import head_names
 from finetune.heads.shapley import shapley_values
 from finetune.recipe.evaluation_section import HeadImportanceSection
-from finetune.recipe.head_costs import CHECKED_ROWS, TrainingCost, curve_cost, method_cost
+from finetune.recipe.head_costs import CHECKED_ROWS, TrainingCost, curve_cost, method_cost, names_cost
 from finetune.recipe.names import HEAD_METHOD_NAMES
 from tests.support.known_head import known_head
 
@@ -94,11 +95,21 @@ def test_the_passes_of_the_pruning_curves(known: GatedRows) -> None:
     assert passes["forward"] == 4 * len(sample)  # all heads, and 1, 2 and 3 of them removed
 
 
+def test_the_passes_of_the_names(known: GatedRows) -> None:
+    tests, screening = known.subset(known.rows[:40]), known.subset(known.rows[40:])
+    with counted(known) as passes:
+        head_names(tests, screening, seed=0)
+    expected = names_cost(len(tests), len(screening), HEADS)
+    assert passes["row"] == expected.row_passes
+    assert 0 < passes["forward"] <= expected.forward_passes
+
+
 def test_the_lines_name_every_part_and_the_limit(known: GatedRows) -> None:
     section = HeadImportanceSection(
         method=["learned_order", {"name": "integrated_gradients", "max_samples": 16, "integration_steps": 4}],  # type: ignore[list-item]
         random_orders=1,
         leave_one_out=True,
+        name_heads=True,
         explained_rows=3,
     )
     splits = {"train": known.split, "validation": known.split}
@@ -111,6 +122,8 @@ def test_the_lines_name_every_part_and_the_limit(known: GatedRows) -> None:
         "integrated_gradients on 16 train rows: 64 row passes and 48 forward passes, 3.5 % of the training, about .*",
         "pruning curves on 64 validation rows: at most 3,328 forward passes, 67 % of the training, about .*",
         "leave-one-out on 64 validation rows: 336 forward passes, 2.2 % of the training, about .*",
+        "names of heads on 64 validation rows: at most 320 row passes and 896 forward passes, 19 % of the training, "
+        "about .*",
         "explanations of 64 validation rows: 100 row passes and 15 forward passes, 4.3 % of the training, about .*",
     ]
     assert len(lines) == len(expected)

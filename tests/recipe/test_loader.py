@@ -67,6 +67,11 @@ def test_overrides_are_typed_as_in_the_file(
         ("training.learning_rate", r"override 'training.learning_rate' does not have the form"),
         ("a" + ".a" * 10_000 + "=1", r"override 'a\.a.* does not have the form"),
         ("training.learnin_rate=1", r"training.learnin_rate \(override\): unknown key; did you mean"),
+        ("head_importance.method={name: gradient, rows: 3}", r"head_importance.method.rows \(override\): unknown key"),
+        (
+            "head_importance.method=[[gradient]]",
+            r"method.0 \(override\): given \['gradient'\]; must be the name of a method, or a mapping",
+        ),
         ("training.learning_rate=fast", r"training.learning_rate \(override\): given 'fast'"),
         ("training.learning_rate=[1", r"not valid YAML"),
         ("seed=&a [*a]", r"seed .*an alias that contains itself"),
