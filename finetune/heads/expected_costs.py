@@ -78,7 +78,7 @@ def _limit(section: HeadImportanceSection, allowed: int | None) -> str:
     if allowed is None or allowed == ROW_PASSES:
         return ""
     if allowed == MIN_ROW_PASSES:
-        return f" (the fewest that give a ranking; the full number is {ROW_PASSES:,})"
+        return f" (limited to {MIN_ROW_PASSES}, the minimum; the full number is {ROW_PASSES:,})"
     return f" (limited by head_importance.max_cost: {section.max_cost:g}; the full number is {ROW_PASSES:,})"
 
 

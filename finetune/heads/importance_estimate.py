@@ -63,7 +63,7 @@ def removal_order(values: np.ndarray, sites: Sequence[AttentionSite], *, keep_on
     Args:
         values: (L, H); ties are broken by layer, then head.
         keep_one: remove the last head of a layer only when every layer is down to one head. A layer without heads
-            changes the model far more than a layer with few, and it cannot be pruned physically.
+            changes the model far more than a layer with few.
     """
     heads = [(site.layer, head) for site in sites for head in range(site.num_heads)]
     ranked = sorted(heads, key=lambda head: (np.nan_to_num(values[head], nan=-np.inf), head))

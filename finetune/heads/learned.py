@@ -19,8 +19,8 @@ from finetune.heads.gated_forward import GatedRows, broadcast_decision, gate_gra
 from finetune.heads.importance_estimate import Estimate
 from finetune.models.head_gates import head_mask
 from finetune.progress import stage
+from finetune.recipe.head_costs import FOLDS
 
-FOLDS = 4
 # Hard-concrete gates (Louizos, Welling and Kingma 2018, section 4): temperature, and the interval to which sigmoids
 # are stretched.
 TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1

@@ -17,13 +17,10 @@ from torch.nn import functional as F
 
 from finetune.heads.gated_forward import GatedRows, broadcast_decision, gate_gradients
 from finetune.heads.importance_estimate import Estimate, layer_normalized, mean_over_rows
-from finetune.heads.learned import FOLDS
 from finetune.models.head_gates import head_mask
 from finetune.progress import stage
-from finetune.recipe.head_costs import ROW_PASSES
+from finetune.recipe.head_costs import BATCH, FOLDS, ROW_PASSES, learned_order_passes
 
-START_ROWS = 256  # for the initial scores, at most
-BATCH = 32  # rows of a fold per step, each with its own draw of masks
 _SPAN = 4.0  # the initial scores are evenly spaced over this range
 _NOISE = 0.3  # temperature of the noise on scores, and width of the zone around the threshold that a step moves
 _RATE = 0.2  # learning rate of the first step; it decays to a tenth of this value
@@ -53,8 +50,7 @@ def learned_order(
         max_seconds: time limit of the steps; at least one is taken.
     """
     rng, num_folds = np.random.default_rng(seed), min(FOLDS, len(sample))
-    start_rows = min(len(sample), row_passes, START_ROWS)
-    steps = (row_passes - start_rows) // (num_folds * BATCH)
+    start_rows, steps = learned_order_passes(len(sample), row_passes)
     shuffled = rng.permutation(len(sample))  # position n is in fold n modulo F
     first = sample.subset(sample.rows[shuffled[:start_rows]])
     scores = initial_scores(first, np.arange(start_rows) % num_folds, num_folds)

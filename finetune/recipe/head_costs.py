@@ -17,6 +17,9 @@ ROUNDS = 10  # of an iterative variant
 MAX_PERMUTATIONS = 64  # per row, of Shapley values
 LEARNED_ORDER = "learned_order"
 ROW_PASSES = 1024  # of `learned_order`, if the training was long enough
+FOLDS = 4  # of the rows, in which the learned methods are trained separately
+START_ROWS = 256  # for the initial scores of `learned_order`, at most
+BATCH = 32  # rows of a fold per step of `learned_order`
 MIN_ROW_PASSES = 64  # fewer rank no better than chance, and more take a fraction of a second
 SCREENING_ROWS = 128  # at most, which choose the pairs of heads for the tests of names
 CHECKED_ROWS = 8  # that are scored without and with gates before each method
@@ -24,7 +27,7 @@ CHECKED_ROWS = 8  # that are scored without and with gates before each method
 # to 1.8 row passes, with all weights or with adapters. With frozen layers, the parts of a pass are those of its matrix
 # products: forward, gradients of the states, gradients of the weights.
 FORWARD_COST = 0.5  # a forward pass alone, in row passes
-TRAINED_ROW = 1.1  # a row of training, in row passes: the smallest value that was measured
+TRAINED_ROW = 1.1  # a row of training, in row passes: about the smallest value that was measured
 # Leave-one-out computes only the layers above a head, and the attention of a layer once for all heads: about a third
 # of a forward pass (tests/benchmarks/ablation.py).
 ABLATION_PART = 1 / 3
@@ -57,6 +60,17 @@ class Cost:
         return ("at most " if self.is_limit and named else "") + (" and ".join(named) or "no passes")
 
 
+def learned_order_passes(rows: int, row_passes: int) -> tuple[int, int]:
+    """Return the rows for the initial scores of `learned_order`, and the number of its steps.
+
+    Args:
+        rows: that rank the heads.
+        row_passes: that it may make.
+    """
+    start_rows = min(rows, row_passes, START_ROWS)
+    return start_rows, (row_passes - start_rows) // (min(FOLDS, rows) * BATCH)
+
+
 # Row passes and forward passes per row, from the number of heads and of integration steps. Those of learned_order do
 # not depend on the rows.
 PASSES_PER_ROW: Mapping[str, Callable[[int, int], tuple[int, int]]] = {
@@ -87,7 +101,8 @@ def method_cost(method: str, rows: int, heads: int, steps: int, row_passes: int 
     name = method.removeprefix(ITERATIVE)
     check = 2 * min(CHECKED_ROWS, rows)
     if name == LEARNED_ORDER:
-        return Cost(ROW_PASSES if row_passes is None else row_passes, check, is_limit=True)
+        start_rows, steps = learned_order_passes(rows, ROW_PASSES if row_passes is None else row_passes)
+        return Cost(start_rows + steps * min(FOLDS, rows) * BATCH, check, is_limit=True)
     both, forward = PASSES_PER_ROW[name](heads, steps)
     if method != name:
         both, forward = (scored_rounds(heads) * passes for passes in (both, 0 if both else forward))

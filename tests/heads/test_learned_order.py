@@ -11,9 +11,10 @@ from finetune.heads import learned_order as module
 from finetune.heads.gated_forward import GatedRows, row_losses
 from finetune.heads.gradients import gradient_layer_norm
 from finetune.heads.importance_estimate import removal_order
-from finetune.heads.learned_order import BATCH, draw_masks, initial_scores, learned_order
+from finetune.heads.learned_order import draw_masks, initial_scores, learned_order
 from finetune.heads.pruning_curve import CurveSettings, gates_without, pruning_curves
 from finetune.models.head_pruning import prune_heads
+from finetune.recipe.head_costs import BATCH
 from tests.models.test_head_gates import bert
 from tests.support.helpers import sample_of
 from tests.support.known_head import THE_HEAD, known_head

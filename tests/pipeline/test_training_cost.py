@@ -29,8 +29,8 @@ def test_the_cost_follows_from_the_files_of_the_run(run: Path, capsys: pytest.Ca
     )
     printed = capsys.readouterr().out
     assert "the training of 72 rows took as long as 79 row passes" in printed
-    assert "learned_order on 48 train rows: at most 64 row passes" in printed
-    assert "(the fewest that give a ranking; the full number is 1,024)" in printed
+    assert "learned_order on 48 train rows: at most 48 row passes" in printed
+    assert "(limited to 64, the minimum; the full number is 1,024)" in printed
     assert "gradient on 10 train rows: 10 row passes and 16 forward passes, 23 % of the training" in printed
     (run / "training.json").unlink()
     assert training_cost_of_run(opened.context, classifier) is None

@@ -45,7 +45,7 @@ def test_default_rows_keep_every_method_cheap_but_shapley() -> None:
         ("iterative_integrated_gradients", Cost(7200, 16)),
         ("ablation_kl", Cost(0, 7316, part=1 / 3)),
         ("iterative_gradient", Cost(900, 16)),
-        ("learned_order", Cost(300, 16, is_limit=True)),
+        ("learned_order", Cost(100 + 128, 16, is_limit=True)),
         ("random", Cost(0, 16)),
     ],
 )
