@@ -7,6 +7,7 @@ from pathlib import Path
 
 from finetune.cli.shared import Arguments, Commands, add_command, loading_libraries, with_run
 from finetune.errors import DataError
+from finetune.runs.pruned_files import has_pruned_parts
 
 
 def add_commands(commands: Commands) -> None:
@@ -117,7 +118,11 @@ def _merge(args: Arguments) -> None:
     with loading_libraries():
         from finetune.pipeline.merge import merge
     output, difference = merge(args.run, args.overrides, output=args.output)
-    print(f"Plain weights saved in {output}; largest difference of a logit: {difference:.1g}")
+    difference_text = f"largest difference of a logit: {difference:.1g}"
+    if has_pruned_parts(output):
+        print(f"Merged weights saved in {output}; {difference_text}. Only finetune opens them, as the base was pruned.")
+    else:
+        print(f"Plain weights saved in {output}; {difference_text}")
 
 
 def heads(args: Arguments) -> None:

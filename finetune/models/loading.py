@@ -38,9 +38,9 @@ from finetune.models.pretrained import (
     model_load_errors,
 )
 from finetune.models.pruned_model import classifier_class
-from finetune.models.saving import INFO_FILE
 from finetune.progress import stage
 from finetune.recipe.names import ProblemType
+from finetune.runs.pruned_files import INFO_FILE
 
 
 def load_classifier(

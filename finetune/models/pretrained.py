@@ -26,7 +26,7 @@ from finetune.models import toy_classifier
 from finetune.models.architectures import FAMILIES
 from finetune.models.checkpoint_config import FOLDER_FIX, check_entries, checkpoint_location, read_checkpoint_json
 from finetune.models.pooling import HEAD, POOLING_KEY, choose_pooling, family_entries, set_pooling
-from finetune.models.pruned_config import FEED_FORWARD_SIZES, PRUNED_HEADS
+from finetune.runs.pruned_files import FEED_FORWARD_SIZES, PRUNED_HEADS
 
 DTYPES = ("float32", "bfloat16", "float16")
 # A config.json must not change what a model returns.

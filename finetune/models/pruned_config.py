@@ -18,8 +18,8 @@ from typing import Any
 from finetune.errors import ModelError
 from finetune.models.pooling import FAMILY_KEY, LAYER_TYPES, POOLED_MODEL_TYPE, PRUNED_MODEL_TYPE, SAVED_LAYERS
 from finetune.runs.atomic_files import write_text
+from finetune.runs.pruned_files import FEED_FORWARD_SIZES, PRUNED_HEADS
 
-PRUNED_HEADS, FEED_FORWARD_SIZES = "pruned_heads", "feed_forward_sizes"
 _LAYERS = "num_hidden_layers"
 _NOTICE = f"{PRUNED_MODEL_TYPE}: parts of this model were removed; open it with finetune"
 _FIX = "copy config.json from the run again"

@@ -26,8 +26,9 @@ from finetune.models.head_pruning import (
 from finetune.models.neuron_pruning import neuron_slices, resize_feed_forward
 from finetune.models.pooled_classifier import pooled_class
 from finetune.models.pooling import HEAD, pooling_of
-from finetune.models.pruned_config import FEED_FORWARD_SIZES, PRUNED_HEADS, feed_forward_sizes, is_pruned, pruned_heads
+from finetune.models.pruned_config import feed_forward_sizes, is_pruned, pruned_heads
 from finetune.models.tensor_slices import pad_with_zeros
+from finetune.runs.pruned_files import FEED_FORWARD_SIZES, PRUNED_HEADS
 
 
 def classifier_class(config: Any) -> Any:

@@ -20,8 +20,7 @@ from finetune.models.lora import as_plain_lora
 from finetune.models.pooling import pooling_of
 from finetune.models.pruned_config import is_pruned, write_pruned_type
 from finetune.runs.atomic_files import write_text
-
-INFO_FILE = "classifier.json"  # next to the weights: what config.json has no key for, and an adapter's labels
+from finetune.runs.pruned_files import BASE_IS_PRUNED, INFO_FILE
 
 
 def save_classifier(classifier: Classifier, folder: Path) -> None:
@@ -59,6 +58,7 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
             "attn_implementation": source.attn_implementation,
         },
         "base_checksum": classifier.base_checksum,
+        BASE_IS_PRUNED: isinstance(model, peft.PeftModel) and is_pruned(classifier.base.config),
         "trained_modules": trained_modules(model) if isinstance(model, peft.PeftModel) else None,
         "text_columns": list(classifier.text_columns),
         "thresholds": classifier.thresholds,

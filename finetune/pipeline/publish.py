@@ -22,6 +22,7 @@ from finetune.report.page import render_report
 from finetune.report.run_record import RunRecord, read_record
 from finetune.runs.json_files import damaged_file, read_bytes, read_json
 from finetune.runs.locks import locked_folder
+from finetune.runs.pruned_files import has_pruned_parts
 from finetune.runs.pruning_result import PruningResult
 from finetune.runs.results import MetricValue, SplitScores
 from finetune.runs.run_files import existing_run
@@ -112,6 +113,7 @@ def published_files(folder: RunFolder, publication: Publication) -> Files:
         languages=publication.languages,
         license=publication.license,
         pruning=pruning,
+        is_pruned=has_pruned_parts(folder.path / MODELS[publication.model][0]),
         heads_are_zeroed=publication.model == "zeroed",
     )
     known = _known_paths(record.recipe, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -11,6 +12,7 @@ from finetune.recipe.hub_names import hub_id
 from finetune.recipe.named_metrics import find_metric
 from finetune.recipe.schema import Recipe
 from finetune.report.run_record import RunRecord
+from finetune.runs.pruned_files import has_pruned_parts
 from finetune.runs.pruning_result import PruningResult
 
 _TASK = "text-classification"
@@ -25,6 +27,7 @@ class CardSubject:
         name: the title of the card.
         location: what the examples give to a loader: a folder, relative to that of the card, or `repository`.
         has_adapter: whether the files are those of an adapter, which needs its base checkpoint.
+        is_pruned: whether parts of the model, or of its base checkpoint, were removed; see `has_pruned_parts`.
         repository: the id on the hub under which the model is published; None: the model is in a run folder.
         languages, license: what the publisher says about the model.
         pruning: the result of pruning, if heads were removed from the model.
@@ -38,17 +41,23 @@ class CardSubject:
     languages: Sequence[str] = ()
     license: str | None = None
     pruning: PruningResult | None = None
+    is_pruned: bool = False
     heads_are_zeroed: bool = False
 
     def opens_in_transformers(self, recipe: Recipe) -> bool:
         """Return whether transformers and peft can load the model without finetune."""
         if recipe.model.model_type == _OWN_MODEL_TYPE or (self.has_adapter and self.is_pooled(recipe)):
             return False
-        return self.pruning is None or self.heads_are_zeroed
+        return not self.is_pruned
 
     def is_pooled(self, recipe: Recipe) -> bool:
         """Return whether the classifier reads pooled states; transformers then needs the code next to the weights."""
         return recipe.model.pooling in ("cls", "mean")
+
+
+def saved_subject(name: str, model: Path, recipe: Recipe) -> CardSubject:
+    """Return the subject of the card of a run or a series, given the folder of its model."""
+    return CardSubject(name, model.name, has_adapter=recipe.peft is not None, is_pruned=has_pruned_parts(model))
 
 
 def front_matter(record: RunRecord, subject: CardSubject) -> str:

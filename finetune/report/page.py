@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from finetune.report.card import format_difference, interval_or_dash, model_name, render_card
-from finetune.report.card_metadata import CardSubject
+from finetune.report.card_metadata import saved_subject
 from finetune.report.charts import chart_element
 from finetune.report.confusions import confused_pairs, confusion_order
 from finetune.report.embedding import chart_library, script
@@ -70,7 +70,7 @@ def write_report(folder: RunFolder, overrides: Sequence[str] = ()) -> None:
     """
     record = read_record(folder, overrides)
     name = folder.path.name
-    subject = CardSubject(name=name, location=folder.model.name, has_adapter=record.recipe.peft is not None)
+    subject = saved_subject(name, folder.model, record.recipe)
     write_text(folder.report, render_report(record, name, folder.recipe.read_text(encoding="utf-8")))
     write_text(folder.card, render_card(record, subject))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune.report.card import model_name, render_card
-from finetune.report.card_metadata import CardSubject
+from finetune.report.card_metadata import saved_subject
 from finetune.report.page import templates
 from finetune.report.run_record import read_record
 from finetune.report.series_summary import heads_sentence
@@ -25,7 +25,7 @@ def write_series_report(path: Path) -> Path:
     write_text(folder.report, render_series(result, folder))
     if result.chosen_seed is not None:
         record = read_record(folder.member(result.chosen_seed))
-        subject = CardSubject(path.absolute().name, folder.model.name, has_adapter=record.recipe.peft is not None)
+        subject = saved_subject(path.absolute().name, folder.model, record.recipe)
         write_text(folder.card, render_card(record, subject, result))
     return folder.report
 

@@ -24,6 +24,7 @@ from finetune.models.merging import merge_classifier
 from finetune.models.neuron_pruning import prune_neurons
 from finetune.models.pruned_config import pruned_heads
 from finetune.models.saving import save_classifier
+from finetune.runs.pruned_files import has_pruned_parts
 from tests.support.families import build, save_checkpoint, train_three_steps
 from tests.support.gated_heads import PRUNED, TEXTS, gated_logits
 from tests.support.helpers import ROLES, assert_equal_up_to_rounding
@@ -157,8 +158,10 @@ def test_adapters_on_a_pruned_base(bert: Classifier, accelerator: Accelerator, t
     trained = build(tmp_path / "base", Lora(2, 4, 0.0, ROLES))
     train_three_steps(trained, accelerator)
     save_classifier(trained, tmp_path / "adapter")
+    assert has_pruned_parts(tmp_path / "adapter")
     assert check_reload(trained, load_classifier(tmp_path / "adapter"), TEXTS, CPU) <= 1e-5
     assert merge_classifier(load_classifier(tmp_path / "adapter"), tmp_path / "merged", TEXTS) < ROUNDING
+    assert has_pruned_parts(tmp_path / "merged")
     # The same adapter on the unpruned base, whose sizes fit its own config.json.
     shutil.rmtree(tmp_path / "base")
     shutil.copytree(tmp_path / "bert", tmp_path / "base")
