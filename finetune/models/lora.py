@@ -45,6 +45,9 @@ class Lora:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
 
 
+NOTHING_TO_ADAPT = "the layers that would get adapters have no heads"
+
+
 def add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str]) -> peft.PeftModel:
     """Return the model with adapters on exactly the requested projections.
 
@@ -57,8 +60,10 @@ def add_lora(model: PreTrainedModel, lora: Lora, new: Sequence[str]) -> peft.Pef
     Raises:
         ModelError: a layer or role does not exist, peft cannot adapt the projections, or it adapted others.
     """
-    sites = _chosen_sites(attention_sites(model), lora)
+    sites = adapted_sites(model, lora)
     targets = list(dict.fromkeys(path for site in sites for path in site.paths(lora.roles)))
+    if not targets:
+        raise ModelError(f"{NOTHING_TO_ADAPT}; remove the peft section to train all weights")
     with warnings.catch_warnings():
         # The warning is about converting such adapters with peft, which does not support it; `as_plain_lora` does.
         warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA with rank_pattern", category=UserWarning)
@@ -205,7 +210,13 @@ def _weight(projection: nn.Module) -> Tensor:
     return weight
 
 
-def _chosen_sites(sites: Sequence[AttentionSite], lora: Lora) -> list[AttentionSite]:
+def adapted_sites(model: PreTrainedModel, lora: Lora) -> list[AttentionSite]:
+    """Return the sites that get adapters: those with heads, in the chosen layers.
+
+    Raises:
+        ModelError: a chosen layer does not exist.
+    """
+    sites = attention_sites(model)
     unknown = sorted(set(lora.layers or ()) - {site.layer for site in sites})
     if unknown:
         raise ModelError(f"peft.layers_to_transform: there is no layer {unknown[0]}; layers are 0 to {len(sites) - 1}")

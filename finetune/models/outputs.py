@@ -132,7 +132,7 @@ class OutputRules:
         if self.conformal is None:
             raise DataError(
                 "the model has no scores of validation rows, which a coverage needs: it was trained without validation "
-                "rows or by an earlier version, or its heads were pruned; train it with validation rows"
+                "rows or by an earlier version, or it was pruned; train it with validation rows"
             )
         limits = None
         if coverage is not None and per_class:

@@ -86,7 +86,8 @@ def choose_parts(
     metric = run.context.recipe.toolkit_metrics()[0]
     score = _validation_score(run, metric)
     best, full_score = fastest_within(search, score, keep_within)
-    rule = f"the fastest model with validation {metric} within {keep_within:g} of {abs(full_score):.4f}, {origin}"
+    value = -full_score if lower_is_better(metric) else full_score
+    rule = f"the fastest model with validation {metric} within {keep_within:g} of {value:.4f}, {origin}"
     if best is None:
         raise DataError(f"nothing to prune: {rule}; increase share or keep_within")
     removal = _removal(run, search, best)

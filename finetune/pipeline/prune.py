@@ -21,7 +21,7 @@ from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.choose_sizes import Removal, choose_parts, why_heads_remain, why_neurons_remain
 from finetune.pipeline.finished_run import FinishedRun, finished_folder, open_run
 from finetune.pipeline.head_choice import HeadChoice, check_choice, check_epochs
-from finetune.pipeline.recovery import recovery_finetune
+from finetune.pipeline.recovery import check_recoverable, recovery_finetune
 from finetune.progress import stage
 from finetune.report.pruning_terminal import print_pruning
 from finetune.runs.json_files import write_json
@@ -71,6 +71,8 @@ def prune(
         with stage("pruning"):
             result = _prune(run, choice, heal_epochs, target, control=control)
         print_pruning(run.context.console, result, str(target))
+        if note := _outputs_note(run.inputs.classifier):
+            run.context.print_line(note)
     return result
 
 
@@ -92,6 +94,8 @@ def _prune(run: FinishedRun, choice: HeadChoice, heal_epochs: int, target: Path,
     with stage("choosing what to prune"):
         removal = choose_parts(run, unpruned, choice)
     pruned, texts = removal.pruned, run.inputs.sample_texts()
+    if heal_epochs:
+        check_recoverable(run, pruned)
     difference = check_pruned(removal.classifier, pruned, removal.heads, texts, removal.neurons)
     states: dict[str, Scored] = {"before": _predictions(run, unpruned)}
     if removal.is_refitted:
@@ -162,6 +166,17 @@ def _result(
         metric=metric,
         differences=[_difference(states, pair, split, metric) for pair in pairs for split in states["before"]],
     )
+
+
+def _outputs_note(classifier: Classifier) -> str:
+    """Return what happens to all that was fitted to the validation rows with the unpruned classifier, or ""."""
+    fitted = ["temperature"] * (classifier.temperature != 1) + ["thresholds"] * (classifier.thresholds is not None)
+    sentences = []
+    if fitted:
+        sentences.append(f"The {' and '.join(fitted)} of the pruned model were fitted with the unpruned one.")
+    if classifier.conformal is not None:
+        sentences.append("The pruned model has no prediction sets (--coverage): they were fitted for the unpruned one.")
+    return " ".join(sentences)
 
 
 def _difference(states: dict[str, Scored], pair: tuple[str, str], split: str, metric: str) -> StateDifference:

@@ -9,9 +9,11 @@ from dataclasses import replace
 import peft
 import torch
 
+from finetune.errors import ModelError
+from finetune.models.attention_sites import attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import Freezing, freeze, keep_float32, undo_keep_float32
-from finetune.models.lora import add_lora, merge_adapters
+from finetune.models.lora import NOTHING_TO_ADAPT, adapted_sites, add_lora, merge_adapters
 from finetune.pipeline.build_model import lora_settings
 from finetune.pipeline.finished_run import FinishedRun
 from finetune.pipeline.prepare import frozen_layers_cached, layers_compiled
@@ -20,6 +22,13 @@ from finetune.training.auto_settings import RunSize, fill_in
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.distillation import distillation_from
 from finetune.training.schedule import make_plan
+
+
+def check_recoverable(run: FinishedRun, pruned: Classifier) -> None:
+    """Raise ModelError if recovery fine-tuning would have no projections to adapt."""
+    adapters = run.context.recipe.peft
+    if adapters is not None and not adapted_sites(pruned.base, lora_settings(adapters)):
+        raise ModelError(f"{NOTHING_TO_ADAPT}; prune less, or leave out --heal")
 
 
 def recovery_finetune(
@@ -79,7 +88,10 @@ def recovery_finetune(
 def _with_new_adapters(adapters: PeftSection | None, pruned: Classifier, fully_trained: Sequence[str]) -> Classifier:
     """Return the pruned classifier with new adapters, and with the modules `fully_trained` trained in full."""
     assert adapters is not None
-    lora = replace(lora_settings(adapters), init_lora_weights=True)
+    lora = lora_settings(adapters)
+    empty = {str(site.layer) for site in attention_sites(pruned.base) if not site.num_heads}
+    ranks = {key: rank for key, rank in lora.rank_pattern.items() if key.rpartition(".")[0] not in empty}
+    lora = replace(lora, init_lora_weights=True, rank_pattern=ranks)
     trained_in_full = [name for name, _ in pruned.base.named_parameters() if name.rpartition(".")[0] in fully_trained]
     keep_float32(pruned.base, fully_trained)
     return replace(pruned, model=add_lora(pruned.base, lora, trained_in_full))

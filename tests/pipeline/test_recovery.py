@@ -9,7 +9,9 @@ from typing import Any
 import peft
 import pytest
 import torch
+import yaml
 
+from finetune.cli import main
 from finetune.data.tokenization import EncodedSplit
 from finetune.evaluation.prediction import predict
 from finetune.heads.pruning import pruned_classifier
@@ -18,7 +20,7 @@ from finetune.models.loading import load_classifier
 from finetune.pipeline.recovery import recovery_finetune
 from finetune.training.build import build_trainer
 from finetune.training.trainer import Trainer
-from tests.support.finished_runs import finished, read_back, recipe
+from tests.support.finished_runs import contents, finished, read_back, recipe
 from tests.support.helpers import TRAINED
 from tests.support.pruning import accuracy, prune_run
 
@@ -101,6 +103,21 @@ def test_recovery_with_lora_trains_and_merges_new_adapters_and_the_classificatio
         - before["bert.encoder.layer.0.attention.self.query.weight"]
     )
     assert torch.linalg.matrix_rank(change, rtol=1e-4) == 2  # the recipe's rank: adapters, not full weights
+
+
+def test_adapters_need_a_layer_with_heads(adapted_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, layer = adapted_run / "recipe.yaml", "1.0,1.1,1.2"
+    content = yaml.safe_load(file.read_text())
+    content["peft"]["rank_pattern"] = {"1.query": 1}  # for a layer without heads
+    file.write_text(yaml.safe_dump(content))
+    before = contents(adapted_run)
+    assert main(["prune", str(adapted_run), "--heads", f"0.0,0.1,0.2,{layer}", "--heal", "1"]) == 2
+    message = "the layers that would get adapters have no heads; prune less, or leave out --heal"
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert contents(adapted_run) == before
+    prune_run(adapted_run, "--heads", layer, "--heal", "1", "--no-control")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "The pruned model has no prediction sets (--coverage): they were fitted for the unpruned one." in printed
 
 
 def test_the_pruned_model_learns_the_predictions_of_its_teacher(run: Path) -> None:
