@@ -150,7 +150,7 @@ def _prune(args: Arguments) -> None:
         heads_only=args.heads_only,
     )
     check_choice(choice)
-    check_epochs(args.heal)
+    check_epochs(args.heal, control=not args.no_control)
     with loading_libraries():
         from finetune.pipeline.prune import prune
     prune(args.run, args.overrides, heal_epochs=args.heal, control=not args.no_control, output=args.output, **choice)

@@ -54,7 +54,9 @@ def check_choice(choice: HeadChoice) -> None:
         raise DataError(f"heads names {layer}.{head} twice; name each head once")
 
 
-def check_epochs(heal_epochs: int) -> None:
-    """Raise DataError for a negative number of epochs."""
+def check_epochs(heal_epochs: int, *, control: bool) -> None:
+    """Raise DataError for a negative number of epochs, or if a control is declined where there would be none."""
     if heal_epochs < 0:
         raise DataError(f"heal is {heal_epochs}; it must be a number of epochs, 0 or more")
+    if not control and heal_epochs == 0:
+        raise DataError("no_control leaves out the control of recovery fine-tuning; give it with heal, or remove it")

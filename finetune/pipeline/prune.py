@@ -60,7 +60,7 @@ def prune(
             removed.
     """
     check_choice(choice)
-    check_epochs(heal_epochs)
+    check_epochs(heal_epochs, control=control)
     folder = finished_folder(Path(path))
     target = (output or folder.pruned).absolute()
     check_dir_is_free(target)
@@ -173,7 +173,8 @@ def _outputs_note(classifier: Classifier) -> str:
     fitted = ["temperature"] * (classifier.temperature != 1) + ["thresholds"] * (classifier.thresholds is not None)
     sentences = []
     if fitted:
-        sentences.append(f"The {' and '.join(fitted)} of the pruned model were fitted with the unpruned one.")
+        verb = "was" if fitted == ["temperature"] else "were"
+        sentences.append(f"The {' and '.join(fitted)} of the pruned model {verb} fitted with the unpruned one.")
     if classifier.conformal is not None:
         sentences.append("The pruned model has no prediction sets (--coverage): they were fitted for the unpruned one.")
     return " ".join(sentences)

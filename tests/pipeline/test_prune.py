@@ -120,6 +120,7 @@ def test_the_pruning_result_is_returned_and_saved(run: Path) -> None:
         (["--keep-within", "nan"], "keep_within is nan; it must be a difference in score, 0 or more"),
         (["--keep-within", "-1"], "keep_within is -1; it must be a difference"),
         (["--share", "0.5", "--heal", "-1"], "heal is -1; it must be a number of epochs, 0 or more"),
+        (["--share", "0.5", "--no-control"], "no_control leaves out the control .* give it with heal, or remove it"),
         (
             ["--share", "0.01"],
             "nothing to prune: a share of 0.01 by gradient on 48 train rows; increase",
