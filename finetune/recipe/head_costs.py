@@ -23,11 +23,11 @@ BATCH = 32  # rows of a fold per step of `learned_order`
 MIN_ROW_PASSES = 64  # fewer rank no better than chance, and more take a fraction of a second
 SCREENING_ROWS = 128  # at most, which choose the pairs of heads for the tests of names
 CHECKED_ROWS = 8  # that are scored without and with gates before each method
-# Measured on MiniLM in bf16 on one CPU thread, in CPU time (tests/benchmarks/head_costs.py): a trained row was 1.0
+# Measured on MiniLM in bf16 on one CPU thread, in CPU time (tests/benchmarks/head_costs.py): a trained row was 0.9
 # to 1.8 row passes, with all weights or with adapters. With frozen layers, the parts of a pass are those of its matrix
 # products: forward, gradients of the states, gradients of the weights.
 FORWARD_COST = 0.5  # a forward pass alone, in row passes
-TRAINED_ROW = 1.1  # a row of training, in row passes: about the smallest value that was measured
+TRAINED_ROW = 1.1  # a row of training, in row passes: low, so that rankings keep to their limit
 # Leave-one-out computes only the layers above a head, and the attention of a layer once for all heads: about a third
 # of a forward pass (tests/benchmarks/ablation.py).
 ABLATION_PART = 1 / 3
