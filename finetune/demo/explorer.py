@@ -29,7 +29,7 @@ from finetune.heads.explain import (
     readable_tokens,
     token_attributions,
 )
-from finetune.models.attention_sites import attention_sites
+from finetune.models.attention_sites import all_heads, attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.head_gates import head_gates, max_num_heads
 from finetune.models.text_batches import EncodedTexts
@@ -105,7 +105,7 @@ class Explorer:
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
         self.sites = attention_sites(classifier.base)
-        self.heads = frozenset((site.layer, head) for site in self.sites for head in range(site.num_heads))
+        self.heads = frozenset(all_heads(self.sites))
         self._predicting, self._explaining = _OneAtATime(classifier), _OneAtATime(_with_same_weights(classifier))
         self._encoded = lru_cache(_REMEMBERED_TEXTS)(self._encode)
         self._all_heads = lru_cache(_REMEMBERED_TEXTS)(self._logits)

@@ -25,7 +25,7 @@ from finetune.heads.fast_ablation import (
     rows_per_batch,
 )
 from finetune.heads.gated_forward import GatedRows
-from finetune.models.attention_sites import AttentionSite
+from finetune.models.attention_sites import AttentionSite, all_heads
 from finetune.models.head_gates import head_gates, head_mask, max_num_heads, shared_projection_gated
 from finetune.models.losses import decisions, divergence, per_example_loss
 from finetune.models.precision import uses_flash_attention
@@ -118,7 +118,7 @@ def ablation(sample: GatedRows, *, fast: bool = True) -> Ablation:
     Args:
         fast: as in `removal_logits`.
     """
-    sets = [((site.layer, head),) for site in sample.sites for head in range(site.num_heads)]
+    sets = [(head,) for head in all_heads(sample.sites)]
     full, removed, savings = removal_logits(sample, sets, fast=fast)
     without = np.full((len(full), *sample.gates().shape, full.shape[-1]), np.nan, removed.dtype)
     without[:, head_mask(sample.sites)] = removed

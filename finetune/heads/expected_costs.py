@@ -45,9 +45,10 @@ def expected_costs(
     sample = GatedRows(classifier, splits[section.split], section.split, ranking_rows, settings.batch_size, accelerator)
     heads, training = sum(site.num_heads for site in sample.sites), settings.training
     seconds = _row_pass_seconds(sample)
-    trained = "" if training is None else f"; the training of {training.rows:,} rows took as long as "
-    trained += "" if training is None else f"{training.row_passes:,.0f} row passes"
-    yield f"Expected cost of the head analysis, in row passes (a forward and a backward pass of one row){trained}:"
+    title = "Expected cost of the head analysis, in row passes (a forward and a backward pass of one row)"
+    if training is not None:
+        title += f"; the training of {training.rows:,} rows took as long as {training.row_passes:,.0f} row passes"
+    yield f"{title}:"
     for name in section.methods():
         of_method, allowed = section.settings_of(name), settings.row_passes(section)
         rows = min(len(sample), of_method.max_samples or len(sample))

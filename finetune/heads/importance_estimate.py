@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune.models.attention_sites import AttentionSite
+from finetune.models.attention_sites import AttentionSite, all_heads
 from finetune.models.head_gates import max_num_heads
 
 Head = tuple[int, int]  # (layer, head), both counted from 0
@@ -65,7 +65,7 @@ def removal_order(values: np.ndarray, sites: Sequence[AttentionSite], *, keep_on
         keep_one: remove the last head of a layer only when every layer is down to one head. A layer without heads
             changes the model far more than a layer with few.
     """
-    heads = [(site.layer, head) for site in sites for head in range(site.num_heads)]
+    heads = all_heads(sites)
     ranked = sorted(heads, key=lambda head: (np.nan_to_num(values[head], nan=-np.inf), head))
     return last_heads_last(ranked, sites) if keep_one else ranked
 

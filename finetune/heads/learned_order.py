@@ -56,12 +56,12 @@ def learned_order(
     scores = initial_scores(first, np.arange(start_rows) % num_folds, num_folds)
     batches = [_batches(shuffled[fold::num_folds], steps, rng) for fold in range(num_folds)]
     trainers = [ScoreTrainer(scores[fold], torch.from_numpy(head_mask(sample.sites))) for fold in range(num_folds)]
-    noise, history, started = torch.Generator().manual_seed(seed), [scores], time.perf_counter()
+    noise, history = torch.Generator().manual_seed(seed), [scores]
+    deadline = math.inf if max_seconds is None else time.perf_counter() + max_seconds
     with stage("steps", total=steps) as progress:
         for step in range(steps):
-            limited = step > 0 and max_seconds is not None
-            late = limited and time.perf_counter() - started > (max_seconds or 0)
-            if limited and broadcast_decision(sample.accelerator, late):
+            limited = step > 0 and deadline < math.inf
+            if limited and broadcast_decision(sample.accelerator, time.perf_counter() > deadline):
                 break
             rows = sample.subset(sample.rows[np.concatenate([fold[step] for fold in batches])])
             draws = [draw_masks(trainer.scores, BATCH, noise) for trainer in trainers]

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from finetune.errors import ModelError
 from finetune.heads.latency import BATCH_SIZE, timed_passes, tokenized_batches
-from finetune.models.attention_sites import AttentionSite, attention_sites
+from finetune.models.attention_sites import AttentionSite, all_heads, attention_sites
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import logits_of
 from finetune.models.feed_forward_sites import feed_forward_sites, max_num_neurons
@@ -54,7 +54,7 @@ def heads_to_prune(
     Raises:
         ModelError: the share is outside 0 to 1, or the order does not name every head once.
     """
-    heads = [(site.layer, head) for site in sites for head in range(site.num_heads)]
+    heads = all_heads(sites)
     if not 0 <= share <= 1:
         raise ModelError(f"the share of heads to prune is {share:g}; it must be from 0 to 1")
     positions = {head: position for position, head in enumerate(order)}

@@ -16,6 +16,7 @@ from torch import Tensor
 from finetune.evaluation.metrics import compute_metrics
 from finetune.heads.gated_forward import GatedRows, gated_logits
 from finetune.heads.importance_estimate import Head, last_heads_last
+from finetune.models.attention_sites import all_heads
 from finetune.models.losses import decisions
 from finetune.progress import stage
 from finetune.recipe.named_metrics import lower_is_better
@@ -61,7 +62,7 @@ def pruning_curves(sample: GatedRows, orders: Mapping[str, Sequence[Head]], sett
         return score_gates(gates_without(sample, sorted(heads)))
 
     num_orders = len(orders) * (2 if settings.reverse else 1) + settings.random_orders
-    counts = range(1, len(heads)) if len(heads := all_heads(sample)) <= MAX_HEADS_BY_COUNT else range(0)
+    counts = range(1, len(heads)) if len(heads := all_heads(sample.sites)) <= MAX_HEADS_BY_COUNT else range(0)
     passes = num_orders * len(settings.shares) + len(orders) * len(counts)
     with stage("pruning curves", total=passes) as progress:
 
@@ -122,14 +123,9 @@ def gates_without(sample: GatedRows, heads: Sequence[Head]) -> Tensor:
     return gates
 
 
-def all_heads(sample: GatedRows) -> list[Head]:
-    """Return all heads, layer by layer."""
-    return [(site.layer, head) for site in sample.sites for head in range(site.num_heads)]
-
-
 def random_order(sample: GatedRows, seed: int) -> list[Head]:
     """Return all heads in random order, the last head of each layer at the end."""
-    heads = all_heads(sample)
+    heads = all_heads(sample.sites)
     shuffled = np.random.default_rng(seed).permutation(len(heads))
     return last_heads_last([heads[index] for index in shuffled], sample.sites)
 

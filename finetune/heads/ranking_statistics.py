@@ -15,7 +15,7 @@ from scipy import stats
 from finetune.evaluation.paired_tests import mcnemar_p_value, wilcoxon_p_value
 from finetune.heads.importance_estimate import Estimate
 from finetune.heads.rank_correlation import Table, kendall_tau
-from finetune.models.attention_sites import AttentionSite
+from finetune.models.attention_sites import AttentionSite, all_heads
 from finetune.runs.head_results import ChangeAgreement, HeadChanges, HeadTest, TauValue
 from finetune.runs.multiple_tests import holm
 
@@ -147,7 +147,7 @@ def paired_error_tests(
         full: squared errors with all heads, (N,).
         without: squared errors without each head, (N, L, H).
     """
-    heads = [(site.layer, head) for site in sites for head in range(site.num_heads)]
+    heads = all_heads(sites)
     rises = np.stack([without[:, layer, head] - full for layer, head in heads], axis=1)  # (N, heads)
     bounds = np.percentile(_resampled_means(rises, seed), [2.5, 97.5], axis=0)  # (2, heads)
     tests = []

@@ -15,6 +15,7 @@ from finetune.heads.ablation import removal_logits
 from finetune.heads.gated_forward import GatedRows, gate_gradients, gated_logits
 from finetune.heads.head_names import CHANGE_MARGIN, EFFECT_MARGIN, LEVEL, RowEffects, assign_names
 from finetune.heads.importance_estimate import Head, as_table
+from finetune.models.attention_sites import all_heads
 from finetune.models.head_gates import head_mask
 from finetune.progress import stage
 from finetune.recipe.head_costs import SCREENING_ROWS
@@ -83,7 +84,7 @@ def _few_rows(names: HeadNames) -> list[str]:
 
 def row_effects(sample: GatedRows, pairs: Sequence[tuple[Head, Head]], seed: int) -> RowEffects:
     """Return what the removal of each head, and of each of these pairs, does to each row."""
-    heads = [(site.layer, head) for site in sample.sites for head in range(site.num_heads)]
+    heads = all_heads(sample.sites)
     singles = [(head,) for head in heads]
     with stage("single heads and pairs"):
         full, without, _ = removal_logits(sample, [*singles, *pairs])
@@ -148,7 +149,7 @@ def screen_pairs(sample: GatedRows, seed: int) -> list[tuple[Head, Head]]:
     rng, shape = np.random.default_rng([seed, 2]), (len(sample), *sample.gates().shape)
     is_partial = rng.random(shape) < _PARTIAL
     point = torch.from_numpy(np.where(is_partial, rng.random(shape), 1)).float().to(sample.accelerator.device)
-    heads = [(site.layer, head) for site in sample.sites for head in range(site.num_heads)]
+    heads = all_heads(sample.sites)
     mask = head_mask(sample.sites)
 
     def effects(gates: torch.Tensor) -> np.ndarray:

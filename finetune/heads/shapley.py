@@ -18,6 +18,7 @@ from torch import Tensor
 from finetune.data.batching import LocalBatch
 from finetune.errors import ModelError
 from finetune.heads.gated_forward import GatedRows, row_losses
+from finetune.models.attention_sites import all_heads
 from finetune.models.head_gates import head_gates, max_num_heads
 from finetune.models.losses import per_example_loss
 from finetune.progress import stage
@@ -76,7 +77,7 @@ def shapley_values(
     """
     if max_permutations < 2:
         raise ModelError(f"max_permutations is {max_permutations}; orders come in pairs, so it must be at least 2")
-    players = np.array([(site.layer, head) for site in sample.sites for head in range(site.num_heads)])  # (P, 2)
+    players = np.array(all_heads(sample.sites))  # (P, 2)
     # The losses without any head and with all heads, (N,) each.
     loss_none, loss_all = (
         row_losses(sample, gates).astype(np.float64) for gates in (0 * sample.gates(), sample.gates())

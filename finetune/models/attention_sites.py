@@ -70,6 +70,11 @@ def attention_sites(classifier: PreTrainedModel) -> list[AttentionSite]:
     return _sites(classifier, pruned_heads(classifier.config))
 
 
+def all_heads(sites: Sequence[AttentionSite]) -> list[tuple[int, int]]:
+    """Return every head as (layer, head), layer by layer."""
+    return [(site.layer, head) for site in sites for head in range(site.num_heads)]
+
+
 def unpruned_sites(classifier: PreTrainedModel) -> list[AttentionSite]:
     """Return the attention sites that the model had before any head was pruned."""
     return _sites(classifier, {})

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from finetune.models.feed_forward_sites import FeedForwardSite
-from finetune.models.gates import GatedProjection, check_all_called, check_gates_of_one, gate_hooks
+from finetune.models.gates import GatedProjection, check_all_called, gate_hooks
 
 
 @contextmanager
@@ -37,11 +37,6 @@ def neuron_gates(
         yield
     if check_calls:
         check_all_called(hooks)
-
-
-def check_neuron_gates(base: nn.Module, sites: Sequence[FeedForwardSite], inputs: dict[str, Tensor]) -> None:
-    """Raise ModelError unless gates of 1 leave the logits of `inputs` unchanged up to rounding."""
-    check_gates_of_one(base, _projections(sites), inputs)
 
 
 def _projections(sites: Sequence[FeedForwardSite]) -> list[GatedProjection]:

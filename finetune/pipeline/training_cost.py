@@ -19,6 +19,7 @@ def training_cost_of_run(context: RunContext, classifier: Classifier) -> Trainin
     training, num_layers = recipe.training, len(attention_sites(classifier.base))
 
     def read() -> TrainingCost | None:
+        """Return the cost, as this process reads it from the files."""
         if not all(file.is_file() for file in (folder.training, folder.data, folder.environment)):
             return None
         rows, epochs = read_summary(folder)["train"].rows, 1.0
