@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from itertools import pairwise
+from itertools import accumulate
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from finetune.data.activation_store import FROZEN_STATES
-from finetune.data.tokenization import WINDOWS, EncodedSplit
+from finetune.data.padding import Padding
+from finetune.data.token_rows import TokenRows
+from finetune.data.tokenization import EncodedSplit, padding_of
 from finetune.data.windows import WINDOW_COUNTS, select_rows
 from finetune.out_of_memory import halve_rows, is_out_of_memory
 
 T = TypeVar("T")
+_PREFETCHED = 2  # batches that are ready while one is computed
+_LABELS, _WEIGHTS = "labels", "weights"  # of a packed batch, beside the model inputs
+_ALIGNMENT = 64  # bytes, of each tensor in a packed batch: kernels load up to 16 bytes at a time
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,59 @@ class LocalBatch:
     inputs: dict[str, Tensor]
     labels: Tensor
     weights: Tensor
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """A batch in one block of memory, which is copied to a device at once.
+
+    The number of windows per row stays on the CPU, where it is read (data/windows.py).
+
+    Attributes:
+        batch: the batch on the CPU.
+        block: copies of its tensors, in bytes.
+        starts: the position of each tensor in the block.
+        pinned: whether the block is in pinned memory, from which CUDA copies asynchronously. torch keeps such memory
+            when it is freed, and uses it again when the copies from it are done.
+    """
+
+    batch: LocalBatch
+    block: Tensor
+    starts: list[int]
+    pinned: bool
+
+    @classmethod
+    def of(cls, batch: LocalBatch, *, pinned: bool) -> PackedBatch:
+        """Return a batch in one block of memory."""
+        sizes = [-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in _moved(batch).values()]
+        *starts, total = accumulate(sizes, initial=0)
+        packed = cls(batch, torch.empty(total, dtype=torch.uint8, pin_memory=pinned), starts, pinned)
+        parts = packed._parts(packed.block)
+        for name, tensor in _moved(batch).items():
+            parts[name].copy_(tensor)
+        return packed
+
+    def to(self, device: torch.device) -> LocalBatch:
+        """Return the batch on a device. Only CUDA is copied to asynchronously.
+
+        Other accelerators do not guarantee that such a copy is complete when its result is used.
+        """
+        parts = self._parts(self.block.to(device, non_blocking=self.pinned))
+        labels, weights = parts.pop(_LABELS), parts.pop(_WEIGHTS)
+        return LocalBatch({**self.batch.inputs, **parts}, labels, weights)
+
+    def _parts(self, block: Tensor) -> dict[str, Tensor]:
+        """Return the tensors of the batch that a block holds."""
+        return {
+            name: block[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            for start, (name, tensor) in zip(self.starts, _moved(self.batch).items(), strict=True)
+        }
+
+
+def _moved(batch: LocalBatch) -> dict[str, Tensor]:
+    """Return the tensors of a batch that are needed on the device."""
+    inputs = {name: tensor for name, tensor in batch.inputs.items() if name != WINDOW_COUNTS}
+    return {**inputs, _LABELS: batch.labels, _WEIGHTS: batch.weights}
 
 
 def load_batches(
@@ -49,80 +106,51 @@ def load_batches(
 
     If a short batch has no row for a process, the process gets one row with weight 0, because all processes must take
     part. If the split has cached states of frozen layers, they are among the inputs. For an accelerator, a thread pads
-    the next batch during the computation, and copies to the device are asynchronous.
+    the next batches during the computation, and copies to the device are asynchronous.
     """
-    padded = _padded_batches(split, batches, tokenizer, process, processes)
+    padded = _padded_batches(split, batches, padding_of(tokenizer), process, processes)
     if device.type == "cpu":
         yield from padded  # a thread would take time from the computation
     else:
-        yield from (_to_device(batch, device) for batch in prefetch_one(padded))
+        packed = (PackedBatch.of(batch, pinned=device.type == "cuda") for batch in padded)
+        yield from (batch.to(device) for batch in prefetch(packed, _PREFETCHED))
 
 
 def _padded_batches(
-    split: EncodedSplit,
-    batches: Sequence[np.ndarray],
-    tokenizer: PreTrainedTokenizerBase,
-    process: int,
-    processes: int,
+    split: EncodedSplit, batches: Sequence[np.ndarray], padding: Padding, process: int, processes: int
 ) -> Iterator[LocalBatch]:
     """Yield this process's rows of each batch, padded, on the CPU."""
-
-    def local_batches() -> Iterator[np.ndarray]:
-        """Yield the row numbers of each batch lazily, because there may be millions of batches."""
-        for batch in batches:
-            yield batch[process::processes] if len(batch) > process else batch[:1]
-
-    loader: DataLoader[Any] = DataLoader(
-        split.rows,
-        batch_sampler=(rows.tolist() for rows in local_batches()),
-        collate_fn=partial(_collate, DataCollatorWithPadding(tokenizer)),
-        generator=torch.Generator().manual_seed(0),  # the loader draws a seed: not from the global generator
-    )
-    for batch, rows, inputs in zip(batches, local_batches(), loader, strict=True):
+    tokens, labels = TokenRows.of(split.rows), torch.from_numpy(split.labels)
+    # Labels are in the dtypes of model inputs; there may be many rows, so they are converted batch by batch.
+    dtype = torch.float32 if labels.is_floating_point() else torch.int64
+    for batch in batches:
+        rows = batch[process::processes] if len(batch) > process else batch[:1]
+        arrays, window_counts = tokens.batch(rows, padding)
+        inputs = {name: torch.from_numpy(values) for name, values in arrays.items()}
+        if window_counts is not None and window_counts.max() > 1:
+            inputs[WINDOW_COUNTS] = torch.from_numpy(window_counts)
         if split.states is not None:
             inputs[FROZEN_STATES] = split.states.read(rows, inputs["input_ids"].shape[1])
-        tensors = dict(inputs)
-        labels = tensors.pop("labels")
-        yield LocalBatch(tensors, labels, torch.full((len(rows),), float(len(batch) > process)))
+        yield LocalBatch(
+            inputs, labels[torch.from_numpy(rows)].to(dtype), torch.full((len(rows),), float(len(batch) > process))
+        )
 
 
-def _collate(pad: DataCollatorWithPadding, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the padded tensors of some rows, with the number of their windows if one of them has several."""
-    if WINDOWS not in rows[0]:
-        return dict(pad(rows))
-    counts = [len(row[WINDOWS]) for row in rows]
-    windows = []
-    for row in rows:
-        ends = np.cumsum(row[WINDOWS]).tolist()
-        tokens = {name: values for name, values in row.items() if name not in (WINDOWS, "labels")}
-        windows += [{name: values[start:end] for name, values in tokens.items()} for start, end in pairwise([0, *ends])]
-    several = {WINDOW_COUNTS: torch.tensor(counts)} if max(counts) > 1 else {}
-    return {**pad(windows), **several, "labels": torch.tensor([row["labels"] for row in rows])}
+def prefetch(items: Iterator[T], depth: int) -> Iterator[T]:
+    """Yield the items; a thread prepares up to `depth` items while the caller uses the current one.
 
-
-def _to_device(batch: LocalBatch, device: torch.device) -> LocalBatch:
-    """Return the batch on `device`. On CUDA it is copied asynchronously from pinned memory.
-
-    Other accelerators do not guarantee that such a copy is complete when its result is used, so they copy
-    synchronously.
+    An error in the thread is raised here. The thread ends with this iterator, also if the caller stops early.
     """
-    pinned = device.type == "cuda"
-
-    def move(tensor: Tensor) -> Tensor:
-        return (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=pinned)
-
-    inputs = {name: move(tensor) for name, tensor in batch.inputs.items()}
-    return LocalBatch(inputs, move(batch.labels), move(batch.weights))
-
-
-def prefetch_one(items: Iterator[T]) -> Iterator[T]:
-    """Yield the items; a thread prepares the next item while the caller uses the current one."""
     end: Any = object()
     with ThreadPoolExecutor(1) as thread:
-        upcoming = thread.submit(next, items, end)
-        while (item := upcoming.result()) is not end:
-            upcoming = thread.submit(next, items, end)
-            yield item
+        upcoming = deque(thread.submit(next, items, end) for _ in range(depth))
+        try:
+            while (item := upcoming.popleft().result()) is not end:
+                upcoming.append(thread.submit(next, items, end))
+                yield item
+        finally:
+            for future in upcoming:
+                future.cancel()
 
 
 def split_batch(batch: LocalBatch, max_rows: int | None) -> Iterator[LocalBatch]:

@@ -20,12 +20,13 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from finetune.data.activation_store import RowStates
 from finetune.data.long_text import TRUNCATE, Columns, LongText, TokenizedRow, TokenLimit, Window, tokenize_rows
+from finetune.data.padding import Padding
 from finetune.data.row_cache import report_cache_errors
 from finetune.data.rows import RawSplit
+from finetune.data.token_rows import WINDOWS
 from finetune.errors import ModelError
 from finetune.progress import stage
 
-WINDOWS = "windows"  # column of the rows: the number of tokens in each window
 _FORMAT = 1  # of the cached rows; raise it when long_text.py returns other tokens
 
 
@@ -163,6 +164,16 @@ def row_tokenizer(
     backend.no_padding()
     backend.encode_special_tokens = tokenizer.split_special_tokens
     return partial(tokenize_rows, backend, limit)
+
+
+def padding_of(tokenizer: PreTrainedTokenizerBase) -> Padding:
+    """Return how the tokenizer pads a batch."""
+    return Padding(
+        tuple(tokenizer.model_input_names),
+        tokenizer.pad_token_id,
+        tokenizer.pad_token_type_id,
+        tokenizer.padding_side == "left",
+    )
 
 
 def tokenize_in_python(tokenizer: PreTrainedTokenizerBase, limit: TokenLimit, columns: Columns) -> list[TokenizedRow]:

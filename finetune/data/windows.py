@@ -1,7 +1,8 @@
 """Batches in which a row can have several windows.
 
 The model inputs of such a batch hold one sequence per window, the windows of a row one after the other, and
-`window_counts`, the number of windows of each row.
+`window_counts`, the number of windows of each row. Batches for an accelerator have it on the CPU: it decides on shapes,
+and reading it from the accelerator would wait for all that runs there.
 
     B rows, W windows of all rows
 """
@@ -50,4 +51,6 @@ def pool_windows(values: Tensor, counts: Tensor | None, pooling: str) -> Tensor:
 
 def repeat_per_window(values: Tensor, counts: Tensor | None) -> Tensor:
     """Return the values (B, ...) of the rows for each of their windows, (W, ...)."""
-    return values if counts is None else values.repeat_interleave(counts, 0)
+    if counts is None:
+        return values
+    return values.repeat_interleave(counts.to(values.device), 0, output_size=int(counts.sum()))

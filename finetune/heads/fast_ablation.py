@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from finetune.data.windows import WINDOW_COUNTS
+from finetune.data.windows import WINDOW_COUNTS, repeat_per_window
 from finetune.heads.linear_map import Linear, linear_map
 from finetune.models.architectures import FAMILIES
 from finetune.models.attention_sites import AttentionSite
@@ -100,8 +100,8 @@ def logits_without_sets(
         gates: gates of each row, 0 or 1, (B, L, H); None: all 1. The first logits are those with these gates, the
             others those with the gates of one set flipped: heads that are off in a row are switched on.
     """
-    if gates is not None and WINDOW_COUNTS in inputs:
-        gates = gates.repeat_interleave(inputs[WINDOW_COUNTS], 0)
+    if gates is not None:
+        gates = repeat_per_window(gates, inputs.get(WINDOW_COUNTS))
     stored, full = _full_pass(reuse, inputs, gates)
     without = full.new_empty(len(full), len(sets), full.shape[-1])
     for numbers in _passes(sets, max(1, 2 * _TOKENS // inputs["input_ids"].numel())):

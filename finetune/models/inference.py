@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.long_text import TRUNCATE, Columns, LongText, TokenLimit
-from finetune.data.tokenization import tokenize_in_python
+from finetune.data.tokenization import padding_of, tokenize_in_python
 from finetune.errors import DataError
 from finetune.models.text_batches import EncodedTexts, TextEncoder, check_batch_size, encode_texts, plain_tokenizer
 from finetune.out_of_memory import halve_rows, is_out_of_memory
@@ -48,13 +48,7 @@ def text_encoder(tokenizer: PreTrainedTokenizerBase, max_length: int, long_text:
         encode = partial(encode_texts, plain, limit)
     else:
         encode = partial(_encode_in_python, tokenizer, limit)
-    return TextEncoder(
-        encode,
-        tuple(tokenizer.model_input_names),
-        tokenizer.pad_token_id,
-        tokenizer.pad_token_type_id,
-        tokenizer.padding_side == "left",
-    )
+    return TextEncoder(encode, padding_of(tokenizer))
 
 
 def _encode_in_python(tokenizer: PreTrainedTokenizerBase, limit: TokenLimit, columns: Columns) -> EncodedTexts:

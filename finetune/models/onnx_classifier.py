@@ -98,6 +98,7 @@ def load_onnx(folder: Path) -> OnnxClassifier:
     """
     onnxruntime, tokenizers = _library("onnxruntime"), _library("tokenizers")
     from finetune.data.long_text import TokenLimit
+    from finetune.data.padding import Padding
     from finetune.models.text_batches import TextEncoder, encode_texts, plain_tokenizer
 
     config = _read_config(folder / CONFIG_FILE)
@@ -122,8 +123,10 @@ def load_onnx(folder: Path) -> OnnxClassifier:
     plain = plain_tokenizer(tokenizer)
     plain.encode_special_tokens = config.split_special_tokens
     encode = partial(encode_texts, plain, TokenLimit(config.max_length, config.long_text, config.truncation_side))
-    encoder = TextEncoder(encode, names, config.pad_token_id, config.pad_type_id, config.pad_left)
-    return OnnxClassifier(config.rules, config.text_columns, config.max_length, config.long_text, encoder, session)
+    padding = Padding(names, config.pad_token_id, config.pad_type_id, config.pad_left)
+    return OnnxClassifier(
+        config.rules, config.text_columns, config.max_length, config.long_text, TextEncoder(encode, padding), session
+    )
 
 
 @dataclass(frozen=True)

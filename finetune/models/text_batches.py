@@ -13,6 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from finetune.data.long_text import Columns, TokenizedRow, TokenLimit, tokenize_rows
+from finetune.data.padding import Padding
 from finetune.errors import DataError
 
 
@@ -82,29 +83,17 @@ class TextEncoder:
 
     Attributes:
         encode: returns the token ids of one column of texts, or of two columns of text pairs; see `encode_texts`.
-        input_names: the model inputs: input_ids, and attention_mask and token_type_ids if the model reads them.
-        pad_id, pad_type_id: the token id and the segment id of padding.
-        pad_left: whether padding comes before the tokens.
+        padding: how the token ids are padded.
     """
 
     encode: Callable[[Columns], EncodedTexts]
-    input_names: tuple[str, ...]
-    pad_id: int = 0
-    pad_type_id: int = 0
-    pad_left: bool = False
+    padding: Padding
 
     def batch(self, encoded: EncodedTexts, windows: np.ndarray) -> dict[str, np.ndarray]:
         """Return the model inputs (B, S) of the windows with these numbers, padded to the longest of them."""
-        lengths = encoded.lengths[windows][:, None]
-        positions = np.arange(lengths.max(initial=1))[None] - (lengths.max(initial=1) - lengths if self.pad_left else 0)
-        mask = (positions >= 0) & (positions < lengths)
-        tokens = np.where(mask, encoded.starts[windows][:, None] + positions, 0)
-        inputs = {"input_ids": np.where(mask, encoded.ids[tokens], self.pad_id)}
-        if "token_type_ids" in self.input_names:
-            inputs["token_type_ids"] = np.where(mask, encoded.type_ids[tokens], self.pad_type_id)
-        if "attention_mask" in self.input_names:
-            inputs["attention_mask"] = mask.astype(np.int64)
-        return inputs
+        starts = encoded.starts[windows]
+        lengths = encoded.starts[windows + 1] - starts
+        return self.padding.batch(lengths, (encoded.ids, starts), (encoded.type_ids, starts))
 
 
 def check_batch_size(batch_size: int) -> None:

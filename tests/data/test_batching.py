@@ -15,11 +15,14 @@ import torch
 from torch.overrides import TorchFunctionMode
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from finetune.data.batching import load_batches, prefetch_one
+from finetune.data.batching import load_batches, prefetch
+from finetune.data.padding import Padding
 from finetune.data.rows import RawSplit
+from finetune.data.token_rows import TokenRows
 from finetune.data.tokenization import EncodedSplit, encode_split
 from tests.conftest import SENTENCES
 from tests.support.helpers import HANG_SECONDS
+from tests.support.windows import windowed
 
 
 def six_rows(checkpoint: Path) -> tuple[EncodedSplit, PreTrainedTokenizerBase]:
@@ -69,23 +72,18 @@ def test_batches_are_created_lazily(tiny_bert: Path) -> None:
 
 
 class RecordCopies(TorchFunctionMode):
-    """Replaces an accelerator: records how tensors are pinned and copied, and leaves them on the CPU."""
+    """Replaces an accelerator: records how tensors are copied to it, and copies them on the CPU."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.pinned: list[int] = []
-        self.copied: list[tuple[str, bool, bool]] = []  # device, non-blocking, from pinned memory
+        self.copied: list[tuple[str, bool]] = []  # device, non-blocking
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        if func is torch.Tensor.pin_memory:
-            pinned_copy = args[0].clone()
-            self.pinned.append(id(pinned_copy))
-            return pinned_copy
-        if func is torch.Tensor.to:
-            self.copied.append((args[1].type, kwargs["non_blocking"], id(args[0]) in self.pinned))
-            return args[0]
+        if func is torch.Tensor.to and isinstance(args[1], torch.device):
+            self.copied.append((args[1].type, kwargs["non_blocking"]))
+            return args[0].clone()
         return func(*args, **(kwargs or {}))
 
 
@@ -93,51 +91,70 @@ class RecordCopies(TorchFunctionMode):
 def test_an_accelerator_gets_the_same_batches_padded_by_a_thread(
     tiny_bert: Path, monkeypatch: pytest.MonkeyPatch, device: str, pinned: bool
 ) -> None:
-    split, tokenizer = six_rows(tiny_bert)
-    plan = [np.array([5, 0]), np.array([3]), np.array([1, 2, 4])]
-    expected = list(load_batches(split, plan, tokenizer, device=torch.device("cpu")))
-    threads: list[threading.Thread] = []
-    pad = type(tokenizer).pad
+    classifier, split = windowed(tiny_bert)
+    plan = [np.array([4, 0]), np.array([3]), np.array([1, 2, 4]), np.array([0])]
+    expected = list(load_batches(split, plan, classifier.tokenizer, device=torch.device("cpu")))
+    packed: list[tuple[threading.Thread, bool]] = []
+    empty = torch.empty
 
-    def recording_pad(self: PreTrainedTokenizerBase, *arguments: Any, **named: Any) -> Any:
-        threads.append(threading.current_thread())
-        return pad(self, *arguments, **named)
+    def recording_empty(*arguments: Any, pin_memory: bool, **named: Any) -> torch.Tensor:
+        packed.append((threading.current_thread(), pin_memory))
+        return empty(*arguments, **named)
 
-    monkeypatch.setattr(type(tokenizer), "pad", recording_pad)
+    monkeypatch.setattr(torch, "empty", recording_empty)
     with RecordCopies() as copies:
-        loaded = list(load_batches(split, plan, tokenizer, device=torch.device(device)))
-    assert len(threads) == len(plan)
-    assert threading.main_thread() not in threads
-    assert len(loaded) == len(expected)
+        loaded = list(load_batches(split, plan, classifier.tokenizer, device=torch.device(device)))
+    monkeypatch.undo()
+    assert len(loaded) == len(expected) == len(plan)
     for actual, expected_batch in zip(loaded, expected, strict=True):
-        assert actual.inputs.keys() == expected_batch.inputs.keys()
-        assert all(torch.equal(tensor, expected_batch.inputs[name]) for name, tensor in actual.inputs.items())
-        assert torch.equal(actual.labels, expected_batch.labels)
-        assert torch.equal(actual.weights, expected_batch.weights)
-    tensors = len(plan) * (len(expected[0].inputs) + 2)  # plus labels and weights
-    # On CUDA copies are non-blocking, which needs pinned memory; elsewhere such a copy could be read too early.
-    assert copies.copied == [(device, pinned, pinned)] * tensors
+        assert list(actual.inputs) == list(expected_batch.inputs)
+        pairs = [(actual.inputs[name], tensor) for name, tensor in expected_batch.inputs.items()]
+        for tensor, same in [*pairs, (actual.labels, expected_batch.labels), (actual.weights, expected_batch.weights)]:
+            assert torch.equal(tensor, same)
+            assert (tensor.dtype, tensor.stride()) == (same.dtype, same.stride())
+    # One copy per batch. On CUDA it is non-blocking, which needs pinned memory; elsewhere it could be read too early.
+    assert copies.copied == [(device, pinned)] * len(plan)
+    assert [pin for _, pin in packed] == [pinned] * len(plan)
+    assert threading.main_thread() not in [thread for thread, _ in packed]
 
 
-def test_only_one_item_is_prepared_ahead() -> None:
+def test_skipped_batches_are_not_read(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split, tokenizer = six_rows(tiny_bert)
+    read: list[list[int]] = []
+    batch = TokenRows.batch
+
+    def recording_batch(self: TokenRows, rows: np.ndarray, padding: Padding) -> Any:
+        read.append(rows.tolist())
+        return batch(self, rows, padding)
+
+    monkeypatch.setattr(TokenRows, "batch", recording_batch)
+    loaded = load_batches(split, [np.array([row]) for row in (4, 1, 0)][1:], tokenizer, device=torch.device("cpu"))
+    assert read == []
+    assert next(loaded).labels.tolist() == [1]
+    assert read == [[1]]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_at_most_this_many_items_are_prepared(depth: int) -> None:
     produced: list[int] = []
-    ready = [threading.Event() for _ in range(5)]
+    ready = [threading.Event() for _ in range(9)]
 
     def items() -> Iterator[int]:
-        for number in range(5):
+        for number in range(9):
             produced.append(number)
             ready[number].set()
             yield number
 
-    prefetched = prefetch_one(items())
+    prefetched = prefetch(items(), depth)
     assert produced == []
     for number in range(3):
         assert next(prefetched) == number
-        assert ready[number + 1].wait(HANG_SECONDS)
-        assert produced == list(range(number + 2))
+        assert ready[number + depth].wait(HANG_SECONDS)
+        assert produced == list(range(number + depth + 1))
     prefetched.close()
-    assert produced == [0, 1, 2, 3]
-    assert list(prefetch_one(iter([]))) == []
+    assert produced == list(range(depth + 3))
+    assert list(prefetch(iter([]), depth)) == []
+    assert list(prefetch(iter("abcd"), depth)) == list("abcd")
 
 
 def test_an_error_in_the_thread_is_raised_in_the_caller() -> None:
@@ -145,7 +162,27 @@ def test_an_error_in_the_thread_is_raised_in_the_caller() -> None:
         yield 1
         raise ZeroDivisionError
 
-    prefetched = prefetch_one(items())
+    prefetched = prefetch(items(), 3)
     assert next(prefetched) == 1
     with pytest.raises(ZeroDivisionError):
         next(prefetched)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_the_thread_ends_when_the_caller_stops(error: type[BaseException]) -> None:
+    threads: list[threading.Thread] = []
+
+    def items() -> Iterator[int]:
+        threads.append(threading.current_thread())
+        yield from range(10**9)
+
+    def use() -> None:
+        for number in prefetch(items(), 2):
+            if number == 2:
+                raise error
+
+    with pytest.raises(error):
+        use()
+    assert len(threads) == 1
+    threads[0].join(HANG_SECONDS)
+    assert not threads[0].is_alive()
