@@ -20,6 +20,7 @@ from finetune.evaluation.metric_formulas import none_if_undefined
 from finetune.evaluation.metrics import metric_values
 from finetune.evaluation.scored_rows import ScoredRows
 from finetune.models.classifier import Classifier
+from finetune.models.cpu_kernels import scoring_kernels
 from finetune.models.losses import per_example_loss
 from finetune.models.outputs import OutputRules
 from finetune.models.speedups import sped_up
@@ -101,6 +102,7 @@ def predict(classifier: Classifier, split: EncodedSplit, *, batch_size: int, acc
         # One autocast context for all batches: it caches the cast weights until it ends.
         with (
             sped_up(classifier, accelerator),
+            scoring_kernels(model),
             accelerator.autocast(),
             stage(f"scoring {split.source}", total=len(batches)) as running,
         ):

@@ -22,6 +22,7 @@ from finetune.data.tokenization import EncodedSplit
 from finetune.distributed import gather_results
 from finetune.models.attention_sites import AttentionSite, attention_sites
 from finetune.models.classifier import Classifier
+from finetune.models.cpu_kernels import scoring_kernels
 from finetune.models.head_gates import check_gates, head_gates, head_mask, max_num_heads
 from finetune.models.losses import per_example_loss
 from finetune.progress import stage
@@ -89,7 +90,7 @@ class GatedRows:
         def local_results() -> list[tuple[np.ndarray, np.ndarray]]:
             """Return the positions and results of each batch of this process."""
             results: list[tuple[np.ndarray, np.ndarray]] = []
-            with frozen(base), stage("rows", total=sum(map(len, local_batches))) as progress:
+            with frozen(base), scoring_kernels(base), stage("rows", total=sum(map(len, local_batches))) as progress:
                 rows = [self.rows[positions] for positions in local_batches]
                 loaded = load_batches(self.split, rows, self.classifier.tokenizer, device=device)
                 for positions, batch in zip(local_batches, loaded, strict=True):

@@ -34,6 +34,7 @@ from finetune.data.sampler import plan_scoring
 from finetune.data.tokenization import EncodedSplit
 from finetune.errors import ModelError, TrainingError
 from finetune.models.classifier import Classifier
+from finetune.models.cpu_kernels import scoring_kernels
 from finetune.models.frozen_encoder import FrozenEncoder, cannot_cache_message
 from finetune.models.precision import without_flash_attention
 from finetune.progress import stage
@@ -84,7 +85,7 @@ def cached_frozen_layers(
         stack.enter_context(encoder.replaceable())
         with torch.autocast(device.type, enabled=False), without_flash_attention(model):
             check(encoder, classifier, first, device)
-        with torch.no_grad(), accelerator.autocast():
+        with torch.no_grad(), scoring_kernels(model), accelerator.autocast():
             (batch,) = load_batches(first, [np.array([0])], classifier.tokenizer, device=device)
             example = encoder.states(batch.inputs)  # (1, S, E)
             rows = sum(len(split) for split in splits.values())

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from finetune.data.long_text import TRUNCATE, Columns, LongText, TokenLimit
 from finetune.data.tokenization import padding_of, tokenize_in_python
 from finetune.errors import DataError
+from finetune.models.cpu_kernels import scoring_kernels
 from finetune.models.text_batches import EncodedTexts, TextEncoder, check_batch_size, encode_texts, plain_tokenizer
 from finetune.out_of_memory import halve_rows, is_out_of_memory
 
@@ -91,7 +92,8 @@ def batched_logits(
                 inputs = {
                     name: torch.from_numpy(values).to(device) for name, values in encoder.batch(encoded, rows).items()
                 }
-                batches.append(model(**inputs).logits.float())
+                with scoring_kernels(model):
+                    batches.append(model(**inputs).logits.float())
                 start += len(rows)
                 if on_batch is not None:
                     on_batch(encoded.count_texts(rows))

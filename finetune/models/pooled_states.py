@@ -22,6 +22,7 @@ from finetune.distributed import gather_results
 from finetune.errors import ModelError
 from finetune.models.architectures import encoder_layers
 from finetune.models.classifier import Classifier
+from finetune.models.cpu_kernels import scoring_kernels
 from finetune.models.pooled_classifier import pool
 from finetune.progress import stage
 
@@ -61,6 +62,7 @@ def pooled_states(
         max_rows: int | None = None
         loaded = load_batches(split, batches, classifier.tokenizer, device=accelerator.device)
         with (
+            scoring_kernels(model),
             accelerator.autocast(),
             _last_states(classifier) as read_states,
             stage(f"encoding {split.source}", total=len(batches)) as running,

@@ -1,8 +1,8 @@
 """Faster training and scoring with the same results.
 
 `sped_up` combines two context managers: one computes only the first token in the last layer where the classification
-head reads no other, one casts frozen weights once instead of in every forward pass. `training_kernels` adds faster
-dropout and attention on CPUs.
+head reads no other, one casts frozen weights once instead of in every forward pass. `training_kernels` adds
+faster kernels on CPUs.
 
     B batch, S tokens, E hidden size
 """

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from finetune.data.activation_store import FROZEN_STATES
 from finetune.models.classifier import Classifier
+from finetune.models.cpu_kernels import scoring_kernels
 from finetune.models.losses import divergence
 from finetune.models.speedups import sped_up
 
@@ -61,7 +62,7 @@ def distillation_from(teacher: Classifier, accelerator: Accelerator) -> Iterator
     @torch.no_grad()
     def teacher_logits(inputs: Mapping[str, Tensor]) -> Tensor:
         texts = {name: tensor for name, tensor in inputs.items() if name != FROZEN_STATES}  # those of the student
-        with accelerator.autocast():
+        with scoring_kernels(model), accelerator.autocast():
             logits: Tensor = model(**texts).logits
         return logits.float()
 
