@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from finetune.data.batching import LocalBatch, load_batches, map_parts
+from finetune.data.cpu_copies import Block, CpuCopies
 from finetune.data.sampler import plan_scoring
 from finetune.data.tokenization import EncodedSplit
 from finetune.distributed import gather_results
@@ -94,9 +95,9 @@ def predict(classifier: Classifier, split: EncodedSplit, *, batch_size: int, acc
         logits = model(**part.inputs).logits.float()
         return logits, per_example_loss(logits, part.labels, classifier.problem_type)
 
-    def predict_local() -> list[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
-        """Return rows, logits and losses of each batch of this process."""
-        results: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]] = []
+    def predict_local() -> list[Block]:
+        """Return rows, logits and losses of all batches of this process."""
+        results = CpuCopies()
         max_rows: int | None = None
         loaded = load_batches(split, batches, classifier.tokenizer, device=accelerator.device)
         # One autocast context for all batches: it caches the cast weights until it ends.
@@ -108,15 +109,13 @@ def predict(classifier: Classifier, split: EncodedSplit, *, batch_size: int, acc
         ):
             for rows, batch in zip(batches, loaded, strict=True):
                 parts, max_rows = map_parts(predict_part, batch, max_rows, "scoring")
-                logits, losses = (torch.cat(tensors).cpu() for tensors in zip(*parts, strict=True))
-                results.append((rows, logits, losses))
+                results.add(rows, *map(torch.cat, zip(*parts, strict=True)))
                 running.advance()
-        return results
+        return results.blocks()
 
     parts = [part for results in gather_results(accelerator, predict_local) for part in results]
     model.train(training)
-    order = torch.from_numpy(np.argsort(np.concatenate([rows for rows, _, _ in parts])))
-    logits = torch.cat([part for _, part, _ in parts])[order]
-    losses = torch.cat([part for _, _, part in parts])[order]
+    order = torch.from_numpy(np.argsort(np.concatenate([rows for rows, _ in parts])))
+    logits, losses = (torch.cat(column)[order] for column in zip(*(results for _, results in parts), strict=True))
     assert len(order) == len(split), f"scored {len(order)} of {len(split)} rows"
     return Predictions(logits, losses, split.labels, classifier.rules)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from finetune.data.batching import LocalBatch, load_batches
+from finetune.data.cpu_copies import Block, CpuCopies
 from finetune.data.sampler import plan_scoring
 from finetune.data.tokenization import EncodedSplit
 from finetune.distributed import gather_results
@@ -87,24 +88,22 @@ class GatedRows:
         local_batches = batches[self.accelerator.process_index :: self.accelerator.num_processes]
         base.to(device)
 
-        def local_results() -> list[tuple[np.ndarray, np.ndarray]]:
-            """Return the positions and results of each batch of this process."""
-            results: list[tuple[np.ndarray, np.ndarray]] = []
+        def local_results() -> list[Block]:
+            """Return the positions and results of all batches of this process."""
+            results = CpuCopies()
             with frozen(base), scoring_kernels(base), stage("rows", total=sum(map(len, local_batches))) as progress:
                 rows = [self.rows[positions] for positions in local_batches]
                 loaded = load_batches(self.split, rows, self.classifier.tokenizer, device=device)
                 for positions, batch in zip(local_batches, loaded, strict=True):
                     result = function(batch, positions)
-                    if isinstance(result, Tensor):
-                        result = result.detach().float().cpu().numpy()
-                    results.append((positions, result))
+                    results.add(positions, result.float() if isinstance(result, Tensor) else torch.from_numpy(result))
                     progress.advance(len(positions))
-            return results
+            return results.blocks()
 
         parts = [part for results in gather_results(self.accelerator, local_results) for part in results]
         positions = np.concatenate([positions for positions, _ in parts])
         assert len(positions) == len(self), f"got results for {len(positions)} of {len(self)} rows"
-        ordered: np.ndarray = np.concatenate([part for _, part in parts])[np.argsort(positions)]
+        ordered: np.ndarray = torch.cat([part for _, (part,) in parts]).numpy()[np.argsort(positions)]
         return ordered
 
 

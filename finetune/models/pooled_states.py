@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from finetune.data.batching import LocalBatch, load_batches, map_parts
+from finetune.data.cpu_copies import Block, CpuCopies
 from finetune.data.sampler import plan_scoring
 from finetune.data.tokenization import EncodedSplit
 from finetune.data.windows import WINDOW_COUNTS, pool_windows
@@ -56,9 +57,9 @@ def pooled_states(
     model.to(accelerator.device).eval()
     batches = plan_scoring(split.lengths, batch_size)[accelerator.process_index :: accelerator.num_processes]
 
-    def pool_local() -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return rows and pooled states of each batch of this process."""
-        results: list[tuple[np.ndarray, np.ndarray]] = []
+    def pool_local() -> list[Block]:
+        """Return rows and pooled states of all batches of this process."""
+        results = CpuCopies()
         max_rows: int | None = None
         loaded = load_batches(split, batches, classifier.tokenizer, device=accelerator.device)
         with (
@@ -75,9 +76,9 @@ def pooled_states(
 
             for rows, batch in zip(batches, loaded, strict=True):
                 parts, max_rows = map_parts(pool, batch, max_rows, "encoding")
-                results.append((rows, torch.cat(parts).cpu().numpy()))
+                results.add(rows, torch.cat(parts))
                 running.advance()
-        return results
+        return results.blocks()
 
     try:
         parts = [part for results in gather_results(accelerator, pool_local) for part in results]
@@ -86,7 +87,8 @@ def pooled_states(
         model.to(device)  # sharded training (FSDP) starts from weights where they were
     order = np.argsort(np.concatenate([rows for rows, _ in parts]))
     assert len(order) == len(split), f"encoded {len(order)} of {len(split)} rows"
-    return np.concatenate([states for _, states in parts])[order]
+    states: np.ndarray = torch.cat([states for _, (states,) in parts]).numpy()[order]
+    return states
 
 
 def pool_tokens(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:

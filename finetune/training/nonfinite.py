@@ -41,48 +41,6 @@ def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
     return full_tensor(get_total_norm([p.grad for p in parameters if p.grad is not None])).float()
 
 
-class FiniteCheck:
-    """Raises TrainingError for a step whose loss or gradient is not finite.
-
-    With `delayed` it raises one step later, so that a GPU never waits for the copy to the CPU. The delay is harmless:
-    the optimizer has skipped the step (`found_inf`).
-    """
-
-    def __init__(self, *, delayed: bool) -> None:
-        self._delayed = delayed
-        self._pending: tuple[Tensor, torch.cuda.Event | None, StepInfo] | None = None
-
-    def record(self, loss: Tensor, norm: Tensor, info: StepInfo) -> None:
-        """Record loss and gradient norm of a step, both (), and check it, or the previous step if `delayed`."""
-        self.check()
-        cuda = loss.device.type == "cuda"  # on other devices a non-blocking copy might be read too early
-        values = torch.stack([loss.float(), norm.float()]).to("cpu", non_blocking=cuda)
-        copied = None
-        if cuda:
-            copied = torch.cuda.Event()
-            copied.record()
-        self._pending = values, copied, info
-        if not self._delayed:
-            self.check()
-
-    def check(self) -> None:
-        """Check the last recorded step, unless it was checked already.
-
-        Raises:
-            TrainingError: the loss or gradient of that step is not finite.
-        """
-        if self._pending is None:
-            return
-        (values, copied, info), self._pending = self._pending, None
-        if copied is not None:
-            copied.synchronize()
-        loss, norm = values.tolist()
-        if not math.isfinite(loss):
-            raise _not_finite(f"the loss is {loss}", info)
-        if not math.isfinite(norm):
-            raise _not_finite(f"the loss is {loss:.4g}, but its gradient is not finite", info)
-
-
 class SkippedSteps:
     """Counts consecutive steps that the fp16 loss scaler skipped because their gradient was not finite."""
 
@@ -116,6 +74,62 @@ class SkippedSteps:
             f"{_describe(self._last)}; a skipped step changes no weights. Set training.mixed_precision: bf16 or no, "
             "lower training.learning_rate, or check these rows"
         )
+
+
+class FiniteCheck:
+    """Raises TrainingError for a step whose loss or gradient is not finite.
+
+    With `delayed` it raises one step later, so that a GPU never waits for the copy to the CPU. The delay is harmless:
+    the optimizer has skipped the step (`found_inf`). It is the only read from the device in a step, and no other is
+    needed to count the steps that the fp16 loss scaler skipped, whose gradient may be infinite.
+    """
+
+    def __init__(self, *, delayed: bool) -> None:
+        self._delayed = delayed
+        self._skipped = SkippedSteps()
+        self._pending: tuple[Tensor, torch.cuda.Event | None, StepInfo, bool] | None = None
+
+    def record(self, loss: Tensor, norm: Tensor, info: StepInfo, *, scaled: bool = False) -> None:
+        """Record loss and gradient norm of a step, both (), and check it, or the previous step if `delayed`.
+
+        Args:
+            scaled: whether the fp16 loss scaler skips the step if its gradient is not finite.
+        """
+        self.check()
+        cuda = loss.device.type == "cuda"  # on other devices a non-blocking copy might be read too early
+        values = torch.stack([loss.float(), norm.float()]).to("cpu", non_blocking=cuda)
+        copied = None
+        if cuda:
+            copied = torch.cuda.Event()
+            copied.record()
+        self._pending = values, copied, info, scaled
+        if not self._delayed:
+            self.check()
+
+    def check(self) -> None:
+        """Check the last recorded step, unless it was checked already.
+
+        Raises:
+            TrainingError: the loss of that step is not finite, or its gradient; with the fp16 loss scaler, the gradient
+                of MAX_SKIPPED consecutive steps.
+        """
+        if self._pending is None:
+            return
+        (values, copied, info, scaled), self._pending = self._pending, None
+        if copied is not None:
+            copied.synchronize()
+        loss, norm = values.tolist()
+        if not math.isfinite(loss):
+            raise _not_finite(f"the loss is {loss}", info)
+        if scaled:
+            self._skipped.record(not math.isfinite(norm), info)
+        elif not math.isfinite(norm):
+            raise _not_finite(f"the loss is {loss:.4g}, but its gradient is not finite", info)
+
+    def finish(self) -> None:
+        """Check the last recorded step, and raise TrainingError if the fp16 loss scaler skipped every step."""
+        self.check()
+        self._skipped.finish()
 
 
 def _describe(info: StepInfo) -> str:

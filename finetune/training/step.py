@@ -22,7 +22,7 @@ from finetune.out_of_memory import halve_rows, is_out_of_memory, oom_message
 from finetune.recipe.training_section import TrainingSection
 from finetune.signals import StopRequest
 from finetune.training.fsdp import average_replicas, full_state, full_tensor, is_sharded
-from finetune.training.nonfinite import FiniteCheck, SkippedSteps, StepInfo, gradient_norm
+from finetune.training.nonfinite import FiniteCheck, StepInfo, gradient_norm
 from finetune.training.objective import Objective
 from finetune.training.optimizer import clip_gradients
 from finetune.training.state import TrainState, random_state, restore_random_state
@@ -77,7 +77,6 @@ class Stepper:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._cpu_group = CpuGroup(self.accelerator)
         self._finite_check = FiniteCheck(delayed=self.accelerator.device.type == "cuda")
-        self._skipped_steps = SkippedSteps()
 
     def run(
         self, micro_batches: Sequence[LocalBatch], info: StepInfo, state: TrainState, stop_request: StopRequest | None
@@ -118,8 +117,7 @@ class Stepper:
 
     def check_training(self) -> None:
         """Raise TrainingError if the last step was not finite, or if fp16 skipped every step."""
-        self._finite_check.check()
-        self._skipped_steps.finish()
+        self._finite_check.finish()
 
     def sync_stop_signal(self, stop_request: StopRequest | None) -> int:
         """Return the signal that one of the processes received, 0 if none did."""
@@ -181,16 +179,16 @@ class Stepper:
         else:
             limit = math.inf if max_norm is None else max_norm
             norm = full_tensor(self.accelerator.clip_grad_norm_(self.parameters, limit)).float()
-        scale, embedding_rate = scaler.get_scale() if scaler else 0.0, self._embedding_rate()
+        average, embedding_rate = self.model.average, self._embedding_rate()
+        # Read whether the scaler skips the step only if it matters here: a GPU would wait for it.
+        read_scale = scaler is not None and (average is not None or embedding_rate > 0)
+        scale = scaler.get_scale() if read_scale else 0.0
         self.optimizer.step()
-        skipped = scaler is not None and scaler.get_scale() < scale
-        if not skipped:
+        if not (read_scale and scaler.get_scale() < scale):
             state.weight_decay_factor *= 1 - embedding_rate * self.training.weight_decay
-            if self.model.average is not None:
-                self.model.average.update(state.weight_decay_factor)
+            if average is not None:
+                average.update(state.weight_decay_factor)
         self.scheduler.step()  # also after a step that the scaler skipped: learning rate and step stay together
         self.optimizer.zero_grad(set_to_none=True)
-        # An infinite norm is normal in fp16: the scaler skips such a step.
-        self._finite_check.record(loss, norm if scaler is None else torch.zeros_like(norm), info)
-        self._skipped_steps.record(skipped, info)
+        self._finite_check.record(loss, norm, info, scaled=scaler is not None)
         return norm

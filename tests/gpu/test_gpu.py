@@ -25,6 +25,7 @@ from finetune.heads import explain
 from finetune.heads.gated_forward import GatedRows, check_all_ones, gate_gradients
 from finetune.models.comparison import logits_of
 from finetune.models.loading import load_classifier
+from finetune.models.speedups import sped_up
 from finetune.out_of_memory import halve_rows, is_out_of_memory
 from finetune.recipe.training_section import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
@@ -198,6 +199,26 @@ def test_batches_and_steps_are_on_the_gpu(tiny_bert: Path) -> None:
         assert {tensor.device.type for tensor in (*batch.inputs.values(), batch.labels, batch.weights)} == {"cuda"}
     for micro_batches, rows in trainer.epoch_steps():
         trainer.optimizer_step(micro_batches, rows)
+    assert np.isfinite(trainer.log_entry()["loss"])
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16", "bf16"])
+def test_a_step_does_not_wait_for_the_gpu(tiny_bert: Path, precision: str) -> None:
+    classifier, accelerator = tiny_classifier(tiny_bert), Accelerator(mixed_precision=precision)
+    hyperparameters = Hyperparameters(TrainingSection(learning_rate=1e-3), seed=0)
+    schedule = plan(accumulation=3, steps_per_epoch=1)
+    trainer = build_trainer(classifier, encoded(classifier), schedule, hyperparameters, accelerator)
+    with sped_up(classifier, accelerator):
+        for number in range(3):
+            # The first epoch may wait: it reserves memory and loads kernels. After a step, loss and norm of the step
+            # before are read, whose copy is complete or is waited for with an event, which this mode permits.
+            torch.cuda.set_sync_debug_mode("error" if number else "default")
+            try:
+                for micro_batches, rows in trainer.epoch_steps():
+                    trainer.optimizer_step(micro_batches, rows)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+    assert trainer.state.step == 3
     assert np.isfinite(trainer.log_entry()["loss"])
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from finetune.evaluation.prediction import predict
 from finetune.models import cpu_kernels
+from finetune.models.architectures import FAMILIES
 from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
+from finetune.models.losses import per_example_loss
+from finetune.models.speedups import masks_without_reads
 from finetune.recipe.training_section import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.trainer import Evaluation
+from tests.support.families import random_model
 from tests.support.helpers import ROLES, assert_equal_up_to_rounding, encoded, plan, tiny_classifier
 
 
@@ -70,3 +76,46 @@ def test_scores_equal_those_of_the_full_model(classifier: Classifier, accelerato
         for index, ids in enumerate(split.rows["input_ids"]):
             single_row = classifier.model(input_ids=torch.tensor([ids])).logits[0]
             assert_equal_up_to_rounding(logits[index], single_row)
+
+
+# Families whose code in transformers reads from the device in every forward pass, and what it reads.
+READING = {
+    "flaubert": "the longest row, in an assertion",
+    "ibert": "whether activations are finite, in an assertion",
+    "xlm": "the longest row, in an assertion",
+    "xmod": "which rows have a language",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_forward_and_backward_pass_read_nothing_from_the_device(family: str) -> None:
+    # Tensors on the device "meta" have no numbers, so a read is an error.
+    meta = torch.device("meta")
+    model = random_model(family).train().to(meta)
+    tokens = torch.ones(4, 8, dtype=torch.int64, device=meta)
+    reads = pytest.raises((RuntimeError, NotImplementedError)) if family in READING else nullcontext()
+    before = dict(ALL_MASK_ATTENTION_FUNCTIONS)
+    with masks_without_reads(meta), reads:
+        logits = model(input_ids=tokens, attention_mask=tokens).logits
+        per_example_loss(logits, tokens[:, 0], "single_label_classification").sum().backward()
+        assert all(parameter.grad is None or parameter.grad.is_meta for parameter in model.parameters())
+    assert dict(ALL_MASK_ATTENTION_FUNCTIONS) == before
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_logits_are_the_same_with_a_mask_that_is_always_made(tiny_bert: Path, implementation: str) -> None:
+    model = tiny_classifier(tiny_bert).base.eval()
+    model.set_attn_implementation(implementation)
+    ids, mask = torch.tensor([[2, 5, 6, 3], [2, 5, 3, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    made: list[torch.Tensor | None] = []
+    model.base_model.encoder.layer[0].attention.register_forward_pre_hook(
+        lambda module, args, kwargs: made.append(args[1] if len(args) > 1 else kwargs["attention_mask"]),
+        with_kwargs=True,
+    )
+    with torch.no_grad():
+        for rows in (slice(0, 1), slice(0, 2)):  # without padding, and with
+            expected = model(input_ids=ids[rows], attention_mask=mask[rows]).logits
+            with masks_without_reads(torch.device("cuda")):
+                logits = model(input_ids=ids[rows], attention_mask=mask[rows]).logits
+            assert_equal_up_to_rounding(logits, expected)
+    assert [mask is None for mask in made] == [True, False, False, False]

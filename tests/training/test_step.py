@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from finetune.errors import TrainingError
 from finetune.models.classifier import Classifier
+from finetune.models.speedups import masks_without_reads
 from finetune.recipe.training_section import TrainingSection
 from finetune.training import optimizer
 from finetune.training.build import Hyperparameters, build_trainer
@@ -17,6 +18,7 @@ from finetune.training.checkpoints import complete_checkpoints
 from finetune.training.nonfinite import MAX_SKIPPED
 from finetune.training.snapshot import trained_weights
 from tests.support.helpers import FLOAT32, TRAINED, encoded, plan, tiny_classifier
+from tests.support.host_reads import HostReads
 from tests.support.training import largest_difference, train_on_sentences, without_dropout
 
 
@@ -109,6 +111,7 @@ def test_a_step_skipped_by_the_scaler_applies_no_weight_decay(
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
     monkeypatch.setattr(accelerator, "scaler", scaler)
     monkeypatch.setattr(accelerator, "native_amp", True)
+    monkeypatch.setattr(Accelerator, "mixed_precision", "fp16")  # gradients are divided by the scale before clipping
     training = TrainingSection(learning_rate=1e-2, weight_decay=0.5, lr_scheduler_type="constant")
     trainer = build_trainer(classifier, encoded(classifier), plan(), Hyperparameters(training, seed=0), accelerator)
     skipped = []
@@ -120,6 +123,38 @@ def test_a_step_skipped_by_the_scaler_applies_no_weight_decay(
             assert (trainer.state.weight_decay_factor == factor) == skipped[-1]
     assert skipped[0]
     assert not skipped[-1]
+
+
+@pytest.mark.parametrize("scaler", [None, torch.amp.GradScaler("cpu")], ids=["float32", "fp16"])
+@pytest.mark.parametrize("changes", [{}, {"rdrop_alpha": 1.0}, {"contrastive_weight": 0.5}], ids=str)
+def test_a_step_reads_once_from_the_device(
+    build: Callable[..., Classifier],
+    accelerator: Accelerator,
+    monkeypatch: pytest.MonkeyPatch,
+    scaler: torch.amp.GradScaler | None,
+    changes: dict[str, float],
+) -> None:
+    monkeypatch.setattr(accelerator, "scaler", scaler)
+    monkeypatch.setattr(accelerator, "native_amp", scaler is not None)
+    # An accelerator trains the full table of embeddings.
+    monkeypatch.setattr("finetune.training.build.make_embedding_subset", lambda *arguments: None)
+    for accumulation in (1, 3):
+        classifier = build()
+        schedule = plan(accumulation=accumulation, steps_per_epoch=3 // accumulation)
+        training = TrainingSection(learning_rate=1e-3, **changes)
+        trainer = build_trainer(
+            classifier, encoded(classifier), schedule, Hyperparameters(training, seed=0), accelerator
+        )
+        steps = 0
+        with masks_without_reads(torch.device("cuda")):  # as on an accelerator
+            for micro_batches, rows in trainer.epoch_steps():
+                assert len(micro_batches) == accumulation
+                with HostReads() as reads:
+                    trainer.optimizer_step(micro_batches, rows)
+                # Loss and norm of the gradient, to see if they are finite; on CUDA copied without waiting for them.
+                assert reads.counts == {"to": 1, "tolist": 1}
+                steps += 1
+        assert steps == 3 // accumulation
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(
