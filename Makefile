@@ -49,10 +49,10 @@ eval: $(SETUP)
 	@test -d $(RUN)/model || test $(RUN) != runs/toy || $(MAKE) --no-print-directory toy
 	$(BIN)/finetune evaluate $(RUN)
 
-# Speed compared with Trainer, then time by size of model and data: 45 minutes on a machine with no other load.
+# Speed compared with Trainer: 20 minutes on two cores with no other load. The results are in runs/bench; to keep them and
+# update guide and README: python -m tests.benchmarks.speed --write
 bench: $(SETUP)
 	$(BIN)/python -m tests.benchmarks.speed
-	$(BIN)/python -m tests.benchmarks.growth
 
 # Accuracy of finetune and Trainer over three seeds. DATA is a folder with sst2/train.parquet and sst2/test.parquet.
 bench-accuracy: $(SETUP)

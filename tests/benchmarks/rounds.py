@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,20 @@ def measure_rounds(
 def keep(record: Record) -> None:
     """Write the record to the results that are kept with the project."""
     record.write(RESULTS)
+
+
+def keep_finished(name: str, rounds: int = ROUNDS) -> None:
+    """Keep the complete rounds of each finished file of a benchmark, and print which files are not finished."""
+    for file in sorted(UNFINISHED.glob(f"{name}-*.json")):
+        record = read_record(file)
+        everyone = {contender for measured in record.rounds for contender in measured}
+        complete = [measured for measured in record.rounds if set(measured) == everyone]
+        if record.name != name:
+            continue
+        if len(complete) < rounds:
+            print(f"{file}: {len(complete)} complete rounds, {rounds} are needed; not kept", flush=True)
+        else:
+            keep(replace(record, rounds=complete))
 
 
 def kept(name: str) -> list[Record]:

@@ -110,7 +110,7 @@ def test_a_block_of_the_guide_is_replaced_or_appended() -> None:
 def test_the_tables_of_the_guide_are_those_of_the_kept_results() -> None:
     guide = GUIDE.read_text(encoding="utf-8")
     names = [file.stem for file in sorted(RESULTS.glob("*.json")) if "cells" in json.loads(file.read_text())]
-    assert sorted(block_names(guide)) == names
+    assert names == [name for name in sorted(block_names(guide)) if (RESULTS / f"{name}.json").is_file()]
     for name in names:
         section = peers.section if name.startswith("peers") else defaults.section
         assert replace_block(guide, name, section(name)) == guide, f"{name}: run the benchmark with --write"
