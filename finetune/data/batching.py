@@ -23,7 +23,7 @@ from finetune.data.windows import WINDOW_COUNTS, select_rows
 from finetune.out_of_memory import halve_rows, is_out_of_memory
 
 T = TypeVar("T")
-_PREFETCHED = 2  # batches that are ready while one is computed
+PREFETCHED = 8  # batches that are ready while one is computed: a slow read from the disk then delays nothing
 _LABELS, _WEIGHTS = "labels", "weights"  # of a packed batch, beside the model inputs
 _ALIGNMENT = 64  # bytes, of each tensor in a packed batch: kernels load up to 16 bytes at a time
 
@@ -113,7 +113,7 @@ def load_batches(
         yield from padded  # a thread would take time from the computation
     else:
         packed = (PackedBatch.of(batch, pinned=device.type == "cuda") for batch in padded)
-        yield from (batch.to(device) for batch in prefetch(packed, _PREFETCHED))
+        yield from (batch.to(device) for batch in prefetch(packed, PREFETCHED))
 
 
 def _padded_batches(

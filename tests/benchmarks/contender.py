@@ -128,12 +128,15 @@ def read(file: str | None, rows: int) -> RawSplit:
         dataset = datasets.load_dataset("parquet", data_files=file, split="train").shuffle(seed=0)
         return RawSplit(dataset.select(range(min(rows, len(dataset)))).flatten_indices(), file)
     rng = np.random.default_rng(0)
-    # 25 tokens on average, and the middle half between 17 and 31, as in SST-2's training sentences.
-    lengths = np.clip(rng.gamma(4.3, 5.3, rows).round(), 1, 64).astype(int)
-    texts = sentences(rng, lengths)
+    texts = sentences(rng, sentence_lengths(rng, rows))
     return RawSplit(
         datasets.Dataset.from_dict({"sentence": texts, "label": rng.integers(0, 2, rows)}), "generated rows"
     )
+
+
+def sentence_lengths(rng: np.random.Generator, rows: int) -> np.ndarray:
+    """Return numbers of words as in SST-2's training sentences: 25 tokens on average, the middle half from 17 to 31."""
+    return np.clip(rng.gamma(4.3, 5.3, rows).round(), 1, 64).astype(int)
 
 
 def sentences(rng: np.random.Generator, lengths: np.ndarray) -> list[str]:
