@@ -120,9 +120,8 @@ def _padded_batches(
     split: EncodedSplit, batches: Sequence[np.ndarray], padding: Padding, process: int, processes: int
 ) -> Iterator[LocalBatch]:
     """Yield this process's rows of each batch, padded, on the CPU."""
-    tokens, labels = TokenRows.of(split.rows), torch.from_numpy(split.labels)
-    # Labels are in the dtypes of model inputs; there may be many rows, so they are converted batch by batch.
-    dtype = torch.float32 if labels.is_floating_point() else torch.int64
+    tokens, labels = TokenRows.of(split.rows), np.asarray(split.labels)
+    dtype = np.float32 if labels.dtype.kind == "f" else np.int64
     for batch in batches:
         rows = batch[process::processes] if len(batch) > process else batch[:1]
         arrays, window_counts = tokens.batch(rows, padding)
@@ -131,9 +130,8 @@ def _padded_batches(
             inputs[WINDOW_COUNTS] = torch.from_numpy(window_counts)
         if split.states is not None:
             inputs[FROZEN_STATES] = split.states.read(rows, inputs["input_ids"].shape[1])
-        yield LocalBatch(
-            inputs, labels[torch.from_numpy(rows)].to(dtype), torch.full((len(rows),), float(len(batch) > process))
-        )
+        weights = torch.full((len(rows),), float(len(batch) > process))
+        yield LocalBatch(inputs, torch.from_numpy(labels[rows].astype(dtype)), weights)
 
 
 def prefetch(items: Iterator[T], depth: int) -> Iterator[T]:
