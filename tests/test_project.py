@@ -64,6 +64,7 @@ TESTED_IN = {
     "models/gates.py": "models/test_head_gates.py",
     "models/merging.py": "models/test_lora.py",
     "models/neuron_pruning.py": "models/test_head_pruning.py",
+    "models/padding_free_trial.py": "models/test_padding_free.py",
     "models/pruned_config.py": "models/test_pruned_checkpoints.py",
     "models/pruned_model.py": "models/test_head_pruning.py",
     "models/saving.py": "models/test_loading.py",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from finetune.data.windows import repeat_per_window
 from finetune.errors import ModelError
+from finetune.models.packing import current_packing
 from finetune.models.precision import rounding_tolerance
 from finetune.models.window_pooling import current_window_counts
 
@@ -124,8 +125,12 @@ class GateHook:
         if projection.parts == 0:
             return args
         gate = self.gates[..., projection.layer, : projection.parts].to(states)  # (P,) or (B, P)
+        packing = current_packing(self.base)
         if gate.dim() == 2:  # the windows of a row have its gates
             gate = repeat_per_window(gate, current_window_counts(self.base))
+        if gate.dim() == 2 and packing is not None:  # the tokens of all rows are one sequence
+            gate = packing.repeat_per_token(gate, states.shape[1])  # (T, P)
+            return ((states.unflatten(-1, (projection.parts, -1)) * gate.unsqueeze(-1)).flatten(-2), *rest)
         if projection.channels_first:
             gate = gate.reshape(-1, projection.parts, 1, 1)  # (1 or B, P, 1, 1)
             return ((states.unflatten(1, (projection.parts, -1)) * gate).flatten(1, 2), *rest)

@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from finetune.errors import ModelError
 from finetune.models.architectures import encoder_layers
+from finetune.models.padding_free import PaddingFree
 from finetune.models.speedups import training_kernels
 
 
@@ -31,11 +32,17 @@ def check_gradient_checkpointing(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def checkpointed_layers(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
-    """Inside the context a forward pass in training mode keeps only the inputs of the layers."""
+def checkpointed_layers(
+    model: PreTrainedModel, device: torch.device, padding_free: PaddingFree | None = None
+) -> Iterator[None]:
+    """Inside the context a forward pass in training mode keeps only the inputs of the layers.
+
+    Args:
+        padding_free: how the layers compute only real tokens; None: they compute padded batches.
+    """
     layers: list[Any] = [*encoder_layers(model)]
     # The kernels of training are in use in the first pass only; the second pass must draw the same dropout masks.
-    contexts = partial(_contexts, device)
+    contexts = partial(_contexts, device, padding_free)
     for layer in layers:
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False, context_fn=contexts)
         layer.gradient_checkpointing = True
@@ -46,6 +53,14 @@ def checkpointed_layers(model: PreTrainedModel, device: torch.device) -> Iterato
             del layer._gradient_checkpointing_func, layer.gradient_checkpointing
 
 
-def _contexts(device: torch.device) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+def _contexts(
+    device: torch.device, padding_free: PaddingFree | None
+) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
     """Return the contexts of the first and of the second computation of a layer."""
-    return nullcontext(), training_kernels(device, compiled=False)
+    return nullcontext(), _second_pass(device, padding_free.recomputed() if padding_free else nullcontext())
+
+
+@contextmanager
+def _second_pass(device: torch.device, packed: AbstractContextManager[None]) -> Iterator[None]:
+    with packed, training_kernels(device, compiled=False):
+        yield

@@ -25,6 +25,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from finetune.models.architectures import FAMILIES
 from finetune.models.classifier import Classifier
 from finetune.models.cpu_kernels import CpuKernels
+from finetune.models.packing import current_packing
 from finetune.models.target_scaling import float32_predictions
 
 _AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -85,11 +86,12 @@ def first_token_only(base: PreTrainedModel) -> Iterator[bool]:
     """
     compiled = any(module._compiled_call_impl is not None for module in base.modules())  # would ignore new hooks
     module = None if compiled else _after_last_attention(base)
-    already_active = module is not None and _keep_first_token in module._forward_pre_hooks.values()
+    hooks = () if module is None else module._forward_pre_hooks.values()
+    already_active = any(isinstance(hook, _KeepFirstToken) for hook in hooks)
     if module is None or already_active or not _reads_first_token(base, module):
         yield already_active
         return
-    with _pre_hook(module, _keep_first_token):
+    with _pre_hook(module, _KeepFirstToken(base)):
         yield True
 
 
@@ -100,9 +102,22 @@ def _after_last_attention(base: PreTrainedModel) -> nn.Module | None:
     return dict(base.base_model.named_modules()).get(f"{layer}.{name}") if name else None
 
 
-def _keep_first_token(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Keep the first token of every (B, S, E), and of (K, B, S, E) where head ablation runs K copies of a batch."""
-    return tuple(arg[..., :1, :] if isinstance(arg, Tensor) and arg.dim() in (3, 4) else arg for arg in args)
+class _KeepFirstToken:
+    """A forward pre-hook that keeps the first token of each row."""
+
+    def __init__(self, base: PreTrainedModel) -> None:
+        self.base = base
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return every (B, S, E) as (B, 1, E), and (K, B, S, E) where head ablation runs K copies of a batch.
+
+        Packed states (1, T, E) become (1, B, E), except where the layer needs all of them (`Packing.keep_all`).
+        """
+        packing = current_packing(self.base)
+        if packing is not None and packing.keep_all:
+            return args
+        keep = slice(1) if packing is None else packing.bounds[:-1]
+        return tuple(arg[..., keep, :] if isinstance(arg, Tensor) and arg.dim() in (3, 4) else arg for arg in args)
 
 
 def _reads_first_token(base: PreTrainedModel, module: nn.Module) -> bool:
@@ -127,7 +142,7 @@ def _reads_first_token(base: PreTrainedModel, module: nn.Module) -> bool:
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):
             with _pre_hook(module, record_leaves):
                 full = forward().logits
-            with _pre_hook(module, _keep_first_token):
+            with _pre_hook(module, _KeepFirstToken(base)):
                 reduced = forward().logits
             # Random weights, since gradients of single logits may cancel in a plain sum.
             weights = torch.randn(full.shape, generator=torch.Generator().manual_seed(1)).to(full)

@@ -54,6 +54,7 @@ FOREIGN_NAMES = {
     "task_type": "task.problem_type",
     "dropout": "peft.lora_dropout (dropout of a new model: model.config_overrides)",
     "optim": "there is no such setting: the optimizer is AdamW",
+    "sample_packing": "training.padding_free",
     "activation_checkpointing": "training.gradient_checkpointing",
     "label_smoothing": "training.label_smoothing_factor",
     "llrd": "training.layerwise_lr_decay",

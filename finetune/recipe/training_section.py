@@ -129,6 +129,11 @@ class TrainingSection(Section):
         description="Whether the output of the frozen layers is computed once, without dropout, and then read from "
         "disk; by default it is computed in every step.",
     )
+    padding_free: bool | Auto = Field(
+        False,
+        description="Whether layers compute only real tokens and no padding; auto does so if the model allows it, on a "
+        "GPU, and on a CPU unless train_sampling_strategy is group_by_length.",
+    )
     mixed_precision: Literal["no", "bf16", "fp16", "auto"] = Field(
         "no",
         description="Data type of matrix products; no is float32, and auto is bf16 if the device supports it in "

@@ -31,6 +31,7 @@ from finetune.training.label_weights import loss_options
 from finetune.training.lr_schedule import make_scheduler
 from finetune.training.objective import Objective
 from finetune.training.optimizer import build_optimizer
+from finetune.training.padding_free_setting import choose_padding_free
 from finetune.training.resume_check import TARGET_SCALING
 from finetune.training.schedule import Plan
 from finetune.training.step import Stepper
@@ -74,7 +75,7 @@ def build_trainer(
 
     Raises:
         TrainingError: the weights of the labels name an unknown label, or Accelerate cannot shard this model.
-        ModelError: the model does not support gradient checkpointing or learning rates by layer.
+        ModelError: the model does not support gradient checkpointing, rates by layer, or `padding_free`.
     """
     training, seed = hyperparameters.training, hyperparameters.seed
     if training.gradient_checkpointing:
@@ -85,14 +86,14 @@ def build_trainer(
         module = _copy_for_sharding(classifier, accelerator)
     else:
         broadcast_weights(classifier.model, accelerator)
-        padding = classifier.tokenizer.pad_token_id
-        embeddings = make_embedding_subset(classifier.base, split, padding, accelerator.device)
+        embeddings = _embedding_subset(classifier, split, accelerator)
     parameters = _trainable_parameters(module, embeddings)
     depths = _depths(classifier) if training.layerwise_lr_decay else None
     optimizer = build_optimizer(parameters, training, hyperparameters.loraplus_lr_ratio, depths)
     scheduler = make_scheduler(optimizer, training, plan)
     module, prepared_optimizer = prepare_model(module, optimizer, classifier.base, accelerator)
     trained = [p for group in prepared_optimizer.param_groups for p in group["params"]]
+    padding_free, lines = choose_padding_free(classifier, training, accelerator)
     average = None if training.ema_decay is None else WeightAverage(trained, training.ema_decay)
     stepper = Stepper(
         TrainingModel(
@@ -103,6 +104,7 @@ def build_trainer(
             compiled=training.torch_compile,
             checkpointed=training.gradient_checkpointing,
             average=average,
+            padding_free=padding_free,
         ),
         prepared_optimizer,
         scheduler,
@@ -116,7 +118,13 @@ def build_trainer(
     fingerprint |= _model_fingerprint(embeddings, standardized)
     torch.manual_seed(seed + accelerator.process_index)  # a different seed per process, so that dropout masks differ
     plan_rows = partial(_plan_rows, split, plan, hyperparameters, accelerator.num_processes)
-    return Trainer(classifier, split, plan, plan_rows, accelerator, stepper, fingerprint, standardized)
+    return Trainer(classifier, split, plan, plan_rows, accelerator, stepper, fingerprint, standardized, messages=lines)
+
+
+def _embedding_subset(classifier: Classifier, split: EncodedSplit, accelerator: Accelerator) -> EmbeddingSubset | None:
+    """Return the token embeddings that are trained instead of the full table, None if the table is trained."""
+    padding = classifier.tokenizer.pad_token_id
+    return make_embedding_subset(classifier.base, split, padding, accelerator.device)
 
 
 def _model_fingerprint(embeddings: EmbeddingSubset | None, standardized: StandardizedOutput | None) -> dict[str, Any]:

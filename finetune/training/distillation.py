@@ -17,6 +17,7 @@ from finetune.data.activation_store import FROZEN_STATES
 from finetune.models.classifier import Classifier
 from finetune.models.cpu_kernels import scoring_kernels
 from finetune.models.losses import divergence
+from finetune.models.padding_free import ROW_LENGTHS
 from finetune.models.speedups import sped_up
 
 TEMPERATURE = 2.0
@@ -61,7 +62,7 @@ def distillation_from(teacher: Classifier, accelerator: Accelerator) -> Iterator
 
     @torch.no_grad()
     def teacher_logits(inputs: Mapping[str, Tensor]) -> Tensor:
-        texts = {name: tensor for name, tensor in inputs.items() if name != FROZEN_STATES}  # those of the student
+        texts = {name: tensor for name, tensor in inputs.items() if name not in (FROZEN_STATES, ROW_LENGTHS)}
         with scoring_kernels(model), accelerator.autocast():
             logits: Tensor = model(**texts).logits
         return logits.float()

@@ -55,6 +55,7 @@ def fsdp_plugin(training: TrainingSection) -> FullyShardedDataParallelPlugin | N
         "fsdp_activation_checkpointing: true": plugin.activation_checkpointing,  # it would rename the weights
         "fsdp_ignored_modules": plugin.ignored_modules,  # they would differ between processes
         "training.torch_compile: true": training.torch_compile,
+        "training.padding_free: true": training.padding_free is True,
         "training.mixed_precision: fp16": training.mixed_precision == "fp16",
     }
     in_use = [setting for setting, is_set in unsupported.items() if is_set]

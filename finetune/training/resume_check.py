@@ -49,6 +49,7 @@ _IGNORED_KEYS = {
 _ADDED_KEYS = (
     "ema_decay", "rdrop_alpha", "contrastive_weight", "contrastive_temperature", "label_smoothing_factor",
     "layerwise_lr_decay", "reinit_layers", "pos_weight", "focal_gamma", "lr_scheduler_kwargs", "gradient_checkpointing",
+    "padding_free",
 )  # fmt: skip
 TARGET_SCALING = "target_scaling"  # mean and deviation of standardized targets; earlier versions did not standardize
 _MAX_LENGTH = 60  # characters of a value in a message

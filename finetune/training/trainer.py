@@ -38,6 +38,7 @@ from finetune.signals import Interrupted, StopRequest
 from finetune.training.checkpoints import load_checkpoint, save_checkpoint
 from finetune.training.fsdp import is_sharded
 from finetune.training.nonfinite import StepInfo
+from finetune.training.padding_free_setting import with_row_lengths
 from finetune.training.schedule import Plan
 from finetune.training.snapshot import Snapshot, restore_weights, trained_weights
 from finetune.training.state import TrainState, random_state
@@ -169,11 +170,10 @@ class Trainer:
         )
         for step in steps:
             started = time.perf_counter()
-            rows = np.concatenate(step)
             self.state.count_rows(self.split.lengths, step)
-            loaded = [next(batches) for _ in step]
+            loaded = [with_row_lengths(next(batches), self.split.lengths[own], self.accelerator) for own in step]
             self.state.train_seconds += time.perf_counter() - started
-            yield loaded, rows
+            yield loaded, np.concatenate(step)
 
     def optimizer_step(self, micro_batches: list[LocalBatch], rows: np.ndarray) -> None:
         """Do one optimizer step on the mean loss of the rows with the indices `rows`, and count it.

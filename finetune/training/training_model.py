@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from finetune.models.classifier import transformers_model
 from finetune.models.gradient_checkpointing import checkpointed_layers
+from finetune.models.padding_free import ROW_LENGTHS, PaddingFree
 from finetune.models.speedups import training_kernels
 from finetune.training.averaging import WeightAverage
 from finetune.training.embedding_subset import EmbeddingSubset
@@ -33,6 +34,7 @@ class TrainingModel:
         device: the device of the module.
         compiled: whether its layers are compiled.
         checkpointed: whether its layers are computed again in the backward pass.
+        padding_free: how its layers compute only real tokens; None: they compute padded batches.
         average: the moving average of the trained weights; None: there is none.
     """
 
@@ -43,15 +45,18 @@ class TrainingModel:
     compiled: bool
     checkpointed: bool = False
     average: WeightAverage | None = None
+    padding_free: PaddingFree | None = None
 
     def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the logits of a training batch, (B, C)."""
+        packed, tensors = self.padding_free, dict(inputs)
+        lengths = tensors.pop(ROW_LENGTHS, None)
         embeddings = self.embeddings.in_use() if self.embeddings else nullcontext()
-        layers = (
-            checkpointed_layers(transformers_model(self.module), self.device) if self.checkpointed else nullcontext()
-        )
-        with embeddings, layers, training_kernels(self.device, compiled=self.compiled):
-            logits: Tensor = self.module(**inputs).logits
+        base = transformers_model(self.module)
+        layers = checkpointed_layers(base, self.device, packed) if self.checkpointed else nullcontext()
+        real_tokens = packed.in_use(lengths) if packed else nullcontext()
+        with embeddings, layers, real_tokens, training_kernels(self.device, compiled=self.compiled):
+            logits: Tensor = self.module(**tensors).logits
         return logits
 
     @contextmanager

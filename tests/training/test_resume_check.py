@@ -55,7 +55,7 @@ def test_differences_that_change_the_result_are_rejected_and_listed(changes: dic
 
 def test_options_that_are_off_are_not_in_the_fingerprint() -> None:
     # A checkpoint of the version before these options has none of them, and can be resumed.
-    assert len(_ADDED_KEYS) == 11
+    assert len(_ADDED_KEYS) == 12
     assert not fingerprint_of()["training"].keys() & set(_ADDED_KEYS)
 
 
