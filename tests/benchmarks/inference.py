@@ -1,27 +1,25 @@
 """Speed of inference: transformers, finetune and ONNX on the same texts, in interleaved rounds.
 
-    python -m tests.benchmarks.inference RUN [PRUNED] [--rounds N]
+    python -m tests.benchmarks.inference RUN [PRUNED]    measures: three minutes on two idle cores
+    python -m tests.benchmarks.inference --write         keeps the results, and updates the table of the guide
 
 RUN is a finished run with test or validation rows in predictions.parquet, PRUNED a pruned model (default: RUN/pruned).
-All contenders get the same texts, and the time includes tokenization. Ratios are within a round, so that other load on
-the machine changes them less than the speeds.
+All contenders get the same texts, and the time includes tokenization.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments, pipeline
 
 from finetune import load_classifier
@@ -31,11 +29,13 @@ from finetune.models.pretrained import quiet_libraries
 from finetune.pipeline.export import export
 from finetune.pipeline.export_rows import read_rows
 from finetune.runs.run_folder import RunFolder
+from tests.benchmarks.comparison import markdown
+from tests.benchmarks.machine import has_bf16, machine
+from tests.benchmarks.rounds import Measurement, Record, measure_rounds, run_benchmark, spread
 
-RESULT = Path("runs") / "bench-inference.json"
-ROWS, FIXED_ROWS, LENGTHS, BATCH_SIZES, LATENCY_CALLS = 512, 64, (16, 64, 128), (1, 8, 32), 60
-OURS, INT8, PIPELINE = "ours, float32", "ONNX int8", "pipeline(batch_size=32)"
-GOALS = {OURS: 2.5, PIPELINE: 5.0}  # rows/s of int8 over these
+NAME = "inference"
+ROWS, LONG_ROWS, LONG, CALLS = 512, 64, 128, 15  # texts, texts of LONG tokens, calls with one text
+OURS, PIPELINE = "finetune, float32", "`pipeline(batch_size=32)`"
 Contender = Callable[[Sequence[str], int], object]  # texts and batch size -> anything
 
 
@@ -43,21 +43,21 @@ def contenders(run: Path, pruned: Path, folder: Path) -> dict[str, Contender]:
     """Return every contender by name; exported models are written to `folder`."""
     classifier = load_classifier(run)
     found: dict[str, Contender] = {
-        "Trainer.predict": trainer_predict(load_classifier(run)),
-        "pipeline, default": pipeline_of(load_classifier(run), batched=False),
+        "`Trainer.predict`": trainer_predict(load_classifier(run)),
+        "`pipeline`, default": pipeline_of(load_classifier(run), batched=False),
         PIPELINE: pipeline_of(load_classifier(run), batched=True),
         OURS: lambda texts, size: classifier.logits([list(texts)], size),
     }
-    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
-        found["ours, bf16"] = in_bfloat16(classifier)
+    if has_bf16(machine()["kind"]):
+        found["finetune, bf16"] = in_bfloat16(classifier)
     float32, int8 = (exported(run, folder / name, int8=name == "int8") for name in ("float32", "int8"))
     one_thread = exported(run, folder / "int8", int8=True, threads=1)
-    found["ONNX float32"] = logits_of(float32)
-    found[INT8] = logits_of(int8)
-    found["ONNX int8, file order"] = in_file_order(int8)
-    found["ONNX int8, one thread"] = logits_of(one_thread)
+    found["ONNX, float32"] = logits_of(float32)
+    found["ONNX, int8"] = logits_of(int8)
+    found["ONNX, int8, file order"] = in_file_order(int8)
+    found["ONNX, int8, one thread"] = logits_of(one_thread)
     if pruned.is_dir():
-        found["ONNX int8, pruned"] = logits_of(exported(pruned, folder / "pruned", int8=True))
+        found["ONNX, int8, pruned"] = logits_of(exported(pruned, folder / "pruned", int8=True))
     return found
 
 
@@ -143,92 +143,69 @@ def texts_of_length(classifier: Classifier, texts: Sequence[str], length: int) -
     size = length - special
     made = [tokenizer.decode(words[row * size : (row + 1) * size]) for row in range(len(words) // size)]
     exact = [text for text in made if len(tokenizer(text)["input_ids"]) == length]
-    return [exact[row % len(exact)] for row in range(FIXED_ROWS)]
+    return [exact[row % len(exact)] for row in range(LONG_ROWS)]
 
 
-def timed(contender: Contender, texts: Sequence[str], batch_size: int) -> float:
-    """Return rows per second."""
+def speeds(contender: Contender, texts: Sequence[str], long: Sequence[str], short: str) -> dict[str, float]:
+    """Return rows per second in batches of 32, and the milliseconds of a call with one short text."""
+    calls = [seconds(contender, [short], 1) for _ in range(CALLS)]
+    return {
+        "rows per second": len(texts) / seconds(contender, texts, 32),
+        "long": len(long) / seconds(contender, long, 32),
+        "one text, ms": 1000 * statistics.median(calls),
+    }
+
+
+def seconds(contender: Contender, texts: Sequence[str], batch_size: int) -> float:
+    """Return the seconds of one call."""
     started = time.perf_counter()
     contender(texts, batch_size)
-    return len(texts) / (time.perf_counter() - started)
+    return time.perf_counter() - started
 
 
-def median_and_range(values: Sequence[float]) -> str:
-    """Return "2.61 (2.40 to 2.75)"."""
-    return f"{np.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+def measure(run: Path, pruned: Path) -> Record:
+    """Measure all contenders in interleaved rounds."""
+    quiet_libraries()
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory() as folder:
+        everyone = contenders(run, pruned, Path(folder))
+        classifier = load_classifier(run)
+        texts = evaluation_texts(run, classifier)
+        long = texts_of_length(classifier, texts, LONG)
+        short = min(texts, key=lambda text: abs(len(text.split()) - 8))
+        for contender in everyone.values():
+            contender(texts[:64], 32)  # warm up
+        runs: dict[str, Callable[[], Measurement]] = {
+            name: partial(speeds, contender, texts, long, short) for name, contender in everyone.items()
+        }
+        settings = {"rows": ROWS, "long rows": LONG_ROWS, "long": LONG, "words of the short text": len(short.split())}
+        return measure_rounds(NAME, runs, settings)
 
 
-def speed_table(title: str, speeds: Sequence[dict[str, float]]) -> Table:
-    """Return rows per second of each contender, and the ratios to ours and to pipeline within a round."""
-    table = Table("", "rows/s", f"over {OURS}", f"over {PIPELINE}", title=title)
-    for name in speeds[0]:
+def table(record: Record) -> str:
+    """Return speeds and ratios of each contender."""
+    long = record.settings["long"]
+    columns = ["rows per second", f"over {OURS}", f"over {PIPELINE}", f"{long} tokens: rows per second", "one text, ms"]
+    rows = [["", *columns]]
+    for name in record.rounds[0]:
         ratios = [
-            median_and_range([speed[name] / speed[other] for speed in speeds]) if other in speeds[0] else ""
+            "1" if name == other else spread(record.ratios(name, other, "rows per second"))
             for other in (OURS, PIPELINE)
         ]
-        table.add_row(name, f"{np.median([speed[name] for speed in speeds]):.0f}", *ratios)
-    return table
-
-
-def latencies(all_contenders: dict[str, Contender], text: str) -> dict[str, list[float]]:
-    """Return the milliseconds of single calls with one short text, interleaved."""
-    times: dict[str, list[float]] = {name: [] for name in all_contenders}
-    for call in range(LATENCY_CALLS):
-        for name, contender in all_contenders.items():
-            if name == "Trainer.predict" and call % 6:
-                continue  # it builds its loop for each call
-            started = time.perf_counter()
-            contender([text], 1)
-            times[name].append(1000 * (time.perf_counter() - started))
-    return times
+        speed, slow = (spread(record.values(name, key), 0) for key in ("rows per second", "long"))
+        rows.append([name, speed, *ratios, slow, spread(record.values(name, "one text, ms"), 1)])
+    return f"{record.settings['rows']} texts in batches of 32.\n\n{markdown(rows)}"
 
 
 def main() -> None:
-    """Measure, print the tables, and write them as JSON."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("run", type=Path)
+    """Measure and print the table, or keep the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("pruned", type=Path, nargs="?")
-    parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
-    quiet_libraries()
-    datasets.disable_progress_bars()
-    console = Console(highlight=False, width=120)
-    with tempfile.TemporaryDirectory() as folder:
-        everyone = contenders(args.run, args.pruned or args.run / "pruned", Path(folder))
-        classifier = load_classifier(args.run)
-        texts = evaluation_texts(args.run, classifier)
-        cells: dict[str, tuple[list[str], int]] = {"evaluation rows, batches of 32": (texts, 32)}
-        for length in LENGTHS:
-            fixed = texts_of_length(classifier, texts, length)
-            cells |= {f"{length} tokens, batches of {size}": (fixed, size) for size in BATCH_SIZES}
-        for contender in everyone.values():
-            contender(texts[:64], 32)  # warm up
-        rounds: list[dict[str, dict[str, float]]] = []
-        for number in range(args.rounds):
-            rounds.append(
-                {
-                    cell: {name: timed(contender, *work) for name, contender in everyone.items()}
-                    for cell, work in cells.items()
-                }
-            )
-            console.print(f"round {number + 1} of {args.rounds} done")
-        for cell in cells:
-            console.print(speed_table(cell, [measured[cell] for measured in rounds]))
-        short = min(texts, key=lambda text: abs(len(text.split()) - 8))
-        calls = latencies(everyone, short)
-    table = Table("", "p50 ms", "p95 ms", title=f"one text of {len(short.split())} words")
-    for name, values in calls.items():
-        table.add_row(name, *(f"{np.percentile(values, share):.1f}" for share in (50, 95)))
-    console.print(table)
-    first = next(iter(cells))
-    for other, goal in GOALS.items():
-        ratios = [measured[first][INT8] / measured[first][other] for measured in rounds]
-        reached = "reached" if np.median(ratios) >= goal else "missed"
-        console.print(f"{INT8} over {other}: {median_and_range(ratios)}; goal {goal}: {reached}")
-    RESULT.parent.mkdir(exist_ok=True)
-    record = {"torch": torch.__version__, "threads": torch.get_num_threads(), "rounds": rounds, "latency_ms": calls}
-    RESULT.write_text(json.dumps(record, indent=1) + "\n")
-    console.print(f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}; written to {RESULT}")
+    args, others = parser.parse_known_args()
+    if args.run is None and not others:
+        parser.error("RUN is missing")
+    run_benchmark(NAME, lambda: measure(args.run, args.pruned or args.run / "pruned"), table, others)
 
 
 if __name__ == "__main__":

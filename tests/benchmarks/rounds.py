@@ -11,10 +11,9 @@ after each measurement, and an interrupted benchmark continues there.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,6 +21,8 @@ from typing import Any
 
 from tests.benchmarks.kept_results import GUIDE, RESULTS, replace_block
 from tests.benchmarks.machine import file_part, machine
+from tests.support import ROOT
+from tests.support.forked import forked
 
 ROUNDS = 5
 UNFINISHED = Path("runs/bench")
@@ -143,16 +144,12 @@ def kept(name: str) -> list[Record]:
 def run_module(module: str, argument: Any) -> dict[str, float]:
     """Return what a module prints as its last line, in JSON, when it is run in a new process with an argument in JSON.
 
+    The process is forked from one that has imported the libraries, so it starts at once.
+
     Raises:
         RuntimeError: the process failed.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", module, json.dumps(argument)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked(["-m", module, json.dumps(argument)], ROOT)
     if done.returncode:
         raise RuntimeError(f"{module} {argument} failed:\n{done.stderr}")
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -185,3 +182,17 @@ def block(name: str, table: Callable[[Record], str]) -> str:
 def write_tables(name: str, table: Callable[[Record], str], guide: Path = GUIDE) -> None:
     """Replace the tables of a benchmark in a guide."""
     guide.write_text(replace_block(guide.read_text(encoding="utf-8"), name, block(name, table)), encoding="utf-8")
+
+
+def run_benchmark(
+    name: str, measure: Callable[[], Record], table: Callable[[Record], str], arguments: Sequence[str] | None = None
+) -> None:
+    """Measure and print the table; with the argument --write, keep the finished results and update the guide."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--write", action="store_true", help="keep the finished results, and update the guide")
+    if parser.parse_args(arguments).write:
+        keep_finished(name)
+        write_tables(name, table)
+        return
+    record = measure()
+    print(f"{about(record)}\n\n{table(record)}")

@@ -21,7 +21,7 @@ import torch
 
 from finetune.recipe.training_section import TrainingSection
 from tests.benchmarks.comparison import markdown
-from tests.benchmarks.contender import Contender
+from tests.benchmarks.contender_settings import PRECISIONS, Contender
 from tests.benchmarks.kept_results import replace_block, write_to_guide
 from tests.benchmarks.machine import AMX, AVX2, BF16, has_bf16, machine
 from tests.benchmarks.rounds import Record, about, keep_finished, kept, measure_rounds, spread, write_tables
@@ -30,7 +30,6 @@ from tests.support import ROOT
 NAME, GOALS_NAME, README_NAME = "speed", "speed-goals", "speed-readme"
 README = ROOT / "README.md"
 FULL, LORA = "full", "LoRA"
-PRECISIONS = {"no": "float32", "bf16": "bf16", "int8": "int8"}
 ROWS = {"bf16": 960, "no": 768, "gpu": 6920}  # by the best precision of the processor, for the time that a round takes
 
 

@@ -17,8 +17,13 @@ from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
 from finetune.models.pretrained import Source, load_tokenizer
 from finetune.models.speedups import first_token_only
-from tests.benchmarks.contender import Contender, Measured, ours, theirs
+from tests.benchmarks import levers
+from tests.benchmarks.contender import ours, theirs
+from tests.benchmarks.contender_settings import Contender, Measured
+from tests.benchmarks.levers import LEVERS
+from tests.benchmarks.machine import AVX2, BF16
 from tests.benchmarks.operations import operations, product_rate
+from tests.benchmarks.rounds import Record
 from tests.conftest import SENTENCES
 from tests.support.helpers import ROLES, encoded
 
@@ -78,6 +83,27 @@ def test_operations_are_those_that_are_computed(tiny_bert: Path, pooling: str, s
             counted += counter.get_total_flops()
     assert operations(classifier, np.array(lengths), shortcuts=shortcuts) == counted
     assert not any(module._forward_pre_hooks for module in classifier.model.modules())
+
+
+def test_each_speedup_can_be_turned_off(tiny_bert: Path) -> None:
+    for kind in (AVX2, BF16):
+        assert {one.off for one in levers.contenders(kind).values()} <= set(LEVERS)
+    assert {one.off for kind in (AVX2, BF16) for one in levers.contenders(kind).values()} == set(LEVERS)
+    for lever, turned_off in LEVERS.items():
+        with turned_off():
+            classifier = classifier_on(tiny_bert, lora=lever in levers.ONLY_LORA)
+            rows = encoded(classifier)
+            result = ours(Contender("ours", False, "no", off=lever), classifier, rows, rows)
+            assert result["train_seconds"] > 0
+
+
+def test_the_table_of_speedups() -> None:
+    measured = {name: {"train": 10.0 + number, "memory": 5.0} for number, name in enumerate(levers.contenders(BF16))}
+    record = Record("levers", {"kind": BF16}, {"precision": "bf16"}, [measured, measured])
+    text = levers.table(record)
+    assert text.startswith("bf16; with all: full 10 rows per second, LoRA 16 rows per second.")
+    assert "| full, batches of similar lengths | 0.91 (0.91 to 0.91) | 1.00 (1.00 to 1.00) |" in text
+    assert "| LoRA, frozen weights cast once | 0.94 (0.94 to 0.94) |" in text
 
 
 def test_the_rate_of_products_is_positive(tiny_bert: Path) -> None:

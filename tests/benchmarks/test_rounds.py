@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -76,6 +77,12 @@ def test_a_record_names_the_machine() -> None:
     assert all(found["versions"].values())
 
 
-def test_a_failed_process_is_reported() -> None:
-    with pytest.raises(RuntimeError, match="no_such_module"):
-        run_module("tests.benchmarks.no_such_module", {})
+def test_the_last_line_of_a_process_is_its_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = {
+        "good": CompletedProcess([], 0, 'epoch 1\n{"rows": 2.5}\n', ""),
+        "bad": CompletedProcess([], 1, "", "no memory"),
+    }
+    monkeypatch.setattr(rounds, "forked", lambda command, folder: done[command[1]])
+    assert run_module("good", {"batch": 1}) == {"rows": 2.5}
+    with pytest.raises(RuntimeError, match=r"bad .'batch': 1. failed:\nno memory"):
+        run_module("bad", {"batch": 1})
