@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -18,11 +17,12 @@ from torch.nn import functional as F
 from finetune.data.sampler import plan_epoch
 from finetune.models import cpu_kernels
 from tests.benchmarks.comparison import markdown
-from tests.benchmarks.contender_settings import Contender
+from tests.benchmarks.contender_settings import PRECISIONS, Contender
 from tests.benchmarks.machine import has_bf16, machine
 from tests.benchmarks.rounds import Record, measure_rounds, run_benchmark, spread
 
 NAME, ROWS, ALL = "levers", 256, "all"
+FULL, LORA = "full", "LoRA"
 Off = Callable[[], AbstractContextManager[Any]]
 
 
@@ -57,47 +57,42 @@ ONLY_LORA, ONLY_FLOAT32 = ("frozen weights cast once",), ("float32 products thro
 
 
 def contenders(kind: str) -> dict[str, Contender]:
-    """Return ours with all speedups, and with each turned off that has an effect, by weights and lever."""
-    precision = "bf16" if has_bf16(kind) else "no"
-    found = {}
-    for lora in (False, True):
-        every = Contender("ours", lora, precision, ROWS, epochs=2, warm_up=1)
-        for lever in LEVERS:
-            if lever in ONLY_FLOAT32 and precision != "no":
-                continue
-            if lever in ONLY_LORA and (precision == "no" or not lora):
-                continue
-            if lora and lever not in (ALL, *ONLY_LORA, *ONLY_FLOAT32):
-                continue  # the same kernels as with all weights
-            found[f"{'LoRA' if lora else 'full'}, {lever}"] = replace(every, off=lever)
-    if len([name for name in found if name.startswith("LoRA")]) == 1:
-        del found[f"LoRA, {ALL}"]
-    return found
+    """Return ours with all speedups, and with each turned off that has an effect: "LoRA, bf16, freed memory kept".
+
+    What does not depend on the trained weights or on the precision is measured once.
+    """
+    best = "bf16" if has_bf16(kind) else "no"
+    everywhere = [lever for lever in LEVERS if lever not in (ALL, *ONLY_LORA, *ONLY_FLOAT32)]
+    measured = {(FULL, best): everywhere}
+    measured[FULL, "no"] = [*measured.get((FULL, "no"), []), *ONLY_FLOAT32]
+    measured[LORA, best] = list(ONLY_FLOAT32 if best == "no" else ONLY_LORA)
+    return {
+        f"{weights}, {PRECISIONS[precision]}, {lever}": Contender(
+            "ours", weights == LORA, precision, ROWS, epochs=2, warm_up=1, off=lever
+        )
+        for (weights, precision), levers in measured.items()
+        for lever in (ALL, *levers)
+    }
 
 
 def table(record: Record) -> str:
     """Return how many times as fast and as large training is with each lever as without it."""
     rows = [["", "speed with it over without", "peak memory with it over without"]]
+    speeds = []
     for name in record.rounds[0]:
-        weights, _, lever = name.partition(", ")
-        if lever != ALL:
-            every = f"{weights}, {ALL}"
-            rows.append(
-                [name, spread(record.ratios(every, name, "train")), spread(record.ratios(every, name, "memory"))]
-            )
-    speeds = [
-        f"{name.partition(',')[0]} {statistics.median(record.values(name, 'train')):,.0f} rows per second"
-        for name in record.rounds[0]
-        if name.endswith(ALL)
-    ]
-    return f"{record.settings['precision']}; with all: {', '.join(speeds)}.\n\n{markdown(rows)}"
+        trained, _, lever = name.rpartition(", ")
+        if lever == ALL:
+            speeds.append(f"{trained} {statistics.median(record.values(name, 'train')):,.0f}")
+        else:
+            ratios = [spread(record.ratios(f"{trained}, {ALL}", name, key)) for key in ("train", "memory")]
+            rows.append([name, *ratios])
+    return f"Rows per second with all: {'; '.join(speeds)}.\n\n{markdown(rows)}"
 
 
 def measure() -> Record:
     """Measure all contenders in interleaved rounds."""
-    kind = machine()["kind"]
-    settings = {"rows": ROWS, "precision": "bf16" if has_bf16(kind) else "float32"}
-    return measure_rounds(NAME, {name: one.run for name, one in contenders(kind).items()}, settings)
+    everyone = contenders(machine()["kind"])
+    return measure_rounds(NAME, {name: one.run for name, one in everyone.items()}, {"rows": ROWS})
 
 
 if __name__ == "__main__":

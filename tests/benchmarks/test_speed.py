@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks import rounds, speed
+from tests.benchmarks import ablation, gradients, growth, inference, levers, rounds, speed
 from tests.benchmarks.kept_results import GUIDE, RESULTS, block_names, replace_block
 from tests.benchmarks.machine import AVX2, BF16
 from tests.benchmarks.rounds import Record, block, keep_finished, kept, read_record
 from tests.benchmarks.speed import GOALS, contenders, goal_table, goal_values, readme_sentence, settings, table
 
-TABLES = {speed.NAME: speed.table}  # of every benchmark with rounds: the table of one kind of processor
+# The table of one kind of processor, of every benchmark with rounds.
+TABLES = {one.NAME: one.table for one in (speed, levers, growth, inference, gradients, ablation)}
+    one.NAME: one.table for one in (speed, levers, growth, inference, gradients, ablation)
+}  # of every benchmark with rounds: the table of one kind of processor
 
 
 def record(kind: str, count: int = 2) -> Record:
