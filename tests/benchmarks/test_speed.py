@@ -15,8 +15,6 @@ from tests.benchmarks.speed import GOALS, contenders, goal_table, goal_values, r
 
 # The table of one kind of processor, of every benchmark with rounds.
 TABLES = {one.NAME: one.table for one in (speed, levers, growth, inference, gradients, ablation)}
-    one.NAME: one.table for one in (speed, levers, growth, inference, gradients, ablation)
-}  # of every benchmark with rounds: the table of one kind of processor
 
 
 def record(kind: str, count: int = 2) -> Record:
