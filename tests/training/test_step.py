@@ -125,8 +125,11 @@ def test_a_step_skipped_by_the_scaler_applies_no_weight_decay(
     assert not skipped[-1]
 
 
-@pytest.mark.parametrize("scaler", [None, torch.amp.GradScaler("cpu")], ids=["float32", "fp16"])
-@pytest.mark.parametrize("changes", [{}, {"rdrop_alpha": 1.0}, {"contrastive_weight": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    ("scaler", "changes"),
+    [(None, {}), (torch.amp.GradScaler("cpu"), {}), (None, {"rdrop_alpha": 1.0, "contrastive_weight": 0.5})],
+    ids=["float32", "fp16", "all losses"],
+)
 def test_a_step_reads_once_from_the_device(
     build: Callable[..., Classifier],
     accelerator: Accelerator,
