@@ -16,9 +16,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from finetune.data.batching import load_batches, prefetch
-from finetune.data.padding import Padding
 from finetune.data.rows import RawSplit
-from finetune.data.token_rows import TokenRows
 from finetune.data.tokenization import EncodedSplit, encode_split
 from tests.conftest import SENTENCES
 from tests.support.helpers import HANG_SECONDS
@@ -116,22 +114,6 @@ def test_an_accelerator_gets_the_same_batches_padded_by_a_thread(
     assert copies.copied == [(device, pinned)] * len(plan)
     assert [pin for _, pin in packed] == [pinned] * len(plan)
     assert threading.main_thread() not in [thread for thread, _ in packed]
-
-
-def test_skipped_batches_are_not_read(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    split, tokenizer = six_rows(tiny_bert)
-    read: list[list[int]] = []
-    batch = TokenRows.batch
-
-    def recording_batch(self: TokenRows, rows: np.ndarray, padding: Padding) -> Any:
-        read.append(rows.tolist())
-        return batch(self, rows, padding)
-
-    monkeypatch.setattr(TokenRows, "batch", recording_batch)
-    loaded = load_batches(split, [np.array([row]) for row in (4, 1, 0)][1:], tokenizer, device=torch.device("cpu"))
-    assert read == []
-    assert next(loaded).labels.tolist() == [1]
-    assert read == [[1]]
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])

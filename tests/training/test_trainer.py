@@ -7,11 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from finetune.data.padding import Padding
+from finetune.data.token_rows import TokenRows
 from finetune.errors import TrainingError
 from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
@@ -31,6 +34,29 @@ def test_the_learning_rate_warms_up_and_decays(
 ) -> None:
     _, _, entries = train_on_sentences(build(), accelerator, tmp_path, plan(warmup_steps=2), lr_scheduler_type="linear")
     assert [entry["learning_rate"] for entry in entries] == pytest.approx([5e-3, 1e-2, 7.5e-3, 5e-3, 2.5e-3, 0.0])
+
+
+def test_a_resumed_epoch_reads_no_rows_of_its_earlier_steps(
+    build: Callable[..., Classifier], accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, read = build(), []
+    batch = TokenRows.batch
+
+    def recording_batch(self: TokenRows, rows: np.ndarray, padding: Padding) -> Any:
+        read.append(rows.tolist())
+        return batch(self, rows, padding)
+
+    monkeypatch.setattr(TokenRows, "batch", recording_batch)
+    schedule = plan(steps_per_epoch=6, accumulation=2, batch_size=1)
+    hyperparameters = Hyperparameters(TrainingSection(learning_rate=1e-2), seed=0)
+    trainer = build_trainer(classifier, encoded(classifier), schedule, hyperparameters, accelerator)
+    read.clear()
+    trainer.state.step_in_epoch = 2
+    steps = trainer.epoch_steps()
+    assert read == []
+    _, rows = next(steps)
+    assert read == [[row] for row in rows.tolist()] == [batch.tolist() for batch in trainer.plan_rows(0)[2]]
+    assert list(steps) == []
 
 
 def test_early_stopping_restores_the_best_weights(
