@@ -23,6 +23,12 @@ def test_windows_are_pooled_per_row_and_rows_repeated_per_window() -> None:
     assert repeat_per_window(torch.tensor([7, 8, 9]), COUNTS).tolist() == [7, 7, 8, 9, 9, 9]
 
 
+def test_nothing_is_read_from_a_device_if_the_counts_are_on_the_cpu() -> None:
+    # Tensors on the device "meta" have no numbers, so a read is an error.
+    assert pool_windows(torch.empty(6, 2, device="meta"), COUNTS, "mean").shape == (3, 2)
+    assert repeat_per_window(torch.empty(3, 2, device="meta"), COUNTS).shape == (6, 2)
+
+
 @pytest.mark.parametrize(
     ("rows", "windows"),
     [
