@@ -180,7 +180,10 @@ def block(name: str, table: Callable[[Record], str]) -> str:
 
 
 def write_tables(name: str, table: Callable[[Record], str], guide: Path = GUIDE) -> None:
-    """Replace the tables of a benchmark in a guide."""
+    """Replace the tables of a benchmark in a guide, if there are kept records."""
+    if not kept(name):
+        print(f"{name}: no results are kept; {guide.name} was not changed", flush=True)
+        return
     guide.write_text(replace_block(guide.read_text(encoding="utf-8"), name, block(name, table)), encoding="utf-8")
 
 

@@ -177,8 +177,10 @@ def readme_sentence(records: Sequence[Record]) -> str:
 def write() -> None:
     """Keep the finished results, and update guide and README."""
     keep_finished(NAME)
-    records = kept(NAME)
     write_tables(NAME, table)
+    records = kept(NAME)
+    if not records:
+        return
     write_to_guide(GOALS_NAME, goal_table(records))
     text = README.read_text(encoding="utf-8")
     README.write_text(replace_block(text, README_NAME, readme_sentence(records)), encoding="utf-8")
