@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from finetune.data.batching import load_batches
-from finetune.models import compilation
+from finetune.models import compilation, packing
 from finetune.models.architectures import FAMILIES
 from finetune.models.attention_sites import attention_sites
 from finetune.models.classifier import Classifier
@@ -220,6 +221,30 @@ def test_with_windows(tiny_bert: Path) -> None:
     calls = packed.packed_calls
     assert_same(outcome(model, batch.inputs, packed.in_use()), outcome(model, batch.inputs))
     assert packed.packed_calls > calls
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "deberta-v2", "eurobert", "albert"])
+def test_a_device_without_numbers_computes_packed_rows(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    # On the meta device torch checks operators and computes shapes. A read of a number is an error, as it would make
+    # the CPU wait for a GPU, and the flash kernel and its gradient get the arguments that they get on a GPU.
+    kernel, dtypes = packing.FLASH_KERNEL, []
+
+    def flash_kernel(query: Tensor, *args: Any, **kwargs: Any) -> Any:
+        dtypes.append(query.dtype)
+        return kernel(query, *args, **kwargs)
+
+    monkeypatch.setattr(packing, "FLASH_KERNEL", flash_kernel)
+    model = random_model(family).train()  # with dropout
+    packed = padding_free(model)
+    if not packed.form.padded_attention:
+        packed.form = replace(packed.form, flash=True)
+    inputs = {name: tensor.to("meta") for name, tensor in batch_of().items()}
+    gradients = outcome(model.to("meta").to(torch.bfloat16), inputs, packed.in_use(torch.tensor(LENGTHS)))
+    assert gradients["logits"].shape == (len(LENGTHS), 3)
+    assert len(gradients) > 10
+    # ModernBERT attends within windows in its second layer; EuroBERT's heads share keys.
+    flash_calls = {"bert": 2, "modernbert": 1, "deberta-v2": 0, "eurobert": 0, "albert": 4}
+    assert dtypes == [torch.bfloat16] * flash_calls[family]
 
 
 def test_compiled_layers_get_packed_rows(monkeypatch: pytest.MonkeyPatch) -> None:
