@@ -60,7 +60,9 @@ def _add_predict(commands: Commands) -> None:
     )
     parser.add_argument("--prefix", default="", metavar="TEXT", help="the beginning of the names of the new columns")
     parser.add_argument("--batch-size", type=int, metavar="N", help="rows per forward pass (default: 32, on a GPU 256)")
-    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 (default: float32)")
+    precision = parser.add_mutually_exclusive_group()
+    for name, text in _PRECISIONS.items():
+        precision.add_argument(f"--{name}", dest="precision", action="store_const", const=name, default="no", help=text)
     parser.add_argument("--input-format", metavar="FORMAT", choices=_INPUT_FORMATS, help=", ".join(_INPUT_FORMATS))
     parser.add_argument(
         "--delimiter", type=delimiter, metavar="C", help="what separates the cells of a csv (default: as in its header)"
@@ -71,6 +73,10 @@ def _add_predict(commands: Commands) -> None:
 
 
 _INPUT_FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "arrow", "txt")
+_PRECISIONS = {
+    "bf16": "compute in bfloat16 (default: float32)",
+    "int8": "multiply in int8, for CPUs without bfloat16 instructions",
+}
 _OUTPUT_FORMATS = ("csv", "tsv", "jsonl", "parquet", "table")
 
 
@@ -94,7 +100,7 @@ def _predict(args: Arguments) -> None:
             args.in_scope,
         ),
         args.batch_size,
-        args.bf16,
+        args.precision,
         args.base,
         args.trust_remote_code,
         args.delimiter,

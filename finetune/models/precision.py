@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from finetune.errors import TrainingError
 
+INT8 = "int8"  # a value of `training.mixed_precision`
 _FLASH = "flash_attention_2"
 # Limits for differences by rounding, relative to the largest logit. With other batches and another attention kernel,
 # logits of the supported model types and MiniLM differed by at most 9e-7 in float32, 4e-3 in float16 and 2.3e-2 in
@@ -25,6 +27,25 @@ def device_precision(*, use_cpu: bool) -> str:
     if use_cpu or not torch.accelerator.is_available():
         return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "no"
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+
+
+def multiply_in_int8(accelerator: Accelerator) -> None:
+    """Set `accelerator.mixed_precision` to int8, which Accelerate does not know; to Accelerate it is float32.
+
+    Raises:
+        TrainingError: the device is not a CPU, or this build of PyTorch has no fast int8 products.
+    """
+    if accelerator.device.type != "cpu":
+        raise TrainingError(
+            f"int8 products are for CPUs, and this process uses a device of type '{accelerator.device.type}'; set "
+            "training.mixed_precision: auto, or training.use_cpu: true (finetune predict: remove --int8)"
+        )
+    if not torch.backends.mkldnn.is_available():
+        raise TrainingError(
+            "int8 products need oneDNN, which this build of PyTorch does not have; set training.mixed_precision: no "
+            "(finetune predict: remove --int8)"
+        )
+    accelerator.state._mixed_precision = INT8
 
 
 def avoid_cudnn_attention() -> None:

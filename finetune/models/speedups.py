@@ -25,7 +25,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from finetune.models.architectures import FAMILIES
 from finetune.models.classifier import Classifier
 from finetune.models.cpu_kernels import CpuKernels
+from finetune.models.int8_products import int8_products
 from finetune.models.packing import current_packing
+from finetune.models.precision import INT8
 from finetune.models.target_scaling import float32_predictions
 
 _AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,13 +37,15 @@ _AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def sped_up(classifier: Classifier, accelerator: Accelerator) -> Iterator[None]:
     """Inside the context the classifier skips computations that affect no result; it is restored afterwards.
 
-    A regression predicts in float32, also under autocast.
+    A regression predicts in float32, also under autocast. If the accelerator's precision is int8, linear layers multiply
+    in int8 (`int8_products`); for scoring, call this without gradients.
     """
     with (
         first_token_only(classifier.base),
         frozen_weights_cast(classifier.model, accelerator),
         float32_predictions(classifier),
         masks_without_reads(accelerator.device),
+        int8_products(classifier.base) if accelerator.mixed_precision == INT8 else nullcontext(),
     ):
         yield
 

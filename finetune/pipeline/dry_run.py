@@ -16,7 +16,7 @@ from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.launch_checks import check_shared_folder
 from finetune.pipeline.prepare import frozen_layers_cached, prepare
 from finetune.pipeline.session import finish
-from finetune.pipeline.train_stage import new_trainer, train_stage
+from finetune.pipeline.train_stage import check_precision, new_trainer, train_stage
 from finetune.runs.run_folder import RunFolder
 from finetune.signals import Interrupted
 from finetune.training.schedule import Plan
@@ -51,7 +51,9 @@ def _train_one_step(context: RunContext, inputs: RunInputs, plan: Plan) -> Class
         temporary_run = replace(context, folder=RunFolder(Path(shared)))
         check_shared_folder(temporary_run.folder.path, context.accelerator)
         try:
-            trained = train_stage(temporary_run, inputs, new_trainer(temporary_run, inputs, one_step))
+            trainer = new_trainer(temporary_run, inputs, one_step)
+            check_precision(temporary_run, trainer)
+            trained = train_stage(temporary_run, inputs, trainer)
         except Interrupted as interrupted:  # its message names a checkpoint in the temporary folder
             raise Interrupted(interrupted.number, " in the dry run; nothing was kept") from None
         context.accelerator.wait_for_everyone()

@@ -61,7 +61,7 @@ class PredictOptions:
         output_format: None: by the ending of the file name.
         columns: which columns are added.
         batch_size: rows per forward pass; None: 32 on a CPU and 256 on a GPU.
-        bf16: whether to compute in bfloat16, which is faster on processors and GPUs that have instructions for it.
+        precision: "no" (float32), "bf16" for processors and GPUs with instructions for it, "int8" for other CPUs.
         base, trust_remote_code: where the base model of an adapter is (None: where it was), whether to run its code.
     """
 
@@ -72,7 +72,7 @@ class PredictOptions:
     output_format: str | None = None
     columns: ColumnOptions = field(default_factory=ColumnOptions)
     batch_size: int | None = None
-    bf16: bool = False
+    precision: str = "no"
     base: str | None = None
     trust_remote_code: bool = False
     delimiter: str | None = None
@@ -139,8 +139,8 @@ def check_request(model: Path, options: PredictOptions) -> None:
     if len(options.text_columns) > 2:
         raise DataError(f"--text-column is given {len(options.text_columns)} times; a model reads one or two columns")
     choose_target(options.output, options.output_format, options.source)
-    if options.bf16 and is_exported(model):
-        raise DataError("--bf16 is for PyTorch models, and an exported one has its own number format; remove it")
+    if options.precision != "no" and is_exported(model):
+        raise DataError(f"--{options.precision} is for PyTorch models; an exported one has a fixed format; remove it")
     if (options.base is not None or options.trust_remote_code) and is_exported(model):
         raise DataError(
             "--base and --trust-remote-code are for PyTorch models; an exported one has no base, remove them"

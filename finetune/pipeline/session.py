@@ -16,7 +16,14 @@ from finetune.data.loading import quiet_datasets
 from finetune.distributed import on_main_process
 from finetune.errors import TrainingError
 from finetune.models.cpu_kernels import keep_freed_memory
-from finetune.models.precision import avoid_cudnn_attention, bfloat16_warning, check_flash_attention, device_precision
+from finetune.models.precision import (
+    INT8,
+    avoid_cudnn_attention,
+    bfloat16_warning,
+    check_flash_attention,
+    device_precision,
+    multiply_in_int8,
+)
 from finetune.models.pretrained import quiet_libraries
 from finetune.pipeline.context import RunContext, SharedWork
 from finetune.pipeline.launch_checks import check_environment, check_launch, describe_processes, threads_per_process
@@ -49,17 +56,20 @@ def start(recipe: Recipe, folder: RunFolder, *, trackers: bool = False, shared: 
     os.environ.setdefault(
         "OMP_NUM_THREADS", "1"
     )  # avoids a warning from Accelerate; the number of threads is set below
-    if AcceleratorState._shared_state.get("_mixed_precision") not in (None, recipe.training.mixed_precision):
+    precision = "no" if recipe.training.mixed_precision == INT8 else recipe.training.mixed_precision
+    if AcceleratorState._shared_state.get("_mixed_precision") not in (None, precision):
         AcceleratorState._reset_state()  # an earlier run of this process used another precision
     accelerator = Accelerator(
         # Without `cpu=True`, Accelerate would not connect several CPU processes.
         cpu=recipe.training.use_cpu or not torch.accelerator.is_available(),
-        mixed_precision=recipe.training.mixed_precision,
+        mixed_precision=precision,
         fsdp_plugin=plugin,
         log_with=tracker,
         project_dir=str(folder.trackers) if tracker else None,
     )
     shard_on_cpus(accelerator, plugin)
+    if recipe.training.mixed_precision == INT8:
+        multiply_in_int8(accelerator)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
         torch.set_num_threads(recipe.training.num_threads or threads_per_process(accelerator.num_processes))

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from finetune.distributed import gather_results, local_main_process_first
 from finetune.models.cpu_kernels import keep_freed_memory
+from finetune.models.precision import INT8, multiply_in_int8
 from finetune.models.speedups import sped_up
 from finetune.pipeline.launch_checks import check_environment, check_launch, threads_per_process
 from finetune.pipeline.load_classifier import load_with_text_columns
@@ -44,9 +45,10 @@ def torch_predictor(model: Path, options: PredictOptions) -> Iterator[Predictor]
     """
     check_environment()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # avoids a warning from Accelerate; see below
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(), mixed_precision="bf16" if options.bf16 else "no"
-    )
+    precision = "no" if options.precision == INT8 else options.precision
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=precision)
+    if options.precision == INT8:
+        multiply_in_int8(accelerator)
     check_launch(accelerator)
     on_cpu = accelerator.device.type == "cpu"
     if on_cpu:
@@ -57,7 +59,7 @@ def torch_predictor(model: Path, options: PredictOptions) -> Iterator[Predictor]
     )
     classifier.model.to(accelerator.device)
     batch_size = options.batch_size or (_CPU_BATCH if on_cpu else _GPU_BATCH)
-    with sped_up(classifier, accelerator), accelerator.autocast():
+    with torch.no_grad(), sped_up(classifier, accelerator), accelerator.autocast():
         yield Predictor(classifier, batch_size, _LaunchedProcesses(accelerator))
     if accelerator.num_processes > 1:
         accelerator.wait_for_everyone()

@@ -22,7 +22,13 @@ from finetune.pipeline.launch_checks import check_shared_folder
 from finetune.pipeline.prepare import frozen_layers_cached, prepare
 from finetune.pipeline.session import finish, run_locked, start, with_precision
 from finetune.pipeline.trackers import check_tracker, start_trackers, trackers_finished_on_failure
-from finetune.pipeline.train_stage import OnEvaluation, find_resume_checkpoint, new_trainer, train_stage
+from finetune.pipeline.train_stage import (
+    OnEvaluation,
+    check_precision,
+    find_resume_checkpoint,
+    new_trainer,
+    train_stage,
+)
 from finetune.progress import stage
 from finetune.recipe.schema import Recipe
 from finetune.runs.ownership import check_output_dir, restore_previous_on_failure, take_ownership
@@ -89,7 +95,7 @@ def _train(context: RunContext, on_evaluation: OnEvaluation | None) -> None:
         if checkpoint is not None:
             step = f"step {trainer.state.step} of {plan.total_steps}"
             context.print_line(f"Resuming from {escape(str(checkpoint))} at {step}.")
-        environment = describe_environment(accelerator, context.recipe.seed)
+        environment = describe_environment(accelerator, context.recipe.seed) | check_precision(context, trainer)
         write_first_files = partial(take_ownership, context.folder, context.recipe, environment, inputs.summary)
         on_main_process(accelerator, write_first_files)
         on_main_process(accelerator, partial(write_data_quality, context, inputs))

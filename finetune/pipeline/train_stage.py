@@ -18,6 +18,7 @@ from finetune.evaluation.prediction import predict
 from finetune.models.classifier import Classifier
 from finetune.models.comparison import check_reload
 from finetune.models.flops import flops_per_row
+from finetune.models.int8_products import int8_layers
 from finetune.models.loading import load_classifier
 from finetune.models.saving import save_classifier, with_plain_adapters
 from finetune.out_of_memory import peak_memory_mb
@@ -41,6 +42,7 @@ from finetune.training.checkpoints import (
     delete_old_checkpoints,
     find_checkpoint,
 )
+from finetune.training.int8_check import check_int8
 from finetune.training.resume_check import (
     data_fingerprint,
     recipe_fingerprint,
@@ -102,6 +104,23 @@ def new_trainer(context: RunContext, inputs: RunInputs, plan: Plan, checkpoint: 
             **data_fingerprint(inputs.splits, classifier.model),
         },
     )
+
+
+def check_precision(context: RunContext, trainer: Trainer) -> dict[str, float]:
+    """Check a run in int8 before its first step; return what `environment.json` says about it, {} in other precisions.
+
+    Raises:
+        TrainingError: see `check_int8`.
+    """
+    cosine = check_int8(trainer)
+    if cosine is None:
+        return {}
+    layers = len(int8_layers(trainer.classifier.base))
+    context.print_line(
+        f"{layers} linear layers multiply in int8. On the first batch, the cosine of the gradient with that of float32 "
+        f"is {cosine:.4f}."
+    )
+    return {"int8_gradient_cosine": round(cosine, 5)}
 
 
 def train_stage(

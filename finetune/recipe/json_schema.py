@@ -161,6 +161,11 @@ def _rules_across_sections() -> list[Schema]:
         [_any_of(adapters, new_model), _has(training=_has(reinit_layers=ABOVE_0))],
         [new_model, caches],
         [_has(training=_has(mixed_precision={"const": "fp16"}, use_cpu={"const": True}))],
+        [_has(training=_has(mixed_precision={"const": "int8"}, torch_compile={"const": True}))],
+        [
+            _has(training=_has(mixed_precision={"const": "int8"})),
+            _has(model=_has(dtype={"not": {"const": "float32"}})),
+        ],
         [_has(evaluation=_has(eval_strategy={"const": "no"}, early_stopping_patience={"type": "integer"}))],
         *([not_single_label, _has(training=_has(**{key: value}))] for key, value in single_label_only.items()),
         [_never(multi_label), _has(training=_has(pos_weight=GIVEN))],

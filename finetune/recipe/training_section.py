@@ -134,10 +134,10 @@ class TrainingSection(Section):
         description="Whether layers compute only real tokens and no padding; auto does so if the model allows it, on a "
         "GPU, and on a CPU unless train_sampling_strategy is group_by_length.",
     )
-    mixed_precision: Literal["no", "bf16", "fp16", "auto"] = Field(
+    mixed_precision: Literal["no", "bf16", "fp16", "int8", "auto"] = Field(
         "no",
-        description="Data type of matrix products; no is float32, and auto is bf16 if the device supports it in "
-        "hardware, otherwise no.",
+        description="Data type of matrix products; no is float32, auto is bf16 if the device supports it in hardware "
+        "and otherwise no, and int8 is for CPUs without bf16.",
     )
     torch_compile: bool = Field(
         False, description="Whether the layers are compiled for training; on a CPU this is slower."

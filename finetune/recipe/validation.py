@@ -82,6 +82,8 @@ def cross_section_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
         yield Problem(("peft",), text)
     if training.get("mixed_precision") == "fp16" and training.get("use_cpu"):
         yield Problem(("training", "mixed_precision"), "fp16 needs a GPU, but use_cpu is true; use bf16 or no")
+    if training.get("mixed_precision") == "int8":
+        yield from _int8_problems(model, training)
     method = section_of(document, "head_importance").get("method")
     if "ablation_accuracy" in str(method) and section_of(document, "task").get("problem_type") == "regression":
         text = "ablation_accuracy needs classes, but problem_type is regression; use ablation_loss or ablation_kl"
@@ -106,6 +108,15 @@ def cross_section_problems(document: Mapping[str, Any]) -> Iterator[Problem]:
             ("head_importance",),
             f"split is validation, but there are no validation rows; {NO_VALIDATION}, or set another split",
         )
+
+
+def _int8_problems(model: Mapping[str, Any], training: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield problems with keys that int8 cannot be combined with."""
+    if training.get("torch_compile"):
+        yield Problem(("training", "torch_compile"), "compiled layers do not multiply in int8; remove one of the keys")
+    if model.get("dtype", "float32") != "float32":
+        text = "int8 copies are made of float32 weights; set model.dtype: float32"
+        yield Problem(("training", "mixed_precision"), text)
 
 
 def series_problems(document: Mapping[str, Any]) -> Iterator[Problem]:

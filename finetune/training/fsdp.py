@@ -56,7 +56,7 @@ def fsdp_plugin(training: TrainingSection) -> FullyShardedDataParallelPlugin | N
         "fsdp_ignored_modules": plugin.ignored_modules,  # they would differ between processes
         "training.torch_compile: true": training.torch_compile,
         "training.padding_free: true": training.padding_free is True,
-        "training.mixed_precision: fp16": training.mixed_precision == "fp16",
+        **{f"training.mixed_precision: {name}": training.mixed_precision == name for name in ("fp16", "int8")},
     }
     in_use = [setting for setting, is_set in unsupported.items() if is_set]
     if in_use:

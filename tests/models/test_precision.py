@@ -9,8 +9,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from finetune.errors import TrainingError
 from finetune.models import precision
-from finetune.models.precision import avoid_cudnn_attention, bfloat16_warning, device_precision, rounding_tolerance
+from finetune.models.precision import (
+    avoid_cudnn_attention,
+    bfloat16_warning,
+    device_precision,
+    multiply_in_int8,
+    rounding_tolerance,
+)
 from finetune.pipeline.session import start, with_precision
 from finetune.recipe.schema import Recipe
 from finetune.runs.run_folder import RunFolder
@@ -127,3 +134,19 @@ def test_cudnn_attention_is_switched_off() -> None:
         assert not torch.backends.cuda.cudnn_sdp_enabled()
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def test_int8_is_for_cpus_with_fast_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    AcceleratorState._reset_state(True)
+    on_cpu = Accelerator(cpu=True)
+    multiply_in_int8(on_cpu)
+    assert on_cpu.mixed_precision == "int8"
+    with on_cpu.autocast():
+        assert not torch.is_autocast_enabled("cpu")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(TrainingError, match=r"need oneDNN, which this build .* set training.mixed_precision: no"):
+        multiply_in_int8(on_cpu)
+    monkeypatch.setattr(Accelerator, "device", torch.device("cuda"))
+    with pytest.raises(TrainingError, match=r"for CPUs, and this process uses .* 'cuda'; set .*precision: auto"):
+        multiply_in_int8(on_cpu)
+    AcceleratorState._reset_state(True)

@@ -156,15 +156,17 @@ def test_the_most_probable_labels_are_added(small_run: Path, texts: Path, ran: M
         assert float(row["x_top_1_probability"]) + float(row["x_top_2_probability"]) == pytest.approx(1, abs=1e-6)
 
 
-def test_bfloat16_rounds_more(lora_run: Path, texts: Path, ran: Main) -> None:
+# bfloat16 has 8 bits of precision: logits of up to 4 differ by up to 0.05, probabilities by a quarter of it. In int8 a
+# weight has 7 bits.
+@pytest.mark.parametrize("option", ["--bf16", "--int8"])
+def test_another_precision_rounds_more(lora_run: Path, texts: Path, ran: Main, option: str) -> None:
     AcceleratorState._reset_state(True)
-    rounded = read_csv(ran(lora_run, texts, "--bf16")[0])
+    rounded = read_csv(ran(lora_run, texts, option)[0])
     AcceleratorState._reset_state(True)
     exact = read_csv(ran(lora_run, texts)[0])
     for row, exact_row in zip(rounded, exact, strict=True):
         assert row["predicted"] == exact_row["predicted"]
         assert row["probability"] != exact_row["probability"]
-        # bfloat16 has 8 bits of precision: logits of up to 4 differ by up to 0.05, probabilities by a quarter of it.
         assert float(row["probability"]) == pytest.approx(float(exact_row["probability"]), abs=0.05)
 
 

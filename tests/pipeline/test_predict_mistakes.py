@@ -135,6 +135,7 @@ def test_several_processes_need_a_file_and_a_pytorch_model(
 ) -> None:
     (tmp_path / "model.onnx").touch()
     assert "--bf16 is for PyTorch models" in error(ran(tmp_path, "--bf16", code=2))
+    assert "--int8 is for PyTorch models" in error(ran(tmp_path, "--int8", code=2))
     for option in (["--base", "x"], ["--trust-remote-code"]):
         assert "--trust-remote-code are for PyTorch models" in error(ran(tmp_path, *option, code=2))
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -22,7 +22,7 @@ def test_auto_precision_is_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_runs_of_a_process_may_differ_in_precision(tmp_path: Path) -> None:
-    for precision in ("no", "bf16", "no"):
+    for precision in ("no", "bf16", "int8", "int8", "no"):
         training = {"mixed_precision": precision, "use_cpu": True, "num_threads": 1}
         of_run = Recipe.model_validate({"output_dir": "x", **recipe(SCRATCH), "training": training})
         assert start(of_run, RunFolder(tmp_path)).accelerator.mixed_precision == precision

@@ -122,6 +122,9 @@ WRONG = {
     "frozen layers with adapters": MINIMAL + "peft: {}\ntraining: {freeze_layers: 2}\n",
     "a cache without frozen layers": MINIMAL + "training: {cache_frozen_layers: true}\n",
     "fp16 on a CPU": MINIMAL + "training: {use_cpu: true, mixed_precision: fp16}\n",
+    "compiled layers in int8": MINIMAL + "training: {mixed_precision: int8, torch_compile: true}\n",
+    "int8 with other weights than float32": MINIMAL.replace("model_name", "dtype: float16, model_name")
+    + "training: {mixed_precision: int8}\n",
     "a fraction of a step": MINIMAL + "training: {warmup_steps: 1.5}\n",
     "stopping early without evaluations": MINIMAL
     + "evaluation: {eval_strategy: no, early_stopping_patience: 2}\n",

@@ -62,6 +62,12 @@ peft: {r: -1}
             r"checkpoint\.resume_from_checkpoint .*names the checkpoint of one run, but seeds trains several; set auto",
         ),
         (MINIMAL + "training: {use_cpu: true, mixed_precision: fp16}\n", r"fp16 needs a GPU"),
+        (MINIMAL + "training: {mixed_precision: int8, torch_compile: true}\n", r"compiled layers .* in int8; remove"),
+        (
+            MINIMAL.replace("model_name_or_path:", "dtype: bfloat16, model_name_or_path:")
+            + "training: {mixed_precision: int8}\n",
+            r"int8 copies are made of float32 weights; set model.dtype: float32",
+        ),
         (
             MINIMAL.replace("validation_rows", "validation_size: null, test_rows"),
             r"data .*no validation rows to evaluate on; give data\.validation_file .*validation_size: auto, or set",
@@ -77,7 +83,7 @@ peft: {r: -1}
         (MINIMAL + "logging: {report_to: wandb.ai}\n", r"given 'wandb.ai'; must be"),
         (MINIMAL + "trainng: {}\n", r"trainng \(line 3\): unknown key; did you mean 'training'"),
         (MINIMAL + "learning_rate: 1\n", r"learning_rate .*belongs in training"),
-        (MINIMAL + "training: {mixed_precision: bf17}\n", r"'bf17'; must be 'no', 'bf16', 'fp16' or 'auto'; did"),
+        (MINIMAL + "training: {mixed_precision: bf17}\n", r"'bf17'; must be 'no', 'bf16', 'fp16', 'int8' or 'auto'"),
         (MINIMAL + "training: {warmup_steps: 1.5}\n", r"training .*warmup_steps is 1.5; give a whole number, or a f"),
         (MINIMAL + "training: {learning_rate: true}\n", r"training.learning_rate .*given true; must be a number"),
         (MINIMAL + "training:\n", r"training .*is empty \(null\), but must be a section of keys; give a value, or"),
