@@ -37,8 +37,8 @@ _AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def sped_up(classifier: Classifier, accelerator: Accelerator) -> Iterator[None]:
     """Inside the context the classifier skips computations that affect no result; it is restored afterwards.
 
-    A regression predicts in float32, also under autocast. If the accelerator's precision is int8, linear layers multiply
-    in int8 (`int8_products`); for scoring, call this without gradients.
+    A regression predicts in float32, also under autocast. If the accelerator's precision is int8, linear layers
+    multiply in int8 (`int8_products`); for scoring, call this without gradients.
     """
     with (
         first_token_only(classifier.base),
