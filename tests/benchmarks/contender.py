@@ -44,7 +44,7 @@ from finetune.models import cpu_kernels
 from finetune.models.building import Labels, pretrained_classifier
 from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
-from finetune.models.precision import avoid_cudnn_attention
+from finetune.models.precision import INT8, avoid_cudnn_attention, multiply_in_int8
 from finetune.models.pretrained import Source, load_tokenizer, quiet_libraries
 from finetune.recipe.training_section import TrainingSection
 from finetune.training.build import Hyperparameters, build_trainer
@@ -139,7 +139,10 @@ def build(names: list[str], contender: Contender) -> Classifier:
 
 def ours(contender: Contender, classifier: Classifier, split: EncodedSplit, test: EncodedSplit) -> Measured:
     """Train and score as `finetune train` does."""
-    accelerator = Accelerator(cpu=contender.use_cpu, mixed_precision=contender.precision)
+    in_int8 = contender.precision == INT8
+    accelerator = Accelerator(cpu=contender.use_cpu, mixed_precision="no" if in_int8 else contender.precision)
+    if in_int8:
+        multiply_in_int8(accelerator)
     if contender.use_cpu:
         cpu_kernels.keep_freed_memory()
     else:

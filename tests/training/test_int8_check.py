@@ -64,7 +64,13 @@ def test_other_precisions_are_not_checked(build: Build) -> None:
     assert check_int8(trainer_of(build(), Accelerator(cpu=True))) is None
 
 
-OPTIONS = {"rdrop_alpha": 1.0, "ema_decay": 0.9, "gradient_checkpointing": True, "contrastive_weight": 0.5}
+OPTIONS = {
+    "padding_free": True,
+    "rdrop_alpha": 1.0,
+    "ema_decay": 0.9,
+    "gradient_checkpointing": True,
+    "contrastive_weight": 0.5,
+}
 
 
 @pytest.mark.parametrize(
