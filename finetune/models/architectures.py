@@ -78,8 +78,14 @@ def _big_bird_sparse_attention(config: Any) -> str:
 
 
 def _big_bird_after_attention(config: Any) -> str:
-    # With sparse attention nothing may be tried on short inputs: BigBird then switches to full attention permanently.
-    return "attention.output" if config.attention_type == "original_full" else ""
+    return "" if _big_bird_not_packed(config) else "attention.output"
+
+
+def _big_bird_not_packed(config: Any) -> str:
+    # Nothing may be tried on short inputs: BigBird then switches to full attention permanently.
+    if config.attention_type == "original_full":
+        return ""
+    return f"attention_type '{config.attention_type}' computes blocks of padded rows"
 
 
 def _big_bird_not_exportable(config: Any, max_length: int) -> str:
@@ -162,7 +168,7 @@ FAMILIES: dict[str, Family] = {
     "bert": _BERT,
     "big_bird": replace(
         _BERT, not_prunable_if=_big_bird_sparse_attention, after_attention=_big_bird_after_attention,
-        not_exportable=_big_bird_not_exportable,
+        not_packed=_big_bird_not_packed, not_exportable=_big_bird_not_exportable,
     ),
     "camembert": _ROBERTA,
     "convbert": replace(

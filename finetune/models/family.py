@@ -83,6 +83,8 @@ class Family:
             the config.
         not_exportable: function of the config and max_length that returns why the model cannot be exported to ONNX, or
             "" if it can; None: it can.
+        not_packed: function of the config that returns why it may not even be tried whether the layers can compute only
+            real tokens (padding_free_trial.py), or "" if it may be; None: it may be.
         forward_bypasses_hooks: the model calls `layer.forward(...)` instead of `layer(...)`, so hooks of a layer do
             not run; FSDP then shards the model as one unit.
         not_pooled: why a classifier cannot read the first token or the mean over tokens in place of the family's own
@@ -112,6 +114,7 @@ class Family:
     embedding_projection: str = ""
     reserved_positions: Callable[[Any], int] = _no_positions
     after_attention: str | Callable[[Any], str] = ""
+    not_packed: Callable[[Any], str] | None = None
     forward_bypasses_hooks: bool = False
     not_exportable: Callable[[Any, int], str] | None = None
     not_pooled: str = ""
@@ -125,6 +128,10 @@ class Family:
     def why_not_prunable(self, config: Any) -> str:
         """Return why heads of a model with this config can be masked but not pruned, or "" if they can be pruned."""
         return self.not_prunable or (self.not_prunable_if(config) if self.not_prunable_if else "")
+
+    def why_not_packed(self, config: Any) -> str:
+        """Return why layers of a model with this config get padded batches, or "" if real tokens only may be tried."""
+        return self.not_packed(config) if self.not_packed else ""
 
     def why_not_exportable(self, config: Any, max_length: int) -> str:
         """Return why a model with this config and maximum length cannot be exported to ONNX, or "" if it can be."""

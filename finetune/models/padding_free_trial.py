@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from finetune.errors import ModelError
+from finetune.models.architectures import family_of
 from finetune.models.padding_free import Form, PaddingFree
 from finetune.models.precision import uses_flash_attention
 from finetune.models.speedups import first_token_only
@@ -38,6 +39,8 @@ def try_padding_free(
         return None, "it has no encoder of its own"
     if uses_flash_attention(base):
         return None, "flash_attention_2 removes padding in attention itself"
+    if not_packed := family_of(base.config).why_not_packed(base.config):
+        return None, not_packed
     lowest_bits = min(torch.finfo(p.dtype).bits for p in base.parameters() if p.is_floating_point())
     tolerance, training, reason = (1e-4 if lowest_bits >= 32 else 5e-2), base.training, ""
     padded_attention = base.config._attn_implementation != "sdpa"

@@ -130,6 +130,13 @@ def test_other_attention_implementations(tiny_bert: Path) -> None:
     assert "flash_attention_2" in try_padding_free(model, CPU)[1]
 
 
+def test_sparse_attention_is_not_tried() -> None:
+    """BigBird would switch to full attention, permanently, on the short rows of the trial."""
+    model = random_model("big_bird", attention_type="block_sparse", block_size=4, num_random_blocks=1)
+    assert "block_sparse" in try_padding_free(model, CPU)[1]
+    assert model.base_model.attention_type == "block_sparse"
+
+
 def test_padding_before_the_tokens() -> None:
     model = random_model("eurobert").eval().double()  # its head reads the mean over tokens
     packed, inputs = padding_free(model, left=True), batch_of(left=True)
