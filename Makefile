@@ -54,9 +54,9 @@ eval: $(SETUP)
 bench: $(SETUP)
 	$(BIN)/python -m tests.benchmarks.speed
 
-# Accuracy of finetune and Trainer over three seeds. DATA is a folder with sst2/train.parquet and sst2/test.parquet.
+# Accuracy of finetune and Trainer over three seeds, 5 minutes. DATA is a folder with sst2/train.parquet and sst2/test.parquet.
 bench-accuracy: $(SETUP)
-	$(BIN)/python -m tests.benchmarks.accuracy $(DATA)/sst2/train.parquet $(DATA)/sst2/test.parquet
+	$(BIN)/python -m tests.benchmarks.accuracy --train $(DATA)/sst2/train.parquet --test $(DATA)/sst2/test.parquet
 
 # Every training option against the plain recipe at equal training time. Start it several times at once to use more
 # cores; it resumes where it stopped. GRID is choose (cr, subj, mpqa, clinc) or confirm (trec, sst2, mrpc, nlupp,

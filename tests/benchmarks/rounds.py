@@ -168,10 +168,9 @@ def about(record: Record) -> str:
     """Return a sentence about the machine and the rounds."""
     at, versions = record.machine, record.machine["versions"]
     libraries = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers"))
-    return (
-        f"{at['kind']}: {at['processor']}, {at['threads']} threads, {len(record.rounds)} interleaved rounds, medians "
-        f"(range); {libraries}, commit {at['commit']}."
-    )
+    count = len(record.rounds)
+    rounds = f"{count} interleaved rounds, medians (range)" if count > 1 else "one round"
+    return f"{at['kind']}: {at['processor']}, {at['threads']} threads, {rounds}; {libraries}, commit {at['commit']}."
 
 
 def block(name: str, table: Callable[[Record], str]) -> str:

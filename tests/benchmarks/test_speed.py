@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks import ablation, gradients, growth, inference, levers, rounds, speed
+from tests.benchmarks import ablation, accuracy, gradients, growth, inference, levers, rounds, speed
 from tests.benchmarks.kept_results import GUIDE, RESULTS, block_names, replace_block
 from tests.benchmarks.machine import AVX2, BF16
 from tests.benchmarks.rounds import Record, block, keep_finished, kept, read_record
 from tests.benchmarks.speed import GOALS, contenders, goal_table, goal_values, readme_sentence, settings, table
 
 # The table of one kind of processor, of every benchmark with rounds.
-TABLES = {one.NAME: one.table for one in (speed, levers, growth, inference, gradients, ablation)}
+TABLES = {one.NAME: one.table for one in (speed, levers, growth, inference, gradients, ablation, accuracy)}
 
 
 def record(kind: str, count: int = 2) -> Record:
@@ -69,6 +69,17 @@ def test_the_sentence_of_the_readme() -> None:
     assert " and 2.0 times as fast as its defaults" in sentence
 
 
+def test_the_table_of_accuracies() -> None:
+    everyone = accuracy.by_seed(AVX2, "train", "test")
+    assert {one.seed for one in everyone.values()} == set(accuracy.SEEDS)
+    measured = {
+        name: {"accuracy": 0.8 + 0.01 * one.seed + 0.1 * (one.side == "ours")} for name, one in everyone.items()
+    }
+    text = accuracy.table(Record(accuracy.NAME, {}, {"rows": 1000, "epochs": 2}, [measured]))
+    assert "| full, Trainer, best | 0.8100 | 0.800, 0.810, 0.820 |  |" in text
+    assert "| LoRA, finetune, float32 | 0.9100 | 0.900, 0.910, 0.920 | +0.1000 (+0.100, +0.100, +0.100) |" in text
+
+
 def test_only_complete_rounds_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept_folder, unfinished = tmp_path / "kept", tmp_path / "unfinished"
     monkeypatch.setattr(rounds, "RESULTS", kept_folder)
@@ -97,7 +108,7 @@ def test_guide_and_readme_have_the_tables_of_the_kept_results() -> None:
 def test_kept_rounds_are_enough() -> None:
     files = [file for file in RESULTS.glob("*.json") if '"rounds"' in file.read_text(encoding="utf-8")]
     for found in map(read_record, files):
-        assert len(found.rounds) >= rounds.ROUNDS
+        assert len(found.rounds) >= (accuracy.ROUNDS if found.name == accuracy.NAME else rounds.ROUNDS)
         assert len({frozenset(measured) for measured in found.rounds}) == 1
         assert found.file(RESULTS) in files
         assert "+" not in found.machine["commit"], "measured with code that is in no commit"
