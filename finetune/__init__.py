@@ -10,6 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from finetune.imports import collector_paused
 from finetune.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def __getattr__(name: str) -> object:
     """Import a public name on first use."""
     if name not in _MODULES:
         raise AttributeError(f"module 'finetune' has no attribute '{name}'")
-    value: object = getattr(import_module(f"finetune.{_MODULES[name]}"), name)
+    with collector_paused():
+        value: object = getattr(import_module(f"finetune.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -32,6 +32,8 @@ MANY_ARGUMENTS = {
 }
 # Modules without their own test file, and the test file that covers them.
 TESTED_IN = {
+    "data/tokenizer_calls.py": "data/test_tokenization.py",
+    "models/adapted.py": "models/test_head_pruning_errors.py",
     "__main__.py": "recipe/test_shipped.py",
     "cli/__init__.py": "test_cli.py",
     "cli/recipes.py": "test_cli.py",

@@ -72,14 +72,16 @@ def loading_libraries(*, torch: bool = True, stderr: bool = False) -> Iterator[N
     """
     from rich.console import Console
 
+    from finetune.imports import collector_paused
     from finetune.progress import show_progress_on, stage
 
     console = Console(quiet=os.environ.get("RANK", "0") != "0", highlight=False, stderr=stderr)
     show_progress_on(console)
     if "torch" in sys.modules or not torch:
-        yield
+        with collector_paused():
+            yield
         return
     if not console.is_terminal:  # there, the first line of a stage is printed only after ten seconds
         console.print("Loading PyTorch and Transformers.")
-    with stage("loading PyTorch and Transformers"):
+    with stage("loading PyTorch and Transformers"), collector_paused(freeze=True):
         yield

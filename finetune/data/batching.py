@@ -18,7 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from finetune.data.activation_store import FROZEN_STATES
 from finetune.data.padding import Padding
 from finetune.data.token_rows import TokenRows
-from finetune.data.tokenization import EncodedSplit, padding_of
+from finetune.data.tokenization import EncodedSplit
+from finetune.data.tokenizer_calls import padding_of
 from finetune.data.windows import WINDOW_COUNTS, select_rows
 from finetune.out_of_memory import halve_rows, is_out_of_memory
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.long_text import TokenLimit, window_positions
-from finetune.data.tokenization import tokenize_in_python
+from finetune.data.tokenizer_calls import tokenize_in_python
 from finetune.models.classifier import Classifier
 
 

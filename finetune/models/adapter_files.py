@@ -22,13 +22,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from finetune.errors import ModelError
+from finetune.models.adapted import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from finetune.models.freezing import keep_float32
 from finetune.models.pooling import HEAD, pooling_of
 from finetune.models.pretrained import Source, model_load_errors
 from finetune.recipe.hub_names import hub_id
 from finetune.runs.atomic_files import write_text
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _HEAD_NAMES = ("classifier", "score")
 # The `peft_type` of an adapter of a pooled classifier; other libraries print it when they fail.
 _POOLED_TYPE = "LORA of a pooled classifier; open it with finetune, or write plain weights with `finetune merge`"

@@ -6,30 +6,33 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import peft
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.data.long_text import TRUNCATE, LongText
 from finetune.errors import DataError
+from finetune.models.adapted import is_adapted
 from finetune.models.conformal import ConformalScores
 from finetune.models.head_gates import heads_off
 from finetune.models.inference import Texts, as_columns, batched_logits, text_encoder
-from finetune.models.lora import InitialAdapter
 from finetune.models.outputs import OutputRules, Prediction
 from finetune.models.precision import without_flash_attention
 from finetune.models.pretrained import Source
 from finetune.models.text_batches import EncodedTexts, TextEncoder
 from finetune.models.window_pooling import add_window_pooling
 
+if TYPE_CHECKING:  # it imports peft
+    from finetune.models.lora import InitialAdapter
+
 _WINDOW_TEXTS = 8192  # texts that are tokenized and sorted by length together
 
 
 def transformers_model(model: nn.Module) -> PreTrainedModel:
     """Return the transformers model, including adapters but without peft's wrapper."""
-    model = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    model = model.get_base_model() if is_adapted(model) else model
     assert isinstance(model, PreTrainedModel)
     return model
 

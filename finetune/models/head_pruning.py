@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from finetune.errors import ModelError
+from finetune.models.adapted import has_adapter_layers
 from finetune.models.architectures import HEAD_COUNT_ATTRIBUTES, family_of
 from finetune.models.attention_sites import AttentionSite, attention_sites, unpruned_sites
 from finetune.models.empty_layers import skip_attention
@@ -145,7 +145,7 @@ def select_position_bias(model: PreTrainedModel) -> None:
 
 def check_no_adapters(model: nn.Module) -> None:
     """Raise ModelError if the model has adapters."""
-    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+    if has_adapter_layers(model):
         raise ModelError("a model with adapters cannot be pruned; merge the adapters first")
 
 

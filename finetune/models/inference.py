@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.long_text import TRUNCATE, Columns, LongText, TokenLimit
-from finetune.data.tokenization import padding_of, tokenize_in_python
+from finetune.data.tokenizer_calls import padding_of, tokenize_in_python
 from finetune.errors import DataError
 from finetune.models.cpu_kernels import scoring_kernels
 from finetune.models.text_batches import EncodedTexts, TextEncoder, check_batch_size, encode_texts, plain_tokenizer

@@ -12,12 +12,7 @@ from transformers import PreTrainedConfig
 
 from finetune.data.long_text import LongText, long_text_from
 from finetune.errors import ModelError
-from finetune.models.adapter_files import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    load_adapter,
-    read_adapter_config,
-)
+from finetune.models.adapted import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from finetune.models.checkpoint_checks import (
     base_checksum,
     check_encoder_weights,
@@ -196,6 +191,8 @@ def _load_plain(source: Source, config: PreTrainedConfig) -> tuple[Any, list[str
 
 def _load_adapted(folder: Path, source: Source, info: _Info) -> nn.Module:
     """Return the adapter in a folder on its base, which must be the one that it was trained on."""
+    from finetune.models.adapter_files import load_adapter, read_adapter_config  # imports peft: a quarter of a second
+
     model, new = _load_plain(source, _adapter_model_config(folder, source, info))
     adapter = read_adapter_config(folder, info.trained_modules)
     saved_modules = list(adapter.modules_to_save or ())

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from finetune.errors import DataError
+from finetune.imports import collector_paused
 from finetune.models import loading
 from finetune.models.checkpoint_checks import check_token_ids
 from finetune.models.classifier import Classifier
@@ -15,6 +16,7 @@ from finetune.runs.run_folder import RunFolder
 from finetune.runs.sweep_results import is_sweep
 
 
+@collector_paused()
 def load_classifier(
     path: str | Path, *, trust_remote_code: bool = False, use_safetensors: bool = True, base: str | None = None
 ) -> Classifier:

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig
 
 from finetune.errors import ModelError
 from finetune.models.architectures import FAMILIES
 from finetune.models.building import Labels, new_classifier, pretrained_classifier
-from finetune.models.checkpoint_checks import check_fits_in_memory
+from finetune.models.checkpoint_checks import check_finite_weights, check_fits_in_memory
 from finetune.models.checkpoint_config import max_input_length
 from finetune.models.classifier import Classifier
 from finetune.models.freezing import Freezing
@@ -194,6 +195,12 @@ def test_a_weight_that_is_not_finite_is_named(value: float, tiny_bert: Path, tmp
     )
     with pytest.raises(ModelError, match=message + "and 1 more weights have such values: its weights are damaged"):
         build(folder)
+
+
+def test_finite_weights_whose_sum_is_not_are_accepted() -> None:
+    weights = nn.ParameterList([torch.full((4,), 3e38)])
+    assert not weights[0].sum().isfinite()
+    check_finite_weights(weights, "large")
 
 
 def test_a_weight_that_is_too_large_for_its_dtype_is_named(tiny_bert: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from finetune.models.architectures import FAMILIES
+from finetune.models.pooling import set_pooling
 from finetune.models.speedups import first_token_only
 from tests.support.exported import prune_layers
 from tests.support.families import random_model
@@ -68,6 +69,17 @@ def test_a_head_that_averages_gets_all_tokens() -> None:
         assert not cut
     with first_token_only(random_model("modernbert", classifier_pooling="cls")) as cut:
         assert cut
+
+
+def test_a_pooled_classifier_that_averages_is_not_tested(tiny_bert: Path) -> None:
+    model, calls = tiny_classifier(tiny_bert).base, []
+    model.register_forward_pre_hook(lambda *args: calls.append(args))
+    model.base_model.register_forward_pre_hook(lambda *args: calls.append(args))
+    for pooling, is_tested in (("mean", False), ("cls", True)):
+        set_pooling(model.config, pooling)
+        with first_token_only(model) as cut:
+            assert cut == is_tested
+        assert bool(calls) == is_tested
 
 
 def test_the_training_mode_is_restored(tiny_bert: Path) -> None:

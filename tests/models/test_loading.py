@@ -12,6 +12,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, PreTrainedModel
 
 from finetune.errors import ModelError
 from finetune.heads.pruning import pruned_classifier, write_zeroed
@@ -58,6 +59,24 @@ def test_a_trained_model_is_the_same_after_reloading(
     assert (reloaded.label_names, reloaded.problem_type) == (list(LABELS), "single_label_classification")
     assert (reloaded.max_length, reloaded.tokenizer.get_vocab()) == (16, trained.tokenizer.get_vocab())
     assert isinstance(reloaded.model, peft.PeftModel) == (lora is not None)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_weights_and_tokenizer_are_read_once(
+    lora: Lora | None, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_classifier(tiny_classifier(tiny_bert, lora=lora, labels=LABELS), tmp_path)
+    calls = []
+    for owner in (PreTrainedModel, AutoTokenizer):
+        read = vars(owner)["from_pretrained"].__func__
+
+        def counted(cls, *args, owner=owner, read=read, **kwargs):
+            calls.append(owner.__name__)
+            return read(cls, *args, **kwargs)
+
+        monkeypatch.setattr(owner, "from_pretrained", classmethod(counted))
+    load_classifier(tmp_path)
+    assert sorted(calls) == ["AutoTokenizer", "PreTrainedModel"]
 
 
 def test_a_fresh_process_gives_the_same_logits(tiny_masked_lm: Path, tmp_path: Path) -> None:
