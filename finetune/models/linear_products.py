@@ -91,7 +91,7 @@ def _vendor() -> str:
 
 
 def _product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return input weight^T + bias, (..., O), for input (..., I) and weight (O, I), without a gradient."""
+    """Return input weight^T + bias, (..., O), by oneDNN, for input (..., I) and weight (O, I), without a gradient."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
     return result
 
@@ -111,11 +111,20 @@ class _Linear(torch.autograd.Function):
         input, weight = ctx.saved_tensors
         needs_input, needs_weight, needs_bias = ctx.needs_input_grad
         rows = gradient.reshape(-1, gradient.shape[-1])  # (N, O)
-        grad_input = _product(gradient, weight.t()) if needs_input else None
+        grad_input = _input_gradient(gradient, weight) if needs_input else None
         grad_weight = _weight_gradient(rows, input.reshape(-1, input.shape[-1])) if needs_weight else None
         return grad_input, grad_weight, rows.sum(0) if needs_bias else None
 
 
+def _input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
+    """Return gradient weight, (..., I), for (..., O) and (O, I).
+
+    With AVX2 and 3,072 inputs or outputs, as in BERT-base, oneDNN reached 66 to 97 GFLOP/s and MKL 102 to 108.
+    """
+    slow = instruction_set() == "AVX2" and 3072 in weight.shape
+    return gradient @ weight if slow else _product(gradient, weight.t())
+
+
 def _weight_gradient(gradient: Tensor, input: Tensor) -> Tensor:
-    """Return gradient^T input, (O, I), for (N, O) and (N, I); with AVX2 MKL is as fast, and copies nothing."""
+    """Return gradient^T input, (O, I), for (N, O) and (N, I); with AVX2 MKL is as fast, without copies."""
     return _product(gradient.t(), input.t()) if instruction_set() == "AVX512" else gradient.t() @ input

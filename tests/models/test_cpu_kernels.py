@@ -78,18 +78,22 @@ def test_dropout_zeroes_a_share_and_keeps_the_mean(shape: tuple[int, ...], dtype
     if values.numel() > 1000:
         kept = (result != 0).double()
         assert abs(kept.mean().item() - 0.9) < 0.002  # 401,000 draws: standard error 0.0005
-        # Four values share one random number, but must be independent.
-        lanes = kept.flatten().unflatten(0, (-1, 4)) - 0.9
+        # Eight values share one random number, and 1,024 a threshold, but they must be independent.
+        lanes = kept.flatten()[: kept.numel() // 8 * 8].unflatten(0, (-1, 8)) - 0.9
         shared = lanes.T @ lanes / len(lanes)
         assert (shared - torch.diag(shared.diag())).abs().max() < 0.002
 
 
 def test_dropout_has_the_given_rate() -> None:
     values = torch.ones(1_000_000)
-    for rate in (0.01, 0.5, 0.95):
+    for rate in (0.01, 0.1, 0.5, 0.95, 0.999):
         result = cpu_kernels.dropout(values, rate)
         assert result is not None
         assert abs((result == 0).double().mean().item() - rate) < 0.002
+    # Rates between two thresholds of 8 bits: 1,000 blocks draw one of them, with a standard error of 0.00006.
+    for steps in (1, 26 * 256, 26 * 256 + 128, 26 * 256 + 255, 254 * 256 + 255):
+        dropped = 1 - cpu_kernels._keep_mask(torch.empty(10_000_000), steps).double().mean().item()
+        assert abs(dropped - steps / 2**16) < 0.0008, steps  # 10^7 draws: standard error 0.00016
 
 
 def test_unsupported_calls_return_none() -> None:

@@ -80,6 +80,17 @@ def test_only_gradients_that_are_needed_are_computed(trained: tuple[bool, ...]) 
 
 @needs_onednn
 @pytest.mark.usefixtures("on_amd")
+def test_gradients_of_a_width_that_is_slow_in_onednn() -> None:
+    x, weight = random(3, 3072).requires_grad_(), random(4, 3072, seed=1)
+    output = linear(x, weight)
+    assert output is not None
+    (gradient,) = torch.autograd.grad(output.square().sum(), x)
+    exact = 2 * (x.detach().double() @ weight.double().t()) @ weight.double()
+    assert is_close(gradient, exact)
+
+
+@needs_onednn
+@pytest.mark.usefixtures("on_amd")
 def test_weights_of_any_layout_without_gradients() -> None:
     x = random(6, 24)
     for weight in (random(24, 16).t(), random(16, 48)[:, ::2], random(32, 24)[::2], random(1, 24).expand(16, 24)):
