@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 
 .PHONY: install format lint test test-gpu soak eval bench bench-accuracy bench-heads bench-pruning bench-export bench-predict bench-report bench-interop \
-	bench-inference bench-intervals bench-defaults bench-peers bench-coverage bench-label-errors bench-data bench-pipeline claims toy clean
+	bench-inference bench-intervals bench-defaults bench-peers bench-coverage bench-label-errors bench-data bench-pipeline bench-startup claims toy clean
 
 install: $(SETUP)
 
@@ -133,6 +133,11 @@ bench-data: $(SETUP)
 # on a machine with no other load. Updates the table of the performance guide.
 bench-pipeline: $(SETUP)
 	$(BIN)/python -m tests.benchmarks.input_pipeline --write
+
+# Seconds of the processor from a command to the first training step or the first prediction, in new processes, with the
+# finished run in RUN; AGAINST is another checkout, measured in the same rounds: 3 minutes on a machine with no other load.
+bench-startup: $(SETUP)
+	$(BIN)/python -m tests.benchmarks.startup $(RUN) $(if $(AGAINST),--against $(AGAINST))
 
 # How often the 95 % intervals of all metrics contain the true value: 400 data sets per setting, 10 minutes. Updates the
 # guide "Runs".
