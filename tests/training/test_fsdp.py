@@ -169,6 +169,7 @@ def test_a_killed_sharded_run_resumes_to_the_same_bits(started: tuple[Path, Done
         ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, "FSDP: fsdp_activation_checkpointing: true; change this"),
         ({"FSDP_IGNORED_MODULES": ".*"}, {}, "FSDP: fsdp_ignored_modules; change this, or start without FSDP"),
         ({}, {"torch_compile": True}, "FSDP: training.torch_compile: true; change this"),
+        ({}, {"padding_free": True}, "FSDP: training.padding_free: true; change this"),
         ({}, {"mixed_precision": "fp16"}, "FSDP: training.mixed_precision: fp16; change this"),
         ({}, {"mixed_precision": "int8"}, "FSDP: training.mixed_precision: int8; change this"),
         ({"FSDP_AUTO_WRAP_POLICY": "X"}, {}, "rejects its FSDP settings: .*policy: X.*; correct its config file"),
