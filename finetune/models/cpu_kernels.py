@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from finetune.models import linear_products
 from finetune.models.linear_products import linear
 
 SWITCH = "FINETUNE_CPU_KERNELS"  # an environment variable; 0 turns the kernels off
@@ -68,9 +69,10 @@ def scoring_kernels(model: nn.Module) -> AbstractContextManager[object]:
 
     Only linear layers have another kernel there; compiled layers have kernels of their own.
     """
+    if linear_products.instruction_set() is None or next(model.parameters()).device.type != "cpu":
+        return nullcontext()
     compiled = any(module._compiled_call_impl is not None for module in model.modules())
-    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    return CpuKernels([F.linear]) if on_cpu and not compiled else nullcontext()
+    return nullcontext() if compiled else CpuKernels([F.linear])
 
 
 def dropout(values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor | None:
