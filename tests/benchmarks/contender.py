@@ -15,7 +15,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import datasets
@@ -150,7 +150,8 @@ def ours(contender: Contender, classifier: Classifier, split: EncodedSplit, test
     steps = -(-len(split) // BATCH)
     total = steps * contender.epochs
     plan = Plan(BATCH, 1, steps, contender.epochs, total, -int(-WARMUP * total // 1), steps, None, None, None)
-    training = TrainingSection(learning_rate=contender.learning_rate)
+    padding_free: Literal[False, "auto"] = False if contender.use_cpu else "auto"
+    training = TrainingSection(learning_rate=contender.learning_rate, padding_free=padding_free)
     trainer = build_trainer(classifier, split, plan, Hyperparameters(training, seed=contender.seed), accelerator)
     clock = Clock(contender.warm_up)
     with tempfile.TemporaryDirectory() as folder:
