@@ -117,7 +117,7 @@ def check_precision(context: RunContext, trainer: Trainer) -> dict[str, float]:
         return {}
     layers = len(int8_layers(trainer.classifier.base))
     context.print_line(
-        f"{layers} linear layers multiply in int8. On the first batch, the cosine of the gradient with that of float32 "
+        f"{layers} linear layers multiply in int8. On the first rows, the cosine of the gradient with that of float32 "
         f"is {cosine:.4f}."
     )
     return {"int8_gradient_cosine": round(cosine, 5)}

@@ -27,7 +27,7 @@ from finetune.training.resume_check import differences, recipe_fingerprint
 from finetune.training.trainer import Trainer
 from tests.support.families import build as build_family
 from tests.support.families import save_checkpoint, split_of
-from tests.support.finished_runs import SCRATCH, finished, recipe
+from tests.support.finished_runs import finished, recipe
 from tests.support.helpers import ROLES, encoded, plan
 
 Build = Callable[..., Classifier]
@@ -128,8 +128,9 @@ def test_a_family_without_linear_layers_is_refused(in_int8: Accelerator, tmp_pat
         check_int8(trainer)
 
 
-def test_a_run_records_the_cosine_and_resumes_in_int8_only(tmp_path: Path) -> None:
-    content = recipe(SCRATCH, training={"mixed_precision": "int8", "num_train_epochs": 1})
+def test_a_run_records_the_cosine_and_resumes_in_int8_only(checkpoint: Path, tmp_path: Path) -> None:
+    training = {"mixed_precision": "int8", "num_train_epochs": 1}
+    content = recipe({"model_name_or_path": str(checkpoint)}, training=training)
     run = finished(tmp_path, {**content, "head_importance": None})
     environment = json.loads((run / "environment.json").read_text())
     assert environment["mixed_precision"] == "int8"
