@@ -1,14 +1,15 @@
-"""Whether a model has adapters, and the names of their files, without importing peft for a model that has none."""
+"""Whether a model or a layer has adapters, and the names of their files, without importing peft if there are none."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from torch import nn
 
 if TYPE_CHECKING:
     import peft
+    from peft.tuners.tuners_utils import BaseTunerLayer
     from typing_extensions import TypeIs
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -20,7 +21,7 @@ def is_adapted(model: nn.Module) -> TypeIs[peft.PeftModel]:
     return peft_library is not None and isinstance(model, peft_library.PeftModel)
 
 
-def has_adapter_layers(model: nn.Module) -> bool:
-    """Return whether any layer of a model has adapters, also if the model is not wrapped in a `peft.PeftModel`."""
+def is_adapter_layer(module: nn.Module) -> TypeGuard[BaseTunerLayer]:
+    """Return whether a module is a layer of peft with adapters."""
     layers = sys.modules.get("peft.tuners.tuners_utils")
-    return layers is not None and any(isinstance(module, layers.BaseTunerLayer) for module in model.modules())
+    return layers is not None and isinstance(module, layers.BaseTunerLayer)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from finetune.errors import ModelError
-from finetune.models.adapted import has_adapter_layers
+from finetune.models.adapted import is_adapter_layer
 from finetune.models.architectures import HEAD_COUNT_ATTRIBUTES, family_of
 from finetune.models.attention_sites import AttentionSite, attention_sites, unpruned_sites
 from finetune.models.empty_layers import skip_attention
@@ -145,7 +145,7 @@ def select_position_bias(model: PreTrainedModel) -> None:
 
 def check_no_adapters(model: nn.Module) -> None:
     """Raise ModelError if the model has adapters."""
-    if has_adapter_layers(model):
+    if any(is_adapter_layer(module) for module in model.modules()):
         raise ModelError("a model with adapters cannot be pruned; merge the adapters first")
 
 

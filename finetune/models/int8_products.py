@@ -26,11 +26,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
+from finetune.models.adapted import is_adapter_layer
 from finetune.models.architectures import encoder_layers
 from finetune.models.encoder_parts import layer_modules
 
@@ -110,7 +110,7 @@ def int8_layers(base: PreTrainedModel) -> list[nn.Linear]:
 
 def _without_adapters(module: nn.Module) -> Iterator[nn.Module]:
     """Yield the module and all modules in it; of a layer with adapters only the layer below them."""
-    if isinstance(module, BaseTunerLayer):
+    if is_adapter_layer(module):
         module = module.get_base_layer()
     yield module
     for child in module.children():
