@@ -60,7 +60,7 @@ def _is_supported(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and weight.dim() == 2
         and input.dim() >= 1
         and input.shape[-1] == weight.shape[1]
-        and (bias is None or bias.shape == weight.shape[:1])
+        and (bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous()))  # oneDNN ignores its stride
         and input.numel() * weight.shape[0] >= _MIN_MULTIPLICATIONS
         and instruction_set() is not None
         and not torch.is_autocast_enabled("cpu")

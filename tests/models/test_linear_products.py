@@ -138,6 +138,8 @@ def test_other_calls_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         "vector as weight": (x, weight[0]),
         "wrong width": (x[:, 1:], weight),
         "wrong bias": (x, weight, bias[1:]),
+        "bias with gaps": (x, weight, random(32)[::2]),
+        "bias of one number": (x, weight, bias[:1].expand(16)),
         "scalar": (x[0, 0], weight),
         "empty": (x[:0], weight),
         "no outputs": (x, weight[:0]),
