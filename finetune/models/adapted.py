@@ -16,12 +16,15 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 
 
 def is_adapted(model: nn.Module) -> TypeIs[peft.PeftModel]:
-    """Return whether a model is a `peft.PeftModel`. Its class exists only once peft is imported."""
-    peft_library = sys.modules.get("peft")
-    return peft_library is not None and isinstance(model, peft_library.PeftModel)
+    """Return whether a model is a `peft.PeftModel`.
+
+    Its class exists only once peft is imported. While another thread imports it, the module lacks the class.
+    """
+    peft_class = getattr(sys.modules.get("peft"), "PeftModel", None)
+    return peft_class is not None and isinstance(model, peft_class)
 
 
 def is_adapter_layer(module: nn.Module) -> TypeGuard[BaseTunerLayer]:
     """Return whether a module is a layer of peft with adapters."""
-    layers = sys.modules.get("peft.tuners.tuners_utils")
-    return layers is not None and isinstance(module, layers.BaseTunerLayer)
+    layer_class = getattr(sys.modules.get("peft.tuners.tuners_utils"), "BaseTunerLayer", None)
+    return layer_class is not None and isinstance(module, layer_class)
