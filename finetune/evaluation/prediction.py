@@ -22,8 +22,10 @@ from finetune.evaluation.metrics import metric_values
 from finetune.evaluation.scored_rows import ScoredRows
 from finetune.models.classifier import Classifier
 from finetune.models.cpu_kernels import scoring_kernels
+from finetune.models.int8_products import check_int8_layers
 from finetune.models.losses import per_example_loss
 from finetune.models.outputs import OutputRules
+from finetune.models.precision import INT8
 from finetune.models.speedups import sped_up
 from finetune.progress import stage
 from finetune.recipe.names import METRICS
@@ -86,7 +88,12 @@ def predict(classifier: Classifier, split: EncodedSplit, *, batch_size: int, acc
     """Return the predictions for every row of a split. Each row is scored once, by one of the processes.
 
     The batches do not depend on the number of processes, so the results are bit-identical for any number.
+
+    Raises:
+        ModelError: int8 was requested for a model that has no layers for it.
     """
+    if accelerator.mixed_precision == INT8:
+        check_int8_layers(classifier.base)
     model, training = classifier.model, classifier.model.training
     model.to(accelerator.device).eval()
     batches = plan_scoring(split.lengths, batch_size)[accelerator.process_index :: accelerator.num_processes]

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
+from finetune.errors import ModelError
 from finetune.models.adapted import is_adapter_layer
 from finetune.models.architectures import encoder_layers
 from finetune.models.encoder_parts import layer_modules
@@ -115,6 +116,15 @@ def _without_adapters(module: nn.Module) -> Iterator[nn.Module]:
     yield module
     for child in module.children():
         yield from _without_adapters(child)
+
+
+def check_int8_layers(base: PreTrainedModel) -> None:
+    """Raise ModelError if the model has no layers that can multiply in int8."""
+    if not int8_layers(base):
+        raise ModelError(
+            f"the encoder of a '{base.config.model_type}' model has no plain linear layers, which are what multiplies "
+            "in int8; set training.mixed_precision: auto (finetune predict: remove --int8)"
+        )
 
 
 @contextmanager

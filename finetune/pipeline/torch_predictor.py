@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from finetune.distributed import gather_results, local_main_process_first
 from finetune.models.cpu_kernels import keep_freed_memory
+from finetune.models.int8_products import check_int8_layers
 from finetune.models.precision import INT8, multiply_in_int8
 from finetune.models.speedups import sped_up
 from finetune.pipeline.launch_checks import check_environment, check_launch, threads_per_process
@@ -41,7 +42,8 @@ def torch_predictor(model: Path, options: PredictOptions) -> Iterator[Predictor]
     """Yield the model of a folder in evaluation mode, on the GPU of this process or on the CPU.
 
     Raises:
-        FinetuneError: the folder holds no trained model, or the launcher was called with options that do not fit.
+        FinetuneError: the folder holds no trained model, the launcher was called with options that do not fit,
+            or `options.precision` is int8 and the model has no layers for it.
     """
     check_environment()
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # avoids a warning from Accelerate; see below
@@ -57,6 +59,8 @@ def torch_predictor(model: Path, options: PredictOptions) -> Iterator[Predictor]
     classifier = local_main_process_first(
         accelerator, lambda: load_with_text_columns(model, options.trust_remote_code, options.base)
     )
+    if options.precision == INT8:
+        check_int8_layers(classifier.base)
     classifier.model.to(accelerator.device)
     batch_size = options.batch_size or (_CPU_BATCH if on_cpu else _GPU_BATCH)
     with torch.no_grad(), sped_up(classifier, accelerator), accelerator.autocast():

@@ -90,12 +90,14 @@ def _train(context: RunContext, on_evaluation: OnEvaluation | None) -> None:
     ):
         with stage("building the trainer"):
             trainer = new_trainer(context, cached, plan, checkpoint)
-            if checkpoint is not None:
-                trainer.resume(checkpoint)
+        # With the weights before step 0, also if the run resumes: the gradient of trained weights is mostly noise.
+        precision = check_precision(context, trainer)
         if checkpoint is not None:
+            with stage("building the trainer"):
+                trainer.resume(checkpoint)
             step = f"step {trainer.state.step} of {plan.total_steps}"
             context.print_line(f"Resuming from {escape(str(checkpoint))} at {step}.")
-        environment = describe_environment(accelerator, context.recipe.seed) | check_precision(context, trainer)
+        environment = describe_environment(accelerator, context.recipe.seed) | precision
         write_first_files = partial(take_ownership, context.folder, context.recipe, environment, inputs.summary)
         on_main_process(accelerator, write_first_files)
         on_main_process(accelerator, partial(write_data_quality, context, inputs))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from finetune.data.batching import load_batches
 from finetune.distributed import gather_results
-from finetune.errors import ModelError, TrainingError
-from finetune.models.int8_products import int8_layers, int8_products
+from finetune.errors import TrainingError
+from finetune.models.int8_products import check_int8_layers, int8_products
 from finetune.models.precision import INT8
 from finetune.training.trainer import Trainer
 
@@ -32,12 +32,8 @@ def check_int8(trainer: Trainer) -> float | None:
     accelerator, base = trainer.accelerator, trainer.classifier.base
     if accelerator.mixed_precision != INT8:
         return None
-    if not int8_layers(base):
-        raise ModelError(
-            f"training.mixed_precision is int8, but the encoder of a '{base.config.model_type}' model has no plain "
-            "linear layers, which are what multiplies in int8; set training.mixed_precision: auto"
-        )
-    cosine = min(gather_results(accelerator, lambda: gradient_cosine(trainer)))
+    check_int8_layers(base)
+    cosine = float(np.min(gather_results(accelerator, lambda: gradient_cosine(trainer))))  # nan if one of them is
     if not cosine >= MIN_COSINE:  # also if it is undefined
         raise TrainingError(
             f"the gradient in int8 is not that of float32: on the first rows their cosine is {cosine:.3f}, and the "

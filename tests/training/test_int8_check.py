@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from finetune.errors import ModelError, TrainingError
+from finetune.evaluation.prediction import predict
 from finetune.models import int8_products
 from finetune.models.classifier import Classifier
 from finetune.models.lora import Lora
@@ -108,6 +110,15 @@ def test_layers_that_are_computed_again_have_the_same_gradient(build: Build) -> 
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
+@pytest.mark.parametrize("cosines", [[math.nan, 0.999], [0.999, math.nan], [0.999, 0.9]])
+def test_the_worst_process_decides(
+    cosines: list[float], build: Build, in_int8: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetune.training.int8_check.gather_results", lambda *_: cosines)
+    with pytest.raises(TrainingError, match=r"their cosine is (nan|0\.900)"):
+        check_int8(trainer_of(build(), in_int8))
+
+
 def test_a_gradient_unlike_that_of_float32_is_refused(
     build: Build, in_int8: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,15 +137,20 @@ def test_a_family_without_linear_layers_is_refused(in_int8: Accelerator, tmp_pat
     trainer = trainer_of(classifier, in_int8, split_of(classifier))
     with pytest.raises(ModelError, match=r"encoder of a 'squeezebert' model has no plain linear layers.* auto"):
         check_int8(trainer)
+    with pytest.raises(ModelError, match=r"has no plain linear layers, which are what multiplies in int8.* --int8"):
+        predict(classifier, trainer.split, batch_size=2, accelerator=in_int8)
 
 
-def test_a_run_records_the_cosine_and_resumes_in_int8_only(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_run_records_the_cosine_and_resumes_in_int8_only(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     training = {"mixed_precision": "int8", "num_train_epochs": 1}
     content = recipe({"model_name_or_path": str(checkpoint)}, training=training)
-    run = finished(tmp_path, {**content, "head_importance": None})
+    content = {**content, "head_importance": None, "checkpoint": {"save_strategy": "epoch"}}
+    run = finished(tmp_path, content)
     environment = json.loads((run / "environment.json").read_text())
     assert environment["mixed_precision"] == "int8"
-    assert 0.99 < environment["int8_gradient_cosine"] < 1
+    assert 0.99 < (cosine := environment["int8_gradient_cosine"]) < 1
     in_int8 = read_recipe(RunFolder(run), read_data=False)
     fingerprints = [
         recipe_fingerprint(saved, ["0", "1"])
@@ -145,3 +161,7 @@ def test_a_run_records_the_cosine_and_resumes_in_int8_only(checkpoint: Path, tmp
     exact = evaluate(run, ["training.mixed_precision=no"])["test"].loss
     assert exact != scored
     assert exact == pytest.approx(scored, abs=0.05)  # measured: 1e-3
+    finished(tmp_path, content, "checkpoint.resume_from_checkpoint=auto")
+    assert "Resuming from" in capsys.readouterr().out
+    # The first weights are checked again, not those of the checkpoint, whose gradient is mostly noise.
+    assert json.loads((run / "environment.json").read_text())["int8_gradient_cosine"] == cosine
