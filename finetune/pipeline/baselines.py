@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ from finetune.recipe.schema import Recipe
 from finetune.runs.baselines import BaselineComparison, BaselineInfo, SplitComparison
 from finetune.runs.run_files import read_baselines
 
+Encoder = Callable[[], Classifier | None]  # see `untrained_encoder`
+
 MAX_TFIDF_ROWS = 5_000  # training rows that TF-IDF is fitted on, drawn at random; more rows would take too long
 _PART = 20_000  # rows whose pooled states are in memory at a time
 _NO_ENCODER = "the encoder has no pretrained weights"
@@ -52,32 +54,25 @@ class Baselines:
     seconds: float = 0.0
 
 
-def fit_baselines(context: RunContext, inputs: RunInputs) -> Baselines:
-    """Return the baselines of the recipe, fitted on the training rows; call it before the classifier is trained.
-
-    The first run of a series fits them for all.
-    """
-    recipe = context.recipe
-    return context.shared.once_per_encoder("baselines", partial(_fit_all, context, inputs), recipe)
-
-
-def _fit_all(context: RunContext, inputs: RunInputs) -> Baselines:
-    names = context.recipe.evaluation.baselines or []
-    return _fit(context, inputs, names, partial(untrained_encoder, context, inputs, trained=False))
-
-
-def untrained_encoder(context: RunContext, inputs: RunInputs, *, trained: bool) -> Classifier | None:
-    """Return a classifier with the encoder as it was before training; None if it had random weights.
+def fit_baselines(context: RunContext, inputs: RunInputs, encoder: Encoder) -> Baselines:
+    """Return the baselines of the recipe, fitted on the training rows. The first run of a series fits them for all.
 
     Args:
-        trained: whether the classifier of `inputs` is trained, so that the checkpoint is loaded again.
-
-    Raises:
-        ModelError: the checkpoint cannot be loaded.
+        encoder: see `untrained_encoder`.
     """
-    if trained or context.recipe.training.reinit_layers:  # then the classifier's encoder is not that of the checkpoint
-        return _pretrained_encoder(context, inputs)
-    return inputs.classifier if inputs.classifier.source is not None else None
+    recipe = context.recipe
+    fit = partial(_fit, context, inputs, recipe.evaluation.baselines or [], encoder)
+    return context.shared.once_per_encoder("baselines", fit, recipe)
+
+
+def untrained_encoder(context: RunContext, inputs: RunInputs) -> Encoder:
+    """Return a function that returns a classifier with the encoder as it was before training, for its pooled states.
+
+    The first call loads the checkpoint. The function returns None if the encoder had random weights, and raises
+    ModelError if the checkpoint cannot be loaded. It must be called on every process. The classifier stays in memory
+    as long as the function.
+    """
+    return cache(partial(_pretrained_encoder, context, inputs))
 
 
 def baseline_pooling(recipe: Recipe) -> Pooling:
@@ -85,10 +80,11 @@ def baseline_pooling(recipe: Recipe) -> Pooling:
     return "cls" if recipe.model.pooling == "cls" else "mean"
 
 
-def stored_or_fitted_baselines(context: RunContext, inputs: RunInputs) -> Baselines:
+def stored_or_fitted_baselines(context: RunContext, inputs: RunInputs, encoder: Encoder) -> Baselines:
     """Return the baselines of a finished run; those whose predictions for these rows are not stored are fitted again.
 
-    The pretrained encoder is loaded again if it is needed.
+    Args:
+        encoder: see `untrained_encoder`.
     """
     names = context.recipe.evaluation.baselines or []
 
@@ -110,7 +106,7 @@ def stored_or_fitted_baselines(context: RunContext, inputs: RunInputs) -> Baseli
     missing = [name for name in names if name not in stored.fitted]
     if not missing:
         return stored
-    fitted = _fit(context, inputs, missing, partial(untrained_encoder, context, inputs, trained=True))
+    fitted = _fit(context, inputs, missing, encoder)
     by_name = stored.fitted | fitted.fitted
     seconds = max(stored.seconds, fitted.seconds)
     return Baselines({name: by_name[name] for name in names if name in by_name}, fitted.skipped, seconds)
@@ -139,10 +135,8 @@ def compare_baselines(
     return BaselineComparison(metric, infos, baselines.skipped, baselines.seconds, splits, note)
 
 
-def _fit(
-    context: RunContext, inputs: RunInputs, names: Sequence[str], encoder: Callable[[], Classifier | None]
-) -> Baselines:
-    """Return these baselines, fitted; `encoder` returns a classifier with the pretrained encoder, or None."""
+def _fit(context: RunContext, inputs: RunInputs, names: Sequence[str], encoder: Encoder) -> Baselines:
+    """Return these baselines, fitted; see `untrained_encoder` for `encoder`."""
     held_out = inputs.held_out_splits()
     if not names or not held_out:
         return Baselines()
@@ -203,7 +197,9 @@ def _fit_on_states(context: RunContext, inputs: RunInputs, classifier: Classifie
     """Return the linear model on the encoder's pooled states. Every process computes a part of the states."""
     recipe, train, accelerator = context.recipe, inputs.splits["train"], context.accelerator
     pooling = baseline_pooling(recipe)
-    probe = inputs.probe or fit_linear_probe(context, classifier, train, pooling)
+    # The probe of a run with `reinit_layers` was fitted to the states of another encoder.
+    probe = None if recipe.training.reinit_layers else inputs.probe
+    probe = probe or fit_linear_probe(context, classifier, train, pooling)
 
     def predict(split: EncodedSplit) -> np.ndarray:
         """Return the predicted labels of the rows."""
@@ -234,6 +230,8 @@ def _description(features: str, inputs: RunInputs, rows: int) -> str:
 def _pretrained_encoder(context: RunContext, inputs: RunInputs) -> Classifier | None:
     """Return a classifier with the encoder as it was before training; None if it had random weights.
 
+    Weights that the checkpoint lacks (`model.allow_missing_weights`) are drawn as at the start of the run.
+
     Raises:
         ModelError: the checkpoint cannot be loaded.
     """
@@ -243,7 +241,8 @@ def _pretrained_encoder(context: RunContext, inputs: RunInputs) -> Classifier | 
     source = checkpoint_source(model)
 
     def load() -> Classifier:
-        with torch.random.fork_rng(devices=[]):  # the new head is random, but nothing else changes
+        with torch.random.fork_rng(devices=[]):  # the random numbers of the run go on as if nothing was drawn
+            torch.default_generator.manual_seed(context.recipe.seed)
             return pretrained_classifier(
                 source,
                 load_tokenizer(source),

@@ -21,7 +21,7 @@ from finetune.evaluation.thresholds import threshold_gain
 from finetune.models.classifier import Classifier
 from finetune.out_of_memory import report_out_of_memory
 from finetune.pipeline.analyze_heads import analyze, describe_error, explain, write_heads
-from finetune.pipeline.baselines import Baselines, compare_baselines, stored_or_fitted_baselines
+from finetune.pipeline.baselines import Baselines, compare_baselines, stored_or_fitted_baselines, untrained_encoder
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.finished_run import finished_folder, open_run
 from finetune.pipeline.fit_thresholds import compared_f1
@@ -53,8 +53,10 @@ def evaluate(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Split
     # The report shows every file, so all of them are checked before scoring starts.
     previous = read_record(finished_folder(path), overrides, before_scoring=True).scores
     with open_run(path, overrides) as run:
-        baselines = stored_or_fitted_baselines(run.context, run.inputs)
-        label_errors = stored_or_new_label_errors(run.context, run.inputs)
+        encoder = untrained_encoder(run.context, run.inputs)
+        baselines = stored_or_fitted_baselines(run.context, run.inputs, encoder)
+        label_errors = stored_or_new_label_errors(run.context, run.inputs, encoder)
+        del encoder  # which the evaluation does not need
         scores = evaluate_stage(run.context, run.inputs, baselines, label_errors)
         if previous:
             again = {name: result for name, result in scores.items() if name in previous}  # a split can be new

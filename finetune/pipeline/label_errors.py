@@ -22,7 +22,7 @@ from finetune.evaluation.label_errors import LikelyErrors, find_label_errors
 from finetune.evaluation.prediction import Predictions
 from finetune.models.classifier import Classifier
 from finetune.models.pooled_states import pooled_states
-from finetune.pipeline.baselines import baseline_pooling, untrained_encoder
+from finetune.pipeline.baselines import Encoder, baseline_pooling
 from finetune.pipeline.context import RunContext, RunInputs
 from finetune.pipeline.linear_probe import probe_positions, probe_states
 from finetune.progress import stage
@@ -42,21 +42,25 @@ def checks_labels(recipe: Recipe, classifier: Classifier) -> bool:
     return recipe.evaluation.label_errors and classifier.problem_type != "regression"
 
 
-def training_label_errors(context: RunContext, inputs: RunInputs, *, trained: bool = False) -> list[LabelError]:
+def training_label_errors(context: RunContext, inputs: RunInputs, encoder: Encoder) -> list[LabelError]:
     """Return the training rows whose label is probably wrong; nothing in regression or if the recipe says so.
 
     Args:
-        trained: whether the classifier is trained, so that the encoder of its checkpoint is loaded.
+        encoder: see `untrained_encoder`.
     """
     rows = len(inputs.splits["train"]) - inputs.summary["train"].label_name_rows
     if not checks_labels(context.recipe, inputs.classifier) or rows < MIN_CHECKED_ROWS:
         return []
-    check = partial(_check_training_rows, context, inputs, trained=trained)
+    check = partial(_check_training_rows, context, inputs, encoder)
     return context.shared.once_per_encoder("label errors", check, context.recipe)
 
 
-def stored_or_new_label_errors(context: RunContext, inputs: RunInputs) -> list[LabelError]:
-    """Return the likely errors in the training rows of a finished run, from its file if they are of these rows."""
+def stored_or_new_label_errors(context: RunContext, inputs: RunInputs, encoder: Encoder) -> list[LabelError]:
+    """Return the likely errors in the training rows of a finished run, from its file if they are of these rows.
+
+    Args:
+        encoder: see `untrained_encoder`.
+    """
 
     def read() -> list[LabelError] | None:
         """Return the training rows of the file; None if there is no file or one of them has changed."""
@@ -72,7 +76,7 @@ def stored_or_new_label_errors(context: RunContext, inputs: RunInputs) -> list[L
     stored = gather_results(context.accelerator, read)[0]
     if stored is not None and checks_labels(context.recipe, inputs.classifier):
         return stored
-    return training_label_errors(context, inputs, trained=True)
+    return training_label_errors(context, inputs, encoder)
 
 
 def held_out_label_errors(
@@ -93,13 +97,13 @@ def held_out_label_errors(
     return _named(split, rows, find_label_errors(predictions.labels, predictions.probabilities()), label_names)
 
 
-def _check_training_rows(context: RunContext, inputs: RunInputs, *, trained: bool) -> list[LabelError]:
+def _check_training_rows(context: RunContext, inputs: RunInputs, encoder: Encoder) -> list[LabelError]:
     """Return the training rows whose label is probably wrong. Every process computes a part of the states."""
     started, recipe = time.perf_counter(), context.recipe
     split, num_labels, seed = inputs.splits["train"], len(inputs.classifier.label_names), recipe.rows_seed()
     rows = _checked_positions(inputs, seed)
     with stage("looking for label errors"):
-        states = _states(context, inputs, rows, trained=trained)
+        states = _states(context, inputs, rows, encoder)
 
         def check() -> tuple[int, list[LabelError]]:
             """Return how many rows were checked, and the likely errors, on the main process."""
@@ -137,20 +141,20 @@ def _checked_positions(inputs: RunInputs, seed: int) -> np.ndarray:
     return np.union1d(fitted, drawn)
 
 
-def _states(context: RunContext, inputs: RunInputs, rows: np.ndarray, *, trained: bool) -> np.ndarray | None:
+def _states(context: RunContext, inputs: RunInputs, rows: np.ndarray, encoder: Encoder) -> np.ndarray | None:
     """Return the pooled states of training rows, (N, E); None if the encoder has no pretrained weights."""
     train, pooling = inputs.splits["train"], baseline_pooling(context.recipe)
     try:
-        encoder = untrained_encoder(context, inputs, trained=trained)
-        if encoder is None:
+        classifier = encoder()
+        if classifier is None:
             return None
-        fitted = probe_positions(train.labels, len(encoder.label_names), context.recipe.rows_seed())
-        states = probe_states(context, encoder, train, pooling)
+        fitted = probe_positions(train.labels, len(classifier.label_names), context.recipe.rows_seed())
+        states = probe_states(context, classifier, train, pooling)
         rest = np.setdiff1d(rows, fitted)
         batch_size = context.recipe.evaluation.per_device_eval_batch_size
         if len(rest):
             others = pooled_states(
-                encoder, train.select(rest), pooling=pooling, batch_size=batch_size, accelerator=context.accelerator
+                classifier, train.select(rest), pooling=pooling, batch_size=batch_size, accelerator=context.accelerator
             )
             fitted, states = np.concatenate([fitted, rest]), np.concatenate([states, others])
     except FinetuneError as error:  # the same on every process

@@ -11,9 +11,9 @@ from rich.markup import escape
 from finetune.distributed import on_main_process
 from finetune.errors import RecipeError, TrainingStopped
 from finetune.out_of_memory import report_out_of_memory
-from finetune.pipeline.baselines import fit_baselines
+from finetune.pipeline.baselines import Baselines, fit_baselines, untrained_encoder
 from finetune.pipeline.check_data import write_data_quality
-from finetune.pipeline.context import RunContext, SharedWork
+from finetune.pipeline.context import RunContext, RunInputs, SharedWork
 from finetune.pipeline.dry_run import dry_run as start_dry_run
 from finetune.pipeline.environment import describe_environment
 from finetune.pipeline.evaluate import evaluate_stage
@@ -31,6 +31,7 @@ from finetune.pipeline.train_stage import (
 )
 from finetune.progress import stage
 from finetune.recipe.schema import Recipe
+from finetune.runs.label_errors import LabelError
 from finetune.runs.ownership import check_output_dir, restore_previous_on_failure, take_ownership
 from finetune.runs.run_folder import RunFolder
 
@@ -82,8 +83,6 @@ def _train(context: RunContext, on_evaluation: OnEvaluation | None) -> None:
     checkpoint = find_resume_checkpoint(context)
     context, inputs, plan = prepare(context, resuming=checkpoint is not None)
     accelerator = context.accelerator
-    # Before training, which changes the encoder.
-    baselines, label_errors = fit_baselines(context, inputs), training_label_errors(context, inputs)
     with (
         frozen_layers_cached(context, inputs) as cached,
         restore_previous_on_failure(context.folder, is_main_process=accelerator.is_main_process),
@@ -104,6 +103,19 @@ def _train(context: RunContext, on_evaluation: OnEvaluation | None) -> None:
         resume_step = None if checkpoint is None else trainer.state.step
         start_trackers(context, list(inputs.held_out_splits()), resume_step=resume_step)
         trained = train_stage(context, cached, trainer, on_evaluation)
-        del trainer
-    evaluate_stage(context, replace(inputs, classifier=trained), baselines, label_errors)
+        del trainer, cached
+    inputs = replace(inputs, classifier=trained)
+    accelerator.free_memory()  # of the optimizer, and of the model that was trained
+    # After training, which then starts sooner; a trial that is stopped early does not need them.
+    baselines, label_errors = _baselines_and_label_errors(context, inputs)
+    evaluate_stage(context, inputs, baselines, label_errors)
     finish(context)
+
+
+def _baselines_and_label_errors(context: RunContext, inputs: RunInputs) -> tuple[Baselines, list[LabelError]]:
+    """Return the baselines, and the training rows whose label is probably wrong.
+
+    The checkpoint is loaded again for both, and its encoder is freed when they are ready.
+    """
+    encoder = untrained_encoder(context, inputs)
+    return fit_baselines(context, inputs, encoder), training_label_errors(context, inputs, encoder)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from finetune.cli import main
 from finetune.errors import ModelError
@@ -21,9 +22,9 @@ from finetune.models.lora import Lora
 from finetune.models.pooled_states import pooled_states
 from finetune.models.pooling import pooling_of
 from finetune.pipeline import baselines, classifier_init
-from finetune.pipeline.baselines import fit_baselines
+from finetune.pipeline.baselines import fit_baselines, untrained_encoder
 from finetune.pipeline.classifier_init import init_classifier, set_probe
-from finetune.pipeline.context import RunContext, RunInputs
+from finetune.pipeline.context import RunContext, RunInputs, SharedWork
 from finetune.pipeline.load_classifier import load_classifier
 from finetune.pipeline.prepare import prepare
 from finetune.pipeline.session import start
@@ -80,12 +81,50 @@ def test_the_frozen_encoder_baseline_does_not_fit_the_same_probe_again(
     changes = [f"model.pooling={pooling}", "evaluation.baselines=[frozen_encoder]"]
     context, inputs = prepared(tmp_path, sentence_encoder, *changes)
     assert inputs.probe is not None
-    fitted = fit_baselines(context, replace(inputs, probe=None)).fitted["frozen_encoder"]
+    encoder = untrained_encoder(context, inputs)
+    fitted = fit_baselines(context, replace(inputs, probe=None), encoder).fitted["frozen_encoder"]
     monkeypatch.setattr(baselines, "fit_linear_probe", lambda *args: pytest.fail("fitted again"))
-    reused = fit_baselines(context, inputs).fitted["frozen_encoder"]
+    again = replace(context, shared=SharedWork())
+    reused = fit_baselines(again, inputs, encoder).fitted["frozen_encoder"]
     assert list(reused.predictions) == ["validation", "test"]
     for split, predictions in fitted.predictions.items():
         assert (reused.predictions[split] == predictions).all()
+
+
+def test_the_frozen_encoder_baseline_does_not_use_the_probe_of_reinitialized_layers(
+    sentence_encoder: Path, tmp_path: Path
+) -> None:
+    fitted = []
+    for layers in (0, 1):
+        changes = [f"training.reinit_layers={layers}", "evaluation.baselines=[frozen_encoder]"]
+        context, inputs = prepared(tmp_path, sentence_encoder, *changes)
+        assert inputs.probe is not None
+        baseline = fit_baselines(context, inputs, untrained_encoder(context, inputs)).fitted["frozen_encoder"]
+        fitted.append(baseline.predictions)
+    assert list(fitted[0]) == ["validation", "test"]
+    assert all((fitted[0][split] == fitted[1][split]).all() for split in fitted[0])
+
+
+@pytest.mark.parametrize("overrides", [[], ["peft.r=2"]])
+def test_the_checkpoint_is_loaded_once_as_it_was_before_training(
+    overrides: list[str], sentence_encoder: Path, tmp_path: Path
+) -> None:
+    checkpoint = Path(shutil.copytree(sentence_encoder, tmp_path / "incomplete"))
+    weights = load_file(checkpoint / "model.safetensors")
+    missing = "encoder.layer.1.output.dense.weight"  # drawn at random, with the seed of the run
+    kept = {name: weight for name, weight in weights.items() if not name.endswith(missing)}
+    assert len(kept) == len(weights) - 1
+    save_file(kept, checkpoint / "model.safetensors", {"format": "pt"})
+    context, inputs = prepared(tmp_path, checkpoint, "model.allow_missing_weights=true", *overrides)
+    state = torch.random.get_rng_state()
+    encoder = untrained_encoder(context, inputs)
+    loaded = encoder()
+    assert loaded is not None
+    assert loaded is encoder()
+    assert state.equal(torch.random.get_rng_state())
+    options: dict[str, Any] = {"batch_size": 8, "accelerator": context.accelerator}
+    before, after = (pooled_states(c, inputs.splits["train"], **options) for c in (inputs.classifier, loaded))
+    assert_equal_up_to_rounding(torch.from_numpy(after), before)
 
 
 def test_a_random_head_and_a_resumed_run_compute_nothing(
