@@ -241,7 +241,7 @@ def _pretrained_encoder(context: RunContext, inputs: RunInputs) -> Classifier | 
     source = checkpoint_source(model)
 
     def load() -> Classifier:
-        with torch.random.fork_rng(devices=[]):  # the random numbers of the run go on as if nothing was drawn
+        with torch.random.fork_rng(devices=[]):  # later random numbers of the run do not change
             torch.default_generator.manual_seed(context.recipe.seed)
             return pretrained_classifier(
                 source,
