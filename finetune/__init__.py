@@ -8,6 +8,7 @@ Each name is imported when it is first used, so `import finetune` is fast and do
 from __future__ import annotations
 
 from importlib import import_module
+from threading import RLock
 from typing import TYPE_CHECKING
 
 from finetune.imports import collector_paused
@@ -45,6 +46,7 @@ __all__ = [
     "train_series",
 ]
 
+_LOCK = RLock()
 _MODULES = {
     "Classifier": "models.classifier",
     "Prediction": "models.outputs",
@@ -66,7 +68,7 @@ def __getattr__(name: str) -> object:
     """Import a public name on first use."""
     if name not in _MODULES:
         raise AttributeError(f"module 'finetune' has no attribute '{name}'")
-    with collector_paused():
+    with _LOCK, collector_paused():  # two threads must not import transformers together, whose imports are lazy
         value: object = getattr(import_module(f"finetune.{_MODULES[name]}"), name)
     globals()[name] = value
     return value

@@ -32,6 +32,23 @@ def test_a_signal_outside_training_stops_the_command_with_one_line(
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_libraries_are_imported_ends_the_process(number: int, code: int) -> None:
+    """In C++ code that runs at an import, an exception would abort the process: exit code 134 and a stack trace."""
+    program = f"""
+import os
+from finetune.cli.shared import loading_libraries
+with loading_libraries(stderr=True):
+    try:
+        os.kill(os.getpid(), {int(number)})
+    except BaseException:
+        print("an exception")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.endswith(f"stopped by {signal.Signals(number).name}\n")
+
+
 def test_a_signal_in_training_is_recorded_and_the_handlers_are_restored(capfd: pytest.CaptureFixture[str]) -> None:
     with stop_immediately():
         outer = signal.getsignal(signal.SIGTERM)

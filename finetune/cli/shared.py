@@ -74,6 +74,7 @@ def loading_libraries(*, torch: bool = True, stderr: bool = False) -> Iterator[N
 
     from finetune.imports import collector_paused
     from finetune.progress import show_progress_on, stage
+    from finetune.signals import exit_immediately
 
     console = Console(quiet=os.environ.get("RANK", "0") != "0", highlight=False, stderr=stderr)
     show_progress_on(console)
@@ -83,5 +84,5 @@ def loading_libraries(*, torch: bool = True, stderr: bool = False) -> Iterator[N
         return
     if not console.is_terminal:  # there, the first line of a stage is printed only after ten seconds
         console.print("Loading PyTorch and Transformers.")
-    with stage("loading PyTorch and Transformers"), collector_paused(freeze=True):
+    with stage("loading PyTorch and Transformers"), exit_immediately(), collector_paused(freeze=True):
         yield
