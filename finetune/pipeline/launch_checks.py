@@ -14,6 +14,7 @@ from accelerate.utils import DistributedType, broadcast_object_list, gather_obje
 
 from finetune.distributed import Processes
 from finetune.errors import TrainingError
+from finetune.models.cpu_kernels import SWITCH
 from finetune.training.fsdp import is_sharded
 
 DISK_SECONDS = 30.0  # a network disk may show a new folder to other machines only after this time
@@ -27,7 +28,12 @@ _LAUNCH_ALL = "use accelerate launch --multi_gpu (not --cpu), which starts all p
 
 
 def check_environment() -> None:
-    """Raise TrainingError if `accelerate launch` was called with a sharding strategy that is not supported."""
+    """Raise TrainingError for environment variables that are not supported.
+
+    These are the sharding strategies of `accelerate launch`, and other values than 0 and 1 of FINETUNE_CPU_KERNELS.
+    """
+    if (kernels := os.environ.get(SWITCH, "")) not in ("", "0", "1"):
+        raise TrainingError(f"{SWITCH} is '{kernels}'; set 0, which turns the kernels for CPUs off, or unset it")
     for variable, name in _SHARDING_VARIABLES.items():
         if os.environ.get(variable, "").lower() == "true":
             raise _unsupported(name)

@@ -37,6 +37,7 @@ FOREIGN_NAMES = {
     "gradient_clipping": "training.max_grad_norm",
     "fp16": "training.mixed_precision: fp16",
     "bf16": "training.mixed_precision: bf16",
+    "int8": "training.mixed_precision: int8",
     "base_model": "model.model_name_or_path",
     "model_name": "model.model_name_or_path",
     "torch_dtype": "model.dtype",

@@ -37,7 +37,8 @@ def check_int8(trainer: Trainer) -> float | None:
     if not cosine >= MIN_COSINE:  # also if it is undefined
         raise TrainingError(
             f"the gradient in int8 is not that of float32: on the first rows their cosine is {cosine:.3f}, and the "
-            f"limit is {MIN_COSINE}; set training.mixed_precision: auto"
+            f"limit is {MIN_COSINE}; set training.mixed_precision: auto, or, if a linear probe initialized the "
+            "classification head, model.classifier_init: random"
         )
     return cosine
 

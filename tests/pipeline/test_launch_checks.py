@@ -91,6 +91,15 @@ def test_processes_are_described(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "use accelerate launch --multi_gpu (not --cpu)" in message
 
 
+def test_a_misspelled_switch_of_the_kernels_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("", "0", "1"):
+        monkeypatch.setenv("FINETUNE_CPU_KERNELS", value)
+        check_environment()
+    monkeypatch.setenv("FINETUNE_CPU_KERNELS", "off")
+    with pytest.raises(TrainingError, match=r"FINETUNE_CPU_KERNELS is 'off'; set 0, which .* or unset it"):
+        check_environment()
+
+
 def test_machines_without_a_process_group_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
