@@ -25,7 +25,7 @@ from finetune.models.cpu_kernels import scoring_kernels
 from finetune.models.int8_products import check_int8_layers
 from finetune.models.losses import per_example_loss
 from finetune.models.outputs import OutputRules
-from finetune.models.precision import INT8
+from finetune.models.precision import INT8, check_autocast
 from finetune.models.speedups import sped_up
 from finetune.progress import stage
 from finetune.recipe.names import METRICS
@@ -90,8 +90,9 @@ def predict(classifier: Classifier, split: EncodedSplit, *, batch_size: int, acc
     The batches do not depend on the number of processes, so the results are bit-identical for any number.
 
     Raises:
-        ModelError: int8 was requested for a model that has no layers for it.
+        ModelError: the model cannot run in the precision of the accelerator.
     """
+    check_autocast(classifier.base, accelerator.mixed_precision)
     if accelerator.mixed_precision == INT8:
         check_int8_layers(classifier.base)
     model, training = classifier.model, classifier.model.training

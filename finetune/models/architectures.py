@@ -180,7 +180,7 @@ FAMILIES: dict[str, Family] = {
         _LAYER, "attention.self", ("in_proj",) * 3, _OUTPUT,
         fused="H3D", not_prunable_if=_deberta_talking_heads, after_attention="attention.output",
         per_head_weights=("q_bias", "v_bias", "pos_proj", "pos_q_proj"),
-        separate_biases={"query": "q_bias", "value": "v_bias"},
+        separate_biases={"query": "q_bias", "value": "v_bias"}, autocast=False,
     ),
     "deberta-v2": _family(
         _LAYER, "attention.self", ("query_proj", "key_proj", "value_proj"), _OUTPUT,
@@ -234,7 +234,7 @@ FAMILIES: dict[str, Family] = {
     "xlm": _XLM,
     "xlm-roberta": _ROBERTA,
     "xlm-roberta-xl": _ROBERTA,
-    "xmod": _ROBERTA,
+    "xmod": replace(_ROBERTA, autocast=False),
 }  # fmt: skip
 
 

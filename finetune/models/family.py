@@ -89,6 +89,7 @@ class Family:
             not run; FSDP then shards the model as one unit.
         not_pooled: why a classifier cannot read the first token or the mean over tokens in place of the family's own
             head (`model.pooling`); "" if it can.
+        autocast: whether the family's code in transformers runs under autocast to bf16 and fp16.
         token_types: whether pairs need segment ids that the family's tokenizer does not return by default.
         note: a known problem that is printed before training.
     """
@@ -118,6 +119,7 @@ class Family:
     forward_bypasses_hooks: bool = False
     not_exportable: Callable[[Any, int], str] | None = None
     not_pooled: str = ""
+    autocast: bool = True
     token_types: bool = False
     note: str = ""
 

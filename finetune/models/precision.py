@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from finetune.errors import TrainingError
+from finetune.errors import ModelError, TrainingError
+from finetune.models.architectures import family_of
 
 INT8 = "int8"  # a value of `training.mixed_precision`
 _FLASH = "flash_attention_2"
@@ -91,6 +92,19 @@ def rounding_tolerance(model: nn.Module, logits: Tensor) -> float:
     if torch.is_autocast_enabled(logits.device.type):
         dtypes.add(torch.get_autocast_dtype(logits.device.type))
     return max(_ROUNDING.get(dtype, _ROUNDING_FLOAT32) for dtype in dtypes) * max(1.0, float(logits.abs().max()))
+
+
+def check_autocast(base: PreTrainedModel, precision: str) -> None:
+    """Raise ModelError if the code of the model's family in transformers fails under autocast to bf16 or fp16.
+
+    Args:
+        precision: that of the accelerator.
+    """
+    if precision in ("bf16", "fp16") and not family_of(base.config).autocast:
+        raise ModelError(
+            f"the precision is {precision}, in which transformers cannot run a '{base.config.model_type}' model; set "
+            "training.mixed_precision: no, or leave out --bf16"
+        )
 
 
 def uses_flash_attention(base: PreTrainedModel) -> bool:

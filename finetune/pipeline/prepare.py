@@ -24,6 +24,7 @@ from finetune.models.classifier import Classifier
 from finetune.models.compilation import compiled_layers
 from finetune.models.lora import fused_roles_note
 from finetune.models.output_bias import init_output_bias
+from finetune.models.precision import check_autocast
 from finetune.models.pretrained import checkpoint_labels
 from finetune.out_of_memory import is_out_of_memory
 from finetune.pipeline.build_model import build_classifier, checkpoint_source, with_pooling
@@ -51,6 +52,7 @@ def prepare(context: RunContext, *, resuming: bool = False) -> tuple[RunContext,
     with stage("preparing data and model"):
         inputs = local_main_process_first(accelerator, partial(new_inputs, recipe, context.shared))
     train, base = inputs.splits["train"], inputs.classifier.base
+    check_autocast(base, accelerator.mixed_precision)
     show_data = partial(print_data, context.console, inputs.summary, train.source)
     context.shared.once("table of the data", show_data)
     for line in context.shared.first_time("labels", list(inputs.notes)):

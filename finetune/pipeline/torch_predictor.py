@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from finetune.distributed import gather_results, local_main_process_first
 from finetune.models.cpu_kernels import keep_freed_memory
 from finetune.models.int8_products import check_int8_layers
-from finetune.models.precision import INT8, multiply_in_int8
+from finetune.models.precision import INT8, check_autocast, multiply_in_int8
 from finetune.models.speedups import sped_up
 from finetune.pipeline.launch_checks import check_environment, check_launch, threads_per_process
 from finetune.pipeline.load_classifier import load_with_text_columns
@@ -59,6 +59,7 @@ def torch_predictor(model: Path, options: PredictOptions) -> Iterator[Predictor]
     classifier = local_main_process_first(
         accelerator, lambda: load_with_text_columns(model, options.trust_remote_code, options.base)
     )
+    check_autocast(classifier.base, precision)
     if options.precision == INT8:
         check_int8_layers(classifier.base)
     classifier.model.to(accelerator.device)

@@ -17,13 +17,15 @@ from finetune.models.precision import INT8
 from finetune.training.trainer import Trainer
 
 MIN_COSINE = 0.99
-_ROWS = 32  # of each process, at least: the gradient of a few rows is small where they cancel, and rounding then shows
+_ROWS = 32  # of each process, at least: with few, the cosine varies with the rows
 
 
 def check_int8(trainer: Trainer) -> float | None:
     """Return the cosine of the gradients in int8 and in float32, the lowest of all processes; None in other precisions.
 
-    Both are gradients of all trained weights on the first rows of the first epoch, without dropout.
+    Both are gradients of a random weighted sum of the logits of the first rows, with respect to all trained weights and
+    without dropout. The gradient of the loss would not do: where it is nearly zero, as from a head that a linear probe
+    fitted, what remains of it is mostly the rounding that the check is to judge.
 
     Raises:
         ModelError: the model has no layers that can multiply in int8.
@@ -57,8 +59,9 @@ def gradient_cosine(trainer: Trainer) -> float:
 def _gradient(
     trainer: Trainer, micro_batches: Sequence[np.ndarray], context: AbstractContextManager[object]
 ) -> list[Tensor]:
-    """Return the gradient of each trained parameter for this process's rows of some micro-batches."""
+    """Return the gradient of a random sum of logits for this process's rows of some micro-batches, by parameter."""
     stepper, accelerator = trainer.stepper, trainer.accelerator
+    generator = torch.Generator().manual_seed(0)
     sums = [torch.zeros_like(parameter) for parameter in stepper.parameters]
     batches = load_batches(
         trainer.split,
@@ -70,8 +73,10 @@ def _gradient(
     )
     with context:
         for batch in batches:
-            loss = stepper.objective.losses(stepper.model, batch).sum()
-            for total, part in zip(sums, torch.autograd.grad(loss, stepper.parameters, allow_unused=True), strict=True):
+            logits = stepper.model.logits(batch.inputs).float()
+            weighted = (logits * torch.randn(logits.shape, generator=generator)).sum()
+            parts = torch.autograd.grad(weighted, stepper.parameters, allow_unused=True)
+            for total, part in zip(sums, parts, strict=True):
                 if part is not None:
                     total += part
     return sums
