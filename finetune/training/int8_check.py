@@ -17,7 +17,7 @@ from finetune.models.precision import INT8
 from finetune.training.trainer import Trainer
 
 MIN_COSINE = 0.99
-_ROWS = 32  # of each process, at least: with few, the cosine varies with the rows
+_ROWS = 128  # of each process, at least: on 32 rows of SST-2 the cosine varied by 0.003
 
 
 def check_int8(trainer: Trainer) -> float | None:
@@ -39,8 +39,7 @@ def check_int8(trainer: Trainer) -> float | None:
     if not cosine >= MIN_COSINE:  # also if it is undefined
         raise TrainingError(
             f"the gradient in int8 is not that of float32: on the first rows their cosine is {cosine:.3f}, and the "
-            f"limit is {MIN_COSINE}; set training.mixed_precision: auto, or, if a linear probe initialized the "
-            "classification head, model.classifier_init: random"
+            f"limit is {MIN_COSINE}; set training.mixed_precision: auto"
         )
     return cosine
 

@@ -151,7 +151,9 @@ def test_int8_is_for_cpus_with_fast_products(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Accelerator, "device", torch.device("cuda"))
     with pytest.raises(TrainingError, match=r"for CPUs, and this process uses .* 'cuda'; set .*precision: auto"):
         multiply_in_int8(on_cpu)
+    monkeypatch.undo()
     AcceleratorState._reset_state(True)
+    Accelerator(cpu=True)  # whose state the accelerators of other tests share
 
 
 @pytest.mark.parametrize("model_type", ["deberta", "xmod"])

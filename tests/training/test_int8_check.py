@@ -54,6 +54,7 @@ def in_int8() -> Iterator[Accelerator]:
     multiply_in_int8(accelerator)
     yield accelerator
     AcceleratorState._reset_state(True)
+    Accelerator(cpu=True)  # whose state the accelerators of other tests share
 
 
 def trainer_of(classifier: Classifier, accelerator: Accelerator, split: Any = None, **training: Any) -> Trainer:
