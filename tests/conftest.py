@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from hypothesis import HealthCheck, settings
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
@@ -100,8 +101,11 @@ def same_threads() -> Iterator[None]:
     torch.set_num_threads(previous)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def accelerator() -> Accelerator:
+    """An accelerator in float32; all accelerators of a process share a state, which another test may have changed."""
+    if AcceleratorState._shared_state.get("_mixed_precision") != "no":
+        AcceleratorState._reset_state()
     return Accelerator(cpu=True)
 
 
