@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +50,6 @@ METHODS = [
     "entropy",
 ]
 TEXTS = [("the cat sat on the mat",), ("a dog chased it",)]
-
-
-@pytest.fixture(autouse=True)
-def reset_accelerator() -> Iterator[None]:
-    """Reset Accelerate, which keeps one device per process; the other tests use the CPU."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    Accelerator(cpu=True)
 
 
 def weights_of(run: Path) -> dict[str, Tensor]:

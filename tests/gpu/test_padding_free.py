@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from finetune.data.batching import load_batches
@@ -29,15 +27,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA GPU on this machine"),
 ]
 GPU = torch.device("cuda")
-
-
-@pytest.fixture(autouse=True)
-def reset_accelerator() -> Iterator[None]:
-    """Reset Accelerate, which keeps one device per process; the other tests use the CPU."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    Accelerator(cpu=True)
 
 
 def logits_and_gradients(model: Any, inputs: dict[str, Tensor], *contexts: Any) -> tuple[Tensor, Tensor]:
